@@ -1,0 +1,125 @@
+"""Ground truth: distributions whose denoiser, score and density are known exactly at every noise level.
+
+With them the order of every solver, every term of a likelihood and the optimum of every loss is measured, on a CPU,
+without a trained network.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sde_lib.denoiser import Prediction
+from sde_lib.process import SDE, Time
+
+
+class GaussianMixture:
+    """x_0 ~ sum_k w_k N(m_k, Q_k diag(v_k) Q_k^T), on examples of any shape.
+
+    Its marginal under x = alpha x_0 + sigma eps is again a mixture, with variances alpha^2 v + sigma^2. With variances
+    0 it is a finite set of points.
+
+    Args:
+        weights: (K,), positive; normalised here.
+        means: (K, *); the trailing shape is that of an example.
+        variances: broadcast to (K, D) with D the number of dimensions of an example, at least 0.
+        bases: None for the identity, else orthonormal (K, D, D), eigenvectors in columns.
+    """
+
+    def __init__(self, weights: Tensor, means: Tensor, variances: Time, bases: Tensor | None = None) -> None:
+        self.shape = means.shape[1:]
+        self.log_weights = torch.log(weights / weights.sum())
+        self.means = means.flatten(1)
+        self.variances = torch.as_tensor(variances, dtype=means.dtype).expand_as(self.means)
+        self.bases = bases
+
+    @classmethod
+    def of_covariances(cls, weights: Tensor, means: Tensor, covariances: Tensor) -> "GaussianMixture":
+        """The mixture with full covariances (K, D, D)."""
+        variances, bases = torch.linalg.eigh(covariances)
+        return cls(weights, means, variances.clamp_min(0), bases)
+
+    @classmethod
+    def of_points(cls, points: Tensor) -> "GaussianMixture":
+        """The empirical distribution of points (N, *), each as likely as the next."""
+        return cls(torch.ones(len(points), dtype=points.dtype), points, 0.0)
+
+    def log_prob(self, x: Tensor, alpha: Time = 1.0, sigma: Time = 0.0) -> Tensor:
+        """Log-density in nats of x (B, *) under the marginal of alpha x_0 + sigma eps; (B,)."""
+        return torch.logsumexp(self._components(x, alpha, sigma)[0], 1)
+
+    def posterior_mean(self, x: Tensor, alpha: Time, sigma: Time) -> Tensor:
+        """E[x_0 | x], by Gaussian conditioning in each component, weighted with the components' posterior.
+
+        Shapes: x (B, *); alpha, sigma numbers, 0-d or (B, 1, ..., 1); returns (B, *) in the dtype of x.
+        """
+        log_joint, residual, alpha, variance = self._components(x, alpha, sigma)
+        correction = self._to_data(alpha * self.variances / variance * residual)
+        posterior = torch.softmax(log_joint, 1)[..., None]
+        return (posterior * (self.means + correction)).sum(1).reshape(x.shape).to(x.dtype)
+
+    def denoiser(self, sde: SDE) -> "ExactDenoiser":
+        """The denoiser that a network trained without error on this distribution would be."""
+        return ExactDenoiser(self, sde)
+
+    def sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
+        """Independent draws of x_0, (num, *)."""
+        component = torch.multinomial(self.log_weights.exp(), num, replacement=True, generator=generator)
+        z = torch.randn(num, self.means.shape[1], dtype=self.means.dtype, generator=generator)
+        offset = torch.sqrt(self.variances[component]) * z
+        if self.bases is not None:
+            offset = torch.einsum("nij,nj->ni", self.bases[component], offset)
+        return (self.means[component] + offset).reshape(num, *self.shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x_0], (D,)."""
+        return self.log_weights.exp() @ self.means
+
+    @property
+    def covariance(self) -> Tensor:
+        """Cov[x_0], (D, D)."""
+        bases = torch.eye(self.means.shape[1], dtype=self.means.dtype) if self.bases is None else self.bases
+        within = (bases * self.variances[:, None, :]) @ bases.mT
+        offset = self.means - self.mean
+        return torch.einsum("k,kij->ij", self.log_weights.exp(), within + offset[:, :, None] * offset[:, None, :])
+
+    def _components(self, x: Tensor, alpha: Time, sigma: Time) -> tuple[Tensor, ...]:
+        """log(w_k p_k(x)) (B, K); residuals in each basis (B, K, D); alpha and the marginal variances for (B, K, D)."""
+        x = x.flatten(1)[:, None, :].to(self.means.dtype)
+        alpha, sigma = (_per_component(v, self.means) for v in (alpha, sigma))
+        residual = x - alpha * self.means
+        if self.bases is not None:
+            residual = torch.einsum("bki,kij->bkj", residual, self.bases)
+        variance = alpha**2 * self.variances + sigma**2
+        log_density = -0.5 * (residual**2 / variance + torch.log(2 * math.pi * variance)).sum(-1)
+        return self.log_weights + log_density, residual, alpha, variance
+
+    def _to_data(self, coordinates: Tensor) -> Tensor:
+        if self.bases is None:
+            return coordinates
+        return torch.einsum("bkj,kij->bki", coordinates, self.bases)
+
+
+class ExactDenoiser:
+    """E[x_0 | x_t] of a known mixture under one SDE, called as any denoiser."""
+
+    def __init__(self, mixture: GaussianMixture, sde: SDE) -> None:
+        self.mixture, self.sde = mixture, sde
+
+    def __call__(self, x: Tensor, t: Time) -> Prediction:
+        return Prediction(self.mixture.posterior_mean(x, *self.sde.at(t)[:2]))
+
+    def score(self, x: Tensor, t: Time) -> Tensor:
+        """grad log p_t(x), shaped as x."""
+        return self.sde.score(x, self(x, t).x0, t)
+
+    def log_prob(self, x: Tensor, t: Time) -> Tensor:
+        """Exact log-density in nats of the marginal at time t; (B,)."""
+        return self.mixture.log_prob(x, *self.sde.at(t)[:2])
+
+
+def _per_component(value: Time, means: Tensor) -> Tensor:
+    """A number or a 0-d or (B, 1, ..., 1) coefficient, shaped to broadcast against (B, K, D)."""
+    value = torch.as_tensor(value, dtype=means.dtype, device=means.device)
+    return value if value.ndim == 0 else value.reshape(-1, 1, 1)

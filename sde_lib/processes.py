@@ -1,0 +1,205 @@
+"""The processes of the field: two functions of time, one inverse and a prior each.
+
+Every formula is written so that float32 keeps its digits down to t = 1e-6: no 1 - exp(-x), no difference of two
+numbers close to one.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sde_lib.discrete import Discrete
+from sde_lib.process import SDE
+
+
+class VPSDE(SDE):
+    """Variance preserving: noise is added at the rate beta(t) = beta_min + t (beta_max - beta_min).
+
+        log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2,    sigma^2 = 1 - alpha^2
+
+    Its N-step discretisation is DDPM.
+
+    Args:
+        beta_min, beta_max: rate of noise at t = 0 and t = 1, positive.
+        t_min: earliest time, in (0, 1).
+    Raises: ValueError where a rate is not positive or the rates fall.
+    Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, eq. 32, 33. arXiv:2011.13456
+    """
+
+    t_max = 1.0
+    prior_std = 1.0
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5) -> None:
+        _check(0 < beta_min <= beta_max, f"beta_min {beta_min} and beta_max {beta_max}: need 0 < beta_min <= beta_max")
+        _check(0 < t_min < 1, f"t_min {t_min}: need 0 < t_min < 1")
+        self.beta_min, self.beta_max, self.t_min = beta_min, beta_max, t_min
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return -0.5 * t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(2 * self.log_alpha(t)))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return _linear_rate_time(self, -0.5 * torch.logaddexp(-log_snr, torch.zeros_like(log_snr)))
+
+    def discretize(self, num_steps: int = 1000) -> Discrete:
+        """DDPM's chain: beta_i = beta(t_i) / N at N times t_i evenly spaced over [0, 1], alpha_i^2 = 1 - beta_i.
+
+        Reference: Song et al., 2021, appendix B; Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020.
+        """
+        betas = torch.linspace(self.beta_min / num_steps, self.beta_max / num_steps, num_steps, dtype=torch.float64)
+        return Discrete.of_betas(betas)
+
+
+class SubVPSDE(SDE):
+    """Sub-VP: the drift of VP with less noise, whose variance is bounded by that of VP at every time.
+
+        log alpha as VP,    sigma = 1 - alpha^2
+
+    Args, Raises: as ``VPSDE``.
+    Reference: Song et al., 2021, eq. 28, 29. arXiv:2011.13456
+    """
+
+    t_max = 1.0
+    prior_std = 1.0
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-5) -> None:
+        self._vp = VPSDE(beta_min, beta_max, t_min)
+        self.beta_min, self.beta_max, self.t_min = beta_min, beta_max, t_min
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return self._vp.log_alpha(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return -torch.expm1(2 * self.log_alpha(t))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return _linear_rate_time(self, -torch.asinh(0.5 * torch.exp(-0.5 * log_snr)))
+
+
+class CosineSDE(SDE):
+    """Variance preserving with the cosine schedule, for noise that comes more evenly.
+
+        alpha = cos(theta(t)) / cos(theta(0)),    theta(t) = pi/2 (t + offset) / (1 + offset),    sigma^2 = 1 - alpha^2
+
+    Both are written with sines of exact differences of angles, so neither end cancels. It ends before t = 1, where the
+    signal would vanish and the rate of noise be infinite.
+
+    Args:
+        offset: keeps the first noise from being too small, at least 0.
+        t_min, t_max: interval, 0 < t_min < t_max < 1.
+    Reference: Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, eq. 17. arXiv:2102.09672
+    """
+
+    prior_std = 1.0
+
+    def __init__(self, offset: float = 0.008, t_min: float = 1e-5, t_max: float = 0.995) -> None:
+        _check(offset >= 0, f"offset {offset}: need offset >= 0")
+        _check(0 < t_min < t_max < 1, f"t_min {t_min} and t_max {t_max}: need 0 < t_min < t_max < 1")
+        self.offset, self.t_min, self.t_max = offset, t_min, t_max
+        self._speed = 0.5 * math.pi / (1 + offset)
+        self._start = self._speed * offset
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return torch.log(torch.sin(self._speed * (1 - t)) / math.cos(self._start))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        angle = self._speed * t
+        return torch.sqrt(torch.sin(angle) * torch.sin(angle + 2 * self._start)) / math.cos(self._start)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        # sigma^2 = sin^2(theta) - sin^2(theta_0) over cos^2(theta_0): theta from its sine and cosine, both exact.
+        cos, sin = math.cos(self._start), math.sin(self._start)
+        alpha_squared, sigma_squared = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)
+        small = cos**2 * sigma_squared
+        theta = torch.atan2(torch.sqrt(small + sin**2), cos * torch.sqrt(alpha_squared))
+        near = small / (torch.sin(theta + self._start))  # sin(theta - theta_0), for the digits of small t
+        return torch.where(near < 0.5, torch.asin(near.clamp(max=0.5)), theta - self._start) / self._speed
+
+
+class VESDE(SDE):
+    """Variance exploding: noise grows geometrically over untouched data.
+
+        alpha = 1,    sigma = sigma_min (sigma_max / sigma_min)^t
+
+    Its N-level discretisation is NCSN's geometric ladder.
+
+    Args:
+        sigma_min: noise at t = 0, in units of the data; it stays in what the model calls data.
+        sigma_max: noise at t = 1, above the largest distance between two examples.
+        t_min: earliest time, in [0, 1).
+    Raises: ValueError unless 0 < sigma_min < sigma_max.
+    Reference: Song et al., 2021, eq. 30, 31. arXiv:2011.13456
+    """
+
+    t_max = 1.0
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, t_min: float = 1e-5) -> None:
+        _check_sigmas(sigma_min, sigma_max)
+        _check(0 <= t_min < 1, f"t_min {t_min}: need 0 <= t_min < 1")
+        self.sigma_min, self.sigma_max, self.t_min = sigma_min, sigma_max, t_min
+        self.prior_std = sigma_max
+        self._rate = math.log(sigma_max / sigma_min)
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return 0 * t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.exp(self._rate * t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return (-0.5 * log_snr - math.log(self.sigma_min)) / self._rate
+
+    def discretize(self, num_steps: int = 1000) -> Discrete:
+        """NCSN's ladder: num_steps levels in geometric progression from sigma_min to sigma_max.
+
+        Reference: Song, Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019.
+        """
+        times = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+        return Discrete.of_marginals(self.log_alpha(times), self.sigma(times))
+
+
+class EDMSDE(SDE):
+    """The noise level itself is the time.
+
+        alpha = 1,    sigma = t
+
+    Args:
+        sigma_min, sigma_max: ends of the interval, in units of the data.
+    Raises: ValueError unless 0 < sigma_min < sigma_max.
+    Reference: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, table 1.
+    """
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        _check_sigmas(sigma_min, sigma_max)
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.t_min, self.t_max = sigma_min, sigma_max
+        self.prior_std = sigma_max
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return 0 * t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return 1 * t
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.exp(-0.5 * log_snr)
+
+
+def _linear_rate_time(sde: VPSDE | SubVPSDE, log_alpha: Tensor) -> Tensor:
+    """Solve log_alpha(t) = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2 for t, in the form that never cancels."""
+    discriminant = sde.beta_min**2 - 4 * (sde.beta_max - sde.beta_min) * log_alpha
+    return -4 * log_alpha / (sde.beta_min + torch.sqrt(discriminant))
+
+
+def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
+    _check(
+        0 < sigma_min < sigma_max, f"sigma_min {sigma_min} and sigma_max {sigma_max}: need 0 < sigma_min < sigma_max"
+    )
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)

@@ -1,0 +1,33 @@
+"""What every test shares: exact distributions of several ranks, and one thread so that runs repeat."""
+
+import pytest
+import torch
+
+from sde_lib import SDES, GaussianMixture
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=sorted(SDES))
+def sde(request):
+    """Each process with its defaults."""
+    return SDES[request.param]()
+
+
+@pytest.fixture
+def mixture():
+    """Two unequal bumps on a line, in float64."""
+    weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    means = torch.tensor([[-1.0], [0.8]], dtype=torch.float64)
+    return GaussianMixture(weights, means, torch.tensor([[0.04], [0.16]], dtype=torch.float64))
+
+
+@pytest.fixture(params=[(3,), (2, 4), (1, 2, 3)], ids=["vector", "signal", "image"])
+def shaped_mixture(request):
+    """Three Gaussians with full covariances on examples of one, two and three axes, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    num = int(torch.tensor(request.param).prod())
+    roots = 0.3 * torch.randn(3, num, num, dtype=torch.float64, generator=generator)
+    means = torch.randn(3, *request.param, dtype=torch.float64, generator=generator)
+    covariances = roots @ roots.mT + 0.05 * torch.eye(num, dtype=torch.float64)
+    return GaussianMixture.of_covariances(torch.tensor([0.2, 0.3, 0.5]).double(), means, covariances)
