@@ -1,0 +1,54 @@
+"""The move along the bridge to the estimated data: DDIM, and its ancestral end."""
+
+from torch import Tensor
+
+from samplers.loop import Draw, Step
+from sde_lib import SDE
+from sde_lib.denoiser import Denoiser
+
+
+class DDIM(Step):
+    """Denoising diffusion implicit move, from full determinism to ancestral sampling.
+
+        x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z,     std = eta sigma_s b / sigma_t
+
+    eta = 0 follows the probability flow to first order and is exact for a single data point; eta = 1 is ``Ancestral``.
+
+    Args:
+        eta: share of the ancestral noise, 0 to 1.
+    Raises: ValueError if eta is outside [0, 1].
+    Reference: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021, eq. 12. arXiv:2010.02502
+    """
+
+    def __init__(self, sde: SDE, eta: float = 0.0) -> None:
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta {eta}: need the share of the ancestral noise, 0 to 1")
+        self.sde, self.eta = sde, eta
+
+    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+        mean, std = self.sde.bridge(x, denoise(x, t).x0, t, s, self.eta)
+        return mean + std * draw(x) if self.eta else mean
+
+
+class Ancestral(Step):
+    """Ancestral sampling: the Gaussian reverse kernel of the exact forward transition, at any step size.
+
+        x_s = E[x_s | x_t, x0] + std z,     log std = (1 - variance) log(sigma_s b / sigma_t) + variance log b
+
+    Args:
+        variance: 0 for the variance of the posterior q(x_s | x_t, x_0), NCSN's and DDPM's beta-tilde, right where the
+            data are one point; 1 for that of the forward move, DDPM's beta, right where the data are N(0, I).
+    Raises: ValueError if variance is outside [0, 1].
+    Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, section 3.2; Song et al., 2021,
+        appendix F. Between the two: Nichol, Dhariwal, 2021, eq. 15.
+    """
+
+    def __init__(self, sde: SDE, variance: float = 0.0) -> None:
+        if not 0 <= variance <= 1:
+            raise ValueError(f"variance {variance}: need 0 (posterior) to 1 (forward)")
+        self.sde, self.variance = sde, variance
+
+    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+        mean, std = self.sde.bridge(x, denoise(x, t).x0, t, s, eta=1.0)
+        forward = self.sde.transition(s, t)[1]
+        return mean + std ** (1 - self.variance) * forward**self.variance * draw(x)

@@ -1,0 +1,126 @@
+"""Noise that depends on a seed and a position alone: not on the batch, the device, or what was drawn before.
+
+Philox-4x32-10 turns (seed, stream, draw) into the start of a SplitMix64 sequence, and that gives the bits of one draw
+of one example: the first is the safe way to key, the second costs a sixth. Box and Muller turn bits into normals, with
+logarithm, sine and cosine as short polynomials of additions and multiplications: IEEE arithmetic rounds those alike
+everywhere, so the noise of a seed is the same, bit for bit, on a CPU and on a GPU.
+
+References: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", 2011; Steele, Lea, Flood, "Fast
+Splittable Pseudorandom Number Generators", 2014.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_BUFFER = 1 << 17
+"""Normals made at a time: several draws of a small batch share the cost of starting each operation."""
+
+
+class Noise:
+    """Standard normals for a batch; example i sees a sequence of draws that its seed and the stream decide alone.
+
+    Draw number k of one shape is the same whatever the batch is and however the draws before it were used, so an
+    interrupted computation goes on with ``start``.
+
+    Args:
+        seeds: (B,) int64, one for each example.
+        stream: which of the independent sequences of a seed, 0 to 2^32 - 1.
+        start: number of the first draw.
+    """
+
+    def __init__(self, seeds: Tensor, stream: int = 0, start: int = 0) -> None:
+        self.seeds, self.stream, self.draw = seeds, stream, start
+        self._buffer: Tensor | None = None
+        self._first = 0
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """The next draw, shaped as ``like`` (B, *), in its dtype and on its device."""
+        if self._buffer is None or not self._has(like):
+            num = max(1, min(16, _BUFFER // like.numel()))
+            bits = random_bits(self.seeds.to(like.device), self.stream, self.draw, num, like[0].numel())
+            z = normals(bits).movedim(0, 2).flatten(2)[..., : like[0].numel()]
+            self._buffer, self._first = z.reshape(num, *like.shape).to(like.dtype), self.draw
+        self.draw += 1
+        return self._buffer[self.draw - 1 - self._first]
+
+    def _has(self, like: Tensor) -> bool:
+        buffer = self._buffer
+        same = (buffer.shape[1:], buffer.dtype, buffer.device) == (like.shape, like.dtype, like.device)
+        return same and self._first <= self.draw < self._first + len(buffer)
+
+
+def random_bits(seeds: Tensor, stream: int, draw: int, num_draws: int, size: int) -> Tensor:
+    """Uniform 32-bit integers as int64 for draws number draw, ..., draw + num_draws - 1; (2, num_draws, B, size / 2)."""
+    draws = torch.arange(draw, draw + num_draws, device=seeds.device)[:, None].expand(num_draws, len(seeds))
+    zero = torch.zeros_like(draws)
+    key = torch.stack([seeds & _MASK, (seeds >> 32) & _MASK])[:, None].expand(2, *draws.shape)
+    high, low = philox(torch.stack([draws, zero + stream, zero, zero]), key)[:2]
+    words = splitmix((high << 32 | low)[..., None], (size + 1) // 2)
+    return torch.stack([(words >> 32) & _MASK, words & _MASK])
+
+
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """Philox-4x32-10 on 32-bit words held in int64: counter (4, *), key (2, *); returns (4, *)."""
+    column = (2,) + (1,) * (key.ndim - 1)
+    multiplier = torch.tensor([0xCD9E8D57, 0xD2511F53], device=key.device).reshape(column)
+    weyl = torch.tensor([0x9E3779B9, 0xBB67AE85], device=key.device).reshape(column)
+    even, odd = counter[0::2], counter[1::2]
+    for _ in range(10):
+        product = even.flip(0) * multiplier
+        even = ((product >> 32) & _MASK) ^ odd ^ key
+        odd = product & _MASK
+        key = (key + weyl) & _MASK
+    return torch.stack([even[0], odd[0], even[1], odd[1]])
+
+
+def splitmix(start: Tensor, num: int) -> Tensor:
+    """The next ``num`` outputs of SplitMix64 from each state (*, 1); 64-bit words as int64, (*, num)."""
+    z = start + _GOLDEN * torch.arange(1, num + 1, device=start.device)
+    z = (z ^ ((z >> 30) & (_MASK << 2 | 3))) * -0x40A7B892E31B1A47
+    z = (z ^ ((z >> 27) & (_MASK << 5 | 31))) * -0x6B2FB644ECCEEE15
+    return z ^ ((z >> 31) & (_MASK << 1 | 1))
+
+
+def normals(bits: Tensor) -> Tensor:
+    """Standard normals in float32 from pairs of 32-bit integers (2, *), by Box and Muller; (2, *).
+
+        sign sqrt(-2 log u) (cos(angle), sin(angle)),    u in (0, 1], sign +1 or -1, angle in [-pi/2, pi/2]
+
+    The logarithm, sine and cosine are correct to a few units in the last place; the largest normal is 6.8.
+    """
+    radius_bits, angle_bits = bits
+    radius = torch.sqrt(-2.0 * _log((radius_bits.float() + 0.5) * 2.0**-32))
+    radius = radius * (1 - 2 * (angle_bits & 1)).float()
+    sin, cos = _sin_cos((angle_bits >> 1).float() * (math.pi * 2.0**-31) - 0.5 * math.pi)
+    return torch.stack([radius * cos, radius * sin])
+
+
+def _log(u: Tensor) -> Tensor:
+    """log u = exponent log 2 + 2 artanh((m - 1) / (m + 1)) with m in [sqrt(1/2), sqrt(2)), split on the bits of u."""
+    half_root = 0x3F3504F3
+    bits = u.view(torch.int32) - half_root
+    mantissa = ((bits & 0x007FFFFF) + half_root).view(torch.float32)
+    s = (mantissa - 1.0) / (mantissa + 1.0)
+    artanh = _horner(s * s, [2 / 9, 2 / 7, 2 / 5, 2 / 3, 2.0]) * s
+    return (bits >> 23).float() * math.log(2) + artanh
+
+
+def _sin_cos(angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Sine and cosine on [-pi/2, pi/2] by their series."""
+    square = angle * angle
+    cos = _horner(square, [(-1.0) ** k / math.factorial(2 * k) for k in range(7, -1, -1)])
+    sin = _horner(square, [(-1.0) ** k / math.factorial(2 * k + 1) for k in range(6, -1, -1)]) * angle
+    return sin, cos
+
+
+def _horner(x: Tensor, coefficients: list[float]) -> Tensor:
+    """Polynomial by separate multiplications and additions, so that no device fuses the two."""
+    result = x * coefficients[0] + coefficients[1]
+    for c in coefficients[2:]:
+        result = result * x
+        result = result + c
+    return result

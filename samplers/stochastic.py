@@ -1,0 +1,51 @@
+"""Discretisations of the reverse-time SDE, dx = (f x - g^2 score) dt + g dw."""
+
+from torch import Tensor
+
+from samplers.loop import Draw, Step
+from sde_lib import SDE
+from sde_lib.denoiser import Denoiser
+
+
+class EulerMaruyama(Step):
+    """The Euler-Maruyama move, with h = t - s.
+
+        x_s = x - h (f x - g^2 score) + g sqrt(h) z
+
+    Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, section 4.1. arXiv:2011.13456
+    """
+
+    def __init__(self, sde: SDE) -> None:
+        self.sde = sde
+
+    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+        score = self.sde.score(x, denoise(x, t).x0, t)
+        h, g = t - s, self.sde.diffusion(t)
+        return (1 - h * self.sde.drift(t)) * x + h * g**2 * score + h**0.5 * g * draw(x)
+
+
+class ReverseDiffusion(Step):
+    """Reverse diffusion: the reverse SDE discretised as the forward one is, x_t = a x_s + b z.
+
+        x_s = (2 - a) x + b^2 score + b z
+
+    Reference: Song et al., 2021, eq. 46, appendix E. arXiv:2011.13456
+    """
+
+    def __init__(self, sde: SDE) -> None:
+        self.sde = sde
+
+    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+        a, b = self.sde.transition(s, t)
+        score = self.sde.score(x, denoise(x, t).x0, t)
+        return (2 - a) * x + b**2 * score + b * draw(x)
+
+
+class Stay(Step):
+    """No move at all: the predictor that leaves everything to the corrector."""
+
+    def __init__(self, sde: SDE) -> None:
+        self.sde = sde
+
+    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+        return x
