@@ -1,0 +1,46 @@
+"""What x is: datasets, the order they are read in, and the codecs between data and diffusion."""
+
+from functools import partial
+
+from data.codecs import Identity, Pixels
+from data.dataset import DataError, Dataset
+from data.digits import read_digits
+from data.images import read_images
+from data.loader import batch_at, flips, indices, order
+from data.pictures import scatter_png, write_png
+from data.points import checkerboard, draw_points, eight_gaussians, moons, swiss_roll
+from data.statistics import Statistics, measure
+
+DATASETS = {
+    "digits": read_digits,
+    "images": read_images,
+    "moons": partial(draw_points, moons),
+    "swiss_roll": partial(draw_points, swiss_roll),
+    "checkerboard": partial(draw_points, checkerboard),
+    "eight_gaussians": partial(draw_points, eight_gaussians),
+}
+
+CODECS = {
+    "pixels": Pixels,
+    "identity": Identity,
+}
+
+__all__ = [
+    "CODECS",
+    "DATASETS",
+    "DataError",
+    "Dataset",
+    "Identity",
+    "Pixels",
+    "Statistics",
+    "batch_at",
+    "draw_points",
+    "flips",
+    "indices",
+    "measure",
+    "order",
+    "read_digits",
+    "read_images",
+    "scatter_png",
+    "write_png",
+]

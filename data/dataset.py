@@ -1,0 +1,66 @@
+"""A dataset: raw examples, drawn by number."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+SPLITS = ("train", "test")
+
+
+class DataError(Exception):
+    """Data that is missing, damaged or of the wrong form; the message names the file and what to do."""
+
+    exit_status = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """The examples of one split, as they are stored: codecs turn them into what the diffusion sees.
+
+    Args:
+        x: an array of examples (N, *shape), or anything that has `shape` and answers x[rows] with such an array.
+        rows: which examples of x belong to the split.
+        levels: number of values an entry can take, 0 to levels - 1; 0 for real-valued data.
+        label: class of each example of x, 0 to num_classes - 1.
+        num_classes: 0 for data without labels.
+    """
+
+    x: Any
+    rows: np.ndarray
+    levels: int = 0
+    label: np.ndarray | None = None
+    num_classes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example: (C, H, W) or (D,)."""
+        return tuple(self.x.shape[1:])
+
+    def batch(self, indices: ArrayLike) -> dict[str, torch.Tensor]:
+        """The examples with these numbers, each from 0 to len - 1.
+
+        Shapes: indices (B,); returns x (B, *shape), uint8 or float32, and label (B,) int64 if there are classes.
+        """
+        rows = self.rows[np.asarray(indices)]
+        batch = {"x": torch.from_numpy(np.ascontiguousarray(self.x[rows]))}
+        if self.label is not None:
+            batch["label"] = torch.from_numpy(self.label[rows])
+        return batch
+
+
+def check_split(split: str) -> None:
+    """Raises: ValueError if split is neither train nor test."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: use {' or '.join(SPLITS)}")
+
+
+def hold_out(rows: np.ndarray, every: int) -> dict[str, np.ndarray]:
+    """Both splits of rows: the first of each `every` consecutive rows is for testing, the others for training."""
+    tested = np.arange(len(rows)) % every == 0
+    return {"train": rows[~tested], "test": rows[tested]}
