@@ -1,0 +1,104 @@
+"""Layers for signals (B, C, L) and images (B, C, H, W) alike: the rank is given once, at construction."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
+
+
+def convolution(rank: int, channels_in: int, channels_out: int, kernel: int = 3) -> nn.Module:
+    """Return a convolution over ``rank`` axes that keeps their lengths."""
+    return CONVOLUTIONS[rank](channels_in, channels_out, kernel, padding=kernel // 2)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Return a group normalisation with about four channels or more a group, 32 groups at most."""
+    return nn.GroupNorm(math.gcd(channels, max(1, min(32, channels // 4))), channels)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """Set every parameter of a module to zero, and return it."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def halve(x: Tensor) -> Tensor:
+    """Average neighbours: every axis after the channels loses half its length."""
+    return F.interpolate(x, scale_factor=0.5, mode="area")
+
+
+def double(x: Tensor) -> Tensor:
+    """Repeat neighbours: every axis after the channels doubles its length."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class FiLM(nn.Module):
+    """Scale and shift each channel by a function of the conditioning vector; the identity at initialisation.
+
+        h -> h (1 + scale(c)) + shift(c)
+
+    Shapes: h (B, C, *), c (B, width); returns (B, C, *).
+    Reference: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", 2018. arXiv:1709.07871
+    """
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.projection = zeroed(nn.Linear(width, 2 * channels))
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        scale, shift = self.projection(c).reshape(len(c), -1, *[1] * (h.ndim - 2)).chunk(2, dim=1)
+        return torch.addcmul(shift, h, 1 + scale)
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised convolutions beside a shortcut, steered by the conditioning vector.
+
+        (shortcut(x) + conv(dropout(silu(film(norm(conv(silu(norm(x)))), c))))) / sqrt(2)
+
+    The second convolution starts at zero, so that a new block is its shortcut; sqrt(2) keeps the variance.
+
+    Args:
+        rank: 1 for signals, 2 for images.
+        dropout: share of the activations that training sets to zero, 0 to 1.
+    Shapes: x (B, channels_in, *), c (B, width); returns (B, channels_out, *).
+    Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, appendix H. arXiv:2011.13456
+    """
+
+    def __init__(self, rank: int, channels_in: int, channels_out: int, width: int, dropout: float):
+        super().__init__()
+        self.norm1, self.conv1 = group_norm(channels_in), convolution(rank, channels_in, channels_out)
+        self.norm2, self.conv2 = group_norm(channels_out), zeroed(convolution(rank, channels_out, channels_out))
+        self.film = FiLM(channels_out, width)
+        self.dropout = nn.Dropout(dropout)
+        same = channels_in == channels_out
+        self.shortcut = nn.Identity() if same else convolution(rank, channels_in, channels_out, kernel=1)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.film(self.norm2(h), c))))
+        return (self.shortcut(x) + h) * math.sqrt(0.5)
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions, with heads of at most 64 channels, beside a shortcut.
+
+    Shapes: x (B, C, *); returns the same.
+    Reference: Vaswani et al., "Attention Is All You Need", 2017, eq. 1. arXiv:1706.03762
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.heads = max(1, channels // 64)
+        self.norm = group_norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.output = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = self.output(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return (x + h.transpose(1, 2).reshape_as(x)) * math.sqrt(0.5)

@@ -1,0 +1,57 @@
+"""A residual network for points."""
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.embeddings import Conditioning
+from models.layers import FiLM, zeroed
+
+
+class MLP(nn.Module):
+    """Residual blocks of two linear layers on vectors, steered by log-SNR and label; zero at initialisation.
+
+    Args:
+        shape: (D,), of one example.
+        width: number of channels inside, an even number.
+        depth: number of residual blocks.
+        dropout: share of the activations that training sets to zero, 0 to 1.
+        num_classes: number of labels, 0 for an unconditional network.
+    Shapes: x (B, D), log_snr (B,), keep bool (B,), label int64 (B,); returns (B, D).
+    Raises: ValueError if shape is not (D,).
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], width: int = 128, depth: int = 3, dropout: float = 0.0, num_classes: int = 0
+    ):
+        super().__init__()
+        if len(shape) != 1:
+            raise ValueError(f"the mlp network takes points of shape (D,), not {tuple(shape)}; use the unet network")
+        self.conditioning = Conditioning(width, num_classes)
+        self.stem = nn.Linear(shape[0], width)
+        self.blocks = nn.ModuleList(LinearBlock(width, dropout) for _ in range(depth))
+        self.output = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(nn.Linear(width, shape[0])))
+
+    def forward(self, x: Tensor, log_snr: Tensor, keep: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        c = self.conditioning(log_snr, keep, label)
+        h = self.stem(x)
+        for block in self.blocks:
+            h = block(h, c)
+        return self.output(h)
+
+
+class LinearBlock(nn.Module):
+    """The residual block of the U-Net with linear layers in place of convolutions."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.norm1, self.linear1 = nn.LayerNorm(width), nn.Linear(width, width)
+        self.norm2, self.linear2 = nn.LayerNorm(width), zeroed(nn.Linear(width, width))
+        self.film = FiLM(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        h = self.linear1(F.silu(self.norm1(x)))
+        h = self.linear2(self.dropout(F.silu(self.film(self.norm2(h), c))))
+        return (x + h) * math.sqrt(0.5)
