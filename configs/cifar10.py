@@ -1,0 +1,27 @@
+"""VP SDE on CIFAR-10: folders or zips of its images, given by --config.data.path and --config.data.test_path."""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.data.name = "images"
+    config.data.path = "datasets/cifar10-train.zip"
+    config.data.test_path = "datasets/cifar10-test.zip"
+    config.data.mirror = True
+    config.network = default.choose(
+        "network", "unet", channels=128, channel_mult=(1, 2, 2, 2), num_blocks=4, attention=(16,)
+    )
+    config.optim.learning_rate = 2e-4
+    config.optim.warmup_images = 640_000
+    config.optim.decay = "constant"
+    config.ema.rates = (0.9999,)
+    config.train.total_images = 100_000_000
+    config.train.batch_size = 128
+    config.train.checkpoint_every = 10_000
+    config.train.sample_every = 10_000
+    config.train.precision = "bfloat16"
+    config.sample.steps = 1_000
+    return config

@@ -1,0 +1,19 @@
+"""VP SDE and an MLP on points in the plane: the fastest way to see everything work."""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.data.name = "moons"
+    config.codec.name = "identity"
+    config.network = default.choose("network", "mlp")
+    config.optim.warmup_images = 25_600
+    config.train.total_images = 1_000_000
+    config.train.batch_size = 256
+    config.sample.num_samples = 2_000
+    config.sample.batch_size = 2_000
+    config.likelihood.dequantization = "none"
+    return config

@@ -1,0 +1,11 @@
+"""Sub-VP SDE on the handwritten digits. Song et al., 2021, eq. 29. arXiv:2011.13456"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.sde = default.choose("sde", "subvpsde")
+    return config

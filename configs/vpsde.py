@@ -1,0 +1,11 @@
+"""VP SDE on the handwritten digits: the recipe of default.py, by its name. Song et al., 2021. arXiv:2011.13456"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.sde = default.choose("sde", "vpsde")
+    return config

@@ -1,0 +1,1 @@
+"""The parts put together: the only code beside run.py that reads a config."""

@@ -1,0 +1,221 @@
+"""From names, files and overrides to one ConfigDict whose keys and types are those of configs/default.py."""
+
+import ast
+import json
+import runpy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import default
+from engine.errors import CheckpointError, unknown
+
+FOLDER = Path(default.__file__).parent
+
+MODEL = ("data", "codec", "sde", "network", "denoiser")
+"""Sections that define what was trained: every later mode must agree with them."""
+
+RECIPE = ("seed", *MODEL, "loss", "optim", "ema", "train")
+"""What a run that goes on must agree with, apart from ``FREE``."""
+
+FREE = {"train.total_images", "train.keep_checkpoints"} | {
+    f"train.{what}_every" for what in ("checkpoint", "log", "sample", "evaluate")
+}
+"""Keys that may change when a run goes on."""
+
+WRONG = (AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError)
+"""What a config file that is not one raises."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags of the command line; None leaves the choice to the config or the mode."""
+
+    seed: int | None = None
+    device: str | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    num_samples: int | None = None
+    batch_size: int | None = None
+    weights: str = "ema"
+    split: str | None = None
+    checkpoint: str | None = None
+
+
+def names() -> list[str]:
+    """The short names that --config takes: the files of configs/."""
+    return sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+
+
+def load(name_or_path: str) -> ConfigDict:
+    """The config of a short name, of a .py file with a get_config(), or of the .json of a run.
+
+    Keys that the file leaves out take the values of configs/default.py.
+
+    Raises: ValueError for an unknown name, a missing file, a misspelt key or a value of the wrong type.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".py", ".json"):
+        if name_or_path not in names():
+            raise unknown("config", name_or_path, names())
+        path = FOLDER / f"{name_or_path}.py"
+    if not path.is_file():
+        raise ValueError(f"no config file {name_or_path}; known names: {', '.join(names())}")
+    try:
+        if path.suffix == ".json":
+            return from_json(path.read_text())
+        return conform(runpy.run_path(str(path))["get_config"]().to_dict())
+    except WRONG as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+
+
+def resolve(
+    name: str | None, workdir: str | None, changes: Sequence[tuple[str, str]], mode: str
+) -> tuple[ConfigDict, Path]:
+    """The config and the folder of a command.
+
+    The folder alone gives the config that it was trained with. A config that is given must agree with it: in ``MODEL``,
+    and for the mode train in all of ``RECIPE``.
+
+    Args:
+        name: of --config, as ``load`` takes it.
+        workdir: of --workdir; None is runs/<name of the config>.
+        changes: (key, text) of each override.
+        mode: of --mode.
+    Raises: ValueError where they disagree; CheckpointError where the folder holds no run, or a damaged one.
+    """
+    if name is None and workdir is None:
+        raise ValueError(f"give --config ({' | '.join(names())}) or the --workdir of a run")
+    folder = Path(workdir) if workdir else Path("runs") / run_name(name)
+    config = stored(folder) if name is None else load(name)
+    override(config, changes)
+    if name is not None and (folder / "config.json").exists():
+        check_agreement(folder, stored(folder), config, RECIPE if mode == "train" else MODEL)
+    return config, folder
+
+
+def run_name(config: str) -> str:
+    """The folder below runs/: the name of the config, which for the config.json of a run is that of its folder."""
+    path = Path(config)
+    return path.absolute().parent.name if path.name == "config.json" else path.stem
+
+
+def stored(folder: Path) -> ConfigDict:
+    """The config that a run was trained with."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"no run in {folder}: {path} is missing; train one with --config NAME --mode train")
+    try:
+        return from_json(path.read_text())
+    except WRONG as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it or choose another --workdir") from error
+
+
+def check_agreement(folder: Path, trained: ConfigDict, given: ConfigDict, sections: Sequence[str]) -> None:
+    """Refuse a config that says other things about the run in ``folder`` than the one that it was trained with."""
+    found = [
+        f"{key} is {old!r} there and {new!r} here"
+        for key, (old, new) in differences(trained, given, sections).items()
+        if key not in FREE
+    ]
+    if found:
+        more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+        raise ValueError(
+            f"the run in {folder} has another config: {'; '.join(found[:3])}{more}; "
+            f"leave --config out to take that of the run, or choose another --workdir"
+        )
+
+
+def differences(trained: ConfigDict, given: ConfigDict, sections: Sequence[str]) -> dict[str, tuple]:
+    """The keys of ``sections`` whose values differ, with both values; None where one of them has no such key."""
+    old, new = (flat({section: config.to_dict()[section] for section in sections}) for config in (trained, given))
+    return {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
+
+
+def override(config: ConfigDict, changes: Sequence[tuple[str, str]]) -> None:
+    """Set keys from the text of the command line, in place; another name of an SDE or network brings its options.
+
+    Args:
+        changes: (dotted key, text) pairs; names take effect before the other keys.
+    Raises: ValueError for a misspelt key, which names the near one, or a text that is not of the key's type.
+    """
+    for key, text in sorted(changes, key=lambda change: not change[0].endswith(".name")):
+        section = key.removesuffix(".name")
+        if section in default.CHOICES and key.endswith(".name") and text != config[section].name:
+            if text not in default.CHOICES[section]:
+                raise unknown(key, text, default.CHOICES[section])
+            config[section] = default.choose(section, text).lock()
+        else:
+            assign(config, key, literal(text, flat(config.to_dict()).get(key)))
+
+
+def conform(values: Mapping) -> ConfigDict:
+    """A locked config with the given values, and those of configs/default.py where they say nothing.
+
+    A name that ``default.CHOICES`` does not hold keeps the options that it comes with: it is somebody's own.
+    """
+    config = default.get_config()
+    for section, choices in default.CHOICES.items():
+        given = values.get(section, {})
+        name = given.get("name", config[section].name)
+        config[section] = ConfigDict({**choices.get(name, given), "name": name}).lock()
+    for key, value in flat(values).items():
+        assign(config, key, value)
+    return config
+
+
+def to_json(config: ConfigDict, versions: Mapping[str, str] | None = None) -> str:
+    """The text of config.json: the config, and the versions of the software under the key ``versions``."""
+    return json.dumps({**config.to_dict(), **({"versions": dict(versions)} if versions else {})}, indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The config of a text of ``to_json``, without loss: from_json(to_json(config)) == config, tuples included."""
+    values = json.loads(text)
+    values.pop("versions", None)
+    return conform(values)
+
+
+def flat(values: Mapping, prefix: str = "") -> dict[str, object]:
+    """Nested keys as dotted ones: {"train": {"compile": False}} is {"train.compile": False}."""
+    items = {}
+    for key, value in values.items():
+        items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return items
+
+
+def assign(config: ConfigDict, key: str, value: object) -> None:
+    """Set one dotted key that is there already to a value of the type that it has."""
+    known = flat(config.to_dict())
+    if key not in known:
+        raise unknown("config key", key, [name for name in known if name.startswith(f"{key}.")] or known)
+    *sections, last = key.split(".")
+    try:
+        reduce(getattr, sections, config)[last] = typed(value, known[key])
+    except TypeError:
+        kind = "true or false" if isinstance(known[key], bool) else type(known[key]).__name__
+        raise ValueError(f"config key {key} takes {kind}, such as {known[key]!r}, not {value!r}") from None
+
+
+def literal(text: str, like: object) -> object:
+    """The value that a text of the command line stands for, where a value like ``like`` is expected."""
+    if isinstance(like, str):
+        return text
+    try:
+        return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def typed(value: object, like: object) -> object:
+    """``value`` in the type of ``like``: an int may stand for a float and a list for a tuple, nothing else."""
+    if isinstance(like, tuple) and isinstance(value, (list, tuple)):
+        return tuple(typed(item, like[0]) for item in value) if like else tuple(value)
+    if type(like) is float and type(value) is int:
+        return float(value)
+    if type(value) is not type(like):
+        raise TypeError
+    return value

@@ -1,0 +1,59 @@
+"""How a command that fails says so: one line with what to do, and an exit status.
+
+A class of ours carries its own status, so that naming it here needs no import:
+
+    CheckpointError, data.DataError     3     missing or damaged
+    sde_lib.NonFiniteError              4     numbers that are not finite
+    sde_lib.NotConvergedError           5     a solver that gave up
+"""
+
+import difflib
+import errno
+from collections.abc import Iterable
+
+EXIT_STATUS = {ValueError: 2, OSError: 3, KeyboardInterrupt: 130}
+"""Exceptions of Python that users meet, and their status; any other exception is a defect and ends with 1."""
+
+REMEDIES = {
+    errno.ENOSPC: "; free some space and run the same command to go on",
+    errno.EDQUOT: "; free some space and run the same command to go on",
+    errno.EACCES: "; choose a place that you may write to with --workdir",
+    errno.EPERM: "; choose a place that you may write to with --workdir",
+    errno.EROFS: "; choose a place that you may write to with --workdir",
+}
+
+
+class CheckpointError(Exception):
+    """A run or checkpoint that is missing, damaged or of another network. The message names it and what to do."""
+
+    exit_status = 3
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that is in no table: it tells the names that are near, or else all that are known.
+
+    Example: unknown("mode", "trian", MODES) says: unknown mode 'trian'; did you mean 'train'?
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
+    return ValueError(f"unknown {what} {name!r}; {hint}")
+
+
+def exit_status(error: BaseException) -> int:
+    """The status a command ends with when ``error`` stops it."""
+    if hasattr(error, "exit_status"):
+        return error.exit_status
+    return next((status for kind, status in EXIT_STATUS.items() if isinstance(error, kind)), 1)
+
+
+def describe(error: BaseException) -> str:
+    """What stopped the command, in one line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the last checkpoint is kept, run the same command to go on"
+    message = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.filename}: {error.strerror}{REMEDIES.get(error.errno, '')}"
+    if exit_status(error) == 1:
+        message = f"{type(error).__name__}: {message}; run with --debug for the traceback"
+    return f"error: {message}"

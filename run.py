@@ -1,0 +1,129 @@
+"""Score-based generative models through stochastic differential equations.
+
+usage: python run.py --config NAME --mode MODE [flags] [--config.KEY=VALUE ...]
+       (every KEY stands with its unit in configs/default.py)
+
+examples:
+  python run.py --config vpsde --mode train                             train on the digits, into runs/vpsde
+  python run.py --config vpsde --mode sample --sampler pc               draw digits by predictor-corrector
+  python run.py --workdir runs/vpsde --mode sample --num_samples 16     the same run, found by its folder
+  python run.py --config vpsde --mode likelihood                        bits per dimension of held-out digits
+  python run.py --config vpsde --mode train --workdir runs/long         the same again, elsewhere
+  python run.py --config vesde --mode train --config.sde.sigma_max=20   any key of the config
+  python run.py --config mnist --mode data --config.data.path=photos    look at images of your own
+  python run.py --config mnist --mode train --config.data.path=photos   train on them
+
+exit status:
+  0 done; 1 unexpected; 2 wrong usage or config; 3 data, checkpoint or disk; 4 numbers that are not finite;
+  5 a solver did not converge; 130 interrupted
+"""
+
+import dataclasses
+import functools
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+from absl import flags
+
+from engine.config import Options, names, resolve
+from engine.errors import describe, exit_status, unknown
+
+MODES = {
+    "train": "engine.train",
+    "sample": "engine.sample",
+    "likelihood": "engine.likelihood",
+    "data": "engine.inspect",
+}
+"""The module of each mode, imported when it runs: run(config, workdir, options)."""
+
+
+def define_flags() -> flags.FlagValues:
+    """All flags, in the order in which --help shows them."""
+    values = flags.FlagValues()
+    text, number, choice, switch = (
+        functools.partial(define, flag_values=values)
+        for define in (flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_enum, flags.DEFINE_boolean)
+    )
+    text("config", None, f"{' | '.join(names())}, or the path of a .py or of a run's .json")
+    text("mode", None, " | ".join(MODES))
+    text("workdir", None, "folder of the run (default: runs/<name of the config>)")
+    text("sampler", None, "pc, ddim, heun, ... (default: sample.sampler of the config)")
+    number("steps", None, "moves from noise to data (default: sample.steps)", lower_bound=1)
+    number("num_samples", None, "how many to draw (default: sample.num_samples)", lower_bound=1)
+    number("batch_size", None, "examples at a time when sampling or measuring", lower_bound=1)
+    number("seed", None, "of everything random (default: seed of the config)", lower_bound=0)
+    text("device", None, "auto | cpu | cuda | mps ... (default: device of the config)")
+    choice("weights", Options.weights, ["ema", "raw"], "averaged weights or those of the last step")
+    choice("split", None, ["train", "test"], "which examples to measure (default: by the mode)")
+    text("checkpoint", None, "step or folder of a checkpoint (default: the newest)")
+    switch("debug", False, "show the traceback of an error")
+    return values
+
+
+def help_text() -> str:
+    """What --help prints: the docstring above, with the flags as they are defined."""
+    usage, examples = __doc__.split("examples:\n")
+    values = define_flags()
+    lines = [f"  --{name:<12} {values[name].help}" for name in values]
+    return f"{usage}flags:\n" + "\n".join(lines) + f"\n\nexamples:\n{examples}"
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The arguments without --config.KEY=VALUE and --config.KEY VALUE, and these as (key, text) pairs."""
+    rest, changes = [], []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        key, equals, text = word.removeprefix("--config.").partition("=")
+        if not equals:
+            text = next(words, "--")
+            if text.startswith("--"):
+                raise ValueError(f"{word} has no value; write {word}=VALUE")
+        changes.append((key, text))
+    return rest, changes
+
+
+def run(argv: Sequence[str]) -> None:
+    """Flags, then the config, then the mode."""
+    rest, changes = split_overrides(argv)
+    values = define_flags()
+    try:
+        _, *extra = values(rest)
+    except flags.Error as error:
+        raise ValueError(f"{error} (see --help)") from None
+    if extra:
+        raise ValueError(f"unexpected argument {extra[0]!r}; flags begin with -- (see --help)")
+    if values.mode not in MODES:
+        raise unknown("mode", values.mode, MODES) if values.mode else ValueError(f"give --mode ({' | '.join(MODES)})")
+    config, workdir = resolve(values.config, values.workdir, changes, values.mode)
+    options = Options(**{field.name: values[field.name].value for field in dataclasses.fields(Options)})
+    try:
+        importlib.import_module(MODES[values.mode]).run(config, workdir, options)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # A write to a full disk does not say where.
+        raise OSError(error.errno or 0, error.strerror or str(error), str(workdir)) from error
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command and return its exit status."""
+    if {"-h", "--help"} & set(argv):
+        print(help_text(), end="")
+        return 0
+    try:
+        run(argv)
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(describe(error), file=sys.stderr)
+        return exit_status(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,262 @@
+"""The command line: what it passes on, what it refuses, and how a command ends."""
+
+import errno
+import importlib
+import json
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+import run as command_line
+from engine.config import Options, load, names, to_json
+from engine.errors import CheckpointError, describe, exit_status, unknown
+
+ROOT = Path(command_line.__file__).parent
+
+
+class Mode(types.ModuleType):
+    """A mode that remembers its arguments, or fails as it is told."""
+
+    def __init__(self):
+        super().__init__("mode")
+        self.calls, self.error = [], None
+
+    def run(self, config, workdir, options):
+        self.calls.append((config, workdir, options))
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def mode(monkeypatch, tmp_path):
+    """Every mode of the command line, replaced; the current folder is an empty one."""
+    fake = Mode()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "mode", fake)
+    monkeypatch.setattr(command_line, "MODES", dict.fromkeys(command_line.MODES, "mode"))
+    return fake
+
+
+@pytest.fixture
+def call(mode, capsys):
+    """Run a command line in this process: (exit status, lines on standard error)."""
+
+    def run(line):
+        status = command_line.main(["run.py", *line.split()])
+        return status, capsys.readouterr().err.splitlines()
+
+    return run
+
+
+# --- what is passed on ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", command_line.MODES)
+def test_every_mode_has_its_module(name):
+    assert callable(importlib.import_module(command_line.MODES[name]).run)
+
+
+def test_config_folder_and_options(mode, call):
+    assert call("--config vpsde --mode train") == (0, [])
+    config, workdir, options = mode.calls.pop()
+    assert config == load("vpsde")
+    assert workdir == Path("runs/vpsde")
+    assert options == Options()
+
+
+def test_all_flags(mode, call):
+    line = (
+        "--config=edm --mode=sample --workdir=here --sampler=heun --steps=18 --num_samples 4 --seed 3 --device cpu "
+        "--weights raw --batch_size 2 --split train --checkpoint 100"
+    )
+    assert call(line) == (0, [])
+    _, workdir, options = mode.calls.pop()
+    assert workdir == Path("here")
+    assert options == Options(
+        seed=3,
+        device="cpu",
+        sampler="heun",
+        steps=18,
+        num_samples=4,
+        batch_size=2,
+        weights="raw",
+        split="train",
+        checkpoint="100",
+    )
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_overrides_with_and_without_equals_sign(mode, call, joined):
+    sign = "=" if joined else " "
+    line = f"--config.train.batch_size{sign}8 --config vpsde --config.loss.time_mean{sign}-0.5 --mode train"
+    assert call(line) == (0, [])
+    config = mode.calls.pop()[0]
+    assert (config.train.batch_size, config.loss.time_mean) == (8, -0.5)
+
+
+def test_the_folder_of_a_run_is_enough(mode, call, tmp_path):
+    (tmp_path / "config.json").write_text(to_json(load("edm")))
+    assert call(f"--workdir {tmp_path} --mode likelihood --config.likelihood.probes=4") == (0, [])
+    config = mode.calls.pop()[0]
+    assert config.sde == load("edm").sde
+    assert config.likelihood.probes == 4
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", "give --mode (train | sample"),
+        ("--config vpsde", "give --mode"),
+        ("--mode train", "give --config (cifar10 |"),
+        ("--config vpsde --mode trian", "unknown mode 'trian'; did you mean 'train'?"),
+        ("--config vpsd --mode train", "did you mean 'vpsde'"),
+        ("--config vpsde --mode train --config.train.bach_size=3", "did you mean 'train.batch_size'"),
+        ("--config vpsde --mode train --config.train.batch_size=many", "takes int, such as 64, not 'many'"),
+        ("--config vpsde --mode train --config.train.compile", "--config.train.compile has no value"),
+        ("--config vpsde --config.train.compile --mode train", "--config.train.compile has no value"),
+        ("--config vpsde --mode sample --stepz 3", "Did you mean: steps"),
+        ("--config vpsde --mode sample --steps 0", "positive"),
+        ("--config vpsde --mode sample --steps few", "--steps=few"),
+        ("--config vpsde --mode sample --weights best", "<ema|raw>"),
+        ("--config vpsde --mode likelihood --split dev", "<train|test>"),
+        ("--config vpsde --mode train now", "unexpected argument 'now'"),
+    ],
+)
+def test_wrong_usage(mode, call, line, words):
+    status, lines = call(line)
+    assert status == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert words in lines[0]
+    assert not mode.calls
+
+
+def test_a_run_that_is_not_there(call):
+    status, (line,) = call("--workdir nowhere --mode sample")
+    assert status == 3
+    assert line == "error: no run in nowhere: nowhere/config.json is missing; train one with --config NAME --mode train"
+
+
+def test_a_config_that_the_run_was_not_trained_with(call, tmp_path):
+    (tmp_path / "config.json").write_text(to_json(load("vpsde")))
+    status, (line,) = call(f"--workdir {tmp_path} --config vesde --mode sample")
+    assert status == 2
+    assert "sde.name is 'vpsde' there and 'vesde' here" in line
+
+
+# --- how a command ends -----------------------------------------------------------------------------------------------
+
+
+class NotThere(Exception):
+    exit_status = 3
+
+
+class NotFinite(ArithmeticError):
+    exit_status = 4
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("dropout is 2;\n  choose one below 1"), 2, "error: dropout is 2; choose one below 1"),
+        (CheckpointError("no checkpoint"), 3, "error: no checkpoint"),
+        (NotThere("no data"), 3, "error: no data"),
+        (NotFinite("loss is nan"), 4, "error: loss is nan"),
+        (KeyboardInterrupt(), 130, "interrupted; the last checkpoint is kept, run the same command to go on"),
+        (TypeError("3 + 'x'"), 1, "error: TypeError: 3 + 'x'; run with --debug for the traceback"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            3,
+            "error: runs/vpsde: No space left on device; free some space and run the same command to go on",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/runs"),
+            3,
+            "error: /runs: Permission denied; choose a place that you may write to with --workdir",
+        ),
+        (OSError("12 requested and 0 written"), 3, "error: runs/vpsde: 12 requested and 0 written"),
+    ],
+)
+def test_one_line_and_a_status_for_each_error(mode, call, error, status, line):
+    mode.error = error
+    assert call("--config vpsde --mode train") == (status, [line])
+
+
+def test_debug_shows_the_traceback_and_keeps_line_and_status(mode, call):
+    mode.error = CheckpointError("no checkpoint")
+    status, lines = call("--config vpsde --mode train --debug")
+    assert status == 3
+    assert lines[0].startswith("Traceback")
+    assert lines[-1] == "error: no checkpoint"
+
+
+def test_unknown_names_are_listed_where_none_is_near():
+    assert str(unknown("sampler", "huen", ["heun", "pc"])) == "unknown sampler 'huen'; did you mean 'heun'?"
+    assert str(unknown("sampler", "zzz", ["pc", "heun"])) == "unknown sampler 'zzz'; known: heun, pc"
+
+
+def test_status_and_line_of_an_error():
+    assert exit_status(ValueError("x")) == 2
+    assert describe(ValueError("x")) == "error: x"
+
+
+# --- help and start-up ------------------------------------------------------------------------------------------------
+
+
+def test_help_tells_flags_modes_configs_and_examples(capsys):
+    assert command_line.main(["run.py", "--help"]) == 0
+    text = capsys.readouterr().out
+    for flag in command_line.define_flags():
+        assert f"  --{flag}" in text
+    for word in [*command_line.MODES, *names()]:
+        assert word in text
+    assert text.count("python run.py") >= 7
+    assert max(map(len, text.splitlines())) <= 140
+
+
+def test_examples_of_the_help_are_accepted(mode, call):
+    """Each example of --help, as it is printed there, with the run that one of them needs."""
+    workdir = Path("runs/vpsde")
+    workdir.mkdir(parents=True)
+    (workdir / "config.json").write_text(to_json(load("vpsde")))
+    examples = [
+        line.split("python run.py ")[1].split("   ")[0]
+        for line in command_line.help_text().splitlines()
+        if line.startswith("  python run.py")
+    ]
+    for example in examples:
+        assert call(example) == (0, []), example
+
+
+def run_process(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_help_answers_within_a_second_from_any_folder(tmp_path):
+    start = time.perf_counter()
+    result = run_process("-h", cwd=tmp_path)
+    assert time.perf_counter() - start < 1
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == command_line.help_text()
+
+
+def test_a_mistake_ends_the_process_with_its_status_and_leaves_nothing(tmp_path):
+    result = run_process("--config", "vpsde", "--mode", "train", "--config.sde.sigma_max=20", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: unknown config key 'sde.sigma_max'; did you mean 'sde.beta_max'?\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_heavy_is_imported_before_a_mode_runs():
+    code = "import json, sys, run; run.help_text(); print(json.dumps(sorted(sys.modules)))"
+    loaded = json.loads(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True))
+    assert not {"torch", "numpy", "scipy", "sklearn", "matplotlib"} & set(loaded)
