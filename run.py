@@ -38,6 +38,16 @@ MODES = {
 }
 """The module of each mode, imported when it runs: run(config, workdir, options)."""
 
+SHORTHANDS = {
+    "sampler": "sample.sampler",
+    "steps": "sample.steps",
+    "num_samples": "sample.num_samples",
+    "batch_size": "{mode}.batch_size",
+    "seed": "seed",
+    "device": "device",
+}
+"""Flags that set a key of the config."""
+
 
 def define_flags() -> flags.FlagValues:
     """All flags, in the order in which --help shows them."""
@@ -52,7 +62,7 @@ def define_flags() -> flags.FlagValues:
     text("sampler", None, "pc, ddim, heun, ... (default: sample.sampler of the config)")
     number("steps", None, "moves from noise to data (default: sample.steps)", lower_bound=1)
     number("num_samples", None, "how many to draw (default: sample.num_samples)", lower_bound=1)
-    number("batch_size", None, "examples at a time when sampling or measuring", lower_bound=1)
+    number("batch_size", None, "examples at a time (default: batch_size of the mode's section)", lower_bound=1)
     number("seed", None, "of everything random (default: seed of the config)", lower_bound=0)
     text("device", None, "auto | cpu | cuda | mps ... (default: device of the config)")
     choice("weights", Options.weights, ["ema", "raw"], "averaged weights or those of the last step")
@@ -99,6 +109,8 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError(f"unexpected argument {extra[0]!r}; flags begin with -- (see --help)")
     if values.mode not in MODES:
         raise unknown("mode", values.mode, MODES) if values.mode else ValueError(f"give --mode ({' | '.join(MODES)})")
+    given = ((key, values[flag].value) for flag, key in SHORTHANDS.items())
+    changes += [(key.format(mode=values.mode), str(value)) for key, value in given if value is not None]
     config, workdir = resolve(values.config, values.workdir, changes, values.mode)
     options = Options(**{field.name: values[field.name].value for field in dataclasses.fields(Options)})
     try:

@@ -21,12 +21,12 @@ CHOICES = {
         },
         "vesde": {
             "sigma_min": 0.01,  # noise at t = 0, in units of the encoded data
-            "sigma_max": 50.0,  # noise at t = 1, in units of the encoded data
+            "sigma_max": 50.0,  # noise at t = 1, in units of the encoded data; 0: largest distance between examples
             "t_min": 1e-5,  # earliest time, in [0, 1)
         },
         "edm": {
             "sigma_min": 0.002,  # least noise and earliest time, in units of the encoded data
-            "sigma_max": 80.0,  # most noise and latest time, in units of the encoded data
+            "sigma_max": 80.0,  # most noise and latest time, as above; 0: largest distance between examples
         },
         "cosine": {
             "offset": 0.008,  # share of the quarter turn that is left out at t = 0, at least 0
@@ -110,6 +110,7 @@ def get_config() -> ConfigDict:
     config.train.sample_every = 0  # optimiser steps; 0 is never
     config.train.evaluate_every = 1_000  # optimiser steps between losses on held-out data; 0 is never
     config.train.precision = "float32"  # float32 | bfloat16, of the network only
+    config.train.dequantize = True  # uniform noise of one level's width on levels; what likelihood then measures
     config.train.compile = False  # torch.compile the network
 
     config.sample = ConfigDict()
@@ -117,6 +118,14 @@ def get_config() -> ConfigDict:
     config.sample.steps = 500  # moves from noise to data
     config.sample.grid = "uniform"  # a key of GRIDS
     config.sample.snr = 0.16  # signal-to-noise ratio of a Langevin move, for the samplers that correct
+    config.sample.predictor = "reverse_diffusion"  # of pc: a key of PREDICTORS
+    config.sample.corrector = "langevin"  # of pc: a key of STEP_SIZES
+    config.sample.corrector_steps = 1  # of pc: Langevin moves at each time
+    config.sample.eta = 0.0  # of ddim: share of the ancestral noise, 0 to 1
+    config.sample.variance = 0.0  # of ancestral: 0 posterior (beta-tilde), 1 forward (beta)
+    config.sample.solver = "dopri5"  # of ode: a key of SOLVERS
+    config.sample.rtol = 1e-4  # of ode: relative tolerance
+    config.sample.atol = 1e-4  # of ode: absolute tolerance
     config.sample.num_samples = 64
     config.sample.batch_size = 256  # samples drawn at a time; changes no sample
     config.sample.t_min = 0.0  # time of the last denoising; 0: the earliest of the SDE

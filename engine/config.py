@@ -32,14 +32,14 @@ WRONG = (AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueErr
 
 @dataclass(frozen=True)
 class Options:
-    """The flags of the command line; None leaves the choice to the config or the mode."""
+    """The flags that are no keys of the config: which weights to take, and which examples to measure.
 
-    seed: int | None = None
-    device: str | None = None
-    sampler: str | None = None
-    steps: int | None = None
-    num_samples: int | None = None
-    batch_size: int | None = None
+    Args:
+        weights: ``ema`` or ``raw``.
+        split: ``train`` or ``test``; None leaves the choice to the mode.
+        checkpoint: step or folder; None is the newest.
+    """
+
     weights: str = "ema"
     split: str | None = None
     checkpoint: str | None = None

@@ -1,0 +1,160 @@
+"""Checkpoints: weights in safetensors, what training needs besides in state.pt, and meta.json that describes both.
+
+    checkpoints/step_00001000/  model.safetensors  ema-0.999.safetensors  state.pt  meta.json
+
+A checkpoint is written under a temporary name and renamed when it is whole. Its files are read back by their SHA-256,
+and nothing in them can run code: safetensors holds numbers, state.pt is read with weights_only.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from engine.errors import CheckpointError
+
+RAW = "model.safetensors"
+
+
+def ema_file(rate: float) -> str:
+    """Name of the file with the average of this rate."""
+    return f"ema-{rate:g}.safetensors"
+
+
+def save(
+    folder: Path, step: int, networks: Mapping[str, nn.Module], state: Mapping[str, Any], meta: Mapping[str, Any]
+) -> Path:
+    """Write checkpoint ``step`` below ``folder`` and return its path.
+
+    Args:
+        networks: from the name of a file to the network whose weights it holds.
+        state: tensors, numbers and containers of them, for training to go on.
+        meta: JSON values that describe the checkpoint.
+    """
+    target, partial = folder / f"step_{step:08d}", folder / f".step_{step:08d}.partial"
+    contents = {name: save_tensors(_contiguous(network)) for name, network in networks.items()}
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    contents["state.pt"] = buffer.getvalue()
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    contents["meta.json"] = json.dumps({"step": step, **meta, "sha256": digests}, indent=2).encode()
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        for name, content in contents.items():
+            with open(partial / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return target
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def forget(folder: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints; 0 keeps all."""
+    for old in steps(folder)[: -keep or None] if keep else []:
+        shutil.rmtree(old)
+
+
+def steps(folder: Path) -> list[Path]:
+    """The whole checkpoints below ``folder``, from the oldest to the newest."""
+    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+
+
+def find(folder: Path, which: str | None = None) -> Path:
+    """The newest checkpoint below ``folder``, or the one that a step or a path names.
+
+    Raises: CheckpointError if it is not there.
+    """
+    if which is not None:
+        named = [path for path in (Path(which), folder / which) if (path / "meta.json").is_file()]
+        if which.isdigit():
+            named = [path for path in steps(folder) if int(path.name.removeprefix("step_")) == int(which)]
+        if not named:
+            there = ", ".join(path.name for path in steps(folder)) or "none"
+            raise CheckpointError(f"no checkpoint {which} in {folder}; there are: {there}")
+        return named[0]
+    found = steps(folder)
+    if not found:
+        raise CheckpointError(f"no checkpoint in {folder}; train the run first with --mode train")
+    return found[-1]
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """meta.json of a checkpoint."""
+    try:
+        return json.loads((path / "meta.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / 'meta.json'} is missing or damaged; {_remedy(path)}") from error
+
+
+def load_network(path: Path, name: str, network: nn.Module) -> None:
+    """Load the weights of one file into a network, strictly.
+
+    Raises: CheckpointError if the file is damaged, or holds weights of another network.
+    """
+    tensors = load_tensors(_read(path, name))
+    own = network.state_dict()
+    if tensors.keys() != own.keys() or any(tensors[key].shape != own[key].shape for key in own):
+        odd = sorted(
+            key for key in own.keys() | tensors.keys() if key not in own or key not in tensors
+            or own[key].shape != tensors[key].shape
+        )  # fmt: skip
+        raise CheckpointError(
+            f"{path / name} holds another network, {odd[0]} and {len(odd) - 1} more differ; "
+            "leave --config out to take the config of the run"
+        )
+    network.load_state_dict(tensors)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What training needs to go on.
+
+    Raises: CheckpointError if the file is damaged.
+    """
+    return torch.load(io.BytesIO(_read(path, "state.pt")), map_location="cpu", weights_only=True)
+
+
+def _read(path: Path, name: str) -> bytes:
+    """A file of a checkpoint, if it is the one that was written."""
+    digests = read_meta(path).get("sha256", {})
+    if name not in digests:
+        there = ", ".join(sorted(digests))
+        raise CheckpointError(f"{path} has no {name}; it has {there}")
+    try:
+        content = (path / name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path / name} cannot be read ({error.strerror}); {_remedy(path)}") from error
+    if hashlib.sha256(content).hexdigest() != digests[name]:
+        raise CheckpointError(f"{path / name} is truncated or damaged; {_remedy(path)}")
+    return content
+
+
+def _remedy(path: Path) -> str:
+    others = [other.name for other in steps(path.parent) if other != path]
+    if others:
+        return f"delete {path.name} to go on from {others[-1]}"
+    return "restore it from a copy, or train again in another --workdir"
+
+
+def _contiguous(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}

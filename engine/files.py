@@ -1,0 +1,36 @@
+"""Results on the disk: written under a temporary name and renamed, so that nobody finds half a file."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+
+def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Let ``write`` fill a file beside ``path``, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    replace(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file; numbers that are not finite are refused."""
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays to a compressed .npz."""
+    replace(path, lambda file: np.savez_compressed(file, **arrays))

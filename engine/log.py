@@ -1,0 +1,111 @@
+"""What a run says while it runs: a bar on a terminal or plain lines, metrics.jsonl, and TensorBoard."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from engine.files import write_text
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {"python": sys.version.split()[0]}
+    for package in ("torch", "numpy", "scipy", "torchdiffeq"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class Metrics:
+    """Lines of metrics.jsonl, and the same numbers as TensorBoard scalars.
+
+    Args:
+        folder: of the run.
+        step: the step that training goes on from; later lines of an interrupted run are dropped.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder, self.path, self._board = folder, folder / "metrics.jsonl", None
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+            write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append one line, and write its numbers to TensorBoard."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps({key: _finite(value) for key, value in values.items()}) + "\n")
+        if self._board is None:  # imported late: it takes longer than the first training step
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        for key, value in values.items():
+            if isinstance(value, (int, float)) and key != "step":
+                self._board.add_scalar(key, value, values["step"])
+        self._board.flush()
+
+
+class Progress:
+    """How far a long job is: a bar with rate and time left on a terminal, a line now and then elsewhere.
+
+    Args:
+        total: amount of work.
+        done: work that was done before.
+        unit: of the work, plural.
+    """
+
+    def __init__(self, total: int, unit: str, done: int = 0, every: float = 10.0) -> None:
+        from tqdm import tqdm
+
+        self.total, self.unit, self.done, self.every = total, unit, done, every
+        self.first, self.start = done, time.perf_counter()
+        self._spoken = self.start
+        self._bar = tqdm(total=total, initial=done, unit=f" {unit}", leave=False) if sys.stderr.isatty() else None
+
+    def advance(self, amount: int, note: str = "") -> None:
+        """Say that this much more is done."""
+        self.done += amount
+        now = time.perf_counter()
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(amount)
+        elif now - self._spoken >= self.every:
+            self._spoken = now
+            left = _clock((self.total - self.done) / self.rate)
+            print(
+                f"{self.done}/{self.total} {self.unit}, {self.rate:.3g}/s, {left} left{note and ', ' + note}",
+                flush=True,
+            )
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the start."""
+        return (self.done - self.first) / max(time.perf_counter() - self.start, 1e-9)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # the last line of a run that was cut off
+        return math.inf
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
