@@ -67,13 +67,13 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
             continue
         with window.pause():
             window.check(trainer)
-            if save:
-                trainer.save()
             if log or evaluate:
                 line = {"step": step, "images_seen": trainer.images_seen, **window.close()}
                 line |= {"ema_distance": trainer.ema_distance()}
                 line |= held_out.losses(trainer.ema.networks[0]) if evaluate else {}
                 metrics.write(line)
+            if save:  # after the metrics: a run that goes on from here has them
+                trainer.save()
             if draw:
                 preview(trainer.experiment, trainer.denoiser_of_average(), workdir / "samples" / f"step_{step:08d}.png")
     progress.close()

@@ -19,7 +19,8 @@ class UNet(nn.Module):
         channel_mult: number of channels of each level as a multiple of ``channels``, from the finest to the
             coarsest; each level has half the resolution of the one before.
         num_blocks: number of residual blocks a level, on each side.
-        attention: resolutions (lengths of the longer side, in positions) whose blocks are followed by attention.
+        attention: resolutions (lengths of the longer side, in positions) whose blocks are followed by attention; the
+            first of the two blocks in the middle, on the coarsest grid, always is.
         dropout: share of the activations that training sets to zero, 0 to 1.
         num_classes: number of labels, 0 for an unconditional network.
         pad: whether a shape that the levels do not divide is padded with zeros, and the result cropped.
@@ -34,7 +35,7 @@ class UNet(nn.Module):
         channels: int = 16,
         channel_mult: tuple[int, ...] = (1, 2),
         num_blocks: int = 1,
-        attention: tuple[int, ...] = (4,),
+        attention: tuple[int, ...] = (),
         dropout: float = 0.1,
         num_classes: int = 0,
         pad: bool = False,
@@ -49,24 +50,24 @@ class UNet(nn.Module):
             raise ValueError(indivisible(shape, levels))
         longest = max(side + missing for side, missing in zip(sides, self.missing, strict=True))
 
-        def stage(level: int, channels_in: int, channels_out: int) -> Stage:
-            attends = longest // 2**level in attention
+        def stage(channels_in: int, channels_out: int, attends: bool) -> Stage:
             return Stage(ResidualBlock(rank, channels_in, channels_out, width, dropout), attends)
 
         self.conditioning = Conditioning(width, num_classes)
         self.stem = convolution(rank, data_channels, channels)
         self.encoder, self.decoder, written, current = nn.ModuleList(), nn.ModuleList(), [], channels
+        attends = [longest // 2**level in attention for level in range(levels)]
         for level, multiple in enumerate(channel_mult):
             self.encoder.append(nn.ModuleList())
             for _ in range(num_blocks):
-                self.encoder[level].append(stage(level, current, channels * multiple))
+                self.encoder[-1].append(stage(current, channels * multiple, attends[level]))
                 current = channels * multiple
                 written.append(current)
-        self.middle = nn.ModuleList(stage(levels - 1, current, current) for _ in range(2))
+        self.middle = nn.ModuleList([stage(current, current, True), stage(current, current, False)])
         for level, multiple in reversed(list(enumerate(channel_mult))):
             self.decoder.append(nn.ModuleList())
             for _ in range(num_blocks):
-                self.decoder[-1].append(stage(level, current + written.pop(), channels * multiple))
+                self.decoder[-1].append(stage(current + written.pop(), channels * multiple, attends[level]))
                 current = channels * multiple
         self.output = nn.Sequential(group_norm(current), nn.SiLU(), zeroed(convolution(rank, current, data_channels)))
 

@@ -30,4 +30,4 @@ def shaped_mixture(request):
     roots = 0.3 * torch.randn(3, num, num, dtype=torch.float64, generator=generator)
     means = torch.randn(3, *request.param, dtype=torch.float64, generator=generator)
     covariances = roots @ roots.mT + 0.05 * torch.eye(num, dtype=torch.float64)
-    return GaussianMixture.of_covariances(torch.tensor([0.2, 0.3, 0.5]).double(), means, covariances)
+    return GaussianMixture.of_covariances(torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), means, covariances)
