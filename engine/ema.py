@@ -14,7 +14,7 @@ class EMA:
     Kept in float32. Buffers are not averaged but copied: they hold tables and counts, which have no mean.
 
     Args:
-        network: averaged from its present state.
+        network: what is followed, from its present state on.
         rates: share of an average that one update keeps, in [0, 1).
         warmup: whether early updates, of number n, keep less, so that the initial weights are forgotten.
     Raises: ValueError for a rate outside [0, 1) or no rate at all.
@@ -25,14 +25,17 @@ class EMA:
             raise ValueError(f"ema.rates {rates}: need one or more rates from 0 to below 1")
         self.rates, self.warmup, self.num_updates = rates, warmup, 0
         self.networks = [copy.deepcopy(network).float().eval().requires_grad_(False) for _ in rates]
+        self._averages = [(list(average.parameters()), list(average.buffers())) for average in self.networks]
+        self._followed = list(network.parameters()), list(network.buffers())
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move the averages towards the parameters of the network."""
-        parameters = [p.float() for p in network.parameters()]
-        for rate, average in zip(self.rates, self.networks, strict=True):
+    def update(self) -> None:
+        """Move the averages towards the present parameters of the network."""
+        parameters, buffers = self._followed
+        parameters = [p.float() for p in parameters]
+        for rate, (average, copies) in zip(self.rates, self._averages, strict=True):
             kept = min(rate, (1 + self.num_updates) / (10 + self.num_updates)) if self.warmup else rate
-            torch._foreach_lerp_(list(average.parameters()), parameters, 1 - kept)
-            for target, buffer in zip(average.buffers(), network.buffers(), strict=True):
+            torch._foreach_lerp_(average, parameters, 1 - kept)
+            for target, buffer in zip(copies, buffers, strict=True):
                 target.copy_(buffer)
         self.num_updates += 1

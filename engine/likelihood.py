@@ -42,8 +42,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     rows: dict[str, list[Tensor]] = {key: [] for key in ("nats", "prior", "divergence", "probe_stderr", "mismatch")}
     calls, progress, start = [], Progress(num, "examples"), time.perf_counter()
     for first in range(0, num, settings.batch_size):
-        where = positions(first, min(settings.batch_size, num - first), experiment.device)
-        values = dataset.batch(where.cpu().numpy())["x"].to(experiment.device)
+        where = positions(first, min(settings.batch_size, num - first))
+        values = dataset.batch(where.numpy())["x"].to(experiment.device)
         if settings.dequantization == "uniform":
             values = values + uniform(config.seed, DEQUANTIZATION, where, values) - 0.5
         x = experiment.codec.encode(values)

@@ -31,7 +31,7 @@ def draw(
     axes.pcolormesh(cells, cells, nats.exp().reshape(NUM_CELLS, NUM_CELLS).T, cmap="magma", shading="nearest")
     replace(folder / "density.png", lambda file: figure.savefig(file, format="png"))
 
-    noise = Noise(torch.arange(NUM_PATHS, device=experiment.device) + config.seed)
+    noise = Noise(torch.arange(NUM_PATHS) + config.seed)
     with torch.no_grad():
         x = experiment.sde.prior_std * noise(torch.empty(NUM_PATHS, 2, device=experiment.device))
         states = [x, *trajectory(step, denoise, x, times, noise)]

@@ -87,7 +87,7 @@ def draw(experiment: Experiment, denoise: Denoiser, step: Step, times: Tensor, s
 
     Raises: NonFiniteError naming the seed.
     """
-    sde, noise = experiment.sde, Noise(seeds.to(experiment.device))
+    sde, noise = experiment.sde, Noise(seeds)
     with torch.no_grad():
         x = sde.prior_std * noise(torch.empty(len(seeds), *experiment.facts.shape, device=experiment.device))
         x = sample(step, denoise, x, times, noise)

@@ -24,13 +24,14 @@ from engine.config import Options, to_json
 from engine.ema import EMA
 from engine.files import write_text
 from engine.log import Metrics, Progress, versions
-from engine.randomness import DITHER, HELD_OUT, TIMES, TRAINING, noise, positions, uniform
+from engine.randomness import DITHER, HELD_OUT, TRAINING, noise, positions, seed_dropout, uniform
 from engine.sample import preview
-from sde_lib import Denoiser, NonFiniteError, denoising_loss, stratified
+from sde_lib import SDE, Denoiser, NonFiniteError, denoising_loss, stratified
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HELD_OUT_EXAMPLES = 512
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 NOISE_BINS = (-20.0, -8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0, 20.0)
 """Borders in log-SNR of the bins that the held-out loss is told by; the outer two take everything beyond."""
 
@@ -152,11 +153,12 @@ class Trainer:
         facts = DataFacts.from_dict(meta["data"]) if found else DataFacts.of(dataset, codec)
         torch.manual_seed(config.seed)
         self.experiment = build(config, facts)
-        self.network = self.experiment.network
+        self.network = self.experiment.network.train()
+        self.parameters = list(self.network.parameters())
         self.ema = EMA(self.network, config.ema.rates, config.ema.warmup)
         optimizer = pick(OPTIMIZERS, "optimizer", config.optim.name)
         self.optimizer = optimizer(
-            self.network.parameters(),
+            self.parameters,
             lr=config.optim.learning_rate,
             betas=(config.optim.beta1, config.optim.beta2),
             weight_decay=config.optim.weight_decay,
@@ -200,26 +202,25 @@ class Trainer:
         batch = batch_at(
             self.dataset, config.seed, self.images_seen, config.train.batch_size, mirror=config.data.mirror
         )
-        x, where = batch.pop("x").to(device), positions(self.images_seen, config.train.batch_size, device)
+        x, where = batch.pop("x").to(device), positions(self.images_seen, config.train.batch_size)
         x0 = self.experiment.codec.encode(dequantized(config, self.experiment, x, where))
         cond = {"label": batch["label"].to(device)} if config.network.get("num_classes") else {}
-        t, correction = draw_times(config.seed, self.step, len(x0), x0.ndim, self.experiment, self.time_law)
+        t, correction = draw_times(self.step, x0, self.experiment.sde, self.time_law)
         eps = noise(config.seed, TRAINING, where)(x0)
 
-        self.network.train()
-        torch.manual_seed(config.seed + self.step)  # dropout
+        seed_dropout(config.seed, self.step, device)
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
             loss = denoising_loss(self.experiment.sde, self.denoiser, self.weight, x0, eps, t, **cond)
         loss = (correction.flatten() * loss).mean()
         loss.backward()
         limit = config.optim.clip_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         rate = learning_rate(config, self.images_seen)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.network)
+        self.ema.update()
         return StepResult(loss.detach(), norm, rate)
 
     def denoiser_of_average(self) -> Denoiser:
@@ -263,13 +264,12 @@ class HeldOut:
         num = min(HELD_OUT_EXAMPLES, len(dataset))
         batch = batch_at(dataset, config.seed, 0, num)
         device = experiment.device
-        where = positions(0, num, device)
+        where = positions(0, num)
         x0 = batch.pop("x").to(device)
         self.x0 = experiment.codec.encode(dequantized(config, experiment, x0, where))
         self.cond = {"label": batch["label"].to(device)} if config.network.get("num_classes") else {}
         self.eps = noise(config.seed, HELD_OUT, where)(self.x0)
-        law = make_time_law(config)
-        self.t, self.correction = draw_times(config.seed, 0, num, self.x0.ndim, experiment, law)
+        self.t, self.correction = draw_times(0, self.x0, experiment.sde, make_time_law(config))
         self.experiment, self.config = experiment, config
 
     @torch.no_grad()
@@ -297,13 +297,14 @@ class _Zero(torch.nn.Module):
         return torch.zeros_like(x)
 
 
-def draw_times(
-    seed: int, step: int, num: int, ndim: int, experiment: Experiment, law: Callable
-) -> tuple[Tensor, Tensor]:
-    """Times of a global batch, one in each of ``num`` equal shares of the law, and their corrections, for x of ndim."""
-    offset = uniform(seed, TIMES, torch.tensor([step]), torch.empty(1, 1)).item()
-    u = stratified(offset, 0, num, num).to(experiment.device)
-    return law(experiment.sde, u.reshape(-1, *[1] * (ndim - 1)))
+def draw_times(step: int, like: Tensor, sde: SDE, law: Callable) -> tuple[Tensor, Tensor]:
+    """Times of a global batch shaped as ``like`` (B, *), and their corrections; both (B, 1, ..., 1).
+
+    One time in each of B equal shares of the law; the shares move on by the golden ratio from step to step, so that
+    all times are visited evenly.
+    """
+    u = stratified(step * GOLDEN_RATIO % 1, 0, len(like), len(like)).to(like.device)
+    return law(sde, u.reshape(-1, *[1] * (like.ndim - 1)))
 
 
 def dequantized(config: ConfigDict, experiment: Experiment, x: Tensor, where: Tensor) -> Tensor:

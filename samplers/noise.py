@@ -11,13 +11,16 @@ Splittable Pseudorandom Number Generators", 2014.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_MASK = 0xFFFFFFFF
+_HALF, _MASK = np.uint64(32), np.uint64(0xFFFFFFFF)
+_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
+_WEYL = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_BUFFER = 1 << 17
-"""Normals made at a time: several draws of a small batch share the cost of starting each operation."""
+_MOST_AHEAD, _MOST_NORMALS = 16, 1 << 17
+"""Draws, and normals, that are made at a time at most: draws of a small batch share the cost of each operation."""
 
 
 class Noise:
@@ -27,7 +30,7 @@ class Noise:
     interrupted computation goes on with ``start``.
 
     Args:
-        seeds: (B,) int64, one for each example.
+        seeds: (B,) int64 on the CPU, one for each example.
         stream: which of the independent sequences of a seed, 0 to 2^32 - 1.
         start: number of the first draw.
     """
@@ -40,8 +43,9 @@ class Noise:
     def __call__(self, like: Tensor) -> Tensor:
         """The next draw, shaped as ``like`` (B, *), in its dtype and on its device."""
         if self._buffer is None or not self._has(like):
-            num = max(1, min(16, _BUFFER // like.numel()))
-            bits = random_bits(self.seeds.to(like.device), self.stream, self.draw, num, like[0].numel())
+            done = 0 if self._buffer is None else len(self._buffer)
+            num = max(1, min(2 * done, _MOST_AHEAD, _MOST_NORMALS // like.numel()))
+            bits = random_bits(self.seeds, self.stream, self.draw, num, like[0].numel(), like.device)
             z = normals(bits).movedim(0, 2).flatten(2)[..., : like[0].numel()]
             self._buffer, self._first = z.reshape(num, *like.shape).to(like.dtype), self.draw
         self.draw += 1
@@ -53,36 +57,37 @@ class Noise:
         return same and self._first <= self.draw < self._first + len(buffer)
 
 
-def random_bits(seeds: Tensor, stream: int, draw: int, num_draws: int, size: int) -> Tensor:
+def random_bits(
+    seeds: Tensor, stream: int, draw: int, num_draws: int, size: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Uniform 32-bit integers as int64 for draws number draw, ..., draw + num_draws - 1; (2, num_draws, B, size / 2)."""
-    draws = torch.arange(draw, draw + num_draws, device=seeds.device)[:, None].expand(num_draws, len(seeds))
-    zero = torch.zeros_like(draws)
-    key = torch.stack([seeds & _MASK, (seeds >> 32) & _MASK])[:, None].expand(2, *draws.shape)
-    high, low = philox(torch.stack([draws, zero + stream, zero, zero]), key)[:2]
-    words = splitmix((high << 32 | low)[..., None], (size + 1) // 2)
-    return torch.stack([(words >> 32) & _MASK, words & _MASK])
+    draws = np.arange(draw, draw + num_draws, dtype=np.uint64)[:, None]
+    words = seeds.cpu().numpy().view(np.uint64)
+    key = np.stack(np.broadcast_arrays(words & _MASK, words >> _HALF, subok=False))[:, None]
+    counter = np.stack(np.broadcast_arrays(draws, np.uint64(stream), np.uint64(0), np.zeros_like(words)))
+    high, low = philox(counter, np.broadcast_to(key, (2, *counter.shape[1:])))[:2]
+    start = torch.from_numpy((high << _HALF | low).view(np.int64)).to(device)
+    bits = splitmix(start[..., None], (size + 1) // 2)
+    return torch.stack([(bits >> 32) & 0xFFFFFFFF, bits & 0xFFFFFFFF])
 
 
-def philox(counter: Tensor, key: Tensor) -> Tensor:
-    """Philox-4x32-10 on 32-bit words held in int64: counter (4, *), key (2, *); returns (4, *)."""
-    column = (2,) + (1,) * (key.ndim - 1)
-    multiplier = torch.tensor([0xCD9E8D57, 0xD2511F53], device=key.device).reshape(column)
-    weyl = torch.tensor([0x9E3779B9, 0xBB67AE85], device=key.device).reshape(column)
-    even, odd = counter[0::2], counter[1::2]
+def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Philox-4x32-10 on 32-bit words held in uint64: counter (4, *), key (2, *); returns (4, *)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
     for _ in range(10):
-        product = even.flip(0) * multiplier
-        even = ((product >> 32) & _MASK) ^ odd ^ key
-        odd = product & _MASK
-        key = (key + weyl) & _MASK
-    return torch.stack([even[0], odd[0], even[1], odd[1]])
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (p1 >> _HALF) ^ c1 ^ k0, p1 & _MASK, (p0 >> _HALF) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return np.stack([c0, c1, c2, c3])
 
 
 def splitmix(start: Tensor, num: int) -> Tensor:
     """The next ``num`` outputs of SplitMix64 from each state (*, 1); 64-bit words as int64, (*, num)."""
     z = start + _GOLDEN * torch.arange(1, num + 1, device=start.device)
-    z = (z ^ ((z >> 30) & (_MASK << 2 | 3))) * -0x40A7B892E31B1A47
-    z = (z ^ ((z >> 27) & (_MASK << 5 | 31))) * -0x6B2FB644ECCEEE15
-    return z ^ ((z >> 31) & (_MASK << 1 | 1))
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return z ^ ((z >> 31) & 0x1FFFFFFFF)
 
 
 def normals(bits: Tensor) -> Tensor:
