@@ -7,14 +7,18 @@ from configs import default
 
 def get_config() -> ConfigDict:
     config = default.get_config()
+    config.threads = 0
     config.data.name = "images"
     config.data.path = "datasets/cifar10-train.zip"
     config.data.test_path = "datasets/cifar10-test.zip"
     config.data.mirror = True
     config.network = default.choose(
-        "network", "unet", channels=128, channel_mult=(1, 2, 2, 2), num_blocks=4, attention=(16,)
+        "network", "unet", channels=128, channel_mult=(1, 2, 2, 2), num_blocks=4, attention=(16,), dropout=0.1
     )
     config.optim.learning_rate = 2e-4
+    config.optim.beta2 = 0.999
+    config.loss.time_mean = -1.2
+    config.loss.time_std = 1.2
     config.optim.warmup_images = 640_000
     config.optim.decay = "constant"
     config.ema.rates = (0.9999,)

@@ -39,8 +39,8 @@ CHOICES = {
             "channels": 16,  # at the highest resolution
             "channel_mult": (1, 2),  # channels of each level, in multiples of ``channels``; each level halves the sides
             "num_blocks": 1,  # residual blocks a level
-            "attention": (4,),  # resolutions that attend, in pixels (samples for 1-D data)
-            "dropout": 0.1,  # probability in [0, 1)
+            "attention": (),  # resolutions that attend beside the middle, in pixels (samples for 1-D data), such as (16,)
+            "dropout": 0.0,  # probability in [0, 1)
             "num_classes": 0,  # 0 is unconditional
             "pad": False,  # pad and crop data whose sides the levels do not divide
         },
@@ -64,6 +64,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of weights, data order, times and noise
     config.device = "auto"  # auto | cpu | cuda | cuda:1 | mps ...
+    config.threads = 1  # of the CPU; 0: as many as torch takes. Small networks gain nothing from more
 
     config.data = ConfigDict()
     config.data.name = "digits"  # a key of DATASETS
@@ -84,16 +85,16 @@ def get_config() -> ConfigDict:
     config.loss = ConfigDict()
     config.loss.weight = "edm"  # a key of WEIGHTS, on the squared error of x0
     config.loss.time_law = "lognormal"  # a key of TIME_LAWS
-    config.loss.time_mean = -1.2  # of log(sigma / alpha), for the law lognormal
-    config.loss.time_std = 1.2  # of log(sigma / alpha), for the law lognormal
+    config.loss.time_mean = -0.5  # of log(sigma / alpha), for the law lognormal
+    config.loss.time_std = 1.0  # of log(sigma / alpha), for the law lognormal
 
     config.optim = ConfigDict()
     config.optim.name = "adam"  # adam | adamw
-    config.optim.learning_rate = 2e-3  # at its highest
+    config.optim.learning_rate = 8e-3  # at its highest
     config.optim.beta1 = 0.9  # decay of the gradient's mean, a step
-    config.optim.beta2 = 0.999  # decay of the gradient's second moment, a step
+    config.optim.beta2 = 0.99  # decay of the gradient's second moment, a step
     config.optim.weight_decay = 0.0  # a unit of learning rate
-    config.optim.warmup_images = 6_400  # images over which the learning rate rises from 0
+    config.optim.warmup_images = 6_000  # images over which the learning rate rises from 0
     config.optim.decay = "cosine"  # cosine (to 0 at train.total_images) | constant
     config.optim.clip_norm = 1.0  # largest norm of the whole gradient; 0 is no limit
 
@@ -102,12 +103,12 @@ def get_config() -> ConfigDict:
     config.ema.warmup = True  # rate at step n at most (1 + n) / (10 + n)
 
     config.train = ConfigDict()
-    config.train.total_images = 250_000  # length of the run, in images
+    config.train.total_images = 200_000  # length of the run, in images
     config.train.batch_size = 64  # images an optimiser step, over all devices
     config.train.checkpoint_every = 1_000  # optimiser steps; 0 is only at the end
     config.train.keep_checkpoints = 2  # newest ones that stay on the disk
     config.train.log_every = 100  # optimiser steps; 0 is never
-    config.train.sample_every = 0  # optimiser steps; 0 is never
+    config.train.sample_every = 1_000  # optimiser steps; 0 is never
     config.train.evaluate_every = 1_000  # optimiser steps between losses on held-out data; 0 is never
     config.train.precision = "float32"  # float32 | bfloat16, of the network only
     config.train.dequantize = True  # uniform noise of one level's width on levels; what likelihood then measures
@@ -115,7 +116,7 @@ def get_config() -> ConfigDict:
 
     config.sample = ConfigDict()
     config.sample.sampler = "pc"  # a key of STEPS
-    config.sample.steps = 500  # moves from noise to data
+    config.sample.steps = 250  # moves from noise to data
     config.sample.grid = "uniform"  # a key of GRIDS
     config.sample.snr = 0.16  # signal-to-noise ratio of a Langevin move, for the samplers that correct
     config.sample.predictor = "reverse_diffusion"  # of pc: a key of PREDICTORS
@@ -128,7 +129,7 @@ def get_config() -> ConfigDict:
     config.sample.atol = 1e-4  # of ode: absolute tolerance
     config.sample.num_samples = 64
     config.sample.batch_size = 256  # samples drawn at a time; changes no sample
-    config.sample.t_min = 0.0  # time of the last denoising; 0: the earliest of the SDE
+    config.sample.t_min = 1e-3  # time of the last denoising; 0: the earliest of the SDE
 
     config.likelihood = ConfigDict()
     config.likelihood.solver = "dopri5"  # a key of SOLVERS

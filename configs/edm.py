@@ -1,4 +1,4 @@
-"""EDM on the handwritten digits, sampled by Heun's method. Karras et al., 2022. arXiv:2206.00364"""
+"""EDM on the handwritten digits. Karras et al., 2022. arXiv:2206.00364"""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +8,6 @@ from configs import default
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.sde = default.choose("sde", "edm")
-    config.sample.sampler = "heun"
     config.sample.grid = "karras"
-    config.sample.steps = 18
+    config.sample.t_min = 0.0
     return config

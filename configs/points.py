@@ -10,6 +10,8 @@ def get_config() -> ConfigDict:
     config.data.name = "moons"
     config.codec.name = "identity"
     config.network = default.choose("network", "mlp")
+    config.optim.learning_rate = 2e-3
+    config.optim.beta2 = 0.999
     config.optim.warmup_images = 25_600
     config.train.total_images = 1_000_000
     config.train.batch_size = 256

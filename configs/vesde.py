@@ -1,4 +1,4 @@
-"""VE SDE on the handwritten digits, with times even in log-SNR. Song et al., 2021, eq. 30. arXiv:2011.13456"""
+"""VE SDE on the handwritten digits. Song et al., 2021, eq. 30. arXiv:2011.13456"""
 
 from ml_collections import ConfigDict
 
@@ -8,5 +8,4 @@ from configs import default
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.sde = default.choose("sde", "vesde")
-    config.sample.steps = 1_000
     return config

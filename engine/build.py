@@ -95,6 +95,8 @@ def build(config: ConfigDict, facts: DataFacts) -> Experiment:
     Raises: ValueError for a name that is in no table, a device that is not there, a shape that the network refuses.
     """
     pick(PARAMETERIZATIONS, "parameterization", config.denoiser.parameterization)
+    if config.threads > 0:
+        torch.set_num_threads(config.threads)
     device = make_device(config.device)
     sde_spec = config.sde.to_dict()
     if sde_spec.get("sigma_max") == 0:
@@ -120,6 +122,13 @@ def make_time_law(config: ConfigDict) -> Callable:
     options = {"mean": config.loss.time_mean, "std": config.loss.time_std}
     law = pick(TIME_LAWS, "time law", config.loss.time_law)
     return functools.partial(law, **(options if config.loss.time_law == "lognormal" else {}))
+
+
+def check_positive(config: ConfigDict, *keys: str) -> None:
+    """Raises: ValueError naming the first of these keys, such as train.batch_size, that is below 1."""
+    for section, key in (dotted.split(".") for dotted in keys):
+        if config[section][key] < 1:
+            raise ValueError(f"{section}.{key} {config[section][key]}: need at least 1")
 
 
 def make_device(name: str) -> torch.device:

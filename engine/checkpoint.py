@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,8 +46,10 @@ def save(
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     contents["state.pt"] = buffer.getvalue()
+    meta = {"step": step, **meta}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    contents["meta.json"] = json.dumps({"step": step, **meta, "sha256": digests}, indent=2).encode()
+    digests["meta.json"] = _own_digest(meta)
+    contents["meta.json"] = json.dumps({**meta, "sha256": digests}, indent=2).encode()
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -100,11 +103,18 @@ def find(folder: Path, which: str | None = None) -> Path:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """meta.json of a checkpoint."""
+    """meta.json of a checkpoint.
+
+    Raises: CheckpointError if it is missing or damaged.
+    """
     try:
-        return json.loads((path / "meta.json").read_text())
-    except (OSError, ValueError) as error:
+        meta = json.loads((path / "meta.json").read_text())
+        own = _own_digest(meta)
+        if meta["sha256"].get("meta.json", own) != own:
+            raise ValueError("these are not the values that were written")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / 'meta.json'} is missing or damaged; {_remedy(path)}") from error
+    return meta
 
 
 def load_network(path: Path, name: str, network: nn.Module) -> None:
@@ -129,9 +139,13 @@ def load_network(path: Path, name: str, network: nn.Module) -> None:
 def load_state(path: Path) -> dict[str, Any]:
     """What training needs to go on.
 
-    Raises: CheckpointError if the file is damaged.
+    Raises: CheckpointError if the file is damaged, or holds anything but tensors, numbers and containers of them.
     """
-    return torch.load(io.BytesIO(_read(path, "state.pt")), map_location="cpu", weights_only=True)
+    content = io.BytesIO(_read(path, "state.pt"))
+    try:
+        return torch.load(content, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path / 'state.pt'} is not one that training wrote; {_remedy(path)}") from error
 
 
 def _read(path: Path, name: str) -> bytes:
@@ -147,6 +161,12 @@ def _read(path: Path, name: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != digests[name]:
         raise CheckpointError(f"{path / name} is truncated or damaged; {_remedy(path)}")
     return content
+
+
+def _own_digest(meta: Mapping[str, Any]) -> str:
+    """Of the values of meta.json beside its list of digests."""
+    values = {key: value for key, value in meta.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _remedy(path: Path) -> str:

@@ -20,6 +20,8 @@ REMEDIES = {
     errno.EACCES: "; choose a place that you may write to with --workdir",
     errno.EPERM: "; choose a place that you may write to with --workdir",
     errno.EROFS: "; choose a place that you may write to with --workdir",
+    errno.EEXIST: "; choose another --workdir",
+    errno.ENOTDIR: "; choose another --workdir",
 }
 
 

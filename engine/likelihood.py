@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from engine import checkpoint
-from engine.build import pick, read_dataset
+from engine.build import check_positive, pick, read_dataset
 from engine.config import Options
 from engine.files import write_json, write_npz
 from engine.log import Progress, versions
@@ -27,8 +27,9 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     settings, split = config.likelihood, options.split or "test"
     solver = pick(SOLVERS, "solver", settings.solver)
     probe = pick(PROBE_KINDS, "probe", settings.probe)
-    if settings.probes < 1:
-        raise ValueError(f"likelihood.probes {settings.probes}: need at least 1")
+    check_positive(config, "likelihood.probes", "likelihood.batch_size")
+    if settings.num_examples < 0:
+        raise ValueError(f"likelihood.num_examples {settings.num_examples}: need 1 or more, or 0 for all")
     experiment, denoiser, found = load(config, workdir, options)
     dataset = read_dataset(config, split)
     levels, shape = experiment.facts.levels, experiment.facts.shape

@@ -28,7 +28,8 @@ def draw(
     nats = log_prob(experiment.sde, denoise, points, exact_trace(points), rtol=1e-3, atol=1e-3).nats.cpu()
     figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
     axes = figure.add_subplot(title="density of the model, by the probability flow", aspect="equal")
-    axes.pcolormesh(cells, cells, nats.exp().reshape(NUM_CELLS, NUM_CELLS).T, cmap="magma", shading="nearest")
+    sides, density = cells.numpy(), nats.exp().reshape(NUM_CELLS, NUM_CELLS).T.numpy()
+    axes.pcolormesh(sides, sides, density, cmap="magma", shading="nearest")
     replace(folder / "density.png", lambda file: figure.savefig(file, format="png"))
 
     noise = Noise(torch.arange(NUM_PATHS) + config.seed)
@@ -36,7 +37,7 @@ def draw(
         x = experiment.sde.prior_std * noise(torch.empty(NUM_PATHS, 2, device=experiment.device))
         states = [x, *trajectory(step, denoise, x, times, noise)]
     scales = [(experiment.sde.at(t).alpha ** 2 + experiment.sde.at(t).sigma ** 2) ** 0.5 for t in times.tolist()]
-    paths = torch.stack([state / scale for state, scale in zip(states, [*scales, 1.0], strict=True)]).cpu()
+    paths = torch.stack([state / scale for state, scale in zip(states, [*scales, 1.0], strict=True)]).cpu().numpy()
     figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
     axes = figure.add_subplot(title=f"{config.sample.sampler}: from the prior (gray) to the data", aspect="equal")
     axes.plot(paths[..., 0], paths[..., 1], linewidth=0.4, alpha=0.6)

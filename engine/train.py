@@ -19,7 +19,17 @@ from torch import Tensor
 
 from data import Dataset, batch_at
 from engine import checkpoint
-from engine.build import DataFacts, Experiment, build, make_codec, make_time_law, make_weight, pick, read_dataset
+from engine.build import (
+    DataFacts,
+    Experiment,
+    build,
+    check_positive,
+    make_codec,
+    make_time_law,
+    make_weight,
+    pick,
+    read_dataset,
+)
 from engine.config import Options, to_json
 from engine.ema import EMA
 from engine.files import write_text
@@ -53,34 +63,31 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 
     for result in trainer.steps(last_step):
         step, last = trainer.step, trainer.step == last_step
-        log, evaluate, save, draw = (
-            last or (every > 0 and step % every == 0)
-            for every in (
-                config.train.log_every,
-                config.train.evaluate_every,
-                config.train.checkpoint_every,
-                config.train.sample_every,
-            )
+        log, evaluate, draw = (
+            every > 0 and (last or step % every == 0)
+            for every in (config.train.log_every, config.train.evaluate_every, config.train.sample_every)
         )
+        save = last or (config.train.checkpoint_every > 0 and step % config.train.checkpoint_every == 0)
         window.add(result)
         progress.advance(config.train.batch_size, window.note)
         if not (log or evaluate or save or draw):
             continue
         with window.pause():
             window.check(trainer)
-            if log or evaluate:
+            if log or evaluate or save:  # a line at each checkpoint: a run that goes on from there begins a new one
                 line = {"step": step, "images_seen": trainer.images_seen, **window.close()}
                 line |= {"ema_distance": trainer.ema_distance()}
                 line |= held_out.losses(trainer.ema.networks[0]) if evaluate else {}
                 metrics.write(line)
-            if save:  # after the metrics: a run that goes on from here has them
+            if save:
                 trainer.save()
             if draw:
                 preview(trainer.experiment, trainer.denoiser_of_average(), workdir / "samples" / f"step_{step:08d}.png")
     progress.close()
     print(f"trained on {trainer.images_seen} images, {progress.rate:.0f} a second, pauses included")
     for key in ("loss", "held_out_loss", "held_out_loss_of_zero"):
-        print(f"  {key:<22} {line[key]:.4f}")
+        if key in line:
+            print(f"  {key:<22} {line[key]:.4f}")
     print(f"weights, metrics and pictures are in {workdir}; next: python run.py --workdir {workdir} --mode sample")
 
 
@@ -101,8 +108,8 @@ class Window:
         if not torch.isfinite(numbers).all():
             first = trainer.step - len(self.results) + int((~torch.isfinite(numbers).all(1)).nonzero()[0]) + 1
             raise NonFiniteError(
-                f"loss or gradient not finite at step {first}; the checkpoints before it are kept: "
-                "lower optim.learning_rate, or train.precision=float32"
+                f"loss or gradient not finite at step {first}; the checkpoints before it are kept: train in another "
+                "--workdir with a lower optim.learning_rate, or with train.precision=float32"
             )
 
     def close(self) -> dict[str, float]:
@@ -143,9 +150,11 @@ class Trainer:
     def __init__(self, config: ConfigDict, workdir: Path, dataset: Dataset) -> None:
         self.config, self.workdir, self.dataset = config, workdir, dataset
         self.precision = pick(PRECISIONS, "precision", config.train.precision)
-        for key in ("total_images", "batch_size"):
-            if config.train[key] < 1:
-                raise ValueError(f"train.{key} {config.train[key]}: need at least 1")
+        check_positive(config, "train.total_images", "train.batch_size")
+        if config.network.get("num_classes", 0) not in (0, dataset.num_classes):
+            raise ValueError(
+                f"network.num_classes {config.network.num_classes}: the data have {dataset.num_classes}; 0 ignores them"
+            )
         self.folder = workdir / "checkpoints"
         found = checkpoint.find(self.folder) if checkpoint.steps(self.folder) else None
         meta = checkpoint.read_meta(found) if found else {}
@@ -159,7 +168,7 @@ class Trainer:
         optimizer = pick(OPTIMIZERS, "optimizer", config.optim.name)
         self.optimizer = optimizer(
             self.parameters,
-            lr=config.optim.learning_rate,
+            lr=learning_rate(config, 0),
             betas=(config.optim.beta1, config.optim.beta2),
             weight_decay=config.optim.weight_decay,
             fused=True,

@@ -56,18 +56,18 @@ class UNet(nn.Module):
         self.conditioning = Conditioning(width, num_classes)
         self.stem = convolution(rank, data_channels, channels)
         self.encoder, self.decoder, written, current = nn.ModuleList(), nn.ModuleList(), [], channels
-        attends = [longest // 2**level in attention for level in range(levels)]
+        attending = [longest // 2**level in attention for level in range(levels)]
         for level, multiple in enumerate(channel_mult):
             self.encoder.append(nn.ModuleList())
             for _ in range(num_blocks):
-                self.encoder[-1].append(stage(current, channels * multiple, attends[level]))
+                self.encoder[-1].append(stage(current, channels * multiple, attending[level]))
                 current = channels * multiple
                 written.append(current)
         self.middle = nn.ModuleList([stage(current, current, True), stage(current, current, False)])
         for level, multiple in reversed(list(enumerate(channel_mult))):
             self.decoder.append(nn.ModuleList())
             for _ in range(num_blocks):
-                self.decoder[-1].append(stage(current + written.pop(), channels * multiple, attends[level]))
+                self.decoder[-1].append(stage(current + written.pop(), channels * multiple, attending[level]))
                 current = channels * multiple
         self.output = nn.Sequential(group_norm(current), nn.SiLU(), zeroed(convolution(rank, current, data_channels)))
 

@@ -55,7 +55,8 @@ def test_keeps_the_shape(network, batch):
     x, log_snr = inputs(network, batch)
     out = network(x, log_snr)
     assert out.shape == x.shape
-    assert out.isfinite().all() and out.std() > 0
+    assert out.isfinite().all()
+    assert out.std() > 0
 
 
 def test_examples_do_not_mix(network):
@@ -171,7 +172,9 @@ def test_shape_that_does_not_divide_names_the_nearest_that_do(shape):
         UNet(shape, channel_mult=(1, 1, 2))
     smaller = (shape[0], *(side // 4 * 4 for side in shape[1:]))
     larger = (shape[0], *(-(-side // 4) * 4 for side in shape[1:]))
-    assert str(smaller) in str(error.value) and str(larger) in str(error.value) and "pad" in str(error.value)
+    assert str(smaller) in str(error.value)
+    assert str(larger) in str(error.value)
+    assert "pad" in str(error.value)
     UNet(smaller, channel_mult=(1, 1, 2))
     UNet(larger, channel_mult=(1, 1, 2))
 
@@ -187,7 +190,7 @@ def test_padding_leaves_shapes_that_divide_alone():
     torch.testing.assert_close(plain.eval()(x, log_snr), padded.eval()(x, log_snr))
 
 
-@pytest.mark.parametrize("name, shape", [("mlp", (1, 8, 8)), ("unet", (2,)), ("unet", (1, 4, 4, 4))])
+@pytest.mark.parametrize(("name", "shape"), [("mlp", (1, 8, 8)), ("unet", (2,)), ("unet", (1, 4, 4, 4))])
 def test_wrong_rank_is_refused(name, shape):
     with pytest.raises(ValueError, match="shape"):
         NETWORKS[name](shape)

@@ -1,0 +1,40 @@
+"""The checks of the selftest: functions ``(setting) -> rows``, by the name of their group.
+
+Closed forms stand here a second time, written without ``sde_lib``; everything runs over the dicts of the library, so
+that a new entry is checked by being there.
+"""
+
+from collections.abc import Callable, Iterator
+
+from engine.checks import (
+    codecs,
+    denoisers,
+    exact,
+    grids,
+    guidance,
+    likelihood,
+    losses,
+    noise,
+    processes,
+    sampling,
+    steps,
+    training,
+)
+from engine.checks.rows import Row, Setting
+
+CHECKS: dict[str, Callable[[Setting], Iterator[Row]]] = {
+    "processes": processes.check,
+    "exact": exact.check,
+    "denoisers": denoisers.check,
+    "losses": losses.check,
+    "noise": noise.check,
+    "grids": grids.check,
+    "steps": steps.check,
+    "sampling": sampling.check,
+    "guidance": guidance.check,
+    "likelihood": likelihood.check,
+    "codecs": codecs.check,
+    "training": training.check,
+}
+
+__all__ = ["CHECKS", "Row", "Setting"]

@@ -1,0 +1,170 @@
+"""Every process against the papers, against a simulation of itself, and against the identities that samplers rely on."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.checks.rows import Row, Setting, distance, exactly, relative, worst
+from engine.checks.textbook import INTERVALS, PRIOR_STD, PROCESSES
+from sde_lib import SDE, SDES, VESDE, VPSDE
+
+
+def check(setting: Setting) -> Iterator[Row]:
+    """Marginals, rates, inverse, transitions, bridges and prior of every SDE; the chains of DDPM and NCSN."""
+    for name, make in SDES.items():
+        sde = make()
+        times = interval(sde, 61)
+        t = setting.tensor(times)
+        if name in PROCESSES:
+            book = PROCESSES[name](exactly(t).numpy())
+            found = worst([relative(sde.alpha(t), book.alpha), relative(sde.sigma(t), book.sigma)])
+            yield Row(f"{name}: alpha and sigma against the closed forms", found, 500 * setting.rounding)
+            found = worst([relative(sde.drift(t), book.f), relative(sde.diffusion(t), book.g)])
+            yield Row(f"{name}: drift and diffusion against the closed forms", found, 500 * setting.rounding)
+            ends = (sde.t_min, sde.t_max, sde.prior_std)
+            yield Row(f"{name}: interval and prior", distance(ends, (*INTERVALS[name], PRIOR_STD[name])), 0.0)
+        yield Row(f"{name}: marginals against the moment equations", moment_equations(sde), 1e-4)
+        yield Row(f"{name}: marginals against a simulation, in standard errors", simulation(sde, setting), 4.0)
+        l = sde.log_snr(t)
+        again = distance(sde.log_snr(sde.time(l)), l, 1 + exactly(l).abs())
+        yield Row(f"{name}: log-SNR to time and back", again, 500 * setting.rounding)
+        yield Row(f"{name}: times as numbers, in tables and as tensors", ways_to_ask(make, times), 1e-12)
+        yield Row(f"{name}: transitions compose and carry the marginals", transitions(sde, times), 1e-11)
+        yield Row(f"{name}: bridges keep the marginals", bridges(sde, times, setting), 16 * setting.rounding)
+        yield Row(
+            f"{name}: the full bridge is Bayes's posterior",
+            posterior(sde, times, setting),
+            max(1e-8, 16 * setting.rounding),
+        )
+        yield Row(f"{name}: density of the prior", prior(sde, setting), 16 * setting.rounding)
+    yield Row("DDPM's chain of vpsde: betas from 1e-4 to 0.02", ddpm_chain(), 1e-9)
+    yield Row("NCSN's ladder of vesde: levels from 0.01 to 50", ncsn_ladder(), 1e-9)
+
+
+def interval(sde: SDE, num: int) -> Tensor:
+    """Times over the whole interval, close to one another at its start; float64."""
+    return sde.t_min * (sde.t_max / sde.t_min) ** torch.linspace(0, 1, num, dtype=torch.float64)
+
+
+def moment_equations(sde: SDE) -> float:
+    """dm/dt = f m and dv/dt = 2 f v + g^2 over the whole interval, with the drift and diffusion that the SDE tells."""
+    ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
+    times = sde.time(torch.linspace(*ends, 4001, dtype=torch.float64))
+    alpha, sigma, _ = sde.at(times[0].item())
+    m, v, marginals = alpha, sigma**2, []
+    for a, b in frozen_moves(sde, times):
+        m, v = a * m, a**2 * v + b**2
+        marginals.append((m, math.sqrt(v)))
+    alpha, sigma, _ = sde.at(times[1:])
+    return relative(marginals, torch.stack([alpha, sigma], 1))
+
+
+def simulation(sde: SDE, setting: Setting) -> float:
+    """The forward process of many particles, from a point to the middle of the interval."""
+    num, point, generator = 4000, 1.5, torch.Generator().manual_seed(0)
+    times = torch.linspace(sde.t_min, 0.5 * (sde.t_min + sde.t_max), 401, dtype=torch.float64)
+    first, last = sde.at(times[0].item()), sde.at(times[-1].item())
+    x = setting.tensor(first.alpha * point + first.sigma * torch.randn(num, generator=generator))
+    for a, b in frozen_moves(sde, times):
+        x = a * x + b * setting.tensor(torch.randn(num, generator=generator))
+    x = exactly(x)
+    mean = abs(x.mean().item() - last.alpha * point) / (last.sigma / math.sqrt(num))
+    std = abs(x.std().item() - last.sigma) / (last.sigma / math.sqrt(2 * num))
+    return worst([mean, std])
+
+
+def frozen_moves(sde: SDE, times: Tensor) -> list[tuple[float, float]]:
+    """x -> a x + b z between neighbouring times, with drift and diffusion as they are halfway; second order."""
+    h, middle = times.diff(), 0.5 * (times[1:] + times[:-1])
+    growth = torch.exp(h * sde.drift(middle))
+    return list(zip(growth.tolist(), ((growth * h).sqrt() * sde.diffusion(middle)).tolist()))
+
+
+def ways_to_ask(make: type[SDE], times: Tensor) -> float:
+    """Numbers, numbers from a table and tensors give the same alpha, sigma, log-SNR, drift and diffusion."""
+    alone, table = make(), make()
+    table.tabulate(times)
+    expected = torch.stack([*alone.at(times), alone.drift(times), alone.diffusion(times)], 1)
+    asked = [[[*sde.at(t), sde.drift(t), sde.diffusion(t)] for t in times.tolist()] for sde in (alone, table)]
+    return worst(relative(found, expected) for found in asked)
+
+
+def triples(times: Tensor) -> list[tuple[float, float, float]]:
+    """Early, middle and late times, near one another and far apart."""
+    return [tuple(times[list(rows)].tolist()) for rows in [(0, 1, 2), (0, 30, 60), (20, 40, 41), (50, 58, 60)]]
+
+
+def transitions(sde: SDE, times: Tensor) -> float:
+    """From r to s and on to t is from r to t; and alpha_s, sigma_s become alpha_t, sigma_t."""
+    errors = []
+    for r, s, t in triples(times):
+        (a1, b1), (a2, b2), (a, b) = sde.transition(r, s), sde.transition(s, t), sde.transition(r, t)
+        early, late = sde.at(r), sde.at(t)
+        errors += [
+            relative([a1 * a2, (a2 * b1) ** 2 + b2**2], [a, b**2]),
+            relative([a * early.alpha, (a * early.sigma) ** 2 + b**2], [late.alpha, late.sigma**2]),
+        ]
+    return worst(errors)
+
+
+def bridge(sde: SDE, t: float, s: float, eta: float, setting: Setting) -> tuple[float, float, float]:
+    """The factors of x and x0 in the mean of the bridge, and its deviation."""
+    x, x0 = setting.tensor([[1.0], [0.0]]), setting.tensor([[0.0], [1.0]])
+    mean, std = sde.bridge(x, x0, t, s, eta)
+    return *mean.flatten().tolist(), std
+
+
+def bridges(sde: SDE, times: Tensor, setting: Setting) -> float:
+    """With the true x0 the marginal at s comes out, for every eta; the deviation is eta sigma_s b / sigma_t."""
+    errors = []
+    for _, s, t in triples(times):
+        for eta in (0.0, 0.4, 1.0):
+            of_x, of_x0, std = bridge(sde, t, s, eta, setting)
+            early, late = sde.at(s), sde.at(t)
+            errors += [
+                abs(of_x * late.alpha + of_x0 - early.alpha) / early.alpha,
+                abs((of_x * late.sigma) ** 2 + std**2 - early.sigma**2) / early.sigma**2,
+                abs(std - eta * early.sigma * sde.transition(s, t)[1] / late.sigma) / early.sigma,
+            ]
+    return worst(errors)
+
+
+def posterior(sde: SDE, times: Tensor, setting: Setting) -> float:
+    """At eta = 1: N(alpha_s x0, sigma_s^2) times N(x_t; a x_s, b^2), precisions added."""
+    errors = []
+    for _, s, t in triples(times):
+        early, late = sde.at(s), sde.at(t)
+        a = late.alpha / early.alpha
+        gain = a / (late.sigma**2 - (a * early.sigma) ** 2)
+        variance = 1 / (early.sigma**-2 + a * gain)
+        of_x, of_x0, std = bridge(sde, t, s, 1.0, setting)
+        errors += [
+            abs(of_x - variance * gain) * late.sigma / early.sigma,
+            abs(of_x0 - variance * early.alpha / early.sigma**2) / early.alpha,
+            relative(std, math.sqrt(variance)),
+        ]
+    return worst(errors)
+
+
+def prior(sde: SDE, setting: Setting) -> float:
+    """N(0, prior_std^2) in six dimensions, against torch's own."""
+    x = 2 * sde.prior_std * setting.normals(5, 2, 3)
+    law = torch.distributions.Normal(exactly(0.0), exactly(sde.prior_std))
+    return relative(sde.prior_log_prob(x), law.log_prob(exactly(x)).flatten(1).sum(1))
+
+
+def ddpm_chain() -> float:
+    """The kernel from level i - 1 to i keeps 1 - beta_i of the variance and adds beta_i, beta linear in i."""
+    chain, betas = VPSDE().discretize(1000), np.linspace(1e-4, 0.02, 1000)
+    kernels = [chain.transition(float(i - 1), float(i)) for i in range(2, 1001, 7)]
+    return relative([(a**2, b**2) for a, b in kernels], np.stack([1 - betas, betas], 1)[1::7])
+
+
+def ncsn_ladder() -> float:
+    """Levels in geometric progression."""
+    chain = VESDE().discretize(1000)
+    levels = torch.arange(1.0, 1001.0, dtype=torch.float64)
+    return relative(chain.sigma(levels), np.geomspace(0.01, 50, 1000))

@@ -1,0 +1,80 @@
+"""diffusers: the schedulers that are steps of ours under another name, on a Gaussian mixture in float64."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import torch
+
+from parity.recordings import Comparison, Group, Recording, per_sample, replay
+from samplers import DDIM, GRIDS, Ancestral, Heun, Step, sample
+from sde_lib import EDMSDE, SDE, VPSDE, GaussianMixture
+
+CHAINS: dict[str, Callable[[SDE], Step]] = {
+    "ddpm_small": Ancestral,
+    "ddpm_large": lambda sde: Ancestral(sde, variance=1.0),
+    "ddim_eta0": DDIM,
+    "ddim_eta05": lambda sde: DDIM(sde, eta=0.5),
+    "ddim_trailing": DDIM,
+}
+"""Schedulers that walk along the levels of DDPM's chain."""
+
+LADDERS: dict[str, Callable[[SDE], Step]] = {
+    "euler": DDIM,
+    "euler_karras": DDIM,
+    "euler_ancestral": Ancestral,
+    "heun": Heun,
+    "heun_karras": Heun,
+    "dpm_1": DDIM,
+}
+"""Schedulers that walk down noise-to-signal ratios."""
+
+
+def runs(recording: Recording) -> Iterator[tuple[str, str, int]]:
+    """Name of a run, of its scheduler, and the number of dimensions."""
+    for key in recording.arrays:
+        name, num_steps, *rest = key.split(".")
+        if rest and rest[-1] == "x_f64":
+            yield f"{name}.{num_steps}", name, int(rest[0].removeprefix("d"))
+
+
+def mixture(recording: Recording, size: int) -> GaussianMixture:
+    weights, means, stds = (recording[f"gmm{size}.{key}"] for key in ("weights", "means", "stds"))
+    return GaussianMixture(weights, means, stds[:, None] ** 2)
+
+
+def chains(recording: Recording) -> Iterator[Comparison]:
+    sde = VPSDE(0.1, 20.0).discretize(1000)
+    for run, name, size in runs(recording):
+        if name not in CHAINS:
+            continue
+        levels = recording[f"{run}.timesteps"].double() + 1
+        draw, x = replay(recording[f"noise{size}.bank"]), recording[f"noise{size}.initial"].double()
+        ours = sample(CHAINS[name](sde), mixture(recording, size).denoiser(sde), x, levels, draw)
+        yield f"{run}.d{size}.x_f64", ours, recording[f"{run}.d{size}.x_f64"]
+
+
+def ladders(recording: Recording) -> Iterator[Comparison]:
+    """The ladders are the recorded ones, Karras's are ours between their ends."""
+    for run, name, size in runs(recording):
+        if name not in LADDERS:
+            continue
+        calls = recording[f"{run}.sigma_of_each_model_call_f64"].tolist()
+        sigmas = [calls[0], *(late for early, late in pairwise(calls) if late != early)]
+        sde = EDMSDE(sigmas[-1], sigmas[0])
+        karras = name.endswith("karras")
+        times = GRIDS["karras"](sde, len(sigmas) - 1) if karras else torch.tensor(sigmas, dtype=torch.float64)
+        preserved = (1 + sde.t_max**2) ** 0.5  # a variance-preserving start is z, another sigma_max z
+        x = recording[f"noise{size}.initial"].double() * (preserved if name == "dpm_1" else sde.t_max)
+        draw = replay(recording[f"noise{size}.bank"])
+        ours = sample(LADDERS[name](sde), mixture(recording, size).denoiser(sde), x, times, draw)
+        yield f"{run}.d{size}.x_f64", ours, recording[f"{run}.d{size}.x_f64"]
+
+
+def group(what: str, compare: Callable) -> Group:
+    return Group("diffusers", what, ("diffusers/schedulers",), per_sample, 1e-6, compare, "gmm2.means")
+
+
+GROUPS = (
+    group("DDPM, DDIM", chains),
+    group("Euler, Euler ancestral, Heun, DPM-Solver++ of order 1", ladders),
+)

@@ -1,0 +1,306 @@
+"""What holds for every parameter, shape, grid and type in its domain, looked for by hypothesis."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from data import Identity, Pixels
+from samplers import GRIDS, STEPS, Noise
+from sde_lib import PARAMETERIZATIONS, SDES, Denoiser, GaussianMixture
+from sde_lib.denoiser import Prediction
+
+OFTEN = settings(deadline=None, derandomize=True, max_examples=40)
+SELDOM = settings(OFTEN, max_examples=15)
+
+
+def powers(low: float, high: float) -> st.SearchStrategy[float]:
+    """Numbers from 10^low to 10^high, evenly in their logarithm."""
+    return st.floats(low, high).map(lambda power: 10**power)
+
+
+RATES = st.builds(
+    lambda beta_min, rise, t_min: {"beta_min": beta_min, "beta_max": beta_min + rise, "t_min": t_min},
+    powers(-3, 1),
+    st.floats(0, 100),
+    powers(-6, -1),
+)
+SIGMAS = st.builds(
+    lambda low, ratio: {"sigma_min": low, "sigma_max": low * ratio},
+    powers(-4, 1),
+    powers(0.1, 6),
+)
+PARAMETERS = {
+    "vpsde": RATES,
+    "subvpsde": RATES,
+    "cosine": st.fixed_dictionaries(
+        {"offset": st.floats(0, 0.5), "t_min": powers(-6, -1), "t_max": st.floats(0.2, 0.9999)}
+    ),
+    "vesde": st.builds(lambda sigmas, t_min: sigmas | {"t_min": t_min}, SIGMAS, st.just(0.0) | powers(-6, -1)),
+    "edm": SIGMAS,
+}
+VARIANCE_OF_MATCHING_DATA = {"vpsde": 1.0, "cosine": 1.0, "vesde": 0.0, "edm": 0.0}
+"""With data of this variance the marginal at t_max is the prior exactly; sub-VP has none."""
+
+SHAPES = st.lists(st.integers(1, 4), min_size=2, max_size=5)
+DTYPES = st.sampled_from([torch.float32, torch.float64])
+UNIT = st.floats(0, 1)
+
+
+def sdes(name: str) -> st.SearchStrategy:
+    return PARAMETERS[name].map(lambda parameters: SDES[name](**parameters))
+
+
+def between(sde, share: float) -> float:
+    """The time this share of the way in log-SNR from the noise to the data, where changes of noise are even."""
+    high, low = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
+    return sde.time(low + share * (high - low)).clamp(sde.t_min, sde.t_max).item()
+
+
+def gaussian(shape: list[int], dtype: torch.dtype) -> GaussianMixture:
+    """Data of unit variance around a ramp, examples of this shape."""
+    means = torch.linspace(-1, 1, math.prod(shape), dtype=dtype).reshape(1, *shape)
+    return GaussianMixture(torch.ones(1, dtype=dtype), means, 1.0)
+
+
+def normals(shape: list[int], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def every_sde(function):
+    return pytest.mark.parametrize("name", sorted(SDES))(function)
+
+
+def test_parameters_are_known_for_every_sde():
+    assert PARAMETERS.keys() == SDES.keys()
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+@every_sde
+@OFTEN
+@given(data=st.data())
+def test_log_snr_falls(name, data):
+    sde = data.draw(sdes(name))
+    times = torch.linspace(sde.t_min, sde.t_max, data.draw(st.integers(2, 1000)), dtype=torch.float64)
+    log_snr = sde.log_snr(times)
+    assert torch.isfinite(log_snr).all()
+    assert (log_snr.diff() < 0).all()
+
+
+@every_sde
+@OFTEN
+@given(data=st.data())
+def test_time_and_log_snr_are_inverse(name, data):
+    sde = data.draw(sdes(name))
+    t = sde.t_min + data.draw(UNIT) * (sde.t_max - sde.t_min)
+    log_snr = sde.log_snr(torch.tensor(t, dtype=torch.float64))
+    back = sde.time(log_snr)
+    assert back.item() == pytest.approx(t, rel=1e-9, abs=1e-12)
+    assert sde.log_snr(back.clamp_min(sde.t_min)).item() == pytest.approx(log_snr.item(), rel=1e-9, abs=1e-9)
+
+
+@every_sde
+@OFTEN
+@given(data=st.data())
+def test_numbers_and_tensors_agree(name, data):
+    sde = data.draw(sdes(name))
+    t = sde.t_min + data.draw(UNIT) * (sde.t_max - sde.t_min)
+    tensor = torch.full((2, 1, 1), t, dtype=torch.float64)
+    for number, values in zip(sde.at(t), sde.at(tensor)):
+        assert values.shape == tensor.shape
+        assert values.flatten().tolist() == pytest.approx([number] * 2, rel=1e-12, abs=1e-300)
+
+
+@every_sde
+@OFTEN
+@given(data=st.data())
+def test_float32_keeps_its_digits(name, data):
+    sde = data.draw(sdes(name))
+    t = torch.tensor(sde.t_min + data.draw(UNIT) * (sde.t_max - sde.t_min)).clamp(max=sde.t_max)
+    single, double = sde.at(t), sde.at(t.double())
+    # exp(x) has the relative error of x times x: 6e-8 times the logarithm of what is asked for
+    spread = 1 + abs(math.log(double.sigma)) + abs(math.log(double.alpha))
+    for ours, exact in ((single.alpha, double.alpha), (single.sigma, double.sigma)):
+        assert ours.dtype == torch.float32
+        assert ours.item() == pytest.approx(exact.item(), rel=5e-7 * spread, abs=1e-37)
+
+
+@every_sde
+@OFTEN
+@given(data=st.data())
+def test_marginal_at_the_start_is_the_prior_up_to_the_signal_left(name, data):
+    sde = data.draw(sdes(name))
+    grid = GRIDS[data.draw(st.sampled_from(sorted(GRIDS)))]
+    alpha, sigma, _ = sde.at(grid(sde, data.draw(st.integers(1, 20)))[0].item())
+    for variance in (0.0, 1.0):
+        mismatch = alpha**2 * variance + sigma**2 - sde.prior_std**2
+        assert abs(mismatch) <= 2 * alpha**2 + 1e-12 * sde.prior_std**2
+    if name in VARIANCE_OF_MATCHING_DATA:
+        variance = alpha**2 * VARIANCE_OF_MATCHING_DATA[name] + sigma**2
+        assert variance == pytest.approx(sde.prior_std**2, rel=1e-12)
+
+
+@every_sde
+@OFTEN
+@given(data=st.data(), shares=st.tuples(UNIT, UNIT, UNIT).map(sorted))
+def test_transitions_compose_and_make_the_marginals(name, data, shares):
+    sde = data.draw(sdes(name))
+    late, middle, early = (between(sde, share) for share in shares)
+    (a1, b1), (a2, b2), (a, b) = (sde.transition(s, t) for s, t in ((early, middle), (middle, late), (early, late)))
+    assert a2 * a1 == pytest.approx(a, rel=1e-9)
+    assert math.hypot(a2 * b1, b2) == pytest.approx(b, rel=1e-6, abs=1e-6 * sde.at(late).sigma)
+    assert math.hypot(a * sde.at(early).sigma, b) == pytest.approx(sde.at(late).sigma, rel=1e-9)
+
+
+@every_sde
+@OFTEN
+@given(data=st.data(), shares=st.tuples(UNIT, UNIT).map(sorted), eta=UNIT)
+def test_bridge_keeps_the_marginal_and_ends_at_the_posterior(name, data, shares, eta):
+    sde = data.draw(sdes(name))
+    t, s = (between(sde, share) for share in shares)
+    x0, eps = normals([3, 2], torch.float64), normals([3, 2], torch.float64, seed=1)
+    alpha, sigma, _ = sde.at(s)
+    mean, std = sde.bridge(sde.perturb(x0, eps, t), x0, t, s, eta)
+    assert 0 <= std <= sigma * (1 + 1e-12)
+    # the part of the noise that is kept and the part that is new have the variance of the marginal between them
+    kept = (mean - alpha * x0) / eps
+    torch.testing.assert_close(kept, kept[0, 0].expand_as(kept), rtol=1e-5, atol=1e-7 * max(alpha, sigma))
+    assert math.hypot(kept[0, 0].item(), std) == pytest.approx(sigma, rel=1e-4, abs=1e-7 * max(alpha, sigma))
+    a, b = sde.transition(s, t)
+    if b > 1e-6 * sde.at(t).sigma:
+        posterior = (a**2 / b**2 + 1 / sigma**2) ** -0.5
+        assert sde.bridge(x0, x0, t, s, 1.0)[1] == pytest.approx(posterior, rel=1e-6)
+
+
+# --- grids and steps --------------------------------------------------------------------------------------------------
+
+
+@every_sde
+@pytest.mark.parametrize("grid", sorted(GRIDS))
+@OFTEN
+@given(data=st.data(), num_steps=st.integers(1, 300), shares=st.tuples(UNIT, UNIT))
+def test_grids_fall_from_end_to_end(name, grid, data, num_steps, shares):
+    sde = data.draw(sdes(name))
+    start, end = (between(sde, share) for share in sorted(shares))
+    if not end < start * (1 - 1e-6):
+        start, end = sde.t_max, sde.t_min
+    times = GRIDS[grid](sde, num_steps, start, end)
+    assert times.shape == (num_steps + 1,)
+    assert times.dtype == torch.float64
+    assert (times[0].item(), times[-1].item()) == (start, end)
+    assert (times.diff() < 0).all()
+
+
+@every_sde
+@pytest.mark.parametrize("step", sorted(STEPS))
+@SELDOM
+@given(data=st.data(), shape=SHAPES, dtype=DTYPES, shares=st.tuples(UNIT, UNIT).map(sorted))
+def test_one_step_of_anything_is_finite_and_keeps_its_type(name, step, data, shape, dtype, shares):
+    sde = data.draw(sdes(name))
+    t, s = (between(sde, share) for share in shares)
+    if not s < t:
+        t, s = sde.t_max, sde.t_min
+    mixture = gaussian(shape[1:], dtype)
+    x = sde.perturb(mixture.means.reshape(1, *shape[1:]) + normals(shape, dtype), normals(shape, dtype, seed=1), t)
+    move = STEPS[step](sde)
+    move.reset()
+    moved = move(mixture.denoiser(sde), x, t, s, Noise(torch.arange(shape[0])))
+    assert (moved.shape, moved.dtype, moved.device) == (x.shape, dtype, x.device)
+    assert torch.isfinite(moved).all()
+
+
+# --- denoiser and codecs ----------------------------------------------------------------------------------------------
+
+
+class Target(nn.Module):
+    """The network that a parameterization asks for: whatever c_skip x + c_out F makes x0."""
+
+    def __init__(self, output: torch.Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: torch.Tensor, log_snr: torch.Tensor) -> torch.Tensor:
+        self.x, self.log_snr = x, log_snr
+        return self.output
+
+
+@every_sde
+@pytest.mark.parametrize("parameterization", sorted(PARAMETERIZATIONS))
+@OFTEN
+@given(data=st.data(), shape=SHAPES, share=UNIT, sigma_data=powers(-2, 2))
+def test_every_parameterization_gives_the_data_back(name, parameterization, data, shape, share, sigma_data):
+    sde = data.draw(sdes(name))
+    t = between(sde, share)
+    x0, eps = sigma_data * normals(shape, torch.float64), normals(shape, torch.float64, seed=1)
+    x = sde.perturb(x0, eps, t)
+    alpha, sigma, log_snr = sde.at(t)
+    radius, preconditioned = math.hypot(alpha, sigma), math.hypot(alpha * sigma_data, sigma)
+    target = {
+        "x0": x0,
+        "eps": eps,
+        "score": -eps / sigma,
+        "v": (alpha * eps - sigma * x0) / radius,
+        "edm": (sigma * x0 - alpha * sigma_data**2 * eps) / (sigma_data * preconditioned),
+    }[parameterization]
+    network = Target(target)
+    estimate = Denoiser(network, sde, parameterization, sigma_data)(x, t).x0
+    torch.testing.assert_close(estimate, x0, rtol=1e-9, atol=1e-13 * (1 + preconditioned / alpha))
+    torch.testing.assert_close(network.x, x / preconditioned, rtol=1e-9, atol=0.0)
+    assert network.log_snr.tolist() == pytest.approx([log_snr] * shape[0], rel=1e-6)
+
+
+@every_sde
+@OFTEN
+@given(data=st.data(), shape=SHAPES, share=UNIT)
+def test_eps_x0_and_score_are_one_another(name, data, shape, share):
+    sde = data.draw(sdes(name))
+    t = between(sde, share)
+    x, x0 = normals(shape, torch.float64), normals(shape, torch.float64, seed=1)
+    alpha, sigma, _ = sde.at(t)
+    precision = {"rtol": 1e-9, "atol": 1e-14 * (1 + 1 / alpha)}
+    torch.testing.assert_close(sde.x0(x, sde.eps(x, x0, t), t), x0, **precision)
+    torch.testing.assert_close(sde.x0_of_score(x, sde.score(x, x0, t), t), x0, **precision)
+    torch.testing.assert_close(-sigma * sde.score(x, x0, t), sde.eps(x, x0, t))
+
+
+@every_sde
+@OFTEN
+@given(data=st.data(), dtype=DTYPES, batch=st.integers(1, 5))
+def test_denoising_every_time_at_once_is_denoising_each(name, data, dtype, batch):
+    sde = data.draw(sdes(name))
+    times = [between(sde, data.draw(UNIT)) for _ in range(batch)]
+    t = torch.tensor(times, dtype=torch.float64).reshape(-1, 1, 1)
+    denoise = gaussian([2, 3], torch.float64).denoiser(sde)
+    x = sde.perturb(normals([batch, 2, 3], torch.float64), normals([batch, 2, 3], torch.float64, 1), t).to(dtype)
+    one_by_one = torch.cat([denoise(row, time).x0 for row, time in zip(x.split(1), times)])
+    together = denoise(x, t)
+    assert isinstance(together, Prediction)
+    assert together.x0.dtype == dtype
+    torch.testing.assert_close(together.x0, one_by_one, rtol=1e-6, atol=1e-6)
+
+
+@OFTEN
+@given(data=st.data(), levels=st.integers(2, 256), shape=SHAPES)
+def test_pixels_come_back_from_anywhere_in_their_bin(data, levels, shape):
+    values = torch.randint(levels, shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 1000))))
+    offset = data.draw(st.floats(-0.49, 0.49))
+    codec = Pixels(levels)
+    x = codec.encode(values + offset)
+    assert x.dtype == torch.float32
+    assert x.shape == values.shape
+    assert (x.abs() <= 1).all()
+    assert torch.equal(codec.decode(x).long(), values)
+    assert codec.log_det(tuple(shape[1:])) == pytest.approx(math.prod(shape[1:]) * math.log(2 / levels))
+
+
+@OFTEN
+@given(shape=SHAPES, scale=powers(-6, 6))
+def test_real_values_stay_as_they_are(shape, scale):
+    values = scale * normals(shape, torch.float32)
+    assert torch.equal(Identity().decode(Identity().encode(values)), values)
+    assert Identity().log_det(tuple(shape[1:])) == 0
