@@ -1,8 +1,8 @@
 """The picture of the README: digits on their way from noise to data, and a density in the plane.
 
-    python run.py --config vpsde --mode train
-    python run.py --config points --mode train --config.data.name=swiss_roll --workdir runs/swiss_roll
-    python benchmarks/overview.py runs/vpsde runs/swiss_roll docs/images/overview.png
+python run.py --config vpsde --mode train
+python run.py --config points --mode train --config.data.name=swiss_roll --workdir runs/swiss_roll
+python benchmarks/overview.py runs/vpsde runs/swiss_roll docs/images/overview.png
 """
 
 import sys

@@ -103,7 +103,7 @@ def get_config() -> ConfigDict:
     config.ema.warmup = True  # rate at step n at most (1 + n) / (10 + n)
 
     config.train = ConfigDict()
-    config.train.total_images = 200_000  # length of the run, in images
+    config.train.total_images = 160_000  # length of the run, in images
     config.train.batch_size = 64  # images an optimiser step, over all devices
     config.train.checkpoint_every = 1_000  # optimiser steps; 0 is only at the end
     config.train.keep_checkpoints = 2  # newest ones that stay on the disk

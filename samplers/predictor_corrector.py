@@ -1,6 +1,7 @@
 """Langevin dynamics between the moves: predictor-corrector samplers.
 
-A corrector leaves the marginal at time t as it is and moves each state towards it; a predictor then goes on to s.
+A corrector moves each state towards the marginal at time t, by steps that would keep it if they were infinitely small;
+a predictor then goes on to s.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,10 @@ def by_norm(score: Tensor, z: Tensor, sigma: float) -> Tensor:
     small score would ask for a huge step, and a step that depends on the state shifts the law it should keep; there
     the expected norm of the score of pure noise, sqrt(D) / sigma, decides, and with many dimensions the state's own.
 
-        (D + m) / (|score|^2 + m / sigma^2),    m = 16
+        (D + m) / (|score|^2 + m / sigma^2),    m = 64
+
+    It keeps p(x) (|score|^2 + m / sigma^2) rather than p(x), a tilt that falls with D + m: 2 % of the variance in one
+    dimension, nothing in an image.
     """
     dimensions = score[0].numel()
     square = score.flatten(1).square().sum(1).reshape(-1, *[1] * (score.ndim - 1))
@@ -41,7 +45,7 @@ def by_sigma(score: Tensor, z: Tensor, sigma: float) -> float:
     return sigma**2
 
 
-_PRIOR_DIMENSIONS = 16
+_PRIOR_DIMENSIONS = 64
 
 STEP_SIZES: dict[str, StepSize] = {"langevin": by_norm, "ald": by_sigma, "langevin_batch": by_batch_norm}
 

@@ -67,8 +67,9 @@ class Denoiser(nn.Module):
         x0 = c_skip x + c_out F(c_in x, log_snr),    c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2)
 
     The network is told log-SNR and given input of unit variance, so what it learned does not depend on the SDE: the
-    same network wrapped for another SDE gives the same x0 at the same log-SNR and scaled state. Coefficients are
-    float32 or better whatever autocast chooses for the network.
+    same network wrapped for another SDE gives the same x0 at the same log-SNR and scaled state (but for ``score``, the
+    one quantity that changes with the scale of x). Coefficients are float32 or better whatever autocast chooses for the
+    network.
 
     Args:
         network: called as ``network(x, log_snr, **cond)`` with log_snr (B,) float32; returns the shape of x.
@@ -92,9 +93,10 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         alpha, sigma, log_snr = self.sde.at(t)
+        noise_level = conditioning(log_snr, x)
         c_skip, c_out = self.coefficients(alpha, sigma, self.sigma_data)
         c_in = ((alpha * self.sigma_data) ** 2 + sigma**2) ** -0.5
-        output = self.network(c_in * x, conditioning(log_snr, x), **cond)
+        output = self.network(c_in * x, noise_level, **cond)
         return Prediction(c_skip * x + c_out * output.to(x.dtype))
 
     def score(self, x: Tensor, t: Time, **cond: Tensor) -> Tensor:

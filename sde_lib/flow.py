@@ -78,22 +78,11 @@ def dormand_prince(f: Slope, state: State, start: float, end: float, rtol: float
         calls += len(_NODES)
         proposal = _combine(state, step, _STAGES[-1], stages[:-1])
         error = _error(state, proposal, step, stages, rtol, atol)
-        if not torch.isfinite(error).all():
-            bad = int((~torch.isfinite(error)).nonzero()[0])
-            l = start + span * progress[bad].item()
-            raise NonFiniteError(
-                f"example {int(rows[bad])}: the flow is not finite at log-SNR {l:.4g}; see the network"
-            )
+        _check_finite(error, rows, start + span * progress)
         accept = error <= 1
         progress = torch.where(accept, progress + step, progress)
         state, first = _choose(accept, proposal, state), _choose(accept, stages[-1], first)
         step = step * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 5.0)
-        if (stuck := (step < 1e-10)).any():
-            bad = int(stuck.nonzero()[0])
-            l = start + span * progress[bad].item()
-            raise NotConvergedError(
-                f"example {int(rows[bad])}: step below 1e-10 of the interval at log-SNR {l:.4g}; raise rtol and atol"
-            )
         going = progress < 1 - 1e-12
         if not going.all():
             for whole, part in zip(result, state, strict=True):
@@ -102,6 +91,12 @@ def dormand_prince(f: Slope, state: State, start: float, end: float, rtol: float
             state, first = tuple(p[going] for p in state), tuple(p[going] for p in first)
         if len(rows) == 0:
             return tuple(result), calls
+        if (stuck := (step < 1e-10)).any():
+            bad = int(stuck.nonzero()[0])
+            l = start + span * progress[bad].item()
+            raise NotConvergedError(
+                f"example {int(rows[bad])}: step below 1e-10 of the interval at log-SNR {l:.4g}; raise rtol and atol"
+            )
     l = start + span * progress[0].item()
     raise NotConvergedError(
         f"example {int(rows[0])}: at log-SNR {l:.4g} after {_MAX_STEPS} steps; raise rtol and atol (now {rtol}, {atol})"
@@ -122,7 +117,10 @@ def torchdiffeq_dopri5(f: Slope, state: State, start: float, end: float, rtol: f
     def count(l: Tensor, state: State) -> State:
         nonlocal calls
         calls += 1
-        return f(l.to(x.dtype).expand(len(x)).reshape(-1, *[1] * (x.ndim - 1)), state, rows)
+        rates = f(l.to(x.dtype).expand(len(x)).reshape(-1, *[1] * (x.ndim - 1)), state, rows)
+        for rate in rates:
+            _check_finite(rate.flatten(1).sum(1), rows, l.expand(len(x)))
+        return rates
 
     span = torch.tensor([start, end], dtype=torch.float64, device=x.device)
     try:
@@ -175,6 +173,13 @@ def _choose(accept: Tensor, new: State, old: State) -> State:
 def _rowwise(values: Tensor, like: Tensor) -> Tensor:
     values = values if values.dtype == torch.bool else values.to(like.dtype)
     return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _check_finite(values: Tensor, rows: Tensor, log_snr: Tensor) -> None:
+    if not torch.isfinite(values).all():
+        bad = int((~torch.isfinite(values)).nonzero()[0])
+        where = f"example {int(rows[bad])}: the flow is not finite at log-SNR {log_snr[bad].item():.4g}"
+        raise NonFiniteError(f"{where}; check the network and the data")
 
 
 def _check_tolerances(rtol: float, atol: float) -> None:

@@ -143,7 +143,7 @@ def stratified(offset: float, start: int, num: int, total: int) -> Tensor:
 
     Reference: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, appendix I.1. arXiv:2107.00630
     """
-    return torch.remainder(offset + torch.arange(start, start + num, dtype=torch.float64) / total, 1.0).float()
+    return torch.remainder(offset + torch.arange(start, start + num, dtype=torch.float64) / total, 1.0).float().clamp(max=1 - 2**-24)
 
 
 def _log_snr_range(sde: SDE, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,16 @@ def mixture():
     return GaussianMixture(weights, means, torch.tensor([[0.04], [0.16]], dtype=torch.float64))
 
 
+@pytest.fixture
+def plane():
+    """Three elongated Gaussians of unequal weight in the plane."""
+    means = torch.tensor([[-1.0, 0.5], [0.8, 0.9], [0.2, -1.0]], dtype=torch.float64)
+    covariances = torch.tensor(
+        [[[0.05, 0.03], [0.03, 0.1]], [[0.2, -0.1], [-0.1, 0.1]], [[0.1, 0.0], [0.0, 0.02]]], dtype=torch.float64
+    )
+    return GaussianMixture.of_covariances(torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), means, covariances)
+
+
 @pytest.fixture(params=[(3,), (2, 4), (1, 2, 3)], ids=["vector", "signal", "image"])
 def shaped_mixture(request):
     """Three Gaussians with full covariances on examples of one, two and three axes, in float64."""

@@ -1,0 +1,97 @@
+"""What the design promises of the source itself, read with ``ast``."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ["benchmarks", "configs", "data", "engine", "models", "samplers", "sde_lib"]
+FILES = sorted([ROOT / "run.py", *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))])
+SOURCES = {str(file.relative_to(ROOT)): file.read_text() for file in FILES}
+OURS = {*PACKAGES, "run", "tests"}
+
+# Which packages a package may import beside itself.
+ALLOWED = {
+    "sde_lib": set(),
+    "models": set(),
+    "data": set(),
+    "configs": set(),
+    "samplers": {"sde_lib"},
+    "engine": {"sde_lib", "samplers", "models", "data", "configs"},
+}
+
+
+def package_of(path):
+    return path.split("/")[0].removesuffix(".py")
+
+
+def imports(source):
+    """Names of the top-level packages that a file imports."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if package_of(path) in ALLOWED])
+def test_imports_run_one_way(path):
+    package = package_of(path)
+    assert set(imports(SOURCES[path])) & OURS <= ALLOWED[package] | {package}
+
+
+@pytest.mark.parametrize("path", SOURCES)
+def test_only_the_engine_knows_configs(path):
+    if package_of(path) not in {"engine", "configs", "run", "benchmarks"}:
+        assert not {"ml_collections", "absl"} & set(imports(SOURCES[path]))
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if package_of(path) in {"sde_lib", "samplers"}])
+def test_what_is_public_has_a_docstring(path):
+    tree = ast.parse(SOURCES[path])
+    assert ast.get_docstring(tree), "module"
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), node.name
+
+
+def declares(node, name):
+    """Whether a class gives a docstring to a method of this name."""
+    return any(isinstance(m, ast.FunctionDef) and m.name == name and ast.get_docstring(m) for m in node.body)
+
+
+@pytest.mark.parametrize("package", ["sde_lib", "samplers"])
+def test_public_methods_have_a_docstring_where_they_are_introduced(package):
+    trees = [ast.parse(source) for path, source in SOURCES.items() if package_of(path) == package]
+    classes = {node.name: node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for node in classes.values():
+        bases = [classes[b.id] for b in node.bases if isinstance(b, ast.Name) and b.id in classes]
+        for method in node.body:
+            if isinstance(method, ast.FunctionDef) and not method.name.startswith("_") and method.name != "forward":
+                known = ast.get_docstring(method) or any(declares(base, method.name) for base in bases)
+                assert known, f"{node.name}.{method.name}"
+
+
+@pytest.mark.parametrize("path", SOURCES)
+def test_no_trap_in_the_source(path):
+    tree = ast.parse(SOURCES[path])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"bare except in line {node.lineno}"
+        if isinstance(node, ast.keyword) and node.arg == "weights_only":
+            assert ast.unparse(node.value) == "True", f"unsafe load in line {node.value.lineno}"
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
+            nones = sum(isinstance(e, ast.Constant) and e.value is None for e in node.slice.elts)
+            assert nones < 3, f"bound to the rank of images in line {node.lineno}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".view", ".reshape")):
+            assert [ast.unparse(a) for a in node.args] != ["-1", "1", "1", "1"], (
+                f"bound to images in line {node.lineno}"
+            )
+
+
+def test_files_are_named_after_what_a_reader_looks_for():
+    names = {Path(path).stem for path in SOURCES} | {file.stem for file in (ROOT / "tests").glob("*.py")}
+    assert not names & {"util", "utils", "helper", "helpers", "common", "misc"}
+    assert {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()} <= set(PACKAGES) | {"tests"}

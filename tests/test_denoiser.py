@@ -1,0 +1,170 @@
+"""The denoiser: each parameterisation against the definition of what it estimates, shapes of time, precision."""
+
+import pytest
+import torch
+from torch import nn
+
+from sde_lib import PARAMETERIZATIONS, SDES, VPSDE, Denoiser
+
+# (alpha, sigma, sigma_data, x0, eps) -> what the network estimates, by definition.
+TARGETS = {
+    "x0": lambda alpha, sigma, sigma_data, x0, eps: x0,
+    "eps": lambda alpha, sigma, sigma_data, x0, eps: eps,
+    "score": lambda alpha, sigma, sigma_data, x0, eps: -eps / sigma,
+    "v": lambda alpha, sigma, sigma_data, x0, eps: (alpha * eps - sigma * x0) / torch.sqrt(alpha**2 + sigma**2),
+    # The combination of x0 / sigma_data and eps with unit variance and no correlation with x.
+    "edm": lambda alpha, sigma, sigma_data, x0, eps: (
+        (sigma * x0 / sigma_data - alpha * sigma_data * eps) / torch.sqrt((alpha * sigma_data) ** 2 + sigma**2)
+    ),
+}
+SIGMA_DATA = 0.7
+
+
+class Fixed(nn.Module):
+    """A network that answers with a given tensor and remembers what it was asked."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, x, log_snr, **cond):
+        self.x, self.log_snr, self.cond = x, log_snr, cond
+        return self.output
+
+
+class Wave(nn.Module):
+    """A smooth function of input and log-SNR."""
+
+    def forward(self, x, log_snr):
+        return torch.sin(2 * x + 0.1 * log_snr.to(x).reshape(-1, *[1] * (x.ndim - 1)))
+
+
+def times(sde, num, ndim):
+    ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
+    return sde.time(torch.linspace(*ends, num, dtype=torch.float64)).reshape(-1, *[1] * ndim)
+
+
+def state(sde, shape, num=6):
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, num, *shape, dtype=torch.float64, generator=generator)
+    t = times(sde, num, len(shape))
+    return SIGMA_DATA * x0, eps, t
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (1, 2, 3)], ids=["vector", "signal", "image"])
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_the_exact_network_gives_the_exact_data(sde, name, shape):
+    x0, eps, t = state(sde, shape)
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    network = Fixed(TARGETS[name](alpha, sigma, SIGMA_DATA, x0, eps))
+    denoise = Denoiser(network, sde, name, SIGMA_DATA)
+    prediction = denoise(alpha * x0 + sigma * eps, t).x0
+    # At the noisy end x0 is alpha^-1 times a difference of numbers of the size of sigma.
+    assert ((prediction - x0).abs() <= 1e-13 * (1 + sigma / alpha) * 10).all()
+    torch.testing.assert_close(
+        network.x, (alpha * x0 + sigma * eps) / torch.sqrt((alpha * SIGMA_DATA) ** 2 + sigma**2), rtol=1e-12, atol=0
+    )
+    torch.testing.assert_close(network.log_snr, sde.log_snr(t).flatten().float())
+    assert network.log_snr.dtype == torch.float32
+
+
+def test_edm_is_the_preconditioning_of_the_paper():
+    sde, sigma = SDES["edm"](), 3.0
+    x, output = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    radius = (sigma**2 + SIGMA_DATA**2) ** 0.5
+    expected = SIGMA_DATA**2 / radius**2 * x + sigma * SIGMA_DATA / radius * output
+    network = Fixed(output)
+    torch.testing.assert_close(Denoiser(network, sde, "edm", SIGMA_DATA)(x, sigma).x0, expected)
+    torch.testing.assert_close(network.x, x / radius)
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_score_is_that_of_the_estimate(sde, name):
+    x0, eps, t = state(sde, (2, 3))
+    denoise = Denoiser(Wave(), sde, name, SIGMA_DATA)
+    x = sde.perturb(x0, eps, t)
+    expected = (sde.alpha(t) * denoise(x, t).x0 - x) / sde.sigma(t) ** 2
+    torch.testing.assert_close(denoise.score(x, t), expected)
+
+
+# The score alone has a scale that depends on the process, so its network does not carry over.
+@pytest.mark.parametrize("name", sorted(set(PARAMETERIZATIONS) - {"score"}))
+@pytest.mark.parametrize("other", sorted(SDES))
+def test_another_process_asks_the_same_of_the_network(sde, name, other):
+    other = SDES[other]()
+    l = torch.linspace(-8, 8, 5, dtype=torch.float64).reshape(5, 1, 1)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    here, there = sde.time(l), other.time(l)
+    x0 = Denoiser(Wave(), sde, name, SIGMA_DATA)(sde.alpha(here) * x, here).x0
+    torch.testing.assert_close(
+        Denoiser(Wave(), other, name, SIGMA_DATA)(other.alpha(there) * x, there).x0, x0, rtol=1e-8, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_a_number_and_every_shape_of_time_agree(sde, name):
+    x0, eps, t = state(sde, (2, 3))
+    x, t = sde.perturb(x0, eps, t[2:3]), t[2].item()
+    denoise = Denoiser(Wave(), sde, name, SIGMA_DATA)
+    expected = denoise(x, t).x0
+    for same in (torch.tensor(t).double(), torch.full((6, 1, 1), t, dtype=torch.float64)):
+        torch.testing.assert_close(denoise(x, same).x0, expected)
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_a_number_keeps_float32(sde, name):
+    x = torch.randn(2, 3)
+    network = Wave()
+    prediction = Denoiser(network, sde, name, SIGMA_DATA)(x, 0.5 * sde.t_max).x0
+    assert prediction.dtype == torch.float32
+    expected = Denoiser(network, sde, name, SIGMA_DATA)(x.double(), 0.5 * sde.t_max).x0
+    torch.testing.assert_close(prediction.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_conditions_reach_the_network():
+    network = Fixed(torch.zeros(2, 3))
+    label, keep = torch.tensor([1, 2]), torch.tensor([True, False])
+    Denoiser(network, VPSDE(), "eps", 1.0)(torch.zeros(2, 3), 0.5, label=label, keep=keep)
+    assert network.cond == {"label": label, "keep": keep}
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_autocast_leaves_coefficients_and_log_snr_alone(sde, name):
+    class Recorder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3, bias=False)
+            nn.init.zeros_(self.layer.weight)
+
+        def forward(self, x, log_snr):
+            self.log_snr, self.x = log_snr, x
+            output = self.layer(x)
+            self.dtype = output.dtype
+            return output
+
+    x0, eps, t = (v.float() for v in state(sde, (3,)))
+    network = Recorder()
+    denoise, x = Denoiser(network, sde, name, SIGMA_DATA), sde.perturb(x0, eps, t)
+    expected, log_snr, scaled = denoise(x, t).x0, network.log_snr, network.x
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        prediction = denoise(x, t).x0
+    assert network.dtype == torch.bfloat16
+    assert prediction.dtype == network.log_snr.dtype == torch.float32
+    assert torch.equal(network.log_snr, log_snr)
+    assert torch.equal(network.x, scaled)
+    assert torch.equal(prediction, expected)  # c_skip x, as the network is zero
+
+
+@pytest.mark.parametrize("shape", [(3,), (4,), (4, 1), (1, 1, 1), (3, 1, 1), (4, 2, 1), (4, 1, 1, 1)])
+def test_a_time_of_another_shape_is_refused(shape):
+    denoise = Denoiser(Wave(), VPSDE(), "eps", 1.0)
+    with pytest.raises(ValueError, match="time of shape"):
+        denoise(torch.zeros(4, 2, 3), torch.full(shape, 0.5))
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(ValueError, match=r"unknown parameterization 'epsilon'.*eps"):
+        Denoiser(Wave(), VPSDE(), "epsilon", 1.0)
+    for sigma_data in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"sigma_data {sigma_data}"):
+            Denoiser(Wave(), VPSDE(), "eps", sigma_data)

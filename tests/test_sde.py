@@ -1,0 +1,302 @@
+"""Processes: every formula against its textbook form in 40 digits, every identity that the other modules rely on."""
+
+from decimal import Decimal, getcontext
+from math import factorial
+
+import pytest
+import torch
+
+from sde_lib import EDMSDE, SDES, VESDE, VPSDE, CosineSDE, SubVPSDE
+
+getcontext().prec = 40
+PI = Decimal("3.141592653589793238462643383279502884197")
+
+
+def exact(value):
+    return Decimal(float(value))
+
+
+def sin(x):
+    return sum((-1) ** k * x ** (2 * k + 1) / factorial(2 * k + 1) for k in range(25))
+
+
+def cos(x):
+    return sum((-1) ** k * x ** (2 * k) / factorial(2 * k) for k in range(25))
+
+
+# (sde, t) -> alpha, sigma, f, g of dx = f x dt + g dw, as the papers print them.
+
+
+def vp(sde, t):
+    low, high = exact(sde.beta_min), exact(sde.beta_max)
+    rate, integral = low + t * (high - low), t * low + t**2 * (high - low) / 2
+    return (-integral / 2).exp(), (1 - (-integral).exp()).sqrt(), -rate / 2, rate.sqrt()
+
+
+def subvp(sde, t):
+    low, high = exact(sde.beta_min), exact(sde.beta_max)
+    rate, integral = low + t * (high - low), t * low + t**2 * (high - low) / 2
+    noise = 1 - (-integral).exp()
+    return (-integral / 2).exp(), noise, -rate / 2, (rate * (1 - (-2 * integral).exp())).sqrt()
+
+
+def ve(sde, t):
+    low, high = exact(sde.sigma_min), exact(sde.sigma_max)
+    sigma = low * (high / low) ** t
+    return Decimal(1), sigma, Decimal(0), sigma * (2 * (high / low).ln()).sqrt()
+
+
+def edm(sde, t):
+    return Decimal(1), t, Decimal(0), (2 * t).sqrt()
+
+
+def cosine(sde, t):
+    speed = PI / 2 / (1 + exact(sde.offset))
+    angle, start = speed * (t + exact(sde.offset)), speed * exact(sde.offset)
+    alpha = cos(angle) / cos(start)
+    rate = 2 * speed * sin(angle) / cos(angle)
+    return alpha, (1 - alpha**2).sqrt(), -rate / 2, rate.sqrt()
+
+
+TEXTBOOK = {"vpsde": vp, "subvpsde": subvp, "vesde": ve, "edm": edm, "cosine": cosine}
+OTHERS = {
+    "vpsde": {"beta_min": 0.5, "beta_max": 8.0},
+    "subvpsde": {"beta_min": 1.0, "beta_max": 1.0},
+    "vesde": {"sigma_min": 0.05, "sigma_max": 378.0},
+    "edm": {"sigma_min": 0.02, "sigma_max": 10.0},
+    "cosine": {"offset": 0.1, "t_max": 0.9},
+}
+
+
+@pytest.fixture(params=sorted(SDES))
+def name(request):
+    return request.param
+
+
+@pytest.fixture(params=["defaults", "others"])
+def pair(request, name):
+    """A process with its textbook form."""
+    return SDES[name](**(OTHERS[name] if request.param == "others" else {})), TEXTBOOK[name]
+
+
+def interval(sde, num=41, dtype=torch.float64, least=0.0):
+    """Times over the whole interval, close to one another at its start."""
+    low = max(sde.t_min, least)
+    times = low * (sde.t_max / low) ** torch.linspace(0, 1, num, dtype=torch.float64)
+    return times.clamp(low, sde.t_max).to(dtype)
+
+
+def check(computed, expected, rtol):
+    torch.testing.assert_close(computed.double(), torch.tensor(expected, dtype=torch.float64), rtol=rtol, atol=0)
+
+
+# --- against the papers -----------------------------------------------------------------------------------------------
+
+
+def test_marginals_drift_and_diffusion_are_the_textbooks(pair):
+    sde, textbook = pair
+    times = interval(sde)
+    alpha, sigma, f, g = zip(*([float(v) for v in textbook(sde, exact(t))] for t in times))
+    check(sde.alpha(times), alpha, 1e-13)
+    check(sde.sigma(times), sigma, 1e-11)
+    check(sde.log_alpha(times), [float(textbook(sde, exact(t))[0].ln()) for t in times], 2e-9)
+    check(sde.drift(times), f, 1e-10)
+    check(sde.diffusion(times), g, 1e-10)
+
+
+def test_float32_keeps_its_digits_down_to_a_millionth(name):
+    sde = SDES[name](**({} if name == "edm" else {"t_min": 1e-6}))
+    times = interval(sde, dtype=torch.float32)
+    alpha, sigma, f, g = zip(*([float(v) for v in TEXTBOOK[name](sde, exact(t))] for t in times))
+    check(sde.alpha(times), alpha, 1e-6)
+    check(sde.sigma(times), sigma, 1e-6)
+    check(sde.drift(times), f, 2e-5)
+    check(sde.diffusion(times), g, 2e-5)
+    assert sde.sigma(times).dtype == sde.drift(times).dtype == torch.float32
+
+
+@pytest.mark.parametrize("share", [0.2, 0.8])
+def test_the_simulated_process_has_the_marginals(sde, share):
+    generator = torch.Generator().manual_seed(0)
+    num, steps = 3000, 3000
+    times = torch.linspace(sde.t_min, sde.t_min + share * (sde.t_max - sde.t_min), steps + 1, dtype=torch.float64)
+    first, last = sde.at(sde.t_min), sde.at(times[-1].item())
+    x = first.alpha * 1.5 + first.sigma * torch.randn(num, generator=generator, dtype=torch.float64)
+    h = times[1].item() - times[0].item()
+    for f, g in zip(sde.drift(times[:-1]).tolist(), sde.diffusion(times[:-1]).tolist()):
+        x = x + h * f * x + h**0.5 * g * torch.randn(num, generator=generator, dtype=torch.float64)
+    assert abs(x.mean().item() - 1.5 * last.alpha) < 3 * last.sigma / num**0.5
+    assert abs(x.std().item() - last.sigma) < 3 * last.sigma / (2 * num) ** 0.5
+
+
+# --- log-SNR ----------------------------------------------------------------------------------------------------------
+
+
+def test_log_snr_is_that_of_the_textbook_and_falls(pair):
+    sde, textbook = pair
+    times = interval(sde)
+    expected = [float(2 * (moments[0] / moments[1]).ln()) for t in times for moments in [textbook(sde, exact(t))]]
+    torch.testing.assert_close(sde.log_snr(times), torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=1e-11)
+    assert (sde.log_snr(torch.linspace(sde.t_min, sde.t_max, 5001, dtype=torch.float64)).diff() < 0).all()
+
+
+def test_time_inverts_log_snr(pair):
+    sde, _ = pair
+    times = interval(sde)
+    torch.testing.assert_close(sde.time(sde.log_snr(times)), times, rtol=1e-9, atol=0)
+
+
+def test_time_inverts_log_snr_in_float32(pair):
+    sde, _ = pair
+    ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)).tolist()
+    l = torch.linspace(*ends, 101)
+    t = sde.time(l)
+    assert t.dtype == torch.float32
+    expected = sde.time(l.double())
+    # A time is as good as the float32 log-SNR tells it: a few units in its last place, at the local slope.
+    unit = 4e-7 * (1 + l.abs())
+    slope = 1 / -torch.func.vmap(torch.func.grad(sde.log_snr))(expected)
+    assert ((t - expected).abs() <= 4 * (unit * slope + 1e-7 * expected)).all()
+
+
+# --- moves ------------------------------------------------------------------------------------------------------------
+
+
+def triples(sde):
+    """Early, middle and late times, near one another and far apart."""
+    times = interval(sde, 13).tolist()
+    return [(times[i], times[j], times[k]) for i, j, k in [(0, 1, 2), (0, 6, 12), (3, 7, 9), (8, 11, 12), (10, 11, 12)]]
+
+
+def test_transitions_compose_and_carry_marginals(sde):
+    for r, s, t in triples(sde):
+        (a1, b1), (a2, b2), (a, b) = sde.transition(r, s), sde.transition(s, t), sde.transition(r, t)
+        assert a == pytest.approx(a1 * a2, rel=1e-12)
+        assert b**2 == pytest.approx((a2 * b1) ** 2 + b2**2, rel=1e-12)
+        early, late = sde.at(s), sde.at(t)
+        assert late.alpha == pytest.approx(a2 * early.alpha, rel=1e-12)
+        assert late.sigma**2 == pytest.approx((a2 * early.sigma) ** 2 + b2**2, rel=1e-12)
+
+
+def test_a_short_transition_is_an_euler_step(sde):
+    """b^2 is a difference of nearly equal numbers here: it must come out of them with all its digits."""
+    for t in interval(sde, 7).tolist()[1:-1]:
+        h = 1e-7 * t
+        a, b = sde.transition(t - h / 2, t + h / 2)
+        assert b == pytest.approx(sde.diffusion(t) * h**0.5, rel=1e-5)
+        assert a - 1 == pytest.approx(sde.drift(t) * h, rel=1e-4, abs=1e-15)
+
+
+def bridge_coefficients(sde, t, s, eta):
+    """The factors of x and x0 in the mean, and the deviation."""
+    one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    of_x, std = sde.bridge(one, zero, t, s, eta)
+    of_x0, _ = sde.bridge(zero, one, t, s, eta)
+    return of_x.item(), of_x0.item(), std
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_bridge_keeps_the_marginal(sde, eta):
+    for _, s, t in triples(sde):
+        of_x, of_x0, std = bridge_coefficients(sde, t, s, eta)
+        early, late = sde.at(s), sde.at(t)
+        assert of_x * late.alpha + of_x0 == pytest.approx(early.alpha, rel=1e-12)
+        assert (of_x * late.sigma) ** 2 + std**2 == pytest.approx(early.sigma**2, rel=1e-12)
+        assert std == pytest.approx(eta * early.sigma * sde.transition(s, t)[1] / late.sigma, rel=1e-12)
+
+
+def test_bridge_is_the_gaussian_posterior_at_eta_one(sde):
+    for _, s, t in triples(sde):
+        (a, b), early = sde.transition(s, t), sde.at(s)
+        variance = 1 / (early.sigma**-2 + (a / b) ** 2)  # Bayes: N(alpha_s x0, sigma_s^2) times N(x_t; a x_s, b^2)
+        of_x, of_x0, std = bridge_coefficients(sde, t, s, 1.0)
+        assert of_x == pytest.approx(variance * a / b**2, rel=1e-9)
+        assert of_x0 == pytest.approx(variance * early.alpha / early.sigma**2, rel=1e-9)
+        assert std**2 == pytest.approx(variance, rel=1e-9)
+
+
+def test_conversions_are_the_definitions_and_invert_each_other(sde):
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 5, 3, 4, dtype=torch.float64, generator=generator)
+    t = interval(sde, 5).reshape(5, 1, 1)
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    x = alpha * x0 + sigma * eps
+    close = {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(sde.perturb(x0, eps, t), x)
+    torch.testing.assert_close(sde.eps(x, x0, t), eps, **close)
+    torch.testing.assert_close(alpha * sde.x0(x, eps, t), alpha * x0, **close)
+    torch.testing.assert_close(sde.score(x, x0, t) * sigma, -eps, **close)
+    torch.testing.assert_close(alpha * sde.x0_of_score(x, -eps / sigma, t), alpha * x0, **close)
+
+
+def test_prior_is_the_normal_law_that_noise_ends_in(sde):
+    x = 2 * torch.randn(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = torch.distributions.Normal(0.0, sde.prior_std).log_prob(x).sum((1, 2))
+    torch.testing.assert_close(sde.prior_log_prob(x), expected)
+    assert sde.at(sde.t_max).sigma == pytest.approx(sde.prior_std, rel=1e-4)
+    assert sde.at(sde.t_max).alpha < 0.01 * sde.prior_std or sde.prior_std >= 50
+
+
+# --- times as numbers and as tensors ----------------------------------------------------------------------------------
+
+
+def answers(sde, s, t):
+    """All that depends on time alone."""
+    return [*sde.at(t), sde.alpha(t), sde.drift(t), sde.diffusion(t), *sde.transition(s, t)]
+
+
+def test_numbers_and_tensors_agree(sde):
+    times = interval(sde, 9)
+    s, t = times[:-1], times[1:]
+    together = torch.stack(answers(sde, s.reshape(-1, 1, 1), t.reshape(-1, 1, 1))).flatten(1)
+    for k in range(len(t)):
+        alone = answers(sde, s[k].item(), t[k].item())
+        assert all(type(v) is float for v in alone)
+        check(together[:, k], alone, 1e-12)
+        check(torch.stack(answers(sde, s[k], t[k])), alone, 1e-12)
+
+
+def test_tabulate_changes_nothing(name):
+    times = interval(SDES[name](), 6).flip(0)
+    tabulated = SDES[name]()
+    tabulated.tabulate(times)
+    for t, s in zip(times.tolist(), times.tolist()[1:]):
+        assert answers(tabulated, s, t) == pytest.approx(answers(SDES[name](), s, t), rel=1e-13)
+    between = 0.5 * (times[2] + times[3]).item()
+    assert tabulated.at(between) == SDES[name]().at(between)
+
+
+def test_works_inside_inference_mode(sde):
+    times = interval(sde, 3)
+    expected = answers(sde, times[0], times[1])
+    with torch.inference_mode():
+        torch.testing.assert_close(answers(sde, times[0], times[1]), expected)
+        inside = interval(sde, 3)
+        torch.testing.assert_close(answers(sde, inside[0], inside[1]), expected)
+
+
+@pytest.mark.parametrize(
+    ("process", "options"),
+    [
+        (VPSDE, {"beta_min": 0.0}),
+        (VPSDE, {"beta_min": 2.0, "beta_max": 1.0}),
+        (VPSDE, {"t_min": 0.0}),
+        (VPSDE, {"t_min": 1.0}),
+        (VPSDE, {"beta_max": float("nan")}),
+        (SubVPSDE, {"beta_min": -1.0}),
+        (SubVPSDE, {"t_min": -1e-3}),
+        (CosineSDE, {"offset": -0.1}),
+        (CosineSDE, {"t_min": 0.0}),
+        (CosineSDE, {"t_max": 1.0}),
+        (CosineSDE, {"t_min": 0.6, "t_max": 0.5}),
+        (VESDE, {"sigma_min": 0.0}),
+        (VESDE, {"sigma_min": 2.0, "sigma_max": 1.0}),
+        (VESDE, {"t_min": -0.1}),
+        (EDMSDE, {"sigma_min": 0.0}),
+        (EDMSDE, {"sigma_min": 80.0, "sigma_max": 80.0}),
+    ],
+)
+def test_bad_parameters_are_refused_by_name_and_value(process, options):
+    key, value = next(iter(options.items()))
+    with pytest.raises(ValueError, match=f"{key} {value}"):
+        process(**options)

@@ -1,0 +1,317 @@
+"""Steps: the full product with processes and ranks, measured orders, marginals, batches, equalities between steps."""
+
+import pytest
+import torch
+from torch import nn
+
+from samplers import DDIM, GRIDS, STEPS, Ancestral, EulerMaruyama, Heun, Noise, ReverseDiffusion, sample, trajectory
+from sde_lib import SDES, VPSDE, Denoiser, GaussianMixture
+
+ORDERS = {"ddim": (1.0, 0.1), "heun": (2.0, 0.15)}
+STOCHASTIC = {"euler_maruyama", "reverse_diffusion", "ancestral", "pc"}
+VARIANTS = [*((name, {}) for name in STEPS), ("ancestral", {"variance": 1.0}), ("ddim", {"eta": 0.5})]
+
+
+def noises(num):
+    return Noise(torch.arange(num))
+
+
+class Counted:
+    """Anything callable, with the number of its calls."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        return self.function(*args, **kwargs)
+
+
+class Convolutions(nn.Module):
+    """Two layers over the pixels of an image, told the log-SNR."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
+
+    def forward(self, x, log_snr):
+        return self.last(torch.tanh(self.first(x) + 0.1 * log_snr.reshape(-1, 1, 1, 1)))
+
+
+def terminal(mixture, sde, num, seed=0):
+    """Exact draws of the marginal at the latest time."""
+    generator, (alpha, sigma, _) = torch.Generator().manual_seed(seed), sde.at(sde.t_max)
+    x0 = mixture.sample(num, generator)
+    return alpha * x0 + sigma * torch.randn(x0.shape, dtype=x0.dtype, generator=generator)
+
+
+def test_every_step_is_measured():
+    assert set(STEPS) == ORDERS.keys() | STOCHASTIC | {"ode"}
+
+
+# --- the full product -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", STEPS)
+def test_every_pair_keeps_shape_and_dtype_on_every_rank(sde, shaped_mixture, name, dtype, batch):
+    x = terminal(shaped_mixture, sde, batch).to(dtype)
+    step, times = STEPS[name](sde), GRIDS["log_snr"](sde, 1 if name == "ode" else 8)
+    states = list(trajectory(step, shaped_mixture.denoiser(sde), x, times, noises(batch)))
+    assert len(states) == len(times)
+    for state in states:
+        assert state.shape == x.shape
+        assert state.dtype == dtype
+        assert state.isfinite().all()
+
+
+# --- deterministic steps ----------------------------------------------------------------------------------------------
+
+
+def distribution(mixture, x, alpha, sigma):
+    """Cumulative distribution of a mixture on the line, under alpha x_0 + sigma eps."""
+    deviation = torch.sqrt(alpha**2 * mixture.variances[:, 0] + sigma**2)
+    return (mixture.log_weights.exp() * torch.special.ndtr((x - alpha * mixture.means[:, 0]) / deviation)).sum(1)
+
+
+def transported(mixture, x, first, last):
+    """Where the probability flow takes x (B, 1): on the line it keeps the cumulative distribution. By bisection."""
+    target = distribution(mixture, x, first.alpha, first.sigma)
+    low, high = torch.full_like(x, -1e4), torch.full_like(x, 1e4)
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        below = (distribution(mixture, middle, last.alpha, last.sigma) < target)[:, None]
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return middle
+
+
+def flow(step, denoise, x, times):
+    step.sde.tabulate(times)
+    for t, s in zip(times.tolist(), times.tolist()[1:]):
+        x = step(denoise, x, t, s, torch.randn_like)
+    return x
+
+
+@pytest.fixture
+def quantiles(sde, mixture):
+    """States at the latest time, where the flow takes them at log-SNR 6, and that time."""
+    first, end = sde.at(sde.t_max), sde.time(torch.tensor(6.0, dtype=torch.float64)).item()
+    x = first.alpha * mixture.mean + first.sigma * torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
+    return x, transported(mixture, x, first, sde.at(end)), end
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_order_is_what_the_theory_says(sde, mixture, quantiles, name):
+    x, expected, end = quantiles
+    errors = []
+    for num_steps in (128, 256):
+        computed = flow(STEPS[name](sde), mixture.denoiser(sde), x, GRIDS["log_snr"](sde, num_steps, end=end))
+        errors.append((computed - expected).abs())
+    order, tolerance = ORDERS[name]
+    assert torch.log2(errors[0] / errors[1]).median().item() == pytest.approx(order, abs=tolerance)
+    assert errors[1].max() < 0.05**order
+
+
+def test_ode_follows_the_flow_to_its_tolerance(sde, mixture, quantiles):
+    x, expected, end = quantiles
+    for tolerance in (1e-4, 1e-8):
+        computed = STEPS["ode"](sde, rtol=tolerance, atol=tolerance)(mixture.denoiser(sde), x, sde.t_max, end, None)
+        error = (computed - expected).abs()
+        assert error.median() < 5 * tolerance
+        assert error.max() < 100 * tolerance  # between the modes the flow spreads what is near
+
+
+def test_ddim_is_exact_for_one_point(sde):
+    point = torch.tensor([[0.3, -0.7]]).double()
+    eps = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    last = sde.at(sde.t_min)
+    x = sde.perturb(point, eps, sde.t_max)
+    computed = flow(DDIM(sde), GaussianMixture.of_points(point).denoiser(sde), x, GRIDS["log_snr"](sde, 3))
+    torch.testing.assert_close(computed, last.alpha * point + last.sigma * eps)
+
+
+@pytest.mark.parametrize("grid", ["karras", "uniform"])
+def test_heun_is_karras_algorithm_for_edm(mixture, grid):
+    sde, num_steps = SDES["edm"](), 10
+    times, denoise = GRIDS[grid](sde, num_steps), mixture.denoiser(sde)
+    x = terminal(mixture, sde, 20)
+    expected, sigmas = x, times.tolist()
+    for i in range(num_steps):  # Karras et al., 2022, algorithm 1, with sigma(t) = t and s(t) = 1
+        d = (expected - denoise(expected, sigmas[i]).x0) / sigmas[i]
+        euler = expected + (sigmas[i + 1] - sigmas[i]) * d
+        d_prime = (euler - denoise(euler, sigmas[i + 1]).x0) / sigmas[i + 1]
+        expected = expected + (sigmas[i + 1] - sigmas[i]) * (0.5 * d + 0.5 * d_prime)
+    torch.testing.assert_close(flow(Heun(sde), denoise, x, times), expected, rtol=1e-9, atol=1e-9)
+    # Its last step, to sigma = 0, is Euler's, which is the loop's last denoising.
+    d = (expected - denoise(expected, sigmas[-1]).x0) / sigmas[-1]
+    torch.testing.assert_close(
+        sample(Heun(sde), denoise, x, times, torch.randn_like), expected - sigmas[-1] * d, rtol=1e-9, atol=1e-9
+    )
+
+
+# --- marginals --------------------------------------------------------------------------------------------------------
+
+
+def assert_marginal(mixture, sde, x, limit=3.0):
+    """Mean, covariance and weights of the modes of the marginal at t_min, each within its standard errors."""
+    alpha, sigma, _ = sde.at(sde.t_min)
+    num, dimensions = x.shape
+    x = x / alpha
+    covariance = mixture.covariance + (sigma / alpha) ** 2 * torch.eye(dimensions, dtype=x.dtype)
+    offset = x - mixture.mean
+    assert (offset.mean(0).abs() < limit * (covariance.diagonal() / num).sqrt()).all()
+    products = offset[:, :, None] * offset[:, None, :]
+    assert ((products.mean(0) - covariance).abs() < limit * products.std(0) / num**0.5).all()
+    reference = mixture.sample(200_000, torch.Generator().manual_seed(9))
+    nearest, expected = (torch.cdist(v, mixture.means).argmin(1) for v in (x, reference))
+    for k in range(len(mixture.means)):
+        share = (expected == k).double().mean()
+        stderr = (share * (1 - share) * (1 / num + 1 / 200_000)).sqrt()
+        assert abs((nearest == k).double().mean() - share) < limit * stderr
+
+
+def evolve(mixture, sde, step, num, num_steps):
+    """The state at t_min."""
+    times = GRIDS["log_snr"](sde, num_steps)
+    *_, x, _ = trajectory(step, mixture.denoiser(sde), terminal(mixture, sde, num, seed=1), times, noises(num))
+    return x
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_marginals_are_kept(sde, mixture, name, options):
+    steps = {"ode": 1, "heun": 50}.get(name, 400)
+    assert_marginal(mixture, sde, evolve(mixture, sde, STEPS[name](sde, **options), 3000, steps))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_marginals_are_kept_in_the_plane(sde, plane, name, options):
+    steps = {"ode": 1, "heun": 50}.get(name, 500)
+    assert_marginal(plane, sde, evolve(plane, sde, STEPS[name](sde, **options), 3000, steps))
+
+
+# --- each example by itself -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["network", "exact"])
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_a_sample_does_not_depend_on_its_batch(sde, name, options, kind):
+    generator = torch.Generator().manual_seed(0)
+    if kind == "network":
+        denoise = Denoiser(Convolutions(), sde, "edm", 0.5)
+    else:
+        means = torch.rand(3, 1, 6, 5, generator=generator) - 0.5
+        denoise = GaussianMixture(torch.tensor([0.2, 0.3, 0.5]), means, 0.1).denoiser(sde)
+    x = sde.prior_std * torch.randn(64, 1, 6, 5, generator=generator)
+    times = GRIDS["karras"](sde, 1 if name == "ode" else 12)
+
+    def run(rows):
+        with torch.no_grad():
+            return sample(STEPS[name](sde, **options), denoise, x[rows], times, Noise(torch.arange(64)[rows]))
+
+    whole = run(slice(0, 64))
+    tolerance = 1e-4 if name == "ode" else 2e-5
+    for rows in (slice(5, 6), slice(3, 10)):
+        torch.testing.assert_close(run(rows), whole[rows], rtol=tolerance, atol=tolerance)
+
+
+# --- equalities and counts --------------------------------------------------------------------------------------------
+
+
+def test_ddim_at_eta_one_is_ancestral(sde, shaped_mixture):
+    x, times = terminal(shaped_mixture, sde, 4), GRIDS["log_snr"](sde, 10)
+    denoise = shaped_mixture.denoiser(sde)
+    ddim, ancestral = (sample(step, denoise, x, times, noises(4)) for step in (DDIM(sde, 1.0), Ancestral(sde)))
+    torch.testing.assert_close(ddim, ancestral, rtol=1e-12, atol=1e-12)
+
+
+def test_ancestral_at_both_ends_is_ddpm(mixture):
+    """Mean and both variances of one step of the chain, from its betas."""
+    chain, i, x = VPSDE().discretize(100), 40, torch.tensor([[0.7], [-1.1]]).double()
+    betas = torch.linspace(1e-3, 0.2, 100, dtype=torch.float64)
+    bars = torch.cumprod(1 - betas, 0)
+    beta, bar, earlier = betas[i - 1], bars[i - 1], bars[i - 2]
+    x0 = mixture.posterior_mean(x, bar.sqrt(), (1 - bar).sqrt())
+    eps = (x - bar.sqrt() * x0) / (1 - bar).sqrt()
+    mean = (x - beta / (1 - bar).sqrt() * eps) / (1 - beta).sqrt()  # Ho, Jain, Abbeel, 2020, eq. 11
+    z = torch.tensor([[0.3], [-2.0]]).double()
+    for share, variance in [(0.0, beta * (1 - earlier) / (1 - bar)), (1.0, beta)]:
+        moved = Ancestral(chain, share)(mixture.denoiser(chain), x, float(i), float(i - 1), lambda x: z)
+        torch.testing.assert_close(moved, mean + variance.sqrt() * z, rtol=1e-10, atol=1e-10)
+
+
+def test_euler_maruyama_and_reverse_diffusion_are_the_papers(mixture):
+    """One step written out for VP: beta and its two discretisations."""
+    sde, t, s = VPSDE(), 0.5, 0.49
+    beta = 0.1 + t * 19.9
+    x, z = torch.tensor([[0.7], [-1.1]]).double(), torch.tensor([[0.3], [-2.0]]).double()
+    denoise = mixture.denoiser(sde)
+    score = denoise.score(x, t)
+    drift = -0.5 * beta * x - beta * score
+    expected = x - drift * 0.01 + (beta * 0.01) ** 0.5 * z
+    torch.testing.assert_close(EulerMaruyama(sde)(denoise, x, t, s, lambda x: z), expected, rtol=1e-9, atol=1e-9)
+    integral = 0.01 * (0.1 + 0.495 * 19.9)  # of beta between the two
+    a, b = torch.tensor(-0.5 * integral).double().exp(), (1 - torch.tensor(-integral).double().exp()).sqrt()
+    expected = (2 - a) * x + b**2 * score + b * z
+    torch.testing.assert_close(ReverseDiffusion(sde)(denoise, x, t, s, lambda x: z), expected, rtol=1e-6, atol=1e-6)
+
+
+# Evaluations and draws of noise in each step.
+COSTS = [
+    ("euler_maruyama", {}, 1, 1),
+    ("reverse_diffusion", {}, 1, 1),
+    ("ancestral", {}, 1, 1),
+    ("ddim", {}, 1, 0),
+    ("ddim", {"eta": 0.5}, 1, 1),
+    ("heun", {}, 2, 0),
+    ("pc", {}, 2, 2),
+    ("pc", {"corrector_steps": 3, "predictor": "ddim"}, 4, 3),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "evaluations", "draws"), COSTS, ids=str)
+def test_evaluations_and_draws_are_counted(sde, mixture, name, options, evaluations, draws):
+    denoise, noise = Counted(mixture.denoiser(sde)), Counted(torch.randn_like)
+    sample(STEPS[name](sde, **options), denoise, terminal(mixture, sde, 2), GRIDS["karras"](sde, 7), noise)
+    assert denoise.calls == 7 * evaluations + 1
+    assert noise.calls == 7 * draws
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_last_thing_is_the_estimate_of_the_data(sde, mixture, name):
+    denoise, times = mixture.denoiser(sde), GRIDS["log_snr"](sde, 2)
+    *_, x, data = trajectory(STEPS[name](sde), denoise, terminal(mixture, sde, 3), times, noises(3))
+    assert torch.equal(data, denoise(x, sde.t_min).x0)
+
+
+def test_a_constraint_acts_after_each_move_and_on_the_data(mixture):
+    sde, seen = VPSDE(), []
+
+    def constrain(x, alpha, sigma):
+        seen.append((alpha, sigma))
+        return torch.full_like(x, alpha * 0.25)
+
+    times, denoise = GRIDS["uniform"](sde, 3), mixture.denoiser(sde)
+    states = list(trajectory(DDIM(sde), denoise, terminal(mixture, sde, 2), times, torch.randn_like, constrain))
+    assert seen == [*((sde.at(t).alpha, sde.at(t).sigma) for t in times.tolist()[1:]), (1.0, 0.0)]
+    assert [state[0].item() for state in states] == [alpha * 0.25 for alpha, _ in seen]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ddim", {"eta": -0.1}),
+        ("ddim", {"eta": 1.1}),
+        ("ancestral", {"variance": 2.0}),
+        ("ode", {"solver": "rk4"}),
+        ("pc", {"predictor": "langevin"}),
+        ("pc", {"corrector": "none"}),
+        ("pc", {"snr": 0.0}),
+        ("pc", {"corrector_steps": -1}),
+    ],
+)
+def test_bad_options_are_refused_by_value(name, options):
+    with pytest.raises(ValueError, match=str(next(iter(options.values())))):
+        STEPS[name](VPSDE(), **options)
