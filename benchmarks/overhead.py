@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/overhead.py
 
-CPU time of one thread; contenders interleaved in one process, medians. The digits network of the config vpsde, batch 64.
+CPU time of one thread; contenders interleaved in one process, medians. The network of the config vpsde, batch 64.
 """
 
 import statistics

@@ -39,7 +39,7 @@ CHOICES = {
             "channels": 16,  # at the highest resolution
             "channel_mult": (1, 2),  # channels of each level, in multiples of ``channels``; each level halves the sides
             "num_blocks": 1,  # residual blocks a level
-            "attention": (),  # resolutions that attend beside the middle, in pixels (samples for 1-D data), such as (16,)
+            "attention": (),  # resolutions that attend beside the middle, in pixels, such as (16,)
             "dropout": 0.0,  # probability in [0, 1)
             "num_classes": 0,  # 0 is unconditional
             "pad": False,  # pad and crop data whose sides the levels do not divide

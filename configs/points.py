@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.optim.learning_rate = 2e-3
     config.optim.beta2 = 0.999
     config.optim.warmup_images = 25_600
-    config.train.total_images = 1_000_000
+    config.train.total_images = 500_000
     config.train.batch_size = 256
     config.sample.num_samples = 2_000
     config.sample.batch_size = 2_000

@@ -75,6 +75,8 @@ class Experiment:
 
     def sigma_data(self, config: ConfigDict) -> float:
         """The standard deviation that the denoiser takes the data to have."""
+        if config.denoiser.sigma_data == 0 and self.facts.std == 0:
+            raise ValueError("the training data are all alike, so sigma_data is 0; set denoiser.sigma_data")
         return config.denoiser.sigma_data or self.facts.std
 
 
@@ -124,11 +126,11 @@ def make_time_law(config: ConfigDict) -> Callable:
     return functools.partial(law, **(options if config.loss.time_law == "lognormal" else {}))
 
 
-def check_positive(config: ConfigDict, *keys: str) -> None:
-    """Raises: ValueError naming the first of these keys, such as train.batch_size, that is below 1."""
+def check_at_least(least: int, config: ConfigDict, *keys: str) -> None:
+    """Raises: ValueError naming the first of these keys, such as train.batch_size, that is below ``least``."""
     for section, key in (dotted.split(".") for dotted in keys):
-        if config[section][key] < 1:
-            raise ValueError(f"{section}.{key} {config[section][key]}: need at least 1")
+        if not config[section][key] >= least:
+            raise ValueError(f"{section}.{key} {config[section][key]}: need at least {least}")
 
 
 def make_device(name: str) -> torch.device:

@@ -41,7 +41,8 @@ def save(
         state: tensors, numbers and containers of them, for training to go on.
         meta: JSON values that describe the checkpoint.
     """
-    target, partial = folder / f"step_{step:08d}", folder / f".step_{step:08d}.partial"
+    target = folder / f"step_{step:08d}"
+    partial, former = (target.with_name(f".{target.name}.{what}") for what in ("partial", "former"))
     contents = {name: save_tensors(_contiguous(network)) for name, network in networks.items()}
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
@@ -59,11 +60,14 @@ def save(
                 file.flush()
                 os.fsync(file.fileno())
         if target.exists():
-            shutil.rmtree(target)
+            os.replace(target, former)
         os.replace(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        if former.exists() and not target.exists():
+            os.replace(former, target)
         raise
+    shutil.rmtree(former, ignore_errors=True)
     return target
 
 
@@ -110,7 +114,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads((path / "meta.json").read_text())
         own = _own_digest(meta)
-        if meta["sha256"].get("meta.json", own) != own:
+        if meta["sha256"]["meta.json"] != own:
             raise ValueError("these are not the values that were written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / 'meta.json'} is missing or damaged; {_remedy(path)}") from error

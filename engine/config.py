@@ -38,11 +38,13 @@ class Options:
         weights: ``ema`` or ``raw``.
         split: ``train`` or ``test``; None leaves the choice to the mode.
         checkpoint: step or folder; None is the newest.
+        dtype: ``float32`` or ``float64``, of the selftest.
     """
 
     weights: str = "ema"
     split: str | None = None
     checkpoint: str | None = None
+    dtype: str = "float32"
 
 
 def names() -> list[str]:
@@ -189,15 +191,17 @@ def flat(values: Mapping, prefix: str = "") -> dict[str, object]:
 
 def assign(config: ConfigDict, key: str, value: object) -> None:
     """Set one dotted key that is there already to a value of the type that it has."""
-    known = flat(config.to_dict())
-    if key not in known:
-        raise unknown("config key", key, [name for name in known if name.startswith(f"{key}.")] or known)
     *sections, last = key.split(".")
+    section = reduce(lambda part, name: part.get(name) if isinstance(part, ConfigDict) else None, sections, config)
+    like = section.get(last) if isinstance(section, ConfigDict) else None
+    if like is None or isinstance(like, ConfigDict):
+        known = flat(config.to_dict())
+        raise unknown("config key", key, [name for name in known if name.startswith(f"{key}.")] or known)
     try:
-        reduce(getattr, sections, config)[last] = typed(value, known[key])
+        section[last] = typed(value, like)
     except TypeError:
-        kind = "true or false" if isinstance(known[key], bool) else type(known[key]).__name__
-        raise ValueError(f"config key {key} takes {kind}, such as {known[key]!r}, not {value!r}") from None
+        kind = "true or false" if isinstance(like, bool) else type(like).__name__
+        raise ValueError(f"config key {key} takes {kind}, such as {like!r}, not {value!r}") from None
 
 
 def literal(text: str, like: object) -> object:

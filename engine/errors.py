@@ -2,6 +2,7 @@
 
 A class of ours carries its own status, so that naming it here needs no import:
 
+    selftest.FailedChecks               1     a check that measured too much
     CheckpointError, data.DataError     3     missing or damaged
     sde_lib.NonFiniteError              4     numbers that are not finite
     sde_lib.NotConvergedError           5     a solver that gave up
@@ -56,6 +57,6 @@ def describe(error: BaseException) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}{REMEDIES.get(error.errno, '')}"
-    if exit_status(error) == 1:
+    if exit_status(error) == 1 and not hasattr(error, "exit_status"):
         message = f"{type(error).__name__}: {message}; run with --debug for the traceback"
     return f"error: {message}"

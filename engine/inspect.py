@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from data import measure
+from data import measure, order
 from engine.build import DataFacts, make_codec, read_dataset
 from engine.config import Options
 from engine.files import write_json
@@ -29,5 +29,5 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     folder = workdir / "data"
     write_json(folder / f"{split}.json", {**asdict(found), "levels": dataset.levels, "classes": dataset.num_classes})
     shown = GRID_SAMPLES if len(dataset.shape) == 3 else 2_000
-    picture(folder / f"{split}.png", dataset.batch(range(min(shown, len(dataset))))["x"], facts)
+    picture(folder / f"{split}.png", dataset.batch(order(config.seed, 0, len(dataset))[:shown])["x"], facts)
     print(f"a contact sheet is in {folder}")

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from engine import checkpoint
-from engine.build import check_positive, pick, read_dataset
+from engine.build import check_at_least, pick, read_dataset
 from engine.config import Options
 from engine.files import write_json, write_npz
 from engine.log import Progress, versions
@@ -27,9 +27,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     settings, split = config.likelihood, options.split or "test"
     solver = pick(SOLVERS, "solver", settings.solver)
     probe = pick(PROBE_KINDS, "probe", settings.probe)
-    check_positive(config, "likelihood.probes", "likelihood.batch_size")
-    if settings.num_examples < 0:
-        raise ValueError(f"likelihood.num_examples {settings.num_examples}: need 1 or more, or 0 for all")
+    check_at_least(1, config, "likelihood.probes", "likelihood.batch_size")
+    check_at_least(0, config, "likelihood.num_examples")
     experiment, denoiser, found = load(config, workdir, options)
     dataset = read_dataset(config, split)
     levels, shape = experiment.facts.levels, experiment.facts.shape

@@ -39,4 +39,4 @@ def positions(start: int, num: int) -> Tensor:
 
 
 def _stream(seed: int, purpose: int) -> int:
-    return (16 * seed + purpose) % 2**32
+    return (16 * seed + purpose) % 2**64

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data import scatter_png, write_png
 from engine import checkpoint, plane
-from engine.build import DataFacts, Experiment, build, check_positive, pick
+from engine.build import DataFacts, Experiment, build, check_at_least, pick
 from engine.config import Options
 from engine.files import write_json, write_npz
 from engine.log import Progress, versions
@@ -29,7 +29,7 @@ GRID_SAMPLES = 64
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """Draw samples and write samples.npz, a picture and manifest.json below ``workdir``/samples."""
     pick(STEPS, "sampler", config.sample.sampler)
-    check_positive(config, "sample.num_samples", "sample.batch_size")
+    check_at_least(1, config, "sample.num_samples", "sample.batch_size")
     experiment, denoiser, found = load(config, workdir, options)
     step = make_step(config, experiment.sde)
     times = make_times(config, experiment.sde)
@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     arranged = samples.movedim(1, -1) if is_image(experiment.facts) else samples
     write_npz(folder / "samples.npz", samples=arranged.numpy())
     picture(folder / "grid.png", samples[:GRID_SAMPLES] if is_image(experiment.facts) else samples, experiment.facts)
-    plane.draw(folder, experiment, denoiser, step, times, config)
+    plane.draw(folder, experiment, denoiser, config)
     meta = checkpoint.read_meta(found)
     manifest = {
         "sampler": config.sample.sampler,

@@ -23,7 +23,7 @@ from engine.build import (
     DataFacts,
     Experiment,
     build,
-    check_positive,
+    check_at_least,
     make_codec,
     make_time_law,
     make_weight,
@@ -150,7 +150,8 @@ class Trainer:
     def __init__(self, config: ConfigDict, workdir: Path, dataset: Dataset) -> None:
         self.config, self.workdir, self.dataset = config, workdir, dataset
         self.precision = pick(PRECISIONS, "precision", config.train.precision)
-        check_positive(config, "train.total_images", "train.batch_size")
+        check_at_least(1, config, "train.total_images", "train.batch_size")
+        check_at_least(0, config, "optim.learning_rate", "optim.clip_norm", "train.keep_checkpoints")
         if config.network.get("num_classes", 0) not in (0, dataset.num_classes):
             raise ValueError(
                 f"network.num_classes {config.network.num_classes}: the data have {dataset.num_classes}; 0 ignores them"

@@ -1,5 +1,6 @@
 """The only sampling loop, and what it asks of a step."""
 
+import collections
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -10,7 +11,7 @@ from sde_lib import SDE
 from sde_lib.denoiser import Denoiser
 
 Draw = Callable[[Tensor], Tensor]
-"""The next standard normals shaped as the argument: ``samplers.noise.Noise``, or ``torch.randn_like`` for a quick try."""
+"""The next standard normals shaped as the argument: a ``samplers.Noise``, or ``torch.randn_like`` for a quick try."""
 
 Constraint = Callable[[Tensor, float, float], Tensor]
 """(x, alpha, sigma) -> x: what is known stays known."""
@@ -59,6 +60,5 @@ def sample(
     step: Step, denoise: Denoiser, x: Tensor, times: Tensor, draw: Draw, constrain: Constraint | None = None
 ) -> Tensor:
     """The data at the end of ``trajectory``."""
-    for x in trajectory(step, denoise, x, times, draw, constrain):  # noqa: B007
-        pass
-    return x
+    states = trajectory(step, denoise, x, times, draw, constrain)
+    return collections.deque(states, maxlen=1).pop()

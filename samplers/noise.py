@@ -31,7 +31,7 @@ class Noise:
 
     Args:
         seeds: (B,) int64 on the CPU, one for each example.
-        stream: which of the independent sequences of a seed, 0 to 2^32 - 1.
+        stream: which of the independent sequences of a seed, 0 to 2^64 - 1.
         start: number of the first draw.
     """
 
@@ -60,11 +60,12 @@ class Noise:
 def random_bits(
     seeds: Tensor, stream: int, draw: int, num_draws: int, size: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Uniform 32-bit integers as int64 for draws number draw, ..., draw + num_draws - 1; (2, num_draws, B, size / 2)."""
+    """Uniform 32-bit integers as int64, from draw number ``draw`` on; (2, num_draws, B, size / 2)."""
     draws = np.arange(draw, draw + num_draws, dtype=np.uint64)[:, None]
     words = seeds.cpu().numpy().view(np.uint64)
     key = np.stack(np.broadcast_arrays(words & _MASK, words >> _HALF, subok=False))[:, None]
-    counter = np.stack(np.broadcast_arrays(draws, np.uint64(stream), np.uint64(0), np.zeros_like(words)))
+    low, high = np.uint64(stream) & _MASK, np.uint64(stream) >> _HALF
+    counter = np.stack(np.broadcast_arrays(draws, low, high, np.zeros_like(words)))
     high, low = philox(counter, np.broadcast_to(key, (2, *counter.shape[1:])))[:2]
     start = torch.from_numpy((high << _HALF | low).view(np.int64)).to(device)
     bits = splitmix(start[..., None], (size + 1) // 2)

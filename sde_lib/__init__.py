@@ -10,7 +10,7 @@ from sde_lib.flow import SOLVERS, NonFiniteError, NotConvergedError
 from sde_lib.likelihood import PROBES, LogProb, exact_trace, log_prob
 from sde_lib.losses import TIME_LAWS, WEIGHTS, denoising_loss, stratified
 from sde_lib.process import SDE
-from sde_lib.processes import VESDE, VPSDE, CosineSDE, EDMSDE, SubVPSDE
+from sde_lib.processes import EDMSDE, VESDE, VPSDE, CosineSDE, SubVPSDE
 
 SDES: dict[str, type[SDE]] = {
     "vpsde": VPSDE,
@@ -22,6 +22,7 @@ SDES: dict[str, type[SDE]] = {
 """What the user types, to the process."""
 
 __all__ = [
+    "EDMSDE",
     "PARAMETERIZATIONS",
     "PROBES",
     "SDE",
@@ -34,7 +35,6 @@ __all__ = [
     "CosineSDE",
     "Denoiser",
     "Discrete",
-    "EDMSDE",
     "ExactDenoiser",
     "GaussianMixture",
     "LogProb",

@@ -52,7 +52,7 @@ def velocity(sde: SDE, t: Tensor) -> Tensor:
 
 
 def edm(sde: SDE, t: Tensor, sigma_data: float) -> Tensor:
-    """1 / c_out^2 = alpha^2 / sigma^2 + 1 / sigma_data^2: all noise levels alike at first. Karras et al., 2022, eq. 8."""
+    """1 / c_out^2 = alpha^2 / sigma^2 + 1 / sigma_data^2: all levels alike at first. Karras et al., 2022, eq. 8."""
     return snr(sde, t) + sigma_data**-2
 
 
@@ -116,7 +116,7 @@ def log_snr_uniform(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lognormal(sde: SDE, u: Tensor, mean: float = -1.2, std: float = 1.2) -> tuple[Tensor, Tensor]:
-    """log(sigma / alpha) normal, cut at the ends of the interval, as the objective itself. Karras et al., 2022, table 1.
+    """log(sigma / alpha) normal, cut at the ends of the interval. The objective itself. Karras et al., 2022, table 1.
 
     Args:
         mean, std: of the logarithm of the noise-to-signal ratio, std positive.
@@ -143,7 +143,11 @@ def stratified(offset: float, start: int, num: int, total: int) -> Tensor:
 
     Reference: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, appendix I.1. arXiv:2107.00630
     """
-    return torch.remainder(offset + torch.arange(start, start + num, dtype=torch.float64) / total, 1.0).float().clamp(max=1 - 2**-24)
+    return (
+        torch.remainder(offset + torch.arange(start, start + num, dtype=torch.float64) / total, 1.0)
+        .float()
+        .clamp(max=1 - 2**-24)
+    )
 
 
 def _log_snr_range(sde: SDE, like: Tensor) -> tuple[Tensor, Tensor]:

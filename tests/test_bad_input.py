@@ -1,0 +1,390 @@
+"""What a user can do wrong: each time a status, one line that names it and says what to do, and nothing changed."""
+
+import builtins
+import errno
+import io
+import json
+import os
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import run as command_line
+from engine import log
+from engine.train import Trainer
+
+TINY = ("--device=cpu", "--config.network.channels=8", "--config.train.batch_size=4", "--config.train.total_images=8")
+TINY += ("--config.train.sample_every=0", "--config.train.evaluate_every=0")
+IMAGES = ("--config=mnist", *TINY, "--config.network.channel_mult=(1,2)", "--config.network.num_blocks=1")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two steps on the digits."""
+    workdir = tmp_path_factory.mktemp("trained")
+    assert command_line.main(["run.py", "--mode=train", "--config=vpsde", f"--workdir={workdir}", *TINY]) == 0
+    return workdir
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+    """A copy of the run of its own."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def contents(folder):
+    """Every file below a folder with what it holds, and every folder."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def refused(tmp_path, capsys, monkeypatch):
+    """Run a command that fails and leaves the folder of the test as it was: its line on standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(status, *words):
+        before = contents(tmp_path)
+        capsys.readouterr()
+        assert command_line.main(["run.py", *map(str, words)]) == status
+        (line,) = capsys.readouterr().err.splitlines()
+        assert contents(tmp_path) == before
+        return line
+
+    return run
+
+
+# --- names and numbers ------------------------------------------------------------------------------------------------
+
+TRAINING = {
+    "--config=vpsd": "unknown config 'vpsd'; did you mean 'vpsde'",
+    "--config=nowhere.py": "no config file nowhere.py; known names: cifar10,",
+    "--mode=trian": "unknown mode 'trian'; did you mean 'train'?",
+    "--device=cuda:77": "device 'cuda:77' cannot be used: ",
+    "--device=gpu": "device 'gpu' cannot be used: ",
+    "--config.data.name=digit": "unknown dataset 'digit'; did you mean 'digits'?",
+    "--config.codec.name=pixel": "unknown codec 'pixel'; did you mean 'pixels'?",
+    "--config.sde.name=vpsdee": "unknown sde.name 'vpsdee'; did you mean 'vpsde'",
+    "--config.sde.sigma_max=20": "unknown config key 'sde.sigma_max'; did you mean 'sde.beta_max'?",
+    "--config.sde.beta_min=-1": "beta_min -1.0",
+    "--config.sde.t_min=2": "t_min 2.0",
+    "--config.network.name=unett": "unknown network.name 'unett'; did you mean 'unet'?",
+    "--config.network.channel_mult=(1,1,1,1,1)": "shape (1, 8, 8) does not divide by 16, as 5 levels need; the nearest",
+    "--config.network.num_classes=3": "network.num_classes 3: the data have 10; 0 ignores them",
+    "--config.denoiser.parameterization=epsilon": "unknown parameterization 'epsilon'; known: edm, eps, score, v, x0",
+    "--config.denoiser.sigma_data=-1": "sigma_data -1.0: need the standard deviation of the data, above 0",
+    "--config.loss.weight=simpel": "unknown weight 'simpel'; did you mean 'simple'?",
+    "--config.loss.time_law=lognorml": "unknown time law 'lognorml'; did you mean 'lognormal'?",
+    "--config.optim.name=sgd": "unknown optimizer 'sgd'; known: adam, adamw",
+    "--config.optim.decay=cosin": "unknown decay 'cosin'; did you mean 'cosine'?",
+    "--config.optim.learning_rate=-1": "optim.learning_rate -1.0: need at least 0",
+    "--config.optim.beta1=1.5": "Invalid beta parameter at index 0: 1.5",
+    "--config.ema.rates=(1.5,)": "ema.rates (1.5,): need one or more rates from 0 to below 1",
+    "--config.train.precision=float16": "unknown precision 'float16'; did you mean 'bfloat16' or 'float32'?",
+    "--config.train.batch_size=0": "train.batch_size 0: need at least 1",
+    "--config.train.total_images=0": "train.total_images 0: need at least 1",
+    "--config.train.batch_size=4.5": "config key train.batch_size takes int, such as 4, not 4.5",
+    "--config.train.batch_size=many": "config key train.batch_size takes int, such as 4, not 'many'",
+    "--config.train.dequantize=maybe": "config key train.dequantize takes true or false",
+    "--config.train.bach_size=3": "unknown config key 'train.bach_size'; did you mean 'train.batch_size'",
+    "--config.ema.rate=0.9": "unknown config key 'ema.rate'; did you mean 'ema.rates'",
+    "--seed=-1": "--seed=-1",
+    "--workdirr=x": "Did you mean: workdir",
+}
+
+
+@pytest.mark.parametrize("word", TRAINING)
+def test_training_with_what_makes_no_sense(refused, word):
+    line = refused(2, "--mode=train", "--config=vpsde", "--workdir=new", *TINY, word)
+    assert line.startswith("error: ")
+    assert TRAINING[word] in line
+
+
+SAMPLING = {
+    "--sampler=huen": "unknown sampler 'huen'; did you mean 'heun'?",
+    "--config.sample.grid=kerras": "unknown grid 'kerras'; did you mean 'karras'?",
+    "--config.sample.predictor=reverse": "unknown predictor 'reverse'; known: ancestral, ddim, euler_maruyama, none,",
+    "--config.sample.corrector=langevine": "unknown corrector 'langevine'; known: ald, langevin, langevin_batch",
+    "--config.sample.snr=0": "snr 0.0: need a ratio above 0, usually 0.05 to 0.2",
+    "--config.sample.corrector_steps=-1": "corrector_steps -1: need 0 or more",
+    "--steps=0": "positive",
+    "--config.sample.steps=0": "num_steps 0: need at least one step",
+    "--num_samples=0": "positive",
+    "--config.sample.num_samples=0": "sample.num_samples 0: need at least 1",
+    "--config.sample.batch_size=0": "sample.batch_size 0: need at least 1",
+    "--config.sample.t_min=1e-9": "times from 1.0 to 1e-09: need 1e-05 <= end",
+    "--config.sample.t_min=3": "times from 1.0 to 3.0: need 1e-05 <= end",
+    "--weights=best": "<ema|raw>",
+    "--device=tpu": "device 'tpu' cannot be used: ",
+    "--config=vesde": "sde.name is 'vpsde' there and 'vesde' here",
+    "--config=points": "the run in run has another config: data.name is 'digits' there and 'moons' here",
+    "--config=vpsde": "network.channels is 8 there and 16 here; leave --config out to take that of the run",
+}
+WITH = {
+    "--config.sample.eta=2": ("ddim", "eta 2.0: need the share of the ancestral noise, 0 to 1"),
+    "--config.sample.variance=-1": ("ancestral", "variance -1.0: need 0 (posterior) to 1 (forward)"),
+    "--config.sample.rtol=0": ("ode", "rtol 0.0 and atol 0.0001: need tolerances above 0"),
+    "--config.sample.solver=rk4": ("ode", "unknown solver 'rk4'; known: dopri5, torchdiffeq"),
+}
+
+
+@pytest.mark.parametrize("word", SAMPLING)
+def test_sampling_with_what_makes_no_sense(workdir, refused, word):
+    line = refused(2, "--mode=sample", f"--workdir={workdir.name}", "--config.sample.sampler=pc", word)
+    assert line.startswith("error: ")
+    assert SAMPLING[word] in line
+
+
+@pytest.mark.parametrize("word", WITH)
+def test_steps_with_options_out_of_range(workdir, refused, word):
+    sampler, message = WITH[word]
+    line = refused(2, "--mode=sample", "--workdir=run", f"--sampler={sampler}", "--steps=2", "--num_samples=1", word)
+    assert line.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("word", ["--config.likelihood.probes=0", "--config.likelihood.rtol=0", "--split=dev"])
+def test_likelihood_with_what_makes_no_sense(workdir, refused, word):
+    key = word.split("=")[0].lstrip("-").split(".")[-1]
+    assert key in refused(2, "--mode=likelihood", "--workdir=run", word)
+
+
+@pytest.mark.parametrize("mode", ["train", "sample"])
+@pytest.mark.parametrize(
+    "word", ["--config.network.channels=16", "--config.sde.beta_max=10", "--config.denoiser.parameterization=v"]
+)
+def test_another_model_in_the_folder_of_a_run(workdir, refused, mode, word):
+    line = refused(2, f"--mode={mode}", "--config=vpsde", "--workdir=run", *TINY, word)
+    key, value = word.removeprefix("--config.").split("=")
+    assert f"the run in run has another config: {key} is " in line
+    assert value in line
+    assert "choose another --workdir" in line
+
+
+def test_another_recipe_in_the_folder_of_a_run(workdir, refused):
+    line = refused(2, "--mode=train", "--config=vpsde", "--workdir=run", *TINY, "--config.optim.beta1=0.5")
+    assert "optim.beta1 is 0.9 there and 0.5 here" in line
+
+
+@pytest.mark.parametrize("mode", ["train", "sample", "likelihood"])
+def test_a_config_that_was_edited_to_another_network(workdir, refused, mode):
+    """The checkpoint knows better."""
+    config = json.loads((workdir / "config.json").read_text())
+    config["network"]["channels"], config["train"]["total_images"] = 16, 80
+    (workdir / "config.json").write_text(json.dumps(config))
+    line = refused(3, f"--mode={mode}", "--workdir=run")
+    assert "holds another network" in line
+
+
+# --- what is missing or damaged ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["sample", "likelihood"])
+def test_using_a_run_before_it_is_trained(refused, mode):
+    assert refused(3, f"--mode={mode}", "--config=vpsde", "--workdir=new") == (
+        "error: no checkpoint in new/checkpoints; train the run first with --mode train"
+    )
+    assert "no run in new: new/config.json is missing; train one" in refused(3, f"--mode={mode}", "--workdir=new")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"seed": "many"}', '{"sde": 3}', '{"nothing": 1}'])
+def test_a_damaged_config_of_a_run(workdir, refused, text):
+    (workdir / "config.json").write_text(text)
+    line = refused(3, "--mode=sample", "--workdir=run")
+    assert line.startswith("error: run/config.json is damaged")
+    assert "restore it or choose another --workdir" in line
+
+
+@pytest.mark.parametrize("mode", ["sample", "likelihood", "train"])
+def test_a_truncated_checkpoint(workdir, refused, mode):
+    for path in (workdir / "checkpoints" / "step_00000002").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-10])
+    line = refused(3, f"--mode={mode}", "--workdir=run", "--config.train.total_images=16")
+    assert "is truncated or damaged; restore it from a copy, or train again in another --workdir" in line
+
+
+def test_a_checkpoint_that_is_not_there(workdir, refused):
+    line = refused(3, "--mode=sample", "--workdir=run", "--checkpoint=7")
+    assert line == "error: no checkpoint 7 in run/checkpoints; there are: step_00000002"
+
+
+def image(size=(8, 8), mode="L"):
+    """The content of a file: light on the left, dark on the right."""
+    content = io.BytesIO()
+    picture = Image.new(mode, size)
+    picture.paste(Image.new(mode, (size[0] // 2, size[1]), "white"))
+    picture.save(content, format="PNG")
+    return content.getvalue()
+
+
+def write(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+GOOD = {f"{k:02d}.png": image() for k in range(20)}
+DATA = {
+    "missing": (None, "own does not exist: check data.path and data.test_path"),
+    "empty": ({"note.txt": b"nothing"}, "own holds no"),
+    "broken": (GOOD | {"07.png": image()[:40]}, "own/07.png is no whole PNG or JPEG image: replace or remove it"),
+    "text": (GOOD | {"07.png": b"text"}, "own/07.png is no whole PNG or JPEG image: replace or remove it"),
+    "sizes": (GOOD | {"07.png": image((8, 10))}, "own/07.png is 8 x 10 in gray, unlike 00.png, which is 8 x 8 in gray"),
+    "channels": (GOOD | {"07.png": image(mode="RGB")}, "own/07.png is 8 x 8 in RGB, unlike 00.png"),
+    "one image": ({"00.png": image()}, "too few images to leave any for train"),
+}
+
+
+@pytest.mark.parametrize("mode", ["train", "data"])
+@pytest.mark.parametrize("case", DATA)
+def test_data_that_cannot_be_used(refused, tmp_path, mode, case):
+    files, message = DATA[case]
+    write(tmp_path / "own", files or {})
+    line = refused(3, f"--mode={mode}", "--workdir=new", *IMAGES, "--config.data.path=own")
+    assert message in line
+
+
+def test_other_damaged_sources_of_data(refused, tmp_path):
+    with zipfile.ZipFile(tmp_path / "half.zip", "w") as archive:
+        for name, content in GOOD.items():
+            archive.writestr(name, content)
+    (tmp_path / "half.zip").write_bytes((tmp_path / "half.zip").read_bytes()[:500])
+    np.save(tmp_path / "shape.npy", np.zeros((4, 5), np.uint8))
+    (tmp_path / "text.npz").write_text("text")
+    (tmp_path / "data.csv").write_text("1,2,3")
+    for name in ("half.zip", "shape.npy", "text.npz", "data.csv"):
+        assert f"error: {name} " in refused(3, "--mode=train", "--workdir=new", *IMAGES, f"--config.data.path={name}")
+
+
+def test_no_path_at_all(refused):
+    line = refused(2, "--mode=train", "--workdir=new", *IMAGES, "--config.data.path=")
+    assert line == "error: data.path is empty: give a folder, a .zip, an .npy or an .npz of images"
+
+
+def test_data_that_went_away_after_training(refused, tmp_path):
+    write(tmp_path / "own", GOOD)
+    words = ("--mode=train", "--workdir=run", *IMAGES, "--config.data.path=own")
+    assert command_line.main(["run.py", *words]) == 0
+    shutil.rmtree(tmp_path / "own")
+    assert "own does not exist" in refused(3, "--mode=likelihood", "--workdir=run")
+    assert command_line.main(["run.py", "--mode=sample", "--workdir=run", "--steps=2", "--num_samples=1"]) == 0
+
+
+# --- the disk and the keyboard ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workdir", ["file", "file/below"])
+def test_a_file_in_the_place_of_the_folder(refused, tmp_path, workdir):
+    (tmp_path / "file").write_text("mine")
+    for mode in ("train", "data"):
+        line = refused(3, f"--mode={mode}", "--config=vpsde", f"--workdir={workdir}", *TINY)
+        assert line.startswith("error: file")
+        assert line.endswith("choose another --workdir")
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EACCES, "choose a place that you may write to with --workdir"),
+        (errno.EROFS, "choose a place that you may write to with --workdir"),
+        (errno.ENOSPC, "free some space and run the same command to go on"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["sample", "likelihood", "data", "train"])
+def test_a_folder_that_cannot_be_written(workdir, refused, monkeypatch, mode, number, remedy):
+    opened = builtins.open
+
+    def open_for_reading(file, access="r", *args, **kwargs):
+        if str(file).startswith("run") and set(access) & set("wax+"):
+            raise OSError(number, os.strerror(number), str(file))
+        return opened(file, access, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", open_for_reading)
+    words = ("--steps=2", "--num_samples=1", "--config.likelihood.num_examples=1", "--config.train.total_images=16")
+    loose = ("--config.likelihood.rtol=0.1", "--config.likelihood.atol=0.1")
+    (workdir / "samples" / "pc-2").mkdir(parents=True)
+    for name in ("data", "likelihood"):
+        (workdir / name).mkdir()
+    line = refused(3, f"--mode={mode}", "--workdir=run", *words, *loose)
+    assert line.startswith("error: run/")
+    assert line.endswith(f"{os.strerror(number)}; {remedy}")
+
+
+class FullFile:
+    """A file on a disk with no space left: it opens, and fails when it is written."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.file.close()
+
+    def write(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_fills_up_in_training(workdir, monkeypatch, capsys):
+    """The checkpoint is kept, and with space on the disk the same command goes on."""
+    checkpoint = workdir / "checkpoints" / "step_00000002"
+    before, opened = contents(checkpoint), builtins.open
+
+    def open_full(file, access="r", *args, **kwargs):
+        stream = opened(file, access, *args, **kwargs)
+        return FullFile(stream) if "state.pt" in str(file) and "w" in access else stream
+
+    words = ["run.py", "--mode=train", f"--workdir={workdir}", "--config.train.total_images=16"]
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", open_full)
+        assert command_line.main(words) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {workdir}: No space left on device; free some space and run the same command to go on"
+    assert contents(checkpoint) == before
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["step_00000002"]
+    assert command_line.main(words) == 0
+    assert (workdir / "checkpoints" / "step_00000004").is_dir()
+
+
+def test_metrics_that_cannot_be_written_stop_the_run(workdir, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(log.Metrics, "write", full)
+    words = ["run.py", "--mode=train", f"--workdir={workdir}", "--config.train.total_images=16"]
+    assert command_line.main(words) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("No space left on device; free some space and run the same command to go on")
+
+
+def test_an_interrupt_in_training(workdir, monkeypatch, capsys):
+    """Status 130, a word of comfort, and the same command goes on."""
+    step, calls = Trainer._train_step, []
+
+    def interrupted(self):
+        calls.append(self.step)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return step(self)
+
+    words = ["run.py", "--mode=train", f"--workdir={workdir}", "--config.train.total_images=16"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", interrupted)
+        assert command_line.main(words) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "interrupted; the last checkpoint is kept, run the same command to go on"
+    assert calls == [2, 3]
+    assert command_line.main(words) == 0
+
+
+@pytest.mark.parametrize("mode", ["sample", "likelihood"])
+def test_an_interrupt_elsewhere_leaves_nothing(workdir, refused, monkeypatch, mode):
+    def interrupted(self, amount, note=""):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(log.Progress, "advance", interrupted)
+    loose = ("--config.likelihood.rtol=0.1", "--config.likelihood.atol=0.1", "--config.likelihood.num_examples=1")
+    line = refused(130, f"--mode={mode}", "--workdir=run", "--steps=2", "--num_samples=1", *loose)
+    assert line.startswith("interrupted; ")

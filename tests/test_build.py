@@ -1,0 +1,197 @@
+"""From configs to objects: every name of every table is built, and what a config leaves open comes from the data."""
+
+import json
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configs import default
+from data import DATASETS, Dataset
+from engine.build import (
+    DataFacts,
+    build,
+    check_at_least,
+    make,
+    make_codec,
+    make_device,
+    make_time_law,
+    make_weight,
+    pick,
+    read_dataset,
+)
+from engine.config import load, names, override
+from models import NETWORKS
+from sde_lib import PARAMETERIZATIONS, SDES, TIME_LAWS, WEIGHTS
+
+IMAGES = DataFacts(shape=(1, 8, 8), levels=17, std=0.7, diameter=9.0)
+POINTS = DataFacts(shape=(2,), levels=0, std=0.6, diameter=3.0)
+SHAPES = {"points": POINTS, "mnist": DataFacts((1, 28, 28), 256, 0.6, 20.0)}
+SHAPES["cifar10"] = DataFacts((3, 32, 32), 256, 0.5, 50.0)
+
+
+def config_with(name="vpsde", **changes):
+    """A config with some keys changed, whose dots are written as two underscores."""
+    config = load(name)
+    override(config, [("device", "cpu"), *((key.replace("__", "."), str(value)) for key, value in changes.items())])
+    return config
+
+
+def answers(experiment, config):
+    """What the denoiser of a new network says of a batch."""
+    t = torch.full((2, *[1] * len(experiment.facts.shape)), 0.5)
+    return experiment.denoiser(experiment.network, config)(torch.ones(2, *experiment.facts.shape), t).x0
+
+
+# --- every name -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_network_of_each_config_takes_its_data(name):
+    config = config_with(name)
+    experiment = build(config, SHAPES.get(name, IMAGES))
+    assert answers(experiment, config).shape == (2, *experiment.facts.shape)
+
+
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_each_sde_with_each_parameterization(sde, parameterization):
+    config = config_with(sde__name=sde, denoiser__parameterization=parameterization)
+    experiment = build(config, IMAGES)
+    assert type(experiment.sde) is SDES[sde]
+    assert torch.isfinite(answers(experiment, config)).all()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_labels_reach_each_network(network):
+    config = config_with({"mlp": "points"}.get(network, "vpsde"), network__name=network, network__num_classes=3)
+    experiment = build(config, POINTS if network == "mlp" else IMAGES)
+    x, label = torch.ones(2, *experiment.facts.shape), torch.tensor([0, 2])
+    assert experiment.network(x, torch.zeros(2), label=label).shape == x.shape
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_each_weight_is_positive(name):
+    sde, t = SDES["vpsde"](), torch.linspace(0.01, 1, 5).reshape(-1, 1)
+    weight = make_weight(config_with(loss__weight=name), sigma_data=0.5)(sde, t)
+    assert weight.shape == t.shape
+    assert (weight > 0).all()
+
+
+def test_the_edm_weight_takes_the_deviation_of_the_data():
+    sde, t = SDES["vpsde"](), torch.tensor([[0.3]])
+    alpha, sigma, _ = sde.at(0.3)
+    weight = make_weight(config_with(loss__weight="edm"), sigma_data=0.5)(sde, t)
+    assert weight.item() == pytest.approx((alpha**2 * 0.5**2 + sigma**2) / (0.5 * sigma) ** 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", TIME_LAWS)
+@pytest.mark.parametrize("sde", SDES)
+def test_each_time_law_stays_in_the_interval(name, sde):
+    sde = SDES[sde]()
+    t, correction = make_time_law(config_with(loss__time_law=name))(sde, torch.linspace(0, 0.999, 50).reshape(-1, 1))
+    assert t.min() >= sde.t_min
+    assert t.max() <= sde.t_max
+    assert (correction > 0).all()
+
+
+def test_the_lognormal_law_takes_mean_and_deviation():
+    """The quantile of one standard deviation above the mean, where the ends of the interval cut off almost nothing."""
+    sde, above = SDES["edm"](), 0.5 * math.erfc(-1 / math.sqrt(2))
+    law = make_time_law(config_with(loss__time_mean=-0.7, loss__time_std=0.4))
+    t, _ = law(sde, torch.tensor([[0.5], [above]]))
+    torch.testing.assert_close(
+        -0.5 * sde.log_snr(t.double()).flatten(), torch.tensor([-0.7, -0.3]).double(), atol=1e-4, rtol=0
+    )
+
+
+# --- what comes from the data -----------------------------------------------------------------------------------------
+
+
+def test_facts_of_the_digits():
+    config = config_with()
+    dataset = read_dataset(config, "train")
+    facts = DataFacts.of(dataset, make_codec(config, dataset.levels))
+    x = (dataset.batch(np.arange(len(dataset)))["x"].double().numpy() + 0.5) * 2 / 17 - 1
+    assert (facts.shape, facts.levels) == ((1, 8, 8), 17)
+    assert facts.std == pytest.approx(x.std(), rel=1e-5)
+    assert DataFacts.from_dict(json.loads(json.dumps(asdict(facts)))) == facts
+
+
+@pytest.mark.parametrize(("given", "taken"), [(0.0, IMAGES.std), (0.25, 0.25)])
+def test_sigma_data_is_that_of_the_data_unless_given(given, taken):
+    config = config_with(denoiser__sigma_data=given)
+    experiment = build(config, IMAGES)
+    assert experiment.denoiser(experiment.network, config).sigma_data == taken
+
+
+@pytest.mark.parametrize("sde", ["vesde", "edm"])
+@pytest.mark.parametrize(("given", "taken"), [(0.0, IMAGES.diameter), (20.0, 20.0)])
+def test_sigma_max_is_the_diameter_unless_given(sde, given, taken):
+    made = build(config_with(sde, sde__sigma_max=given), IMAGES).sde
+    assert made.sigma(torch.tensor(made.t_max)).item() == pytest.approx(taken, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"images"}))
+def test_only_images_take_a_path(name):
+    dataset = read_dataset(config_with(data__name=name, data__path="nowhere"), "test")
+    assert isinstance(dataset, Dataset)
+
+
+def test_images_take_both_paths(tmp_path):
+    for folder, num in (("a", 3), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        for k in range(num):
+            Image.new("L", (4, 4), k).save(tmp_path / folder / f"{k}.png")
+    config = config_with(data__name="images", data__path=tmp_path / "a", data__test_path=tmp_path / "b")
+    assert [len(read_dataset(config, split)) for split in ("train", "test")] == [3, 2]
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_make_gives_the_options_and_not_the_name():
+    assert make({"pair": lambda **options: options}, "thing", {"name": "pair", "a": 1}, b=2) == {"a": 1, "b": 2}
+
+
+def test_an_unknown_name_is_told_with_its_neighbours():
+    with pytest.raises(ValueError, match="unknown sde 'vpsd'; did you mean 'vpsde'"):
+        pick(SDES, "sde", "vpsd")
+
+
+@pytest.mark.parametrize(
+    ("facts", "changes", "words"),
+    [
+        (POINTS, {"network__name": "mlp"}, "codec pixels .* use codec identity"),
+        (IMAGES, {"codec__name": "identity"}, "codec identity .* use codec pixels"),
+        (IMAGES, {"network__name": "mlp"}, r"points of shape \(D,\), not \(1, 8, 8\)"),
+        (POINTS, {"codec__name": "identity"}, r"\(C, H, W\), not \(2,\)"),
+        (IMAGES, {"network__channel_mult": (1, 1, 1, 1, 1)}, "does not divide by 16"),
+        (IMAGES, {"denoiser__parameterization": "noise"}, "unknown parameterization 'noise'"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(facts, changes, words):
+    with pytest.raises(ValueError, match=words):
+        build(config_with(**changes), facts)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "cpuu", ""])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(ValueError, match=f"device '{name}' cannot be used: .*; try --device cpu or auto"):
+        make_device(name)
+
+
+def test_devices_that_are_there():
+    assert make_device("cpu") == torch.device("cpu")
+    assert torch.empty(1, device=make_device("auto")).numel() == 1
+
+
+def test_keys_that_must_be_positive():
+    config = default.get_config()
+    check_at_least(1, config, "train.batch_size", "sample.num_samples")
+    config.sample.num_samples = 0
+    with pytest.raises(ValueError, match=r"sample\.num_samples 0: need at least 1"):
+        check_at_least(1, config, "train.batch_size", "sample.num_samples")

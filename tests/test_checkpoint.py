@@ -1,0 +1,310 @@
+"""Checkpoints: nothing is lost on the way to the disk and back, damage is found and named, and no failure does harm."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+import run as command_line
+from engine import checkpoint
+from engine.errors import CheckpointError
+
+NETWORKS = {checkpoint.RAW: 1.0, checkpoint.ema_file(0.999): 2.0}
+DAMAGED = [checkpoint.RAW, checkpoint.ema_file(0.999), "state.pt", "meta.json"]
+
+
+class Net(nn.Module):
+    """Weights of several types and layouts, all of one value, and a whole number."""
+
+    def __init__(self, value, width=3):
+        super().__init__()
+        self.layer = nn.Linear(width, 2)
+        self.layer.weight = nn.Parameter(self.layer.weight.detach().t().contiguous().t())
+        self.narrow = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+        self.register_buffer("count", torch.tensor(7))
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.fill_(value)
+
+
+def save(folder, step):
+    """A checkpoint with everything in it."""
+    networks = {name: Net(value + step) for name, value in NETWORKS.items()}
+    state = {"optimizer": {"state": {0: {"exp_avg": torch.full((2,), 0.5)}}, "lr": 1e-3}, "ema_updates": step}
+    return checkpoint.save(folder, step, networks, state, {"ema": list(NETWORKS)[1:], "data": {"std": 0.25}})
+
+
+def contents(folder):
+    """Every file below a folder with what it holds."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def flip(path, at):
+    """Turn over one bit in the middle of a byte."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0b100
+    path.write_bytes(content)
+
+
+# --- there and back ---------------------------------------------------------------------------------------------------
+
+
+def test_everything_comes_back(tmp_path):
+    path = save(tmp_path, 12)
+    assert path == tmp_path / "step_00000012"
+    for name, value in NETWORKS.items():
+        network = Net(0.0)
+        checkpoint.load_network(path, name, network)
+        own, written = network.state_dict(), Net(value + 12).state_dict()
+        assert all(torch.equal(own[key], written[key]) and own[key].dtype == written[key].dtype for key in own)
+    state = checkpoint.load_state(path)
+    assert torch.equal(state["optimizer"]["state"][0]["exp_avg"], torch.full((2,), 0.5))
+    assert (state["optimizer"]["lr"], state["ema_updates"]) == (1e-3, 12)
+    meta = checkpoint.read_meta(path)
+    assert (meta["step"], meta["data"]) == (12, {"std": 0.25})
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_weights_are_plain_safetensors(tmp_path):
+    from safetensors.torch import load_file
+
+    assert load_file(save(tmp_path, 1) / checkpoint.RAW).keys() == Net(0.0).state_dict().keys()
+
+
+def test_a_step_that_is_saved_again_is_replaced(tmp_path):
+    save(tmp_path, 1)
+    checkpoint.save(tmp_path, 1, {}, {"ema_updates": 5}, {})
+    assert checkpoint.load_state(tmp_path / "step_00000001") == {"ema_updates": 5}
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+
+
+def test_find(tmp_path):
+    for step in (2, 10, 100_000_000):
+        save(tmp_path, step)
+    paths = checkpoint.steps(tmp_path)
+    assert [path.name for path in paths] == ["step_00000002", "step_00000010", "step_100000000"]
+    assert checkpoint.find(tmp_path) == paths[-1]
+    for which in ("10", "00000010", "step_00000010", str(paths[1])):
+        assert checkpoint.find(tmp_path, which) == paths[1]
+
+
+@pytest.mark.parametrize("which", ["3", "step_00000003", "nowhere", ""])
+def test_find_names_what_is_there(tmp_path, which):
+    save(tmp_path, 2)
+    with pytest.raises(CheckpointError, match=f"no checkpoint {which} in .*; there are: step_00000002"):
+        checkpoint.find(tmp_path, which)
+
+
+def test_find_where_there_is_none(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*; train the run first with --mode train"):
+        checkpoint.find(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, 4), (1, 1), (3, 3), (4, 4), (9, 4)])
+def test_forget_keeps_the_newest(tmp_path, keep, left):
+    for step in (1, 2, 10, 20):
+        save(tmp_path, step)
+    paths = checkpoint.steps(tmp_path)
+    checkpoint.forget(tmp_path, keep)
+    assert checkpoint.steps(tmp_path) == paths[-left:]
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def read_all(path):
+    for name in NETWORKS:
+        checkpoint.load_network(path, name, Net(0.0))
+    checkpoint.load_state(path)
+
+
+DAMAGES = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "one byte short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "one byte long": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "bit flipped": lambda path: flip(path, path.stat().st_size // 8),
+    "last bit flipped": lambda path: flip(path, -1),
+    "something else": lambda path: path.write_text("[]"),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe\x00"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found_and_named_and_nothing_is_deleted(tmp_path, name, damage):
+    earlier, path = save(tmp_path, 1), save(tmp_path, 2)
+    DAMAGES[damage](path / name)
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")) as error:
+        read_all(path)
+    assert "delete step_00000002 to go on from step_00000001" in str(error.value)
+    assert contents(tmp_path) == before
+    read_all(earlier)
+
+
+def test_every_byte_of_meta_is_either_watched_or_without_meaning(tmp_path):
+    """A flip that is not found has changed no value."""
+    path = save(tmp_path, 1) / "meta.json"
+    whole, meta = path.read_bytes(), checkpoint.read_meta(path.parent)
+    watched = 0
+    for at in range(0, len(whole), 3):
+        flip(path, at)
+        try:
+            found = checkpoint.read_meta(path.parent)
+            assert {**found, "sha256": None} == {**meta, "sha256": None}
+            read_all(path.parent)
+        except CheckpointError:
+            watched += 1
+        path.write_bytes(whole)
+    assert watched > 0.8 * len(whole) / 3
+
+
+def test_the_only_checkpoint_has_another_remedy(tmp_path):
+    path = save(tmp_path, 1)
+    (path / "state.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="restore it from a copy, or train again in another --workdir"):
+        checkpoint.load_state(path)
+
+
+@pytest.mark.parametrize("network", [Net(0.0, width=4), nn.Linear(3, 2), nn.Sequential(Net(0.0))])
+def test_another_network_is_refused_and_left_alone(tmp_path, network):
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"holds another network, [\w.]+ and \d+ more differ; leave --config out"):
+        checkpoint.load_network(save(tmp_path, 1), checkpoint.RAW, network)
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_an_average_that_was_not_kept_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match=r"has no ema-0\.5\.safetensors; it has ema-0\.999\.safetensors"):
+        checkpoint.load_network(save(tmp_path, 1), checkpoint.ema_file(0.5), Net(0.0))
+
+
+class Payload:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def crafted(kind, path, marker):
+    """Put a pickle that runs code in the place of state.pt, with the digest that it needs to be read."""
+    if kind == "torch":
+        torch.save({"optimizer": Payload(marker)}, path / "state.pt")
+    else:
+        (path / "state.pt").write_bytes(pickle.dumps(Payload(marker), protocol=2))
+    meta = json.loads((path / "meta.json").read_text())
+    meta["sha256"]["state.pt"] = hashlib.sha256((path / "state.pt").read_bytes()).hexdigest()
+    (path / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("kind", ["torch", "pickle"])
+def test_a_crafted_state_is_refused_and_does_not_run(tmp_path, kind):
+    path = save(tmp_path, 1)
+    crafted(kind, path, tmp_path / "marker")
+    with pytest.raises(CheckpointError, match=r"state\.pt is not one that training wrote"):
+        checkpoint.load_state(path)
+    assert not (tmp_path / "marker").exists()
+
+
+# --- a disk that fails ------------------------------------------------------------------------------------------------
+
+
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("function", ["os.replace", "os.fsync", "open"])
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_failure_while_writing_leaves_the_others_and_no_part(tmp_path, monkeypatch, function, step):
+    """Also where the step is there already."""
+    save(tmp_path, 1)
+    before = contents(tmp_path)
+    owner, _, name = function.rpartition(".")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os if owner else checkpoint, name, full, raising=bool(owner))
+        with pytest.raises(OSError, match="No space left"):
+            save(tmp_path, step)
+    if step == 2 or function != "os.replace":
+        assert contents(tmp_path) == before
+    assert not list(tmp_path.glob(".*"))
+    save(tmp_path, 2)
+    read_all(tmp_path / "step_00000002")
+
+
+def test_the_rest_of_a_checkpoint_that_a_kill_cut_off_is_replaced(tmp_path):
+    partial = tmp_path / ".step_00000001.partial"
+    partial.mkdir()
+    (partial / "rubbish").write_bytes(b"x")
+    assert checkpoint.steps(tmp_path) == []
+    save(tmp_path, 1)
+    assert not partial.exists()
+    assert not (tmp_path / "step_00000001" / "rubbish").exists()
+
+
+# --- from the command line --------------------------------------------------------------------------------------------
+
+TINY = ["--config.network.width=8", "--config.train.batch_size=4", "--config.train.checkpoint_every=2"]
+TINY += ["--config.train.sample_every=0", "--config.train.evaluate_every=0"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on points with checkpoints of steps 2 and 4."""
+    workdir = tmp_path_factory.mktemp("trained")
+    words = ["--mode=train", "--config=points", "--device=cpu", "--config.train.total_images=16", *TINY]
+    assert command_line.main(["run.py", f"--workdir={workdir}", *words]) == 0
+    return workdir
+
+
+@pytest.fixture
+def call(trained, tmp_path, capsys):
+    """A copy of the run, and a function that runs a command on it: (exit status, lines on standard error)."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+
+    def command(*words):
+        status = command_line.main(["run.py", f"--workdir={workdir}", *words])
+        return status, capsys.readouterr().err.splitlines()
+
+    return workdir, command
+
+
+GO_ON = ("--mode=train", "--config.train.total_images=32")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema-0.999.safetensors", "state.pt", "meta.json"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "bit flipped"])
+def test_a_run_with_a_damaged_checkpoint_tells_how_to_go_on(call, name, damage):
+    """And what it tells works."""
+    workdir, command = call
+    newest = workdir / "checkpoints" / "step_00000004"
+    DAMAGES[damage](newest / name)
+    before = contents(workdir)
+    status, (line,) = command(*GO_ON)
+    assert status == 3
+    assert str(newest / name) in line
+    assert line.endswith("delete step_00000004 to go on from step_00000002")
+    assert contents(workdir) == before
+    shutil.rmtree(newest)
+    assert command(*GO_ON) == (0, [])
+
+
+@pytest.mark.parametrize("kind", ["torch", "pickle"])
+def test_a_run_with_a_crafted_state_does_not_run_it(call, tmp_path, kind):
+    workdir, command = call
+    crafted(kind, workdir / "checkpoints" / "step_00000004", tmp_path / "marker")
+    status, (line,) = command(*GO_ON)
+    assert status == 3
+    assert "is not one that training wrote; delete step_00000004 to go on from step_00000002" in line
+    assert not (tmp_path / "marker").exists()

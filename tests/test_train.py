@@ -1,0 +1,540 @@
+"""Training: a run that was killed ends as one that was not, bit for bit; what a step does; what a run leaves behind."""
+
+import contextlib
+import itertools
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import run as command_line
+from engine import checkpoint, plane, sample
+from engine.build import read_dataset
+from engine.config import load, names, override
+from engine.log import Metrics
+from engine.train import NOISE_BINS, HeldOut, Trainer, learning_rate
+from sde_lib import GaussianMixture, denoising_loss
+
+ROOT = Path(command_line.__file__).parent
+
+DIGITS = {
+    "device": "cpu",
+    "network.channels": 8,
+    "network.dropout": 0.1,
+    "optim.learning_rate": 2e-3,
+    "optim.warmup_images": 0,
+    "train.batch_size": 4,
+    "train.log_every": 2,
+    "train.sample_every": 0,
+    "train.evaluate_every": 0,
+    "train.checkpoint_every": 3,
+    "train.keep_checkpoints": 0,
+}
+"""A small network on the digits, with dropout and a checkpoint that falls between two lines of metrics."""
+
+POINTS = {key: value for key, value in DIGITS.items() if key != "network.channels"} | {"network.width": 16}
+
+
+def train(workdir, num_steps, config="vpsde", **changes):
+    """Train in this process and return the exit status; dots of keys are written as two underscores."""
+    keys = (POINTS if config == "points" else DIGITS) | {key.replace("__", "."): v for key, v in changes.items()}
+    keys["train.total_images"] = num_steps * keys["train.batch_size"]
+    overrides = [f"--config.{key}={value}" for key, value in keys.items()]
+    return command_line.main(["run.py", "--mode=train", f"--config={config}", f"--workdir={workdir}", *overrides])
+
+
+def trainer_of(tmp_path, config="vpsde", num_steps=8, **changes):
+    """The trainer of a config in an empty folder."""
+    keys = (POINTS if config == "points" else DIGITS) | {key.replace("__", "."): v for key, v in changes.items()}
+    keys["train.total_images"] = num_steps * keys["train.batch_size"]
+    made = load(config)
+    override(made, [(key, str(value)) for key, value in keys.items()])
+    return Trainer(made, tmp_path, read_dataset(made, "train"))
+
+
+def held_out_of(trainer):
+    return HeldOut(trainer.config, trainer.experiment, read_dataset(trainer.config, "test"))
+
+
+def metrics(workdir):
+    """The lines of metrics.jsonl, without the one number that is a matter of the machine."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+def steps(workdir):
+    """Numbers of the checkpoints that are there."""
+    return [int(path.name.removeprefix("step_")) for path in checkpoint.steps(workdir / "checkpoints")]
+
+
+def digests(workdir, step):
+    """The hashes of all weights of a checkpoint, raw ones and averages."""
+    found = checkpoint.read_meta(workdir / "checkpoints" / f"step_{step:08d}")["sha256"]
+    return {name: digest for name, digest in found.items() if name.endswith(".safetensors")}
+
+
+def equal(one, other):
+    """Whether two nested states are equal bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def assert_same_run(one, other, step):
+    """Weights, averages, optimiser and metrics of two runs are equal at a step."""
+    assert digests(one, step) == digests(other, step)
+    states = [checkpoint.load_state(folder / "checkpoints" / f"step_{step:08d}") for folder in (one, other)]
+    assert equal(*states)
+    assert metrics(one) == metrics(other)
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Ends a run without a word, as a signal would."""
+
+
+@contextlib.contextmanager
+def killed(monkeypatch, owner, name, call):
+    """Kill the run just before this call of a function, counted from 1."""
+    function, calls = getattr(owner, name), 0
+
+    def count(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Killed
+        return function(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, count)
+        yield
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run of eight steps that nothing interrupts, with two averages."""
+    workdir = tmp_path_factory.mktemp("straight")
+    assert train(workdir, 8, ema__rates=(0.999, 0.9), train__evaluate_every=8) == 0
+    return workdir
+
+
+MOMENTS = {
+    "before the first checkpoint": (Trainer, "_train_step", 2, None),
+    "in a step": (Trainer, "_train_step", 6, 3),
+    "before a line of metrics": (Metrics, "write", 4, 3),
+    "between a line of metrics and its checkpoint": (Trainer, "save", 2, 3),
+    "before a checkpoint has its name": (checkpoint.os, "fsync", 8, 3),
+    "right after a checkpoint": (checkpoint, "forget", 2, 6),
+}
+"""Where a run is killed, and the checkpoint that is left."""
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(moment, straight, tmp_path, monkeypatch):
+    owner, name, call, left = MOMENTS[moment]
+    changes = {"ema__rates": (0.999, 0.9), "train__evaluate_every": 8}
+    with killed(monkeypatch, owner, name, call), pytest.raises(Killed):
+        train(tmp_path, 8, **changes)
+    assert steps(tmp_path)[-1:] == ([] if left is None else [left])
+    assert train(tmp_path, 8, **changes) == 0
+    assert_same_run(tmp_path, straight, 8)
+    assert steps(tmp_path) == steps(straight) == [3, 6, 8]
+
+
+def test_what_a_hard_kill_leaves_behind_is_no_hindrance(straight, tmp_path):
+    """Half a checkpoint and half a line of metrics, as a machine leaves them that loses power."""
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "checkpoints"
+    partial = folder / ".step_00000008.partial"
+    (folder / "step_00000008").rename(partial)
+    (partial / "meta.json").unlink()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 10, "los')
+    assert train(tmp_path, 8, ema__rates=(0.999, 0.9), train__evaluate_every=8) == 0
+    assert_same_run(tmp_path, straight, 8)
+    assert not partial.exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_goes_on(tmp_path):
+    """SIGKILL at an arbitrary moment, three times over."""
+    assert train(tmp_path / "straight", 300, train__evaluate_every=50) == 0
+    keys = DIGITS | {"train.evaluate_every": 50, "train.total_images": 1200}
+    flags = [f"--workdir={tmp_path / 'killed'}", "--config=vpsde", *(f"--config.{k}={v}" for k, v in keys.items())]
+    command = [sys.executable, str(ROOT / "run.py"), "--mode=train", *flags]
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        done = len(steps(tmp_path / "killed"))
+        while process.poll() is None and len(steps(tmp_path / "killed")) < done + 10:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert steps(tmp_path / "killed")[-1] < 300
+    assert train(tmp_path / "killed", 300, train__evaluate_every=50) == 0
+    assert_same_run(tmp_path / "straight", tmp_path / "killed", 300)
+
+
+def data_for(config, folder):
+    """Overrides that replace the data and shrink the network of a config, but keep its levels and its recipe."""
+    if config.data.name == "images":
+        channels, size = {"mnist": ("L", 28), "cifar10": ("RGB", 32)}[folder.name]
+        rng = np.random.default_rng(0)
+        for split, num in (("train", 12), ("test", 3)):
+            (folder / split).mkdir(parents=True)
+            for k in range(num):
+                pixels = rng.integers(256, size=(size, size, 3)).astype(np.uint8)
+                Image.fromarray(pixels).convert(channels).save(folder / split / f"{k:02d}.png")
+        yield from (f"--config.data.path={folder / 'train'}", f"--config.data.test_path={folder / 'test'}")
+    if config.network.name == "unet":
+        yield from ("--config.network.channels=8", "--config.network.num_blocks=1")
+    else:
+        yield "--config.network.width=16"
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name != "default"])
+def test_each_config_trains_goes_on_samples_and_has_a_likelihood(name, tmp_path, monkeypatch, capsys):
+    """The second half of the run again from a copy that lost its last checkpoint, as if killed right before it."""
+    monkeypatch.setattr(plane, "NUM_CELLS", 4)
+    monkeypatch.setattr(sample, "GRID_SAMPLES", 4)
+    tiny = [f"--config={name}", "--device=cpu", "--config.network.dropout=0.2", "--config.train.batch_size=4"]
+    tiny += [*data_for(load(name), tmp_path / name), "--config.train.total_images=16"]
+    tiny += ["--config.train.checkpoint_every=2", "--config.train.log_every=1", "--config.train.sample_every=0"]
+
+    def command(*words):
+        assert command_line.main(["run.py", *words]) == 0, capsys.readouterr().err
+
+    command("--mode=train", f"--workdir={tmp_path / 'run'}", *tiny)
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step_00000004")
+    command("--mode=train", f"--workdir={tmp_path / 'again'}", *tiny)
+    assert_same_run(tmp_path / "run", tmp_path / "again", 4)
+
+    workdir, sampler = tmp_path / "run", load(name).sample.sampler
+    command("--mode=sample", f"--workdir={workdir}", "--steps=2", "--num_samples=2")
+    samples = np.load(workdir / "samples" / f"{sampler}-2" / "samples.npz")["samples"]
+    assert len(samples) == 2
+    loose = ("--config.likelihood.rtol=0.1", "--config.likelihood.atol=0.1", "--config.likelihood.num_examples=2")
+    command("--mode=likelihood", f"--workdir={workdir}", *loose)
+    (found,) = (workdir / "likelihood").glob("test-*.json")
+    assert math.isfinite(json.loads(found.read_text())["nats"])
+
+
+def test_a_run_that_is_done_says_so_and_changes_nothing(straight, capsys):
+    before = {path: path.stat().st_mtime_ns for path in straight.rglob("*")}
+    assert train(straight, 8, ema__rates=(0.999, 0.9), train__evaluate_every=8) == 0
+    out = capsys.readouterr().out
+    assert out == f"{straight} is trained already, on 32 images; raise --config.train.total_images to go on\n"
+    assert {path: path.stat().st_mtime_ns for path in straight.rglob("*")} == before
+
+
+def test_more_images_go_on_from_the_end(tmp_path):
+    """With a constant learning rate the longer run is the one that had aimed there from the start."""
+    for num_steps in (3, 8):
+        assert train(tmp_path / "raised", num_steps, "points", optim__decay="constant", train__log_every=1) == 0
+    assert train(tmp_path / "straight", 8, "points", optim__decay="constant", train__log_every=1) == 0
+    assert_same_run(tmp_path / "raised", tmp_path / "straight", 8)
+    assert json.loads((tmp_path / "raised" / "config.json").read_text())["train"]["total_images"] == 32
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 3, 4, 5]), (1, [5]), (2, [4, 5]), (9, [1, 2, 3, 4, 5])])
+def test_the_newest_checkpoints_are_kept(keep, left, tmp_path):
+    assert train(tmp_path, 5, "points", train__checkpoint_every=1, train__keep_checkpoints=keep) == 0
+    assert steps(tmp_path) == left
+
+
+def test_no_checkpoint_on_the_way(tmp_path):
+    assert train(tmp_path, 5, "points", train__checkpoint_every=0) == 0
+    assert steps(tmp_path) == [5]
+
+
+# --- the same seed ----------------------------------------------------------------------------------------------------
+
+
+def test_the_seed_and_nothing_else_decides(straight, tmp_path):
+    changes = {"ema__rates": (0.999, 0.9), "train__evaluate_every": 8}
+    torch.manual_seed(1234)
+    assert train(tmp_path / "same", 8, **changes) == 0
+    assert_same_run(tmp_path / "same", straight, 8)
+    assert train(tmp_path / "other", 8, seed=1, **changes) == 0
+    mine, others = digests(straight, 8), digests(tmp_path / "other", 8)
+    assert mine.keys() == others.keys()
+    assert not set(mine.values()) & set(others.values())
+
+
+def test_how_often_a_run_logs_evaluates_and_draws_changes_no_weight(straight, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "GRID_SAMPLES", 4)
+    changes = {
+        "train__log_every": 1,
+        "train__evaluate_every": 0,
+        "train__sample_every": 3,
+        "train__checkpoint_every": 0,
+    }
+    assert train(tmp_path, 8, ema__rates=(0.999, 0.9), **changes) == 0
+    assert digests(tmp_path, 8) == digests(straight, 8)
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_step_of_adam_moves_each_weight_by_the_learning_rate(tmp_path):
+    """Its first move is the rate times g / (|g| + 1e-8); the rate is half of 0.002, in a warm-up of two steps."""
+    trainer = trainer_of(tmp_path, optim__warmup_images=8, optim__decay="constant")
+    before = {name: p.clone() for name, p in trainer.network.named_parameters()}
+    (result,) = trainer.steps(1)
+    moves = {name: (p - before[name]).abs().max().item() for name, p in trainer.network.named_parameters()}
+    assert result.learning_rate == pytest.approx(1e-3)
+    assert max(moves.values()) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.01, 1e6])
+def test_the_gradient_is_clipped_to_the_limit(limit, tmp_path):
+    """After one step Adam's mean of the gradient is a tenth of it; the norm that is told is the one before clipping."""
+    trainer = trainer_of(tmp_path, optim__clip_norm=limit)
+    (result,) = trainer.steps(1)
+    means = [state["exp_avg"].flatten() for state in trainer.optimizer.state.values()]
+    norm = result.gradient_norm.item()
+    assert norm > 0.01
+    assert 10 * torch.cat(means).norm().item() == pytest.approx(min(norm, limit or math.inf), rel=1e-4)
+
+
+def test_warmup_is_a_line():
+    config = load("vpsde")
+    override(config, [("optim.decay", "constant"), ("optim.warmup_images", "640"), ("optim.learning_rate", "0.5")])
+    assert [learning_rate(config, seen) for seen in (0, 64, 320, 576, 640, 10**6)] == [0.05, 0.1, 0.3, 0.5, 0.5, 0.5]
+
+
+def test_decay_is_half_a_cosine():
+    config = load("vpsde")
+    override(config, [("optim.warmup_images", "0"), ("optim.learning_rate", "2.0"), ("train.total_images", "1200")])
+    rates = [learning_rate(config, seen) for seen in (0, 400, 600, 800, 1200, 5000)]
+    assert rates == pytest.approx([2.0, 1.5, 1.0, 0.5, 0.0, 0.0], abs=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_only_the_network_computes_in_bfloat16(precision, tmp_path, monkeypatch):
+    """Times, coefficients and the estimate stay in float32, and so do weights, averages and the optimiser's state."""
+    trainer = trainer_of(tmp_path, train__precision=precision)
+    types = {"inside": set()}
+    trainer.network.register_forward_hook(lambda m, args, out: types.update(x=args[0].dtype, log_snr=args[1].dtype))
+    trainer.network.stem.register_forward_hook(lambda m, args, out: types["inside"].add(out.dtype))
+    trainer.denoiser.register_forward_hook(lambda m, args, out: types.update(t=args[1].dtype, x0=out.x0.dtype))
+    (result,) = trainer.steps(1)
+    assert types.pop("inside") == {getattr(torch, precision)}
+    assert set(types.values()) == {result.loss.dtype} == {torch.float32}
+    kept = [*trainer.network.parameters(), *trainer.ema.networks[0].parameters()]
+    kept += [state["exp_avg_sq"] for state in trainer.optimizer.state.values()]
+    assert {value.dtype for value in kept} == {torch.float32}
+
+
+def test_bfloat16_trains_as_float32_does_to_its_digits(tmp_path):
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        trainer = trainer_of(tmp_path, num_steps=6, train__precision=precision, network__dropout=0.0)
+        losses[precision] = [result.loss.item() for result in trainer.steps(6)]
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_only_adamw_shrinks_weights_without_a_gradient(name, tmp_path):
+    trainer = trainer_of(tmp_path, optim__name=name, optim__weight_decay=0.1, optim__decay="constant")
+    before = trainer.network.stem.weight.clone()
+    (_,) = trainer.steps(1)
+    moved = (trainer.network.stem.weight / before - 1).abs().max().item()
+    assert moved == pytest.approx(0.1 * 2e-3, rel=0.05) if name == "adamw" else moved > 1e-3
+
+
+def test_levels_are_dequantized_where_the_config_asks(tmp_path):
+    """With uniform noise of one level's width, or the centres of the 17 levels and nothing else."""
+    held_out = {}
+    for dequantize in (True, False):
+        trainer = trainer_of(tmp_path, train__dequantize=dequantize)
+        held_out[dequantize] = held_out_of(trainer).x0
+    levels = (held_out[False] + 1) * 17 / 2 - 0.5
+    noise = (held_out[True] - held_out[False]) * 17 / 2
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-5)
+    assert noise.abs().max() <= 0.5 + 1e-5
+    assert noise.mean().abs() < 4 * (1 / 12 / noise.numel()) ** 0.5
+    assert noise.var().item() == pytest.approx(1 / 12, rel=0.05)
+
+
+def test_labels_reach_the_network(tmp_path):
+    trainer = trainer_of(tmp_path, network__num_classes=10)
+    seen = []
+    trainer.network.register_forward_pre_hook(lambda m, args, cond: seen.append(cond["label"]), with_kwargs=True)
+    (_,) = trainer.steps(1)
+    held_out_of(trainer).losses(trainer.network)
+    assert [len(labels) for labels in seen] == [4, 360]
+    assert set(seen[1].tolist()) == set(range(10))
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_held_out_loss_is_on_fixed_draws(tmp_path):
+    trainer = trainer_of(tmp_path / "a", "points", network__dropout=0.5)
+    list(trainer.steps(8))
+    held_out, average = held_out_of(trainer), trainer.ema.networks[0]
+    found = held_out.losses(average)
+    torch.manual_seed(99)
+    assert held_out.losses(average) == found
+    assert held_out_of(trainer).losses(average) == found
+    assert held_out_of(trainer_of(tmp_path / "b", "points", train__batch_size=7)).losses(average) == found
+
+
+@pytest.mark.parametrize("config", ["vpsde", "points"])
+def test_the_loss_of_zero_with_eps_and_the_simple_weight_is_the_square_of_the_noise(config, tmp_path):
+    trainer = trainer_of(tmp_path, config, denoiser__parameterization="eps", loss__weight="simple")
+    held_out = held_out_of(trainer)
+    found = held_out.losses(trainer.network.eval())
+    assert found["held_out_loss_of_zero"] == pytest.approx(held_out.eps.square().mean().item(), rel=1e-4)
+    assert found["held_out_loss"] == found["held_out_loss_of_zero"]  # each network starts at zero
+
+
+def test_the_loss_of_zero_with_x0_and_its_weight_is_the_square_of_the_data(tmp_path):
+    trainer = trainer_of(tmp_path, "points", denoiser__parameterization="x0", loss__weight="x0")
+    held_out = held_out_of(trainer)
+    found = held_out.losses(trainer.network.eval())["held_out_loss_of_zero"]
+    assert found == pytest.approx(held_out.x0.square().mean().item(), rel=1e-6)
+
+
+def test_losses_in_bins_are_means_over_their_times(tmp_path):
+    trainer = trainer_of(tmp_path, "points", denoiser__parameterization="eps", loss__weight="simple")
+    held_out = held_out_of(trainer)
+    found = held_out.losses(trainer.network.eval())
+    log_snr = trainer.experiment.sde.log_snr(held_out.t).flatten()
+    bins = {key: value for key, value in found.items() if "log_snr" in key}
+    assert len(bins) > 4
+    for low, high in itertools.pairwise(NOISE_BINS):
+        inside = (log_snr > low) & (log_snr <= high)
+        if key := next((key for key in bins if key.endswith(f"log_snr_{low:g}_to_{high:g}")), None):
+            expected = held_out.eps[inside].square().mean().item()
+            assert bins[key] == pytest.approx(expected, rel=1e-3)
+        else:
+            assert not inside.any()
+
+
+def test_training_on_eight_gaussians_comes_near_the_best_loss(tmp_path):
+    """In 150 steps of a small network more than half of the way from zero's loss to that of the exact denoiser."""
+    changes = {"network__width": 32, "network__depth": 2, "train__batch_size": 128, "optim__learning_rate": 1e-2}
+    changes |= {"data__name": "eight_gaussians", "network__dropout": 0.0}
+    assert train(tmp_path / "run", 150, "points", train__evaluate_every=50, train__checkpoint_every=0, **changes) == 0
+    losses = [line["held_out_loss"] for line in metrics(tmp_path / "run") if "held_out_loss" in line]
+
+    trainer = trainer_of(tmp_path / "new", "points", **changes)
+    held_out, sde, angle = held_out_of(trainer), trainer.experiment.sde, torch.arange(8) * math.pi / 4
+    means = torch.stack([angle.cos(), angle.sin()], 1)
+    exact = GaussianMixture(torch.ones(8), means, 0.1**2).denoiser(sde)
+    best = denoising_loss(sde, exact, trainer.weight, held_out.x0, held_out.eps, held_out.t).mean().item()
+    zero = held_out.losses(trainer.network)["held_out_loss_of_zero"]
+    assert zero > losses[0] > losses[1] > losses[2] > best
+    assert losses[2] < (zero + best) / 2
+
+
+# --- numbers that are not finite --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("field", "value"), [("loss", math.nan), ("gradient_norm", math.inf)])
+def test_a_number_that_is_not_finite_stops_the_run(field, value, tmp_path, monkeypatch, capsys):
+    original = Trainer._train_step
+
+    def broken(self):
+        result = original(self)
+        return result._replace(**{field: torch.tensor(value)}) if self.step == 4 else result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", broken)
+        assert train(tmp_path, 12, "points") == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: loss or gradient not finite at step 5; the checkpoints before it are kept")
+    assert "optim.learning_rate" in line
+    assert steps(tmp_path) == [3]
+    assert [line["step"] for line in metrics(tmp_path)] == [2, 3, 4]
+    assert train(tmp_path, 12, "points") == 0
+    assert train(tmp_path.with_name("straight"), 12, "points") == 0
+    assert_same_run(tmp_path, tmp_path.with_name("straight"), 12)
+
+
+# --- what is left behind ----------------------------------------------------------------------------------------------
+
+
+def test_files_and_metrics_of_a_run(straight):
+    lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 3, 4, 6, 8]
+    for line in lines:
+        assert line["images_seen"] == 4 * line["step"]
+        keys = {"loss", "gradient_norm", "learning_rate", "images_per_second", "ema_distance"}
+        assert all(line[key] > 0 for key in keys)
+        assert ("held_out_loss" in line) == ("held_out_loss_of_zero" in line) == (line["step"] == 8)
+    assert list((straight / "tensorboard").glob("events.out.tfevents.*"))
+    stored = json.loads((straight / "config.json").read_text())
+    assert stored["network"]["channels"] == 8
+    assert {"python", "torch", "numpy"} <= stored["versions"].keys()
+    meta = checkpoint.read_meta(straight / "checkpoints" / "step_00000008")
+    assert (meta["step"], meta["images_seen"]) == (8, 32)
+    assert meta["ema"] == ["ema-0.999.safetensors", "ema-0.9.safetensors"]
+    assert {path.name for path in (straight / "checkpoints" / "step_00000008").iterdir()} == {
+        "meta.json", "model.safetensors", "state.pt", *meta["ema"]
+    }  # fmt: skip
+
+
+def test_the_loss_of_a_line_is_the_mean_since_the_line_before(tmp_path):
+    losses = [result.loss.item() for result in trainer_of(tmp_path / "a", "points").steps(8)]
+    assert train(tmp_path / "b", 8, "points", train__log_every=4, train__checkpoint_every=0) == 0
+    found = [line["loss"] for line in metrics(tmp_path / "b")]
+    assert found == pytest.approx([sum(losses[:4]) / 4, sum(losses[4:]) / 4], rel=1e-6)
+
+
+def test_tensorboard_has_the_numbers_of_the_metrics(straight):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(straight / "tensorboard"))
+    board.Reload()
+    for key in ("loss", "learning_rate", "held_out_loss", "images_seen"):
+        found = {event.step: event.value for event in board.Scalars(key)}
+        assert found == pytest.approx({line["step"]: line[key] for line in metrics(straight) if key in line}, rel=1e-6)
+
+
+@pytest.mark.parametrize(("every", "drawn"), [(0, []), (2, [2, 4, 5])])
+def test_pictures_of_samples(every, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "GRID_SAMPLES", 4)
+    assert train(tmp_path, 5, train__sample_every=every, train__log_every=0) == 0
+    pictures = sorted((tmp_path / "samples").glob("*.png"))
+    assert [path.name for path in pictures] == [f"step_{step:08d}.png" for step in drawn]
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert picture.size[0] > 64
+
+
+def test_what_is_said(tmp_path, capsys):
+    assert train(tmp_path, 5, train__evaluate_every=5) == 0
+    out = capsys.readouterr().out
+    for words in ("1437 examples of shape (1, 8, 8) from digits", "20 images in batches of 4, from the start",
+                  "trained on 20 images", "held_out_loss_of_zero", f"--workdir {tmp_path} --mode sample"):  # fmt: skip
+        assert words in out
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_alike_and_is_stored_as_if_it_were_not(tmp_path):
+    for compiled in (False, True):
+        changes = {"train__compile": compiled, "network__dropout": 0.0}
+        assert train(tmp_path / str(compiled), 6, "points", **changes) == 0
+    plain, fast = metrics(tmp_path / "False"), metrics(tmp_path / "True")
+    assert [line["loss"] for line in fast] == pytest.approx([line["loss"] for line in plain], rel=1e-3)
+    trainer = trainer_of(tmp_path / "new", "points", network__dropout=0.0)
+    checkpoint.load_network(tmp_path / "True" / "checkpoints" / "step_00000006", checkpoint.RAW, trainer.network)
