@@ -10,12 +10,13 @@ examples:
   python run.py --config vpsde --mode likelihood                        bits per dimension of held-out digits
   python run.py --config vpsde --mode train --workdir runs/long         the same again, elsewhere
   python run.py --config vesde --mode train --config.sde.sigma_max=20   any key of the config
+  python run.py --mode selftest --dtype float64                         measure the library against closed forms
   python run.py --config mnist --mode data --config.data.path=photos    look at images of your own
   python run.py --config mnist --mode train --config.data.path=photos   train on them
 
 exit status:
-  0 done; 1 unexpected; 2 wrong usage or config; 3 data, checkpoint or disk; 4 numbers that are not finite;
-  5 a solver did not converge; 130 interrupted
+  0 done; 1 unexpected, or a check of the selftest failed; 2 wrong usage or config; 3 data, checkpoint or disk;
+  4 numbers that are not finite; 5 a solver did not converge; 130 interrupted
 """
 
 import dataclasses
@@ -24,10 +25,11 @@ import importlib
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
-from engine.config import Options, names, resolve
+from engine.config import Options, load, names, override, resolve
 from engine.errors import describe, exit_status, unknown
 
 MODES = {
@@ -35,8 +37,12 @@ MODES = {
     "sample": "engine.sample",
     "likelihood": "engine.likelihood",
     "data": "engine.inspect",
+    "selftest": "engine.selftest",
 }
 """The module of each mode, imported when it runs: run(config, workdir, options)."""
+
+ALONE = {"selftest"}
+"""Modes that are about no run: they need neither a config nor the folder of one."""
 
 SHORTHANDS = {
     "sampler": "sample.sampler",
@@ -67,6 +73,7 @@ def define_flags() -> flags.FlagValues:
     text("device", None, "auto | cpu | cuda | mps ... (default: device of the config)")
     choice("weights", Options.weights, ["ema", "raw"], "averaged weights or those of the last step")
     choice("split", None, ["train", "test"], "which examples to measure (default: by the mode)")
+    choice("dtype", Options.dtype, ["float32", "float64"], "numbers that the selftest computes with")
     text("checkpoint", None, "step or folder of a checkpoint (default: the newest)")
     switch("debug", False, "show the traceback of an error")
     return values
@@ -111,7 +118,11 @@ def run(argv: Sequence[str]) -> None:
         raise unknown("mode", values.mode, MODES) if values.mode else ValueError(f"give --mode ({' | '.join(MODES)})")
     given = ((key, values[flag].value) for flag, key in SHORTHANDS.items())
     changes += [(key.format(mode=values.mode), str(value)) for key, value in given if value is not None]
-    config, workdir = resolve(values.config, values.workdir, changes, values.mode)
+    if values.mode in ALONE:
+        config, workdir = load(values.config or "default"), Path(values.workdir or f"runs/{values.mode}")
+        override(config, changes)
+    else:
+        config, workdir = resolve(values.config, values.workdir, changes, values.mode)
     options = Options(**{field.name: values[field.name].value for field in dataclasses.fields(Options)})
     try:
         importlib.import_module(MODES[values.mode]).run(config, workdir, options)

@@ -10,8 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
@@ -26,7 +25,8 @@ PAGE = """# Selftest
 measures the library on your machine against closed forms, in under a minute on two cores, without a config, data or a
 trained network: exact denoisers of Gaussians and mixtures stand in for one. Each row of the table says what was
 measured, what is allowed, and whether it passed; `selftest.json` below the workdir (`runs/selftest` by default) holds
-the same. A row that fails, a number that is not finite, or an exception makes the exit status 1.
+the same. A row that fails, a number that is not finite, or an exception makes the exit status 1. A wrong dtype or a
+device that is not there is status 2, a disk without space 3.
 
 {groups}
 
@@ -36,8 +36,8 @@ written a second time, without `sde_lib`.
 
 Two things make the rows sharp. For a Gaussian the denoiser is affine, and so is a whole sampler: a batch of impulses
 through one trajectory tells its response to the start and to every draw, hence the mean and variance at its end, to
-rounding and without a random number; so an order is measured to a few hundredths. And an untrained network is exactly 0,
-which under the parameterisation `edm` is the exact denoiser of N(0, s^2): bits per dimension of a whole run, with
+rounding and without a random number; so an order is measured to a few hundredths. And an untrained network is exactly
+0, which under the parameterisation `edm` is the exact denoiser of N(0, s^2): bits per dimension of a whole run, with
 dequantisation, codec and checkpoint, have a closed form before the first step of training.
 
 The prior is never a hidden error: densities are taken from the true law at t_max, and its distance from the prior
@@ -45,9 +45,9 @@ stands in rows of its own.
 
 ## A check that cannot fail is a defect
 
-`tests/mutations.py` holds {total} mistakes, most of which a respected project has made. Each is put into the library by
-itself, and the selftest has to notice. {killed} of {total} are noticed, {rate:.0f} %; the first row that fails, measured
-against allowed:
+`tests/mutations.py` holds {total} mistakes, many of which a respected project has made. Each is put into the library
+by itself, and the selftest has to notice. {killed} of {total} are noticed, {rate:.0f} %; the first row that fails,
+measured against allowed:
 
 | mistake | first row that fails | measured | allowed |
 |---|---|---|---|
@@ -85,7 +85,7 @@ def main() -> int:
         f"| {group} | {count} | {first_sentence(group)} |" for group, count in counts.items()
     )
     page = PAGE.format(total=total, killed=killed, rate=100 * killed / total, table="\n".join(lines), groups=groups)
-    (ROOT / "docs" / "selftest.md").write_text(page)
+    (Path(__file__).resolve().parent.parent / "docs" / "selftest.md").write_text(page)
     return 1 if survivors else 0
 
 

@@ -3,6 +3,8 @@
 So a run that resumes needs no state of a generator, and an example meets the same noise on any number of devices.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,27 @@ def uniform(seed: int, purpose: int, positions: Tensor, like: Tensor) -> Tensor:
     bits = random_bits(positions, _stream(seed, purpose), 0, 1, like[0].numel(), like.device)[:, 0]
     bits = bits.movedim(0, 1).flatten(1)[:, : like[0].numel()]
     return ((bits.double() + 0.5) * 2.0**-32).to(torch.float32).reshape(like.shape)
+
+
+class Ahead:
+    """Random numbers for batch after batch, made for several at a time: small ones cost more to start than to make.
+
+    Args:
+        draw: from the positions (N,) to one row for each, (N, *).
+        numbers: most numbers that are made at a time, if that is more than one batch.
+    """
+
+    def __init__(self, draw: Callable[[Tensor], Tensor], numbers: int = 1 << 16) -> None:
+        self.draw, self.numbers = draw, numbers
+        self._start, self._rows = 0, torch.empty(0)
+
+    def __call__(self, start: int, num: int) -> Tensor:
+        """The rows of positions start, ..., start + num - 1."""
+        if not self._start <= start <= start + num <= self._start + len(self._rows):
+            size = self._rows[:1].numel()
+            batches = max(1, self.numbers // (num * size)) if size else 1
+            self._start, self._rows = start, self.draw(positions(start, num * batches))
+        return self._rows[start - self._start :][:num]
 
 
 def seed_dropout(seed: int, step: int, device: torch.device) -> None:

@@ -3,6 +3,7 @@
 from samplers.adaptive import ODE
 from samplers.ddim import DDIM, Ancestral
 from samplers.grids import GRIDS
+from samplers.guidance import classifier, classifier_free
 from samplers.loop import Step, sample, trajectory
 from samplers.noise import Noise
 from samplers.predictor_corrector import PredictorCorrector
@@ -32,6 +33,8 @@ __all__ = [
     "PredictorCorrector",
     "ReverseDiffusion",
     "Step",
+    "classifier",
+    "classifier_free",
     "sample",
     "trajectory",
 ]

@@ -19,7 +19,7 @@ _HALF, _MASK = np.uint64(32), np.uint64(0xFFFFFFFF)
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
 _WEYL = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_MOST_AHEAD, _MOST_NORMALS = 16, 1 << 17
+_MOST_AHEAD, _MOST_NORMALS = 32, 1 << 17
 """Draws, and normals, that are made at a time at most: draws of a small batch share the cost of each operation."""
 
 
@@ -43,8 +43,7 @@ class Noise:
     def __call__(self, like: Tensor) -> Tensor:
         """The next draw, shaped as ``like`` (B, *), in its dtype and on its device."""
         if self._buffer is None or not self._has(like):
-            done = 0 if self._buffer is None else len(self._buffer)
-            num = max(1, min(2 * done, _MOST_AHEAD, _MOST_NORMALS // like.numel()))
+            num = max(1, min(_MOST_AHEAD, _MOST_NORMALS // like.numel()))
             bits = random_bits(self.seeds, self.stream, self.draw, num, like[0].numel(), like.device)
             z = normals(bits).movedim(0, 2).flatten(2)[..., : like[0].numel()]
             self._buffer, self._first = z.reshape(num, *like.shape).to(like.dtype), self.draw
@@ -61,15 +60,14 @@ def random_bits(
     seeds: Tensor, stream: int, draw: int, num_draws: int, size: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Uniform 32-bit integers as int64, from draw number ``draw`` on; (2, num_draws, B, size / 2)."""
-    draws = np.arange(draw, draw + num_draws, dtype=np.uint64)[:, None]
-    words = seeds.cpu().numpy().view(np.uint64)
-    key = np.stack(np.broadcast_arrays(words & _MASK, words >> _HALF, subok=False))[:, None]
-    low, high = np.uint64(stream) & _MASK, np.uint64(stream) >> _HALF
-    counter = np.stack(np.broadcast_arrays(draws, low, high, np.zeros_like(words)))
-    high, low = philox(counter, np.broadcast_to(key, (2, *counter.shape[1:])))[:2]
+    words, stream = seeds.cpu().numpy().view(np.uint64), np.uint64(stream)
+    counter = np.zeros((4, num_draws, len(words)), dtype=np.uint64)
+    counter[0] = np.arange(draw, draw + num_draws)[:, None]
+    counter[1], counter[2] = stream & _MASK, stream >> _HALF
+    high, low = philox(counter, np.stack([words & _MASK, words >> _HALF])[:, None])[:2]
     start = torch.from_numpy((high << _HALF | low).view(np.int64)).to(device)
     bits = splitmix(start[..., None], (size + 1) // 2)
-    return torch.stack([(bits >> 32) & 0xFFFFFFFF, bits & 0xFFFFFFFF])
+    return torch.stack([(bits >> 32).bitwise_and_(0xFFFFFFFF), bits & 0xFFFFFFFF])
 
 
 def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
@@ -86,9 +84,9 @@ def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
 def splitmix(start: Tensor, num: int) -> Tensor:
     """The next ``num`` outputs of SplitMix64 from each state (*, 1); 64-bit words as int64, (*, num)."""
     z = start + _GOLDEN * torch.arange(1, num + 1, device=start.device)
-    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return z ^ ((z >> 31) & 0x1FFFFFFFF)
+    z.bitwise_xor_((z >> 30).bitwise_and_(0x3FFFFFFFF)).mul_(-0x40A7B892E31B1A47)
+    z.bitwise_xor_((z >> 27).bitwise_and_(0x1FFFFFFFFF)).mul_(-0x6B2FB644ECCEEE15)
+    return z.bitwise_xor_((z >> 31).bitwise_and_(0x1FFFFFFFF))
 
 
 def normals(bits: Tensor) -> Tensor:
@@ -99,34 +97,33 @@ def normals(bits: Tensor) -> Tensor:
     The logarithm, sine and cosine are correct to a few units in the last place; the largest normal is 6.8.
     """
     radius_bits, angle_bits = bits
-    radius = torch.sqrt(-2.0 * _log((radius_bits.float() + 0.5) * 2.0**-32))
-    radius = radius * (1 - 2 * (angle_bits & 1)).float()
-    sin, cos = _sin_cos((angle_bits >> 1).float() * (math.pi * 2.0**-31) - 0.5 * math.pi)
-    return torch.stack([radius * cos, radius * sin])
+    radius = _log(radius_bits.float().add_(0.5).mul_(2.0**-32)).mul_(-2.0).sqrt_()
+    radius.mul_((1 - 2 * (angle_bits & 1)).float())
+    sin, cos = _sin_cos((angle_bits >> 1).float().mul_(math.pi * 2.0**-31).sub_(0.5 * math.pi))
+    return torch.stack([cos.mul_(radius), sin.mul_(radius)])
 
 
 def _log(u: Tensor) -> Tensor:
     """log u = exponent log 2 + 2 artanh((m - 1) / (m + 1)) with m in [sqrt(1/2), sqrt(2)), split on the bits of u."""
     half_root = 0x3F3504F3
     bits = u.view(torch.int32) - half_root
-    mantissa = ((bits & 0x007FFFFF) + half_root).view(torch.float32)
-    s = (mantissa - 1.0) / (mantissa + 1.0)
-    artanh = _horner(s * s, [2 / 9, 2 / 7, 2 / 5, 2 / 3, 2.0]) * s
-    return (bits >> 23).float() * math.log(2) + artanh
+    mantissa = (bits & 0x007FFFFF).add_(half_root).view(torch.float32)
+    s = (mantissa - 1.0).div_(mantissa + 1.0)
+    artanh = _polynomial(s * s, [2 / 9, 2 / 7, 2 / 5, 2 / 3, 2.0]).mul_(s)
+    return (bits >> 23).float().mul_(math.log(2)).add_(artanh)
 
 
 def _sin_cos(angle: Tensor) -> tuple[Tensor, Tensor]:
     """Sine and cosine on [-pi/2, pi/2] by their series."""
     square = angle * angle
-    cos = _horner(square, [(-1.0) ** k / math.factorial(2 * k) for k in range(7, -1, -1)])
-    sin = _horner(square, [(-1.0) ** k / math.factorial(2 * k + 1) for k in range(6, -1, -1)]) * angle
-    return sin, cos
+    cos = _polynomial(square, [(-1.0) ** k / math.factorial(2 * k) for k in range(7, -1, -1)])
+    sin = _polynomial(square, [(-1.0) ** k / math.factorial(2 * k + 1) for k in range(6, -1, -1)])
+    return sin.mul_(angle), cos
 
 
-def _horner(x: Tensor, coefficients: list[float]) -> Tensor:
-    """Polynomial by separate multiplications and additions, so that no device fuses the two."""
-    result = x * coefficients[0] + coefficients[1]
-    for c in coefficients[2:]:
-        result = result * x
-        result = result + c
-    return result
+def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
+    """By Horner's rule in separate multiplications and additions, so that no device fuses the two."""
+    result = x * coefficients[0]
+    for c in coefficients[1:-1]:
+        result.add_(c).mul_(x)
+    return result.add_(coefficients[-1])

@@ -103,7 +103,7 @@ def importance(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
 
     Reference: Song, Durkan, Murray, Ermon, 2021, section 4.2; with the inverse of the log-SNR it is exact for all SDEs.
     """
-    lowest, highest = _log_snr_range(sde, u)
+    lowest, highest = _log_snr_range(sde)
     t = sde.time(highest + (lowest - highest) * u).clamp(sde.t_min, sde.t_max)
     rate = (sde.diffusion(t) / sde.sigma(t)) ** 2
     return t, (highest - lowest) / (rate * (sde.t_max - sde.t_min))
@@ -121,7 +121,7 @@ def lognormal(sde: SDE, u: Tensor, mean: float = -1.2, std: float = 1.2) -> tupl
     Args:
         mean, std: of the logarithm of the noise-to-signal ratio, std positive.
     """
-    lowest, highest = (_normal_cdf((-0.5 * l - mean) / std) for l in reversed(_log_snr_range(sde, u)))
+    lowest, highest = (_normal_cdf((-0.5 * l - mean) / std) for l in reversed(_log_snr_range(sde)))
     # A quantile of exactly 0 or 1 is infinitely far out; the clamp of t brings it back to the end of the interval.
     z = torch.special.ndtri(lowest + (highest - lowest) * u.double()).clamp(-38, 38)
     t = sde.time(-2 * (mean + std * z)).to(u.dtype).clamp(sde.t_min, sde.t_max)
@@ -150,11 +150,9 @@ def stratified(offset: float, start: int, num: int, total: int) -> Tensor:
     )
 
 
-def _log_snr_range(sde: SDE, like: Tensor) -> tuple[Tensor, Tensor]:
-    ends = torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)
-    lowest, highest = sde.log_snr(ends).to(like.device)
-    return lowest, highest
+def _log_snr_range(sde: SDE) -> tuple[float, float]:
+    return sde.at(sde.t_max).log_snr, sde.at(sde.t_min).log_snr
 
 
-def _normal_cdf(x: Tensor) -> Tensor:
-    return 0.5 * torch.erfc(-x / math.sqrt(2))
+def _normal_cdf(x: float) -> float:
+    return 0.5 * math.erfc(-x / math.sqrt(2))

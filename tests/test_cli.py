@@ -77,7 +77,9 @@ def test_all_flags(mode, call):
     config, workdir, options = mode.calls.pop()
     assert workdir == Path("here")
     assert (config.seed, config.device) == (3, "cpu")
-    assert config.sample.to_dict().items() >= {"sampler": "heun", "steps": 18, "num_samples": 4, "batch_size": 2}.items()
+    assert (
+        config.sample.to_dict().items() >= {"sampler": "heun", "steps": 18, "num_samples": 4, "batch_size": 2}.items()
+    )
     assert options == Options(weights="raw", split="train", checkpoint="100")
 
 

@@ -46,8 +46,13 @@ def check(setting: Setting) -> Iterator[Row]:
     denoise, t = mixture.denoiser(sde), 0.3
     x = setting.normals(8, 2, 2).requires_grad_()
     gradient = torch.autograd.grad(denoise.log_prob(x, t).sum(), x)[0]
-    yield Row("score of a mixture against the gradient", distance(denoise.score(x.detach(), t), gradient), 1000 * setting.rounding)
-    x = exactly(mixture.sample(20_000, torch.Generator(setting.device).manual_seed(0))).flatten(1)
+    yield Row(
+        "score of a mixture against the gradient",
+        distance(denoise.score(x.detach(), t), gradient),
+        1000 * setting.rounding,
+    )
+    mixture = blobs(Setting(torch.device("cpu"), setting.dtype))
+    x = exactly(mixture.sample(20_000, torch.Generator().manual_seed(0))).flatten(1)
     error = (x.mean(0) - exactly(mixture.mean)).abs() / (x.std(0) / math.sqrt(len(x)))
     yield Row("samples of a mixture: mean, in standard errors", error.max().item(), 4.0)
     found = relative(x.T.cov().trace(), exactly(mixture.covariance).trace())

@@ -22,11 +22,11 @@ def check(setting: Setting) -> Iterator[Row]:
     """Ends and spacing of every grid under every SDE; times are float64 whatever the setting."""
     for name, grid in GRIDS.items():
         spacing, ends = [], []
-        for sde_name in SDES.keys() & PROCESSES.keys():
+        for sde_name in [name for name in SDES if name in PROCESSES]:
             sde = SDES[sde_name]()
             times = exactly(grid(sde, 20)).numpy()
             low, high = INTERVALS[sde_name]
-            ends += [distance(times[[0, -1]], [high, low]), float(len(times) - 21)]
+            ends += [distance(times[[0, -1]], [high, low]), float(abs(len(times) - 21))]
             inner = exactly(grid(sde, 4, start=0.6 * high, end=0.1 * high)).numpy()
             ends.append(distance(inner[[0, -1]], [0.6 * high, 0.1 * high]))
             for t in (times, inner):

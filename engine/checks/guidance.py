@@ -44,7 +44,7 @@ def check(setting: Setting) -> Iterator[Row]:
 
 
 def error(kind: str, scale: float, sde: SDE, setting: Setting) -> float:
-    """Difference from x0 of the score (1 - scale) grad log p(x) + scale grad log p(x | y), in units of sigma / alpha."""
+    """Difference from x0 of the score (1 - scale) grad log p(x) + scale grad log p(x | y), over 1 + sigma / alpha."""
     exact, errors = TwoClasses(sde, setting), []
     label = torch.tensor([0, 1, 0, 1, 1], device=setting.device)
     every = torch.ones(5, dtype=torch.bool, device=setting.device)

@@ -55,8 +55,12 @@ def check(setting: Setting) -> Iterator[Row]:
     """Value and place of each weight's optimum; quantiles and corrections of each law; strata."""
     for name in WEIGHTS:
         values, slopes = zip(*(optimum(name, sde_name, setting) for sde_name in SDES))
-        yield Row(f"weight {name}: the loss of the exact denoiser is the closed form", worst(values), 100 * setting.rounding)
-        yield Row(f"weight {name}: the exact denoiser is where the loss is least", worst(slopes), 100 * setting.rounding)
+        yield Row(
+            f"weight {name}: the loss of the exact denoiser is the closed form", worst(values), 100 * setting.rounding
+        )
+        yield Row(
+            f"weight {name}: the exact denoiser is where the loss is least", worst(slopes), 100 * setting.rounding
+        )
     for name in TIME_LAWS:
         quantiles, corrections = zip(*(law(name, sde_name, setting) for sde_name in SDES if sde_name in PROCESSES))
         yield Row(f"time law {name}: quantiles", worst(quantiles), 100 * setting.rounding)
@@ -76,7 +80,7 @@ def optimum(weight: str, sde_name: str, setting: Setting) -> tuple[float, float]
     share = torch.cartesian_prod(shares, shares).prod(1)
     times = sde.time(torch.linspace(-6, 6, 7, dtype=torch.float64))
     t = setting.tensor(times).repeat_interleave(9)[:, None]
-    x0, eps = (v.repeat(7)[:, None] for v in (MEAN + math.sqrt(VARIANCE) * z[:, 0], z[:, 1]))
+    x0, eps = (v.repeat(7)[:, None].repeat(1, 2) for v in (MEAN + math.sqrt(VARIANCE) * z[:, 0], z[:, 1]))
 
     config = default.get_config()
     config.loss.weight = weight
@@ -85,7 +89,7 @@ def optimum(weight: str, sde_name: str, setting: Setting) -> tuple[float, float]
     weigh = make_weight(config, SIGMA_DATA)
     factor = WEIGHT_FORMS[weight](book) if weight in WEIGHT_FORMS else exactly(weigh(sde, t[::9])).flatten().numpy()
 
-    exact = GaussianMixture(setting.tensor([1.0]), setting.tensor([[MEAN]]), VARIANCE).denoiser(sde)
+    exact = GaussianMixture(setting.tensor([1.0]), setting.tensor([[MEAN, MEAN]]), VARIANCE).denoiser(sde)
     tilt = torch.zeros(2, 7, 1, dtype=setting.dtype, device=setting.device, requires_grad=True)
 
     def tilted(x: Tensor, t: Tensor) -> Prediction:

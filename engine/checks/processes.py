@@ -1,4 +1,4 @@
-"""Every process against the papers, against a simulation of itself, and against the identities that samplers rely on."""
+"""Every process against the papers, a simulation of itself, and the identities that samplers rely on."""
 
 import math
 from collections.abc import Iterator

@@ -1,0 +1,134 @@
+"""Whole trajectories: the law that they end in, and that a sample depends on its seed alone."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from data import Pixels
+from engine.build import DataFacts, Experiment
+from engine.checks.exact import MEANS, STDS, WEIGHTS, blobs, bumps
+from engine.checks.rows import Row, Setting, distance, exactly, worst
+from engine.sample import draw
+from samplers import GRIDS, ODE, STEPS, Noise, PredictorCorrector, Step, sample
+from samplers.predictor_corrector import STEP_SIZES
+from sde_lib import SDE, SDES, GaussianMixture, Prediction
+
+NUM, NUM_STEPS = 1000, 64
+
+CASES: dict[str, Callable[[SDE], Step]] = {
+    **STEPS,
+    **{
+        f"pc by {name}": lambda sde, name=name: PredictorCorrector(sde, corrector=name)
+        for name in STEP_SIZES
+        if name != "langevin"
+    },
+}
+
+
+def check(setting: Setting) -> Iterator[Row]:
+    """The last step, shapes, batches and precision; the engine's draws; laws."""
+    for name, case in STEPS.items():
+        steps = [case(make()) for make in SDES.values()]
+        found = worst(noise_left(step, setting) for step in steps)
+        yield Row(f"{name}: noise that the last step leaves on two points", found, 1e-5)
+        found = worst(flattened(step, setting) for step in steps)
+        yield Row(f"{name}: examples of shape (2, 3) and (6,)", found, 1e4 * setting.rounding)
+        found = worst(alone(step, setting) for step in steps)
+        yield Row(f"{name}: the same samples alone and in a batch", found, 1e4 * setting.rounding)
+        found = worst(precision(step, setting) for step in steps)
+        yield Row(f"{name}: float32 against float64", found, 2e-3)
+    yield Row("engine: pixels that depend on the batch", engine_batches(setting), 0)
+    yield Row("engine: a start that is not prior_std times noise", start(setting), 1e-6)
+    for name, case in CASES.items():
+        for sde_name, make in SDES.items():
+            found = kolmogorov_smirnov(case(make()), setting)
+            yield Row(f"{name}, {sde_name}: two bumps from the prior, Kolmogorov-Smirnov", found, 2.3)
+
+
+def draw_from(step: Step, mixture: GaussianMixture, seeds: Tensor, num_steps: int, like: Tensor) -> Tensor:
+    """One sample of the mixture for each seed (B,), from the prior over the whole interval; like (B, *)."""
+    noise, times = Noise(seeds), GRIDS["log_snr"](step.sde, 1 if isinstance(step, ODE) else num_steps)
+    x = step.sde.prior_std * noise(like)
+    return sample(step, mixture.denoiser(step.sde), x, times, noise)
+
+
+def kolmogorov_smirnov(step: Step, setting: Setting) -> float:
+    """sqrt(N) times the largest distance of the distribution functions; above 1.95 once in a thousand."""
+    like = torch.empty(NUM, 1, dtype=setting.dtype, device=setting.device)
+    x = exactly(draw_from(step, bumps(setting), torch.arange(NUM), NUM_STEPS, like)).flatten().sort().values
+    normal = torch.distributions.Normal(exactly(MEANS), exactly(STDS))
+    expected = normal.cdf(x[:, None]) @ exactly(WEIGHTS)
+    steps = torch.arange(NUM + 1, dtype=torch.float64) / NUM
+    return math.sqrt(NUM) * worst([distance(steps[1:], expected), distance(steps[:-1], expected)])
+
+
+def noise_left(step: Step, setting: Setting) -> float:
+    """Distance of samples of the points -1 and 1 from the nearer one."""
+    mixture = GaussianMixture.of_points(setting.tensor([[-1.0], [1.0]]))
+    like = torch.empty(16, 1, dtype=setting.dtype, device=setting.device)
+    return distance(draw_from(step, mixture, torch.arange(16), 12, like).abs(), 1.0)
+
+
+def flattened(step: Step, setting: Setting) -> float:
+    """Difference that the shape of the examples makes."""
+    flat, shaped = blobs(setting, (6,)), blobs(setting, (2, 3))
+    seeds, like = torch.arange(4), torch.empty(4, 6, dtype=setting.dtype, device=setting.device)
+    found = draw_from(step, shaped, seeds, 8, like.reshape(4, 2, 3))
+    return distance(found.flatten(1), draw_from(step, flat, seeds, 8, like))
+
+
+def alone(step: Step, setting: Setting) -> float:
+    """Difference that the rest of the batch makes."""
+    mixture, like = blobs(setting), torch.empty(12, 2, 2, dtype=setting.dtype, device=setting.device)
+    together = draw_from(step, mixture, torch.arange(12), 8, like)
+    return distance(draw_from(step, mixture, torch.arange(5, 8), 8, like[5:8]), together[5:8])
+
+
+def precision(step: Step, setting: Setting) -> float:
+    """Difference that float32 makes."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        like = torch.empty(8, 2, 2, dtype=dtype, device=setting.device)
+        found.append(draw_from(step, blobs(Setting(setting.device, dtype)), torch.arange(8), 12, like))
+    if found[0].dtype != torch.float32:
+        return float("nan")
+    return distance(*found)
+
+
+def experiment(setting: Setting, sde: SDE) -> Experiment:
+    """Two points as images of 17 levels, without a network."""
+    facts = DataFacts(shape=(1, 2, 3), levels=17, std=0.6, diameter=4.0)
+    return Experiment(facts, Pixels(17), sde, torch.nn.Identity(), setting.device)
+
+
+def engine_batches(setting: Setting) -> int:
+    """Pixels of eight samples that change when they are drawn three at a time."""
+    single = Setting(setting.device, torch.float32)
+    changed = 0
+    for make in SDES.values():
+        sde = make()
+        step, times = STEPS["ddim"](sde), GRIDS["log_snr"](sde, 8)
+        denoise = blobs(single, (1, 2, 3)).denoiser(sde)
+        parts = [draw(experiment(single, sde), denoise, step, times, seeds) for seeds in torch.arange(8).split(3)]
+        whole = draw(experiment(single, sde), denoise, step, times, torch.arange(8))
+        changed += int((torch.cat(parts) != whole).sum())
+    return changed
+
+
+def start(setting: Setting) -> float:
+    """What the first step is given, over the noise of its seeds and the prior's deviation, less 1."""
+    single, errors = Setting(setting.device, torch.float32), []
+    for make in SDES.values():
+        sde, given = make(), []
+
+        def remember(x: Tensor, t: float, given: list = given, sde: SDE = sde) -> Prediction:
+            given.append(x)
+            return blobs(single, (1, 2, 3)).denoiser(sde)(x, t)
+
+        seeds = torch.arange(3, 6)
+        draw(experiment(single, sde), remember, STEPS["ddim"](sde), GRIDS["log_snr"](sde, 2), seeds)
+        z = Noise(seeds)(torch.empty(3, 1, 2, 3, device=setting.device))
+        errors.append(distance(given[0], sde.prior_std * z, sde.prior_std))
+    return worst(errors)

@@ -1,0 +1,601 @@
+"""Mistakes that people make in code like this, one at a time, for the selftest to notice.
+
+A mutation is a place, a piece of its source and what stands there instead. The function's code is compiled anew and put
+into the same function object, so that every table and every module that imported it sees the mistake.
+"""
+
+import ast
+import functools
+import importlib
+import inspect
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from engine import selftest
+from engine.checks import CHECKS, Row, Setting
+
+
+class Mutation(NamedTuple):
+    """A mistake.
+
+    Args:
+        name: what went wrong, in words.
+        group: the checks that should notice first.
+        where: module:function or module:class.method.
+        old: a piece of source that stands there once.
+        new: the mistake.
+    """
+
+    name: str
+    group: str
+    where: str
+    old: str
+    new: str
+
+
+def function_of(where: str):
+    """The function at module:name, without its decorators."""
+    module, _, path = where.partition(":")
+    return inspect.unwrap(functools.reduce(getattr, path.split("."), importlib.import_module(module)))
+
+
+@contextmanager
+def applied(mutation: Mutation) -> Iterator[None]:
+    """The library with the mistake in it.
+
+    Raises: LookupError if the source has changed, so that the mistake cannot be made any more as it is written down.
+    """
+    function = function_of(mutation.where)
+    source = textwrap.dedent(inspect.getsource(function))
+    if source.count(mutation.old) != 1:
+        raise LookupError(f"{mutation.where} holds {mutation.old!r} {source.count(mutation.old)} times: write it anew")
+    tree = ast.parse(source.replace(mutation.old, mutation.new))
+    tree.body[0].decorator_list = []
+    scope = {}
+    exec(compile(tree, f"<{mutation.name}>", "exec"), function.__globals__, scope)
+    original = function.__code__
+    function.__code__ = scope[function.__name__].__code__
+    try:
+        yield
+    finally:
+        function.__code__ = original
+
+
+def noticed(mutation: Mutation) -> tuple[str, Row] | None:
+    """The first row that fails with the mistake in place, and its group: the expected one first, then all others."""
+    setting = Setting(torch.device("cpu"), torch.float64)
+    with applied(mutation):
+        for group in (mutation.group, *(CHECKS.keys() - {mutation.group})):
+            for row in selftest.results(group, setting):
+                if not row.passed:
+                    return group, row
+    return None
+
+
+PROCESS, LEAVES, CHAIN = "sde_lib.process:SDE", "sde_lib.processes", "sde_lib.process"
+DENOISER, LOSSES, FLOW, LIKELIHOOD = "sde_lib.denoiser", "sde_lib.losses", "sde_lib.flow", "sde_lib.likelihood"
+STOCHASTIC, CORRECTOR = "samplers.stochastic", "samplers.predictor_corrector"
+
+MUTATIONS = [
+    # --- processes ----------------------------------------------------------------------------------------------------
+    Mutation("VP: signal decays twice as fast", "processes", f"{LEAVES}:VPSDE.log_alpha", "-0.5 * t", "-1.0 * t"),
+    Mutation("VP: the ramp of beta not halved", "processes", f"{LEAVES}:VPSDE.log_alpha", "+ 0.5 * t", "+ t"),
+    Mutation("VP: variance for deviation", "processes", f"{LEAVES}:VPSDE.sigma", "torch.sqrt(", "("),
+    Mutation("VP: 1 - exp(-x) cancels", "processes", f"{LEAVES}:VPSDE.sigma", "-torch.expm1(", "1 - torch.exp("),
+    Mutation(
+        "sub-VP: deviation of VP",
+        "processes",
+        f"{LEAVES}:SubVPSDE.sigma",
+        "-torch.expm1(2 * self.log_alpha(t))",
+        "torch.sqrt(-torch.expm1(2 * self.log_alpha(t)))",
+    ),
+    Mutation(
+        "cosine: offset once instead of twice",
+        "processes",
+        f"{LEAVES}:CosineSDE.sigma",
+        "2 * self._start",
+        "self._start",
+    ),
+    Mutation(
+        "VE: prior N(0, 1)",
+        "processes",
+        f"{LEAVES}:VESDE.__init__",
+        "self.prior_std = sigma_max",
+        "self.prior_std = 1.0",
+    ),
+    Mutation("VE: inverse of log-SNR lacks a half", "processes", f"{LEAVES}:VESDE.time", "-0.5 * log_snr", "-log_snr"),
+    Mutation(
+        "EDM: inverse of log-SNR by its sign", "processes", f"{LEAVES}:EDMSDE.time", "-0.5 * log_snr", "0.5 * log_snr"
+    ),
+    Mutation(
+        "DDPM's chain: 999 for 1000",
+        "processes",
+        f"{LEAVES}:VPSDE.discretize",
+        "self.beta_max / num_steps,",
+        "self.beta_max / (num_steps - 1),",
+    ),
+    Mutation(
+        "log-SNR of amplitudes, not of powers",
+        "processes",
+        f"{PROCESS}.at",
+        "sigma, 2 * (log_alpha",
+        "sigma, (log_alpha",
+    ),
+    Mutation("diffusion lacks a square root", "processes", f"{PROCESS}.diffusion", "torch.sqrt(-_", "(-_"),
+    Mutation(
+        "diffusion of the wrong time in the table",
+        "processes",
+        f"{PROCESS}.tabulate",
+        "self.diffusion(times).tolist()",
+        "self.diffusion(times.flip(0)).tolist()",
+    ),
+    Mutation(
+        "transition upside down",
+        "processes",
+        f"{PROCESS}.transition",
+        "late.alpha / early.alpha",
+        "early.alpha / late.alpha",
+    ),
+    Mutation(
+        "transition: noise of the wrong time", "processes", f"{PROCESS}.transition", "late.sigma * _", "early.sigma * _"
+    ),
+    Mutation(
+        "share of new noise lacks a square root",
+        "processes",
+        f"{CHAIN}:_forgotten",
+        "math.sqrt(-math.expm1(fall))",
+        "-math.expm1(fall)",
+    ),
+    Mutation(
+        "bridge: noise of the wrong time",
+        "processes",
+        f"{PROCESS}.bridge",
+        "early.sigma * forgotten",
+        "late.sigma * forgotten",
+    ),
+    Mutation(
+        "bridge: noise added, mean not shrunk", "processes", f"{PROCESS}.bridge", "(1 - forgotten**2) ** 0.5", "1.0"
+    ),
+    Mutation(
+        "bridge: the signal in eps forgotten",
+        "processes",
+        f"{PROCESS}.bridge",
+        "early.alpha - kept * late.alpha",
+        "early.alpha",
+    ),
+    Mutation(
+        "prior: normaliser lacks a 2",
+        "processes",
+        f"{PROCESS}.prior_log_prob",
+        "math.sqrt(2 * math.pi)",
+        "math.sqrt(math.pi)",
+    ),
+    # --- denoisers ----------------------------------------------------------------------------------------------------
+    Mutation("score with the sign flipped", "denoisers", f"{PROCESS}.score", "(alpha * x0 - x)", "(x - alpha * x0)"),
+    Mutation("score over sigma, not its square", "denoisers", f"{PROCESS}.score", "/ sigma**2", "/ sigma"),
+    Mutation("noise added by its variance", "denoisers", f"{PROCESS}.perturb", "sigma * eps", "sigma**2 * eps"),
+    Mutation(
+        "eps-prediction with the sign flipped", "denoisers", f"{DENOISER}:_eps", "-sigma / alpha", "sigma / alpha"
+    ),
+    Mutation(
+        "v-prediction as if alpha^2 + sigma^2 = 1",
+        "denoisers",
+        f"{DENOISER}:_v",
+        "alpha / radius**2, -sigma / radius",
+        "alpha, -sigma",
+    ),
+    Mutation(
+        "edm: c_skip as if alpha = 1", "denoisers", f"{DENOISER}:_edm", "return alpha * sigma_data", "return sigma_data"
+    ),
+    Mutation("score-prediction lacks a square", "denoisers", f"{DENOISER}:_score", "sigma**2 / alpha", "sigma / alpha"),
+    Mutation(
+        "network input not scaled",
+        "denoisers",
+        f"{DENOISER}:Denoiser.forward",
+        "self.network(c_in * x",
+        "self.network(x",
+    ),
+    Mutation(
+        "network told the time, not log-SNR",
+        "denoisers",
+        f"{DENOISER}:Denoiser.forward",
+        "conditioning(log_snr, x)",
+        "conditioning(t, x)",
+    ),
+    Mutation(
+        "log-SNR through bfloat16",
+        "denoisers",
+        f"{DENOISER}:conditioning",
+        "log_snr.flatten().to(x.device, torch.float32)",
+        "log_snr.flatten().to(x.device, torch.bfloat16).float()",
+    ),
+    Mutation(
+        "embedding of log-SNR under autocast",
+        "denoisers",
+        "models.embeddings:LogSNREmbedding.forward",
+        "torch.autocast(log_snr.device.type, enabled=False)",
+        "torch.inference_mode(False)",
+    ),
+    # --- exact mixtures -----------------------------------------------------------------------------------------------
+    Mutation(
+        "posterior mean: gain lacks alpha",
+        "exact",
+        "sde_lib.exact:GaussianMixture.posterior_mean",
+        "alpha * self.variances / variance",
+        "self.variances / variance",
+    ),
+    Mutation(
+        "mixture density: weights forgotten",
+        "exact",
+        "sde_lib.exact:GaussianMixture._components",
+        "self.log_weights + log_density",
+        "log_density",
+    ),
+    # --- losses -------------------------------------------------------------------------------------------------------
+    Mutation("loss summed over dimensions", "losses", f"{LOSSES}:denoising_loss", ".mean(1)", ".sum(1)"),
+    Mutation(
+        "min-SNR clamped from the wrong side", "losses", f"{LOSSES}:min_snr", "clamp(max=gamma)", "clamp(min=gamma)"
+    ),
+    Mutation(
+        "edm weight: product for sum", "losses", f"{LOSSES}:edm", "snr(sde, t) + sigma_data", "snr(sde, t) * sigma_data"
+    ),
+    Mutation("likelihood weight: g for g^2", "losses", f"{LOSSES}:likelihood", "** 2 *", "*"),
+    Mutation("v weight without its 1", "losses", f"{LOSSES}:velocity", "return 1 + snr", "return snr"),
+    Mutation(
+        "importance correction upside down",
+        "losses",
+        f"{LOSSES}:importance",
+        "(highest - lowest) / (rate",
+        "(highest - lowest) * (rate",
+    ),
+    Mutation(
+        "importance: interval run from the wrong end",
+        "losses",
+        f"{LOSSES}:importance",
+        "sde.time(highest + (lowest - highest) * u)",
+        "sde.time(lowest + (highest - lowest) * u)",
+    ),
+    Mutation("log-normal law of the variance", "losses", f"{LOSSES}:lognormal", "sde.time(-2 * (", "sde.time(-1 * ("),
+    Mutation("strata of the local batch", "losses", f"{LOSSES}:stratified", "/ total", "/ num"),
+    # --- noise --------------------------------------------------------------------------------------------------------
+    Mutation("Philox of nine rounds", "noise", "samplers.noise:philox", "range(10)", "range(9)"),
+    Mutation("Box and Muller lack a 2", "noise", "samplers.noise:normals", "mul_(-2.0)", "mul_(-1.0)"),
+    Mutation(
+        "noise by place in the batch, not by seed",
+        "noise",
+        "samplers.noise:random_bits",
+        "seeds.cpu().numpy().view(np.uint64)",
+        "np.arange(len(seeds), dtype=np.uint64)",
+    ),
+    Mutation(
+        "the same noise at every draw",
+        "noise",
+        "samplers.noise:Noise.__call__",
+        "self.stream, self.draw, num",
+        "self.stream, 0, num",
+    ),
+    Mutation("every run has the same noise", "noise", "engine.randomness:_stream", "16 * seed + purpose", "purpose"),
+    # --- grids --------------------------------------------------------------------------------------------------------
+    Mutation(
+        "quadratic grid the wrong way round",
+        "grids",
+        "samplers.grids:quadratic",
+        "torch.sqrt, torch.square",
+        "torch.square, torch.sqrt",
+    ),
+    Mutation(
+        "Karras's grid in log-SNR of powers", "grids", "samplers.grids:karras", "-0.5 / rho * sde", "-1.0 / rho * sde"
+    ),
+    Mutation("a grid of one step less", "grids", "samplers.grids:_spaced", "0, 1, num_steps + 1", "0, 1, num_steps"),
+    # --- steps --------------------------------------------------------------------------------------------------------
+    Mutation(
+        "Euler-Maruyama: score with the sign flipped",
+        "steps",
+        f"{STOCHASTIC}:EulerMaruyama.__call__",
+        "+ h * g**2",
+        "- h * g**2",
+    ),
+    Mutation(
+        "Euler-Maruyama: the flow's half of the score",
+        "steps",
+        f"{STOCHASTIC}:EulerMaruyama.__call__",
+        "+ h * g**2",
+        "+ 0.5 * h * g**2",
+    ),
+    Mutation(
+        "Euler-Maruyama: h for its root in the noise",
+        "steps",
+        f"{STOCHASTIC}:EulerMaruyama.__call__",
+        "h**0.5 * g",
+        "h * g",
+    ),
+    Mutation(
+        "Euler-Maruyama: drift with the sign flipped",
+        "steps",
+        f"{STOCHASTIC}:EulerMaruyama.__call__",
+        "(1 - h *",
+        "(1 + h *",
+    ),
+    Mutation(
+        "reverse diffusion: forward factor", "steps", f"{STOCHASTIC}:ReverseDiffusion.__call__", "(2 - a) * x", "a * x"
+    ),
+    Mutation(
+        "reverse diffusion: b for b^2", "steps", f"{STOCHASTIC}:ReverseDiffusion.__call__", "b**2 * score", "b * score"
+    ),
+    Mutation(
+        "ancestral: the two variances exchanged",
+        "steps",
+        "samplers.ddim:Ancestral.__call__",
+        "std ** (1 - self.variance) * forward**self.variance",
+        "std**self.variance * forward ** (1 - self.variance)",
+    ),
+    Mutation(
+        "ddim: noise added, mean not shrunk",
+        "steps",
+        "samplers.ddim:DDIM.__call__",
+        "t, s, self.eta)",
+        "t, s, 0.0)\n    std = self.sde.bridge(x, x, t, s, self.eta)[1]",
+    ),
+    Mutation(
+        "Heun: ratio upside down", "steps", "samplers.singlestep:Heun.__call__", "math.exp(0.5 * (", "math.exp(-0.5 * ("
+    ),
+    Mutation(
+        "Heun: second look at the wrong time",
+        "steps",
+        "samplers.singlestep:Heun.__call__",
+        "denoise(y, s)",
+        "denoise(y, t)",
+    ),
+    Mutation(
+        "corrector: alpha off by one",
+        "steps",
+        f"{CORRECTOR}:Corrector.__call__",
+        "self.sde.transition(s, t)[0]",
+        "self.sde.at(t).alpha",
+    ),
+    Mutation("corrector: noise lacks a 2", "steps", f"{CORRECTOR}:Corrector.__call__", "(2 * h) ** 0.5", "h**0.5"),
+    Mutation(
+        "corrector: ratio not squared",
+        "steps",
+        f"{CORRECTOR}:Corrector.__call__",
+        "(a * self.snr) ** 2",
+        "(a * self.snr)",
+    ),
+    Mutation(
+        "corrector: noise of the wrong time",
+        "steps",
+        f"{CORRECTOR}:Corrector.__call__",
+        "self.sde.at(t).sigma",
+        "self.sde.at(s).sigma",
+    ),
+    Mutation(
+        "corrector after the predictor, at the time before",
+        "steps",
+        f"{CORRECTOR}:PredictorCorrector.__call__",
+        "self.predict(denoise, self.correct(denoise, x, t, s, draw), t, s, draw)",
+        "self.correct(denoise, self.predict(denoise, x, t, s, draw), t, s, draw)",
+    ),
+    Mutation(
+        "corrector measures the batch, not the example",
+        "sampling",
+        f"{CORRECTOR}:by_norm",
+        "square().sum(1).reshape",
+        "square().sum(1).mean().expand(len(score)).reshape",
+    ),
+    # --- sampling -----------------------------------------------------------------------------------------------------
+    Mutation(
+        "no last denoising", "sampling", "samplers.loop:trajectory", "x0 = denoise(x, times[-1].item()).x0", "x0 = x"
+    ),
+    Mutation(
+        "last step adds noise",
+        "sampling",
+        "samplers.loop:trajectory",
+        "x0 = denoise(x, times[-1].item()).x0",
+        "x0 = denoise(x, times[-1].item()).x0 + step.sde.at(times[-1].item()).sigma * draw(x)",
+    ),
+    Mutation(
+        "start not scaled to the prior", "sampling", "engine.sample:draw", "x = sde.prior_std * noise(", "x = noise("
+    ),
+    Mutation(
+        "engine: seeds by place in the batch",
+        "sampling",
+        "engine.sample:draw",
+        "Noise(seeds)",
+        "Noise(torch.arange(len(seeds)))",
+    ),
+    # --- guidance -----------------------------------------------------------------------------------------------------
+    Mutation(
+        "guidance towards the null condition",
+        "guidance",
+        "samplers.guidance:classifier_free",
+        "torch.lerp(without, with_cond, scale)",
+        "torch.lerp(with_cond, without, scale)",
+    ),
+    Mutation(
+        "guidance of scale w counted as 1 + w",
+        "guidance",
+        "samplers.guidance:classifier_free",
+        "with_cond, scale)",
+        "with_cond, 1 + scale)",
+    ),
+    Mutation(
+        "classifier gradient over sigma",
+        "guidance",
+        "samplers.guidance:classifier",
+        "scale * sigma**2 / alpha",
+        "scale * sigma / alpha",
+    ),
+    Mutation(
+        "classifier gradient without 1 / alpha",
+        "guidance",
+        "samplers.guidance:classifier",
+        "sigma**2 / alpha *",
+        "sigma**2 *",
+    ),
+    # --- likelihood ---------------------------------------------------------------------------------------------------
+    Mutation("flow: full score instead of half", "likelihood", f"{FLOW}:slope", "0.5 * (", "1.0 * ("),
+    Mutation(
+        "solver: stages at the wrong time",
+        "likelihood",
+        f"{FLOW}:dormand_prince",
+        "progress + node * step",
+        "progress + step",
+    ),
+    Mutation(
+        "solver: every step accepted",
+        "likelihood",
+        f"{FLOW}:dormand_prince",
+        "accept = error <= 1",
+        "accept = error <= 1e9",
+    ),
+    Mutation(
+        "log-density without the signal's scale",
+        "likelihood",
+        f"{LIKELIHOOD}:log_prob",
+        "volume = volume + x[0].numel() * math.log(last.alpha / first.alpha)",
+        "volume = volume + 0",
+    ),
+    Mutation(
+        "log-density: change of volume subtracted",
+        "likelihood",
+        f"{LIKELIHOOD}:log_prob",
+        "prior + divergence",
+        "prior - divergence",
+    ),
+    Mutation(
+        "log-density without the prior",
+        "likelihood",
+        f"{LIKELIHOOD}:log_prob",
+        "nats = prior + divergence",
+        "nats = divergence",
+    ),
+    Mutation(
+        "probe exchanged for another every 4 units of log-SNR",
+        "likelihood",
+        f"{LIKELIHOOD}:log_prob",
+        "probes[:, :, rows])",
+        "probes[:, :, rows].roll(int(log_snr.mean() / 4), 0))",
+    ),
+    Mutation("probes summed, not averaged", "likelihood", f"{LIKELIHOOD}:log_prob", "volume.mean(1)", "volume.sum(1)"),
+    Mutation("Rademacher probes of 0 and 1", "likelihood", f"{LIKELIHOOD}:rademacher", "-1.0, 1.0", "0.0, 1.0"),
+    Mutation(
+        "trace from another example's probe", "likelihood", f"{LIKELIHOOD}:_traces", "[0] * v)", "[0] * v.roll(1, 0))"
+    ),
+    Mutation(
+        "prior mismatch: logarithm with the sign flipped",
+        "likelihood",
+        "engine.likelihood:prior_mismatch",
+        "- math.log(ratio)",
+        "+ math.log(ratio)",
+    ),
+    Mutation("dequantisation: noise not centred", "likelihood", "engine.likelihood:run", "values) - 0.5", "values)"),
+    Mutation(
+        "bits/dim without the codec's scaling",
+        "likelihood",
+        "engine.likelihood:run",
+        "result.nats + scaling",
+        "result.nats",
+    ),
+    # --- codecs -------------------------------------------------------------------------------------------------------
+    Mutation(
+        "pixels at the edges of their bins",
+        "codecs",
+        "data.codecs:Pixels.encode",
+        "values.float() + 0.5",
+        "values.float()",
+    ),
+    Mutation("pixels cut, not rounded", "codecs", "data.codecs:Pixels.decode", "values.round()", "values.floor()"),
+    Mutation("pixels not clamped", "codecs", "data.codecs:Pixels.decode", ".clamp(0, self.levels - 1)", ""),
+    Mutation(
+        "log-determinant of 256 levels for all", "codecs", "data.codecs:Pixels.log_det", "2 / self.levels", "2 / 256"
+    ),
+    # --- training -----------------------------------------------------------------------------------------------------
+    Mutation(
+        "EMA keeps what it should forget",
+        "training",
+        "engine.ema:EMA.update",
+        "parameters, 1 - kept",
+        "parameters, kept",
+    ),
+    Mutation(
+        "EMA of buffers", "training", "engine.ema:EMA.update", "target.copy_(buffer)", "target.lerp_(buffer, 1 - kept)"
+    ),
+    Mutation(
+        "EMA warm-up of 10 steps forgotten",
+        "training",
+        "engine.ema:EMA.update",
+        "(10 + self.num_updates)",
+        "(1 + self.num_updates)",
+    ),
+    Mutation(
+        "learning rate falls from half its height",
+        "training",
+        "engine.train:learning_rate",
+        "min(1.0, images_seen /",
+        "min(1.0, 0.5 + images_seen /",
+    ),
+    Mutation(
+        "learning rate warms up in steps for images",
+        "training",
+        "engine.train:learning_rate",
+        "(images_seen + config.train.batch_size)",
+        "(images_seen / config.train.batch_size)",
+    ),
+    Mutation(
+        "times from half of their law",
+        "training",
+        "engine.train:draw_times",
+        "len(like), len(like))",
+        "len(like), 2 * len(like))",
+    ),
+    Mutation("dither not centred", "training", "engine.train:dither", "like.shape[1:])) - 0.5", "like.shape[1:]))"),
+    Mutation(
+        "resume forgets the optimiser's moments",
+        "training",
+        "engine.train:Trainer._load",
+        'self.optimizer.load_state_dict(state["optimizer"])',
+        "pass",
+    ),
+    Mutation(
+        "resume counts EMA updates from 0",
+        "training",
+        "engine.train:Trainer._load",
+        'self.ema.num_updates = state["ema_updates"]',
+        "pass",
+    ),
+    Mutation(
+        "resume takes the raw weights for the average",
+        "training",
+        "engine.train:Trainer._load",
+        "checkpoint.load_network(path, checkpoint.ema_file(rate), average)",
+        "checkpoint.load_network(path, checkpoint.RAW, average)",
+    ),
+    Mutation(
+        "resume starts the data anew",
+        "training",
+        "engine.train:Trainer._load",
+        'self.step = checkpoint.read_meta(path)["step"]',
+        "self.step = 0",
+    ),
+    Mutation(
+        "checkpoint: digests not compared",
+        "training",
+        "engine.checkpoint:_read",
+        "hashlib.sha256(content).hexdigest() != digests[name]",
+        "False",
+    ),
+    Mutation(
+        "training without learning", "training", "engine.train:Trainer._train_step", "self.optimizer.step()", "pass"
+    ),
+    Mutation(
+        "data order not a function of the position",
+        "training",
+        "engine.train:Trainer._train_step",
+        "self.dataset, config.seed, self.images_seen",
+        "self.dataset, config.seed + id(self), self.images_seen",
+    ),
+]

@@ -1,0 +1,65 @@
+"""The selftest passes as the library is, and notices each of the mistakes in mutations.py."""
+
+import pytest
+import torch
+
+from engine import selftest
+from engine.checks import CHECKS, Setting
+from tests.mutations import MUTATIONS, Mutation, applied, function_of, noticed
+
+SLOW = {"steps", "sampling", "likelihood", "training"}
+"""Groups that take seconds."""
+
+
+def by_speed(items, group):
+    """Parameters, those of slow groups marked."""
+    marks = [pytest.mark.slow]
+    return [
+        pytest.param(item, id=str(getattr(item, "name", item)), marks=marks * (group(item) in SLOW)) for item in items
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("group", by_speed(CHECKS, str))
+def test_the_library_passes(group, dtype):
+    rows = list(selftest.results(group, Setting(torch.device("cpu"), dtype)))
+    assert rows
+    assert [row for row in rows if not row.passed] == []
+
+
+@pytest.mark.parametrize("mutation", by_speed(MUTATIONS, lambda mutation: mutation.group))
+def test_the_selftest_notices(mutation):
+    assert noticed(mutation) is not None
+
+
+def test_mistakes_are_many_and_different():
+    assert len(MUTATIONS) >= 35
+    assert (
+        len({mutation.name for mutation in MUTATIONS})
+        == len({mutation[2:] for mutation in MUTATIONS})
+        == len(MUTATIONS)
+    )
+    assert {mutation.group for mutation in MUTATIONS} == set(CHECKS)
+
+
+def test_a_mistake_is_made_and_unmade():
+    mutation = MUTATIONS[0]
+    function = function_of(mutation.where)
+    code = function.__code__
+    with applied(mutation):
+        assert function.__code__ is not code
+    assert function.__code__ is code
+
+
+def test_a_mistake_that_is_out_of_date_is_told():
+    old = Mutation("gone", "processes", "sde_lib.processes:VPSDE.sigma", "no such source", "")
+    with pytest.raises(LookupError, match="write it anew"), applied(old):
+        pass
+
+
+def test_what_is_no_mistake_is_not_noticed(monkeypatch):
+    monkeypatch.setattr("tests.mutations.CHECKS", {"grids": CHECKS["grids"]})
+    harmless = Mutation(
+        "none", "grids", "samplers.grids:uniform", "lambda t: t, lambda t: t", "lambda t: t + 0, lambda t: t - 0"
+    )
+    assert noticed(harmless) is None

@@ -1,0 +1,170 @@
+"""The mode selftest: its table, its JSON, how it ends, and what it refuses. Its rows are held by test_mutations.py."""
+
+import errno
+import json
+import math
+
+import pytest
+import torch
+
+import run as command_line
+from engine import selftest
+from engine.checks import CHECKS, Row, Setting, denoisers, grids, losses, steps, textbook
+from engine.checks.rows import distance, relative, worst
+from engine.log import versions
+from samplers import GRIDS, STEPS
+from sde_lib import PARAMETERIZATIONS, SDES, TIME_LAWS, WEIGHTS
+
+CPU = Setting(torch.device("cpu"), torch.float64)
+
+
+@pytest.fixture
+def groups(monkeypatch):
+    """Two small groups in place of all."""
+    table = {
+        "good": lambda setting: iter(
+            [Row("zero in its dtype", setting.tensor([0.0]).item(), 0.0), Row("less", 0.5, 1)]
+        ),
+        "other": lambda setting: iter([Row("one number", 0.1, 0.2)]),
+    }
+    monkeypatch.setattr(selftest, "CHECKS", table)
+    return table
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Run --mode selftest with these flags: (exit status, standard output, lines on standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags):
+        status = command_line.main(["run.py", "--mode", "selftest", *flags])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err.splitlines()
+
+    return run
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def test_table_and_json_say_the_same(groups, call, tmp_path):
+    status, out, err = call("--device", "cpu", "--dtype", "float64")
+    assert (status, err) == (0, [])
+    lines = out.splitlines()
+    assert len(lines) == 5
+    assert all(line.endswith("passed") for line in lines[1:4])
+    assert lines[4].startswith("3 checks passed in ")
+    assert lines[4].endswith("on cpu, float64")
+    report = json.loads((tmp_path / "runs" / "selftest" / "selftest.json").read_text())
+    assert report["passed"] is True
+    assert (report["device"], report["dtype"]) == ("cpu", "float64")
+    assert report["versions"] == versions()
+    assert report["seconds"] >= 0
+    assert report["rows"][1] == {"group": "good", "what": "less", "measured": 0.5, "allowed": 1, "passed": True}
+    assert [row["group"] for row in report["rows"]] == ["good", "good", "other"]
+
+
+def test_a_failed_row_is_marked_counted_and_ends_with_one(groups, call, tmp_path):
+    groups["bad"] = lambda setting: iter([Row("too much", 2.0, 1.0), Row("not a number", math.nan, 1.0)])
+    status, out, (line,) = call("--workdir", "here")
+    assert status == 1
+    assert line.startswith("error: 2 of 5 checks failed")
+    assert line.endswith("the first: bad, too much")
+    assert out.count("FAILED") == 2
+    assert "checks passed" not in out
+    report = json.loads((tmp_path / "here" / "selftest.json").read_text())
+    assert report["passed"] is False
+    assert [row["measured"] for row in report["rows"]][-2:] == [2.0, None]
+
+
+def test_an_exception_is_a_failed_row_and_the_others_go_on(groups, call):
+    def broken(setting):
+        yield Row("before", 0.0, 1.0)
+        raise ArithmeticError("no\nsuch number")
+
+    groups.update(broken=broken, last=groups["other"])
+    status, out, _ = call()
+    assert status == 1
+    assert "stopped by ArithmeticError: no such number" in out
+    assert out.count("one number") == 2
+
+
+# --- what it refuses --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--dtype", "float16"), "<float32|float64>"),
+        (("--device", "abacus"), "device 'abacus' cannot be used"),
+        (("--device", "cuda:97"), "device 'cuda:97' cannot be used"),
+        (("--config", "vpsd"), "did you mean 'vpsde'"),
+    ],
+)
+def test_wrong_dtype_and_device_are_wrong_usage(groups, call, tmp_path, flags, words):
+    status, _, (line,) = call(*flags)
+    assert status == 2
+    assert words in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_without_such_numbers_is_wrong_usage(groups, call, monkeypatch):
+    def refuse(self, values):
+        raise TypeError("MPS has no float64")
+
+    monkeypatch.setattr(Setting, "tensor", refuse)
+    status, _, (line,) = call("--device", "cpu", "--dtype", "float64")
+    assert status == 2
+    assert line == "error: dtype float64 cannot be used on cpu; try --dtype float32"
+
+
+def test_a_full_disk_is_told(groups, call, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("engine.files.os.replace", full)
+    status, out, (line,) = call("--device", "cpu")
+    assert status == 3
+    assert out.count("passed") == 3
+    assert line.startswith("error: runs/selftest: No space left on device; free some space")
+
+
+# --- what rows are made of --------------------------------------------------------------------------------------------
+
+
+def test_numbers_that_are_not_finite_never_pass():
+    assert not Row("nan", math.nan, math.inf).passed
+    assert not Row("inf", math.inf, 1e300).passed
+    assert math.isnan(worst([0.0, math.nan, 1.0]))
+    assert math.isnan(distance([0.0, math.nan], 0.0))
+    assert math.isnan(relative(torch.tensor([math.nan]), [1.0]))
+
+
+def test_distances():
+    assert distance([1.0, 2.0], [1.5, 2.0], 0.5) == 1.0
+    assert relative([1.1, 0.3], [1.0, 0.0]) == pytest.approx(0.3)
+    assert relative(0.1, 0.1) == 0.0
+    with pytest.raises(RuntimeError):  # a check of nothing is none
+        worst([])
+
+
+def test_what_the_library_has_is_known_in_closed_form():
+    """New entries are checked without one; those that come with the project have one."""
+    assert textbook.PROCESSES.keys() == textbook.PRIOR_STD.keys() == textbook.INTERVALS.keys() == SDES.keys()
+    assert losses.WEIGHT_FORMS.keys() == WEIGHTS.keys()
+    assert losses.LAW_FORMS.keys() == TIME_LAWS.keys()
+    assert steps.MOVES.keys() | steps.ADAPTIVE == STEPS.keys()
+    assert denoisers.TARGETS.keys() == PARAMETERIZATIONS.keys()
+    assert grids.EVEN.keys() == GRIDS.keys()
+
+
+def test_a_new_step_is_checked_by_being_there(monkeypatch):
+    """A step that forgets its noise is noticed though nothing is known of it."""
+
+    class Quiet(STEPS["ancestral"]):
+        def __call__(self, denoise, x, t, s, draw):
+            return super().__call__(denoise, x, t, s, torch.zeros_like)
+
+    monkeypatch.setitem(steps.CASES, "quiet", lambda sde, num_steps: Quiet(sde))
+    failed = next(row for row in CHECKS["steps"](CPU) if "quiet" in row.what)
+    assert not failed.passed
