@@ -63,9 +63,9 @@ class GaussianMixture:
         return ExactDenoiser(self, sde)
 
     def sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """Independent draws of x_0, (num, *)."""
+        """Independent draws of x_0, (num, *); the generator is one of the device of the means."""
         component = torch.multinomial(self.log_weights.exp(), num, replacement=True, generator=generator)
-        z = torch.randn(num, self.means.shape[1], dtype=self.means.dtype, generator=generator)
+        z = torch.randn(num, self.means.shape[1], **self._place, generator=generator)
         offset = torch.sqrt(self.variances[component]) * z
         if self.bases is not None:
             offset = torch.einsum("nij,nj->ni", self.bases[component], offset)
@@ -79,10 +79,14 @@ class GaussianMixture:
     @property
     def covariance(self) -> Tensor:
         """Cov[x_0], (D, D)."""
-        bases = torch.eye(self.means.shape[1], dtype=self.means.dtype) if self.bases is None else self.bases
+        bases = torch.eye(self.means.shape[1], **self._place) if self.bases is None else self.bases
         within = (bases * self.variances[:, None, :]) @ bases.mT
         offset = self.means - self.mean
         return torch.einsum("k,kij->ij", self.log_weights.exp(), within + offset[:, :, None] * offset[:, None, :])
+
+    @property
+    def _place(self) -> dict:
+        return {"dtype": self.means.dtype, "device": self.means.device}
 
     def _components(self, x: Tensor, alpha: Time, sigma: Time) -> tuple[Tensor, ...]:
         """log(w_k p_k(x)) (B, K); residuals in each basis (B, K, D); alpha and the marginal variances for (B, K, D)."""

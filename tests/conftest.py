@@ -1,8 +1,9 @@
-"""What every test shares: exact distributions of several ranks, and one thread so that runs repeat."""
+"""What every test shares: exact distributions of several ranks, trained runs, and one thread so that runs repeat."""
 
 import pytest
 import torch
 
+import run as command_line
 from sde_lib import SDES, GaussianMixture
 
 torch.set_num_threads(1)
@@ -41,3 +42,28 @@ def shaped_mixture(request):
     means = torch.randn(3, *request.param, dtype=torch.float64, generator=generator)
     covariances = roots @ roots.mT + 0.05 * torch.eye(num, dtype=torch.float64)
     return GaussianMixture.of_covariances(torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), means, covariances)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A run on the digits that has left zero behind, with checkpoints of steps 4 and 8."""
+    keys = {"network.channels": 8, "optim.learning_rate": 1e-2, "optim.warmup_images": 0, "optim.decay": "constant"}
+    keys |= {"train.total_images": 64, "train.batch_size": 8, "train.checkpoint_every": 4, "train.sample_every": 0}
+    return _trained(tmp_path_factory.mktemp("digits"), "vpsde", keys)
+
+
+@pytest.fixture(scope="session")
+def points(tmp_path_factory):
+    """A run on points that has left zero behind."""
+    keys = {"network.width": 16, "optim.learning_rate": 1e-2, "optim.warmup_images": 0, "train.total_images": 320}
+    return _trained(
+        tmp_path_factory.mktemp("points"), "points", keys | {"train.batch_size": 32, "train.sample_every": 0}
+    )
+
+
+def _trained(workdir, config, keys):
+    """The folder of a run of this config, with other values for some keys."""
+    words = [f"--config.{key}={value}" for key, value in keys.items()]
+    line = ["run.py", "--mode=train", f"--config={config}", "--device=cpu", f"--workdir={workdir}", *words]
+    assert command_line.main(line) == 0
+    return workdir

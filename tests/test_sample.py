@@ -26,28 +26,6 @@ def command(*words):
     return command_line.main(["run.py", *map(str, words)])
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    """A run on the digits that has left zero behind, with checkpoints of steps 4 and 8."""
-    workdir = tmp_path_factory.mktemp("digits")
-    keys = {"network.channels": 8, "optim.learning_rate": 1e-2, "optim.warmup_images": 0, "optim.decay": "constant"}
-    keys |= {"train.total_images": 64, "train.batch_size": 8, "train.checkpoint_every": 4, "train.sample_every": 0}
-    words = [f"--config.{key}={value}" for key, value in keys.items()]
-    assert command("--mode=train", "--config=vpsde", "--device=cpu", f"--workdir={workdir}", *words) == 0
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def points(tmp_path_factory):
-    """A run on points that has left zero behind."""
-    workdir = tmp_path_factory.mktemp("points")
-    keys = {"network.width": 16, "optim.learning_rate": 1e-2, "optim.warmup_images": 0, "train.total_images": 320}
-    keys |= {"train.batch_size": 32, "train.sample_every": 0}
-    words = [f"--config.{key}={value}" for key, value in keys.items()]
-    assert command("--mode=train", "--config=points", "--device=cpu", f"--workdir={workdir}", *words) == 0
-    return workdir
-
-
 @pytest.fixture
 def drawn(monkeypatch):
     """Draw from a run, with small pictures: (samples, manifest)."""
