@@ -48,7 +48,7 @@ def main() -> None:
     from matplotlib.figure import Figure
 
     digit_run, plane_run, target = map(Path, sys.argv[1:])
-    figure = Figure(figsize=(10, 3.9), dpi=120, layout="constrained")
+    figure = Figure(figsize=(10, 3.8), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
     states = digits(digit_run)
     canvas = torch.nn.functional.pad(states, (0, 1, 0, 1)).permute(0, 2, 1, 3).reshape(ROWS * 9, MOMENTS * 9)
@@ -56,7 +56,7 @@ def main() -> None:
     left.set_title("from noise to digits, by predictor-corrector", fontsize=10)
     cells, values = density(plane_run)
     right.pcolormesh(cells, cells, values.T, cmap="magma", shading="gouraud")
-    right.set_title("density of a model in the plane, by the probability flow", fontsize=10)
+    right.set_title("density of a model in the plane", fontsize=10)
     right.set_aspect("equal")
     for axes in (left, right):
         axes.set_axis_off()
