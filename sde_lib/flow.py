@@ -124,7 +124,9 @@ def torchdiffeq_dopri5(f: Slope, state: State, start: float, end: float, rtol: f
 
     span = torch.tensor([start, end], dtype=torch.float64, device=x.device)
     try:
-        solution = odeint(count, state, span, rtol=rtol, atol=atol, method="dopri5")
+        # A first step of its own choice may look millions of units of log-SNR ahead, where nothing is finite.
+        first = {"first_step": 0.05 * abs(end - start)}
+        solution = odeint(count, state, span, rtol=rtol, atol=atol, method="dopri5", options=first)
     except AssertionError as error:  # torchdiffeq's way to say that the step vanished or a number is not finite
         raise NotConvergedError(f"torchdiffeq: {error}; raise rtol and atol (now {rtol}, {atol})") from None
     return tuple(part[-1] for part in solution), calls
