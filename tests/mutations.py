@@ -595,7 +595,7 @@ MUTATIONS = [
         "data order not a function of the position",
         "training",
         "engine.train:Trainer._train_step",
-        "self.dataset, config.seed, self.images_seen",
-        "self.dataset, config.seed + id(self), self.images_seen",
+        "self.dataset, config.seed, start",
+        "self.dataset, config.seed + id(self), start",
     ),
 ]
