@@ -27,8 +27,8 @@ def by_norm(score: Tensor, z: Tensor, sigma: float) -> Tensor:
 
         (D + m) / (|score|^2 + m / sigma^2),    m = 64
 
-    It keeps p(x) (|score|^2 + m / sigma^2) rather than p(x), a tilt that falls with D + m: 2 % of the variance in one
-    dimension, nothing in an image.
+    It keeps p(x) (|score|^2 + m / sigma^2) rather than p(x), a tilt that widens the law by a share of its variance of
+    the order of 2 / (D + m): a few per cent in one dimension, nothing in an image.
     """
     dimensions = score[0].numel()
     square = score.flatten(1).square().sum(1).reshape(-1, *[1] * (score.ndim - 1))
