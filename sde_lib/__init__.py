@@ -3,26 +3,59 @@
 Knows no files, configs or networks, and imports nothing of the other packages.
 """
 
-from sde_lib.denoiser import PARAMETERIZATIONS, Denoiser, Prediction
-from sde_lib.discrete import Discrete
+from collections.abc import Callable
+
+from sde_lib.bound import Bound, Hybrid, VariationalBound, prior_term, variational_bound
+from sde_lib.classifier import Classification, Classifier
+from sde_lib.consistency import ConsistencyDistillation, ConsistencyModel, ConsistencyTraining, transport
+from sde_lib.denoiser import CHAIN_PARAMETERIZATIONS, PARAMETERIZATIONS, Denoiser, Prediction
+from sde_lib.discrete import Discrete, ladder_ratio, ladder_size
 from sde_lib.exact import ExactDenoiser, GaussianMixture
 from sde_lib.flow import SOLVERS, NonFiniteError, NotConvergedError
-from sde_lib.likelihood import PROBES, LogProb, exact_trace, log_prob
-from sde_lib.losses import TIME_LAWS, WEIGHTS, denoising_loss, stratified
+from sde_lib.laws import LEARNING_LAWS, TIME_LAWS, TimeLaw, stratified
+from sde_lib.likelihood import LogProb, log_prob
+from sde_lib.losses import WEIGHTS, denoising_loss
+from sde_lib.objective import Denoising, Objective
 from sde_lib.process import SDE
-from sde_lib.processes import EDMSDE, VESDE, VPSDE, CosineSDE, SubVPSDE
+from sde_lib.processes import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedSDE, SubVPSDE, ddpm, iddpm, ncsn
+from sde_lib.schedules import LaplaceSDE, LearnedSDE, LogisticSDE, MonotoneSchedule, SigmoidSDE
+from sde_lib.score_matching import Implicit, Sliced, SlicedVR, explicit
+from sde_lib.trace import PROBES, exact_trace
 
-SDES: dict[str, type[SDE]] = {
+SDES: dict[str, Callable[..., SDE]] = {
     "vpsde": VPSDE,
     "subvpsde": SubVPSDE,
     "vesde": VESDE,
     "cosine": CosineSDE,
     "edm": EDMSDE,
+    "rectified": RectifiedSDE,
+    "sigmoid": SigmoidSDE,
+    "laplace": LaplaceSDE,
+    "logistic": LogisticSDE,
+    "ddpm": ddpm,
+    "iddpm": iddpm,
+    "ncsn": ncsn,
 }
 """What the user types, to the process."""
 
+OBJECTIVES: dict[str, type[Objective]] = {
+    "denoising": Denoising,
+    "bound": Bound,
+    "hybrid": Hybrid,
+    "consistency_training": ConsistencyTraining,
+    "consistency_distillation": ConsistencyDistillation,
+    "implicit": Implicit,
+    "sliced": Sliced,
+    "sliced_vr": SlicedVR,
+    "classification": Classification,
+}
+"""The name of what is trained, to the loss."""
+
 __all__ = [
+    "CHAIN_PARAMETERIZATIONS",
     "EDMSDE",
+    "LEARNING_LAWS",
+    "OBJECTIVES",
     "PARAMETERIZATIONS",
     "PROBES",
     "SDE",
@@ -32,18 +65,47 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "WEIGHTS",
+    "Bound",
+    "Classification",
+    "Classifier",
+    "ConsistencyDistillation",
+    "ConsistencyModel",
+    "ConsistencyTraining",
     "CosineSDE",
     "Denoiser",
+    "Denoising",
     "Discrete",
     "ExactDenoiser",
     "GaussianMixture",
+    "Hybrid",
+    "Implicit",
+    "LaplaceSDE",
+    "LearnedSDE",
     "LogProb",
+    "LogisticSDE",
+    "MonotoneSchedule",
     "NonFiniteError",
     "NotConvergedError",
+    "Objective",
     "Prediction",
+    "RectifiedSDE",
+    "SigmoidSDE",
+    "Sliced",
+    "SlicedVR",
     "SubVPSDE",
+    "TimeLaw",
+    "VariationalBound",
+    "ddpm",
     "denoising_loss",
     "exact_trace",
+    "explicit",
+    "iddpm",
+    "ladder_ratio",
+    "ladder_size",
     "log_prob",
+    "ncsn",
+    "prior_term",
     "stratified",
+    "transport",
+    "variational_bound",
 ]

@@ -9,56 +9,82 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sde_lib.process import SDE, Time
+from sde_lib.discrete import Discrete
+from sde_lib.process import SDE, Moment, Time
 
 
 class Prediction(NamedTuple):
     """What a denoiser knows about x_0 given x_t.
 
     x0: the estimate of E[x_0 | x_t], shaped as x.
+    variance: the variance of a reverse move that was learned, shaped as x: where its logarithm lies between that of the
+        posterior (0) and that of the forward move (1); None where a network says nothing of it.
     """
 
     x0: Tensor
+    variance: Tensor | None = None
 
 
 Coefficients = tuple[Time, Time]
 
 
-def _x0(alpha: Time, sigma: Time, sigma_data: float) -> Coefficients:
+def _x0(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
     """F estimates the data."""
     return 0.0, 1.0
 
 
-def _eps(alpha: Time, sigma: Time, sigma_data: float) -> Coefficients:
+def _eps(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
     """F estimates the noise: x0 = (x - sigma F) / alpha. Ho, Jain, Abbeel, 2020, eq. 9. arXiv:2006.11239"""
+    alpha, sigma, _ = moment
     return 1 / alpha, -sigma / alpha
 
 
-def _score(alpha: Time, sigma: Time, sigma_data: float) -> Coefficients:
+def _score(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
     """F estimates the score: x0 = (x + sigma^2 F) / alpha. Song, Ermon, 2019. arXiv:1907.05600"""
+    alpha, sigma, _ = moment
     return 1 / alpha, sigma**2 / alpha
 
 
-def _v(alpha: Time, sigma: Time, sigma_data: float) -> Coefficients:
+def _v(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
     """F estimates (alpha eps - sigma x0) / r, r^2 = alpha^2 + sigma^2. Salimans, Ho, 2022, app. D. arXiv:2202.00512"""
+    alpha, sigma, _ = moment
     radius = (alpha**2 + sigma**2) ** 0.5
     return alpha / radius**2, -sigma / radius
 
 
-def _edm(alpha: Time, sigma: Time, sigma_data: float) -> Coefficients:
+def _flow(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
+    """F estimates eps - x0, the velocity of ``rectified``. Lipman et al., 2022, eq. 23. arXiv:2210.02747"""
+    alpha, sigma, _ = moment
+    return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+
+
+def _edm(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
     """F has unit variance, and its error is scaled as little as can be. Karras et al., 2022, table 1, on any SDE."""
+    alpha, sigma, _ = moment
     radius = ((alpha * sigma_data) ** 2 + sigma**2) ** 0.5
     return alpha * sigma_data**2 / radius**2, sigma * sigma_data / radius
 
 
-PARAMETERIZATIONS: dict[str, Callable[[Time, Time, float], Coefficients]] = {
+PARAMETERIZATIONS: dict[str, Callable[[SDE, Time, Moment, float], Coefficients]] = {
     "x0": _x0,
     "eps": _eps,
     "score": _score,
     "v": _v,
+    "flow": _flow,
     "edm": _edm,
 }
-"""(alpha, sigma, sigma_data) -> (c_skip, c_out) of x0 = c_skip x + c_out F."""
+"""(sde, t, sde.at(t), sigma_data) -> (c_skip, c_out) of x0 = c_skip x + c_out F."""
+
+
+def _mean(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
+    """F estimates the mean of q(x_{t-1} | x_t, x_0). Ho, Jain, Abbeel, 2020, eq. 7, 8. arXiv:2006.11239"""
+    of_x, _ = sde.bridge(1.0, 0.0, t, t - 1, eta=1.0)
+    of_x0, _ = sde.bridge(0.0, 1.0, t, t - 1, eta=1.0)
+    return -of_x / of_x0, 1 / of_x0
+
+
+CHAIN_PARAMETERIZATIONS = {"mean": _mean}
+"""As ``PARAMETERIZATIONS``, for processes with whole levels."""
 
 
 class Denoiser(nn.Module):
@@ -67,41 +93,56 @@ class Denoiser(nn.Module):
         x0 = c_skip x + c_out F(c_in x, log_snr),    c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2)
 
     The network is told log-SNR and given input of unit variance, so what it learned does not depend on the SDE: the
-    same network wrapped for another SDE gives the same x0 at the same log-SNR and scaled state (but for ``score``, the
-    one quantity that changes with the scale of x). Coefficients are float32 or better whatever autocast chooses for the
+    same network wrapped for another SDE gives the same x0 at the same log-SNR and scaled state (but for ``score`` and
+    ``flow``, which change with the scale of x). Coefficients are float32 or better whatever autocast chooses for the
     network.
 
     Args:
-        network: called as ``network(x, log_snr, **cond)`` with log_snr (B,) float32; returns the shape of x.
+        network: called as ``network(x, log_snr, **cond)`` with log_snr (B,) float32; returns the shape of x, or twice
+            its channels, of which the second half is 2 ``Prediction.variance`` - 1.
         sde: the process that noised the data.
-        parameterization: a key of ``PARAMETERIZATIONS``: what the network estimates.
+        parameterization: a key of ``PARAMETERIZATIONS`` or, for a chain, ``CHAIN_PARAMETERIZATIONS``: what the network
+            estimates.
         sigma_data: standard deviation of the data, positive.
     Shapes: x (B, *); t a number, or a tensor that is 0-d or (B, 1, ..., 1).
-    Raises: ValueError for an unknown parameterization, a sigma_data that is not positive, a t of another shape.
+    Raises: ValueError for an unknown parameterization or one that the SDE has not, a sigma_data that is not positive, a
+        t of another shape.
     """
 
     def __init__(self, network: nn.Module, sde: SDE, parameterization: str, sigma_data: float) -> None:
         super().__init__()
-        if parameterization not in PARAMETERIZATIONS:
+        known = PARAMETERIZATIONS | CHAIN_PARAMETERIZATIONS
+        if parameterization not in known:
+            raise ValueError(f"unknown parameterization {parameterization!r}; known: {', '.join(sorted(known))}")
+        if parameterization in CHAIN_PARAMETERIZATIONS and not isinstance(sde, Discrete):
             raise ValueError(
-                f"unknown parameterization {parameterization!r}; known: {', '.join(sorted(PARAMETERIZATIONS))}"
+                f"parameterization {parameterization!r} needs a chain, and {type(sde).__name__} has no levels; use eps"
             )
         if not sigma_data > 0:
             raise ValueError(f"sigma_data {sigma_data}: need the standard deviation of the data, above 0")
         self.network, self.sde, self.sigma_data = network, sde, sigma_data
-        self.coefficients = PARAMETERIZATIONS[parameterization]
+        self.coefficients = known[parameterization]
 
     def forward(self, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
-        alpha, sigma, log_snr = self.sde.at(t)
-        noise_level = conditioning(log_snr, x)
-        c_skip, c_out = self.coefficients(alpha, sigma, self.sigma_data)
-        c_in = ((alpha * self.sigma_data) ** 2 + sigma**2) ** -0.5
-        output = self.network(c_in * x, noise_level, **cond)
-        return Prediction(c_skip * x + c_out * output.to(x.dtype))
+        moment = self.sde.at(t)
+        c_skip, c_out = self.coefficients(self.sde, t, moment, self.sigma_data)
+        output = told(self.network, x, moment, self.sigma_data, **cond).to(x.dtype)
+        if output.shape == x.shape:
+            return Prediction(c_skip * x + c_out * output)
+        output, share = output.chunk(2, dim=1)
+        return Prediction(c_skip * x + c_out * output, 0.5 * (share + 1))
 
     def score(self, x: Tensor, t: Time, **cond: Tensor) -> Tensor:
         """Estimate of grad log p_t(x), shaped as x."""
         return self.sde.score(x, self(x, t, **cond).x0, t)
+
+
+def told(network: nn.Module, x: Tensor, moment: Moment, sigma_data: float, **cond: Tensor) -> Tensor:
+    """What a network says of x: it is given c_in x, of unit variance, and log-SNR."""
+    alpha, sigma, log_snr = moment
+    noise_level = conditioning(log_snr, x)
+    c_in = ((alpha * sigma_data) ** 2 + sigma**2) ** -0.5
+    return network(c_in * x, noise_level, **cond)
 
 
 def conditioning(log_snr: Time, x: Tensor) -> Tensor:

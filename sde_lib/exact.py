@@ -58,9 +58,9 @@ class GaussianMixture:
         posterior = torch.softmax(log_joint, 1)[..., None]
         return (posterior * (self.means + correction)).sum(1).reshape(x.shape).to(x.dtype)
 
-    def denoiser(self, sde: SDE) -> "ExactDenoiser":
+    def denoiser(self, sde: SDE, variance: float | None = None) -> "ExactDenoiser":
         """The denoiser that a network trained without error on this distribution would be."""
-        return ExactDenoiser(self, sde)
+        return ExactDenoiser(self, sde, variance)
 
     def sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
         """Independent draws of x_0, (num, *); the generator is one of the device of the means."""
@@ -106,13 +106,18 @@ class GaussianMixture:
 
 
 class ExactDenoiser:
-    """E[x_0 | x_t] of a known mixture under one SDE, called as any denoiser."""
+    """E[x_0 | x_t] of a known mixture under one SDE, called as any denoiser.
 
-    def __init__(self, mixture: GaussianMixture, sde: SDE) -> None:
-        self.mixture, self.sde = mixture, sde
+    Args:
+        variance: what it tells as ``Prediction.variance``, everywhere the same.
+    """
+
+    def __init__(self, mixture: GaussianMixture, sde: SDE, variance: float | None = None) -> None:
+        self.mixture, self.sde, self.variance = mixture, sde, variance
 
     def __call__(self, x: Tensor, t: Time) -> Prediction:
-        return Prediction(self.mixture.posterior_mean(x, *self.sde.at(t)[:2]))
+        x0 = self.mixture.posterior_mean(x, *self.sde.at(t)[:2])
+        return Prediction(x0, None if self.variance is None else torch.full_like(x, self.variance))
 
     def score(self, x: Tensor, t: Time) -> Tensor:
         """grad log p_t(x), shaped as x."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sde_lib.denoiser import Denoiser
-from sde_lib.process import SDE
+from sde_lib.process import SDE, Time
 
 State = tuple[Tensor, ...]
 Slope = Callable[[Tensor, State, Tensor], State]
@@ -38,6 +38,19 @@ def slope(denoise: Denoiser, sde: SDE, y: Tensor, log_snr: Tensor, **cond: Tenso
     """dy/dl of the probability flow; y (B, *), log_snr 0-d or (B, 1, ..., 1)."""
     t = sde.time(log_snr)
     return 0.5 * (denoise(sde.alpha(t) * y, t, **cond).x0 - y)
+
+
+def trapezoidal(denoise: Denoiser, sde: SDE, x: Tensor, x0: Tensor, t: Time, s: Time, **cond: Tensor) -> Tensor:
+    """The prediction with which the bridge from t to the earlier s is the trapezoidal rule in r = sigma / alpha.
+
+        x0 + (r_t / r_s) (x0(y, s) - x0) / 2,    y = bridge(x, x0),    x0 = x0(x, t)
+
+    Shapes: x, x0 (B, *), and what is returned.
+    """
+    y, _ = sde.bridge(x, x0, t, s)
+    late, early = sde.at(t), sde.at(s)
+    ratio = late.sigma / late.alpha * (early.alpha / early.sigma)
+    return torch.lerp(x0, denoise(y, s, **cond).x0, 0.5 * ratio)
 
 
 def dormand_prince(f: Slope, state: State, start: float, end: float, rtol: float, atol: float) -> tuple[State, int]:

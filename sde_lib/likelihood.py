@@ -18,6 +18,7 @@ from torch import Tensor
 from sde_lib.denoiser import Denoiser
 from sde_lib.flow import NonFiniteError, dormand_prince, slope
 from sde_lib.process import SDE
+from sde_lib.trace import traces
 
 
 class LogProb(NamedTuple):
@@ -37,32 +38,6 @@ class LogProb(NamedTuple):
     estimates: Tensor
     latent: Tensor
     nfe: int
-
-
-def exact_trace(x: Tensor) -> Tensor:
-    """The unit vectors as probes of x (B, *): one estimate, the trace itself; (1, D, B, *).
-
-    D products with the Jacobian at each evaluation, so for D up to about 100.
-    """
-    basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-    return basis[None, :, None, :].expand(-1, -1, len(x), -1).reshape(1, -1, *x.shape)
-
-
-def rademacher(z: Tensor) -> Tensor:
-    """Signs of the normals z (K, B, *): K estimates of the least variance among probes with E[v v^T] = I.
-
-    Shapes: returns (K, 1, B, *).
-    Reference: Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix", 1990.
-    """
-    return torch.where(z < 0, -1.0, 1.0).to(z.dtype)[:, None]
-
-
-def gauss(z: Tensor) -> Tensor:
-    """The normals z (K, B, *) themselves as probes, (K, 1, B, *)."""
-    return z[:, None]
-
-
-PROBES: dict[str, Callable[[Tensor], Tensor]] = {"rademacher": rademacher, "gauss": gauss}
 
 
 def log_prob(
@@ -101,7 +76,7 @@ def log_prob(
         with torch.inference_mode(False), torch.enable_grad():
             y = state[0].detach().clone().requires_grad_()
             dy = slope(denoise, sde, y, log_snr, **{key: value[rows] for key, value in cond.items()})
-            return dy.detach(), _traces(dy, y, probes[:, :, rows])
+            return dy.detach(), traces(dy, y, probes[:, :, rows])
 
     state = (x / first.alpha, x.new_zeros(len(x), len(probes)))
     (y, volume), nfe = solver(rates, state, first.log_snr, last.log_snr, rtol, atol)
@@ -114,13 +89,3 @@ def log_prob(
         bad = int((~torch.isfinite(nats)).nonzero()[0])
         raise NonFiniteError(f"the log-density of example {bad} is {nats[bad].item()}; check the network and the data")
     return LogProb(nats, prior, divergence, prior[:, None] + volume, latent, nfe)
-
-
-def _traces(value: Tensor, at: Tensor, probes: Tensor) -> Tensor:
-    """Each estimate of tr(d value / d at), all from one graph; probes (K, P, B, *), returns (B, K)."""
-    vectors = probes.flatten(0, 1)
-    forms = [
-        (torch.autograd.grad(value, at, v, retain_graph=k + 1 < len(vectors))[0] * v).flatten(1).sum(1)
-        for k, v in enumerate(vectors)
-    ]
-    return torch.stack(forms, 1).unflatten(1, probes.shape[:2]).sum(2)

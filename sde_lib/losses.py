@@ -1,11 +1,10 @@
-"""One loss for all: a weighted squared error of the estimate of the data, at times drawn by a law.
+"""Weighted denoising score matching: a weighted squared error of the estimate of the data.
 
-    loss = E_t E_x0,eps [ correction(t) weight(t) |x0_hat(alpha x0 + sigma eps, t) - x0|^2 / D ]
+    loss = E_t E_x0,eps [ weight(t) |x0_hat(alpha x0 + sigma eps, t) - x0|^2 / D ]
 
-The famous objectives are rows of ``WEIGHTS``; how t is drawn is a row of ``TIME_LAWS``.
+The famous objectives are rows of ``WEIGHTS``; how t is drawn stands in ``sde_lib.laws``.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -15,7 +14,6 @@ from sde_lib.denoiser import Denoiser
 from sde_lib.process import SDE
 
 Weight = Callable[[SDE, Tensor], Tensor]
-TimeLaw = Callable[[SDE, Tensor], tuple[Tensor, Tensor]]
 
 
 def denoising_loss(sde: SDE, denoise: Denoiser, weight: Weight, x0: Tensor, eps: Tensor, t: Tensor, **cond) -> Tensor:
@@ -51,6 +49,11 @@ def velocity(sde: SDE, t: Tensor) -> Tensor:
     return 1 + snr(sde, t)
 
 
+def flow(sde: SDE, t: Tensor) -> Tensor:
+    """(alpha + sigma)^2 / sigma^2: the squared error of eps - x0, flow matching's loss. Lipman et al., 2022, eq. 23."""
+    return (1 + sde.alpha(t) / sde.sigma(t)) ** 2
+
+
 def edm(sde: SDE, t: Tensor, sigma_data: float) -> Tensor:
     """1 / c_out^2 = alpha^2 / sigma^2 + 1 / sigma_data^2: all levels alike at first. Karras et al., 2022, eq. 8."""
     return snr(sde, t) + sigma_data**-2
@@ -79,80 +82,9 @@ WEIGHTS: dict[str, Callable[..., Tensor]] = {
     "sigma2": snr,
     "x0": uniform,
     "v": velocity,
+    "flow": flow,
     "edm": edm,
     "min_snr": min_snr,
     "truncated_snr": truncated_snr,
     "likelihood": likelihood,
 }
-
-
-# --- laws of time: numbers in [0, 1) to times, with the correction that keeps the mean over uniform t -----------------
-
-
-def uniform_time(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
-    """t uniform in [t_min, t_max]."""
-    return sde.t_min + (sde.t_max - sde.t_min) * u, torch.ones_like(u)
-
-
-def importance(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Density of t proportional to g^2 / sigma^2, which is log-SNR uniform; the correction keeps the loss unbiased.
-
-    With the weight ``likelihood`` it takes the whole range of the weight out of the variance of the loss.
-
-        t = time(l),  l uniform over the interval,    correction = |l range| sigma^2 / (g^2 (t_max - t_min))
-
-    Reference: Song, Durkan, Murray, Ermon, 2021, section 4.2; with the inverse of the log-SNR it is exact for all SDEs.
-    """
-    lowest, highest = _log_snr_range(sde)
-    t = sde.time(highest + (lowest - highest) * u).clamp(sde.t_min, sde.t_max)
-    rate = (sde.diffusion(t) / sde.sigma(t)) ** 2
-    return t, (highest - lowest) / (rate * (sde.t_max - sde.t_min))
-
-
-def log_snr_uniform(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-SNR uniform over the interval, as the objective itself, without correction. Kingma, Gao, 2023."""
-    t, _ = importance(sde, u)
-    return t, torch.ones_like(u)
-
-
-def lognormal(sde: SDE, u: Tensor, mean: float = -1.2, std: float = 1.2) -> tuple[Tensor, Tensor]:
-    """log(sigma / alpha) normal, cut at the ends of the interval. The objective itself. Karras et al., 2022, table 1.
-
-    Args:
-        mean, std: of the logarithm of the noise-to-signal ratio, std positive.
-    """
-    lowest, highest = (_normal_cdf((-0.5 * l - mean) / std) for l in reversed(_log_snr_range(sde)))
-    # A quantile of exactly 0 or 1 is infinitely far out; the clamp of t brings it back to the end of the interval.
-    z = torch.special.ndtri(lowest + (highest - lowest) * u.double()).clamp(-38, 38)
-    t = sde.time(-2 * (mean + std * z)).to(u.dtype).clamp(sde.t_min, sde.t_max)
-    return t, torch.ones_like(u)
-
-
-TIME_LAWS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    "uniform": uniform_time,
-    "importance": importance,
-    "log_snr": log_snr_uniform,
-    "lognormal": lognormal,
-}
-
-
-def stratified(offset: float, start: int, num: int, total: int) -> Tensor:
-    """Numbers start, ..., start + num - 1 of ``total`` evenly spaced ones on the circle [0, 1), shifted by offset.
-
-    Drawn over the global batch, one in each stratum, they make the loss vary far less than independent ones.
-
-    Reference: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, appendix I.1. arXiv:2107.00630
-    """
-    return (
-        torch.remainder(offset + torch.arange(start, start + num, dtype=torch.float64) / total, 1.0)
-        .float()
-        .clamp(max=1 - 2**-24)
-    )
-
-
-def _log_snr_range(sde: SDE) -> tuple[float, float]:
-    return sde.at(sde.t_max).log_snr, sde.at(sde.t_min).log_snr
-
-
-def _normal_cdf(x: float) -> float:
-    return 0.5 * math.erfc(-x / math.sqrt(2))

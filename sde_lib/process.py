@@ -92,6 +92,14 @@ class SDE(ABC):
             return self.sigma(t) * torch.sqrt(-_derivative(self.log_snr, t))
         return self._rates[t][1] if t in self._rates else self.diffusion(_double(t)).item()
 
+    def quantile(self, u: Time) -> Time:
+        """The time before which a share u of all times lies, u in [0, 1]."""
+        return self.t_min + (self.t_max - self.t_min) * u
+
+    def share(self, t: Time) -> Time:
+        """The share of all times that lies before t; inverse of ``quantile``."""
+        return (t - self.t_min) / (self.t_max - self.t_min)
+
     def transition(self, s: Time, t: Time) -> tuple[Time, Time]:
         """The forward move from time s to the later t, x_t = a x_s + b z.
 
@@ -143,6 +151,22 @@ class SDE(ABC):
         kept = early.sigma / late.sigma * (1 - forgotten**2) ** 0.5
         return kept * x + (early.alpha - kept * late.alpha) * x0, early.sigma * forgotten
 
+    def reverse(self, x: Tensor, x0: Tensor, t: Time, s: Time, variance: float | Tensor) -> tuple[Tensor, Time]:
+        """The reverse kernel p(x_s | x_t) = N(mean, std^2) of an estimate of the data, for any move.
+
+            mean = E[x_s | x_t, x0] as ``bridge``,    std = ``reverse_std(sigma_s b / sigma_t, b, variance)``
+
+        Where the data are Gaussian and x0 is exact, some share makes it the true law of x_s given x_t.
+
+        Args:
+            variance: the share, a number or shaped as x: 0 for the posterior q(x_s | x_t, x_0), NCSN's and DDPM's
+                beta-tilde; 1 for the forward move, DDPM's beta.
+        Shapes: x, x0 (B, *); returns the mean (B, *) and std.
+        Reference: Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, eq. 15. arXiv:2102.09672
+        """
+        mean, std = self.bridge(x, x0, t, s, eta=1.0)
+        return mean, reverse_std(std, self.transition(s, t)[1], variance)
+
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of the prior N(0, prior_std^2 I) in nats; x (B, *), returns (B,)."""
         z = x.flatten(1) / self.prior_std
@@ -155,6 +179,11 @@ class SDE(ABC):
     @cached_property
     def _rates(self) -> dict[float, tuple[float, float]]:
         return {}
+
+
+def reverse_std(posterior: Time, forward: Time, variance: float | Tensor) -> Time:
+    """log std = (1 - variance) log(posterior) + variance log(forward): the two bounds, mixed by a share."""
+    return posterior ** (1 - variance) * forward**variance
 
 
 def _forgotten(early: Moment, late: Moment) -> Time:

@@ -1,4 +1,4 @@
-"""The processes of the field: two functions of time, one inverse and a prior each.
+"""The processes of the field: two functions of time, one inverse and a prior each; and the chains made of them.
 
 Every formula is written so that float32 keeps its digits down to t = 1e-6: no 1 - exp(-x), no difference of two
 numbers close to one.
@@ -45,12 +45,8 @@ class VPSDE(SDE):
         return _linear_rate_time(self, -0.5 * torch.logaddexp(-log_snr, torch.zeros_like(log_snr)))
 
     def discretize(self, num_steps: int = 1000) -> Discrete:
-        """DDPM's chain: beta_i = beta(t_i) / N at N times t_i evenly spaced over [0, 1], alpha_i^2 = 1 - beta_i.
-
-        Reference: Song et al., 2021, appendix B; Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020.
-        """
-        betas = torch.linspace(self.beta_min / num_steps, self.beta_max / num_steps, num_steps, dtype=torch.float64)
-        return Discrete.of_betas(betas)
+        """DDPM's chain: beta_i = beta(t_i) / N at N times t_i evenly spaced over [0, 1]. Song et al., 2021, app. B."""
+        return ddpm(num_steps, self.beta_min / num_steps, self.beta_max / num_steps)
 
 
 class SubVPSDE(SDE):
@@ -118,6 +114,15 @@ class CosineSDE(SDE):
         near = small / (torch.sin(theta + self._start))  # sin(theta - theta_0), for the digits of small t
         return torch.where(near < 0.5, torch.asin(near.clamp(max=0.5)), theta - self._start) / self._speed
 
+    def discretize(self, num_steps: int = 1000) -> Discrete:
+        """Improved DDPM's chain: beta_i = 1 - alpha(i / N)^2 / alpha((i - 1) / N)^2, at most 0.999.
+
+        Reference: Nichol, Dhariwal, 2021, eq. 17 and the cap below it.
+        """
+        levels = _evenly(1, num_steps, num_steps)
+        _, std = self.transition((levels - 1) / num_steps, levels / num_steps)
+        return Discrete.of_betas((std**2).clamp(max=0.999))
+
 
 class VESDE(SDE):
     """Variance exploding: noise grows geometrically over untouched data.
@@ -144,7 +149,7 @@ class VESDE(SDE):
         self._rate = math.log(sigma_max / sigma_min)
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        return 0 * t
+        return 0 * self.sigma(t)  # at t = -inf, the data themselves, 0 t is no number
 
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * torch.exp(self._rate * t)
@@ -153,12 +158,9 @@ class VESDE(SDE):
         return (-0.5 * log_snr - math.log(self.sigma_min)) / self._rate
 
     def discretize(self, num_steps: int = 1000) -> Discrete:
-        """NCSN's ladder: num_steps levels in geometric progression from sigma_min to sigma_max.
-
-        Reference: Song, Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019.
-        """
-        times = torch.linspace(0, 1, num_steps, dtype=torch.float64)
-        return Discrete.of_marginals(self.log_alpha(times), self.sigma(times))
+        """NCSN's ladder: num_steps levels in geometric progression from sigma_min to sigma_max."""
+        times = _evenly(0, 1, num_steps)
+        return Discrete(self.log_alpha(times), self.sigma(times), self.prior_std)
 
 
 class EDMSDE(SDE):
@@ -186,6 +188,80 @@ class EDMSDE(SDE):
 
     def time(self, log_snr: Tensor) -> Tensor:
         return torch.exp(-0.5 * log_snr)
+
+
+class RectifiedSDE(SDE):
+    """Rectified flow: the straight line from the data to the noise.
+
+        alpha = 1 - t,    sigma = t
+
+    Flow matching's velocity E[eps - x0 | x] is dx/dt = f x - g^2 score / 2 of this process, so at equal log-SNR and
+    scaled state its trajectories are those of every other. The law ``lognormal`` of sigma / alpha = t / (1 - t) is
+    the logit-normal law of t in Stable Diffusion 3. It ends before t = 1, where no signal is left to scale by.
+
+    Args:
+        t_min, t_max: interval, 0 < t_min < t_max < 1; the prior is N(0, t_max^2).
+    Raises: ValueError for another interval.
+    Reference: Liu et al., "Flow Straight and Fast", 2022, eq. 1. arXiv:2209.03003; Lipman et al., "Flow Matching for
+        Generative Modeling", 2022, eq. 20. arXiv:2210.02747; Albergo, Vanden-Eijnden, "Building Normalizing Flows with
+        Stochastic Interpolants", 2022. arXiv:2209.15571; Esser et al., 2024, section 3.1. arXiv:2403.03206
+    """
+
+    def __init__(self, t_min: float = 1e-5, t_max: float = 0.999) -> None:
+        _check(0 < t_min < t_max < 1, f"t_min {t_min} and t_max {t_max}: need 0 < t_min < t_max < 1")
+        self.t_min, self.t_max, self.prior_std = t_min, t_max, t_max
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        return torch.log1p(-t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return 1 * t
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-0.5 * log_snr)
+
+
+def ddpm(num_levels: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> Discrete:
+    """DDPM's chain, x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z with betas evenly spaced.
+
+    Args:
+        num_levels: N, at least 2.
+        beta_min, beta_max: at levels 1 and N, in (0, 1).
+    Raises: ValueError for a value out of range.
+    Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, section 4. arXiv:2006.11239
+    """
+    return Discrete.of_betas(_evenly(beta_min, beta_max, num_levels))
+
+
+def iddpm(num_levels: int = 1000, offset: float = 0.008) -> Discrete:
+    """Improved DDPM's chain: the discretised ``CosineSDE``, up to a time at which no signal is left.
+
+    Args:
+        num_levels: N, at least 2.
+        offset: as ``CosineSDE``.
+    Raises: ValueError for a value out of range.
+    Reference: Nichol, Dhariwal, 2021, eq. 17. arXiv:2102.09672
+    """
+    return CosineSDE(offset).discretize(num_levels)
+
+
+def ncsn(sigma_min: float = 0.01, sigma_max: float = 50.0, num_levels: int = 232) -> Discrete:
+    """NCSN's ladder of noise over untouched data: the discretised ``VESDE``; the defaults are NCSNv2's for CIFAR-10.
+
+    Args:
+        sigma_min, sigma_max: noise at levels 1 and N, in units of the data.
+        num_levels: N, at least 2; ``ladder_size`` tells how many are enough.
+    Raises: ValueError for a value out of range.
+    Reference: Song, Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019.
+        arXiv:1907.05600; the same, 2020, section 3. arXiv:2006.09011
+    """
+    return VESDE(sigma_min, sigma_max).discretize(num_levels)
+
+
+def _evenly(first: float, last: float, num_levels: int) -> Tensor:
+    """A number for each level."""
+    _check(num_levels >= 2, f"num_levels {num_levels}: need at least 2")
+    return torch.linspace(first, last, num_levels, dtype=torch.float64)
 
 
 def _linear_rate_time(sde: VPSDE | SubVPSDE, log_alpha: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ TARGETS = {
     "eps": lambda alpha, sigma, sigma_data, x0, eps: eps,
     "score": lambda alpha, sigma, sigma_data, x0, eps: -eps / sigma,
     "v": lambda alpha, sigma, sigma_data, x0, eps: (alpha * eps - sigma * x0) / torch.sqrt(alpha**2 + sigma**2),
+    "flow": lambda alpha, sigma, sigma_data, x0, eps: eps - x0,
     # The combination of x0 / sigma_data and eps with unit variance and no correlation with x.
     "edm": lambda alpha, sigma, sigma_data, x0, eps: (
         (sigma * x0 / sigma_data - alpha * sigma_data * eps) / torch.sqrt((alpha * sigma_data) ** 2 + sigma**2)
@@ -87,8 +88,8 @@ def test_score_is_that_of_the_estimate(sde, name):
     torch.testing.assert_close(denoise.score(x, t), expected)
 
 
-# The score alone has a scale that depends on the process, so its network does not carry over.
-@pytest.mark.parametrize("name", sorted(set(PARAMETERIZATIONS) - {"score"}))
+# Score and flow have a scale that depends on the process, so their networks do not carry over.
+@pytest.mark.parametrize("name", sorted(set(PARAMETERIZATIONS) - {"score", "flow"}))
 @pytest.mark.parametrize("other", sorted(SDES))
 def test_another_process_asks_the_same_of_the_network(sde, name, other):
     other = SDES[other]()
@@ -119,6 +120,16 @@ def test_a_number_keeps_float32(sde, name):
     assert prediction.dtype == torch.float32
     expected = Denoiser(network, sde, name, SIGMA_DATA)(x.double(), 0.5 * sde.t_max).x0
     torch.testing.assert_close(prediction.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_twice_the_channels_tell_the_variance(sde):
+    x0, eps, t = state(sde, (2, 3))
+    x, (estimate, share) = sde.perturb(x0, eps, t), torch.randn(2, *x0.shape, dtype=torch.float64)
+    both = Denoiser(Fixed(torch.cat([estimate, 2 * share - 1], 1)), sde, "v", SIGMA_DATA)(x, t)
+    alone = Denoiser(Fixed(estimate), sde, "v", SIGMA_DATA)(x, t)
+    torch.testing.assert_close(both.x0, alone.x0, rtol=0, atol=0)
+    torch.testing.assert_close(both.variance, share)
+    assert alone.variance is None
 
 
 def test_conditions_reach_the_network():

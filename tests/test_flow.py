@@ -25,12 +25,12 @@ def solver(request):
 def test_slope_is_that_of_song_in_other_coordinates(sde, shaped_mixture):
     """dx/dt = f x - g^2 score / 2, with x = alpha y, so that dx/dt = alpha' y + alpha dy/dl dl/dt."""
     denoise = shaped_mixture.denoiser(sde)
-    for l in (-4.0, 0.0, 4.0):
+    for l in (-4.0, 0.5, 4.0):  # not at 0, where the Laplace schedule has a bend
         t = sde.time(torch.tensor(l, dtype=torch.float64)).item()
         alpha, x = sde.at(t).alpha, terminal(shaped_mixture, sde, 4) / sde.prior_std
         expected = sde.drift(t) * x - 0.5 * sde.diffusion(t) ** 2 * denoise.score(x, t)
-        h = 1e-5 * t
-        rate = (sde.at(t + h).log_snr - sde.at(t - h).log_snr) / (2 * h)
+        before, after = sde.time(torch.tensor([l + 1e-5, l - 1e-5], dtype=torch.float64)).tolist()
+        rate = -2e-5 / (after - before)
         found = slope(denoise, sde, x / alpha, torch.tensor(l, dtype=torch.float64))
         torch.testing.assert_close(sde.drift(t) * x + alpha * found * rate, expected, rtol=1e-6, atol=1e-6)
 

@@ -1,0 +1,77 @@
+"""Classifiers of noisy states: p(y | x_t) for every time t, which classifier guidance and clean data both ask for."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sde_lib.denoiser import told
+from sde_lib.objective import Draw, Objective
+from sde_lib.process import SDE, Time
+
+REPORTED_LOG_SNR = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0)
+"""Levels of noise at which the accuracy on held-out data is told."""
+
+
+class Classifier(nn.Module):
+    """A network as a classifier of the states of one SDE.
+
+        log p(y | x_t) = log softmax F(c_in x, log_snr),    c_in as of ``Denoiser``
+
+    Args:
+        network: called as ``network(x, log_snr)`` with log_snr (B,) float32; returns logits (B, K).
+        sde: the process that noised the data.
+        sigma_data: standard deviation of the data, positive.
+    Shapes: x (B, *); t a number, or a tensor that is 0-d or (B, 1, ..., 1); returns (B, K).
+    """
+
+    def __init__(self, network: nn.Module, sde: SDE, sigma_data: float) -> None:
+        super().__init__()
+        self.network, self.sde, self.sigma_data = network, sde, sigma_data
+
+    def forward(self, x: Tensor, t: Time) -> Tensor:
+        return told(self.network, x, self.sde.at(t), self.sigma_data).to(x.dtype)
+
+    def features(self, x: Tensor, t: Time) -> Tensor:
+        """What the last layer of the network reads, (B, F)."""
+        return told(self.network.features, x, self.sde.at(t), self.sigma_data)
+
+    def log_prob(self, label: Tensor) -> Callable[[Tensor, Time], Tensor]:
+        """(x, t) -> log p(label | x_t) in nats, (B,), as classifier guidance takes it.
+
+        Shapes: label int64 (B,), from 0 to K - 1.
+        """
+        return lambda x, t: -F.cross_entropy(self(x, t), label, reduction="none")
+
+
+class Classification(Objective):
+    """Cross-entropy of the label at time t, in nats.
+
+        loss = -log p(y | x_t),    x_t = alpha x0 + sigma eps
+
+    Its least value is where p is the posterior of the label given the noisy state.
+
+    Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, appendix I. arXiv:2011.13456
+    """
+
+    model = Classifier
+    generates = False
+
+    def __call__(
+        self, classify: Classifier, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
+    ) -> Tensor:
+        return -classify.log_prob(cond["label"])(self.sde.perturb(x0, eps, t), t)
+
+    def report(self, classify: Classifier, x0: Tensor, eps: Tensor, **cond: Tensor) -> dict[str, float]:
+        """The share of the labels that are found, in clean data and at a few levels of log-SNR."""
+
+        def accuracy(x: Tensor, t: float) -> float:
+            return (classify(x, t).argmax(1) == cond["label"]).double().mean().item()
+
+        times = self.sde.time(torch.tensor(REPORTED_LOG_SNR, dtype=torch.float64)).tolist()
+        noisy = {
+            f"accuracy/log_snr_{l:g}": accuracy(self.sde.perturb(x0, eps, t), t)
+            for l, t in zip(REPORTED_LOG_SNR, times)
+        }
+        return {"accuracy": accuracy(x0, self.sde.t_min), **noisy}

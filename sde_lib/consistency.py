@@ -1,0 +1,133 @@
+"""Consistency models: networks that know the end of the probability flow through any of its states.
+
+    f(x_t, t) = x_s0 / alpha for the flow's own state x_s0 at t_min
+
+With y = x / alpha and r = sigma / alpha the flow and its ends are the same on every process.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sde_lib.denoiser import Coefficients, Denoiser, Prediction
+from sde_lib.flow import trapezoidal
+from sde_lib.objective import Draw, Objective
+from sde_lib.process import SDE, Moment, Time
+
+
+class ConsistencyModel(Denoiser):
+    """A network as a consistency function: it is the identity of y at t_min, whatever the network says.
+
+        x0 = c_skip y + c_out F,    c_skip = sd^2 / ((r - r_min)^2 + sd^2),    c_out = sd (r - r_min) / sqrt(r^2 + sd^2)
+
+    Args, Shapes: as ``Denoiser``, with sd = sigma_data.
+    Reference: Song, Dhariwal, Chen, Sutskever, "Consistency Models", 2023, appendix C. arXiv:2303.01469
+    """
+
+    def __init__(self, network: nn.Module, sde: SDE, sigma_data: float) -> None:
+        super().__init__(network, sde, "edm", sigma_data)
+        self.coefficients = _bounded
+
+
+def _bounded(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
+    alpha, r, above = moment.alpha, _ratio(moment), _ratio(moment) - _ratio(sde.at(sde.t_min))
+    return sigma_data**2 / (above**2 + sigma_data**2) / alpha, sigma_data * above / (r**2 + sigma_data**2) ** 0.5
+
+
+class ConsistencyTraining(Objective):
+    """Two neighbouring states of a trajectory end at the same point: the later learns from the earlier.
+
+        d(f(x_t, t), f(x_s, s)) / (r_t - r_s),    d(a, b) = sqrt(|a - b|^2 / D + c^2) - c
+
+    The trajectory moves from t to s along the noise that made x_t. Over all examples that is the probability flow, up
+    to the length of the move. The target has the same weights and the same dropout, and no gradient. Times are those of
+    ``neighbours``; their number doubles at equal shares of the training.
+
+    Args:
+        first_steps, last_steps: number of steps between t_min and t_max, at the beginning and at most.
+    Raises: ValueError unless 1 <= first_steps <= last_steps.
+    Reference: Song, Dhariwal, "Improved Techniques for Training Consistency Models", 2023, section 3. arXiv:2310.14189
+    """
+
+    model = ConsistencyModel
+    huber = 0.00054
+
+    def __init__(self, sde: SDE, first_steps: int = 10, last_steps: int = 1280) -> None:
+        super().__init__(sde)
+        if not 1 <= first_steps <= last_steps:
+            raise ValueError(f"first_steps {first_steps}, last_steps {last_steps}: need 1 <= first_steps <= last_steps")
+        self.first_steps, self.last_steps = first_steps, last_steps
+
+    def __call__(
+        self, denoise: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
+    ) -> Tensor:
+        t, s = neighbours(self.sde, t, self.num_steps(progress))
+        x = self.sde.perturb(x0, eps, t)
+        earlier, _ = self.sde.bridge(x, self.data(x, x0, t, s, **cond), t, s)
+        with torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
+            target = denoise(earlier, s, **cond).x0
+        squared = (denoise(x, t, **cond).x0 - target).flatten(1).square().mean(1)
+        gap = _ratio(self.sde.at(t)) - _ratio(self.sde.at(s))
+        return squared / ((squared + self.huber**2).sqrt() + self.huber) / gap.flatten()
+
+    def data(self, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, **cond: Tensor) -> Tensor:
+        """Where the move from t to s heads."""
+        return x0
+
+    def num_steps(self, progress: float) -> int:
+        """Steps between t_min and t_max when this share of the training is done."""
+        doublings = int(math.log2(self.last_steps / self.first_steps)) + 1
+        return min(self.first_steps * 2 ** int(progress * doublings), self.last_steps)
+
+
+class ConsistencyDistillation(ConsistencyTraining):
+    """As ``ConsistencyTraining``, along the trajectories of a trained denoiser: one move of Heun's method.
+
+    At the exact consistency function of an exact teacher the difference vanishes with the third power of the step.
+
+    Args:
+        teacher: (x, t, **cond) -> Prediction on this SDE, without gradients.
+    Reference: Song, Dhariwal, Chen, Sutskever, 2023, algorithm 2. arXiv:2303.01469
+    """
+
+    def __init__(self, sde: SDE, teacher: Callable, first_steps: int = 10, last_steps: int = 1280) -> None:
+        super().__init__(sde, first_steps, last_steps)
+        self.teacher = teacher
+
+    def data(self, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, **cond: Tensor) -> Tensor:
+        with torch.no_grad():
+            return trapezoidal(self.teacher, self.sde, x, self.teacher(x, t, **cond).x0, t, s, **cond)
+
+
+def neighbours(sde: SDE, t: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+    """Both ends, the later one first, of the step that holds t: one of num_steps from t_min to t_max, even in log-SNR.
+
+    Shapes: t (B, 1, ..., 1), and both ends.
+    """
+    lowest, highest = sde.at(sde.t_max).log_snr, sde.at(sde.t_min).log_snr
+    step = (highest - lowest) / num_steps
+    later = ((highest - sde.log_snr(t)) / step).ceil().clamp(1, num_steps)
+    t, s = (sde.time(highest - step * k).clamp(sde.t_min, sde.t_max) for k in (later, later - 1))
+    return t, s
+
+
+def transport(denoise: Callable, source: SDE, sde: SDE) -> Callable:
+    """A denoiser of the process ``source`` as one of ``sde``: asked at the same log-SNR and the same x / alpha.
+
+    The estimate of the data is a function of these two alone. Beyond the interval of ``source``, at its end.
+
+    Shapes: of what is returned, as ``Denoiser``, t a tensor.
+    """
+
+    def transported(x: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+        alpha, _, log_snr = sde.at(t)
+        there = source.time(log_snr).clamp(source.t_min, source.t_max)
+        return denoise(source.alpha(there) / alpha * x, there, **cond)
+
+    return transported
+
+
+def _ratio(moment: Moment) -> Time:
+    return moment.sigma / moment.alpha

@@ -1,0 +1,221 @@
+"""Laws of time: how training draws t, as functions of numbers in [0, 1).
+
+    (sde, u) -> (t, correction)
+
+The correction keeps the mean over uniform t where a law says that it does; elsewhere the law is part of the objective.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_lib.process import SDE
+from sde_lib.schedules import MonotoneSchedule
+
+
+def uniform_time(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+    """t uniform over the process: in [t_min, t_max], or over the whole levels of a chain."""
+    return sde.quantile(u).clamp(sde.t_min, sde.t_max), torch.ones_like(u)
+
+
+def importance(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Density of t proportional to g^2 / sigma^2, which is log-SNR uniform; the correction keeps the loss unbiased.
+
+    With the weight ``likelihood`` it takes the whole range of the weight out of the variance of the loss.
+
+        t = time(l),  l uniform over the interval,    correction = |l range| sigma^2 / (g^2 (t_max - t_min))
+
+    Reference: Song, Durkan, Murray, Ermon, 2021, section 4.2; with the inverse of the log-SNR it is exact for all SDEs.
+    """
+    lowest, highest = _log_snr_range(sde)
+    t = sde.time(highest + (lowest - highest) * u).clamp(sde.t_min, sde.t_max)
+    rate = (sde.diffusion(t) / sde.sigma(t)) ** 2
+    return t, (highest - lowest) / (rate * (sde.t_max - sde.t_min))
+
+
+def log_snr_uniform(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-SNR uniform over the interval, as the objective itself, without correction. Kingma, Gao, 2023."""
+    t, _ = importance(sde, u)
+    return t, torch.ones_like(u)
+
+
+def lognormal(sde: SDE, u: Tensor, mean: float = -1.2, std: float = 1.2) -> tuple[Tensor, Tensor]:
+    """log(sigma / alpha) normal, cut at the ends of the interval. The objective itself. Karras et al., 2022, table 1.
+
+    On the process ``rectified``, sigma / alpha = t / (1 - t), and this is the logit-normal law of t. Esser et al.,
+    2024, section 3.1. arXiv:2403.03206
+
+    Args:
+        mean, std: of the logarithm of the noise-to-signal ratio, std positive.
+    """
+    lowest, highest = (_normal_cdf((-0.5 * l - mean) / std) for l in reversed(_log_snr_range(sde)))
+    # A quantile of exactly 0 or 1 is infinitely far out; the clamp of t brings it back to the end of the interval.
+    z = torch.special.ndtri(lowest + (highest - lowest) * u.double()).clamp(-38, 38)
+    t = sde.time(-2 * (mean + std * z)).to(u.dtype).clamp(sde.t_min, sde.t_max)
+    return t, torch.ones_like(u)
+
+
+TIME_LAWS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "uniform": uniform_time,
+    "importance": importance,
+    "log_snr": log_snr_uniform,
+    "lognormal": lognormal,
+    "logit_normal": lognormal,
+}
+
+
+class TimeLaw(ABC):
+    """A law that may learn from the losses that it led to; what it has learned is part of a checkpoint."""
+
+    @abstractmethod
+    def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Times and their corrections, shaped as u."""
+
+    def observe(self, sde: SDE, t: Tensor, loss: Tensor) -> None:  # noqa: B027, most laws learn nothing
+        """Take note of the losses (B,), without correction, at times t (B, 1, ..., 1)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was learned, as tensors and numbers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Go on from a ``state_dict``."""
+
+
+class Fixed(TimeLaw):
+    """A law that is a function of u alone."""
+
+    def __init__(self, law: Callable[[SDE, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.law = law
+
+    def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+        return self.law(sde, u)
+
+
+class LossAware(TimeLaw):
+    """Times where the loss is large, drawn more often, so that the bound's estimate varies least.
+
+        p_k proportional to sqrt(E[loss^2 | bin k]),    correction = 1 / (bins p_k)
+
+    The time is cut into equal shares, and the mean is over the last losses of each. Until all shares have a full
+    history they are alike; after that a small part of the draws stays uniform, so that none is forgotten.
+
+    Args:
+        bins: equal shares of the time; the number of levels of a chain for the law of the paper.
+        history: losses that each share remembers.
+    Reference: Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, section 3.3, eq. 18.
+        arXiv:2102.09672
+    """
+
+    uniform_part = 1e-3
+
+    def __init__(self, bins: int = 100, history: int = 10) -> None:
+        if bins < 1 or history < 1:
+            raise ValueError(f"loss.bins {bins} and history {history}: need at least 1")
+        self.losses = torch.zeros(bins, history, dtype=torch.float64)
+        self.seen = torch.zeros(bins, dtype=torch.int64)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Of each bin, (bins,) float64."""
+        bins, history = self.losses.shape
+        uniform = torch.full((bins,), 1 / bins, dtype=torch.float64)
+        if (self.seen < history).any():
+            return uniform
+        spread = self.losses.square().mean(1).sqrt()
+        return torch.lerp(spread / spread.sum(), uniform, self.uniform_part)
+
+    def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+        p = self.probabilities
+        above = p.cumsum(0)
+        v = u.flatten().double().cpu()
+        k = torch.searchsorted(above, v, right=True).clamp(max=len(p) - 1)
+        place = ((v - above[k]) / p[k] + 1).clamp(0, 1 - 2**-24)  # within the bin
+        t, _ = uniform_time(sde, ((k + place) / len(p)).reshape(u.shape))
+        return t.to(u), (1 / (len(p) * p[k])).to(u).reshape(u.shape)
+
+    def observe(self, sde: SDE, t: Tensor, loss: Tensor) -> None:
+        bins, history = self.losses.shape
+        k = (sde.share(t).flatten().cpu().double() * bins).long().clamp(0, bins - 1)
+        for bin, value in zip(k.tolist(), loss.cpu().tolist(), strict=True):
+            self.losses[bin, self.seen[bin] % history] = value
+            self.seen[bin] += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses, "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses, self.seen = state["losses"], state["seen"]
+
+
+class Learned(TimeLaw):
+    """A law of the log-SNR that learns to make the loss vary least, without a change of its mean over uniform t.
+
+        correction = |dt/dl| / ((t_max - t_min) p(l)),    p(l) proportional to sqrt(E[loss^2 | l]) |dt/dl| at best
+
+    For a continuous process a schedule is nothing but a law of the log-SNR, so this is the learned schedule of the
+    paper, with the ends of the process kept; its gradient is that of the squared loss.
+
+    Args:
+        learning_rate: of Adam on the parameters of the schedule, positive.
+        num_sigmoids: of the monotone network.
+    Reference: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, section 5.1, appendix I.
+        arXiv:2107.00630
+    """
+
+    def __init__(self, learning_rate: float = 0.01, num_sigmoids: int = 32) -> None:
+        self.schedule = MonotoneSchedule(0.0, 1.0, num_sigmoids)  # of the share of the process's range of log-SNR
+        self.optimizer = torch.optim.Adam(self.schedule.parameters(), lr=learning_rate)
+
+    @torch.no_grad()
+    def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
+        place = self.schedule.log_snr(u.cpu())
+        t, correction = importance(sde, (1 - place).to(u))
+        return t, correction / self.schedule.density(place).to(u)
+
+    def observe(self, sde: SDE, t: Tensor, loss: Tensor) -> None:
+        lowest, highest = _log_snr_range(sde)
+        place = ((sde.log_snr(t) - lowest) / (highest - lowest)).flatten().cpu().clamp(0, 1)
+        rate = (highest - lowest) * (sde.sigma(t) / sde.diffusion(t)) ** 2 / (sde.t_max - sde.t_min)
+        m = loss.cpu() * rate.flatten().cpu()
+        variance = self.schedule.variance(place, m.square(), self.schedule.density(place).detach())
+        self.optimizer.zero_grad()
+        torch.log(variance).backward()
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"schedule": self.schedule.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.schedule.load_state_dict(state["schedule"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+LEARNING_LAWS: dict[str, type[TimeLaw]] = {"loss_aware": LossAware, "learned": Learned}
+"""What the user may name beside ``TIME_LAWS``: laws that learn."""
+
+
+def stratified(offset: float, start: int, num: int, total: int) -> Tensor:
+    """Numbers start, ..., start + num - 1 of ``total`` evenly spaced ones on the circle [0, 1), shifted by offset.
+
+    Drawn over the global batch, one in each stratum, they make the loss vary far less than independent ones.
+
+    Reference: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, appendix I.1. arXiv:2107.00630
+    """
+    return (
+        torch.remainder(offset + torch.arange(start, start + num, dtype=torch.float64) / total, 1.0)
+        .float()
+        .clamp(max=1 - 2**-24)
+    )
+
+
+def _log_snr_range(sde: SDE) -> tuple[float, float]:
+    return sde.at(sde.t_max).log_snr, sde.at(sde.t_min).log_snr
+
+
+def _normal_cdf(x: float) -> float:
+    return 0.5 * math.erfc(-x / math.sqrt(2))

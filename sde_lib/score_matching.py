@@ -1,0 +1,108 @@
+"""Score matching: a model of grad log p is fitted to data whose score nobody knows.
+
+    explicit    E |s_hat - s|^2                          the aim; for densities that are known
+    denoising   E |s_hat - grad log p(x_t | x_0)|^2      ``sde_lib.losses``
+    implicit    E [2 tr(ds_hat/dx) + |s_hat|^2]          exact trace, by integration by parts
+    sliced      the same, along random directions
+
+At a noise level of their own, x_t = alpha x_0 + sigma eps, the four have one gradient in expectation and differ by
+constants alone. All are weighted as the squared error of x0 is, by sigma^4 / alpha^2 weight(t), and divided by the
+number of dimensions D, so that their values can be compared:
+
+    implicit = denoising - weight / SNR = explicit - sigma^4 / alpha^2 weight E|s|^2 / D
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sde_lib.denoiser import Denoiser
+from sde_lib.losses import Weight
+from sde_lib.objective import Draw, Objective
+from sde_lib.process import SDE
+from sde_lib.trace import PROBES, exact_trace, traces
+
+
+def explicit(score_hat: Tensor, score: Tensor) -> Tensor:
+    """Squared error of a score against the true one, |s_hat - s|^2 / D; its mean is the Fisher divergence over D.
+
+    Shapes: both (B, *); returns (B,).
+    Reference: Hyvarinen, "Estimation of Non-Normalized Statistical Models by Score Matching", 2005, eq. 2, without
+        its 1 / 2.
+    """
+    return (score_hat - score).flatten(1).square().mean(1)
+
+
+class Implicit(Objective):
+    """Score matching with the exact trace, 2 tr(ds_hat/dx) + |s_hat|^2 at x_t.
+
+    D products with the Jacobian an example, each with a second derivative in training: for D up to about 10. The exact
+    score is where it is least, and its gradient in expectation is that of ``denoising_loss``.
+
+    Args:
+        weight: on the squared error of x0.
+    Reference: Hyvarinen, "Estimation of Non-Normalized Statistical Models by Score Matching", 2005, eq. 4, times 2.
+    """
+
+    def __init__(self, sde: SDE, weight: Weight) -> None:
+        super().__init__(sde)
+        self.weight = weight
+
+    def __call__(
+        self, denoise: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
+    ) -> Tensor:
+        x = self.sde.perturb(x0, eps, t).requires_grad_()
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            score = self.sde.score(x, denoise(x, t, **cond).x0, t)
+        probes = self.probes(x, draw)
+        trace = traces(score, x, probes, create_graph=torch.is_grad_enabled()).mean(1)
+        alpha, sigma, _ = self.sde.at(t)
+        factor = (self.weight(self.sde, t) * sigma**4 / alpha**2).flatten() / x[0].numel()
+        return factor * (2 * trace + self.squared_norm(score, probes))
+
+    def probes(self, x: Tensor, draw: Draw) -> Tensor:
+        """Vectors for the trace, (K, P, B, *)."""
+        return exact_trace(x)
+
+    def squared_norm(self, score: Tensor, probes: Tensor) -> Tensor:
+        """|s_hat|^2 or an estimate of it, (B,)."""
+        return score.flatten(1).square().sum(1)
+
+
+class SlicedVR(Implicit):
+    """Sliced score matching of reduced variance, 2 v^T (ds_hat/dx) v + |s_hat|^2, averaged over projections v.
+
+    One product with the Jacobian a projection, whatever D. The mean over v is ``Implicit``.
+
+    Args:
+        weight: on the squared error of x0.
+        projections: random directions an example, at least 1.
+        probe: a key of ``PROBES``, their law.
+    Raises: ValueError for an unknown probe, or no projection.
+    Reference: Song, Garg, Shi, Ermon, "Sliced Score Matching: A Scalable Approach to Density and Score Estimation",
+        2019, eq. 8, times 2. arXiv:1905.07088
+    """
+
+    def __init__(self, sde: SDE, weight: Weight, projections: int = 1, probe: str = "rademacher") -> None:
+        super().__init__(sde, weight)
+        if projections < 1:
+            raise ValueError(f"loss.projections {projections}: need at least 1")
+        if probe not in PROBES:
+            raise ValueError(f"unknown loss.probe {probe!r}; known: {', '.join(sorted(PROBES))}")
+        self.projections, self.probe = projections, PROBES[probe]
+
+    def probes(self, x: Tensor, draw: Draw) -> Tensor:
+        return self.probe(torch.stack([draw(x) for _ in range(self.projections)]))
+
+
+class Sliced(SlicedVR):
+    """Sliced score matching, 2 v^T (ds_hat/dx) v + (v^T s_hat)^2, averaged over projections v.
+
+    Only v^T s_hat is asked for, so the score of one direction is enough; the price is variance.
+
+    Args, Raises: as ``SlicedVR``.
+    Reference: Song, Garg, Shi, Ermon, 2019, eq. 7, times 2. arXiv:1905.07088
+    """
+
+    def squared_norm(self, score: Tensor, probes: Tensor) -> Tensor:
+        return (probes * score).flatten(3).sum(3).square().sum(1).mean(0)
