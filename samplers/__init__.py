@@ -1,10 +1,13 @@
 """From noise to data: grids of times, steps between them, and the one loop that takes them."""
 
 from samplers.adaptive import ODE
-from samplers.ddim import DDIM, Ancestral
+from samplers.consistency import ConsistencyStep
+from samplers.ddim import DDIM, Ancestral, LearnedVariance
 from samplers.grids import GRIDS
 from samplers.guidance import classifier, classifier_free
+from samplers.langevin import AnnealedLangevin, langevin_step_size
 from samplers.loop import Step, sample, trajectory
+from samplers.multistep import PLMS, PNDM
 from samplers.noise import Noise
 from samplers.predictor_corrector import PredictorCorrector
 from samplers.singlestep import Heun
@@ -14,10 +17,15 @@ STEPS: dict[str, type[Step]] = {
     "euler_maruyama": EulerMaruyama,
     "reverse_diffusion": ReverseDiffusion,
     "ancestral": Ancestral,
+    "ancestral_learned": LearnedVariance,
     "pc": PredictorCorrector,
+    "ald": AnnealedLangevin,
     "ddim": DDIM,
     "heun": Heun,
+    "plms": PLMS,
+    "pndm": PNDM,
     "ode": ODE,
+    "consistency": ConsistencyStep,
 }
 """What the user types after ``--sampler``, to the step."""
 
@@ -25,16 +33,22 @@ __all__ = [
     "DDIM",
     "GRIDS",
     "ODE",
+    "PLMS",
+    "PNDM",
     "STEPS",
     "Ancestral",
+    "AnnealedLangevin",
+    "ConsistencyStep",
     "EulerMaruyama",
     "Heun",
+    "LearnedVariance",
     "Noise",
     "PredictorCorrector",
     "ReverseDiffusion",
     "Step",
     "classifier",
     "classifier_free",
+    "langevin_step_size",
     "sample",
     "trajectory",
 ]

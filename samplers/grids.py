@@ -1,14 +1,16 @@
 """Where a sampler stops on its way: ``(sde, num_steps, start, end) -> num_steps + 1`` decreasing times.
 
-Times are float64 on the CPU and begin and end exactly at ``start`` and ``end``, by default the SDE's own interval.
+Times are float64 on the CPU and begin and end exactly at ``start`` and ``end``, by default the SDE's own interval. Some
+grids end at the data instead: the loop's last denoising is then one of the num_steps.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from sde_lib import SDE
+from sde_lib import SDE, Discrete
 
 Grid = Callable[..., Tensor]
 
@@ -40,7 +42,72 @@ def karras(sde: SDE, num_steps: int, start: float | None = None, end: float | No
     )
 
 
-GRIDS: dict[str, Grid] = {"uniform": uniform, "quadratic": quadratic, "log_snr": log_snr, "karras": karras}
+def edm(sde: SDE, num_steps: int, start: float | None = None, end: float | None = None) -> Tensor:
+    """``karras`` for num_steps - 1 moves, then the data: as many evaluations as steps. Karras et al., 2022, eq. 5."""
+    _check_num(num_steps)
+    noisy = karras(sde, max(num_steps - 1, 1), start, end)[:num_steps]
+    return torch.cat([noisy, sde.time(torch.full((1,), math.inf, dtype=torch.float64))])
+
+
+def levels(sde: SDE, num_steps: int, start: float | None = None, end: float | None = None) -> Tensor:
+    """Every c-th level of a chain down to the data: N, N - c, ..., c, 0 with c = N / num_steps.
+
+    Args:
+        start, end: whole levels; by default N and 0, the data.
+    Raises: ValueError for an SDE that is no chain, or where num_steps does not divide the levels.
+    Reference: Song, Meng, Ermon, 2021, appendix D.2, linear. arXiv:2010.02502
+    """
+    first, last = _whole_levels(sde, num_steps, start, end)
+    num_levels = first - last
+    if num_levels % num_steps:
+        divisors = [d for d in range(1, num_levels + 1) if num_levels % d == 0]
+        below, above = [d for d in divisors if d < num_steps], [d for d in divisors if d > num_steps]
+        near = " or ".join(map(str, below[-1:] + above[:1]))
+        raise ValueError(f"num_steps {num_steps} does not divide the {num_levels} levels of the chain; use {near}")
+    return torch.arange(first, last - 1, -(num_levels // num_steps), dtype=torch.float64)
+
+
+def levels_quadratic(sde: SDE, num_steps: int, start: float | None = None, end: float | None = None) -> Tensor:
+    """Levels of a chain that lie closer towards the data: max(i, floor(N (i / num_steps)^2)) for i = num_steps, ..., 0.
+
+    Args:
+        start, end: as ``levels``.
+    Raises: ValueError for an SDE that is no chain, or more steps than levels.
+    Reference: Song, Meng, Ermon, 2021, appendix D.2, quadratic. arXiv:2010.02502
+    """
+    first, last = _whole_levels(sde, num_steps, start, end)
+    num_levels = first - last
+    if num_steps > num_levels:
+        raise ValueError(f"num_steps {num_steps}: more than the {num_levels} levels of the chain; use fewer")
+    i = torch.arange(num_steps, -1, -1)
+    return (last + torch.maximum(i, num_levels * i**2 // num_steps**2)).double()
+
+
+GRIDS: dict[str, Grid] = {
+    "uniform": uniform,
+    "quadratic": quadratic,
+    "log_snr": log_snr,
+    "karras": karras,
+    "edm": edm,
+    "levels": levels,
+    "levels_quadratic": levels_quadratic,
+}
+
+
+def _whole_levels(sde: SDE, num_steps: int, start: float | None, end: float | None) -> tuple[int, int]:
+    """The levels at which a grid of whole levels begins and ends."""
+    if not isinstance(sde, Discrete):
+        raise ValueError(f"{type(sde).__name__} has no levels; use a chain, or another grid such as uniform")
+    _check_num(num_steps)
+    start, end = sde.t_max if start is None else start, 0 if end is None else end
+    if not (0 <= end < start <= sde.t_max and start == int(start) and end == int(end)):
+        raise ValueError(f"times from {start} to {end}: need whole levels, 0 <= end < start <= {sde.t_max:g}")
+    return int(start), int(end)
+
+
+def _check_num(num_steps: int) -> None:
+    if num_steps < 1:
+        raise ValueError(f"num_steps {num_steps}: need at least one step")
 
 
 def _spaced(
@@ -52,9 +119,8 @@ def _spaced(
     unwarp: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Evenly spaced in warp(t)."""
+    _check_num(num_steps)
     start, end = sde.t_max if start is None else start, sde.t_min if end is None else end
-    if num_steps < 1:
-        raise ValueError(f"num_steps {num_steps}: need at least one step")
     if not sde.t_min <= end < start <= sde.t_max:
         raise ValueError(f"times from {start} to {end}: need {sde.t_min} <= end < start <= {sde.t_max} for this SDE")
     ends = torch.tensor([start, end], dtype=torch.float64)

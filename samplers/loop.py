@@ -22,8 +22,8 @@ class Step(ABC):
 
     sde: SDE
 
-    def reset(self) -> None:  # noqa: B027, most steps have no past
-        """Forget the past; called before each trajectory."""
+    def reset(self, times: list[float]) -> None:  # noqa: B027, most steps have neither past nor plan
+        """Forget the past and see the times ahead, all of them noisy; called before each trajectory."""
 
     @abstractmethod
     def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
@@ -32,27 +32,37 @@ class Step(ABC):
         Shapes: x (B, *); t, s times; returns (B, *).
         """
 
+    def finish(self, denoise: Denoiser, x: Tensor, t: float, draw: Draw) -> Tensor:
+        """The data, from the state at the last noisy time t: E[x_0 | x].
+
+        Shapes: x (B, *); returns (B, *).
+        """
+        return denoise(x, t).x0
+
 
 def trajectory(
     step: Step, denoise: Denoiser, x: Tensor, times: Tensor, draw: Draw, constrain: Constraint | None = None
 ) -> Iterator[Tensor]:
-    """Yield the state at each time after the first, then the data: one last denoising at the earliest time.
+    """Yield the state at each noisy time after the first, then the data: the finish at the last noisy time.
 
-    No noise is added after the last step: what is left at t_min, a grey level or more, is taken out by E[x_0 | x].
+    No noise is added after the last step: what is left at t_min, a grey level or more, is taken out by E[x_0 | x]. A
+    grid that ends at the data says the same in other words: its last move is the finish.
 
     Args:
-        times: decreasing, (num_steps + 1,) float64 on the CPU; x is the state at the first.
+        times: decreasing, (num_steps + 1,) float64 on the CPU; x is the state at the first. The last may be the time of
+            the data, where sigma = 0.
         draw: where the noise of stochastic steps comes from.
         constrain: applied to every state and to the data.
     """
-    step.reset()
-    step.sde.tabulate(times)
-    for t, s in pairwise(times.tolist()):
+    noisy = times[step.sde.sigma(times) > 0]
+    step.sde.tabulate(noisy)
+    step.reset(noisy.tolist())
+    for t, s in pairwise(noisy.tolist()):
         x = step(denoise, x, t, s, draw)
         if constrain is not None:
             x = constrain(x, *step.sde.at(s)[:2])
         yield x
-    x0 = denoise(x, times[-1].item()).x0
+    x0 = step.finish(denoise, x, noisy[-1].item(), draw)
     yield x0 if constrain is None else constrain(x0, 1.0, 0.0)
 
 

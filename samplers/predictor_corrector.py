@@ -5,10 +5,12 @@ a predictor then goes on to s.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
 from samplers.ddim import DDIM, Ancestral
+from samplers.langevin import langevin
 from samplers.loop import Draw, Step
 from samplers.stochastic import EulerMaruyama, ReverseDiffusion, Stay
 from sde_lib import SDE
@@ -51,9 +53,9 @@ STEP_SIZES: dict[str, StepSize] = {"langevin": by_norm, "ald": by_sigma, "langev
 
 
 class Corrector:
-    """Langevin steps at a fixed time t, sized by a signal-to-noise ratio.
+    """Steps of ``langevin`` at a fixed time t, sized by a signal-to-noise ratio.
 
-        x <- x + h score + sqrt(2 h) z,    h = 2 a^2 snr^2 step_size(score, z, sigma),    a = alpha_t / alpha_s
+        h = 2 a^2 snr^2 step_size(score, z, sigma),    a = alpha_t / alpha_s
 
     Args:
         step_size: a key of ``STEP_SIZES``.
@@ -75,17 +77,18 @@ class Corrector:
     def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         """The state at the same time t; s is where the predictor will go next."""
         a, sigma = self.sde.transition(s, t)[0], self.sde.at(t).sigma
-        for _ in range(self.num_steps):
-            score, z = self.sde.score(x, denoise(x, t).x0, t), draw(x)
-            h = 2 * (a * self.snr) ** 2 * self.step_size(score, z, sigma)
-            x = x + h * score + (2 * h) ** 0.5 * z
-        return x
+
+        def size(score: Tensor, z: Tensor) -> Tensor | float:
+            return 2 * (a * self.snr) ** 2 * self.step_size(score, z, sigma)
+
+        return langevin(self.sde, denoise, x, t, draw, self.num_steps, size)
 
 
-PREDICTORS: dict[str, type[Step]] = {
+PREDICTORS: dict[str, Callable[[SDE], Step]] = {
     "euler_maruyama": EulerMaruyama,
     "reverse_diffusion": ReverseDiffusion,
     "ancestral": Ancestral,
+    "ancestral_forward": partial(Ancestral, variance=1.0),
     "ddim": DDIM,
     "none": Stay,
 }

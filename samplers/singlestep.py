@@ -1,13 +1,11 @@
 """Deterministic solvers that look once more inside each step."""
 
-import math
-
-import torch
 from torch import Tensor
 
 from samplers.loop import Draw, Step
 from sde_lib import SDE
 from sde_lib.denoiser import Denoiser
+from sde_lib.flow import trapezoidal
 
 
 class Heun(Step):
@@ -25,7 +23,5 @@ class Heun(Step):
         self.sde = sde
 
     def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
-        x0 = denoise(x, t).x0
-        y, _ = self.sde.bridge(x, x0, t, s)
-        ratio = math.exp(0.5 * (self.sde.at(s).log_snr - self.sde.at(t).log_snr))
-        return self.sde.bridge(x, torch.lerp(x0, denoise(y, s).x0, 0.5 * ratio), t, s)[0]
+        x0 = trapezoidal(denoise, self.sde, x, denoise(x, t).x0, t, s)
+        return self.sde.bridge(x, x0, t, s)[0]

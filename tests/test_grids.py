@@ -5,18 +5,32 @@ import torch
 
 from samplers import GRIDS
 from samplers.grids import karras
-from sde_lib import EDMSDE, VPSDE
+from sde_lib import EDMSDE, VPSDE, Discrete
 
-# (sde, t) -> what is evenly spaced.
+# (sde, t) -> what is evenly spaced between start and end; "edm" goes on to the data.
 EVEN = {
     "uniform": lambda sde, t: t,
     "quadratic": lambda sde, t: t**0.5,
     "log_snr": lambda sde, t: 2 * torch.log(sde.alpha(t) / sde.sigma(t)),
     "karras": lambda sde, t: (sde.sigma(t) / sde.alpha(t)) ** (1 / 7),
+    "edm": lambda sde, t: (sde.sigma(t) / sde.alpha(t)) ** (1 / 7),
 }
+LEVELS = ["levels", "levels_quadratic"]
 
 
-@pytest.fixture(params=sorted(GRIDS))
+def noisy(name, sde, times):
+    """The times before that of the data."""
+    if name != "edm":
+        return times
+    assert (sde.alpha(times[-1]), sde.sigma(times[-1])) == (1, 0)
+    return times[:-1]
+
+
+def test_every_grid_is_measured():
+    assert set(GRIDS) == {*EVEN, *LEVELS}
+
+
+@pytest.fixture(params=sorted(EVEN))
 def name(request):
     return request.param
 
@@ -27,16 +41,17 @@ def test_times_fall_between_exact_ends(sde, name, num_steps):
     assert times.shape == (num_steps + 1,)
     assert times.dtype == torch.float64
     assert times.device.type == "cpu"
-    assert times[0].item() == sde.t_max
-    assert times[-1].item() == sde.t_min
     assert (times.diff() < 0).all()
     assert len(times.unique()) == num_steps + 1
+    assert times[0].item() == sde.t_max
+    if len(ahead := noisy(name, sde, times)) > 1:
+        assert ahead[-1].item() == sde.t_min
 
 
 @pytest.mark.parametrize("partial", [False, True])
 def test_spacing_is_what_the_name_says(sde, name, partial):
     ends = (0.7 * sde.t_max, sde.t_min + 0.01 * sde.t_max) if partial else (sde.t_max, sde.t_min)
-    times = GRIDS[name](sde, 20, *ends)
+    times = noisy(name, sde, GRIDS[name](sde, 20, *ends))
     assert times[[0, -1]].tolist() == list(ends)
     steps = EVEN[name](sde, times).diff()
     torch.testing.assert_close(steps, steps.mean().expand_as(steps), rtol=1e-6, atol=0)
@@ -64,5 +79,74 @@ def test_impossible_grids_are_refused(sde, name):
 def test_more_steps_than_numbers_between_the_ends_are_refused(name):
     start = 0.5
     end = torch.nextafter(torch.tensor(start).double(), torch.tensor(0.0).double()).item()
-    with pytest.raises(ValueError, match=r"4 steps from 0.5.*use fewer"):
+    with pytest.raises(ValueError, match=r"[34] steps from 0.5.*use fewer"):
         GRIDS[name](VPSDE(), 4, start, end)
+
+
+def test_one_step_of_edm_goes_from_the_prior_to_the_data():
+    assert GRIDS["edm"](EDMSDE(), 1).tolist() == [80.0, 0.0]
+
+
+# --- whole levels of a chain ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[10, 232, 1000])
+def chain(request):
+    return VPSDE(0.01, 2.0).discretize(request.param)
+
+
+def divisors(num):
+    return [d for d in range(1, num + 1) if num % d == 0]
+
+
+def test_levels_are_every_so_many_th_down_to_the_data(chain):
+    num = int(chain.t_max)
+    for steps in divisors(num):
+        times = GRIDS["levels"](chain, steps)
+        assert times.dtype == torch.float64
+        assert times.tolist() == list(range(num, -1, -num // steps))
+        assert chain.sigma(times)[-1] == 0
+
+
+def test_levels_between_others():
+    chain = VPSDE().discretize(1000)
+    assert GRIDS["levels"](chain, 3, start=901, end=1).tolist() == [901, 601, 301, 1]
+    assert GRIDS["levels_quadratic"](chain, 3, start=901, end=1).tolist() == [901, 401, 101, 1]
+
+
+def test_quadratic_levels_are_ddims(chain):
+    num = int(chain.t_max)
+    for steps in (1, 3, 7, num):
+        times = GRIDS["levels_quadratic"](chain, steps)
+        assert times.dtype == torch.float64
+        assert times.tolist() == [max(i, num * i**2 // steps**2) for i in range(steps, -1, -1)]
+        assert (times.diff() < 0).all()
+
+
+def test_a_stride_that_is_not_whole_names_the_near_ones():
+    chain = VPSDE().discretize(1000)
+    for steps, near in [(300, "250 or 500"), (3, "2 or 4"), (1001, "1000"), (999, "500 or 1000")]:
+        with pytest.raises(ValueError, match=f"num_steps {steps} does not divide the 1000 levels.*; use {near}$"):
+            GRIDS["levels"](chain, steps)
+    with pytest.raises(ValueError, match="num_steps 1001: more than the 1000 levels"):
+        GRIDS["levels_quadratic"](chain, 1001)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_impossible_levels_are_refused(name, chain):
+    grid = GRIDS[name]
+    for num_steps in (0, -3):
+        with pytest.raises(ValueError, match=f"num_steps {num_steps}: need"):
+            grid(chain, num_steps)
+    for start, end in [(5, 5), (5, 7), (chain.t_max + 1, None), (None, -1), (None, 0.5), (4.5, None)]:
+        with pytest.raises(ValueError, match=r"times from.*whole levels"):
+            grid(chain, 1, start, end)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_what_is_no_chain_has_no_levels(name, sde):
+    if isinstance(sde, Discrete):
+        assert len(GRIDS[name](sde, 2)) == 3
+    else:
+        with pytest.raises(ValueError, match=f"{type(sde).__name__} has no levels; use a chain"):
+            GRIDS[name](sde, 2)

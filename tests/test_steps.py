@@ -7,9 +7,15 @@ from torch import nn
 from samplers import DDIM, GRIDS, STEPS, Ancestral, EulerMaruyama, Heun, Noise, ReverseDiffusion, sample, trajectory
 from sde_lib import SDES, VPSDE, Denoiser, GaussianMixture
 
-ORDERS = {"ddim": (1.0, 0.1), "heun": (2.0, 0.15)}
-STOCHASTIC = {"euler_maruyama", "reverse_diffusion", "ancestral", "pc"}
-VARIANTS = [*((name, {}) for name in STEPS), ("ancestral", {"variance": 1.0}), ("ddim", {"eta": 0.5})]
+# On a grid that is not even in sigma / alpha.
+ORDERS = {"ddim": (1.0, 0.1), "heun": (2.0, 0.15), "plms": (2.0, 0.15), "pndm": (2.0, 0.15)}
+STOCHASTIC = {"euler_maruyama", "reverse_diffusion", "ancestral", "ancestral_learned", "pc"}
+# What else is true of them is in files of their own: the Langevin steps come late at every noise level, and consistency
+# sampling needs another denoiser.
+OTHERS = {"ald", "consistency"}
+OPTIONS = [("ancestral", {"variance": 1.0}), ("ddim", {"eta": 0.5}), ("plms", {"order": 2}), ("pndm", {"order": 2})]
+VARIANTS = [*((name, {}) for name in STEPS), *OPTIONS]
+KEEPING = [(name, options) for name, options in VARIANTS if name not in OTHERS]
 
 
 def noises(num):
@@ -28,12 +34,12 @@ class Counted:
 
 
 class Convolutions(nn.Module):
-    """Two layers over the pixels of an image, told the log-SNR."""
+    """Two layers over the pixels of an image, told the log-SNR; a mean and a variance."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.last = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
+        self.first, self.last = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1)
 
     def forward(self, x, log_snr):
         return self.last(torch.tanh(self.first(x) + 0.1 * log_snr.reshape(-1, 1, 1, 1)))
@@ -47,7 +53,7 @@ def terminal(mixture, sde, num, seed=0):
 
 
 def test_every_step_is_measured():
-    assert set(STEPS) == ORDERS.keys() | STOCHASTIC | {"ode"}
+    assert set(STEPS) == ORDERS.keys() | STOCHASTIC | OTHERS | {"ode"}
 
 
 # --- the full product -------------------------------------------------------------------------------------------------
@@ -59,7 +65,7 @@ def test_every_step_is_measured():
 def test_every_pair_keeps_shape_and_dtype_on_every_rank(sde, shaped_mixture, name, dtype, batch):
     x = terminal(shaped_mixture, sde, batch).to(dtype)
     step, times = STEPS[name](sde), GRIDS["log_snr"](sde, 1 if name == "ode" else 8)
-    states = list(trajectory(step, shaped_mixture.denoiser(sde), x, times, noises(batch)))
+    states = list(trajectory(step, shaped_mixture.denoiser(sde, 0.5), x, times, noises(batch)))
     assert len(states) == len(times)
     for state in states:
         assert state.shape == x.shape
@@ -88,9 +94,7 @@ def transported(mixture, x, first, last):
 
 
 def flow(step, denoise, x, times):
-    step.sde.tabulate(times)
-    for t, s in zip(times.tolist(), times.tolist()[1:]):
-        x = step(denoise, x, t, s, torch.randn_like)
+    *_, x, _ = trajectory(step, denoise, x, times, torch.randn_like)
     return x
 
 
@@ -107,7 +111,7 @@ def test_order_is_what_the_theory_says(sde, mixture, quantiles, name):
     x, expected, end = quantiles
     errors = []
     for num_steps in (128, 256):
-        computed = flow(STEPS[name](sde), mixture.denoiser(sde), x, GRIDS["log_snr"](sde, num_steps, end=end))
+        computed = flow(STEPS[name](sde), mixture.denoiser(sde, 0.5), x, GRIDS["log_snr"](sde, num_steps, end=end))
         errors.append((computed - expected).abs())
     order, tolerance = ORDERS[name]
     assert torch.log2(errors[0] / errors[1]).median().item() == pytest.approx(order, abs=tolerance)
@@ -117,7 +121,9 @@ def test_order_is_what_the_theory_says(sde, mixture, quantiles, name):
 def test_ode_follows_the_flow_to_its_tolerance(sde, mixture, quantiles):
     x, expected, end = quantiles
     for tolerance in (1e-4, 1e-8):
-        computed = STEPS["ode"](sde, rtol=tolerance, atol=tolerance)(mixture.denoiser(sde), x, sde.t_max, end, None)
+        computed = STEPS["ode"](sde, rtol=tolerance, atol=tolerance)(
+            mixture.denoiser(sde, 0.5), x, sde.t_max, end, None
+        )
         error = (computed - expected).abs()
         assert error.median() < 5 * tolerance
         assert error.max() < 100 * tolerance  # between the modes the flow spreads what is near
@@ -128,14 +134,14 @@ def test_ddim_is_exact_for_one_point(sde):
     eps = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     last = sde.at(sde.t_min)
     x = sde.perturb(point, eps, sde.t_max)
-    computed = flow(DDIM(sde), GaussianMixture.of_points(point).denoiser(sde), x, GRIDS["log_snr"](sde, 3))
+    computed = flow(DDIM(sde), GaussianMixture.of_points(point).denoiser(sde, 0.5), x, GRIDS["log_snr"](sde, 3))
     torch.testing.assert_close(computed, last.alpha * point + last.sigma * eps)
 
 
 @pytest.mark.parametrize("grid", ["karras", "uniform"])
 def test_heun_is_karras_algorithm_for_edm(mixture, grid):
     sde, num_steps = SDES["edm"](), 10
-    times, denoise = GRIDS[grid](sde, num_steps), mixture.denoiser(sde)
+    times, denoise = GRIDS[grid](sde, num_steps), mixture.denoiser(sde, 0.5)
     x = terminal(mixture, sde, 20)
     expected, sigmas = x, times.tolist()
     for i in range(num_steps):  # Karras et al., 2022, algorithm 1, with sigma(t) = t and s(t) = 1
@@ -175,20 +181,20 @@ def assert_marginal(mixture, sde, x, limit=3.0):
 def evolve(mixture, sde, step, num, num_steps):
     """The state at t_min."""
     times = GRIDS["log_snr"](sde, num_steps)
-    *_, x, _ = trajectory(step, mixture.denoiser(sde), terminal(mixture, sde, num, seed=1), times, noises(num))
+    *_, x, _ = trajectory(step, mixture.denoiser(sde, 0.5), terminal(mixture, sde, num, seed=1), times, noises(num))
     return x
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+@pytest.mark.parametrize(("name", "options"), KEEPING, ids=str)
 def test_marginals_are_kept(sde, mixture, name, options):
-    steps = {"ode": 1, "heun": 50}.get(name, 400)
+    steps = {"ode": 1, "heun": 50, "plms": 50, "pndm": 50}.get(name, 400)
     assert_marginal(mixture, sde, evolve(mixture, sde, STEPS[name](sde, **options), 3000, steps))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+@pytest.mark.parametrize(("name", "options"), KEEPING, ids=str)
 def test_marginals_are_kept_in_the_plane(sde, plane, name, options):
-    steps = {"ode": 1, "heun": 50}.get(name, 500)
+    steps = {"ode": 1, "heun": 50, "plms": 50, "pndm": 50}.get(name, 500)
     assert_marginal(plane, sde, evolve(plane, sde, STEPS[name](sde, **options), 3000, steps))
 
 
@@ -203,7 +209,7 @@ def test_a_sample_does_not_depend_on_its_batch(sde, name, options, kind):
         denoise = Denoiser(Convolutions(), sde, "edm", 0.5)
     else:
         means = torch.rand(3, 1, 6, 5, generator=generator) - 0.5
-        denoise = GaussianMixture(torch.tensor([0.2, 0.3, 0.5]), means, 0.1).denoiser(sde)
+        denoise = GaussianMixture(torch.tensor([0.2, 0.3, 0.5]), means, 0.1).denoiser(sde, 0.5)
     x = sde.prior_std * torch.randn(64, 1, 6, 5, generator=generator)
     times = GRIDS["karras"](sde, 1 if name == "ode" else 12)
 
@@ -222,7 +228,7 @@ def test_a_sample_does_not_depend_on_its_batch(sde, name, options, kind):
 
 def test_ddim_at_eta_one_is_ancestral(sde, shaped_mixture):
     x, times = terminal(shaped_mixture, sde, 4), GRIDS["log_snr"](sde, 10)
-    denoise = shaped_mixture.denoiser(sde)
+    denoise = shaped_mixture.denoiser(sde, 0.5)
     ddim, ancestral = (sample(step, denoise, x, times, noises(4)) for step in (DDIM(sde, 1.0), Ancestral(sde)))
     torch.testing.assert_close(ddim, ancestral, rtol=1e-12, atol=1e-12)
 
@@ -247,7 +253,7 @@ def test_euler_maruyama_and_reverse_diffusion_are_the_papers(mixture):
     sde, t, s = VPSDE(), 0.5, 0.49
     beta = 0.1 + t * 19.9
     x, z = torch.tensor([[0.7], [-1.1]]).double(), torch.tensor([[0.3], [-2.0]]).double()
-    denoise = mixture.denoiser(sde)
+    denoise = mixture.denoiser(sde, 0.5)
     score = denoise.score(x, t)
     drift = -0.5 * beta * x - beta * score
     expected = x - drift * 0.01 + (beta * 0.01) ** 0.5 * z
@@ -263,39 +269,73 @@ COSTS = [
     ("euler_maruyama", {}, 1, 1),
     ("reverse_diffusion", {}, 1, 1),
     ("ancestral", {}, 1, 1),
+    ("ancestral_learned", {}, 1, 1),
     ("ddim", {}, 1, 0),
     ("ddim", {"eta": 0.5}, 1, 1),
     ("heun", {}, 2, 0),
     ("pc", {}, 2, 2),
     ("pc", {"corrector_steps": 3, "predictor": "ddim"}, 4, 3),
+    ("consistency", {}, 1, 1),
 ]
 
 
 @pytest.mark.parametrize(("name", "options", "evaluations", "draws"), COSTS, ids=str)
 def test_evaluations_and_draws_are_counted(sde, mixture, name, options, evaluations, draws):
-    denoise, noise = Counted(mixture.denoiser(sde)), Counted(torch.randn_like)
+    denoise, noise = Counted(mixture.denoiser(sde, 0.5)), Counted(torch.randn_like)
     sample(STEPS[name](sde, **options), denoise, terminal(mixture, sde, 2), GRIDS["karras"](sde, 7), noise)
     assert denoise.calls == 7 * evaluations + 1
     assert noise.calls == 7 * draws
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", sorted(set(STEPS) - {"ald"}))
 def test_the_last_thing_is_the_estimate_of_the_data(sde, mixture, name):
-    denoise, times = mixture.denoiser(sde), GRIDS["log_snr"](sde, 2)
+    denoise, times = mixture.denoiser(sde, 0.5), GRIDS["log_snr"](sde, 2)
     *_, x, data = trajectory(STEPS[name](sde), denoise, terminal(mixture, sde, 3), times, noises(3))
     assert torch.equal(data, denoise(x, sde.t_min).x0)
 
 
-def test_a_constraint_acts_after_each_move_and_on_the_data(mixture):
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_a_grid_that_ends_at_the_data_makes_its_last_move_by_the_finish(sde, mixture, name, options, monkeypatch):
+    """No state without noise reaches the step or the table, and nothing else changes."""
+    x, denoise, asked = terminal(mixture, sde, 3), mixture.denoiser(sde, 0.5), []
+
+    class Asked(STEPS[name]):
+        def __call__(self, denoise, x, t, s, draw):
+            asked.extend([t, s])
+            return super().__call__(denoise, x, t, s, draw)
+
+    monkeypatch.setattr(sde, "tabulate", lambda times, tabulate=sde.tabulate: (asked.extend(times), tabulate(times)))
+    times = GRIDS["edm"](sde, 5)
+    with_data = list(trajectory(Asked(sde, **options), denoise, x, times, noises(3)))
+    assert sde.sigma(times)[-1] == 0
+    assert len(asked) == 5 + 2 * 4
+    assert all(sde.at(t).sigma > 0 for t in asked)
+    without = list(trajectory(STEPS[name](sde, **options), denoise, x, GRIDS["karras"](sde, 4), noises(3)))
+    assert len(with_data) == len(without) == 5
+    for ours, theirs in zip(with_data, without, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_one_step_to_the_data_is_one_evaluation(sde, mixture):
+    denoise = Counted(mixture.denoiser(sde, 0.5))
+    x = terminal(mixture, sde, 3)
+    (data,) = trajectory(DDIM(sde), denoise, x, GRIDS["edm"](sde, 1), noises(3))
+    assert denoise.calls == 1
+    assert torch.equal(data, mixture.denoiser(sde, 0.5)(x, sde.t_max).x0)
+
+
+@pytest.mark.parametrize("grid", ["uniform", "edm"])
+def test_a_constraint_acts_after_each_move_and_on_the_data(mixture, grid):
     sde, seen = VPSDE(), []
 
     def constrain(x, alpha, sigma):
         seen.append((alpha, sigma))
         return torch.full_like(x, alpha * 0.25)
 
-    times, denoise = GRIDS["uniform"](sde, 3), mixture.denoiser(sde)
+    times, denoise = GRIDS[grid](sde, 3), mixture.denoiser(sde, 0.5)
     states = list(trajectory(DDIM(sde), denoise, terminal(mixture, sde, 2), times, torch.randn_like, constrain))
-    assert seen == [*((sde.at(t).alpha, sde.at(t).sigma) for t in times.tolist()[1:]), (1.0, 0.0)]
+    noisy = [t for t in times.tolist()[1:] if t > 0]
+    assert seen == [*((sde.at(t).alpha, sde.at(t).sigma) for t in noisy), (1.0, 0.0)]
     assert [state[0].item() for state in states] == [alpha * 0.25 for alpha, _ in seen]
 
 
@@ -310,6 +350,11 @@ def test_a_constraint_acts_after_each_move_and_on_the_data(mixture):
         ("pc", {"corrector": "none"}),
         ("pc", {"snr": 0.0}),
         ("pc", {"corrector_steps": -1}),
+        ("plms", {"order": 1}),
+        ("plms", {"order": 5}),
+        ("pndm", {"order": 3}),
+        ("ald", {"epsilon": -0.1}),
+        ("ald", {"langevin_steps": 0}),
     ],
 )
 def test_bad_options_are_refused_by_value(name, options):

@@ -1,0 +1,95 @@
+"""Langevin dynamics, which moves a state within one marginal, and the sampler that is nothing else."""
+
+import math
+from collections.abc import Callable
+
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from samplers.loop import Draw, Step
+from sde_lib import SDE
+from sde_lib.denoiser import Denoiser
+
+Size = Callable[[Tensor, Tensor], Tensor | float]
+"""(score, z) -> h."""
+
+
+def langevin(sde: SDE, denoise: Denoiser, x: Tensor, t: float, draw: Draw, num_steps: int, size: Size) -> Tensor:
+    """Langevin steps at time t, which would keep its marginal if they were infinitely small.
+
+        x <- x + h score + sqrt(2 h) z,    h = size(score, z)
+
+    Args:
+        num_steps: evaluations, at least 0.
+        size: told the score and the noise of each step; gives a number or (B, 1, ..., 1).
+    """
+    for _ in range(num_steps):
+        score, z = sde.score(x, denoise(x, t).x0, t), draw(x)
+        h = size(score, z)
+        x = x + h * score + (2 * h) ** 0.5 * z
+    return x
+
+
+class AnnealedLangevin(Step):
+    """Annealed Langevin dynamics: Langevin steps at each time of the grid, the last included, then the denoising.
+
+        h_t = epsilon (sigma_t / r_last)^2,    r = sigma / alpha;    then x_s = alpha_s / alpha_t x
+
+    From time to time x / alpha, the noisy data, stays where it is, so that it is the same sampler on every SDE; where
+    alpha = 1 it is the published one. N moves cost (N + 1) langevin_steps + 1 evaluations.
+
+    Args:
+        epsilon: step size h at the last noisy time, in units of the data squared; 0: by ``langevin_step_size`` for the
+            mean ratio of neighbouring noise levels.
+        langevin_steps: at each time, at least 1.
+    Raises: ValueError for a value out of range.
+    Reference: Song, Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019, algorithm 1,
+        arXiv:1907.05600, with h for half its step; Song, Ermon, "Improved Techniques for Training Score-Based
+        Generative Models", 2020, algorithm 1 and the last denoising. arXiv:2006.09011
+    """
+
+    def __init__(self, sde: SDE, epsilon: float = 0.0, langevin_steps: int = 5) -> None:
+        if not epsilon >= 0:
+            raise ValueError(f"epsilon {epsilon}: need a step size above 0, or 0 for NCSNv2's criterion")
+        if langevin_steps < 1:
+            raise ValueError(f"langevin_steps {langevin_steps}: need at least one at each time")
+        self.sde, self.epsilon, self.num_steps = sde, epsilon, langevin_steps
+
+    def reset(self, times: list[float]) -> None:
+        first, last = (math.exp(-0.5 * self.sde.at(t).log_snr) for t in (times[0], times[-1]))
+        ratio = (first / last) ** (1 / max(1, len(times) - 1))
+        self.size = self.epsilon / last**2 or langevin_step_size(ratio, self.num_steps)
+
+    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+        return self._at(denoise, x, t, draw) / self.sde.transition(s, t)[0]
+
+    def finish(self, denoise: Denoiser, x: Tensor, t: float, draw: Draw) -> Tensor:
+        return super().finish(denoise, self._at(denoise, x, t, draw), t, draw)
+
+    def _at(self, denoise: Denoiser, x: Tensor, t: float, draw: Draw) -> Tensor:
+        h = self.size * self.sde.at(t).sigma ** 2
+        return langevin(self.sde, denoise, x, t, draw, self.num_steps, lambda score, z: h)
+
+
+def langevin_step_size(ratio: float, num_steps: int) -> float:
+    """The step size h / sigma^2 that best turns the noise of one level into that of the next.
+
+    Where the data are a point, num_steps steps take the variance gamma^2 sigma^2 of the level before to
+
+        (1 - h)^(2 T) (gamma^2 - c) + c,    c = 2 h / (1 - (1 - h)^2),    in units of sigma^2.
+
+    It is above 1 for every h in (0, 1): the least is taken, the closest to 1. Down a ladder of many close levels the
+    excess adds up until the variance stands at 2 T / (2 T - 1) sigma^2: a tenth too much for 5 steps, all for one.
+
+    Args:
+        ratio: gamma, of the noise of neighbouring levels, at least 1.
+        num_steps: T, at least 1.
+    Returns: h / sigma^2 in [0, 1).
+    Reference: Song, Ermon, 2020, proposition 3 and technique 4. arXiv:2006.09011
+    """
+
+    def excess(h: float) -> float:
+        left = (1 - h) ** (2 * num_steps)
+        return left * (ratio**2 - 1) + (1 - left) * h / (2 - h)
+
+    return minimize_scalar(excess, bounds=(0, 1), method="bounded", options={"xatol": 1e-12}).x

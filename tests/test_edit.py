@@ -1,0 +1,307 @@
+"""Paths between examples: closed forms and exact mixtures for the mathematics, a trained run for the mode."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import run as command_line
+import sde_lib
+from data import table, write_gif
+from engine import checkpoint, edit
+from engine.build import read_dataset
+from engine.config import Options, stored
+from engine.edit import TASKS
+from engine.sample import draw, load
+from samplers import DDIM, ODE, Ancestral, Noise
+from samplers.editing import depth_time, flow_path, slerp, stochastic_path
+from samplers.grids import karras
+from sde_lib import GaussianMixture
+
+
+def normals(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def upright(numbers, like):
+    """Numbers (B,) that broadcast against ``like`` (B, *)."""
+    return torch.as_tensor(numbers, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+# --- depths -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+@pytest.mark.parametrize("std", [0.3, 1.0, 2.0])
+def test_a_depth_is_the_share_of_noise_in_the_variance(sde, share, std):
+    alpha, sigma, _ = sde.at(depth_time(sde, share, std))
+    assert sigma**2 / ((alpha * std) ** 2 + sigma**2) == pytest.approx(share, rel=1e-9)
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.0, 1e-12, 1 - 1e-12, 1.0, math.nan])
+def test_a_depth_that_the_process_does_not_reach(sde, share):
+    with pytest.raises(ValueError, match=f"depth {share}: need a share of noise above"):
+        depth_time(sde, share, 1.0)
+
+
+# --- spherical mixtures -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5), (1, 4, 3)])
+def test_slerp_turns_evenly_and_changes_the_norm_linearly(shape):
+    first, second = 3 * normals(1, *shape), normals(1, *shape, seed=1)
+    mixed = slerp(first, second, upright([0.0, 0.25, 0.5, 1.0], first)).flatten(1)
+    a, b = first.flatten(), second.flatten()
+    torch.testing.assert_close(mixed[[0, 3]], torch.stack([a, b]))
+    torch.testing.assert_close(
+        mixed.norm(dim=1), torch.lerp(a.norm(), b.norm(), torch.tensor([0, 0.25, 0.5, 1.0]).double())
+    )
+    quarter, half, whole = (torch.acos(a @ m / (a.norm() * m.norm())) for m in mixed[1:])
+    torch.testing.assert_close(torch.stack([quarter, half]), torch.stack([0.25 * whole, 0.5 * whole]))
+
+
+def test_slerp_is_the_formula_of_the_paper_on_the_sphere():
+    first, second = (x / x.norm() for x in (normals(1, 7), normals(1, 7, seed=1)))
+    theta = torch.acos((first * second).sum())
+    for w in (0.2, 0.5, 0.9):
+        expected = (torch.sin((1 - w) * theta) * first + torch.sin(w * theta) * second) / torch.sin(theta)
+        torch.testing.assert_close(slerp(first, second, upright([w], first)), expected)
+
+
+def test_slerp_of_a_batch_is_that_of_each_pair_and_follows_the_scale():
+    first, second, weights = normals(4, 2, 3), normals(4, 2, 3, seed=1), upright([0.1, 0.4, 0.5, 0.8], normals(4, 2, 3))
+    together = slerp(first, second, weights)
+    alone = torch.cat([slerp(first[k : k + 1], second[k : k + 1], weights[k : k + 1]) for k in range(4)])
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(slerp(50 * first, 50 * second, weights), 50 * together)
+
+
+def test_slerp_of_a_state_with_itself_stays():
+    x, weights = normals(1, 6).float(), torch.linspace(0, 1, 5)[:, None]
+    torch.testing.assert_close(slerp(x, x, weights), x.expand(5, 6))
+    assert not slerp(0 * x, 0 * x, weights).any()
+
+
+def test_slerp_keeps_the_norms_of_the_prior(sde):
+    """Those of two independent draws of 256 dimensions: mean prior_std sqrt(D) to 1 / (4 D), at every weight."""
+    num, size = 2_000, 256
+    first, second = (sde.prior_std * normals(num, size, seed=seed) for seed in (0, 1))
+    for w in (0.0, 0.3, 0.5, 1.0):
+        norms = slerp(first, second, upright([w], first)).norm(dim=1) / sde.prior_std
+        spread = math.sqrt(0.5 * ((1 - w) ** 2 + w**2))  # a norm has deviation sqrt(1/2)
+        assert norms.mean().item() == pytest.approx(math.sqrt(size - 0.5), abs=5 * spread / math.sqrt(num))
+        assert norms.std().item() == pytest.approx(spread, rel=0.1)
+    straight = torch.lerp(first, second, 0.5).norm(dim=1).mean() / sde.prior_std
+    assert straight.item() == pytest.approx(math.sqrt(size / 2), rel=0.01)
+
+
+# --- through stochastic encodings -------------------------------------------------------------------------------------
+
+
+class Recorded:
+    """A denoiser that keeps the first state it was asked about."""
+
+    def __init__(self, denoise):
+        self.denoise, self.first = denoise, None
+
+    def __call__(self, x, t):
+        self.first = x if self.first is None else self.first
+        return self.denoise(x, t)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
+def test_encodings_have_the_variance_of_their_depth_at_every_weight(sde, weight):
+    """The mixture is N(alpha ((1 - w) x + w y), sigma^2); five standard errors."""
+    num, first, second = 20_000, torch.tensor([[-2.0]]).double(), torch.tensor([[1.0]]).double()
+    times = karras(sde, 1, depth_time(sde, 0.6, 1.0))
+    denoise = Recorded(GaussianMixture(torch.ones(1), torch.zeros(1, 1).double(), 1.0).denoiser(sde))
+    weights, noise = torch.full((num, 1), weight).double(), Noise(torch.arange(num))
+    stochastic_path(Ancestral(sde), denoise, first, second, weights, times, noise)
+    alpha, sigma, _ = sde.at(times[0].item())
+    mean = alpha * (-2.0 + 3.0 * weight)
+    assert denoise.first.mean().item() == pytest.approx(mean, abs=5 * sigma / math.sqrt(num))
+    assert denoise.first.std().item() == pytest.approx(sigma, rel=5 / math.sqrt(2 * num))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_decoded_mixtures_have_the_law_of_the_exact_posterior(sde, weight):
+    """Data N(0, v): x_0 given the mixture's encoding is linear in it, so the law of the decoded examples is normal.
+
+    mean = k alpha m,    variance = (k sigma)^2 + v sigma^2 / q,    k = alpha v / q,    q = alpha^2 v + sigma^2
+    """
+    num, v, first, second = 4_000, 0.5, torch.tensor([[-1.0]]).double(), torch.tensor([[2.0]]).double()
+    times = karras(sde, 200, depth_time(sde, 0.5, math.sqrt(v)))
+    denoise = GaussianMixture(torch.ones(1), torch.zeros(1, 1).double(), v).denoiser(sde)
+    weights = torch.full((num, 1), weight).double()
+    found = stochastic_path(Ancestral(sde), denoise, first, second, weights, times, Noise(torch.arange(num)))
+    alpha, sigma, _ = sde.at(times[0].item())
+    total = alpha**2 * v + sigma**2
+    k, mixed = alpha * v / total, -1.0 + 3.0 * weight
+    std = math.sqrt((k * sigma) ** 2 + v * sigma**2 / total)
+    assert found.mean().item() == pytest.approx(k * alpha * mixed, abs=5 * std / math.sqrt(num) + 0.01)
+    assert found.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * num) + 0.01)
+
+
+def test_little_noise_gives_the_mixture_of_the_data_back(sde, shaped_mixture):
+    ends = shaped_mixture.sample(2, torch.Generator().manual_seed(0))
+    weights = upright([0.0, 0.4, 1.0], ends)
+    times = karras(sde, 3, depth_time(sde, 2e-3, 1.0))
+    alike = Noise(torch.zeros(3, dtype=torch.int64))
+    flat = GaussianMixture(torch.ones(1), torch.zeros(1, *ends.shape[1:]).double(), 100.0).denoiser(sde)
+    found = stochastic_path(Ancestral(sde), flat, *ends.split(1), weights, times, alike)
+    torch.testing.assert_close(found, torch.lerp(ends[:1], ends[1:], weights), rtol=0, atol=0.25)
+
+
+# --- through the flow -------------------------------------------------------------------------------------------------
+
+
+def test_the_flow_gives_both_examples_back(sde, plane):
+    ends = plane.sample(2, torch.Generator().manual_seed(0))
+    flow, weights = ODE(sde, rtol=1e-6, atol=1e-6), upright([0.0, 0.5, 1.0], ends)
+    found = flow_path(flow, plane.denoiser(sde), *ends.split(1), weights, torch.randn_like)
+    torch.testing.assert_close(found[[0, 2]], ends, rtol=0, atol=1e-4)
+    assert not torch.allclose(found[1], ends.mean(0), atol=1e-2)
+
+
+def test_the_flow_of_a_round_gaussian_is_slerp_of_the_data(sde):
+    """It stretches all directions alike, and slerp follows the scale."""
+    first, second, weights = normals(1, 2, 3), normals(1, 2, 3, seed=1), upright([0.0, 0.3, 0.7], normals(1, 2, 3))
+    denoise = GaussianMixture(torch.ones(1), torch.zeros(1, 2, 3).double(), 0.5).denoiser(sde)
+    found = flow_path(ODE(sde, rtol=1e-6, atol=1e-6), denoise, first, second, weights, torch.randn_like)
+    torch.testing.assert_close(found, slerp(first, second, weights), rtol=0, atol=1e-4)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_table_shows_each_image_at_its_place(channels):
+    """Magnified alike, without a gray between; an empty place stays white."""
+    image = torch.arange(8, dtype=torch.uint8).expand(channels, 4, 8)
+    pixels = np.asarray(table({"one": [image, None], "longer": [image, 7 - image]}, [["a"], ["b"]], levels=8))
+    expected = np.repeat(np.repeat((image.permute(1, 2, 0).numpy() / 7 * 255).round(), 8, 0), 8, 1)
+    expected = np.broadcast_to(expected, (32, 64, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (32, 64, 3))[:, :, 0]
+    at = [np.argwhere((windows == part).all((2, 3, 4))).tolist() for part in (expected, 255 - expected)]
+    (first, below), (beside,) = at
+    assert first[1] == below[1]
+    assert below[0] == beside[0] >= first[0] + 32
+    assert beside[1] >= first[1] + 64
+    assert (windows[first[0], beside[1]] == 255).all()
+
+
+def test_an_animation_runs_forth_and_back(tmp_path):
+    pictures = [Image.new("L", (6, 4), 60 * k) for k in range(4)]
+    write_gif(tmp_path / "a.gif", pictures, milliseconds=50)
+    with Image.open(tmp_path / "a.gif") as gif:
+        shown = []
+        for k in range(gif.n_frames):
+            gif.seek(k)
+            shown.append(gif.convert("L").getpixel((0, 0)))
+        assert (gif.info["duration"], gif.info["loop"], gif.size) == (50, 0, (6, 4))
+    assert shown == [0, 60, 120, 180, 120, 60]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
+
+
+# --- the mode ---------------------------------------------------------------------------------------------------------
+
+SMALL = ("--steps=3", "--config.edit.frames=4", "--config.edit.depths=(0.5,0.9)")
+SMALL += ("--config.sample.rtol=1e-2", "--config.sample.atol=1e-2")
+
+
+@pytest.fixture
+def edited(capsys):
+    """Interpolate in a run: (folder, manifest, what was said)."""
+
+    def run(workdir, *words):
+        line = ["run.py", "--mode=edit", "--task=interpolate", f"--workdir={workdir}", *SMALL, *words]
+        assert command_line.main(line) == 0
+        folder = workdir / "edit" / "interpolate"
+        return folder, json.loads((folder / "manifest.json").read_text()), capsys.readouterr().out
+
+    return run
+
+
+def found_paths(workdir, **settings):
+    """The paths of a run in x, with the experiment and its denoiser."""
+    config = stored(workdir)
+    config.sample.steps, config.edit.depths = 3, (0.5, 0.9)
+    for key, value in settings.items():
+        config.edit[key] = value
+    experiment, denoise, _ = load(config, workdir, Options())
+    pair = read_dataset(config, "test").batch([config.edit.first, config.edit.second])["x"]
+    weights = torch.linspace(0, 1, config.edit.frames)
+    with torch.no_grad():
+        x = experiment.codec.encode(pair)
+        return dict(edit.paths(experiment, denoise, x, weights, config)), experiment, denoise, x
+
+
+def test_files_and_what_is_said(digits, edited):
+    folder, manifest, said = edited(digits, "--seed=5", "--split=train")
+    assert {path.name for path in folder.iterdir()} == {"grid.png", "animation.gif", "manifest.json"}
+    with Image.open(folder / "grid.png") as picture, Image.open(folder / "animation.gif") as gif:
+        assert gif.n_frames == 6
+        assert picture.height == gif.height
+        assert picture.width > gif.width
+    assert manifest.items() >= {"task": "interpolate", "split": "train", "seed": 5, "checkpoint_step": 8}.items()
+    assert manifest["options"].items() >= {"steps": 3, "frames": 4, "depths": [0.5, 0.9], "rtol": 1e-2}.items()
+    assert manifest["config_sha256"] == checkpoint.sha256(digits / "config.json")
+    assert list(manifest["paths"]) == ["pixels", "noise 0.5", "noise 0.9", "flow latents", "prior draws"]
+    assert "from step 8 (ema)" in said
+
+
+def test_evaluations_are_counted(digits, edited, monkeypatch):
+    calls, forward = [], sde_lib.Denoiser.forward
+    monkeypatch.setattr(sde_lib.Denoiser, "forward", lambda *args, **kw: calls.append(1) or forward(*args, **kw))
+    _, manifest, _ = edited(digits)
+    assert manifest["nfe"] == len(calls) == sum(manifest["paths"].values())
+    assert {manifest["paths"][name] for name in ("noise 0.5", "noise 0.9", "prior draws")} == {4}
+    assert manifest["paths"]["pixels"] == 0
+
+
+def test_pixels_and_flow_end_at_the_examples(digits):
+    rows, _, _, x = found_paths(digits)
+    torch.testing.assert_close(rows["pixels"][[0, -1]], x)
+    torch.testing.assert_close(rows["flow latents"][[0, -1]], x, rtol=0, atol=1e-2)
+
+
+def test_an_example_and_itself_give_one_picture(digits):
+    """The noise is the same for all weights."""
+    rows, _, _, _ = found_paths(digits, second=0)
+    for label in ("pixels", "noise 0.5", "noise 0.9"):
+        torch.testing.assert_close(rows[label], rows[label][:1].expand_as(rows[label]), rtol=0, atol=1e-5)
+
+
+def test_prior_draws_end_at_the_samples_of_two_seeds(digits):
+    rows, experiment, denoise, _ = found_paths(digits)
+    times = karras(experiment.sde, 3, end=1e-3)
+    expected = draw(experiment, denoise, DDIM(experiment.sde), times, torch.tensor([0, 1]))
+    assert torch.equal(experiment.codec.decode(rows["prior draws"][[0, -1]]), expected)
+
+
+def test_a_path_does_not_depend_on_its_frames(digits):
+    few, many = (found_paths(digits, frames=frames)[0] for frames in (3, 5))
+    for label, path in few.items():
+        torch.testing.assert_close(path, many[label][::2], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_points_are_refused(task, points, capsys):
+    assert command_line.main(["run.py", "--mode=edit", f"--task={task}", f"--workdir={points}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: --task {task} shows images, and the run has examples of shape (2,)"
+    assert not (points / "edit").exists()
+
+
+def test_a_path_that_is_not_finite_is_told_by_its_name(digits, monkeypatch, capsys):
+    def broken(self, x, t):
+        return sde_lib.Prediction(x * torch.nan)
+
+    monkeypatch.setattr(sde_lib.Denoiser, "forward", broken)
+    before = sorted(digits.rglob("*"))
+    assert command_line.main(["run.py", "--mode=edit", "--task=interpolate", f"--workdir={digits}", *SMALL]) == 4
+    assert capsys.readouterr().err == "error: the path 'noise 0.5' is not finite; use more --steps\n"
+    assert sorted(digits.rglob("*")) == before
