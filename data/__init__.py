@@ -7,13 +7,15 @@ from data.dataset import DataError, Dataset
 from data.digits import read_digits
 from data.images import read_images
 from data.loader import batch_at, flips, indices, order
-from data.pictures import scatter_png, write_png
+from data.pairs import read_pairs
+from data.pictures import scatter_png, table, write_gif, write_png
 from data.points import checkerboard, draw_points, eight_gaussians, moons, swiss_roll
 from data.statistics import Statistics, measure
 
 DATASETS = {
     "digits": read_digits,
     "images": read_images,
+    "pairs": read_pairs,
     "moons": partial(draw_points, moons),
     "swiss_roll": partial(draw_points, swiss_roll),
     "checkerboard": partial(draw_points, checkerboard),
@@ -41,6 +43,9 @@ __all__ = [
     "order",
     "read_digits",
     "read_images",
+    "read_pairs",
     "scatter_png",
+    "table",
+    "write_gif",
     "write_png",
 ]

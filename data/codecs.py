@@ -40,8 +40,11 @@ class Pixels:
 
     def decode(self, x: Tensor) -> Tensor:
         """The nearest whole numbers. Shapes: x (B, *); returns (B, *) uint8, from 0 to levels - 1."""
-        values = (x.float() + 1) * (self.levels / 2) - 0.5
-        return values.round().clamp(0, self.levels - 1).to(torch.uint8)
+        return self.values(x.float()).round().clamp(0, self.levels - 1).to(torch.uint8)
+
+    def values(self, x: Tensor) -> Tensor:
+        """The real values that encode to x, neither rounded nor cut. Shapes: x (B, *), and what is returned."""
+        return (x + 1) * (self.levels / 2) - 0.5
 
     def log_det(self, shape: tuple[int, ...]) -> float:
         """Log-determinant of encode's Jacobian for an example of this shape, in nats: D log(2 / levels)."""
@@ -70,6 +73,10 @@ class Identity:
     def decode(self, x: Tensor) -> Tensor:
         """Shapes: x (B, *); returns (B, *) float32."""
         return x.float()
+
+    def values(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
 
     def log_det(self, shape: tuple[int, ...]) -> float:
         """Log-determinant of encode's Jacobian: 0."""

@@ -26,6 +26,7 @@ class Dataset:
         levels: number of values an entry can take, 0 to levels - 1; 0 for real-valued data.
         label: class of each example of x, 0 to num_classes - 1.
         num_classes: 0 for data without labels.
+        eps: noise that each example of x belongs to, standard normal and shaped as x; None where it is drawn afresh.
     """
 
     x: Any
@@ -33,6 +34,7 @@ class Dataset:
     levels: int = 0
     label: np.ndarray | None = None
     num_classes: int = 0
+    eps: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,12 +47,15 @@ class Dataset:
     def batch(self, indices: ArrayLike) -> dict[str, torch.Tensor]:
         """The examples with these numbers, each from 0 to len - 1.
 
-        Shapes: indices (B,); returns x (B, *shape), uint8 or float32, and label (B,) int64 if there are classes.
+        Shapes: indices (B,); returns x (B, *shape), uint8 or float32, label (B,) int64 if there are classes, and eps as
+            x, float32, if the examples have their own.
         """
         rows = self.rows[np.asarray(indices)]
         batch = {"x": torch.from_numpy(np.ascontiguousarray(self.x[rows]))}
         if self.label is not None:
             batch["label"] = torch.from_numpy(self.label[rows])
+        if self.eps is not None:
+            batch["eps"] = torch.from_numpy(self.eps[rows])
         return batch
 
 

@@ -21,12 +21,13 @@ def batch_at(
 
     Args:
         images_seen: position of the first example, counted in examples since training began.
-        mirror: whether every other example, by chance, is mirrored along its last axis.
+        mirror: whether every other example, by chance, is mirrored along its last axis, with the noise it belongs to.
     """
     batch = dataset.batch(indices(seed, images_seen, batch_size, len(dataset)))
     if mirror:
         flip = torch.from_numpy(flips(seed, images_seen, batch_size))
-        batch["x"][flip] = batch["x"][flip].flip(-1)
+        for key in batch.keys() & {"x", "eps"}:
+            batch[key][flip] = batch[key][flip].flip(-1)
     return batch
 
 

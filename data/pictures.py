@@ -1,16 +1,22 @@
-"""Pictures to look at: a grid of images, or a scatter plot of points."""
+"""Pictures to look at: a grid of images, a table of images that moves, or a scatter plot of points."""
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
 WIDTH = 640  # pixels; small images are magnified until a grid is about this wide
+CELL = 64  # pixels; small images are magnified until a cell of a table is about this wide
+FONT = 15  # pixels
 GAP = 2  # pixels between images
 GRAY = 128
 
@@ -24,25 +30,59 @@ def write_png(path: str | Path, images: Tensor | np.ndarray, levels: int = 256, 
     Shapes: images (N, C, H, W), uint8, C = 1 (gray) or 3 (RGB).
     Raises: ValueError if images have another shape.
     """
-    from PIL import Image
-
     images = torch.as_tensor(images).cpu()
     if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
         raise ValueError(f"images of shape {tuple(images.shape)}: give (N, C, H, W) with C = 1 or 3 and N > 0")
     n, channels, height, width = images.shape
     columns = min(n, columns or math.ceil(math.sqrt(n)))
     zoom = max(1, WIDTH // (columns * width))
-    shown = (images.double() * 255 / (levels - 1)).round().to(torch.uint8)
-    shown = shown.repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
+    shown = _magnify(images, levels, zoom)
 
     high, wide = height * zoom + GAP, width * zoom + GAP
     grid = torch.full((channels, math.ceil(n / columns) * high + GAP, columns * wide + GAP), GRAY, dtype=torch.uint8)
     for i, image in enumerate(shown):
         top, left = i // columns * high + GAP, i % columns * wide + GAP
         grid[:, top : top + height * zoom, left : left + width * zoom] = image
-    picture = Image.fromarray(grid[0].numpy() if channels == 1 else grid.permute(1, 2, 0).contiguous().numpy())
     with _replacing(path) as temporary:
-        picture.save(temporary, format="PNG")
+        _as_picture(grid).save(temporary, format="PNG")
+
+
+def table(
+    rows: Mapping[str, Sequence[Tensor | None]], columns: Sequence[Sequence[str]], levels: int = 256
+) -> "Picture":
+    """Images in rows with a label to the left and columns with a label above, on white.
+
+    Args:
+        rows: the images of each row by its label, one for each column; None leaves its place empty.
+        columns: labels, in groups that stand apart.
+        levels: as for ``write_png``.
+    Shapes: images (C, H, W), uint8, all alike, C = 1 or 3.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    _, height, width = next(image for row in rows.values() for image in row if image is not None).shape
+    zoom, font = max(1, CELL // width), ImageFont.load_default(FONT)
+    high, wide = height * zoom + 3 * GAP, width * zoom + 3 * GAP
+    left, top = math.ceil(max(map(font.getlength, rows))) + 2 * FONT, 2 * FONT
+    labels = [(group, label) for group, labels in enumerate(columns) for label in labels]
+    lefts = [left + c * wide + group * FONT for c, (group, _) in enumerate(labels)]
+    picture = Image.new("RGB", (lefts[-1] + wide + FONT, top + len(rows) * high + FONT), "white")
+    draw = ImageDraw.Draw(picture)
+    for left, (_, label) in zip(lefts, labels, strict=True):
+        draw.text((left + width * zoom / 2, top / 2), label, "black", font, anchor="mm")
+    for r, (label, row) in enumerate(rows.items()):
+        draw.text((lefts[0] - FONT / 2, top + r * high + height * zoom / 2), label, "black", font, anchor="rm")
+        for left, image in zip(lefts, row, strict=True):
+            if image is not None:
+                picture.paste(_as_picture(_magnify(image, levels, zoom)), (left, top + r * high))
+    return picture
+
+
+def write_gif(path: str | Path, pictures: Sequence["Picture"], milliseconds: int = 120) -> None:
+    """Write pictures as an animation that runs forth and back for ever, each shown for so many milliseconds."""
+    first, *others = [*pictures, *pictures[-2:0:-1]]
+    with _replacing(path) as temporary:
+        first.save(temporary, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
 def scatter_png(path: str | Path, points: Tensor | np.ndarray, title: str = "") -> None:
@@ -61,6 +101,19 @@ def scatter_png(path: str | Path, points: Tensor | np.ndarray, title: str = "") 
     axes.scatter(*points.T.numpy(), s=2, alpha=0.5, linewidths=0)
     with _replacing(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def _magnify(images: Tensor, levels: int, zoom: int) -> Tensor:
+    """Levels as gray from 0 to 255, each pixel a square of ``zoom``; (*, H, W) uint8."""
+    shown = (images.double() * 255 / (levels - 1)).round().to(torch.uint8)
+    return shown.repeat_interleave(zoom, dim=-2).repeat_interleave(zoom, dim=-1)
+
+
+def _as_picture(image: Tensor) -> "Picture":
+    """(C, H, W) uint8, C = 1 or 3, as a picture of Pillow."""
+    from PIL import Image
+
+    return Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy())
 
 
 @contextmanager

@@ -54,15 +54,18 @@ class LabelEmbedding(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """The vector that steers every block of a network: noise level plus label.
+    """The vector that steers every block of a network: noise level, unless it is blind to it, plus label.
 
-    Shapes: log_snr (B,), keep and label (B,) or None; returns (B, width).
+    Shapes: log_snr (B,), keep and label (B,) or None; returns (B, width), or (1, width) if blind and without a label.
+    Reference: Song, Ermon, "Improved Techniques for Training Score-Based Generative Models", 2020, technique 3, for
+        the blind one. arXiv:2006.09011
     """
 
-    def __init__(self, width: int, num_classes: int):
+    def __init__(self, width: int, num_classes: int, blind: bool = False):
         super().__init__()
-        self.log_snr = LogSNREmbedding(width)
+        self.log_snr = None if blind else LogSNREmbedding(width)
         self.label = LabelEmbedding(num_classes, width)
 
     def forward(self, log_snr: Tensor, keep: Tensor | None, label: Tensor | None) -> Tensor:
-        return nn.functional.silu(self.log_snr(log_snr) + self.label(keep, label))
+        c = self.label(keep, label)
+        return nn.functional.silu(c if self.log_snr is None else self.log_snr(log_snr) + c)

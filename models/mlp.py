@@ -18,20 +18,30 @@ class MLP(nn.Module):
         depth: number of residual blocks.
         dropout: share of the activations that training sets to zero, 0 to 1.
         num_classes: number of labels, 0 for an unconditional network.
-    Shapes: x (B, D), log_snr (B,), keep bool (B,), label int64 (B,); returns (B, D).
+        blind: whether the network is not told the noise level.
+        learned_variance: whether a second half of the output tells the variance of a reverse move, see ``Prediction``.
+    Shapes: x (B, D), log_snr (B,), keep bool (B,), label int64 (B,); returns (B, D) or (B, 2 D).
     Raises: ValueError if shape is not (D,).
     """
 
     def __init__(
-        self, shape: tuple[int, ...], width: int = 128, depth: int = 3, dropout: float = 0.0, num_classes: int = 0
+        self,
+        shape: tuple[int, ...],
+        width: int = 128,
+        depth: int = 3,
+        dropout: float = 0.0,
+        num_classes: int = 0,
+        blind: bool = False,
+        learned_variance: bool = False,
     ):
         super().__init__()
         if len(shape) != 1:
             raise ValueError(f"the mlp network takes points of shape (D,), not {tuple(shape)}; use the unet network")
-        self.conditioning = Conditioning(width, num_classes)
+        self.conditioning = Conditioning(width, num_classes, blind)
         self.stem = nn.Linear(shape[0], width)
         self.blocks = nn.ModuleList(LinearBlock(width, dropout) for _ in range(depth))
-        self.output = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(nn.Linear(width, shape[0])))
+        outputs = shape[0] * (1 + learned_variance)
+        self.output = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(nn.Linear(width, outputs)))
 
     def forward(self, x: Tensor, log_snr: Tensor, keep: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         c = self.conditioning(log_snr, keep, label)

@@ -8,7 +8,65 @@ from models.embeddings import Conditioning
 from models.layers import Attention, ResidualBlock, convolution, double, group_norm, halve, zeroed
 
 
-class UNet(nn.Module):
+class Encoder(nn.Module):
+    """The half of the U-Net that reads: residual blocks down to a coarse grid.
+
+    Args: those of ``UNet``.
+    Raises: ValueError if shape has another rank, or does not divide and pad is False.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int,
+        channel_mult: tuple[int, ...],
+        num_blocks: int,
+        attention: tuple[int, ...],
+        dropout: float,
+        num_classes: int,
+        blind: bool,
+        pad: bool,
+    ):
+        super().__init__()
+        if len(shape) not in (2, 3):
+            name = type(self).__name__.lower()
+            raise ValueError(f"the {name} network takes shapes (C, L) and (C, H, W), not {tuple(shape)}")
+        data_channels, *sides = shape
+        self.rank, levels, self.width, self.dropout = len(sides), len(channel_mult), 4 * channels, dropout
+        self.missing = [-side % 2 ** (levels - 1) for side in sides]
+        if any(self.missing) and not pad:
+            raise ValueError(indivisible(shape, levels))
+        longest = max(side + missing for side, missing in zip(sides, self.missing, strict=True))
+        self.attending = [longest // 2**level in attention for level in range(levels)]
+
+        self.conditioning = Conditioning(self.width, num_classes, blind)
+        self.stem = convolution(self.rank, data_channels, channels)
+        self.encoder, current = nn.ModuleList(), channels
+        for level, multiple in enumerate(channel_mult):
+            self.encoder.append(nn.ModuleList())
+            for _ in range(num_blocks):
+                self.encoder[-1].append(self.stage(current, channels * multiple, self.attending[level]))
+                current = channels * multiple
+
+    def stage(self, channels_in: int, channels_out: int, attends: bool) -> "Stage":
+        """A residual block of this network, with attention behind it or without."""
+        return Stage(ResidualBlock(self.rank, channels_in, channels_out, self.width, self.dropout), attends)
+
+    def encode(self, x: Tensor, c: Tensor) -> list[Tensor]:
+        """What each block writes, from the finest grid to the coarsest.
+
+        Shapes: x (B, *shape), c (B, width); each (B, channels, *).
+        """
+        h, written = self.stem(F.pad(x, [n for missing in reversed(self.missing) for n in (0, missing)])), []
+        for level, stages in enumerate(self.encoder):
+            h = halve(h) if level else h
+            for stage in stages:
+                h = stage(h, c)
+                written.append(h)
+        return written
+
+
+class UNet(Encoder):
     """Residual blocks down to a coarse grid and up again; the decoder reads what the encoder wrote at each level.
 
     Zero at initialisation. One code for (C, L) and (C, H, W); H and W may differ.
@@ -23,8 +81,10 @@ class UNet(nn.Module):
             first of the two blocks in the middle, on the coarsest grid, always is.
         dropout: share of the activations that training sets to zero, 0 to 1.
         num_classes: number of labels, 0 for an unconditional network.
+        blind: whether the network is not told the noise level.
+        learned_variance: whether a second half of the output tells the variance of a reverse move, see ``Prediction``.
         pad: whether a shape that the levels do not divide is padded with zeros, and the result cropped.
-    Shapes: x (B, *shape), log_snr (B,), keep bool (B,), label int64 (B,); returns (B, *shape).
+    Shapes: x (B, *shape), log_snr (B,), keep bool (B,), label int64 (B,); returns (B, *shape), or twice its channels.
     Raises: ValueError if shape has another rank, or does not divide and pad is False.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, appendix H. arXiv:2011.13456
     """
@@ -38,48 +98,26 @@ class UNet(nn.Module):
         attention: tuple[int, ...] = (),
         dropout: float = 0.1,
         num_classes: int = 0,
+        blind: bool = False,
+        learned_variance: bool = False,
         pad: bool = False,
     ):
-        super().__init__()
-        if len(shape) not in (2, 3):
-            raise ValueError(f"the unet network takes shapes (C, L) and (C, H, W), not {tuple(shape)}")
-        data_channels, *sides = shape
-        rank, levels, width = len(sides), len(channel_mult), 4 * channels
-        self.missing = [-side % 2 ** (levels - 1) for side in sides]
-        if any(self.missing) and not pad:
-            raise ValueError(indivisible(shape, levels))
-        longest = max(side + missing for side, missing in zip(sides, self.missing, strict=True))
-
-        def stage(channels_in: int, channels_out: int, attends: bool) -> Stage:
-            return Stage(ResidualBlock(rank, channels_in, channels_out, width, dropout), attends)
-
-        self.conditioning = Conditioning(width, num_classes)
-        self.stem = convolution(rank, data_channels, channels)
-        self.encoder, self.decoder, written, current = nn.ModuleList(), nn.ModuleList(), [], channels
-        attending = [longest // 2**level in attention for level in range(levels)]
-        for level, multiple in enumerate(channel_mult):
-            self.encoder.append(nn.ModuleList())
-            for _ in range(num_blocks):
-                self.encoder[-1].append(stage(current, channels * multiple, attending[level]))
-                current = channels * multiple
-                written.append(current)
-        self.middle = nn.ModuleList([stage(current, current, True), stage(current, current, False)])
+        super().__init__(shape, channels, channel_mult, num_blocks, attention, dropout, num_classes, blind, pad)
+        written = [channels * multiple for multiple in channel_mult for _ in range(num_blocks)]
+        self.decoder, current = nn.ModuleList(), written[-1]
+        self.middle = nn.ModuleList([self.stage(current, current, True), self.stage(current, current, False)])
         for level, multiple in reversed(list(enumerate(channel_mult))):
             self.decoder.append(nn.ModuleList())
             for _ in range(num_blocks):
-                self.decoder[-1].append(stage(current + written.pop(), channels * multiple, attending[level]))
+                self.decoder[-1].append(self.stage(current + written.pop(), channels * multiple, self.attending[level]))
                 current = channels * multiple
-        self.output = nn.Sequential(group_norm(current), nn.SiLU(), zeroed(convolution(rank, current, data_channels)))
+        outputs = shape[0] * (1 + learned_variance)
+        self.output = nn.Sequential(group_norm(current), nn.SiLU(), zeroed(convolution(self.rank, current, outputs)))
 
     def forward(self, x: Tensor, log_snr: Tensor, keep: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         c = self.conditioning(log_snr, keep, label)
-        padded = F.pad(x, [n for missing in reversed(self.missing) for n in (0, missing)])
-        h, written = self.stem(padded), []
-        for level, stages in enumerate(self.encoder):
-            h = halve(h) if level else h
-            for stage in stages:
-                h = stage(h, c)
-                written.append(h)
+        written = self.encode(x, c)
+        h = written[-1]
         for stage in self.middle:
             h = stage(h, c)
         for level, stages in enumerate(self.decoder):

@@ -30,7 +30,7 @@ from data import (
 )
 from data.statistics import Statistics
 
-POINTS = sorted(set(DATASETS) - {"digits", "images"})
+POINTS = sorted(set(DATASETS) - {"digits", "images", "pairs"})
 CLASSES = ("cat", "dog")
 
 
@@ -85,6 +85,10 @@ def make(request, tmp_path):
     options = {}
     if request.param == "images":
         options["path"] = write_files(tmp_path / "images", {f"{i:02}.png": encoded(pixels(i)) for i in range(20)})
+    if request.param == "pairs":
+        noise = np.random.default_rng(0).standard_normal((20, 1, 5, 4))
+        np.savez(tmp_path / "samples.npz", latents=noise, x0=np.tanh(noise).astype(np.float32), levels=17)
+        options["path"] = str(tmp_path / "samples.npz")
     return lambda split: DATASETS[request.param](split=split, **options)
 
 
@@ -93,7 +97,8 @@ def test_batch_is_as_the_dataset_says(make, split):
     dataset = make(split)
     batch = dataset.batch(np.array([len(dataset) - 1, 0, 0]))
     assert batch["x"].shape == (3, *dataset.shape)
-    assert batch["x"].dtype == (torch.uint8 if dataset.levels else torch.float32)
+    whole = dataset.levels > 0 and dataset.eps is None
+    assert batch["x"].dtype == (torch.uint8 if whole else torch.float32)
     assert torch.equal(batch["x"][1], batch["x"][2])
     assert ("label" in batch) == (dataset.num_classes > 0)
     if dataset.num_classes:

@@ -9,6 +9,7 @@ from models import MLP, NETWORKS, UNet
 from models.embeddings import Conditioning, LogSNREmbedding
 
 UNET = {"channels": 8, "channel_mult": (1, 2), "attention": (4, 8), "num_classes": 3}
+CLASSIFIER = UNET | {"attention": (8,)}
 CASES = {
     "mlp": ("mlp", (2,), {"width": 16, "depth": 2, "num_classes": 3}),
     "signal": ("unet", (2, 16), UNET),
@@ -16,7 +17,17 @@ CASES = {
     "non-square": ("unet", (3, 8, 4), UNET | {"num_blocks": 2, "channel_mult": (1, 1, 2)}),
     "padded signal": ("unet", (1, 11), UNET | {"pad": True}),
     "padded image": ("unet", (2, 7, 5), UNET | {"pad": True}),
+    "signal classifier": ("classifier", (2, 16), CLASSIFIER),
+    "image classifier": ("classifier", (3, 8, 4), CLASSIFIER),
+    "padded classifier": ("classifier", (2, 7, 5), CLASSIFIER | {"pad": True}),
 }
+CONDITIONAL = [case for case, (name, *_) in CASES.items() if name != "classifier"]
+
+
+def answer(case):
+    """Shape of what a network says of an example: that of the example, or one logit a class."""
+    name, shape, options = CASES[case]
+    return (options["num_classes"],) if name == "classifier" else shape
 
 
 @pytest.fixture(params=CASES)
@@ -25,7 +36,7 @@ def network(request):
     torch.manual_seed(0)
     name, shape, options = CASES[request.param]
     network = NETWORKS[name](shape, **options).eval()
-    network.shape = shape
+    network.shape, network.answer = shape, answer(request.param)
     for parameter in network.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -46,15 +57,15 @@ def test_every_network_has_a_case():
 def test_zero_at_initialisation(case):
     name, shape, options = CASES[case]
     out = NETWORKS[name](shape, **options)(torch.randn(2, *shape), torch.zeros(2))
-    assert out.shape == (2, *shape)
+    assert out.shape == (2, *answer(case))
     assert not out.any()
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_keeps_the_shape(network, batch):
+def test_answers_in_its_shape(network, batch):
     x, log_snr = inputs(network, batch)
     out = network(x, log_snr)
-    assert out.shape == x.shape
+    assert out.shape == (batch, *network.answer)
     assert out.isfinite().all()
     assert out.std() > 0
 
@@ -67,9 +78,22 @@ def test_examples_do_not_mix(network):
 
 def test_told_the_noise_level(network):
     x, log_snr = inputs(network)
-    assert (network(x, log_snr) - network(x, log_snr + 0.5)).abs().amax(tuple(range(1, x.ndim))).min() > 1e-4
+    assert (network(x, log_snr) - network(x, log_snr + 0.5)).abs().flatten(1).amax(1).min() > 1e-4
 
 
+@pytest.mark.parametrize(("name", "shape"), [("mlp", (2,)), ("unet", (1, 8, 8))])
+def test_a_blind_network_hears_the_label_alone(name, shape):
+    torch.manual_seed(0)
+    network = NETWORKS[name](shape, num_classes=3, blind=True).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, log_snr = torch.randn(2, *shape), torch.tensor([-3.0, 3.0])
+    label, other = torch.tensor([0, 1]), torch.tensor([2, 2])
+    assert torch.equal(network(x, log_snr, label=label), network(x, -log_snr, label=label))
+    assert not torch.equal(network(x, log_snr, label=label), network(x, log_snr, label=other))
+
+
+@pytest.mark.parametrize("network", CONDITIONAL, indirect=True)
 def test_keep_chooses_between_label_and_null_label(network):
     x, log_snr = inputs(network)
     label, keep = torch.tensor([0, 1, 2, 0]), torch.tensor([True, False, True, False])
@@ -92,9 +116,8 @@ def test_unconditional_network_ignores_the_label():
 
 def test_every_parameter_gets_a_gradient(network):
     x, log_snr = inputs(network)
-    network(
-        x, log_snr, torch.tensor([True, True, True, False]), label=torch.tensor([0, 1, 2, 0])
-    ).square().sum().backward()
+    cond = {"keep": torch.tensor([True, True, True, False]), "label": torch.tensor([0, 1, 2, 0])}
+    network(x, log_snr, **(cond if network.answer == network.shape else {})).square().sum().backward()
     assert not [name for name, parameter in network.named_parameters() if not parameter.grad.any()]
 
 
@@ -110,7 +133,7 @@ def test_derivatives_agree(network):
     """Reverse mode, forward mode, autograd and finite differences give the same directional derivative."""
     network = network.double()
     x, log_snr = inputs(network, dtype=torch.float64)
-    v, w = torch.randn_like(x), torch.randn_like(x)
+    v, w = torch.randn_like(x), torch.randn(len(x), *network.answer, dtype=x.dtype)
 
     def f(x):
         return network(x, log_snr)
@@ -190,7 +213,15 @@ def test_padding_leaves_shapes_that_divide_alone():
     torch.testing.assert_close(plain.eval()(x, log_snr), padded.eval()(x, log_snr))
 
 
-@pytest.mark.parametrize(("name", "shape"), [("mlp", (1, 8, 8)), ("unet", (2,)), ("unet", (1, 4, 4, 4))])
+@pytest.mark.parametrize("num_classes", [0, 1])
+def test_a_classifier_needs_classes(num_classes):
+    with pytest.raises(ValueError, match=f"num_classes {num_classes}: a classifier needs at least 2"):
+        NETWORKS["classifier"]((1, 8, 8), num_classes=num_classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("mlp", (1, 8, 8)), ("unet", (2,)), ("unet", (1, 4, 4, 4)), ("classifier", (2,))]
+)
 def test_wrong_rank_is_refused(name, shape):
     with pytest.raises(ValueError, match="shape"):
         NETWORKS[name](shape)

@@ -1,0 +1,45 @@
+"""Samples of a trained run together with the noise that each of them came from."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.codecs import Identity, Pixels
+from data.dataset import DataError, Dataset, check_split, hold_out
+
+KEYS = ("latents", "x0", "levels")
+REMEDY = "write it with --mode sample --sampler heun --config.sample.keep_latents=true"
+
+
+def read_pairs(split: str, path: str) -> Dataset:
+    """The end points of a deterministic sampler, each with its own noise: what reflow trains on.
+
+    Every tenth pair is for testing. Examples are real values between the levels, so that the codec encodes them to the
+    end points as they were, cut at the ends of its range; do not dequantize them.
+
+    Args:
+        path: a samples.npz that the mode sample wrote with sample.keep_latents.
+    Shapes: examples and eps as those of the run, float32.
+    Raises: ValueError if path is empty. DataError if the file is missing, damaged or holds no pairs.
+    Reference: Liu, Gong, Liu, "Flow Straight and Fast", 2022, algorithm 1. arXiv:2209.03003
+    """
+    check_split(split)
+    if not path:
+        raise ValueError(f"data.path is empty: give a samples.npz with pairs; {REMEDY}")
+    if not Path(path).is_file():
+        raise DataError(f"{path} does not exist: {REMEDY}")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            latents, x0, levels = (stored[key] for key in KEYS)
+            levels = int(levels)
+    except Exception as error:  # numpy raises errors of many kinds on damaged files
+        raise DataError(f"{path} is damaged or does not hold {', '.join(KEYS)}: {REMEDY}") from error
+    if latents.shape != x0.shape or len(x0) < 2:
+        raise DataError(f"{path} holds latents {latents.shape} for x0 {x0.shape}: {REMEDY}, for 2 or more samples")
+    codec = Pixels(levels) if levels else Identity()
+    values = codec.values(torch.from_numpy(x0).double())
+    if levels:
+        values = values.clamp(-0.5, levels - 0.5)
+    rows = hold_out(np.arange(len(x0)), every=10)[split]
+    return Dataset(values.float().numpy(), rows, levels=levels, eps=latents.astype(np.float32))

@@ -1,0 +1,50 @@
+"""A classifier of noisy signals and images: the half of the U-Net that reads, and a layer on its mean."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.layers import group_norm, zeroed
+from models.unet import Encoder
+
+
+class Classifier(Encoder):
+    """Residual blocks down to a coarse grid, their mean over all positions, and a linear layer; zero at initialisation.
+
+    It is told log-SNR as every network is, so that one network knows clean and noisy examples.
+
+    Args:
+        shape: (C, L) or (C, H, W), of one example.
+        channels, channel_mult, num_blocks, attention, dropout, pad: as of ``UNet``.
+        num_classes: number of logits, at least 2.
+    Shapes: x (B, *shape), log_snr (B,); returns (B, num_classes).
+    Raises: ValueError if there are fewer than two classes, shape has another rank, or does not divide and pad is False.
+    Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, section 4.3. arXiv:2105.05233
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int = 16,
+        channel_mult: tuple[int, ...] = (1, 2),
+        num_blocks: int = 1,
+        attention: tuple[int, ...] = (),
+        dropout: float = 0.1,
+        num_classes: int = 10,
+        pad: bool = False,
+    ):
+        if num_classes < 2:
+            raise ValueError(f"num_classes {num_classes}: a classifier needs at least 2, as many as the data have")
+        super().__init__(
+            shape, channels, channel_mult, num_blocks, attention, dropout, num_classes=0, blind=False, pad=pad
+        )
+        self.num_features = channels * channel_mult[-1]
+        self.norm = group_norm(self.num_features)
+        self.output = zeroed(nn.Linear(self.num_features, num_classes))
+
+    def features(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        """What the last layer reads, (B, num_features)."""
+        coarsest = self.encode(x, self.conditioning(log_snr, None, None))[-1]
+        return F.silu(self.norm(coarsest)).flatten(2).mean(2)
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        return self.output(self.features(x, log_snr))
