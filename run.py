@@ -8,6 +8,9 @@ examples:
   python run.py --config vpsde --mode sample --sampler pc               draw digits by predictor-corrector
   python run.py --workdir runs/vpsde --mode sample --num_samples 16     the same run, found by its folder
   python run.py --config vpsde --mode likelihood                        bits per dimension of held-out digits
+  python run.py --config iddpm --mode bound                             the same by the bound of a chain, level by level
+  python run.py --config vpsde --mode evaluate --sampler heun           samples beside real digits, by a classifier
+  python run.py --config vpsde --mode edit --task interpolate           paths between two held-out digits
   python run.py --config vpsde --mode train --workdir runs/long         the same again, elsewhere
   python run.py --config vesde --mode train --config.sde.sigma_max=20   any key of the config
   python run.py --mode selftest --dtype float64                         measure the library against closed forms
@@ -23,6 +26,7 @@ import dataclasses
 import functools
 import importlib
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +40,9 @@ MODES = {
     "train": "engine.train",
     "sample": "engine.sample",
     "likelihood": "engine.likelihood",
+    "bound": "engine.bound",
+    "evaluate": "engine.evaluate",
+    "edit": "engine.edit",
     "data": "engine.inspect",
     "selftest": "engine.selftest",
 }
@@ -53,6 +60,9 @@ SHORTHANDS = {
     "device": "device",
 }
 """Flags that set a key of the config."""
+
+OWN_SHORTHANDS = {"evaluate": {"num_samples": "evaluate.num_samples"}}
+"""Those that set another one in a mode."""
 
 
 def define_flags() -> flags.FlagValues:
@@ -72,7 +82,8 @@ def define_flags() -> flags.FlagValues:
     number("seed", None, "of everything random (default: seed of the config)", lower_bound=0)
     text("device", None, "auto | cpu | cuda | mps ... (default: device of the config)")
     choice("weights", Options.weights, ["ema", "raw"], "averaged weights or those of the last step")
-    choice("split", None, ["train", "test"], "which examples to measure (default: by the mode)")
+    choice("split", None, ["train", "test"], "which examples to take (default: by the mode)")
+    text("task", None, "what the mode edit does: interpolate")
     choice("dtype", Options.dtype, ["float32", "float64"], "numbers that the selftest computes with")
     text("checkpoint", None, "step or folder of a checkpoint (default: the newest)")
     switch("debug", False, "show the traceback of an error")
@@ -83,7 +94,10 @@ def help_text() -> str:
     """What --help prints: the docstring above, with the flags as they are defined."""
     usage, examples = __doc__.split("examples:\n")
     values = define_flags()
-    lines = [f"  --{name:<12} {values[name].help}" for name in values]
+    lines = [
+        textwrap.fill(f"  --{name:<12} {values[name].help}", 120, subsequent_indent=" " * 17, break_on_hyphens=False)
+        for name in values
+    ]
     return f"{usage}flags:\n" + "\n".join(lines) + f"\n\nexamples:\n{examples}"
 
 
@@ -116,7 +130,8 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError(f"unexpected argument {extra[0]!r}; flags begin with -- (see --help)")
     if values.mode not in MODES:
         raise unknown("mode", values.mode, MODES) if values.mode else ValueError(f"give --mode ({' | '.join(MODES)})")
-    given = ((key, values[flag].value) for flag, key in SHORTHANDS.items())
+    shorthands = SHORTHANDS | OWN_SHORTHANDS.get(values.mode, {})
+    given = ((key, values[flag].value) for flag, key in shorthands.items())
     changes += [(key.format(mode=values.mode), str(value)) for key, value in given if value is not None]
     if values.mode in ALONE:
         config, workdir = load(values.config or "default"), Path(values.workdir or f"runs/{values.mode}")

@@ -33,6 +33,43 @@ CHOICES = {
             "t_min": 1e-5,  # earliest time, in (0, 1)
             "t_max": 0.995,  # latest time, in (0, 1)
         },
+        "rectified": {
+            "t_min": 1e-5,  # earliest time, in (0, 1): the share of noise
+            "t_max": 0.999,  # latest time, in (0, 1)
+        },
+        "sigmoid": {
+            "start": -3.0,  # where on the sigmoid t = 0 lies, before tau
+            "end": 3.0,  # where on the sigmoid t = 1 lies, before tau
+            "tau": 1.0,  # temperature of the sigmoid, positive
+            "t_min": 1e-5,  # earliest time, in (0, 1)
+            "t_max": 0.9995,  # latest time, in (0, 1)
+        },
+        "laplace": {
+            "mean": 0.0,  # of the log-SNR
+            "scale": 1.0,  # of the log-SNR, positive
+            "t_min": 1e-5,  # earliest time, in (0, 1)
+            "t_max": 0.9995,  # latest time, in (0, 1)
+        },
+        "logistic": {
+            "mean": 0.0,  # of the log-SNR
+            "scale": 2.0,  # of the log-SNR, positive; 2: that of rectified
+            "t_min": 1e-5,  # earliest time, in (0, 1)
+            "t_max": 0.999,  # latest time, in (0, 1)
+        },
+        "ddpm": {
+            "num_levels": 1000,  # noise levels, and the latest time
+            "beta_min": 1e-4,  # variance of the noise that level 1 adds
+            "beta_max": 0.02,  # variance of the noise that the last level adds
+        },
+        "iddpm": {
+            "num_levels": 1000,  # noise levels, and the latest time
+            "offset": 0.008,  # share of the quarter turn that is left out before level 1, at least 0
+        },
+        "ncsn": {
+            "sigma_min": 0.01,  # noise of level 1, in units of the encoded data
+            "sigma_max": 50.0,  # noise of the last level, as above; 0: largest distance between examples
+            "num_levels": 232,  # noise levels, and the latest time; 0: as many as neighbours overlap enough
+        },
     },
     "network": {
         "unet": {
@@ -42,6 +79,8 @@ CHOICES = {
             "attention": (),  # resolutions that attend beside the middle, in pixels, such as (16,)
             "dropout": 0.0,  # probability in [0, 1)
             "num_classes": 0,  # 0 is unconditional
+            "blind": False,  # not told the noise level, which the parameterisation then divides by
+            "learned_variance": False,  # twice the channels: variances of reverse moves, for bound and hybrid
             "pad": False,  # pad and crop data whose sides the levels do not divide
         },
         "mlp": {
@@ -49,6 +88,17 @@ CHOICES = {
             "depth": 3,  # residual blocks
             "dropout": 0.0,  # probability in [0, 1)
             "num_classes": 0,  # 0 is unconditional
+            "blind": False,  # not told the noise level, which the parameterisation then divides by
+            "learned_variance": False,  # twice the channels: variances of reverse moves, for bound and hybrid
+        },
+        "classifier": {
+            "channels": 16,  # at the highest resolution
+            "channel_mult": (1, 2),  # channels of each level, in multiples of ``channels``; each level halves the sides
+            "num_blocks": 1,  # residual blocks a level
+            "attention": (),  # resolutions that attend, in pixels, such as (16,)
+            "dropout": 0.1,  # probability in [0, 1)
+            "num_classes": 10,  # as many as the data have
+            "pad": False,  # pad data whose sides the levels do not divide
         },
     },
 }
@@ -68,7 +118,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = "digits"  # a key of DATASETS
-    config.data.path = ""  # folder, zip, npy or npz of your own data, for the name images
+    config.data.path = ""  # of images: folder, zip, npy or npz; of pairs: the samples.npz that kept its latents
     config.data.test_path = ""  # the held-out examples where they lie apart; empty: see data.path
     config.data.mirror = False  # flip half of the training images left to right
 
@@ -83,10 +133,18 @@ def get_config() -> ConfigDict:
     config.denoiser.sigma_data = 0.0  # standard deviation of the encoded data; 0: measured on the training data
 
     config.loss = ConfigDict()
+    config.loss.name = "denoising"  # a key of OBJECTIVES
     config.loss.weight = "edm"  # a key of WEIGHTS, on the squared error of x0
-    config.loss.time_law = "lognormal"  # a key of TIME_LAWS
+    config.loss.time_law = "lognormal"  # a key of TIME_LAWS or LEARNING_LAWS
     config.loss.time_mean = -0.5  # of log(sigma / alpha), for the law lognormal
     config.loss.time_std = 1.0  # of log(sigma / alpha), for the law lognormal
+    config.loss.projections = 1  # of sliced and sliced_vr: random directions an example
+    config.loss.probe = "rademacher"  # of sliced and sliced_vr: a key of PROBES
+    config.loss.teacher = ""  # of consistency_distillation: folder of a trained run, such as runs/edm
+    config.loss.first_steps = 10  # of consistency_*: steps from noise to data when training begins
+    config.loss.last_steps = 1280  # of consistency_*: most steps from noise to data, after doublings
+    config.loss.variance = 0.0  # of bound, where the network tells none: 0 posterior (beta-tilde), 1 forward (beta)
+    config.loss.bins = 100  # of the law loss_aware: equal shares of the time that each keep a history
 
     config.optim = ConfigDict()
     config.optim.name = "adam"  # adam | adamw
@@ -103,6 +161,7 @@ def get_config() -> ConfigDict:
     config.ema.warmup = True  # rate at step n at most (1 + n) / (10 + n)
 
     config.train = ConfigDict()
+    config.train.init = ""  # folder of a run whose averaged weights training starts from; empty: from random ones
     config.train.total_images = 160_000  # length of the run, in images
     config.train.batch_size = 64  # images an optimiser step, over all devices
     config.train.checkpoint_every = 1_000  # optimiser steps; 0 is only at the end
@@ -124,12 +183,38 @@ def get_config() -> ConfigDict:
     config.sample.corrector_steps = 1  # of pc: Langevin moves at each time
     config.sample.eta = 0.0  # of ddim: share of the ancestral noise, 0 to 1
     config.sample.variance = 0.0  # of ancestral: 0 posterior (beta-tilde), 1 forward (beta)
+    config.sample.order = 4  # of plms: eps that are blended, 2 to 4; of pndm: 2 or 4
+    config.sample.epsilon = 0.0  # of ald: step size at the last noise level, in units of the data squared; 0: fitted
+    config.sample.langevin_steps = 5  # of ald: Langevin moves at each time
     config.sample.solver = "dopri5"  # of ode: a key of SOLVERS
     config.sample.rtol = 1e-4  # of ode: relative tolerance
     config.sample.atol = 1e-4  # of ode: absolute tolerance
     config.sample.num_samples = 64
+    config.sample.keep_latents = False  # write the noise and the end point of each sample too, for the dataset pairs
     config.sample.batch_size = 256  # samples drawn at a time; changes no sample
     config.sample.t_min = 1e-3  # time of the last denoising; 0: the earliest of the SDE
+
+    config.edit = ConfigDict()  # steps, t_min and the options of the steps are those of ``sample``
+    config.edit.first = 0  # number of the example at one end of a path, from 0; negative ones count from the last
+    config.edit.second = -1  # number of the example at its other end
+    config.edit.frames = 11  # pictures along a path, both ends included
+    config.edit.depths = (0.3, 0.6, 0.9)  # share of noise in the variance of an encoded example, each in (0, 1)
+
+    config.bound = ConfigDict()
+    config.bound.num_examples = 0  # of the split; 0 is all
+    config.bound.batch_size = 256  # examples at a time
+    config.bound.variance = 0.0  # of the reverse moves, where the network tells none: 0 posterior, 1 forward
+
+    config.evaluate = ConfigDict()  # sampler, steps, grid and their options are those of ``sample``
+    config.evaluate.features = "runs/classifier"  # folder of a classifier's run | identity | inception
+    config.evaluate.inception_path = ""  # weights of Inception v3 in the form of torch-fidelity, for the name inception
+    config.evaluate.samples = ""  # a samples.npz with its manifest.json beside it; empty: drawn anew
+    config.evaluate.num_samples = 1_000  # that are drawn
+    config.evaluate.reference = ""  # an .npz of an earlier evaluation with features of the real data; empty: made anew
+    config.evaluate.num_examples = 0  # real ones of each split; 0 is all
+    config.evaluate.batch_size = 256  # samples and examples at a time; changes no number
+    config.evaluate.subsets = 100  # of the kernel distance
+    config.evaluate.subset_size = 300  # samples in each; at most as many as there are of samples and of either split
 
     config.likelihood = ConfigDict()
     config.likelihood.solver = "dopri5"  # a key of SOLVERS

@@ -1,8 +1,11 @@
 """From a config to the objects it names."""
 
 import functools
+import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +13,26 @@ from ml_collections import ConfigDict
 from torch import nn
 
 from data import CODECS, DATASETS, Dataset, Identity, Pixels, measure
+from engine import checkpoint
+from engine.config import Options, stored
 from engine.errors import unknown
-from models import NETWORKS
-from sde_lib import PARAMETERIZATIONS, SDE, SDES, TIME_LAWS, WEIGHTS, Denoiser
+from models import NETWORKS, Classifier
+from sde_lib import (
+    CHAIN_PARAMETERIZATIONS,
+    LEARNING_LAWS,
+    OBJECTIVES,
+    PARAMETERIZATIONS,
+    SDE,
+    SDES,
+    TIME_LAWS,
+    WEIGHTS,
+    Denoiser,
+    Objective,
+    TimeLaw,
+    transport,
+)
+from sde_lib.discrete import ladder_size
+from sde_lib.laws import Fixed
 
 
 def pick(table: Mapping[str, Any], what: str, name: str) -> Any:
@@ -71,7 +91,14 @@ class Experiment:
 
     def denoiser(self, network: nn.Module, config: ConfigDict) -> Denoiser:
         """A network as a denoiser of this experiment's SDE."""
-        return Denoiser(network, self.sde, config.denoiser.parameterization, self.sigma_data(config))
+        model = pick(OBJECTIVES, "objective", config.loss.name).model
+        known = {**config.denoiser, "sigma_data": self.sigma_data(config)}
+        return model(network, self.sde, **options(model, known))
+
+    @property
+    def bin_width(self) -> float:
+        """Width of a level in units of the encoded data; 0 for real-valued data."""
+        return math.exp(self.codec.log_det((1,))) if self.facts.levels else 0.0
 
     def sigma_data(self, config: ConfigDict) -> float:
         """The standard deviation that the denoiser takes the data to have."""
@@ -82,8 +109,8 @@ class Experiment:
 
 def read_dataset(config: ConfigDict, split: str) -> Dataset:
     """The examples of a split."""
-    paths = {"path": config.data.path, "test_path": config.data.test_path} if config.data.name == "images" else {}
-    return make(DATASETS, "dataset", {"name": config.data.name, **paths}, split=split)
+    read = pick(DATASETS, "dataset", config.data.name)
+    return read(split=split, **options(read, {"path": config.data.path, "test_path": config.data.test_path}))
 
 
 def make_codec(config: ConfigDict, levels: int) -> Pixels | Identity:
@@ -96,14 +123,21 @@ def build(config: ConfigDict, facts: DataFacts) -> Experiment:
 
     Raises: ValueError for a name that is in no table, a device that is not there, a shape that the network refuses.
     """
-    pick(PARAMETERIZATIONS, "parameterization", config.denoiser.parameterization)
+    pick(PARAMETERIZATIONS | CHAIN_PARAMETERIZATIONS, "parameterization", config.denoiser.parameterization)
     if config.threads > 0:
         torch.set_num_threads(config.threads)
     device = make_device(config.device)
     sde_spec = config.sde.to_dict()
     if sde_spec.get("sigma_max") == 0:
         sde_spec["sigma_max"] = facts.diameter
+    if sde_spec.get("num_levels") == 0 and "sigma_max" in sde_spec:
+        sde_spec["num_levels"] = ladder_size(sde_spec["sigma_min"], sde_spec["sigma_max"], math.prod(facts.shape))
     network = make(NETWORKS, "network", config.network, shape=facts.shape).to(device)
+    if isinstance(network, Classifier) == pick(OBJECTIVES, "objective", config.loss.name).generates:
+        raise ValueError(
+            f"loss.name {config.loss.name!r} does not train the network {config.network.name!r}: "
+            "classification and classifier belong together"
+        )
     return Experiment(
         facts=facts,
         codec=make_codec(config, facts.levels),
@@ -113,17 +147,102 @@ def build(config: ConfigDict, facts: DataFacts) -> Experiment:
     )
 
 
+def load(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experiment, Denoiser, Path]:
+    """The experiment of a trained run, its denoiser with the weights that the options ask for, and their checkpoint.
+
+    Raises: CheckpointError if there is none, or it is damaged or of another network; ValueError for a classifier.
+    """
+    if not pick(OBJECTIVES, "objective", config.loss.name).generates:
+        raise ValueError(
+            f"{workdir} is a classifier, which draws nothing and has no density; another run is measured by it, with "
+            f"--mode evaluate --config.evaluate.features={workdir}"
+        )
+    return load_model(config, workdir, options)
+
+
+def load_model(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experiment, nn.Module, Path]:
+    """As ``load``, for classifiers too.
+
+    Raises: CheckpointError if there is none, or it is damaged or of another network.
+    """
+    found = checkpoint.find(workdir / "checkpoints", options.checkpoint)
+    meta = checkpoint.read_meta(found)
+    experiment = build(config, DataFacts.from_dict(meta["data"]))
+    name = checkpoint.RAW if options.weights == "raw" else meta["ema"][0]
+    checkpoint.load_network(found, name, experiment.network)
+    network = experiment.network.eval().requires_grad_(False)
+    return experiment, experiment.denoiser(network, config), found
+
+
+def load_average(folder: Path, network: nn.Module) -> None:
+    """Give a network the averaged weights of the run in ``folder``.
+
+    Raises: CheckpointError if there is none, or it is damaged or of another network.
+    """
+    stored(folder)
+    found = checkpoint.find(folder / "checkpoints")
+    checkpoint.load_network(found, checkpoint.read_meta(found)["ema"][0], network)
+
+
+def make_teacher(config: ConfigDict, experiment: Experiment) -> Callable:
+    """The averaged weights of the run ``loss.teacher``, frozen, as a denoiser on the SDE of the experiment.
+
+    Raises: CheckpointError if there is none, or it is damaged; ValueError if none is named, or its data are others.
+    """
+    if not config.loss.teacher:
+        raise ValueError("loss.teacher is empty: give the folder of a trained run, such as runs/edm")
+    folder = Path(config.loss.teacher)
+    recipe = stored(folder)
+    recipe.device, recipe.threads = config.device, config.threads
+    theirs, denoiser, _ = load(recipe, folder, Options())
+    ours = experiment.facts
+    if (theirs.facts.shape, theirs.facts.levels) != (ours.shape, ours.levels):
+        raise ValueError(
+            f"loss.teacher {folder} knows data of shape {theirs.facts.shape} and {theirs.facts.levels} levels, not of "
+            f"{ours.shape} and {ours.levels}; train one on these data"
+        )
+    return transport(denoiser, theirs.sde, experiment.sde)
+
+
+def options(of: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values that ``of`` takes, by name."""
+    return {name: values[name] for name in inspect.signature(of).parameters if name in values}
+
+
 def make_weight(config: ConfigDict, sigma_data: float) -> Callable:
     """The weight of the loss, ``(sde, t) -> weight``."""
-    options = {"sigma_data": sigma_data} if config.loss.weight == "edm" else {}
-    return functools.partial(pick(WEIGHTS, "weight", config.loss.weight), **options)
+    weight = pick(WEIGHTS, "weight", config.loss.weight)
+    return functools.partial(weight, **options(weight, {"sigma_data": sigma_data}))
 
 
-def make_time_law(config: ConfigDict) -> Callable:
+def make_time_law(config: ConfigDict) -> TimeLaw:
     """The law of time, ``(sde, u) -> (t, correction)``."""
-    options = {"mean": config.loss.time_mean, "std": config.loss.time_std}
-    law = pick(TIME_LAWS, "time law", config.loss.time_law)
-    return functools.partial(law, **(options if config.loss.time_law == "lognormal" else {}))
+    values = {**config.loss, "mean": config.loss.time_mean, "std": config.loss.time_std}
+    law = pick({**TIME_LAWS, **LEARNING_LAWS}, "time law", config.loss.time_law)
+    if config.loss.time_law in LEARNING_LAWS:
+        return law(**options(law, values))
+    return Fixed(functools.partial(law, **options(law, values)))
+
+
+def make_objective(config: ConfigDict, experiment: Experiment) -> Objective:
+    """What the run minimises."""
+    kind = pick(OBJECTIVES, "objective", config.loss.name)
+    sigma_data = experiment.sigma_data(config)
+    known = {
+        "weight": make_weight(config, sigma_data),
+        "sigma_data": sigma_data,
+        "bin_width": experiment.bin_width,
+    }
+    if "teacher" in inspect.signature(kind).parameters:
+        known["teacher"] = make_teacher(config, experiment)
+    return kind(experiment.sde, **options(kind, {**config.loss, **known}))
+
+
+def check_form(dataset: Dataset, facts: DataFacts) -> None:
+    """Raises: ValueError if examples of the dataset are not of the form that the run was trained on."""
+    if (dataset.shape, dataset.levels) != (facts.shape, facts.levels):
+        given = f"the data have shape {dataset.shape} and {dataset.levels} levels"
+        raise ValueError(f"{given}, the run {facts.shape}, {facts.levels}")
 
 
 def check_at_least(least: int, config: ConfigDict, *keys: str) -> None:

@@ -135,7 +135,7 @@ def load_network(path: Path, name: str, network: nn.Module) -> None:
         )  # fmt: skip
         raise CheckpointError(
             f"{path / name} holds another network, {odd[0]} and {len(odd) - 1} more differ; "
-            "leave --config out to take the config of the run"
+            "leave --config out to take the config of the run, or take the network of its config.json"
         )
     network.load_state_dict(tensors)
 

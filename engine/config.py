@@ -15,8 +15,8 @@ from engine.errors import CheckpointError, unknown
 
 FOLDER = Path(default.__file__).parent
 
-MODEL = ("data", "codec", "sde", "network", "denoiser")
-"""Sections that define what was trained: every later mode must agree with them."""
+MODEL = ("data", "codec", "sde", "network", "denoiser", "loss.name")
+"""Sections and keys that define what was trained: every later mode must agree with them."""
 
 RECIPE = ("seed", *MODEL, "loss", "optim", "ema", "train")
 """What a run that goes on must agree with, apart from ``FREE``."""
@@ -32,19 +32,21 @@ WRONG = (AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueErr
 
 @dataclass(frozen=True)
 class Options:
-    """The flags that are no keys of the config: which weights to take, and which examples to measure.
+    """The flags that are no keys of the config: which weights to take, which examples, and what to do with them.
 
     Args:
         weights: ``ema`` or ``raw``.
         split: ``train`` or ``test``; None leaves the choice to the mode.
         checkpoint: step or folder; None is the newest.
         dtype: ``float32`` or ``float64``, of the selftest.
+        task: a key of ``engine.edit.TASKS``, of the mode edit.
     """
 
     weights: str = "ema"
     split: str | None = None
     checkpoint: str | None = None
     dtype: str = "float32"
+    task: str | None = None
 
 
 def names() -> list[str]:
@@ -109,7 +111,8 @@ def stored(folder: Path) -> ConfigDict:
     """The config that a run was trained with."""
     path = folder / "config.json"
     if not path.is_file():
-        raise CheckpointError(f"no run in {folder}: {path} is missing; train one with --config NAME --mode train")
+        name = folder.name if folder.name in names() else "NAME"
+        raise CheckpointError(f"no run in {folder}: {path} is missing; train one with --config {name} --mode train")
     try:
         return from_json(path.read_text())
     except WRONG as error:
@@ -133,7 +136,12 @@ def check_agreement(folder: Path, trained: ConfigDict, given: ConfigDict, sectio
 
 def differences(trained: ConfigDict, given: ConfigDict, sections: Sequence[str]) -> dict[str, tuple]:
     """The keys of ``sections`` whose values differ, with both values; None where one of them has no such key."""
-    old, new = (flat({section: config.to_dict()[section] for section in sections}) for config in (trained, given))
+
+    def part(config: ConfigDict) -> dict[str, object]:
+        values = flat(config.to_dict())
+        return {key: values[key] for s in sections for key in values if f"{key}.".startswith(f"{s}.")}
+
+    old, new = part(trained), part(given)
     return {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
 
 

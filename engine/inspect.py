@@ -29,5 +29,6 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     folder = workdir / "data"
     write_json(folder / f"{split}.json", {**asdict(found), "levels": dataset.levels, "classes": dataset.num_classes})
     shown = GRID_SAMPLES if len(dataset.shape) == 3 else 2_000
-    picture(folder / f"{split}.png", dataset.batch(order(config.seed, 0, len(dataset))[:shown])["x"], facts)
+    examples = dataset.batch(order(config.seed, 0, len(dataset))[:shown])["x"]
+    picture(folder / f"{split}.png", codec.decode(codec.encode(examples)), facts)
     print(f"a contact sheet is in {folder}")

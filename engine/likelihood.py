@@ -10,14 +10,14 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from engine import checkpoint
-from engine.build import check_at_least, pick, read_dataset
+from engine.build import check_at_least, check_form, pick, read_dataset
 from engine.config import Options
 from engine.files import write_json, write_npz
 from engine.log import Progress, versions
 from engine.randomness import DEQUANTIZATION, PROBES, noise, positions, uniform
 from engine.sample import load
 from sde_lib import PROBES as PROBE_KINDS
-from sde_lib import SDE, SOLVERS, exact_trace, log_prob
+from sde_lib import SOLVERS, exact_trace, log_prob, prior_term
 
 DEQUANTIZATIONS = ("uniform", "none")
 
@@ -32,8 +32,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     experiment, denoiser, found = load(config, workdir, options)
     dataset = read_dataset(config, split)
     levels, shape = experiment.facts.levels, experiment.facts.shape
-    if dataset.shape != shape or dataset.levels != levels:
-        raise ValueError(f"the data have shape {dataset.shape} and {dataset.levels} levels, the run {shape}, {levels}")
+    check_form(dataset, experiment.facts)
     check_dequantization(settings.dequantization, levels)
     num = min(settings.num_examples or len(dataset), len(dataset))
     dimensions, exact = math.prod(shape), math.prod(shape) < settings.exact_trace_below
@@ -65,7 +64,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         rows["prior"].append(result.prior)
         rows["divergence"].append(result.divergence)
         rows["probe_stderr"].append(spread)
-        rows["mismatch"].append(prior_mismatch(experiment.sde, x))
+        rows["mismatch"].append(prior_term(experiment.sde, x))
         progress.advance(len(x))
     progress.close()
     columns = {key: torch.cat([part.double().cpu() for part in parts]).numpy() for key, parts in rows.items()}
@@ -107,18 +106,6 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     write_json(folder / f"{name}.json", result)
     print(report(result))
     print(f"files are {folder / name}.json and .npz")
-
-
-def prior_mismatch(sde: SDE, x0: Tensor) -> Tensor:
-    """KL(q(x_T | x_0) || prior) in nats: how far the end of the forward process is from the prior, at most; (B,).
-
-        sum over dimensions of (alpha^2 x0^2 + sigma^2) / (2 s^2) - 1/2 - log(sigma / s),    s = prior_std
-
-    Reference: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, eq. 11. arXiv:2107.00630
-    """
-    alpha, sigma, _ = sde.at(sde.t_max)
-    ratio = sigma / sde.prior_std
-    return (0.5 * ((alpha / sde.prior_std * x0) ** 2 + ratio**2 - 1) - math.log(ratio)).flatten(1).sum(1)
 
 
 def check_dequantization(name: str, levels: int) -> None:

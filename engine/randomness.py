@@ -3,15 +3,21 @@
 So a run that resumes needs no state of a generator, and an example meets the same noise on any number of devices.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
+from ml_collections import ConfigDict
 from torch import Tensor
 
+from engine.build import DataFacts
 from samplers import Noise
 from samplers.noise import random_bits
+from sde_lib import SDE, TimeLaw, stratified
 
-TRAINING, DITHER, HELD_OUT, DEQUANTIZATION, PROBES = range(1, 6)
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+TRAINING, DITHER, HELD_OUT, DEQUANTIZATION, PROBES, OBJECTIVE, BOUND = range(1, 8)
 """Purposes; 0 is sampling, where a sample's own seed is the position."""
 
 
@@ -25,6 +31,26 @@ def uniform(seed: int, purpose: int, positions: Tensor, like: Tensor) -> Tensor:
     bits = random_bits(positions, _stream(seed, purpose), 0, 1, like[0].numel(), like.device)[:, 0]
     bits = bits.movedim(0, 1).flatten(1)[:, : like[0].numel()]
     return ((bits.double() + 0.5) * 2.0**-32).to(torch.float32).reshape(like.shape)
+
+
+def draw_times(step: int, like: Tensor, sde: SDE, law: TimeLaw) -> tuple[Tensor, Tensor]:
+    """Times of a global batch shaped as ``like`` (B, *), and their corrections; both (B, 1, ..., 1).
+
+    One time in each of B equal shares of the law; the shares move on by the golden ratio from step to step, so that
+    all times are visited evenly.
+    """
+    u = stratified(step * GOLDEN_RATIO % 1, 0, len(like), len(like)).to(like.device)
+    return law(sde, u.reshape(-1, *[1] * (like.ndim - 1)))
+
+
+def dithers(config: ConfigDict, facts: DataFacts) -> bool:
+    """Whether levels get uniform noise of one level's width before they are encoded."""
+    return config.train.dequantize and facts.levels > 0
+
+
+def dither(seed: int, where: Tensor, like: Tensor) -> Tensor:
+    """Noise uniform on [-1/2, 1/2] for the examples at these positions (N,), each shaped as ``like[0]``."""
+    return uniform(seed, DITHER, where, like.expand(len(where), *like.shape[1:])) - 0.5
 
 
 class Ahead:

@@ -7,7 +7,7 @@ import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data import scatter_png, write_png
 from engine import checkpoint, plane
-from engine.build import DataFacts, Experiment, build, check_at_least, pick
+from engine.build import DataFacts, Experiment, check_at_least, load, pick
 from engine.config import Options
 from engine.files import write_json, write_npz
 from engine.log import Progress, versions
@@ -28,27 +28,49 @@ GRID_SAMPLES = 64
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """Draw samples and write samples.npz, a picture and manifest.json below ``workdir``/samples."""
-    pick(STEPS, "sampler", config.sample.sampler)
     check_at_least(1, config, "sample.num_samples", "sample.batch_size")
-    experiment, denoiser, found = load(config, workdir, options)
-    step = make_step(config, experiment.sde)
-    times = make_times(config, experiment.sde)
-    num, counted = config.sample.num_samples, Counted(denoiser)
-    progress, drawn, start = Progress(num, "samples"), [], time.perf_counter()
-    for first in range(0, num, config.sample.batch_size):
-        seeds = torch.arange(first, min(first + config.sample.batch_size, num)) + config.seed
-        drawn.append(draw(experiment, counted, step, times, seeds))
-        progress.advance(len(seeds))
-    progress.close()
-    seconds, calls = time.perf_counter() - start, counted.calls / len(drawn)
-    samples = torch.cat(drawn)
+    num = config.sample.num_samples
+    experiment, denoiser, latents, x0, manifest = draw_run(config, workdir, options, num, config.sample.batch_size)
+    samples = experiment.codec.decode(x0).cpu()
 
     folder = workdir / "samples" / f"{config.sample.sampler}-{config.sample.steps}"
     arranged = samples.movedim(1, -1) if is_image(experiment.facts) else samples
-    write_npz(folder / "samples.npz", samples=arranged.numpy())
+    pairs = {"latents": latents, "x0": x0, "levels": torch.tensor(experiment.facts.levels)}
+    kept = {key: value.cpu().numpy() for key, value in pairs.items()} if config.sample.keep_latents else {}
+    write_npz(folder / "samples.npz", samples=arranged.numpy(), **kept)
     picture(folder / "grid.png", samples[:GRID_SAMPLES] if is_image(experiment.facts) else samples, experiment.facts)
     plane.draw(folder, experiment, denoiser, config)
-    meta = checkpoint.read_meta(found)
+    write_json(folder / "manifest.json", manifest)
+    done = f"{num} samples in {manifest['seconds']:.1f} s, {manifest['nfe']:g} evaluations each"
+    print(f"{done}, from step {manifest['checkpoint_step']} ({options.weights})")
+    print(f"files are in {folder}")
+
+
+class Drawn(NamedTuple):
+    """Samples of a run: the normals that they began with, the data they ended at, encoded, and their manifest."""
+
+    experiment: Experiment
+    denoiser: Denoiser
+    latents: Tensor
+    x0: Tensor
+    manifest: dict[str, Any]
+
+
+def draw_run(config: ConfigDict, workdir: Path, options: Options, num: int, batch_size: int) -> Drawn:
+    """The samples of the seeds ``seed`` to ``seed + num - 1``, by the sampler of the section ``sample``."""
+    pick(STEPS, "sampler", config.sample.sampler)
+    experiment, denoiser, found = load(config, workdir, options)
+    step = make_step(config, experiment.sde)
+    times = make_times(config, experiment.sde)
+    counted = Counted(denoiser)
+    progress, drawn, start = Progress(num, "samples"), [], time.perf_counter()
+    for first in range(0, num, batch_size):
+        seeds = torch.arange(first, min(first + batch_size, num)) + config.seed
+        drawn.append(draw_pairs(experiment, counted, step, times, seeds))
+        progress.advance(len(seeds))
+    progress.close()
+    seconds, calls = time.perf_counter() - start, counted.calls / len(drawn)
+    latents, x0 = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     manifest = {
         "sampler": config.sample.sampler,
         "steps": config.sample.steps,
@@ -60,27 +82,11 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         "seed": config.seed,
         "levels": experiment.facts.levels,
         "weights": options.weights,
-        "checkpoint_step": meta["step"],
+        "checkpoint_step": checkpoint.read_meta(found)["step"],
         "config_sha256": checkpoint.sha256(workdir / "config.json"),
         "versions": versions(),
     }
-    write_json(folder / "manifest.json", manifest)
-    print(f"{num} samples in {seconds:.1f} s, {calls:g} evaluations each, from step {meta['step']} ({options.weights})")
-    print(f"files are in {folder}")
-
-
-def load(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experiment, Denoiser, Path]:
-    """The experiment of a trained run, its denoiser with the weights that the options ask for, and their checkpoint.
-
-    Raises: CheckpointError if there is none, or it is damaged or of another network.
-    """
-    found = checkpoint.find(workdir / "checkpoints", options.checkpoint)
-    meta = checkpoint.read_meta(found)
-    experiment = build(config, DataFacts.from_dict(meta["data"]))
-    name = checkpoint.RAW if options.weights == "raw" else meta["ema"][0]
-    checkpoint.load_network(found, name, experiment.network)
-    network = experiment.network.eval().requires_grad_(False)
-    return experiment, experiment.denoiser(network, config), found
+    return Drawn(experiment, denoiser, latents, x0, manifest)
 
 
 def draw(experiment: Experiment, denoise: Denoiser, step: Step, times: Tensor, seeds: Tensor) -> Tensor:
@@ -88,16 +94,26 @@ def draw(experiment: Experiment, denoise: Denoiser, step: Step, times: Tensor, s
 
     Raises: NonFiniteError naming the seed.
     """
-    sde, noise = experiment.sde, Noise(seeds)
+    return experiment.codec.decode(draw_pairs(experiment, denoise, step, times, seeds)[1]).cpu()
+
+
+def draw_pairs(
+    experiment: Experiment, denoise: Denoiser, step: Step, times: Tensor, seeds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The normals that a sample begins with and the data it ends at, encoded, for each seed (B,).
+
+    Raises: NonFiniteError naming the seed.
+    """
+    noise = Noise(seeds)
     with torch.no_grad():
-        x = sde.prior_std * noise(torch.empty(len(seeds), *experiment.facts.shape, device=experiment.device))
-        x = sample(step, denoise, x, times, noise)
-    finite = torch.isfinite(x).flatten(1).all(1).cpu()
+        z = noise(torch.empty(len(seeds), *experiment.facts.shape, device=experiment.device))
+        x0 = sample(step, denoise, experiment.sde.prior_std * z, times, noise)
+    finite = torch.isfinite(x0).flatten(1).all(1).cpu()
     if not finite.all():
         raise NonFiniteError(
             f"the sample of seed {seeds[~finite][0]} is not finite; use more --steps or another sampler"
         )
-    return experiment.codec.decode(x).cpu()
+    return z, x0
 
 
 def make_step(config: ConfigDict, sde: SDE) -> Step:
@@ -116,11 +132,17 @@ def make_times(config: ConfigDict, sde: SDE) -> Tensor:
     return pick(GRIDS, "grid", config.sample.grid)(sde, config.sample.steps, end=config.sample.t_min or None)
 
 
-def preview(experiment: Experiment, denoiser: Denoiser, path: Path) -> None:
-    """A quick look during training: 64 samples by Heun's method in 18 steps, always of the same seeds."""
-    times = GRIDS["karras"](experiment.sde, 18)
+def preview(experiment: Experiment, denoiser: Denoiser, config: ConfigDict, path: Path) -> None:
+    """A quick look during training: 64 samples, always of the same seeds.
+
+    By the run's own sampler if that takes at most 18 steps, else by Heun's method in as many.
+    """
+    sde = experiment.sde
+    step, times = Heun(sde), GRIDS["karras"](sde, 18)
+    if config.sample.steps <= 18:
+        step, times = make_step(config, sde), make_times(config, sde)
     num = GRID_SAMPLES if is_image(experiment.facts) else 2_000
-    samples = draw(experiment, denoiser, Heun(experiment.sde), times, torch.arange(num))
+    samples = draw(experiment, denoiser, step, times, torch.arange(num))
     picture(path, samples, experiment.facts)
 
 

@@ -1,4 +1,4 @@
-"""Training: weighted denoising score matching, resumable bit for bit.
+"""Training: any objective, by default weighted denoising score matching; resumable bit for bit.
 
 A step is a function of the weights, the optimiser's state and ``images_seen``: data order, times, noise and dropout all
 follow from the seed and the position. So a run that was killed goes on by the same command as if nothing had happened.
@@ -6,10 +6,9 @@ follow from the seed and the position. So a run that was killed goes on by the s
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,29 +20,26 @@ from data import Dataset, batch_at
 from engine import checkpoint
 from engine.build import (
     DataFacts,
-    Experiment,
     build,
     check_at_least,
+    load_average,
     make_codec,
+    make_objective,
     make_time_law,
-    make_weight,
     pick,
     read_dataset,
 )
 from engine.config import Options, to_json
 from engine.ema import EMA
 from engine.files import write_text
+from engine.held_out import HeldOut
 from engine.log import Metrics, Progress, versions
-from engine.randomness import DITHER, HELD_OUT, TRAINING, Ahead, noise, positions, seed_dropout, uniform
+from engine.randomness import OBJECTIVE, TRAINING, Ahead, dither, dithers, draw_times, noise, positions, seed_dropout
 from engine.sample import preview
-from sde_lib import SDE, Denoiser, NonFiniteError, denoising_loss, stratified
+from sde_lib import Denoiser, NonFiniteError
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-HELD_OUT_EXAMPLES = 512
-GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-NOISE_BINS = (-20.0, -8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0, 20.0)
-"""Borders in log-SNR of the bins that the held-out loss is told by; the outer two take everything beyond."""
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -81,14 +77,16 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
                 metrics.write(line)
             if save:
                 trainer.save()
-            if draw:
-                preview(trainer.experiment, trainer.denoiser_of_average(), workdir / "samples" / f"step_{step:08d}.png")
+            if draw and trainer.objective.generates:
+                picture = workdir / "samples" / f"step_{step:08d}.png"
+                preview(trainer.experiment, trainer.denoiser_of_average(), config, picture)
     progress.close()
     print(f"trained on {trainer.images_seen} images, {progress.rate:.0f} a second, pauses included")
-    for key in ("loss", "held_out_loss", "held_out_loss_of_zero"):
+    for key in ("loss", "held_out_loss", "held_out_loss_of_zero", "held_out_accuracy"):
         if key in line:
             print(f"  {key:<22} {line[key]:.4f}")
-    print(f"weights, metrics and pictures are in {workdir}; next: python run.py --workdir {workdir} --mode sample")
+    then = f"; next: python run.py --workdir {workdir} --mode sample" if trainer.objective.generates else ""
+    print(f"weights, metrics and pictures are in {workdir}{then}")
 
 
 class Window:
@@ -163,6 +161,8 @@ class Trainer:
         facts = DataFacts.from_dict(meta["data"]) if found else DataFacts.of(dataset, codec)
         torch.manual_seed(config.seed)
         self.experiment = build(config, facts)
+        if config.train.init and not found:
+            load_average(Path(config.train.init), self.experiment.network)
         self.network = self.experiment.network.train()
         self.parameters = list(self.network.parameters())
         self.ema = EMA(self.network, config.ema.rates, config.ema.warmup)
@@ -175,12 +175,12 @@ class Trainer:
             fused=True,
         )
         self.step = 0
+        self.time_law = make_time_law(config)
         if found:
             self._load(found)
         network = torch.compile(self.network) if config.train.compile else self.network
         self.denoiser = self.experiment.denoiser(network, config)
-        self.weight = make_weight(config, self.denoiser.sigma_data)
-        self.time_law = make_time_law(config)
+        self.objective = make_objective(config, self.experiment)
         like = torch.empty(1, *facts.shape, device=self.experiment.device)
         sde = self.experiment.sde
         sde.tabulate(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))  # the laws of time ask for the ends
@@ -220,12 +220,14 @@ class Trainer:
         x0 = self.experiment.codec.encode(x + self.dither(start, num) if self.dither else x)
         cond = {"label": batch["label"].to(device)} if config.network.get("num_classes") else {}
         t, correction = draw_times(self.step, x0, self.experiment.sde, self.time_law)
-        eps = self.eps(start, num)
+        eps = batch["eps"].to(device) if "eps" in batch else self.eps(start, num)
 
         seed_dropout(config.seed, self.step, device)
+        draw, progress = noise(config.seed, OBJECTIVE, positions(start, num)), start / config.train.total_images
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
-            loss = denoising_loss(self.experiment.sde, self.denoiser, self.weight, x0, eps, t, **cond)
-        loss = (correction.flatten() * loss).mean()
+            losses = self.objective(self.denoiser, x0, eps, t, draw, progress, **cond)
+        self.time_law.observe(self.experiment.sde, t, losses.detach())
+        loss = (correction.flatten() * losses).mean()
         loss.backward()
         limit = config.optim.clip_norm or math.inf
         norm = clip_gradients([p.grad for p in self.parameters], limit)
@@ -250,7 +252,11 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this step, and delete those that are too old."""
         averages = dict(zip(map(checkpoint.ema_file, self.ema.rates), self.ema.networks, strict=True))
-        state = {"optimizer": self.optimizer.state_dict(), "ema_updates": self.ema.num_updates}
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "ema_updates": self.ema.num_updates,
+            "time_law": self.time_law.state_dict(),
+        }
         meta = {
             "images_seen": self.images_seen,
             "data": asdict(self.experiment.facts),
@@ -268,69 +274,8 @@ class Trainer:
         state = checkpoint.load_state(path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.num_updates = state["ema_updates"]
+        self.time_law.load_state_dict(state.get("time_law", {}))  # earlier versions had no law that learns
         self.step = checkpoint.read_meta(path)["step"]
-
-
-class HeldOut:
-    """The loss on fixed draws of (x, t, eps) from the test split: comparable between steps, and between runs."""
-
-    def __init__(self, config: ConfigDict, experiment: Experiment, dataset: Dataset) -> None:
-        num = min(HELD_OUT_EXAMPLES, len(dataset))
-        batch = batch_at(dataset, config.seed, 0, num)
-        device = experiment.device
-        where = positions(0, num)
-        x = batch.pop("x").to(device)
-        self.x0 = experiment.codec.encode(
-            x + dither(config.seed, where, x[:1]) if dithers(config, experiment.facts) else x
-        )
-        self.cond = {"label": batch["label"].to(device)} if config.network.get("num_classes") else {}
-        self.eps = noise(config.seed, HELD_OUT, where)(self.x0)
-        self.t, self.correction = draw_times(0, self.x0, experiment.sde, make_time_law(config))
-        self.experiment, self.config = experiment, config
-
-    @torch.no_grad()
-    def losses(self, network: torch.nn.Module) -> dict[str, float]:
-        """The held-out loss, what a network that is always zero would get, and the loss in bins of log-SNR."""
-        denoiser = self.experiment.denoiser(network, self.config)
-        weight = make_weight(self.config, denoiser.sigma_data)
-        silent = self.experiment.denoiser(_Zero(), self.config)
-        sde, draws = self.experiment.sde, (self.x0, self.eps, self.t)
-        loss, zero = (
-            self.correction.flatten() * denoising_loss(sde, d, weight, *draws, **self.cond) for d in (denoiser, silent)
-        )
-        bins = torch.bucketize(sde.log_snr(self.t).flatten(), torch.tensor(NOISE_BINS[1:-1], device=loss.device))
-        found = {"held_out_loss": loss.mean().item(), "held_out_loss_of_zero": zero.mean().item()}
-        for k, (low, high) in enumerate(pairwise(NOISE_BINS)):
-            if (bins == k).any():
-                found[f"held_out_loss/log_snr_{low:g}_to_{high:g}"] = loss[bins == k].mean().item()
-        return found
-
-
-class _Zero(torch.nn.Module):
-    """The network that has learned nothing."""
-
-    def forward(self, x: Tensor, log_snr: Tensor, **cond: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-
-def draw_times(step: int, like: Tensor, sde: SDE, law: Callable) -> tuple[Tensor, Tensor]:
-    """Times of a global batch shaped as ``like`` (B, *), and their corrections; both (B, 1, ..., 1).
-
-    One time in each of B equal shares of the law; the shares move on by the golden ratio from step to step, so that
-    all times are visited evenly.
-    """
-    u = stratified(step * GOLDEN_RATIO % 1, 0, len(like), len(like)).to(like.device)
-    return law(sde, u.reshape(-1, *[1] * (like.ndim - 1)))
-
-
-def dithers(config: ConfigDict, facts: DataFacts) -> bool:
-    """Whether levels get uniform noise of one level's width before they are encoded."""
-    return config.train.dequantize and facts.levels > 0
-
-
-def dither(seed: int, where: Tensor, like: Tensor) -> Tensor:
-    """Noise uniform on [-1/2, 1/2] for the examples at these positions (N,), each shaped as ``like[0]``."""
-    return uniform(seed, DITHER, where, like.expand(len(where), *like.shape[1:])) - 0.5
 
 
 @torch.no_grad()

@@ -47,7 +47,13 @@ def shaped_mixture(request):
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """A run on the digits that has left zero behind, with checkpoints of steps 4 and 8."""
-    keys = {"network.channels": 8, "optim.learning_rate": 1e-2, "optim.warmup_images": 0, "optim.decay": "constant"}
+    keys = {
+        "network.channels": 8,
+        "network.learned_variance": True,
+        "optim.learning_rate": 1e-2,
+        "optim.warmup_images": 0,
+        "optim.decay": "constant",
+    }
     keys |= {"train.total_images": 64, "train.batch_size": 8, "train.checkpoint_every": 4, "train.sample_every": 0}
     return _trained(tmp_path_factory.mktemp("digits"), "vpsde", keys)
 
@@ -55,7 +61,13 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope="session")
 def points(tmp_path_factory):
     """A run on points that has left zero behind."""
-    keys = {"network.width": 16, "optim.learning_rate": 1e-2, "optim.warmup_images": 0, "train.total_images": 320}
+    keys = {
+        "network.width": 16,
+        "network.learned_variance": True,
+        "optim.learning_rate": 1e-2,
+        "optim.warmup_images": 0,
+        "train.total_images": 320,
+    }
     return _trained(
         tmp_path_factory.mktemp("points"), "points", keys | {"train.batch_size": 32, "train.sample_every": 0}
     )

@@ -77,8 +77,13 @@ def noticed(mutation: Mutation) -> tuple[str, Row] | None:
 
 
 PROCESS, LEAVES, CHAIN = "sde_lib.process:SDE", "sde_lib.processes", "sde_lib.process"
-DENOISER, LOSSES, FLOW, LIKELIHOOD = "sde_lib.denoiser", "sde_lib.losses", "sde_lib.flow", "sde_lib.likelihood"
+SCHEDULES = "sde_lib.schedules"
+DENOISER, LOSSES, LAWS = "sde_lib.denoiser", "sde_lib.losses", "sde_lib.laws"
+FLOW, LIKELIHOOD, TRACE = "sde_lib.flow", "sde_lib.likelihood", "sde_lib.trace"
+MATCHING = "sde_lib.score_matching"
+BOUND = "sde_lib.bound"
 STOCHASTIC, CORRECTOR = "samplers.stochastic", "samplers.predictor_corrector"
+LANGEVIN, MULTISTEP = "samplers.langevin", "samplers.multistep"
 
 MUTATIONS = [
     # --- processes ----------------------------------------------------------------------------------------------------
@@ -115,8 +120,51 @@ MUTATIONS = [
         "DDPM's chain: 999 for 1000",
         "processes",
         f"{LEAVES}:VPSDE.discretize",
-        "self.beta_max / num_steps,",
-        "self.beta_max / (num_steps - 1),",
+        "self.beta_max / num_steps)",
+        "self.beta_max / (num_steps - 1))",
+    ),
+    Mutation(
+        "improved DDPM's chain: betas not capped",
+        "processes",
+        f"{LEAVES}:CosineSDE.discretize",
+        "max=0.999",
+        "max=0.9999",
+    ),
+    Mutation(
+        "rectified: inverse of log-SNR lacks a half", "processes", f"{LEAVES}:RectifiedSDE.time", "-0.5 * log", "-log"
+    ),
+    Mutation(
+        "rectified: prior N(0, 1)",
+        "processes",
+        f"{LEAVES}:RectifiedSDE.__init__",
+        "t_min, t_max, t_max",
+        "t_min, t_max, 1.0",
+    ),
+    Mutation("chain: the line of the level above", "processes", "sde_lib.discrete:_line", "floor()", "ceil()"),
+    Mutation(
+        "ladder: two deviations for three", "processes", "sde_lib.discrete:ladder_ratio", "width - 3", "width - 2"
+    ),
+    Mutation(
+        "sigmoid: symmetrical part alone",
+        "processes",
+        f"{SCHEDULES}:SigmoidSDE.log_snr",
+        " - self.width * t + odds",
+        " + odds",
+    ),
+    Mutation("Laplace: a tail of 1", "processes", f"{SCHEDULES}:LaplaceSDE.time", "0.5 * torch", "1.0 * torch"),
+    Mutation(
+        "logistic: scale on the wrong side",
+        "processes",
+        f"{SCHEDULES}:LogisticSDE.time",
+        ") / self.scale",
+        ") * self.scale",
+    ),
+    Mutation(
+        "learned schedule: pieces not stretched to one",
+        "processes",
+        f"{SCHEDULES}:MonotoneSchedule.density",
+        "slopes / _rise(end, start)",
+        "slopes",
     ),
     Mutation(
         "log-SNR of amplitudes, not of powers",
@@ -195,16 +243,16 @@ MUTATIONS = [
     Mutation(
         "network input not scaled",
         "denoisers",
-        f"{DENOISER}:Denoiser.forward",
-        "self.network(c_in * x",
-        "self.network(x",
+        f"{DENOISER}:told",
+        "network(c_in * x",
+        "network(x",
     ),
     Mutation(
-        "network told the time, not log-SNR",
+        "network told alpha, not log-SNR",
         "denoisers",
-        f"{DENOISER}:Denoiser.forward",
+        f"{DENOISER}:told",
         "conditioning(log_snr, x)",
-        "conditioning(t, x)",
+        "conditioning(alpha, x)",
     ),
     Mutation(
         "log-SNR through bfloat16",
@@ -248,19 +296,80 @@ MUTATIONS = [
     Mutation(
         "importance correction upside down",
         "losses",
-        f"{LOSSES}:importance",
+        f"{LAWS}:importance",
         "(highest - lowest) / (rate",
         "(highest - lowest) * (rate",
     ),
     Mutation(
         "importance: interval run from the wrong end",
         "losses",
-        f"{LOSSES}:importance",
+        f"{LAWS}:importance",
         "sde.time(highest + (lowest - highest) * u)",
         "sde.time(lowest + (highest - lowest) * u)",
     ),
-    Mutation("log-normal law of the variance", "losses", f"{LOSSES}:lognormal", "sde.time(-2 * (", "sde.time(-1 * ("),
-    Mutation("strata of the local batch", "losses", f"{LOSSES}:stratified", "/ total", "/ num"),
+    Mutation("log-normal law of the variance", "losses", f"{LAWS}:lognormal", "sde.time(-2 * (", "sde.time(-1 * ("),
+    Mutation("strata of the local batch", "losses", f"{LAWS}:stratified", "/ total", "/ num"),
+    # --- bound --------------------------------------------------------------------------------------------------------
+    Mutation(
+        "learned variance: the variance mixed, not its logarithm",
+        "bound",
+        "sde_lib.process:reverse_std",
+        "posterior ** (1 - variance) * forward**variance",
+        "posterior * (1 - variance) + forward * variance",
+    ),
+    Mutation(
+        "divergence: the laws exchanged", "bound", f"{BOUND}:kl", "as_tensor(std1 / std2", "as_tensor(std2 / std1"
+    ),
+    Mutation(
+        "divergence: error over the width of the truth",
+        "bound",
+        f"{BOUND}:kl",
+        "(mean1 - mean2) / std2",
+        "(mean1 - mean2) / std1",
+    ),
+    Mutation(
+        "bins: outer ones closed",
+        "bound",
+        f"{BOUND}:log_prob_bins",
+        "bin_width - edge, x0 > edge - bin_width",
+        "-9 * edge, x0 > 9 * edge",
+    ),
+    Mutation("bins: twice as wide", "bound", f"{BOUND}:log_prob_bins", "0.5 * bin_width", "bin_width"),
+    Mutation(
+        "bound: posterior of the level above",
+        "bound",
+        f"{BOUND}:step_bound",
+        "second, second - 1,",
+        "second + 1, second,",
+    ),
+    Mutation("bound: no decoder", "bound", f"{BOUND}:step_bound", "t > 1,", "t > 0,"),
+    Mutation(
+        "bound: last level left out", "bound", f"{BOUND}:variational_bound", "int(chain.t_max) + 1", "int(chain.t_max)"
+    ),
+    Mutation("objective bound: a level for all", "bound", f"{BOUND}:Bound.__call__", "self.sde.t_max / (", "1 / ("),
+    Mutation("hybrid: the bound in full", "bound", f"{BOUND}:Hybrid.__call__", "self.share_of_bound *", "1.0 *"),
+    # --- score matching -----------------------------------------------------------------------------------------------
+    Mutation(
+        "implicit: the trace not doubled",
+        "score_matching",
+        f"{MATCHING}:Implicit.__call__",
+        "2 * trace",
+        "trace",
+    ),
+    Mutation(
+        "implicit: weight on the score as on x0",
+        "score_matching",
+        f"{MATCHING}:Implicit.__call__",
+        " * sigma**4 / alpha**2",
+        "",
+    ),
+    Mutation(
+        "sliced: projections summed, not averaged",
+        "score_matching",
+        f"{MATCHING}:Sliced.squared_norm",
+        ".mean(0)",
+        ".sum(0)",
+    ),
     # --- noise --------------------------------------------------------------------------------------------------------
     Mutation("Philox of nine rounds", "noise", "samplers.noise:philox", "range(10)", "range(9)"),
     Mutation("Box and Muller lack a 2", "noise", "samplers.noise:normals", "mul_(-2.0)", "mul_(-1.0)"),
@@ -289,6 +398,16 @@ MUTATIONS = [
     ),
     Mutation(
         "Karras's grid in log-SNR of powers", "grids", "samplers.grids:karras", "-0.5 / rho * sde", "-1.0 / rho * sde"
+    ),
+    Mutation(
+        "a grid to the data of one step more", "grids", "samplers.grids:edm", "max(num_steps - 1, 1)", "num_steps"
+    ),
+    Mutation(
+        "quadratic levels from the other end",
+        "grids",
+        "samplers.grids:levels_quadratic",
+        "num_levels * i**2 // num_steps**2",
+        "num_levels - num_levels * (num_steps - i) ** 2 // num_steps**2",
     ),
     Mutation("a grid of one step less", "grids", "samplers.grids:_spaced", "0, 1, num_steps + 1", "0, 1, num_steps"),
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -329,9 +448,9 @@ MUTATIONS = [
     Mutation(
         "ancestral: the two variances exchanged",
         "steps",
-        "samplers.ddim:Ancestral.__call__",
-        "std ** (1 - self.variance) * forward**self.variance",
-        "std**self.variance * forward ** (1 - self.variance)",
+        "sde_lib.process:reverse_std",
+        "posterior ** (1 - variance) * forward**variance",
+        "posterior**variance * forward ** (1 - variance)",
     ),
     Mutation(
         "ddim: noise added, mean not shrunk",
@@ -341,14 +460,18 @@ MUTATIONS = [
         "t, s, 0.0)\n    std = self.sde.bridge(x, x, t, s, self.eta)[1]",
     ),
     Mutation(
-        "Heun: ratio upside down", "steps", "samplers.singlestep:Heun.__call__", "math.exp(0.5 * (", "math.exp(-0.5 * ("
+        "Heun: ratio upside down",
+        "steps",
+        "sde_lib.flow:trapezoidal",
+        "late.sigma / late.alpha * (early.alpha / early.sigma)",
+        "early.sigma / early.alpha * (late.alpha / late.sigma)",
     ),
     Mutation(
         "Heun: second look at the wrong time",
         "steps",
-        "samplers.singlestep:Heun.__call__",
-        "denoise(y, s)",
-        "denoise(y, t)",
+        "sde_lib.flow:trapezoidal",
+        "denoise(y, s, **cond)",
+        "denoise(y, t, **cond)",
     ),
     Mutation(
         "corrector: alpha off by one",
@@ -357,7 +480,7 @@ MUTATIONS = [
         "self.sde.transition(s, t)[0]",
         "self.sde.at(t).alpha",
     ),
-    Mutation("corrector: noise lacks a 2", "steps", f"{CORRECTOR}:Corrector.__call__", "(2 * h) ** 0.5", "h**0.5"),
+    Mutation("Langevin: noise lacks a 2", "steps", f"{LANGEVIN}:langevin", "(2 * h) ** 0.5", "h**0.5"),
     Mutation(
         "corrector: ratio not squared",
         "steps",
@@ -371,6 +494,62 @@ MUTATIONS = [
         f"{CORRECTOR}:Corrector.__call__",
         "self.sde.at(t).sigma",
         "self.sde.at(s).sigma",
+    ),
+    Mutation(
+        "annealed Langevin: x stays, not x / alpha",
+        "steps",
+        f"{LANGEVIN}:AnnealedLangevin.__call__",
+        "self._at(denoise, x, t, draw) / self.sde.transition(s, t)[0]",
+        "self._at(denoise, x, t, draw)",
+    ),
+    Mutation(
+        "annealed Langevin: one step size for all levels",
+        "steps",
+        f"{LANGEVIN}:AnnealedLangevin._at",
+        "self.sde.at(t).sigma ** 2",
+        "self.sde.at(self.sde.t_min).sigma ** 2",
+    ),
+    Mutation(
+        "annealed Langevin: the variance of half the steps is held",
+        "steps",
+        f"{LANGEVIN}:langevin_step_size",
+        "(1 - h) ** (2 * num_steps)",
+        "(1 - h) ** num_steps",
+    ),
+    Mutation(
+        "multistep: the past in the wrong order",
+        "steps",
+        f"{MULTISTEP}:PLMS.__call__",
+        "[self.sde.eps(x, x0, t), *self.past[: self.order - 1]]",
+        "[*self.past, self.sde.eps(x, x0, t)][-self.order :]",
+    ),
+    Mutation(
+        "multistep: an order less",
+        "steps",
+        f"{MULTISTEP}:PLMS.__call__",
+        "self.past[: self.order - 1]",
+        "self.past[: self.order - 2]",
+    ),
+    Mutation(
+        "Runge-Kutta start: no middle",
+        "steps",
+        f"{MULTISTEP}:PNDM._runge_kutta",
+        "0.5 * (t + s)",
+        "s",
+    ),
+    Mutation(
+        "Runge-Kutta start: equal weights",
+        "steps",
+        f"{MULTISTEP}:PNDM._runge_kutta",
+        "(first + 2 * second + 2 * third + fourth) / 6",
+        "(first + second + third + fourth) / 4",
+    ),
+    Mutation(
+        "consistency: noise of the time before",
+        "steps",
+        "samplers.consistency:ConsistencyStep.__call__",
+        "draw(x), s)",
+        "draw(x), t)",
     ),
     Mutation(
         "corrector after the predictor, at the time before",
@@ -387,25 +566,78 @@ MUTATIONS = [
         "square().sum(1).mean().expand(len(score)).reshape",
     ),
     # --- sampling -----------------------------------------------------------------------------------------------------
-    Mutation(
-        "no last denoising", "sampling", "samplers.loop:trajectory", "x0 = denoise(x, times[-1].item()).x0", "x0 = x"
-    ),
+    Mutation("no last denoising", "sampling", "samplers.loop:Step.finish", "denoise(x, t).x0", "x"),
     Mutation(
         "last step adds noise",
         "sampling",
-        "samplers.loop:trajectory",
-        "x0 = denoise(x, times[-1].item()).x0",
-        "x0 = denoise(x, times[-1].item()).x0 + step.sde.at(times[-1].item()).sigma * draw(x)",
+        "samplers.loop:Step.finish",
+        "denoise(x, t).x0",
+        "denoise(x, t).x0 + self.sde.at(t).sigma * draw(x)",
     ),
     Mutation(
-        "start not scaled to the prior", "sampling", "engine.sample:draw", "x = sde.prior_std * noise(", "x = noise("
+        "start not scaled to the prior",
+        "sampling",
+        "engine.sample:draw_pairs",
+        "experiment.sde.prior_std * z",
+        "z",
     ),
     Mutation(
         "engine: seeds by place in the batch",
         "sampling",
-        "engine.sample:draw",
+        "engine.sample:draw_pairs",
         "Noise(seeds)",
         "Noise(torch.arange(len(seeds)))",
+    ),
+    # --- consistency --------------------------------------------------------------------------------------------------
+    Mutation(
+        "consistency: boundary at noise 0",
+        "consistency",
+        "sde_lib.consistency:_bounded",
+        " - _ratio(sde.at(sde.t_min))",
+        "",
+    ),
+    Mutation(
+        "consistency: target at the later time",
+        "consistency",
+        "sde_lib.consistency:ConsistencyTraining.__call__",
+        "denoise(earlier, s, **cond)",
+        "denoise(earlier, t, **cond)",
+    ),
+    Mutation(
+        "consistency: loss not over the gap of the pair",
+        "consistency",
+        "sde_lib.consistency:ConsistencyTraining.__call__",
+        " / gap.flatten()",
+        "",
+    ),
+    Mutation(
+        "consistency: teacher's Euler move for Heun's",
+        "consistency",
+        "sde_lib.consistency:ConsistencyDistillation.data",
+        "trapezoidal(self.teacher, self.sde, x, self.teacher(x, t, **cond).x0, t, s, **cond)",
+        "self.teacher(x, t, **cond).x0",
+    ),
+    Mutation(
+        "consistency: a teacher told another state",
+        "consistency",
+        "sde_lib.consistency:transport",
+        "source.alpha(there) / alpha * x",
+        "x",
+    ),
+    # --- classifier ---------------------------------------------------------------------------------------------------
+    Mutation(
+        "classifier of clean data at noisy times",
+        "classifier",
+        "sde_lib.classifier:Classification.__call__",
+        "self.sde.perturb(x0, eps, t), t)",
+        "x0, t)",
+    ),
+    Mutation(
+        "classifier told another time",
+        "classifier",
+        "sde_lib.classifier:Classifier.forward",
+        "self.sde.at(t)",
+        "self.sde.at(0.9 * t + 0.1 * self.sde.t_max)",
     ),
     # --- guidance -----------------------------------------------------------------------------------------------------
     Mutation(
@@ -481,16 +713,14 @@ MUTATIONS = [
         "probes[:, :, rows].roll(int(log_snr.mean() / 4), 0))",
     ),
     Mutation("probes summed, not averaged", "likelihood", f"{LIKELIHOOD}:log_prob", "volume.mean(1)", "volume.sum(1)"),
-    Mutation("Rademacher probes of 0 and 1", "likelihood", f"{LIKELIHOOD}:rademacher", "-1.0, 1.0", "0.0, 1.0"),
+    Mutation("Rademacher probes of 0 and 1", "likelihood", f"{TRACE}:rademacher", "-1.0, 1.0", "0.0, 1.0"),
+    Mutation("trace from another example's probe", "likelihood", f"{TRACE}:traces", "[0] * v)", "[0] * v.roll(1, 0))"),
     Mutation(
-        "trace from another example's probe", "likelihood", f"{LIKELIHOOD}:_traces", "[0] * v)", "[0] * v.roll(1, 0))"
-    ),
-    Mutation(
-        "prior mismatch: logarithm with the sign flipped",
+        "prior mismatch: at the wrong end of time",
         "likelihood",
-        "engine.likelihood:prior_mismatch",
-        "- math.log(ratio)",
-        "+ math.log(ratio)",
+        "sde_lib.bound:prior_term",
+        "sde.at(sde.t_max)",
+        "sde.at(sde.t_min)",
     ),
     Mutation("dequantisation: noise not centred", "likelihood", "engine.likelihood:run", "values) - 0.5", "values)"),
     Mutation(
@@ -508,7 +738,7 @@ MUTATIONS = [
         "values.float() + 0.5",
         "values.float()",
     ),
-    Mutation("pixels cut, not rounded", "codecs", "data.codecs:Pixels.decode", "values.round()", "values.floor()"),
+    Mutation("pixels cut, not rounded", "codecs", "data.codecs:Pixels.decode", ".round()", ".floor()"),
     Mutation("pixels not clamped", "codecs", "data.codecs:Pixels.decode", ".clamp(0, self.levels - 1)", ""),
     Mutation(
         "log-determinant of 256 levels for all", "codecs", "data.codecs:Pixels.log_det", "2 / self.levels", "2 / 256"
@@ -548,11 +778,13 @@ MUTATIONS = [
     Mutation(
         "times from half of their law",
         "training",
-        "engine.train:draw_times",
+        "engine.randomness:draw_times",
         "len(like), len(like))",
         "len(like), 2 * len(like))",
     ),
-    Mutation("dither not centred", "training", "engine.train:dither", "like.shape[1:])) - 0.5", "like.shape[1:]))"),
+    Mutation(
+        "dither not centred", "training", "engine.randomness:dither", "like.shape[1:])) - 0.5", "like.shape[1:]))"
+    ),
     Mutation(
         "resume forgets the optimiser's moments",
         "training",

@@ -66,8 +66,15 @@ def declares(node, name):
 def test_public_methods_have_a_docstring_where_they_are_introduced(package):
     trees = [ast.parse(source) for path, source in SOURCES.items() if package_of(path) == package]
     classes = {node.name: node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+    def ancestors(node):
+        for base in node.bases:
+            if isinstance(base, ast.Name) and base.id in classes:
+                yield classes[base.id]
+                yield from ancestors(classes[base.id])
+
     for node in classes.values():
-        bases = [classes[b.id] for b in node.bases if isinstance(b, ast.Name) and b.id in classes]
+        bases = list(ancestors(node))
         for method in node.body:
             if isinstance(method, ast.FunctionDef) and not method.name.startswith("_") and method.name != "forward":
                 known = ast.get_docstring(method) or any(declares(base, method.name) for base in bases)

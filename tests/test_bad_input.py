@@ -65,6 +65,7 @@ TRAINING = {
     "--device=cuda:77": "device 'cuda:77' cannot be used: ",
     "--device=gpu": "device 'gpu' cannot be used: ",
     "--config.data.name=digit": "unknown dataset 'digit'; did you mean 'digits'?",
+    "--config.data.name=pairs": "data.path is empty: give a samples.npz with pairs; write it with --mode sample",
     "--config.codec.name=pixel": "unknown codec 'pixel'; did you mean 'pixels'?",
     "--config.sde.name=vpsdee": "unknown sde.name 'vpsdee'; did you mean 'vpsde'",
     "--config.sde.sigma_max=20": "unknown config key 'sde.sigma_max'; did you mean 'sde.beta_max'?",
@@ -73,10 +74,10 @@ TRAINING = {
     "--config.network.name=unett": "unknown network.name 'unett'; did you mean 'unet'?",
     "--config.network.channel_mult=(1,1,1,1,1)": "shape (1, 8, 8) does not divide by 16, as 5 levels need; the nearest",
     "--config.network.num_classes=3": "network.num_classes 3: the data have 10; 0 ignores them",
-    "--config.denoiser.parameterization=epsilon": "unknown parameterization 'epsilon'; known: edm, eps, score, v, x0",
+    "--config.denoiser.parameterization=epsilon": "unknown parameterization 'epsilon'; known: edm, eps, flow, mean",
     "--config.denoiser.sigma_data=-1": "sigma_data -1.0: need the standard deviation of the data, above 0",
     "--config.loss.weight=simpel": "unknown weight 'simpel'; did you mean 'simple'?",
-    "--config.loss.time_law=lognorml": "unknown time law 'lognorml'; did you mean 'lognormal'?",
+    "--config.loss.time_law=lognorml": "unknown time law 'lognorml'; did you mean 'lognormal'",
     "--config.optim.name=sgd": "unknown optimizer 'sgd'; known: adam, adamw",
     "--config.optim.decay=cosin": "unknown decay 'cosin'; did you mean 'cosine'?",
     "--config.optim.learning_rate=-1": "optim.learning_rate -1.0: need at least 0",
@@ -105,7 +106,7 @@ def test_training_with_what_makes_no_sense(refused, word):
 SAMPLING = {
     "--sampler=huen": "unknown sampler 'huen'; did you mean 'heun'?",
     "--config.sample.grid=kerras": "unknown grid 'kerras'; did you mean 'karras'?",
-    "--config.sample.predictor=reverse": "unknown predictor 'reverse'; known: ancestral, ddim, euler_maruyama, none,",
+    "--config.sample.predictor=reverse": "unknown predictor 'reverse'; known: ancestral, ancestral_forward, ddim,",
     "--config.sample.corrector=langevine": "unknown corrector 'langevine'; known: ald, langevin, langevin_batch",
     "--config.sample.snr=0": "snr 0.0: need a ratio above 0, usually 0.05 to 0.2",
     "--config.sample.corrector_steps=-1": "corrector_steps -1: need 0 or more",
@@ -150,6 +151,31 @@ def test_likelihood_with_what_makes_no_sense(workdir, refused, word):
     assert key in refused(2, "--mode=likelihood", "--workdir=run", word)
 
 
+EDITING = {
+    "--task=": "give --task (interpolate",
+    "--task=interpolat": "unknown task 'interpolat'; did you mean 'interpolate'?",
+    "--config.edit.first=360": "edit.first 360: need 0 to 359, or -360 to -1 from the last",
+    "--config.edit.second=-361": "edit.second -361: need 0 to 359, or -360 to -1 from the last",
+    "--config.edit.frames=1": "edit.frames 1: need at least 2",
+    "--config.edit.depths=(0.5,1.5)": "depth 1.5: need a share of noise above ",
+    "--config.edit.depths=(0.0,)": "depth 0.0: need a share of noise above ",
+    "--config.sample.variance=2": "variance 2.0: need 0 (posterior) to 1 (forward)",
+    "--config.sample.solver=rk4": "unknown solver 'rk4'; known: dopri5, torchdiffeq",
+    "--split=dev": "<train|test>",
+}
+
+
+@pytest.mark.parametrize("word", EDITING)
+def test_editing_with_what_makes_no_sense(workdir, refused, word):
+    line = refused(2, "--mode=edit", "--workdir=run", "--steps=2", "--task=interpolate", word)
+    assert line.startswith("error: ")
+    assert EDITING[word] in line
+
+
+def test_editing_without_a_task(workdir, refused):
+    assert "give --task (interpolate" in refused(2, "--mode=edit", "--workdir=run")
+
+
 @pytest.mark.parametrize("mode", ["train", "sample"])
 @pytest.mark.parametrize(
     "word", ["--config.network.channels=16", "--config.sde.beta_max=10", "--config.denoiser.parameterization=v"]
@@ -167,22 +193,22 @@ def test_another_recipe_in_the_folder_of_a_run(workdir, refused):
     assert "optim.beta1 is 0.9 there and 0.5 here" in line
 
 
-@pytest.mark.parametrize("mode", ["train", "sample", "likelihood"])
+@pytest.mark.parametrize("mode", ["train", "sample", "likelihood", "bound", "edit"])
 def test_a_config_that_was_edited_to_another_network(workdir, refused, mode):
     """The checkpoint knows better."""
     config = json.loads((workdir / "config.json").read_text())
     config["network"]["channels"], config["train"]["total_images"] = 16, 80
     (workdir / "config.json").write_text(json.dumps(config))
-    line = refused(3, f"--mode={mode}", "--workdir=run")
+    line = refused(3, f"--mode={mode}", "--workdir=run", "--task=interpolate")
     assert "holds another network" in line
 
 
 # --- what is missing or damaged ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["sample", "likelihood"])
+@pytest.mark.parametrize("mode", ["sample", "likelihood", "bound", "edit"])
 def test_using_a_run_before_it_is_trained(refused, mode):
-    assert refused(3, f"--mode={mode}", "--config=vpsde", "--workdir=new") == (
+    assert refused(3, f"--mode={mode}", "--config=vpsde", "--workdir=new", "--task=interpolate") == (
         "error: no checkpoint in new/checkpoints; train the run first with --mode train"
     )
     assert "no run in new: new/config.json is missing; train one" in refused(3, f"--mode={mode}", "--workdir=new")
@@ -196,11 +222,11 @@ def test_a_damaged_config_of_a_run(workdir, refused, text):
     assert "restore it or choose another --workdir" in line
 
 
-@pytest.mark.parametrize("mode", ["sample", "likelihood", "train"])
+@pytest.mark.parametrize("mode", ["sample", "likelihood", "bound", "edit", "train"])
 def test_a_truncated_checkpoint(workdir, refused, mode):
     for path in (workdir / "checkpoints" / "step_00000002").glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-10])
-    line = refused(3, f"--mode={mode}", "--workdir=run", "--config.train.total_images=16")
+    line = refused(3, f"--mode={mode}", "--workdir=run", "--config.train.total_images=16", "--task=interpolate")
     assert "is truncated or damaged; restore it from a copy, or train again in another --workdir" in line
 
 
@@ -291,7 +317,7 @@ def test_a_file_in_the_place_of_the_folder(refused, tmp_path, workdir):
         (errno.ENOSPC, "free some space and run the same command to go on"),
     ],
 )
-@pytest.mark.parametrize("mode", ["sample", "likelihood", "data", "train"])
+@pytest.mark.parametrize("mode", ["sample", "likelihood", "edit", "data", "train"])
 def test_a_folder_that_cannot_be_written(workdir, refused, monkeypatch, mode, number, remedy):
     opened = builtins.open
 
@@ -302,8 +328,9 @@ def test_a_folder_that_cannot_be_written(workdir, refused, monkeypatch, mode, nu
 
     monkeypatch.setattr(builtins, "open", open_for_reading)
     words = ("--steps=2", "--num_samples=1", "--config.likelihood.num_examples=1", "--config.train.total_images=16")
-    loose = ("--config.likelihood.rtol=0.1", "--config.likelihood.atol=0.1")
+    loose = ("--config.likelihood.rtol=0.1", "--config.likelihood.atol=0.1", "--task=interpolate")
     (workdir / "samples" / "pc-2").mkdir(parents=True)
+    (workdir / "edit" / "interpolate").mkdir(parents=True)
     for name in ("data", "likelihood"):
         (workdir / name).mkdir()
     line = refused(3, f"--mode={mode}", "--workdir=run", *words, *loose)
@@ -379,12 +406,13 @@ def test_an_interrupt_in_training(workdir, monkeypatch, capsys):
     assert command_line.main(words) == 0
 
 
-@pytest.mark.parametrize("mode", ["sample", "likelihood"])
+@pytest.mark.parametrize("mode", ["sample", "likelihood", "edit"])
 def test_an_interrupt_elsewhere_leaves_nothing(workdir, refused, monkeypatch, mode):
     def interrupted(self, amount, note=""):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(log.Progress, "advance", interrupted)
     loose = ("--config.likelihood.rtol=0.1", "--config.likelihood.atol=0.1", "--config.likelihood.num_examples=1")
-    line = refused(130, f"--mode={mode}", "--workdir=run", "--steps=2", "--num_samples=1", *loose)
+    words = ("--steps=2", "--num_samples=1", "--task=interpolate")
+    line = refused(130, f"--mode={mode}", "--workdir=run", *words, *loose)
     assert line.startswith("interrupted; ")

@@ -10,7 +10,7 @@ from engine.config import MODEL, RECIPE, conform, differences, flat, from_json, 
 from engine.errors import CheckpointError
 from models import NETWORKS
 from samplers import GRIDS, STEPS
-from sde_lib import PARAMETERIZATIONS, PROBES, SDES, SOLVERS, TIME_LAWS, WEIGHTS
+from sde_lib import LEARNING_LAWS, PARAMETERIZATIONS, PROBES, SDES, SOLVERS, TIME_LAWS, WEIGHTS
 
 CLASSES = {"sde": SDES, "network": NETWORKS}
 
@@ -61,7 +61,7 @@ def test_names_are_in_their_tables(name):
     assert config.codec.name in CODECS
     assert config.data.name in DATASETS
     assert config.loss.weight in WEIGHTS
-    assert config.loss.time_law in TIME_LAWS
+    assert config.loss.time_law in TIME_LAWS | LEARNING_LAWS
     assert config.denoiser.parameterization in PARAMETERIZATIONS
     assert config.sample.sampler in STEPS
     assert config.sample.grid in GRIDS
@@ -202,6 +202,8 @@ def test_differences(config):
     found = differences(config, other, MODEL)
     assert found["sde.name"] == ("vpsde", "vesde")
     assert found["sde.beta_max"] == (20.0, None)
+    found = differences(load("edm"), load("consistency_training"), MODEL)
+    assert found == {"loss.name": ("denoising", "consistency_training")}
 
 
 def test_the_folder_is_named_after_the_config(tmp_path, monkeypatch):

@@ -12,9 +12,8 @@ from data import Dataset, Pixels, read_digits
 from engine import checkpoint, likelihood
 from engine.build import DataFacts, build
 from engine.config import load, override
-from engine.likelihood import prior_mismatch
 from engine.randomness import DEQUANTIZATION, positions, uniform
-from sde_lib import SDES, GaussianMixture
+from sde_lib import SDES, GaussianMixture, prior_term
 
 LOOSE = ("--config.likelihood.rtol=1e-2", "--config.likelihood.atol=1e-2")
 KEYS = ("bits_per_dim", "bits_per_dim_stderr", "nats", "terms", "nfe", "probes", "rtol", "atol", "num_examples")
@@ -111,7 +110,7 @@ def test_nats_of_each_point_are_those_of_the_density(sde, exact):
     x = MEAN + STD * torch.randn(12, 2, generator=torch.Generator().manual_seed(1))
     result, rows = exact(Dataset(x.numpy(), np.arange(12)), sde)
     assert len(rows["nats"]) == 12
-    mismatch = prior_mismatch(SDES[sde](), x).max().item()
+    mismatch = prior_term(SDES[sde](), x).max().item()
     np.testing.assert_allclose(rows["nats"], log_normal(x.double(), SDES[sde]()), atol=2e-3 + 2 * mismatch**0.5)
     assert result["bits_per_dim"] is None
     assert result["divergence"] == "exact"
@@ -148,7 +147,7 @@ def test_the_mismatch_of_the_prior_is_a_divergence_between_normals(sde):
     end = torch.distributions.Normal(alpha * x, torch.full_like(x, sigma))
     prior = torch.distributions.Normal(torch.zeros_like(x), torch.full_like(x, made.prior_std))
     expected = torch.distributions.kl_divergence(end, prior).flatten(1).sum(1)
-    torch.testing.assert_close(prior_mismatch(made, x), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(prior_term(made, x), expected, rtol=1e-9, atol=1e-12)
 
 
 # --- a trained run ----------------------------------------------------------------------------------------------------

@@ -17,8 +17,10 @@ from engine.sample import draw, make_step, make_times
 from samplers import GRIDS, STEPS
 
 LOOSE = ("--config.sample.rtol=1e-2", "--config.sample.atol=1e-2")
-EVALUATIONS = {"pc": 2, "heun": 2} | dict.fromkeys(("euler_maruyama", "reverse_diffusion", "ancestral", "ddim"), 1)
-"""Calls of the denoiser in a step; ode chooses for itself."""
+EVALUATIONS = {"pc": 9, "heun": 9, "plms": 6, "pndm": 14, "ald": 26} | dict.fromkeys(
+    ("euler_maruyama", "reverse_diffusion", "ancestral", "ancestral_learned", "ddim", "consistency"), 5
+)
+"""Calls of the denoiser for 4 steps and the last denoising; ode chooses for itself."""
 
 
 def command(*words):
@@ -59,7 +61,7 @@ def test_each_sampler_draws_and_counts_its_evaluations(sampler, digits, drawn, m
     assert manifest["sampler"] == sampler
     assert manifest["nfe"] == len(calls) / 2
     if sampler in EVALUATIONS:
-        assert manifest["nfe"] == 4 * EVALUATIONS[sampler] + 1
+        assert manifest["nfe"] == EVALUATIONS[sampler]
         assert set(calls) == {1, 2}
 
 
@@ -194,6 +196,7 @@ def test_the_config_alone_finds_its_run(digits, drawn, tmp_path, monkeypatch):
     shutil.copytree(digits, tmp_path / "runs" / "vpsde")
     monkeypatch.chdir(tmp_path)
     words = ("--mode=sample", "--config=vpsde", "--config.network.channels=8", "--steps=3", "--num_samples=1")
+    words += ("--config.network.learned_variance=True",)
     assert command(*words, "--sampler=ddim") == 0
     assert (tmp_path / "runs" / "vpsde" / "samples" / "ddim-3" / "samples.npz").is_file()
 
@@ -213,11 +216,13 @@ def test_a_step_takes_its_keys_of_the_config(sampler):
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_the_grid_of_the_config_and_its_end(grid):
-    config, sde = load("vpsde"), sde_lib.SDES["vpsde"]()
-    config.sample.grid, config.sample.steps, config.sample.t_min = grid, 6, 0.0
-    assert torch.equal(make_times(config, sde), GRIDS[grid](sde, 6))
-    config.sample.t_min = 1e-3
-    assert make_times(config, sde)[-1] == 1e-3
+    chain = grid.startswith("levels")
+    config, sde = load("vpsde"), sde_lib.SDES["ddpm" if chain else "vpsde"]()
+    config.sample.grid, config.sample.steps, config.sample.t_min = grid, 10, 0.0
+    assert torch.equal(make_times(config, sde), GRIDS[grid](sde, 10))
+    config.sample.t_min = 10.0 if chain else 1e-3
+    noisy = make_times(config, sde)
+    assert noisy[sde.sigma(noisy) > 0][-1] == config.sample.t_min
 
 
 def test_a_sample_that_is_not_finite_is_told_by_its_seed(digits, drawn, monkeypatch, capsys):

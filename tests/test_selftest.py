@@ -155,7 +155,7 @@ def test_what_the_library_has_is_known_in_closed_form():
     assert losses.LAW_FORMS.keys() == TIME_LAWS.keys()
     assert steps.MOVES.keys() | steps.ADAPTIVE == STEPS.keys()
     assert denoisers.TARGETS.keys() == PARAMETERIZATIONS.keys()
-    assert grids.EVEN.keys() == GRIDS.keys()
+    assert grids.EVEN.keys() | grids.LEVELS.keys() == GRIDS.keys()
 
 
 def test_a_new_step_is_checked_by_being_there(monkeypatch):

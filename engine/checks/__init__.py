@@ -7,7 +7,10 @@ that a new entry is checked by being there.
 from collections.abc import Callable, Iterator
 
 from engine.checks import (
+    bound,
+    classifier,
     codecs,
+    consistency,
     denoisers,
     exact,
     grids,
@@ -17,6 +20,7 @@ from engine.checks import (
     noise,
     processes,
     sampling,
+    score_matching,
     steps,
     training,
 )
@@ -27,11 +31,15 @@ CHECKS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "exact": exact.check,
     "denoisers": denoisers.check,
     "losses": losses.check,
+    "bound": bound.check,
+    "score_matching": score_matching.check,
+    "consistency": consistency.check,
     "noise": noise.check,
     "grids": grids.check,
     "steps": steps.check,
     "sampling": sampling.check,
     "guidance": guidance.check,
+    "classifier": classifier.check,
     "likelihood": likelihood.check,
     "codecs": codecs.check,
     "training": training.check,

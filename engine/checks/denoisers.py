@@ -25,6 +25,7 @@ TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "eps": lambda alpha, sigma, x0, eps: eps,
     "score": lambda alpha, sigma, x0, eps: -eps / sigma,
     "v": lambda alpha, sigma, x0, eps: (alpha * eps - sigma * x0) / (alpha**2 + sigma**2).sqrt(),
+    "flow": lambda alpha, sigma, x0, eps: eps - x0,
     "edm": edm_target,
 }
 """What a perfect network would say of the pair (x0, eps)."""

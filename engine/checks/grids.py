@@ -7,32 +7,50 @@ import numpy as np
 from engine.checks.rows import Row, Setting, distance, exactly, worst
 from engine.checks.textbook import INTERVALS, PROCESSES, Process
 from samplers import GRIDS
-from sde_lib import SDES
+from sde_lib import SDES, Discrete
 
 EVEN: dict[str, Callable[[Process, np.ndarray], np.ndarray]] = {
     "uniform": lambda book, t: t,
     "quadratic": lambda book, t: np.sqrt(t),
     "log_snr": lambda book, t: book.log_snr,
     "karras": lambda book, t: (book.sigma / book.alpha) ** (1 / 7),
+    "edm": lambda book, t: (book.sigma / book.alpha) ** (1 / 7),
 }
 """What is evenly spaced."""
+
+TO_THE_DATA = {"edm"}
+"""Grids whose last time is that of the data; the others before it are evenly spaced."""
+
+LEVELS: dict[str, Callable[[int, int], list[int]]] = {
+    "levels": lambda num, steps: [num // steps * i for i in range(steps, -1, -1)],
+    "levels_quadratic": lambda num, steps: [max(i, int(num * i**2 / steps**2)) for i in range(steps, -1, -1)],
+}
+"""Grids of whole levels: of so many, in so many steps. Song, Meng, Ermon, 2021, appendix D.2."""
 
 
 def check(setting: Setting) -> Iterator[Row]:
     """Ends and spacing of every grid under every SDE; times are float64 whatever the setting."""
-    for name, grid in GRIDS.items():
+    for name in [name for name in GRIDS if name not in LEVELS]:
         spacing, ends = [], []
         for sde_name in [name for name in SDES if name in PROCESSES]:
             sde = SDES[sde_name]()
-            times = exactly(grid(sde, 20)).numpy()
             low, high = INTERVALS[sde_name]
-            ends += [distance(times[[0, -1]], [high, low]), float(abs(len(times) - 21))]
-            inner = exactly(grid(sde, 4, start=0.6 * high, end=0.1 * high)).numpy()
-            ends.append(distance(inner[[0, -1]], [0.6 * high, 0.1 * high]))
-            for t in (times, inner):
-                values = EVEN[name](PROCESSES[sde_name](t), t) if name in EVEN else t
-                steps = np.diff(values)
-                spacing.append(distance(steps, steps.mean(), abs(steps.mean())) if name in EVEN else 0.0)
-            spacing.append(float((np.diff(times) >= 0).sum()))
+            for first, last in ((high, low), (0.6 * high, low + 0.1 * (high - low))):
+                times = exactly(GRIDS[name](sde, 20, first, last))
+                if name in TO_THE_DATA:
+                    ends.append(sde.sigma(times[-1]).item())
+                    times = times[:-1]
+                times = times.numpy()
+                ends += [distance(times[[0, -1]], [first, last]), float(abs(len(times) - 21 + (name in TO_THE_DATA)))]
+                if name in EVEN:
+                    steps = np.diff(EVEN[name](PROCESSES[sde_name](times), times))
+                    spacing.append(distance(steps, steps.mean(), abs(steps.mean())))
+                spacing.append(float((np.diff(times) >= 0).sum()))
         yield Row(f"grid {name}: ends", worst(ends), 0.0)
         yield Row(f"grid {name}: evenly spaced", worst(spacing), 1e-9)
+    chains = [sde for sde in (make() for make in SDES.values()) if isinstance(sde, Discrete)]
+    for name, form in LEVELS.items():
+        found = worst(
+            distance(GRIDS[name](sde, steps), form(int(sde.t_max), steps)) for sde in chains for steps in (1, 4, 8)
+        )
+        yield Row(f"grid {name}: levels", found, 0.0)

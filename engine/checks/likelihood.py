@@ -25,7 +25,7 @@ from engine.config import Options, override, to_json
 from engine.files import write_text
 from engine.randomness import DEQUANTIZATION, positions, uniform
 from engine.train import Trainer
-from sde_lib import PROBES, SDE, SDES, SOLVERS, GaussianMixture, LogProb, exact_trace, log_prob
+from sde_lib import PROBES, SDE, SDES, SOLVERS, GaussianMixture, LogProb, exact_trace, log_prob, prior_term
 
 TOLERANCE = 1e-5
 
@@ -128,7 +128,7 @@ def mismatch(sde: SDE, setting: Setting) -> float:
     x0, (alpha, sigma, _) = setting.normals(5, 2, 3), sde.at(sde.t_max)
     laws = torch.distributions.Normal(alpha * exactly(x0), sigma), torch.distributions.Normal(0.0, sde.prior_std)
     expected = torch.distributions.kl_divergence(*laws).flatten(1).sum(1)
-    return distance(likelihood.prior_mismatch(sde, x0), expected)
+    return distance(prior_term(sde, x0), expected)
 
 
 def hutchinson(name: str, setting: Setting) -> Iterator[Row]:

@@ -1,7 +1,8 @@
 """Every process against the papers, a simulation of itself, and the identities that samplers rely on."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -9,11 +10,11 @@ from torch import Tensor
 
 from engine.checks.rows import Row, Setting, distance, exactly, relative, worst
 from engine.checks.textbook import INTERVALS, PRIOR_STD, PROCESSES
-from sde_lib import SDE, SDES, VESDE, VPSDE
+from sde_lib import SDE, SDES, VPSDE, MonotoneSchedule, ladder_ratio
 
 
 def check(setting: Setting) -> Iterator[Row]:
-    """Marginals, rates, inverse, transitions, bridges and prior of every SDE; the chains of DDPM and NCSN."""
+    """Marginals, rates, inverse, transitions, bridges and prior of every SDE; chains and a learned schedule."""
     for name, make in SDES.items():
         sde = make()
         times = interval(sde, 61)
@@ -23,7 +24,8 @@ def check(setting: Setting) -> Iterator[Row]:
             found = worst([relative(sde.alpha(t), book.alpha), relative(sde.sigma(t), book.sigma)])
             yield Row(f"{name}: alpha and sigma against the closed forms", found, 500 * setting.rounding)
             found = worst([relative(sde.drift(t), book.f), relative(sde.diffusion(t), book.g)])
-            yield Row(f"{name}: drift and diffusion against the closed forms", found, 500 * setting.rounding)
+            allowed = max(1e-11, 500 * setting.rounding)
+            yield Row(f"{name}: drift and diffusion against the closed forms", found, allowed)
             ends = (sde.t_min, sde.t_max, sde.prior_std)
             yield Row(f"{name}: interval and prior", distance(ends, (*INTERVALS[name], PRIOR_STD[name])), 0.0)
         yield Row(f"{name}: marginals against the moment equations", moment_equations(sde), 1e-4)
@@ -31,6 +33,7 @@ def check(setting: Setting) -> Iterator[Row]:
         l = sde.log_snr(t)
         again = distance(sde.log_snr(sde.time(l)), l, 1 + exactly(l).abs())
         yield Row(f"{name}: log-SNR to time and back", again, 500 * setting.rounding)
+        yield Row(f"{name}: the time without noise", data_time(sde), 0.0)
         yield Row(f"{name}: times as numbers, in tables and as tensors", ways_to_ask(make, times), 1e-12)
         yield Row(f"{name}: transitions compose and carry the marginals", transitions(sde, times), 1e-11)
         yield Row(f"{name}: bridges keep the marginals", bridges(sde, times, setting), 16 * setting.rounding)
@@ -41,7 +44,8 @@ def check(setting: Setting) -> Iterator[Row]:
         )
         yield Row(f"{name}: density of the prior", prior(sde, setting), 16 * setting.rounding)
     yield Row("DDPM's chain of vpsde: betas from 1e-4 to 0.02", ddpm_chain(), 1e-9)
-    yield Row("NCSN's ladder of vesde: levels from 0.01 to 50", ncsn_ladder(), 1e-9)
+    yield Row("NCSN's ladder: probability that neighbours overlap, distance from 1/2", ladder_overlap(), 1e-8)
+    yield from learned(setting)
 
 
 def interval(sde: SDE, num: int) -> Tensor:
@@ -52,7 +56,10 @@ def interval(sde: SDE, num: int) -> Tensor:
 def moment_equations(sde: SDE) -> float:
     """dm/dt = f m and dv/dt = 2 f v + g^2 over the whole interval, with the drift and diffusion that the SDE tells."""
     ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
-    times = sde.time(torch.linspace(*ends, 4001, dtype=torch.float64))
+    times = sde.time(torch.linspace(*ends, 4001, dtype=torch.float64)).clamp(sde.t_min, sde.t_max)
+    # Whole numbers too: at those the rates of a chain jump.
+    times = torch.cat([times, torch.arange(1, math.floor(sde.t_max) + 1, dtype=torch.float64)])
+    times = times[times >= sde.t_min].unique()
     alpha, sigma, _ = sde.at(times[0].item())
     m, v, marginals = alpha, sigma**2, []
     for a, b in frozen_moves(sde, times):
@@ -83,7 +90,13 @@ def frozen_moves(sde: SDE, times: Tensor) -> list[tuple[float, float]]:
     return list(zip(growth.tolist(), ((growth * h).sqrt() * sde.diffusion(middle)).tolist()))
 
 
-def ways_to_ask(make: type[SDE], times: Tensor) -> float:
+def data_time(sde: SDE) -> float:
+    """At an infinite log-SNR alpha is 1 and sigma 0."""
+    alpha, sigma, _ = sde.at(sde.time(torch.tensor(math.inf, dtype=torch.float64)).item())
+    return distance([alpha, sigma], [1.0, 0.0])
+
+
+def ways_to_ask(make: Callable[[], SDE], times: Tensor) -> float:
     """Numbers, numbers from a table and tensors give the same alpha, sigma, log-SNR, drift and diffusion."""
     alone, table = make(), make()
     table.tabulate(times)
@@ -163,8 +176,26 @@ def ddpm_chain() -> float:
     return relative([(a**2, b**2) for a, b in kernels], np.stack([1 - betas, betas], 1)[1::7])
 
 
-def ncsn_ladder() -> float:
-    """Levels in geometric progression."""
-    chain = VESDE().discretize(1000)
-    levels = torch.arange(1.0, 1001.0, dtype=torch.float64)
-    return relative(chain.sigma(levels), np.geomspace(0.01, 50, 1000))
+def ladder_overlap() -> float:
+    """Phi(sqrt(2 D) (r - 1) + 3 r) - Phi(sqrt(2 D) (r - 1) - 3 r) is 1/2. Song, Ermon, 2020, technique 2."""
+    normal, errors = NormalDist(), []
+    for dimensions in (5, 64, 3072, 196_608):
+        r, width = ladder_ratio(dimensions), math.sqrt(2 * dimensions)
+        overlap = normal.cdf(width * (r - 1) + 3 * r) - normal.cdf(width * (r - 1) - 3 * r)
+        errors.append(abs(overlap - 0.5))
+    return worst(errors)
+
+
+def learned(setting: Setting) -> Iterator[Row]:
+    """A schedule with weights, centres and widths of its own: ends, inverse, and density against differences."""
+    schedule = MonotoneSchedule(-8.0, 9.0, 6).to(setting.device)
+    for seed, parameter in enumerate(schedule.parameters()):
+        parameter.data += 0.5 * setting.normals(*parameter.shape, seed=seed).to(parameter)
+    ends = schedule(setting.tensor([9.0, -8.0]))
+    yield Row("learned schedule: times of the ends", distance(ends, [0.0, 1.0]), 4 * setting.rounding)
+    l = setting.tensor(np.linspace(-8, 9, 35))
+    again = distance(schedule.log_snr(schedule(l)), l, 1 / exactly(schedule.density(l)))
+    yield Row("learned schedule: log-SNR to time and back", again, 16 * setting.rounding)
+    fine = torch.linspace(-8, 9, 3401, dtype=torch.float64, device=setting.device)
+    found = distance(-schedule(fine).diff() / fine.diff(), schedule.density(0.5 * (fine[1:] + fine[:-1])))
+    yield Row("learned schedule: density against the slope of the time", found, 1e-4)

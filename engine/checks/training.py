@@ -11,13 +11,16 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from configs import default
-from engine import checkpoint, train
+from engine import checkpoint
 from engine.build import read_dataset
 from engine.checks.rows import Row, Setting, distance, exactly, relative, worst
 from engine.config import load, override
 from engine.ema import EMA
 from engine.errors import CheckpointError
-from engine.train import HeldOut, Trainer, draw_times, learning_rate
+from engine.held_out import HeldOut
+from engine.randomness import dither as dither_of
+from engine.randomness import draw_times
+from engine.train import Trainer, learning_rate
 from sde_lib import SDES, TIME_LAWS
 
 
@@ -87,7 +90,7 @@ def shares(setting: Setting) -> int:
 
 def dither(setting: Setting) -> Iterator[Row]:
     """Uniform noise of one level's width, around each level."""
-    offset = exactly(train.dither(0, torch.arange(512), torch.empty(1, 1, 2, 3, device=setting.device))).flatten()
+    offset = exactly(dither_of(0, torch.arange(512), torch.empty(1, 1, 2, 3, device=setting.device))).flatten()
     found = abs(offset.mean().item()) / (1 / 12 / offset.numel()) ** 0.5
     yield Row("dequantisation: mean, in standard errors", found, 4.0)
     yield Row("dequantisation: width of the noise", distance(offset.max() - offset.min(), 1.0), 0.01)

@@ -6,8 +6,8 @@ from itertools import pairwise
 import torch
 
 from parity.recordings import Comparison, Group, Recording, per_sample, replay
-from samplers import DDIM, GRIDS, Ancestral, Heun, Step, sample
-from sde_lib import EDMSDE, SDE, VPSDE, GaussianMixture
+from samplers import DDIM, GRIDS, PLMS, PNDM, Ancestral, Heun, Step, sample, trajectory
+from sde_lib import EDMSDE, SDE, VPSDE, GaussianMixture, Prediction
 
 CHAINS: dict[str, Callable[[SDE], Step]] = {
     "ddpm_small": Ancestral,
@@ -17,6 +17,9 @@ CHAINS: dict[str, Callable[[SDE], Step]] = {
     "ddim_trailing": DDIM,
 }
 """Schedulers that walk along the levels of DDPM's chain."""
+
+MULTISTEP: dict[str, Callable[[SDE], Step]] = {"pndm": PNDM, "pndm_plms": PLMS}
+"""Schedulers along the same levels that stop at the first instead of going on to the data."""
 
 LADDERS: dict[str, Callable[[SDE], Step]] = {
     "euler": DDIM,
@@ -48,9 +51,30 @@ def chains(recording: Recording) -> Iterator[Comparison]:
         if name not in CHAINS:
             continue
         levels = recording[f"{run}.timesteps"].double() + 1
+        if name == "ddim_trailing":
+            levels = GRIDS["levels"](sde, len(levels))
         draw, x = replay(recording[f"noise{size}.bank"]), recording[f"noise{size}.initial"].double()
         ours = sample(CHAINS[name](sde), mixture(recording, size).denoiser(sde), x, levels, draw)
         yield f"{run}.d{size}.x_f64", ours, recording[f"{run}.d{size}.x_f64"]
+
+
+def multistep(recording: Recording) -> Iterator[Comparison]:
+    """The last state, and the levels at which the denoiser was asked, one after the other."""
+    sde = VPSDE(0.1, 20.0).discretize(1000)
+    for run, name, size in runs(recording):
+        if name not in MULTISTEP:
+            continue
+        num_steps, asked = int(run.split(".")[1]), []
+        times = GRIDS["levels"](sde, num_steps - 1, start=1001 - 1000 // num_steps, end=1)
+        exact, x = mixture(recording, size).denoiser(sde), recording[f"noise{size}.initial"].double()
+
+        def denoise(x: torch.Tensor, t: float, exact: Callable = exact, asked: list = asked) -> Prediction:
+            asked.append(t - 1)
+            return exact(x, t)
+
+        *_, ours, _ = trajectory(MULTISTEP[name](sde), denoise, x, times, torch.zeros_like)
+        yield f"{run}.d{size}.x_f64", ours, recording[f"{run}.d{size}.x_f64"]
+        yield f"{run}.timesteps", torch.tensor(asked), recording[f"{run}.timesteps"]
 
 
 def ladders(recording: Recording) -> Iterator[Comparison]:
@@ -76,5 +100,6 @@ def group(what: str, compare: Callable) -> Group:
 
 GROUPS = (
     group("DDPM, DDIM", chains),
+    group("PNDM, with and without its Runge-Kutta start", multistep),
     group("Euler, Euler ancestral, Heun, DPM-Solver++ of order 1", ladders),
 )

@@ -1,7 +1,9 @@
 """guided-diffusion: tables of the chains, single steps, whole respaced chains."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -14,12 +16,15 @@ from parity.recordings import (
     column,
     parameters,
     per_element,
+    per_hundredth_element,
     per_unit_element,
     replay,
 )
-from samplers import DDIM, Ancestral, Step, sample
-from sde_lib import SDE, VPSDE, Discrete, GaussianMixture
+from samplers import DDIM, Ancestral, LearnedVariance, Step, sample
+from sde_lib import SDE, VPSDE, WEIGHTS, Discrete, GaussianMixture, prior_term, variational_bound
+from sde_lib.bound import Bound, Hybrid, kl, log_prob_bins, log_prob_data, step_bound
 from sde_lib.denoiser import Prediction
+from sde_lib.process import reverse_std
 
 THINNED = ("spaced0", "spaced1", "spaced2", "spaced3", "spaced4", "spaced5")
 """The recorded selections of levels from a chain of 1000; the others are from chains of other lengths."""
@@ -113,17 +118,148 @@ def update(step: Step, denoisers: list, x: Tensor, levels: list[float], noise: T
     return torch.cat([step(denoise, row, t, t - 1, replay(z[None])) for denoise, row, t, z in samples])
 
 
+# --- the bound --------------------------------------------------------------------------------------------------------
+
+
+def published_log_ndtr(x: Tensor) -> Tensor:
+    """The reference takes 1/2 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)) / 2 for the distribution of a normal."""
+    return torch.nn.functional.logsigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+
+
+def published(function: Callable, *args, **kwargs) -> Tensor:
+    """What a function of ours gives with the distribution and the bins of the reference: 256 levels from -1 to 1."""
+    bins = partial(log_prob_bins, edge=256 / 255)
+    with patch("torch.special.log_ndtr", published_log_ndtr), patch("sde_lib.bound.log_prob_bins", bins):
+        return function(*args, **kwargs)
+
+
+def share_of(sde: SDE, kind: str, level: Tensor, channel: Tensor) -> Tensor:
+    """What the variance channel says; or the choice of a fixed variance, where level 1 has the posterior of level 2."""
+    if kind.endswith("_range"):
+        return 0.5 * (channel + 1)
+    return torch.where(level > 1, float(kind.endswith("_large")), 0.0).expand_as(channel)
+
+
+def bounds(sde: SDE, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Deviations of the posterior and of the forward move."""
+    second = level.clamp(min=2)
+    return sde.bridge(0.0, 1.0, second, second - 1, eta=1.0)[1], sde.transition(level - 1, level)[1]
+
+
+def in_bits(nats: Tensor, like: Tensor) -> Tensor:
+    return nats / (like[0].numel() * math.log(2))
+
+
+def predictions(recording: Recording) -> Iterator[tuple[str, str, Discrete, Tensor, Tensor, Prediction]]:
+    """(case, kind, chain, level, x_t, what the network says) in double precision; our variances have bounds."""
+    level, output = column(recording["t"].double() + 1), recording["model_output"].double()
+    for case in parameters(recording.name)["cases"]:
+        schedule, kind = case.split(".")
+        if kind == "eps_learned":
+            continue
+        sde, x = chain(schedule), recording[f"{schedule}.x_t"].double()
+        found = estimate(sde, kind, output[:, :3])(x, level).x0
+        yield case, kind, sde, level, x, Prediction(found, share_of(sde, kind, level, output[:, 3:]))
+
+
+def variances(recording: Recording) -> Iterator[Comparison]:
+    """Logarithms of the variances of reverse moves, fixed and learned."""
+    for case, _, sde, level, _, prediction in predictions(recording):
+        name = f"{case}.noclip.log_variance"
+        if name in recording:
+            yield name, 2 * torch.log(reverse_std(*bounds(sde, level), prediction.variance)), recording[name]
+
+
+def step_bounds(recording: Recording) -> Iterator[Comparison]:
+    """Terms of the bound; the reference cuts probabilities at 1e-12, which a wild estimate of the data meets."""
+    x0 = recording["x_start"].double()
+    for case, kind, sde, level, x, plain in predictions(recording):
+        rows = slice(int(kind.startswith("x0")), None)
+        for name, clip in {"noclip": 1e9, "clip": 1.0}.items():
+            prediction = plain._replace(x0=plain.x0.clamp(-clip, clip))
+            ours = in_bits(published(step_bound, sde, prediction, x0, x, level, 0.0, 2 / 255), x0)
+            if f"{case}.{name}.vb_bpd" in recording:
+                yield f"{case}.{name}.vb_bpd", ours[rows], recording[f"{case}.{name}.vb_bpd"][rows]
+    for schedule in ("linear", "cosine"):
+        yield f"{schedule}.prior_bpd", in_bits(prior_term(chain(schedule), x0), x0), recording[f"{schedule}.prior_bpd"]
+
+
+def objectives(recording: Recording) -> Iterator[Comparison]:
+    """Training losses: rescaled_kl is our bound, rescaled_mse our hybrid; others count one level of 1000."""
+    x0, eps = recording["x_start"].double(), recording["q_noise"].double()
+    for case, kind, sde, level, _, prediction in predictions(recording):
+        if not kind.endswith("_range"):
+            continue
+        weight = WEIGHTS["x0" if kind.startswith("x0") else "simple"]
+        bound, hybrid = Bound(sde, 2 / 255), Hybrid(sde, weight, 2 / 255)
+        told = (lambda x, t, prediction=prediction: prediction, x0, eps, level, None, 0.0)
+        simple, whole, both = hybrid.simple(*told), published(bound, *told), published(hybrid, *told)
+        ours = {
+            "mse.mse": simple,
+            "mse.vb": whole / 1000,
+            "mse.loss": simple + whole / 1000,
+            "rescaled_mse.loss": both,
+            "kl.loss": whole / 1000,
+        }
+        rows = slice(int(kind.startswith("x0")), None)
+        for name, values in ours.items():
+            yield f"{case}.training.{name}", values[rows], recording[f"{case}.training.{name}"][rows]
+        theirs = recording[f"{case}.training.rescaled_kl.loss"] / 1000
+        yield f"{case}.training.rescaled_kl.loss", whole[rows] / 1000, theirs[rows]
+
+
+def laws(recording: Recording) -> Iterator[Comparison]:
+    """A divergence of normals, with logarithms of variances for numbers; masses of bins around the data."""
+    x0, eps, output = (recording[key].double() for key in ("x_start", "q_noise", "model_output"))
+    mean, channel = output.chunk(2, 1)
+    yield "normal_kl", kl(x0, torch.exp(0.5 * channel), eps, torch.exp(0.5 * mean)), recording["normal_kl"]
+    masses = published(log_prob_data, x0, x0 + 0.02 * eps, torch.exp(channel - 3), 2 / 255)
+    yield "discretized_ll", masses, recording["discretized_ll"]
+
+
+def whole_bounds(recording: Recording) -> Iterator[Comparison]:
+    """The bound over a chain of some of the levels, with clipped estimates; the reference goes from the last level."""
+    for case, about in recording.cases.items():
+        if about["kind"] != "bpd":
+            continue
+        late = recording[f"{case}.timestep_map"].double() + 1
+        early = torch.cat([torch.zeros(1).double(), late[:-1]])
+        sde = Discrete.of_betas(chain(about["schedule"]).transition(early, late)[1] ** 2)
+        x0 = recording[f"{case}.x_start"].double()
+        draw = replay(recording[f"{case}.noise"].flip(0))
+        found = published(variational_bound, sde, network(about, sde, x0), x0, draw, 0.0, 2 / 255)
+        snr = torch.exp(sde.log_snr(torch.arange(1, len(late) + 1).double()))
+        ours = {
+            "total_bpd": in_bits(found.nats, x0),
+            "prior_bpd": in_bits(found.prior, x0),
+            "vb": in_bits(found.levels.flip(1), x0),
+            "xstart_mse": found.distortion.flip(1) ** 2,
+            "mse": (snr * found.distortion**2).flip(1),
+        }
+        for name, values in ours.items():
+            yield f"{case}.{name}", values, recording[f"{case}.{name}"]
+
+
+# --- whole chains -----------------------------------------------------------------------------------------------------
+
+
+def network(about: dict, sde: SDE, like: Tensor) -> Callable[[Tensor, float], Prediction]:
+    """The exact denoiser of N(mu, s^2), and its share: the variance channel of [-1, 1]."""
+    mean = torch.full((1, *like.shape[1:]), about["mu"], dtype=torch.float64)
+    exact = GaussianMixture(torch.ones(1).double(), mean, about["s"] ** 2).denoiser(sde)
+    denoise = clipped(exact) if about["options"].get("clip_denoised", True) else exact
+    share = 0.5 * (about["var_channel"] + 1)
+    return lambda x, t: Prediction(denoise(x, t).x0, torch.full_like(x, share))
+
+
 def chains(recording: Recording) -> Iterator[Comparison]:
-    """Whole chains over some of the levels; the learned variance, held at 0.2 of [-1, 1], is 0.6 of the way to beta."""
+    """Whole chains over some of the levels, ancestral ones with a learned variance."""
     for case, about in recording.cases.items():
         if about["kind"] == "bpd" or about["cond_fn"]:
             continue
         sde, x = chain(about["schedule"]), recording[f"{case}.x_T"]
-        mean = torch.full((1, *x.shape[1:]), about["mu"], dtype=torch.float64)
-        exact = GaussianMixture(torch.ones(1).double(), mean, about["s"] ** 2).denoiser(sde)
-        denoise = clipped(exact) if about["options"].get("clip_denoised", True) else exact
-        share = 0.5 * (about["var_channel"] + 1)
-        step = Ancestral(sde, share) if about["kind"] == "ddpm" else DDIM(sde, about["options"].get("eta", 0.0))
+        denoise = network(about, sde, x)
+        step = LearnedVariance(sde) if about["kind"] == "ddpm" else DDIM(sde, about["options"].get("eta", 0.0))
         levels = recording[f"{case}.timestep_map"].flip(0).double() + 1
         ours = sample(step, denoise, x, levels, replay(recording[f"{case}.noise"]))
         yield f"{case}.x", ours, recording[f"{case}.x"]
@@ -151,6 +287,11 @@ GROUPS = (
         partial(tables, schedule="cosine"),
     ),
     group("betas of respaced chains", "tables", absolute, 1e-9, "spaced0.linear.betas", respaced),
-    group("ancestral and DDIM updates in float32", "steps", per_unit_element, 1e-4, "x_start", steps),
+    group("variances of reverse moves", "steps", per_element, 1e-4, "normal_kl", variances),
+    group("terms of the bound", "steps", per_hundredth_element, 1e-4, "normal_kl", step_bounds),
+    group("training losses with the bound", "steps", per_hundredth_element, 1e-4, "normal_kl", objectives),
+    group("divergences and masses of bins", "steps", per_element, 1e-4, "normal_kl", laws),
+    group("the whole bound of a respaced chain", "chains", per_element, 1e-4, "bpd.linear.30.vb", whole_bounds),
+    group("ancestral and DDIM updates in float32", "steps", per_unit_element, 1e-4, "linear.eps_range.p_sample", steps),
     group("ancestral and DDIM chains in float32", "chains", per_unit_element, 1e-4, "ddim.linear.ddim25.x", chains),
 )

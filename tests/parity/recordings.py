@@ -110,6 +110,11 @@ def per_unit_element(ours: Tensor, theirs: Tensor) -> float:
     return _worst((ours.double() - theirs.double()).abs() / (theirs.double().abs() + 0.1))
 
 
+def per_hundredth_element(ours: Tensor, theirs: Tensor) -> float:
+    """max |ours - theirs| / (|theirs| + 1/100)."""
+    return _worst((ours.double() - theirs.double()).abs() / (theirs.double().abs() + 0.01))
+
+
 def absolute(ours: Tensor, theirs: Tensor) -> float:
     """max |ours - theirs|."""
     return _worst((ours.double() - theirs.double()).abs())

@@ -1,0 +1,12 @@
+"""Maximum likelihood on the digits, with a law of log-SNR that is learned. Kingma et al., 2021. arXiv:2107.00630"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.loss.weight = "likelihood"
+    config.loss.time_law = "learned"
+    return config

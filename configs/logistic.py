@@ -1,0 +1,14 @@
+"""VP with a logistic law of log-SNR and v-prediction on the digits. Kingma, Gao, 2023. arXiv:2303.00848"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.sde = default.choose("sde", "logistic")
+    config.denoiser.parameterization = "v"
+    config.loss.weight = "v"
+    config.loss.time_law = "uniform"
+    return config

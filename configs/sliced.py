@@ -1,0 +1,11 @@
+"""VE SDE trained by sliced score matching on the handwritten digits. Song, Garg, Shi, Ermon, 2019. arXiv:1905.07088"""
+
+from ml_collections import ConfigDict
+
+from configs import vesde
+
+
+def get_config() -> ConfigDict:
+    config = vesde.get_config()
+    config.loss.name = "sliced_vr"
+    return config

@@ -1,0 +1,166 @@
+"""The bound on the likelihood against closed forms: with exact kernels of Gaussian data it is their density."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from engine.checks.rows import Row, Setting, distance, exactly, relative, worst
+from samplers import LearnedVariance
+from sde_lib import (
+    OBJECTIVES,
+    SDE,
+    SDES,
+    WEIGHTS,
+    Discrete,
+    GaussianMixture,
+    Prediction,
+    ddpm,
+    iddpm,
+    variational_bound,
+)
+from sde_lib.bound import kl, log_prob_bins, step_bound
+from sde_lib.denoiser import CHAIN_PARAMETERIZATIONS
+
+MEAN, STD, WIDTH = 0.5, 0.6, 0.25
+CHAINS: dict[str, Callable[[], Discrete]] = {"ddpm": lambda: ddpm(40, 1e-3, 0.3), "iddpm": lambda: iddpm(40)}
+
+
+def check(setting: Setting) -> Iterator[Row]:
+    """Reverse moves, divergences, masses, single terms, the whole bound, and what is trained with it."""
+    found = worst(stride(make(), setting) for make in SDES.values())
+    yield Row(
+        "learned variance: the law after one long move where the data are Gaussian", found, 1e4 * setting.rounding
+    )
+    yield Row("divergence of two normals", divergence(setting), 100 * setting.rounding)
+    yield Row("masses of the bins add up to 1", distance(masses(setting), 1.0), 100 * setting.rounding)
+    yield Row("masses of far bins, in nats", far(setting), 1e4 * setting.rounding)
+    for name, make in CHAINS.items():
+        yield Row(f"{name}: a term is the weighted error of eps", eps_form(make(), setting), 1e4 * setting.rounding)
+        yield Row(f"{name}: the bound of Gaussian data, in nats", whole(make(), setting), 1e4 * setting.rounding)
+        found = objectives(make(), setting)
+        yield Row(f"{name}: objectives bound and hybrid, by their terms", found, 100 * setting.rounding)
+        found = from_mean(make(), setting)
+        yield Row(f"{name}: the mean of the posterior gives back x0", found, 1e4 * setting.rounding)
+
+
+def stride(sde: SDE, setting: Setting) -> float:
+    """Mean and variance after one move of the exact denoiser and share, relative to the earlier law."""
+    late, early = sde.time(torch.tensor([-2.0, 1.0], dtype=torch.float64)).tolist()
+    (a, b, _), (c, d, _) = sde.at(late), sde.at(early)
+    x, z = setting.tensor([[0.0], [1.0], [0.0]]), setting.tensor([[0.0], [0.0], [1.0]])
+    states = LearnedVariance(sde)(exact(sde, late, early, setting), x, late, early, lambda like: z)
+    offset, at_one, noisy = exactly(states).flatten().tolist()
+    slope, std = at_one - offset, noisy - offset
+    found = [slope * a * MEAN + offset, slope**2 * ((a * STD) ** 2 + b**2) + std**2]
+    return relative(found, [c * MEAN, (c * STD) ** 2 + d**2])
+
+
+def exact(sde: SDE, t: float, s: float, setting: Setting) -> Callable[[Tensor, float], Prediction]:
+    """Denoiser of N(MEAN, STD^2) with the share that makes the move from t to s the true one.
+
+    The true variance is that of the posterior and (alpha_s b^2 / sigma_t^2)^2 Var[x0 | x_t]. To the data themselves the
+    posterior has no width; there the lower bound is that of level 2.
+    """
+    (a, b, _), (c, d, _) = sde.at(t), sde.at(s)
+    forward = b**2 - (a / c * d) ** 2
+    unknown = (c * forward / b**2 * STD * b) ** 2 / ((a * STD) ** 2 + b**2)
+    posterior = forward * d**2 / b**2
+    low = posterior if d > 0 else sde.transition(1, 2)[1] ** 2 * (sde.at(1).sigma / sde.at(2).sigma) ** 2
+    share = math.log((posterior + unknown) / low) / math.log(forward / low)
+    gaussian = GaussianMixture(setting.tensor([1.0]), setting.tensor([[MEAN]]), STD**2).denoiser(sde)
+    return lambda x, t: Prediction(gaussian(x, t).x0, torch.full_like(x, share))
+
+
+def divergence(setting: Setting) -> float:
+    """By torch."""
+    mean1, mean2 = setting.normals(2, 20)
+    std1, std2 = setting.normals(2, 20, seed=1).exp()
+    laws = (torch.distributions.Normal(exactly(m), exactly(s)) for m, s in ((mean1, std1), (mean2, std2)))
+    return relative(kl(mean1, std1, mean2, std2), torch.distributions.kl_divergence(*laws))
+
+
+def masses(setting: Setting) -> Tensor:
+    """Sums over the eight bins of [-1, 1], of laws inside and outside, wide and narrow."""
+    centres = setting.tensor(torch.arange(8) * WIDTH + WIDTH / 2 - 1)
+    means, stds = setting.tensor([[-3.0], [0.0], [0.3], [2.0]]), setting.tensor([[0.01], [0.1], [1.0], [3.0]])
+    return log_prob_bins(centres, means, stds, WIDTH).exp().sum(1)
+
+
+def far(setting: Setting) -> float:
+    """Of a bin 20 deviations from the mean on either side, relative to the logarithm of its mass."""
+    near, end = torch.special.log_ndtr(exactly([-20.0, -22.5]))
+    expected = near + torch.log1p(-torch.exp(end - near))
+    x0 = setting.tensor([2.125, -2.125])
+    return relative(log_prob_bins(x0, torch.zeros_like(x0), 0.1, WIDTH, edge=10.0), expected.expand(2))
+
+
+def eps_form(chain: Discrete, setting: Setting) -> float:
+    """Relative to beta^2 / (2 std^2 (1 - beta) sigma^2) |eps - eps_hat|^2. Ho, Jain, Abbeel, 2020, eq. 12."""
+    t = torch.tensor([2.0, 11.0, 25.0, 38.0], dtype=torch.float64)[:, None]
+    square, earlier = chain.at(t).alpha ** 2, chain.at(t - 1).alpha ** 2
+    beta = 1 - square / earlier
+    variance = beta * (1 - earlier) / (1 - square)
+    x0, found, eps = setting.normals(3, 4, 3)
+    x = chain.perturb(x0, eps, setting.tensor(t))
+    x0_hat = chain.x0(x, found, setting.tensor(t))
+    expected = beta**2 / (2 * variance * (1 - beta) * (1 - square)) * exactly(eps - found).square()
+    terms = [
+        step_bound(chain, Prediction(*rows[:1]), *rows[1:], level, 0.0, 0.0)
+        for *rows, level in zip(*(v.split(1) for v in (x0_hat, x0, x)), t.flatten().tolist(), strict=True)
+    ]
+    return relative(torch.cat(terms), expected.sum(1))
+
+
+def whole(chain: Discrete, setting: Setting) -> float:
+    """To -log p(x0) and what the prior is off, KL(q(x_N | x_0) || prior) - KL(q(x_N | x_0) || q(x_N)).
+
+    Three points are the mean over the noise of a square of a normal.
+    """
+    x0, nodes = (
+        torch.tensor([-1.0, 0.2, 1.5], dtype=torch.float64),
+        math.sqrt(3) * torch.tensor([-1.0, 0.0, 1.0]).double(),
+    )
+    eps, shares = setting.tensor(nodes.repeat(3)[:, None]), torch.tensor([1.0, 4.0, 1.0], dtype=torch.float64) / 6
+    found = variational_bound(
+        chain,
+        lambda x, t: exact(chain, t, t - 1, setting)(x, t),
+        setting.tensor(x0.repeat_interleave(3)[:, None]),
+        lambda like: eps,
+        0.0,
+        0.0,
+    )
+    alpha, sigma, _ = chain.at(chain.t_max)
+    laws = ((0.0, 1.0), (alpha * MEAN, math.hypot(alpha * STD, sigma)), (MEAN, STD))
+    prior, last, data = (torch.distributions.Normal(exactly(mean), exactly(std)) for mean, std in laws)
+    end = torch.distributions.Normal(alpha * x0, sigma)
+    off, known = (torch.distributions.kl_divergence(end, law) for law in (prior, last))
+    return distance(exactly(found.nats).reshape(3, 3) @ shares, off - known - data.log_prob(x0))
+
+
+def objectives(chain: Discrete, setting: Setting) -> float:
+    """Relative to N L_{t-1} / (D log 2), and to that over 1000 with the error of eps."""
+    t = setting.tensor([[1.0], [2.0], [17.0], [40.0]])
+    x0, eps, guess = setting.normals(3, 4, 3)
+    prediction = Prediction(guess, torch.sigmoid(setting.normals(4, 3, seed=1)))
+    x = chain.perturb(x0, eps, t)
+    bits = 40 / (3 * math.log(2)) * exactly(step_bound(chain, prediction, x0, x, t, 0.0, WIDTH))
+    simple = exactly(chain.eps(x, guess, t) - eps).square().mean(1)
+    weight = WEIGHTS["simple"]
+    given = (lambda x, t: prediction, x0, eps, t, torch.zeros_like, 0.0)
+    bound = OBJECTIVES["bound"](chain, bin_width=WIDTH)(*given)
+    hybrid = OBJECTIVES["hybrid"](chain, weight, bin_width=WIDTH)(*given)
+    return max(relative(bound, bits), relative(hybrid, simple + bits / 1000))
+
+
+def from_mean(chain: Discrete, setting: Setting) -> float:
+    """Of alpha_s beta / sigma_t^2 x0 + sqrt(1 - beta) sigma_s^2 / sigma_t^2 x. Ho, Jain, Abbeel, 2020, eq. 7."""
+    t = torch.tensor([2.0, 11.0, 25.0], dtype=torch.float64)[:, None]
+    late, early = chain.at(t), chain.at(t - 1)
+    x0, x = exactly(setting.normals(3, 2)), exactly(setting.normals(3, 2, seed=1))
+    beta = 1 - (late.alpha / early.alpha) ** 2
+    mean = (early.alpha * beta * x0 + torch.sqrt(1 - beta) * early.sigma**2 * x) / late.sigma**2
+    given = setting.tensor(t)
+    skip, out = CHAIN_PARAMETERIZATIONS["mean"](chain, given, chain.at(given), STD)
+    return distance(exactly(skip) * x + exactly(out) * mean, x0)

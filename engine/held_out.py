@@ -1,0 +1,64 @@
+"""The loss on held-out data."""
+
+from itertools import pairwise
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor, nn
+
+from data import Dataset, batch_at
+from engine.build import Experiment, make_objective, make_time_law
+from engine.randomness import HELD_OUT, OBJECTIVE, dither, dithers, draw_times, noise, positions
+from sde_lib import Denoiser
+
+HELD_OUT_EXAMPLES = 512
+NOISE_BINS = (-20.0, -8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0, 20.0)
+"""Borders in log-SNR of the bins that the held-out loss is told by; the outer two take everything beyond."""
+
+
+class HeldOut:
+    """The loss on fixed draws of (x, t, eps) from the test split: comparable between steps, and between runs."""
+
+    def __init__(self, config: ConfigDict, experiment: Experiment, dataset: Dataset) -> None:
+        num = min(HELD_OUT_EXAMPLES, len(dataset))
+        batch = batch_at(dataset, config.seed, 0, num)
+        device = experiment.device
+        where = positions(0, num)
+        x = batch.pop("x").to(device)
+        self.x0 = experiment.codec.encode(
+            x + dither(config.seed, where, x[:1]) if dithers(config, experiment.facts) else x
+        )
+        self.eps = batch["eps"].to(device) if "eps" in batch else noise(config.seed, HELD_OUT, where)(self.x0)
+        self.cond = {"label": batch["label"].to(device)} if config.network.get("num_classes") else {}
+        self.t, self.correction = draw_times(0, self.x0, experiment.sde, make_time_law(config))
+        self.objective, self.where = make_objective(config, experiment), where
+        self.experiment, self.config = experiment, config
+
+    @torch.no_grad()
+    def losses(self, network: torch.nn.Module) -> dict[str, float]:
+        """The held-out loss, what a network that is always zero would get, and the loss in bins of log-SNR."""
+        denoise, silent = (self.experiment.denoiser(n, self.config) for n in (network, _Zero(network)))
+        loss, zero = (self.correction.flatten() * self._losses(d) for d in (denoise, silent))
+        borders = torch.tensor(NOISE_BINS[1:-1], device=loss.device)
+        bins = torch.bucketize(self.experiment.sde.log_snr(self.t).flatten(), borders)
+        found = {"held_out_loss": loss.mean().item(), "held_out_loss_of_zero": zero.mean().item()}
+        for k, (low, high) in enumerate(pairwise(NOISE_BINS)):
+            if (bins == k).any():
+                found[f"held_out_loss/log_snr_{low:g}_to_{high:g}"] = loss[bins == k].mean().item()
+        told = self.objective.report(denoise, self.x0, self.eps, **self.cond)
+        return found | {f"held_out_{key}": value for key, value in told.items()}
+
+    def _losses(self, denoise: Denoiser) -> Tensor:
+        draw = noise(self.config.seed, OBJECTIVE, self.where)
+        return self.objective(denoise, self.x0, self.eps, self.t, draw, 1.0, **self.cond)
+
+
+class _Zero(nn.Module):
+    """A network that has learned nothing: zero where the other one says anything."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, log_snr: Tensor, **cond: Tensor) -> Tensor:
+        return torch.zeros_like(self.network(x, log_snr, **cond))

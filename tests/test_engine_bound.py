@@ -1,0 +1,180 @@
+"""The mode bound: against closed forms, each example once, every term in its place, and what it refuses."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import run as command_line
+from data import Dataset, Pixels
+from engine import bound, checkpoint
+from engine.build import DataFacts, build
+from engine.config import load, override
+from sde_lib import GaussianMixture, prior_term
+
+KEYS = ("bits_per_dim", "bits_per_dim_stderr", "terms", "num_examples", "levels", "nfe", "variance", "split", "sde")
+KEYS += ("weights", "seed", "checkpoint_step", "seconds", "versions")
+LEVELS = 30
+MEAN, STD = 0.2, 0.3
+
+
+def command(*words):
+    """Run a command in this process and return its exit status."""
+    return command_line.main(["run.py", *map(str, words)])
+
+
+def read(workdir, split="test"):
+    """The numbers, and the rows of the examples."""
+    folder = workdir / "bound"
+    return json.loads((folder / f"{split}.json").read_text()), dict(np.load(folder / f"{split}.npz"))
+
+
+@pytest.fixture
+def exact(monkeypatch, tmp_path):
+    """Measure a dataset under the exact denoiser of a mixture: (numbers, rows, chain)."""
+
+    def run(dataset, mixture, **changes):
+        config = load("ddpm")
+        given = {"sde.num_levels": LEVELS, "sde.beta_min": 1e-4, "sde.beta_max": 0.4, "bound.batch_size": 7}
+        override(config, [(key, str(value)) for key, value in (given | changes).items()])
+        experiment = build(config, DataFacts(dataset.shape, dataset.levels, STD, 1.0))
+        path = checkpoint.save(tmp_path / "checkpoints", 7, {}, {}, {})
+        monkeypatch.setattr(bound, "load", lambda *args: (experiment, mixture.denoiser(experiment.sde), path))
+        monkeypatch.setattr(bound, "read_dataset", lambda *args: dataset)
+        bound.run(config, tmp_path, command_line.Options())
+        return *read(tmp_path), experiment.sde
+
+    return run
+
+
+def quantized(levels, num=12, shape=(1, 2, 4)):
+    """Draws of N(MEAN, STD^2) as whole numbers."""
+    x = MEAN + STD * torch.randn(num, *shape, generator=torch.Generator().manual_seed(0))
+    return Dataset(Pixels(levels).decode(x).numpy(), np.arange(num), levels=levels)
+
+
+def normal(shape):
+    return GaussianMixture(torch.ones(1), torch.full((1, *shape), MEAN), STD**2)
+
+
+# --- known answers ----------------------------------------------------------------------------------------------------
+
+
+def test_who_knows_the_data_pays_for_the_prior_alone(exact):
+    dataset = Dataset(np.full((3, 1, 2, 2), 3, dtype=np.uint8), np.arange(3), levels=8)
+    x0 = Pixels(8).encode(torch.from_numpy(dataset.x))
+    result, rows, chain = exact(dataset, GaussianMixture.of_points(x0[:1]), **{"bound.variance": 0.0})
+    expected = prior_term(chain, x0).numpy() / (4 * math.log(2))
+    np.testing.assert_allclose(rows["bits_per_dim"], expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(rows["distortion"], 0, atol=1e-5)
+    assert result["terms"]["prior"] == pytest.approx(expected.mean(), rel=1e-4)
+    assert result["terms"]["diffusion"] == pytest.approx(0, abs=1e-6)
+
+
+def test_bits_are_at_least_those_of_the_density_and_near_them(exact):
+    """For the variance of the forward move, right but for the last levels; the volume of a bin is (2 / levels)^D."""
+    dataset = quantized(256, num=60)
+    result, rows, _ = exact(dataset, normal(dataset.shape), **{"bound.variance": 1.0})
+    x = Pixels(256).encode(torch.from_numpy(dataset.x)).double().flatten(1)
+    nats = torch.distributions.Normal(MEAN, STD).log_prob(x).sum(1) + 8 * math.log(2 / 256)
+    gap = rows["bits_per_dim"] + nats.numpy() / (8 * math.log(2))
+    assert 0 < gap.mean() < 0.3
+    assert result["bits_per_dim"] == pytest.approx(rows["bits_per_dim"].mean())
+
+
+def test_the_smaller_variance_is_worse_where_the_data_are_wide(exact):
+    dataset = quantized(17)
+    small, large = (exact(dataset, normal(dataset.shape), **{"bound.variance": v})[0] for v in (0.0, 1.0))
+    assert small["bits_per_dim"] > large["bits_per_dim"]
+    assert (small["variance"], large["variance"]) == (0.0, 1.0)
+
+
+def test_terms_add_up_and_distortion_is_in_levels(exact):
+    """With much noise nothing is known of the data: the error is their deviation, in units of a level's width."""
+    dataset = quantized(256, num=200)
+    result, rows, _ = exact(dataset, normal(dataset.shape), **{"bound.batch_size": 200})
+    assert result["bits_per_dim"] == pytest.approx(sum(result["terms"].values()))
+    np.testing.assert_allclose(rows["bits_per_dim"], rows["prior"] + rows["rate"].sum(1))
+    assert result["terms"]["decoder"] == pytest.approx(rows["rate"][:, 0].mean())
+    assert rows["rate"].shape == rows["distortion"].shape == (200, LEVELS)
+    assert np.sqrt((rows["distortion"][:, -1] ** 2).mean()) == pytest.approx(STD * 128, rel=0.05)
+    assert result["nfe"] == result["levels"] == LEVELS
+
+
+@pytest.mark.parametrize("size", [1, 64])
+def test_rows_do_not_depend_on_the_batch_size(exact, size):
+    dataset = quantized(17, num=9)
+    (_, some, _), (_, other, _) = (exact(dataset, normal(dataset.shape), **{"bound.batch_size": n}) for n in (7, size))
+    np.testing.assert_allclose(some["rate"], other["rate"], rtol=1e-4, atol=1e-6)
+
+
+def test_noise_follows_the_seed(exact):
+    dataset = quantized(17, num=3)
+    found = [exact(dataset, normal(dataset.shape), seed=seed)[1]["rate"] for seed in (0, 0, 1)]
+    assert np.array_equal(found[0], found[1])
+    assert not np.allclose(found[0], found[2])
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A run of improved DDPM with 10 levels and learned variances."""
+    folder = tmp_path_factory.mktemp("chain")
+    keys = {"sde.num_levels": 10, "network.channels": 8, "train.total_images": 64, "train.batch_size": 8}
+    keys |= {"train.sample_every": 0, "optim.warmup_images": 0}
+    words = [f"--config.{key}={value}" for key, value in keys.items()]
+    assert command("--mode=train", "--config=iddpm", "--device=cpu", f"--workdir={folder}", *words) == 0
+    return folder
+
+
+def test_numbers_rows_and_picture_are_written(chain, capsys):
+    assert command("--mode=bound", f"--workdir={chain}", "--config.bound.num_examples=5", "--batch_size=3") == 0
+    result, rows = read(chain)
+    assert set(KEYS) <= result.keys()
+    assert (result["num_examples"], result["levels"], result["variance"]) == (5, 10, "learned")
+    assert rows["rate"].shape == (5, 10)
+    assert (chain / "bound" / "rate_distortion.png").stat().st_size > 1000
+    out = capsys.readouterr().out
+    assert f"test: at most {result['bits_per_dim']:.4f}" in out
+    assert "5 examples once each at all 10 levels, learned variance" in out
+
+
+def test_the_other_split_has_its_own_files(chain):
+    assert command("--mode=bound", f"--workdir={chain}", "--split=train", "--config.bound.num_examples=2") == 0
+    assert read(chain, "train")[0]["split"] == "train"
+
+
+def test_a_run_samples_with_its_variances(chain):
+    assert command("--mode=sample", f"--workdir={chain}", "--steps=5", "--num_samples=2") == 0
+    assert (chain / "samples" / "ancestral_learned-5" / "samples.npz").is_file()
+
+
+# --- what it refuses --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_without_levels_is_refused(digits, capsys):
+    assert command("--mode=bound", f"--workdir={digits}") == 2
+    assert "VPSDE has no levels to bound the likelihood by: use --config ddpm or iddpm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--config.bound.variance=1.5", "bound.variance 1.5: need 0 (posterior) to 1 (forward)"),
+        ("--batch_size=0", "--batch_size"),
+        ("--config.bound.num_examples=-1", "bound.num_examples -1: need at least 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(words, message, chain, capsys):
+    assert command("--mode=bound", f"--workdir={chain}", words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_real_values_have_no_bits(exact):
+    dataset = Dataset(np.zeros((3, 2), dtype=np.float32), np.arange(3))
+    with pytest.raises(ValueError, match="for data of whole numbers"):
+        exact(dataset, normal((2,)), **{"codec.name": "identity", "network.name": "mlp"})
