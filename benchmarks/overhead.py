@@ -48,14 +48,14 @@ def cpu_ms(*contenders: Callable[[], object], rounds: int = ROUNDS) -> list[floa
 
 
 def sampling() -> None:
-    """Milliseconds a step beyond the network, for every sampler but the adaptive one."""
+    """Milliseconds a step beyond the network, but for the adaptive sampler and the one of learned variances."""
     config = load("vpsde")
     trainer = Trainer(config, Path(tempfile.mkdtemp()), read_dataset(config, "train"))
     experiment = trainer.experiment
     sde, denoise = experiment.sde, experiment.denoiser(Instant(), config)
     times = GRIDS["log_snr"](sde, STEPS_A_RUN)
     x = torch.zeros(BATCH, *experiment.facts.shape)
-    names = [name for name in STEPS if name != "ode"]
+    names = [name for name in STEPS if name not in ("ode", "ancestral_learned")]
 
     def run(name: str, counted: Callable) -> Callable[[], object]:
         return lambda: sample(STEPS[name](sde), counted, x, times, Noise(torch.arange(BATCH)))
