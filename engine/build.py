@@ -195,6 +195,8 @@ def make_teacher(config: ConfigDict, experiment: Experiment) -> Callable:
     recipe = stored(folder)
     recipe.device, recipe.threads = config.device, config.threads
     theirs, denoiser, _ = load(recipe, folder, Options())
+    if type(denoiser) is not Denoiser:
+        raise ValueError(f"loss.teacher {folder} is no denoiser but {recipe.loss.name}; give a run such as runs/edm")
     ours = experiment.facts
     if (theirs.facts.shape, theirs.facts.levels) != (ours.shape, ours.levels):
         raise ValueError(

@@ -18,6 +18,7 @@ from engine.randomness import DEQUANTIZATION, PROBES, noise, positions, uniform
 from engine.sample import load
 from sde_lib import PROBES as PROBE_KINDS
 from sde_lib import SOLVERS, exact_trace, log_prob, prior_term
+from sde_lib.consistency import ConsistencyModel
 
 DEQUANTIZATIONS = ("uniform", "none")
 
@@ -30,6 +31,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     check_at_least(1, config, "likelihood.probes", "likelihood.batch_size")
     check_at_least(0, config, "likelihood.num_examples")
     experiment, denoiser, found = load(config, workdir, options)
+    if isinstance(denoiser, ConsistencyModel):
+        raise ValueError(f"{workdir} knows where the flow ends and so no density; ask its teacher, or another run")
     dataset = read_dataset(config, split)
     levels, shape = experiment.facts.levels, experiment.facts.shape
     check_form(dataset, experiment.facts)

@@ -4,6 +4,7 @@ A step is a function of the weights, the optimiser's state and ``images_seen``: 
 follow from the seed and the position. So a run that was killed goes on by the same command as if nothing had happened.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -51,13 +52,15 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
             f"{workdir} is trained already, on {trainer.images_seen} images; raise --config.train.total_images to go on"
         )
         return
-    write_text(workdir / "config.json", to_json(config, versions()))
     print(trainer.describe(), flush=True)
     held_out = HeldOut(config, trainer.experiment, read_dataset(config, "test"))
-    metrics, window = Metrics(workdir, trainer.step), Window(config.train.batch_size)
-    progress = Progress(last_step * config.train.batch_size, "images", done=trainer.images_seen)
+    window, results, start = Window(config.train.batch_size), trainer.steps(last_step), trainer.step
+    first = next(results)  # a config whose first step fails leaves nothing behind
+    write_text(workdir / "config.json", to_json(config, versions()))
+    metrics = Metrics(workdir, start)
+    progress = Progress(last_step * config.train.batch_size, "images", done=start * config.train.batch_size)
 
-    for result in trainer.steps(last_step):
+    for result in itertools.chain([first], results):
         step, last = trainer.step, trainer.step == last_step
         log, evaluate, draw = (
             every > 0 and (last or step % every == 0)

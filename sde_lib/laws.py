@@ -51,7 +51,10 @@ def lognormal(sde: SDE, u: Tensor, mean: float = -1.2, std: float = 1.2) -> tupl
 
     Args:
         mean, std: of the logarithm of the noise-to-signal ratio, std positive.
+    Raises: ValueError for another std.
     """
+    if not std > 0:
+        raise ValueError(f"loss.time_std {std}: need a deviation above 0")
     lowest, highest = (_normal_cdf((-0.5 * l - mean) / std) for l in reversed(_log_snr_range(sde)))
     # A quantile of exactly 0 or 1 is infinitely far out; the clamp of t brings it back to the end of the interval.
     z = torch.special.ndtri(lowest + (highest - lowest) * u.double()).clamp(-38, 38)

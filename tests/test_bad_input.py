@@ -78,6 +78,8 @@ TRAINING = {
     "--config.denoiser.sigma_data=-1": "sigma_data -1.0: need the standard deviation of the data, above 0",
     "--config.loss.weight=simpel": "unknown weight 'simpel'; did you mean 'simple'?",
     "--config.loss.time_law=lognorml": "unknown time law 'lognorml'; did you mean 'lognormal'",
+    "--config.loss.time_std=0": "loss.time_std 0.0: need a deviation above 0",
+    "--config.loss.name=hybrid": "VPSDE has no levels to bound the likelihood by: use --config ddpm or iddpm",
     "--config.optim.name=sgd": "unknown optimizer 'sgd'; known: adam, adamw",
     "--config.optim.decay=cosin": "unknown decay 'cosin'; did you mean 'cosine'?",
     "--config.optim.learning_rate=-1": "optim.learning_rate -1.0: need at least 0",
@@ -101,6 +103,22 @@ def test_training_with_what_makes_no_sense(refused, word):
     line = refused(2, "--mode=train", "--config=vpsde", "--workdir=new", *TINY, word)
     assert line.startswith("error: ")
     assert TRAINING[word] in line
+
+
+CHAINS = {
+    "--config.sde.beta_max=1.2": "beta 1.2 at level 1000: need 0 < beta < 1; use more steps",
+    "--config.sde.num_levels=1": "num_levels 1: need at least 2",
+    "--config.loss.name=hybrid": "the objective hybrid learns a variance: set network.learned_variance=True",
+    "--config.loss.bins=0": "loss.bins 0 and history 10: need at least 1",
+}
+
+
+@pytest.mark.parametrize("word", CHAINS)
+def test_training_a_chain_with_what_makes_no_sense(refused, word):
+    line = refused(
+        2, "--mode=train", "--config=ddpm", "--workdir=new", *TINY, "--config.loss.time_law=loss_aware", word
+    )
+    assert CHAINS[word] in line
 
 
 SAMPLING = {
