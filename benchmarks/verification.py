@@ -62,18 +62,17 @@ NOT_COMPARED = {
     "keep their own wrapper.",
     "EDM: random numbers from seeds (`stacked.*`)": "another generator, on purpose.",
     "EDM: networks and layers": "no reader of its checkpoints here yet.",
-    "guided-diffusion: variational bound, learned variances of single steps, training losses, `discretized_ll`, "
-    "`normal_kl`": "no variational bound here yet.",
+    "guided-diffusion: variances that are learned outright": "ours lie between the two bounds, as the paper has them.",
     "guided-diffusion: forward and posterior moments of single steps, `alphas_cumprod_next`, chains of another length "
     "than 1000": "the same tables in float32; the tables are compared in float64.",
-    "guided-diffusion: classifier guidance": "no guidance here yet.",
+    "guided-diffusion: classifier guidance": "held to exact posteriors instead, in the selftest.",
     "guided-diffusion: DDIM in reverse": "no such step here.",
     "guided-diffusion: single DDIM moves of a model of x0 with sigma below 0.1": "the reference's float32 keeps three "
     "digits there.",
     "guided-diffusion: log variances clipped at level 1": "a repair that a chain ending in a denoising does not need.",
     "guided-diffusion: networks and layers": "no reader of its checkpoints here yet.",
-    "diffusers: multistep solvers (PNDM, DPM-Solver of order 2 and 3, UniPC, DEIS, LMS), stochastic DPM-Solver": "no "
-    "such steps here.",
+    "diffusers: multistep solvers (DPM-Solver of order 2 and 3, UniPC, DEIS, LMS), stochastic DPM-Solver": "no such "
+    "steps here.",
     "diffusers: ScoreSdeVe": "its ladder of noise levels follows its own time table; the predictor and corrector are "
     "compared with their original.",
     "diffusers: float32 runs": "float32 tables; the float64 runs of the same schedulers are compared.",
