@@ -373,7 +373,7 @@ def report(result: Mapping[str, Any]) -> str:
     lines = [f"{protocol['num_samples']} samples against {protocol['split']} data      samples       real"]
     for name, row in result["metrics"].items():
         value, floor = ("" if row[key] is None else f"{row[key]:.4f}" for key in ("samples", "floor"))
-        spread = f" +- {row['spread']:.4f}" if "spread" in row else ""
-        lines.append(f"  {name.replace('_', ' '):<18}{value:>10} {floor:>10}{spread}")
+        spread = f"   the samples' spread over subsets is {row['spread']:.4f}" if "spread" in row else ""
+        lines.append(f"  {name.replace('_', ' '):<18}{value:>23} {floor:>10}{spread}")
     how = f"{drawn['sampler']} in {drawn['steps']} steps, {drawn['nfe']:g} evaluations, seed {drawn['seed']}"
     return "\n".join([*lines, f"  {how}; features {protocol['features']}, {result['seconds']:.1f} s"])
