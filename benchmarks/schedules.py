@@ -1,6 +1,7 @@
 """The picture of the processes: log-SNR over time, and a digit's latents on their way to noise under each of them.
 
-python benchmarks/schedules.py docs/images/schedules.png
+python run.py --config learned --mode train
+python benchmarks/schedules.py runs/learned docs/images/schedules.png
 """
 
 import sys
@@ -12,7 +13,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data import Pixels, read_digits  # noqa: E402
-from sde_lib import SDES  # noqa: E402
+from engine import checkpoint  # noqa: E402
+from engine.build import make_time_law  # noqa: E402
+from engine.config import stored  # noqa: E402
+from sde_lib import SDE, SDES  # noqa: E402
 
 MOMENTS, DIGIT, CELL = 10, 0, 9
 
@@ -25,21 +29,32 @@ ROWS = {
     "subvpsde": "",
     "vpsde": "ddpm",
     "edm": "",
+    "learned": "",
 }
 """Each process, and its twin: the chain made of it, or another of the same log-SNR."""
 
-COLOURS = ["#7a5195", "#d45087", "#2f9e73", "#9bb83c", "#f39c35", "#35a7c4", "#33589f", "#6b7280"]
+COLOURS = ["#7a5195", "#d45087", "#2f9e73", "#9bb83c", "#f39c35", "#35a7c4", "#33589f", "#6b7280", "#111827"]
 
 
-def curve(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def learned(workdir: Path) -> SDE:
+    """The process whose uniform times are the law that a run has learned."""
+    config = stored(workdir)
+    law = make_time_law(config)
+    law.load_state_dict(checkpoint.load_state(checkpoint.find(workdir / "checkpoints"))["time_law"])
+    return law.process(SDES[config.sde.name](**{key: v for key, v in config.sde.items() if key != "name"}))
+
+
+@torch.no_grad()
+def curve(sde: SDE) -> tuple[torch.Tensor, torch.Tensor]:
     """Shares of the interval of a process, and the log-SNR there."""
-    sde, share = SDES[name](), torch.linspace(0, 1, 2001, dtype=torch.float64)
+    share = torch.linspace(0, 1, 2001, dtype=torch.float64)
     return share, sde.log_snr(sde.t_min + (sde.t_max - sde.t_min) * share)
 
 
-def latents(name: str) -> torch.Tensor:
+@torch.no_grad()
+def latents(sde: SDE) -> torch.Tensor:
     """One digit with one noise at evenly spaced times of a process, over sqrt(alpha^2 + sigma^2); (MOMENTS, 8, 8)."""
-    dataset, sde = read_digits("test"), SDES[name]()
+    dataset = read_digits("test")
     x0 = Pixels(dataset.levels).encode(torch.from_numpy(dataset.x[DIGIT, 0]).float())
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2))
     t = torch.linspace(sde.t_min, sde.t_max, MOMENTS).reshape(-1, 1, 1)
@@ -50,20 +65,21 @@ def main() -> None:
     """Draw both and write the picture."""
     from matplotlib.figure import Figure
 
-    target = Path(sys.argv[1])
-    figure = Figure(figsize=(9, 12), dpi=110, layout="constrained")
+    workdir, target = map(Path, sys.argv[1:])
+    processes = {name: make() for name, make in SDES.items()} | {"learned": learned(workdir)}
+    figure = Figure(figsize=(9, 12.8), dpi=110, layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=[1, 1.75])
     labels = [f"{name} · {twin}" if twin else name for name, twin in ROWS.items()]
     for name, label, colour in zip(ROWS, labels, COLOURS):
-        above.plot(*curve(name), color=colour, linewidth=3, label=label)
+        above.plot(*curve(processes[name]), color=colour, linewidth=3, label=label)
         if ROWS[name]:
-            above.plot(*curve(ROWS[name]), color="white", linewidth=1, linestyle=(0, (1, 3)))
+            above.plot(*curve(processes[ROWS[name]]), color="white", linewidth=1, linestyle=(0, (1, 3)))
     above.set(xlim=(0, 1), ylim=(-14, 14), ylabel="log-SNR")
     above.set_title("how fast each process takes the signal away", fontsize=12)
     above.grid(alpha=0.25)
     above.legend(fontsize=10, frameon=False, loc="upper right", ncols=2)
     above.spines[["top", "right"]].set_visible(False)
-    rows = torch.stack([latents(name) for name in ROWS])
+    rows = torch.stack([latents(processes[name]) for name in ROWS])
     canvas = torch.nn.functional.pad(rows, (0, 1, 0, 1), value=-2.2).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
     below.imshow(canvas, cmap="gray_r", vmin=-2.2, vmax=2.2, interpolation="nearest", aspect="auto")
     below.set_yticks([CELL * k + 3.5 for k in range(len(ROWS))], labels, fontsize=10)

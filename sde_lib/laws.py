@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_lib.process import SDE
-from sde_lib.schedules import MonotoneSchedule
+from sde_lib.schedules import LearnedSDE, MonotoneSchedule
 
 
 def uniform_time(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,6 +179,16 @@ class Learned(TimeLaw):
         place = self.schedule.log_snr(u.cpu())
         t, correction = importance(sde, (1 - place).to(u))
         return t, correction / self.schedule.density(place).to(u)
+
+    def process(self, sde: SDE) -> LearnedSDE:
+        """The process, from one end of the log-SNR of sde to the other, that has this law at uniform times."""
+        lowest, highest = _log_snr_range(sde)
+        schedule = MonotoneSchedule(lowest, highest, len(self.schedule.centres))
+        with torch.no_grad():
+            schedule.logits.copy_(self.schedule.logits)
+            schedule.centres.copy_(lowest + (highest - lowest) * self.schedule.centres)
+            schedule.log_widths.copy_(self.schedule.log_widths + math.log(highest - lowest))
+        return LearnedSDE(schedule)
 
     def observe(self, sde: SDE, t: Tensor, loss: Tensor) -> None:
         lowest, highest = _log_snr_range(sde)

@@ -87,6 +87,14 @@ def test_learned_finds_the_law_of_least_variance():
     assert corrected.std() < 0.1 * (correction * loss(sde, t)).std()
 
 
+def test_the_process_of_a_learned_law_has_it_at_uniform_times():
+    sde = SDES["subvpsde"]()
+    law = trained(Learned(learning_rate=0.1), sde, steep, 5)
+    u = column(200)
+    expected = sde.log_snr(law(sde, u)[0])
+    torch.testing.assert_close(law.process(sde).log_snr(u), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", LEARNING_LAWS)
 def test_a_law_goes_on_from_its_state(name):
     whole = trained(LEARNING_LAWS[name](), CHAIN, steep, 20)
