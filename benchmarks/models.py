@@ -135,9 +135,10 @@ def table(rows: list[dict], trained: dict[str, float]) -> str:
     ]
     for row in rows:
         flags = row["command"].split("--mode sample")[1].replace(f"--num_samples {NUM_SAMPLES}", "").strip()
+        how = f"`{flags}`" if flags else "as the config says"
         bits = f"{row['bits_per_dim']:.3f}" if row["bits_per_dim"] else ""
         lines.append(
-            f"| {row['name']} | `{row['config']}` | {trained[row['config']]:.0f} s | `{flags}` | {row['nfe']:g} | "
+            f"| {row['name']} | `{row['config']}` | {trained[row['config']]:.0f} s | {how} | {row['nfe']:g} | "
             f"{row['sample_seconds']:.0f} s | {row['frechet']:.3f} | {row['confidence']:.3f} | {bits} |"
         )
     return "\n".join(lines)
