@@ -74,10 +74,10 @@ def main() -> None:
         above.plot(*curve(processes[name]), color=colour, linewidth=3, label=label)
         if ROWS[name]:
             above.plot(*curve(processes[ROWS[name]]), color="white", linewidth=1, linestyle=(0, (1, 3)))
-    above.set(xlim=(0, 1), ylim=(-14, 14), ylabel="log-SNR")
+    above.set(xlim=(0, 1), ylim=(-17, 14), ylabel="log-SNR")
     above.set_title("how fast each process takes the signal away", fontsize=12)
     above.grid(alpha=0.25)
-    above.legend(fontsize=10, frameon=False, loc="upper right", ncols=2)
+    above.legend(fontsize=9, frameon=False, loc="lower center", ncols=5)
     above.spines[["top", "right"]].set_visible(False)
     rows = torch.stack([latents(processes[name]) for name in ROWS])
     canvas = torch.nn.functional.pad(rows, (0, 1, 0, 1), value=-2.2).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
