@@ -2,13 +2,10 @@
 
 from ml_collections import ConfigDict
 
-from configs import default
+from configs import cosine, default
 
 
 def get_config() -> ConfigDict:
-    config = default.get_config()
+    config = cosine.get_config()
     config.sde = default.choose("sde", "logistic")
-    config.denoiser.parameterization = "v"
-    config.loss.weight = "v"
-    config.loss.time_law = "uniform"
     return config
