@@ -10,7 +10,7 @@ from data.loader import batch_at, flips, indices, order
 from data.pairs import read_pairs
 from data.pictures import scatter_png, table, write_gif, write_png
 from data.points import checkerboard, draw_points, eight_gaussians, moons, swiss_roll
-from data.statistics import Statistics, measure
+from data.statistics import Statistics, examples, measure
 
 DATASETS = {
     "digits": read_digits,
@@ -37,6 +37,7 @@ __all__ = [
     "Statistics",
     "batch_at",
     "draw_points",
+    "examples",
     "flips",
     "indices",
     "measure",

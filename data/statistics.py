@@ -1,9 +1,11 @@
 """What a dataset looks like to the diffusion: the numbers that its noise scales should follow."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.codecs import Identity, Pixels
 from data.dataset import Dataset
@@ -11,6 +13,8 @@ from data.loader import order
 
 MOST_EXAMPLES = 10_000
 MOST_PAIRED = 2_000
+MOST_ENTRIES = 2**25
+AT_A_TIME = 500
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,12 @@ def measure(dataset: Dataset, codec: Pixels | Identity) -> Statistics:
     (sigma_max). arXiv:2006.09011. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
     2022, table 1 (sigma_data). arXiv:2206.00364
     """
-    sample = order(0, 0, len(dataset))[:MOST_EXAMPLES]
+    sample = _sample(dataset)
     total, squares, low, high = 0.0, 0.0, float("inf"), float("-inf")
     paired = []
-    for numbers in np.array_split(sample, -(-len(sample) // 500)):
+    for numbers in np.array_split(sample, -(-len(sample) // AT_A_TIME)):
         x = codec.encode(dataset.batch(numbers)["x"]).flatten(1)
-        if len(paired) * 500 < MOST_PAIRED:
+        if len(paired) * AT_A_TIME < MOST_PAIRED:
             paired.append(x)
         total += x.sum(dtype=torch.float64).item()
         squares += x.double().square().sum().item()
@@ -69,3 +73,18 @@ def measure(dataset: Dataset, codec: Pixels | Identity) -> Statistics:
         std=max(squares / entries - mean**2, 0.0) ** 0.5,
         diameter=torch.cdist(near, near).max().item(),
     )
+
+
+def examples(dataset: Dataset, codec: Pixels | Identity) -> Tensor:
+    """The encoded examples that ``measure`` looks at, or the first of them, up to 2^25 entries; (N, *) float32."""
+    numbers = _sample(dataset)[: max(1, MOST_ENTRIES // math.prod(dataset.shape))]
+    x = torch.empty(len(numbers), *dataset.shape)
+    for start in range(0, len(x), AT_A_TIME):
+        rows = slice(start, start + AT_A_TIME)
+        x[rows] = codec.encode(dataset.batch(numbers[rows])["x"])
+    return x
+
+
+def _sample(dataset: Dataset) -> np.ndarray:
+    """Numbers of up to 10,000 examples, by a fixed shuffle."""
+    return order(0, 0, len(dataset))[:MOST_EXAMPLES]

@@ -12,8 +12,8 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from data import CODECS, DATASETS, Dataset, Identity, Pixels, measure
-from engine import checkpoint
+from data import CODECS, DATASETS, Dataset, Identity, Pixels, examples, measure
+from engine import checkpoint, ranks
 from engine.config import Options, stored
 from engine.errors import unknown
 from models import NETWORKS, Classifier
@@ -27,10 +27,12 @@ from sde_lib import (
     TIME_LAWS,
     WEIGHTS,
     Denoiser,
+    Gaussian,
     Objective,
     TimeLaw,
     transport,
 )
+from sde_lib.consistency import ConsistencyModel
 from sde_lib.discrete import ladder_size
 from sde_lib.laws import Fixed
 
@@ -81,13 +83,18 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The parts of a run, put together."""
+    """The parts of a run, put together.
+
+    Args:
+        gaussian: first guess of the encoded training data, float64 on the CPU; ``gaussian.like(x)`` is made for use.
+    """
 
     facts: DataFacts
     codec: Pixels | Identity
     sde: SDE
     network: nn.Module
     device: torch.device
+    gaussian: Gaussian
 
     def denoiser(self, network: nn.Module, config: ConfigDict) -> Denoiser:
         """A network as a denoiser of this experiment's SDE."""
@@ -98,7 +105,7 @@ class Experiment:
     @property
     def bin_width(self) -> float:
         """Width of a level in units of the encoded data; 0 for real-valued data."""
-        return math.exp(self.codec.log_det((1,))) if self.facts.levels else 0.0
+        return bin_width(self.codec)
 
     def sigma_data(self, config: ConfigDict) -> float:
         """The standard deviation that the denoiser takes the data to have."""
@@ -118,14 +125,31 @@ def make_codec(config: ConfigDict, levels: int) -> Pixels | Identity:
     return make(CODECS, "codec", config.codec, levels=levels)
 
 
-def build(config: ConfigDict, facts: DataFacts) -> Experiment:
+def bin_width(codec: Pixels | Identity) -> float:
+    """Width of a level in units of the encoded data; 0 for real-valued data."""
+    return math.exp(codec.log_det((1,))) if codec.levels else 0.0
+
+
+def first_guess(dataset: Dataset, codec: Pixels | Identity) -> Gaussian:
+    """The Gaussian of encoded data, measured on a dataset; levels fill their bins."""
+    return Gaussian.of(examples(dataset, codec), bin_width(codec) ** 2 / 12)
+
+
+def set_threads(config: ConfigDict) -> None:
+    """Compute on as many threads of the CPU as the config says; the last digits of a sum depend on it."""
+    if config.threads > 0:
+        torch.set_num_threads(config.threads)
+
+
+def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None) -> Experiment:
     """The experiment of a config on data of which the facts are known.
 
+    Args:
+        gaussian: first guess of the data; None for N(0, std^2).
     Raises: ValueError for a name that is in no table, a device that is not there, a shape that the network refuses.
     """
     pick(PARAMETERIZATIONS | CHAIN_PARAMETERIZATIONS, "parameterization", config.denoiser.parameterization)
-    if config.threads > 0:
-        torch.set_num_threads(config.threads)
+    set_threads(config)
     device = make_device(config.device)
     sde_spec = config.sde.to_dict()
     if sde_spec.get("sigma_max") == 0:
@@ -144,6 +168,7 @@ def build(config: ConfigDict, facts: DataFacts) -> Experiment:
         sde=make(SDES, "sde", sde_spec),
         network=network,
         device=device,
+        gaussian=gaussian or Gaussian(torch.zeros(facts.shape, dtype=torch.float64), facts.std**2 or 1.0),
     )
 
 
@@ -167,11 +192,21 @@ def load_model(config: ConfigDict, workdir: Path, options: Options) -> tuple[Exp
     """
     found = checkpoint.find(workdir / "checkpoints", options.checkpoint)
     meta = checkpoint.read_meta(found)
-    experiment = build(config, DataFacts.from_dict(meta["data"]))
+    facts = DataFacts.from_dict(meta["data"])
+    experiment = build(config, facts, checkpoint.load_gaussian(found, facts.shape))
     name = checkpoint.RAW if options.weights == "raw" else meta["ema"][0]
     checkpoint.load_network(found, name, experiment.network)
     network = experiment.network.eval().requires_grad_(False)
     return experiment, experiment.denoiser(network, config), found
+
+
+def check_flow(denoiser: nn.Module, workdir: Path) -> None:
+    """Raises: ValueError for a run that has no probability flow to follow."""
+    if isinstance(denoiser, ConsistencyModel):
+        raise ValueError(
+            f"{workdir} knows where the flow ends, not how it gets there, and so no density and no latents; ask its "
+            "teacher, or another run"
+        )
 
 
 def load_average(folder: Path, network: nn.Module) -> None:
@@ -255,14 +290,17 @@ def check_at_least(least: int, config: ConfigDict, *keys: str) -> None:
 
 
 def make_device(name: str) -> torch.device:
-    """The device of that name; auto is the first accelerator, or else the CPU.
+    """The device of that name; auto is an accelerator, or else the CPU.
+
+    Several processes on a machine share out the accelerators of a name without a number, such as cuda.
 
     Raises: ValueError for a name that torch does not know or a device that this machine does not have.
     """
-    if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
-        device = torch.device(name)
+        device = accelerator if name == "auto" else torch.device(name)
+        if ranks.size() > 1 and device.type == accelerator.type != "cpu" and device.index is None:
+            device = torch.device(device.type, ranks.local_rank() % torch.accelerator.device_count())
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]

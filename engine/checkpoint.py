@@ -1,6 +1,6 @@
-"""Checkpoints: weights in safetensors, what training needs besides in state.pt, and meta.json that describes both.
+"""Checkpoints: weights and a Gaussian of the data in safetensors, the rest of the state of training, and what they are.
 
-    checkpoints/step_00001000/  model.safetensors  ema-0.999.safetensors  state.pt  meta.json
+    checkpoints/step_00001000/  model.safetensors  ema-0.999.safetensors  gaussian.safetensors  state.pt  meta.json
 
 A checkpoint is written under a temporary name and renamed when it is whole. Its files are read back by their SHA-256,
 and nothing in them can run code: safetensors holds numbers, state.pt is read with weights_only.
@@ -9,6 +9,7 @@ and nothing in them can run code: safetensors holds numbers, state.pt is read wi
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -22,8 +23,10 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from engine.errors import CheckpointError
+from sde_lib import Gaussian
 
 RAW = "model.safetensors"
+GAUSSIAN = "gaussian.safetensors"
 
 
 def ema_file(rate: float) -> str:
@@ -32,18 +35,22 @@ def ema_file(rate: float) -> str:
 
 
 def save(
-    folder: Path, step: int, networks: Mapping[str, nn.Module], state: Mapping[str, Any], meta: Mapping[str, Any]
+    folder: Path,
+    step: int,
+    parts: Mapping[str, nn.Module | Gaussian],
+    state: Mapping[str, Any],
+    meta: Mapping[str, Any],
 ) -> Path:
     """Write checkpoint ``step`` below ``folder`` and return its path.
 
     Args:
-        networks: from the name of a file to the network whose weights it holds.
+        parts: from the name of a file to the network whose weights it holds, or to the first guess of the data.
         state: tensors, numbers and containers of them, for training to go on.
         meta: JSON values that describe the checkpoint.
     """
     target = folder / f"step_{step:08d}"
     partial, former = (target.with_name(f".{target.name}.{what}") for what in ("partial", "former"))
-    contents = {name: save_tensors(_contiguous(network)) for name, network in networks.items()}
+    contents = {name: save_tensors(_contiguous(part)) for name, part in parts.items()}
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     contents["state.pt"] = buffer.getvalue()
@@ -140,6 +147,22 @@ def load_network(path: Path, name: str, network: nn.Module) -> None:
     network.load_state_dict(tensors)
 
 
+def load_gaussian(path: Path, shape: tuple[int, ...]) -> Gaussian | None:
+    """The first guess of data whose examples have this shape; None from a checkpoint of before there was one.
+
+    Raises: CheckpointError if the file is damaged, or holds a guess of other data.
+    """
+    if GAUSSIAN not in read_meta(path)["sha256"]:
+        return None
+    tensors = load_tensors(_read(path, GAUSSIAN))
+    found = {name: (value.dtype, *value.shape) for name, value in tensors.items()}
+    rank = tensors["variances"].numel() if "variances" in tensors else 0
+    expected = {"mean": shape, "rest": (), "variances": (rank,), "directions": (math.prod(shape), rank)}
+    if found != {name: (torch.float64, *sizes) for name, sizes in expected.items()}:
+        raise CheckpointError(f"{path / GAUSSIAN} holds no Gaussian of shape {shape}; {_remedy(path)}")
+    return Gaussian.from_state_dict(tensors)
+
+
 def load_state(path: Path) -> dict[str, Any]:
     """What training needs to go on.
 
@@ -180,5 +203,5 @@ def _remedy(path: Path) -> str:
     return "restore it from a copy, or train again in another --workdir"
 
 
-def _contiguous(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+def _contiguous(part: nn.Module | Gaussian) -> dict[str, torch.Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}

@@ -23,12 +23,14 @@ from engine.build import (
     DataFacts,
     build,
     check_at_least,
+    first_guess,
     load_average,
     make_codec,
     make_objective,
     make_time_law,
     pick,
     read_dataset,
+    set_threads,
 )
 from engine.config import Options, to_json
 from engine.ema import EMA
@@ -161,9 +163,11 @@ class Trainer:
         found = checkpoint.find(self.folder) if checkpoint.steps(self.folder) else None
         meta = checkpoint.read_meta(found) if found else {}
         codec = make_codec(config, dataset.levels)
+        set_threads(config)
         facts = DataFacts.from_dict(meta["data"]) if found else DataFacts.of(dataset, codec)
+        gaussian = checkpoint.load_gaussian(found, facts.shape) if found else None
         torch.manual_seed(config.seed)
-        self.experiment = build(config, facts)
+        self.experiment = build(config, facts, gaussian or first_guess(dataset, codec))
         if config.train.init and not found:
             load_average(Path(config.train.init), self.experiment.network)
         self.network = self.experiment.network.train()
@@ -267,7 +271,8 @@ class Trainer:
             "ema": [checkpoint.ema_file(rate) for rate in self.ema.rates],
             "versions": versions(),
         }
-        checkpoint.save(self.folder, self.step, {checkpoint.RAW: self.network, **averages}, state, meta)
+        parts = {checkpoint.RAW: self.network, **averages, checkpoint.GAUSSIAN: self.experiment.gaussian}
+        checkpoint.save(self.folder, self.step, parts, state, meta)
         checkpoint.forget(self.folder, self.config.train.keep_checkpoints)
 
     def _load(self, path: Path) -> None:

@@ -1,7 +1,9 @@
 """From configs to objects: every name of every table is built, and what a config leaves open comes from the data."""
 
+import dataclasses
 import json
 import math
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -10,11 +12,13 @@ import torch
 from PIL import Image
 
 from configs import default
-from data import DATASETS, Dataset
+from data import DATASETS, Dataset, examples, order, statistics
+from engine import checkpoint
 from engine.build import (
     DataFacts,
     build,
     check_at_least,
+    first_guess,
     make,
     make_codec,
     make_device,
@@ -23,9 +27,10 @@ from engine.build import (
     pick,
     read_dataset,
 )
-from engine.config import load, names, override
+from engine.build import load as load_run
+from engine.config import Options, load, names, override, stored
 from models import NETWORKS
-from sde_lib import OBJECTIVES, PARAMETERIZATIONS, SDES, TIME_LAWS, WEIGHTS
+from sde_lib import OBJECTIVES, PARAMETERIZATIONS, SDES, TIME_LAWS, WEIGHTS, Gaussian
 
 IMAGES = DataFacts(shape=(1, 8, 8), levels=17, std=0.7, diameter=9.0)
 POINTS = DataFacts(shape=(2,), levels=0, std=0.6, diameter=3.0)
@@ -122,6 +127,61 @@ def test_facts_of_the_digits():
     assert (facts.shape, facts.levels) == ((1, 8, 8), 17)
     assert facts.std == pytest.approx(x.std(), rel=1e-5)
     assert DataFacts.from_dict(json.loads(json.dumps(asdict(facts)))) == facts
+
+
+def test_the_first_guess_of_the_digits_is_their_covariance_with_the_noise_within_a_level():
+    config = config_with()
+    dataset = read_dataset(config, "train")
+    found = first_guess(dataset, make_codec(config, dataset.levels))
+    x = (dataset.batch(np.arange(len(dataset)))["x"].double().numpy().reshape(-1, 64) + 0.5) * 2 / 17 - 1
+    covariance = (found.directions * found.variances) @ found.directions.mT
+    np.testing.assert_allclose(covariance, np.cov(x.T, bias=True) + (2 / 17) ** 2 / 12 * np.eye(64), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found.mean.numpy(), x.mean(0).reshape(1, 8, 8), rtol=0, atol=1e-6)
+    assert {value.dtype for value in found.state_dict().values()} == {torch.float64}
+
+
+def test_real_valued_data_have_no_noise_within_a_level():
+    config = config_with("points")
+    dataset = read_dataset(config, "train")
+    found = first_guess(dataset, make_codec(config, dataset.levels))
+    x = dataset.batch(order(0, 0, len(dataset))[:10_000])["x"].double().numpy()
+    covariance = (found.directions * found.variances) @ found.directions.mT
+    np.testing.assert_allclose(covariance, np.cov(x.T, bias=True), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("entries", "num"), [(1, 1), (63, 1), (64, 1), (6_400, 100), (10**9, 1437)])
+def test_the_first_guess_looks_at_as_many_examples_as_there_is_memory_for(entries, num, monkeypatch):
+    """They are the first of those that the other facts come from, and never none."""
+    monkeypatch.setattr(statistics, "MOST_ENTRIES", entries)
+    dataset = read_dataset(config_with(), "train")
+    codec = make_codec(config_with(), dataset.levels)
+    expected = codec.encode(dataset.batch(order(0, 0, len(dataset))[:num])["x"])
+    assert torch.equal(examples(dataset, codec), expected)
+
+
+@pytest.mark.parametrize(("std", "variance"), [(0.5, 0.25), (0.0, 1.0)])
+def test_without_a_first_guess_there_is_one_of_the_deviation_of_the_data(std, variance):
+    found = build(config_with(), dataclasses.replace(IMAGES, std=std)).gaussian
+    assert (found.rest, len(found.variances)) == (variance, 0)
+    assert torch.equal(found.mean, torch.zeros(1, 8, 8, dtype=torch.float64))
+    given = Gaussian(torch.ones(1, 8, 8, dtype=torch.float64), 0.5)
+    assert build(config_with(), IMAGES, given).gaussian is given
+
+
+def test_a_trained_run_has_its_first_guess(digits, tmp_path):
+    """Read, not measured; of the deviation of the data where the checkpoint is of before there was one."""
+    config = stored(digits)
+    dataset = read_dataset(config, "train")
+    found = load_run(config, digits, Options())[0].gaussian.state_dict()
+    measured = first_guess(dataset, make_codec(config, dataset.levels)).state_dict()
+    assert all(torch.equal(found[key], measured[key]) for key in measured)
+    path = tmp_path / "checkpoints" / "step_00000001"
+    shutil.copytree(checkpoint.find(digits / "checkpoints"), path)
+    meta = json.loads((path / "meta.json").read_text())
+    del meta["sha256"][checkpoint.GAUSSIAN]
+    (path / "meta.json").write_text(json.dumps(meta))
+    experiment, *_ = load_run(config, tmp_path, Options())
+    assert experiment.gaussian.std == pytest.approx(experiment.facts.std, rel=1e-12)
 
 
 @pytest.mark.parametrize(("given", "taken"), [(0.0, IMAGES.std), (0.25, 0.25)])

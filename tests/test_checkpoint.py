@@ -14,9 +14,11 @@ from torch import nn
 import run as command_line
 from engine import checkpoint
 from engine.errors import CheckpointError
+from sde_lib import Gaussian
 
+SHAPE = (2, 3)
 NETWORKS = {checkpoint.RAW: 1.0, checkpoint.ema_file(0.999): 2.0}
-DAMAGED = [checkpoint.RAW, checkpoint.ema_file(0.999), "state.pt", "meta.json"]
+DAMAGED = [checkpoint.RAW, checkpoint.ema_file(0.999), checkpoint.GAUSSIAN, "state.pt", "meta.json"]
 
 
 class Net(nn.Module):
@@ -33,11 +35,18 @@ class Net(nn.Module):
                 parameter.fill_(value)
 
 
-def save(folder, step):
+def guess(shape=SHAPE, rank=2, dtype=torch.float64):
+    """A Gaussian in which no two numbers are alike."""
+    mean, directions = (torch.arange(2.0 + n, dtype=dtype).reciprocal()[2:] for n in (6, 6 * rank))
+    return Gaussian(mean.reshape(shape), 0.1, torch.arange(1.0, 1 + rank, dtype=dtype), directions.reshape(rank, 6).mT)
+
+
+def save(folder, step, gaussian=None):
     """A checkpoint with everything in it."""
-    networks = {name: Net(value + step) for name, value in NETWORKS.items()}
+    parts = {name: Net(value + step) for name, value in NETWORKS.items()}
+    parts[checkpoint.GAUSSIAN] = gaussian or guess()
     state = {"optimizer": {"state": {0: {"exp_avg": torch.full((2,), 0.5)}}, "lr": 1e-3}, "ema_updates": step}
-    return checkpoint.save(folder, step, networks, state, {"ema": list(NETWORKS)[1:], "data": {"std": 0.25}})
+    return checkpoint.save(folder, step, parts, state, {"ema": list(NETWORKS)[1:], "data": {"std": 0.25}})
 
 
 def contents(folder):
@@ -69,6 +78,22 @@ def test_everything_comes_back(tmp_path):
     meta = checkpoint.read_meta(path)
     assert (meta["step"], meta["data"]) == (12, {"std": 0.25})
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 6])
+def test_the_first_guess_comes_back_and_is_written_again_alike(tmp_path, rank):
+    path = save(tmp_path, 1, guess(rank=rank))
+    found, written = checkpoint.load_gaussian(path, SHAPE), guess(rank=rank)
+    for key, value in written.state_dict().items():
+        assert torch.equal(found.state_dict()[key], value)
+        assert found.state_dict()[key].dtype == torch.float64
+    before = (path / checkpoint.GAUSSIAN).read_bytes()
+    assert (save(tmp_path, 2, found) / checkpoint.GAUSSIAN).read_bytes() == before
+
+
+def test_a_checkpoint_of_before_there_was_a_guess_has_none(tmp_path):
+    path = checkpoint.save(tmp_path, 1, {}, {}, {})
+    assert checkpoint.load_gaussian(path, SHAPE) is None
 
 
 def test_weights_are_plain_safetensors(tmp_path):
@@ -121,6 +146,7 @@ def test_forget_keeps_the_newest(tmp_path, keep, left):
 def read_all(path):
     for name in NETWORKS:
         checkpoint.load_network(path, name, Net(0.0))
+    checkpoint.load_gaussian(path, SHAPE)
     checkpoint.load_state(path)
 
 
@@ -182,8 +208,36 @@ def test_another_network_is_refused_and_left_alone(tmp_path, network):
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
+class Part(dict):
+    """Tensors that call themselves a part of a checkpoint."""
+
+    def state_dict(self):
+        return self
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        guess(shape=(3, 2)),
+        guess(shape=(6,)),
+        guess(dtype=torch.float32),
+        Part({"weight": torch.ones(2)}),
+        Part({**guess().state_dict(), "rest": torch.ones(1, dtype=torch.float64)}),
+        Part({**guess().state_dict(), "variances": torch.ones(3, dtype=torch.float64)}),
+        Part({**guess().state_dict(), "directions": torch.ones(2, 6, dtype=torch.float64)}),
+        Part({**guess().state_dict(), "more": torch.ones(1)}),
+        Part({key: value for key, value in guess().state_dict().items() if key != "mean"}),
+    ],
+)
+def test_a_guess_of_other_data_is_refused(tmp_path, part):
+    save(tmp_path, 1)
+    words = r"gaussian\.safetensors holds no Gaussian of shape \(2, 3\); delete step_00000002 to go on from"
+    with pytest.raises(CheckpointError, match=words):
+        checkpoint.load_gaussian(save(tmp_path, 2, part), SHAPE)
+
+
 def test_an_average_that_was_not_kept_is_told(tmp_path):
-    with pytest.raises(CheckpointError, match=r"has no ema-0\.5\.safetensors; it has ema-0\.999\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no ema-0\.5\.safetensors; it has ema-0\.999\.safetensors, gauss"):
         checkpoint.load_network(save(tmp_path, 1), checkpoint.ema_file(0.5), Net(0.0))
 
 
@@ -283,7 +337,7 @@ def call(trained, tmp_path, capsys):
 GO_ON = ("--mode=train", "--config.train.total_images=32")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "ema-0.999.safetensors", "state.pt", "meta.json"])
+@pytest.mark.parametrize("name", DAMAGED)
 @pytest.mark.parametrize("damage", ["missing", "truncated", "bit flipped"])
 def test_a_run_with_a_damaged_checkpoint_tells_how_to_go_on(call, name, damage):
     """And what it tells works."""

@@ -1,6 +1,7 @@
 """Training: a run that was killed ends as one that was not, bit for bit; what a step does; what a run leaves behind."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -17,13 +18,14 @@ import torch
 from PIL import Image
 
 import run as command_line
+from data import Dataset
 from engine import checkpoint, plane, sample
 from engine.build import read_dataset
 from engine.config import load, names, override
 from engine.held_out import NOISE_BINS, HeldOut
 from engine.log import Metrics
 from engine.train import Trainer, learning_rate
-from sde_lib import OBJECTIVES, GaussianMixture, denoising_loss
+from sde_lib import OBJECTIVES, Gaussian, GaussianMixture, denoising_loss
 
 ROOT = Path(command_line.__file__).parent
 
@@ -78,7 +80,7 @@ def steps(workdir):
 
 
 def digests(workdir, step):
-    """The hashes of all weights of a checkpoint, raw ones and averages."""
+    """The hashes of all weights of a checkpoint, raw ones and averages, and of the first guess of the data."""
     found = checkpoint.read_meta(workdir / "checkpoints" / f"step_{step:08d}")["sha256"]
     return {name: digest for name, digest in found.items() if name.endswith(".safetensors")}
 
@@ -290,6 +292,7 @@ def test_the_seed_and_nothing_else_decides(straight, tmp_path):
     assert train(tmp_path / "other", 8, seed=1, **changes) == 0
     mine, others = digests(straight, 8), digests(tmp_path / "other", 8)
     assert mine.keys() == others.keys()
+    assert mine.pop(checkpoint.GAUSSIAN) == others.pop(checkpoint.GAUSSIAN)
     assert not set(mine.values()) & set(others.values())
 
 
@@ -303,6 +306,55 @@ def test_how_often_a_run_logs_evaluates_and_draws_changes_no_weight(straight, tm
     }
     assert train(tmp_path, 8, ema__rates=(0.999, 0.9), **changes) == 0
     assert digests(tmp_path, 8) == digests(straight, 8)
+
+
+# --- the first guess of the data --------------------------------------------------------------------------------------
+
+
+def test_the_guess_is_measured_once_and_read_back(tmp_path):
+    """Another one in the newest checkpoint is the one that training goes on with."""
+    trainer = trainer_of(tmp_path, "points")
+    measured, other = trainer.experiment.gaussian, Gaussian(torch.ones(2, dtype=torch.float64), 0.5)
+    assert equal(trainer_of(tmp_path, "points").experiment.gaussian.state_dict(), measured.state_dict())
+    trainer.experiment = dataclasses.replace(trainer.experiment, gaussian=other)
+    trainer.save()
+    found = trainer_of(tmp_path, "points")
+    assert equal(found.experiment.gaussian.state_dict(), other.state_dict())
+    before = digests(tmp_path, 0)[checkpoint.GAUSSIAN]
+    found.step = 1
+    found.save()
+    assert digests(tmp_path, 1)[checkpoint.GAUSSIAN] == before
+
+
+def test_a_run_of_before_there_was_a_guess_measures_it_when_it_goes_on(straight, tmp_path):
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
+    forget_guess(tmp_path / "checkpoints" / "step_00000008")
+    assert train(tmp_path, 10, ema__rates=(0.999, 0.9)) == 0
+    assert digests(tmp_path, 10)[checkpoint.GAUSSIAN] == digests(straight, 8)[checkpoint.GAUSSIAN]
+
+
+def forget_guess(path):
+    """Make a checkpoint what it was in earlier versions."""
+    (path / checkpoint.GAUSSIAN).unlink()
+    meta = json.loads((path / "meta.json").read_text())
+    del meta["sha256"][checkpoint.GAUSSIAN]
+    (path / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("num", [1, 7])
+def test_data_that_are_all_alike_need_sigma_data_and_nothing_else(num, tmp_path):
+    alike = Dataset(np.full((num, 2), 0.5, dtype=np.float32), np.arange(num))
+    config = load("points")
+    override(config, [(key, str(value)) for key, value in POINTS.items()])
+    with pytest.raises(
+        ValueError, match=r"the training data are all alike, so sigma_data is 0; set denoiser\.sigma_data"
+    ):
+        Trainer(config, tmp_path, alike)
+    config.denoiser.sigma_data = 0.5
+    trainer = Trainer(config, tmp_path, alike)
+    assert all(math.isfinite(result.loss.item()) for result in trainer.steps(3))
+    torch.testing.assert_close(trainer.experiment.gaussian.mean, torch.full((2,), 0.5).double())
+    assert trainer.experiment.gaussian.std == pytest.approx(1e-3)
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -506,7 +558,7 @@ def test_files_and_metrics_of_a_run(straight):
     assert (meta["step"], meta["images_seen"]) == (8, 32)
     assert meta["ema"] == ["ema-0.999.safetensors", "ema-0.9.safetensors"]
     assert {path.name for path in (straight / "checkpoints" / "step_00000008").iterdir()} == {
-        "meta.json", "model.safetensors", "state.pt", *meta["ema"]
+        "gaussian.safetensors", "meta.json", "model.safetensors", "state.pt", *meta["ema"]
     }  # fmt: skip
 
 

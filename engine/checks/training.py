@@ -166,7 +166,8 @@ def differing(one: Trainer, other: Trainer) -> int:
     """How many tensors of two trainings differ in any bit, and counters."""
     states = []
     for trainer in (one, other):
-        tensors = [*trainer.network.state_dict().values(), *trainer.ema.networks[0].state_dict().values()]
+        parts = [trainer.network, trainer.ema.networks[0], trainer.experiment.gaussian]
+        tensors = [value for part in parts for value in part.state_dict().values()]
         moments = [v for state in trainer.optimizer.state_dict()["state"].values() for v in state.values()]
         states.append([*tensors, *moments, torch.tensor([trainer.step, trainer.ema.num_updates])])
     if len(states[0]) != len(states[1]):
@@ -178,6 +179,7 @@ def damaged(path: Path, trainer: Trainer) -> int:
     """How many of the checkpoint's files can be cut or changed without a word."""
     network, taken = copy.deepcopy(trainer.network), 0
     readers = {"state.pt": checkpoint.load_state, "meta.json": checkpoint.read_meta}
+    readers[checkpoint.GAUSSIAN] = lambda path: checkpoint.load_gaussian(path, trainer.experiment.facts.shape)
     for name in checkpoint.read_meta(path)["sha256"]:
         content = (path / name).read_bytes()
         for spoilt in (content[:-1] + bytes([content[-1] ^ 1]), content[:-1]):

@@ -1,0 +1,85 @@
+"""The first guess of the data against dense matrices, and the ratios where to look against the law they are of."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from data import Dataset, Pixels
+from engine.build import first_guess
+from engine.checks.rows import Row, Setting, distance, exactly, relative
+from sde_lib import Gaussian
+from sde_lib.nodes import CENTRE, SHARE, mixture
+
+RATIO, EXTRA = 0.3, 0.01
+
+
+def check(setting: Setting) -> Iterator[Row]:
+    """What is measured, what is done with it, and where it is asked for."""
+    yield from measured()
+    yield from matrices(setting)
+    yield from ratios()
+
+
+def measured() -> Iterator[Row]:
+    """Mean and covariance of examples, far from 0 and unlike in every direction."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(700, 80, dtype=torch.float64, generator=generator) + 3
+    x[:, :16] *= torch.logspace(1.5, 0, 16)
+    few, many = Gaussian.of(x[:, :16].reshape(700, 2, 8), EXTRA), Gaussian.of(x, EXTRA)
+    expected = np.cov(x[:, :16].numpy().T, bias=True) + EXTRA * np.eye(16)
+    error = distance(dense(few), expected) + distance(few.mean.flatten(), x[:, :16].mean(0))
+    yield Row("mean and covariance of 700 examples", error, 1e-10)
+    leading = np.linalg.eigvalsh(np.cov(x.numpy().T, bias=True))[-64:] + EXTRA
+    error = relative(many.variances, leading) + relative(
+        many.trace(lambda v: v), np.var(x.numpy(), 0).sum() + 80 * EXTRA
+    )
+    yield Row("leading variances, and their sum with the rest", error, 1e-10)
+    images = Dataset(np.full((8, 1, 4, 4), 5, dtype=np.uint8), np.arange(8), levels=17)
+    found = first_guess(images, Pixels(17)).std
+    yield Row("images that are all alike: deviation within a bin", abs(found * 17 * math.sqrt(3) - 1), 1e-5)
+
+
+def matrices(setting: Setting) -> Iterator[Row]:
+    """A guess in 6 dimensions, of which 2 are told apart, with noise."""
+    directions = torch.linalg.qr(setting.normals(6, 2, seed=1).cpu().double()).Q
+    mean = setting.normals(1, 2, 3, seed=2).cpu().double()[0]
+    exact = Gaussian(mean, 0.2, torch.tensor([0.5, 3.0], dtype=torch.float64), directions)
+    gaussian, y = exact.like(setting.normals(1)), setting.normals(4, 2, 3, seed=3)
+    noisy = dense(exact) + RATIO**2 * np.eye(6)
+    axes = gaussian.mean + setting.tensor(np.eye(6)).reshape(6, 2, 3)
+    whiten = exactly(gaussian.whiten(axes, RATIO)).reshape(6, 6).numpy()
+    allowed = 1000 * setting.rounding
+    yield Row("covariance of whitened data, less I", distance(whiten @ noisy @ whiten.T, np.eye(6)), allowed)
+    error = distance(gaussian.colour(gaussian.whiten(y, RATIO), RATIO), y)
+    yield Row("colour undoes whiten", error, allowed)
+    offset = (exactly(y) - mean).reshape(4, 6).numpy()
+    expected = mean.flatten().numpy() + offset @ np.linalg.solve(noisy, dense(exact))
+    found = gaussian.posterior_mean(y, setting.tensor([[RATIO]] * 4))
+    yield Row("posterior mean against dense matrices", distance(found.reshape(4, 6), expected), allowed)
+    found = distance(gaussian.log_volume(RATIO), 0.5 * np.linalg.slogdet(noisy)[1])
+    yield Row("logarithm of the volume against the determinant", found, allowed)
+
+
+def ratios() -> Iterator[Row]:
+    """Quantiles of log r, whose density is 1 / (4 cosh^2(x / 2)) but for a share that is uniform."""
+    low, high, std = 2e-3, 80.0, 0.5
+    grid = np.linspace(math.log(low), math.log(high), 40_001)
+    density = 0.25 / np.cosh(0.5 * (grid - math.log(CENTRE * std))) ** 2
+    logistic = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
+    share = SHARE * logistic / logistic[-1] + (1 - SHARE) * np.linspace(0, 1, len(grid))
+    u = np.linspace(0, 1, 101)
+    ratio, slope = mixture(low, high, u, std)
+    yield Row("ratios at the ends", distance(ratio[[0, -1]], [low, high]), 0.0)
+    yield Row("ratios: share of the law below them", distance(np.interp(np.log(ratio), grid, share), u), 1e-7)
+    above, below = (np.log(mixture(low, high, u[1:-1] + h, std)[0]) for h in (1e-6, -1e-6))
+    yield Row("ratios: slope against differences", relative(slope[1:-1], (above - below) / 2e-6), 1e-6)
+
+
+def dense(gaussian: Gaussian) -> np.ndarray:
+    """C, (D, D)."""
+    directions = gaussian.directions.numpy()
+    along = directions @ directions.T
+    spread = directions @ np.diag(gaussian.variances.numpy()) @ directions.T
+    return spread + gaussian.rest * (np.eye(len(along)) - along)

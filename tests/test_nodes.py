@@ -1,0 +1,61 @@
+"""Noise-to-signal ratios as quantiles: their law against its integral, and the slope against differences."""
+
+import numpy as np
+import pytest
+from scipy.integrate import cumulative_simpson
+
+from sde_lib.nodes import CENTRE, SHARE, mixture
+
+INTERVALS = {
+    "vp": (5e-3, 150.0, 0.7),
+    "edm": (2e-3, 80.0, 0.5),
+    "wide": (1e-5, 1e3, 0.02),
+    "one side of the centre": (0.8, 50.0, 0.1),
+    "other side": (1e-3, 0.1, 1.0),
+    "angles": (np.tan(0.00123), np.tan(1.5), 1.0),
+}
+
+
+@pytest.fixture(params=INTERVALS)
+def interval(request):
+    return INTERVALS[request.param]
+
+
+def test_the_ends_are_exact_and_no_ratio_is_beyond_them(interval):
+    low, high, std = interval
+    u = np.concatenate([[0.0, 1e-300, 1e-17], np.linspace(0, 1, 1001)[1:-1], [1 - 1e-16, 1.0]])
+    ratio, _ = mixture(low, high, u, std)
+    assert (ratio[0], ratio[-1]) == (low, high)
+    assert ratio.min() == low
+    assert ratio.max() == high
+    assert (np.diff(ratio[3:-2]) > 0).all()
+
+
+def test_quantiles_invert_the_law(interval):
+    """The density integrated on a fine grid of its own: d/dx of 1 / (1 + e^-x) is 1 / (4 cosh^2(x / 2))."""
+    low, high, std = interval
+    grid = np.linspace(np.log(low), np.log(high), 100_001)
+    logistic = cumulative_simpson(0.25 / np.cosh(0.5 * (grid - np.log(CENTRE * std))) ** 2, x=grid, initial=0)
+    share = SHARE * logistic / logistic[-1] + (1 - SHARE) * (grid - grid[0]) / (grid[-1] - grid[0])
+    u = np.linspace(0, 1, 999)
+    ratio, _ = mixture(low, high, u, std)
+    np.testing.assert_allclose(np.interp(np.log(ratio), grid, share), u, rtol=0, atol=1e-9)
+
+
+def test_the_slope_is_the_derivative_and_integrates_to_the_whole_way(interval):
+    low, high, std = interval
+    u, h = np.linspace(1e-4, 1 - 1e-4, 999), 1e-6
+    _, slope = mixture(low, high, u, std)
+    above, below = (np.log(mixture(low, high, u + d, std)[0]) for d in (h, -h))
+    np.testing.assert_allclose((above - below) / (2 * h), slope, rtol=1e-6)
+    middles = (np.arange(20_000) + 0.5) / 20_000
+    assert mixture(low, high, middles, std)[1].mean() == pytest.approx(np.log(high / low), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4)])
+def test_shapes(shape):
+    u = np.random.default_rng(0).random(shape)
+    ratio, slope = mixture(1e-3, 80.0, u, 0.5)
+    assert ratio.shape == np.shape(slope) == shape
+    assert ratio.dtype == slope.dtype == np.float64
+    np.testing.assert_array_equal(ratio.ravel(), mixture(1e-3, 80.0, u.ravel(), 0.5)[0])
