@@ -5,22 +5,26 @@ Knows no files, configs or networks, and imports nothing of the other packages.
 
 from collections.abc import Callable
 
-from sde_lib.bound import Bound, Hybrid, VariationalBound, prior_term, variational_bound
+from sde_lib.bound import Bound, Hybrid, VariationalBound, diffusion_bound, prior_term, variational_bound
 from sde_lib.classifier import Classification, Classifier
 from sde_lib.consistency import ConsistencyDistillation, ConsistencyModel, ConsistencyTraining, transport
 from sde_lib.denoiser import CHAIN_PARAMETERIZATIONS, PARAMETERIZATIONS, Denoiser, Prediction
+from sde_lib.dequantization import DEQUANTIZATIONS
 from sde_lib.discrete import Discrete, ladder_ratio, ladder_size
 from sde_lib.exact import ExactDenoiser, GaussianMixture
-from sde_lib.flow import SOLVERS, NonFiniteError, NotConvergedError
+from sde_lib.flow import Flow
+from sde_lib.gaussian import Gaussian
 from sde_lib.laws import LEARNING_LAWS, TIME_LAWS, TimeLaw, stratified
-from sde_lib.likelihood import LogProb, log_prob
+from sde_lib.likelihood import PRIORS, LogProb, log_prob, sample_log_prob
 from sde_lib.losses import WEIGHTS, denoising_loss
+from sde_lib.motion import NonFiniteError, NotConvergedError
 from sde_lib.objective import Denoising, Objective
 from sde_lib.process import SDE
 from sde_lib.processes import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedSDE, SubVPSDE, ddpm, iddpm, ncsn
 from sde_lib.schedules import LaplaceSDE, LearnedSDE, LogisticSDE, MonotoneSchedule, SigmoidSDE
 from sde_lib.score_matching import Implicit, Sliced, SlicedVR, explicit
-from sde_lib.trace import PROBES, exact_trace
+from sde_lib.solvers import ADAPTIVE, SOLVERS
+from sde_lib.trace import PROBES, Exact, Hutchinson
 
 SDES: dict[str, Callable[..., SDE]] = {
     "vpsde": VPSDE,
@@ -52,11 +56,14 @@ OBJECTIVES: dict[str, type[Objective]] = {
 """The name of what is trained, to the loss."""
 
 __all__ = [
+    "ADAPTIVE",
     "CHAIN_PARAMETERIZATIONS",
+    "DEQUANTIZATIONS",
     "EDMSDE",
     "LEARNING_LAWS",
     "OBJECTIVES",
     "PARAMETERIZATIONS",
+    "PRIORS",
     "PROBES",
     "SDE",
     "SDES",
@@ -75,8 +82,12 @@ __all__ = [
     "Denoiser",
     "Denoising",
     "Discrete",
+    "Exact",
     "ExactDenoiser",
+    "Flow",
+    "Gaussian",
     "GaussianMixture",
+    "Hutchinson",
     "Hybrid",
     "Implicit",
     "LaplaceSDE",
@@ -97,7 +108,7 @@ __all__ = [
     "VariationalBound",
     "ddpm",
     "denoising_loss",
-    "exact_trace",
+    "diffusion_bound",
     "explicit",
     "iddpm",
     "ladder_ratio",
@@ -105,6 +116,7 @@ __all__ = [
     "log_prob",
     "ncsn",
     "prior_term",
+    "sample_log_prob",
     "stratified",
     "transport",
     "variational_bound",

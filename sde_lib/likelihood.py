@@ -1,9 +1,9 @@
 """Log-density along the probability flow, by the instantaneous change of variables.
 
-    log p(x) = log prior(x_T) + D log(alpha_T / alpha_0) + integral over l, from l_0 to l_T, of tr(d slope / dy)
+    log p(x_t) = log prior(x_T) + log |det dx_T / du_T| - log |det dx_t / du_t| + integral of div(du/dtheta) dtheta
 
-Every term is returned by itself. The result is the density of the model at t_min, data with sigma(t_min) of noise;
-densities are not probabilities and may exceed 1.
+from t to T, in the coordinates of ``sde_lib.flow``. Every term is returned by itself. The result is the density of the
+model at time t, data with sigma(t) of noise; densities are not probabilities and may exceed 1.
 
 Reference: Song et al., 2021, eq. 39, appendix D.2; Chen et al., "Neural Ordinary Differential Equations", 2018, eq. 8.
 """
@@ -16,9 +16,14 @@ import torch
 from torch import Tensor
 
 from sde_lib.denoiser import Denoiser
-from sde_lib.flow import NonFiniteError, dormand_prince, slope
-from sde_lib.process import SDE
-from sde_lib.trace import traces
+from sde_lib.flow import Flow
+from sde_lib.gaussian import Gaussian
+from sde_lib.motion import NonFiniteError, Rows, Solution
+from sde_lib.process import SDE, Time
+from sde_lib.runge_kutta import DormandPrince
+from sde_lib.trace import Exact, Hutchinson, traces
+
+Solver = Callable[[Flow, Tensor, float, float], Solution]
 
 
 class LogProb(NamedTuple):
@@ -28,64 +33,162 @@ class LogProb(NamedTuple):
     prior: log prior of the end point.
     divergence: logarithm of the change of volume along the flow.
     estimates: (B, K) what each estimate of the trace alone gives for ``nats``; K = 1 for the exact trace.
+    variance: of ``nats`` over the probes, estimated from those K; 0 for the exact trace, NaN for a single probe.
+    x: the data, at the time that they are measured at.
     latent: the end point x_T, shaped as x.
-    nfe: calls of the denoiser for the whole batch, each followed by one product with its Jacobian for every probe.
+    calls: evaluations of the denoiser.
+    traced: those of them with a trace, each a product with the Jacobian for every probe.
     """
 
     nats: Tensor
     prior: Tensor
     divergence: Tensor
     estimates: Tensor
+    variance: Tensor
+    x: Tensor
     latent: Tensor
-    nfe: int
+    calls: Tensor
+    traced: Tensor
+
+
+class TracedFlow(Flow):
+    """The flow with estimates of its divergence.
+
+    Args:
+        vectors: the probes of an evaluation.
+    """
+
+    def __init__(self, flow: Flow, vectors: Callable[[Rows], Tensor]) -> None:
+        super().__init__(flow.sde, flow.denoise, flow.gaussian, **flow.cond)
+        self.vectors = vectors
+
+    def __call__(self, angle: Time, u: Tensor, rows: Rows = slice(None), traced: bool = True) -> tuple[Tensor, Tensor]:
+        if not traced:
+            return super().__call__(angle, u, rows)
+        with torch.inference_mode(False), torch.enable_grad():
+            y = self.position(u.detach().clone(), angle).requires_grad_()
+            residual = self.residual(y, angle, rows)
+            motion = self.motion(residual.detach(), angle, rows)
+            return motion, -traces(residual, y, self.vectors(rows))
+
+
+def standard_prior(sde: SDE, gaussian: Gaussian, x: Tensor) -> Tensor:
+    """Log-density of x_T under N(0, prior_std^2), from which samples are drawn; nats, (B,)."""
+    return sde.prior_log_prob(x)
+
+
+def matched_prior(sde: SDE, gaussian: Gaussian, x: Tensor) -> Tensor:
+    """Log-density of x_T under the marginal that the first guess of the data has there; nats, (B,).
+
+    N(alpha mean, alpha^2 C + sigma^2) at t_max: nearer to the truth than the standard one, and as easy to draw from.
+    """
+    alpha, sigma, _ = sde.at(sde.t_max)
+    gaussian = gaussian.like(x)
+    u = gaussian.whiten(x / alpha, sigma / alpha).flatten(1)
+    constant = u.shape[1] * math.log(math.sqrt(2 * math.pi) * alpha) + gaussian.log_volume(sigma / alpha)
+    return -0.5 * u.square().sum(1) - constant
+
+
+PRIORS: dict[str, Callable[[SDE, Gaussian, Tensor], Tensor]] = {"standard": standard_prior, "matched": matched_prior}
+"""(sde, gaussian, x_T) -> log-density."""
 
 
 def log_prob(
     sde: SDE,
     denoise: Denoiser,
     x: Tensor,
-    probes: Tensor,
+    gaussian: Gaussian | None = None,
+    trace: Exact | Hutchinson | None = None,
     t: float | None = None,
-    solver: Callable = dormand_prince,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    solver: Solver | None = None,
     prior_log_prob: Callable[[Tensor], Tensor] | None = None,
     **cond: Tensor,
 ) -> LogProb:
     """Log-density of x under the model at time t.
 
-    The probes are held for the whole trajectory: a solver that adapts its step must not see new noise at each call,
-    and the estimate is unbiased all the same.
-
     Args:
-        probes: vectors v for the trace of a Jacobian J, (K, P, B, *): each of K estimates is sum_p v_p^T J v_p.
-            ``exact_trace(x)``, or a value of ``PROBES`` of K normals.
+        gaussian: first guess of the data, default N(0, I); a better one saves evaluations, none changes the result.
+        trace: of the Jacobian, default exact.
         t: where the data are, default and least sde.t_min.
-        solver: a value of ``sde_lib.flow.SOLVERS``.
-        rtol, atol: the solver's tolerances, for x / alpha and for the log-density separately.
+        solver: a value of ``SOLVERS``, default ``DormandPrince()``.
         prior_log_prob: law of x_T, default that of the SDE; with the true one only the solver's error is left.
     Shapes: x (B, *).
-    Raises: ValueError for a t below sde.t_min, where no network was trained; NotConvergedError; NonFiniteError.
+    Raises: ValueError for a t below sde.t_min, where no network was trained, and for probes that an adaptive solver
+        would see change; NotConvergedError; NonFiniteError.
     """
     t = sde.t_min if t is None else t
+    check_time(sde, t)
+    return _along(sde, denoise, x, (t, sde.t_max), gaussian, trace, solver, prior_log_prob, cond)
+
+
+def sample_log_prob(
+    sde: SDE,
+    denoise: Denoiser,
+    latent: Tensor,
+    gaussian: Gaussian | None = None,
+    trace: Exact | Hutchinson | None = None,
+    t: float | None = None,
+    solver: Solver | None = None,
+    prior_log_prob: Callable[[Tensor], Tensor] | None = None,
+    **cond: Tensor,
+) -> LogProb:
+    """The data at time t that the flow brings a latent x_T (B, *) to, and their log-density, from one solve.
+
+    The inverse of ``log_prob``: that of what comes out gives the same terms.
+
+    Args, Raises: as ``log_prob``.
+    """
+    t = sde.t_min if t is None else t
+    check_time(sde, t)
+    return _along(sde, denoise, latent, (sde.t_max, t), gaussian, trace, solver, prior_log_prob, cond)
+
+
+def check_time(sde: SDE, t: float) -> None:
+    """Raises: ValueError for a time of the data that no network was trained at, or that leaves no way to go."""
     if not sde.t_min <= t < sde.t_max:
         raise ValueError(f"likelihood at t = {t}: the network was trained on [{sde.t_min}, {sde.t_max}]")
-    first, last = sde.at(t), sde.at(sde.t_max)
 
-    def rates(log_snr: Tensor, state: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode(False), torch.enable_grad():
-            y = state[0].detach().clone().requires_grad_()
-            dy = slope(denoise, sde, y, log_snr, **{key: value[rows] for key, value in cond.items()})
-            return dy.detach(), traces(dy, y, probes[:, :, rows])
 
-    state = (x / first.alpha, x.new_zeros(len(x), len(probes)))
-    (y, volume), nfe = solver(rates, state, first.log_snr, last.log_snr, rtol, atol)
-    latent = last.alpha * y
-    prior = (prior_log_prob or sde.prior_log_prob)(latent)
-    volume = volume + x[0].numel() * math.log(last.alpha / first.alpha)
-    divergence = volume.mean(1)
+@torch.no_grad()
+def _along(
+    sde: SDE,
+    denoise: Denoiser,
+    state: Tensor,
+    times: tuple[float, float],
+    gaussian: Gaussian | None,
+    trace: Exact | Hutchinson | None,
+    solver: Solver | None,
+    prior_log_prob: Callable[[Tensor], Tensor] | None,
+    cond: dict[str, Tensor],
+) -> LogProb:
+    """The density of the earlier end of the way from a state at the first of the times to the other."""
+    (start, end), t = times, min(times)
+    solver, trace = solver or DormandPrince(), trace or Exact()
+    if solver.adaptive and trace.fresh:
+        raise ValueError("a solver that adapts its steps needs the same probes all along: set fresh=False")
+    with torch.inference_mode(False):  # autograd keeps no tensors that were made under it
+        gaussian = (gaussian or Gaussian.standard(state)).like(state)
+        cond = {key: value.clone() for key, value in cond.items()}
+    flow = Flow(sde, denoise, gaussian, **cond)
+    motion = TracedFlow(flow, trace.start(state))
+    solution = solver(motion, flow.enter(state, start), flow.angle(start), flow.angle(end))
+    ends = {start: state, end: flow.leave(solution.u, end)}
+    prior = (prior_log_prob or sde.prior_log_prob)(ends[sde.t_max])
+    growth = solution.integrals if start < end else -solution.integrals
+    volumes = growth + (flow.log_volume(sde.t_max) - flow.log_volume(t))
+    divergence, variance = volumes.mean(1), trace.variance(volumes, state[0].numel())
     nats = prior + divergence
     if not torch.isfinite(nats).all():
         bad = int((~torch.isfinite(nats)).nonzero()[0])
-        raise NonFiniteError(f"the log-density of example {bad} is {nats[bad].item()}; check the network and the data")
-    return LogProb(nats, prior, divergence, prior[:, None] + volume, latent, nfe)
+        raise NonFiniteError(f"the log-density is {nats[bad].item()}; check the network and the data", bad)
+    return LogProb(
+        nats=nats,
+        prior=prior,
+        divergence=divergence,
+        estimates=prior[:, None] + volumes,
+        variance=variance,
+        x=ends[t],
+        latent=ends[sde.t_max],
+        calls=solution.calls,
+        traced=solution.traced,
+    )

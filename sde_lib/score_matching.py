@@ -89,7 +89,7 @@ class SlicedVR(Implicit):
             raise ValueError(f"loss.projections {projections}: need at least 1")
         if probe not in PROBES:
             raise ValueError(f"unknown loss.probe {probe!r}; known: {', '.join(sorted(PROBES))}")
-        self.projections, self.probe = projections, PROBES[probe]
+        self.projections, self.probe = projections, PROBES[probe].make
 
     def probes(self, x: Tensor, draw: Draw) -> Tensor:
         return self.probe(torch.stack([draw(x) for _ in range(self.projections)]))

@@ -1,9 +1,17 @@
 """The trace of a Jacobian J, from products with probes v: E[v^T J v] = tr J where E[v v^T] = I."""
 
+import functools
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from sde_lib.motion import Rows
+
+CHUNK = 8
+"""Products with a Jacobian that are taken at once: more are no faster, and need the memory."""
 
 
 def exact_trace(x: Tensor) -> Tensor:
@@ -16,7 +24,7 @@ def exact_trace(x: Tensor) -> Tensor:
 
 
 def rademacher(z: Tensor) -> Tensor:
-    """Signs of the normals z (K, B, *): K estimates of the least variance among probes with E[v v^T] = I.
+    """Signs of the normals z (K, B, *): K estimates of the least variance among independent probes.
 
     Shapes: returns (K, 1, B, *).
     Reference: Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix", 1990.
@@ -29,20 +37,117 @@ def gauss(z: Tensor) -> Tensor:
     return z[:, None]
 
 
-PROBES: dict[str, Callable[[Tensor], Tensor]] = {"rademacher": rademacher, "gauss": gauss}
+def orthogonal(z: Tensor) -> Tensor:
+    """Directions at right angles to each other, by Gram and Schmidt from the normals z (K, B, *), of length sqrt(D).
+
+    The more of them, the less is left to chance: D of them give the trace itself.
+
+    Shapes: returns (K, 1, B, *).
+    Raises: ValueError for more probes than dimensions.
+    """
+    num, dimensions = len(z), z[0, 0].numel()
+    if num > dimensions:
+        raise ValueError(f"{num} orthogonal probes in {dimensions} dimensions: need at most {dimensions}")
+    frame = torch.linalg.qr(z.flatten(2).movedim(0, 2)).Q
+    return math.sqrt(dimensions) * frame.movedim(2, 0).reshape(z.shape)[:, None]
+
+
+class Probe(NamedTuple):
+    """A kind of probe.
+
+    make: from normals (K, B, *) to probes (K, 1, B, *).
+    variance: of the mean of K estimates in D dimensions, (K, D) -> multiple of the sample variance of the estimates.
+    """
+
+    make: Callable[[Tensor], Tensor]
+    variance: Callable[[int, int], float]
+
+
+def independent(num: int, dimensions: int) -> float:
+    """1 / K."""
+    return 1 / num
+
+
+def without_replacement(num: int, dimensions: int) -> float:
+    """1 / K - 1 / D: of K values drawn from D of which the sum is known, as in sampling without replacement."""
+    return 1 / num - 1 / dimensions
+
+
+PROBES: dict[str, Probe] = {
+    "rademacher": Probe(rademacher, independent),
+    "gauss": Probe(gauss, independent),
+    "orthogonal": Probe(orthogonal, without_replacement),
+}
+
+Vectors = Callable[[Rows], Tensor]
+"""The probes (K, P, b, *) of b of the examples, for one evaluation."""
+
+
+class Exact:
+    """The trace itself: D products with the Jacobian at each evaluation, so for D up to about 100."""
+
+    fresh = False
+
+    def start(self, x: Tensor) -> Vectors:
+        """The unit vectors, for examples x (B, *)."""
+        vectors = exact_trace(x)
+        return lambda rows: vectors[:, :, rows]
+
+    def variance(self, estimates: Tensor, dimensions: int) -> Tensor:
+        """Of the mean of the one estimate (B, 1): 0."""
+        return torch.zeros_like(estimates[:, 0])
+
+
+class Hutchinson:
+    """K random estimates of the trace, and their spread.
+
+    Args:
+        draw: from x (B, *) to normals shaped as x, new ones at each call.
+        num: K, at least 1.
+        kind: a key of ``PROBES``.
+        fresh: whether each evaluation gets new probes. Both ways are unbiased. Fresh ones, for solvers on given nodes,
+            have far less noise, because their errors cancel along the way; solvers that adapt their steps must not see
+            another motion when they ask again, and get the same probes for the whole way.
+    Raises: ValueError for numbers out of range and an unknown kind.
+    """
+
+    def __init__(self, draw: Callable[[Tensor], Tensor], num: int = 1, kind: str = "rademacher", fresh: bool = False):
+        if num < 1:
+            raise ValueError(f"probes {num}: need at least 1")
+        if kind not in PROBES:
+            raise ValueError(f"unknown probe {kind!r}; known: {', '.join(PROBES)}")
+        self.draw, self.num, self.kind, self.fresh = draw, num, PROBES[kind], fresh
+
+    def start(self, x: Tensor) -> Vectors:
+        """The probes of examples x (B, *)."""
+
+        def make() -> Tensor:
+            return self.kind.make(torch.stack([self.draw(x) for _ in range(self.num)]))
+
+        if self.fresh:
+            return lambda rows: make()[:, :, rows]
+        vectors = make()
+        return lambda rows: vectors[:, :, rows]
+
+    def variance(self, estimates: Tensor, dimensions: int) -> Tensor:
+        """Of the mean of the estimates (B, K) of examples of D dimensions, (B,); NaN for a single one."""
+        spread = estimates.var(1) if self.num > 1 else torch.full_like(estimates[:, 0], torch.nan)
+        return spread * self.kind.variance(self.num, dimensions)
 
 
 def traces(value: Tensor, at: Tensor, probes: Tensor, create_graph: bool = False) -> Tensor:
     """Each estimate of tr(d value / d at), sum_p v_p^T J v_p, all from one graph.
 
     Args:
-        probes: ``exact_trace(at)``, or a value of ``PROBES``.
-        create_graph: whether the estimates can themselves be differentiated, as training needs.
+        probes: ``exact_trace(at)``, or what a value of ``PROBES`` makes.
+        create_graph: whether the estimates can themselves be differentiated, as training needs; then one by one, for
+            not every operation has a second derivative for several at once.
     Shapes: value, at (B, *), probes (K, P, B, *); returns (B, K).
     """
-    vectors = probes.flatten(0, 1)
-    forms = [
-        (torch.autograd.grad(value, at, v, retain_graph=True, create_graph=create_graph)[0] * v).flatten(1).sum(1)
-        for v in vectors
-    ]
-    return torch.stack(forms, 1).unflatten(1, probes.shape[:2]).sum(2)
+    vectors, grad = probes.flatten(0, 1), functools.partial(torch.autograd.grad, value, at, retain_graph=True)
+    if create_graph:
+        products = ((grad(v, create_graph=True)[0][None], v[None]) for v in vectors)
+    else:
+        products = ((grad(part, is_grads_batched=True)[0], part) for part in vectors.split(CHUNK))
+    forms = torch.cat([(product * part).flatten(2).sum(2) for product, part in products])
+    return forms.mT.unflatten(1, probes.shape[:2]).sum(2)

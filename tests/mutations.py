@@ -40,7 +40,8 @@ class Mutation(NamedTuple):
 def function_of(where: str):
     """The function at module:name, without its decorators."""
     module, _, path = where.partition(":")
-    return inspect.unwrap(functools.reduce(getattr, path.split("."), importlib.import_module(module)))
+    found = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    return inspect.unwrap(getattr(found, "__func__", found))
 
 
 @contextmanager
@@ -79,9 +80,11 @@ def noticed(mutation: Mutation) -> tuple[str, Row] | None:
 PROCESS, LEAVES, CHAIN = "sde_lib.process:SDE", "sde_lib.processes", "sde_lib.process"
 SCHEDULES = "sde_lib.schedules"
 DENOISER, LOSSES, LAWS = "sde_lib.denoiser", "sde_lib.losses", "sde_lib.laws"
-FLOW, LIKELIHOOD, TRACE = "sde_lib.flow", "sde_lib.likelihood", "sde_lib.trace"
+FLOW, LIKELIHOOD, TRACE = "sde_lib.flow:Flow", "sde_lib.likelihood", "sde_lib.trace"
+ADAMS, DORMAND, DEQUANTIZE = "sde_lib.adams", "sde_lib.runge_kutta:DormandPrince", "sde_lib.dequantization"
 MATCHING = "sde_lib.score_matching"
 BOUND = "sde_lib.bound"
+GAUSSIAN, NODES = "sde_lib.gaussian:Gaussian", "sde_lib.nodes"
 STOCHASTIC, CORRECTOR = "samplers.stochastic", "samplers.predictor_corrector"
 LANGEVIN, MULTISTEP = "samplers.langevin", "samplers.multistep"
 
@@ -283,6 +286,54 @@ MUTATIONS = [
         "self.log_weights + log_density",
         "log_density",
     ),
+    # --- first guess --------------------------------------------------------------------------------------------------
+    Mutation(
+        "first guess: covariance around 0",
+        "gaussian",
+        f"{GAUSSIAN}.of",
+        "part.to(dtype) - mean.to(dtype)",
+        "part.to(dtype)",
+    ),
+    Mutation("first guess: noise within bins left out", "gaussian", f"{GAUSSIAN}.of", "(least) + extra", "(least)"),
+    Mutation(
+        "first guess: all variance for the directions left out",
+        "gaussian",
+        f"{GAUSSIAN}.of",
+        "total - values.sum().item()",
+        "total",
+    ),
+    Mutation(
+        "first guess: the width of a bin for its square",
+        "gaussian",
+        "engine.build:first_guess",
+        "bin_width(codec) ** 2",
+        "bin_width(codec)",
+    ),
+    Mutation(
+        "first guess: directions count twice",
+        "gaussian",
+        f"{GAUSSIAN}.apply",
+        "(function(self.variances) - rest)",
+        "function(self.variances)",
+    ),
+    Mutation("whiten: r for its square", "gaussian", f"{GAUSSIAN}.whiten", "v + ratio**2", "v + ratio"),
+    Mutation("colour: the mean forgotten", "gaussian", f"{GAUSSIAN}.colour", "self.mean + ", ""),
+    Mutation(
+        "linear denoiser: signal and noise exchanged",
+        "gaussian",
+        f"{GAUSSIAN}.posterior_mean",
+        "v / (v + ratio**2)",
+        "ratio**2 / (v + ratio**2)",
+    ),
+    Mutation("volume: the determinant for its root", "gaussian", f"{GAUSSIAN}.log_volume", "0.5 * ", ""),
+    Mutation("ratios: density for the slope", "gaussian", f"{NODES}:mixture", "1 / law(found)[1]", "law(found)[1]"),
+    Mutation(
+        "ratios: the uniform part in r, not in log r",
+        "gaussian",
+        f"{NODES}:mixture",
+        "(log_ratio - ends[0]) * uniform",
+        "(np.exp(log_ratio) - low) / (high - low)",
+    ),
     # --- losses -------------------------------------------------------------------------------------------------------
     Mutation("loss summed over dimensions", "losses", f"{LOSSES}:denoising_loss", ".mean(1)", ".sum(1)"),
     Mutation(
@@ -345,6 +396,35 @@ MUTATIONS = [
     Mutation("bound: no decoder", "bound", f"{BOUND}:step_bound", "t > 1,", "t > 0,"),
     Mutation(
         "bound: last level left out", "bound", f"{BOUND}:variational_bound", "int(chain.t_max) + 1", "int(chain.t_max)"
+    ),
+    Mutation(
+        "continuous bound: SNR of amplitudes",
+        "bound",
+        f"{BOUND}:diffusion_bound",
+        "torch.exp(log_snr)",
+        "torch.exp(0.5 * log_snr)",
+    ),
+    Mutation(
+        "continuous bound: each evaluation counts for all", "bound", f"{BOUND}:diffusion_bound", "rises / num", "rises"
+    ),
+    Mutation(
+        "continuous bound: the guess asked without noise",
+        "bound",
+        f"{BOUND}:diffusion_bound",
+        "posterior_mean(x / alpha,",
+        "posterior_mean(x0,",
+    ),
+    Mutation(
+        "continuous bound: the guess errs by its bias alone", "bound", f"{BOUND}:_guess_error", "volume + known", "0"
+    ),
+    Mutation("decoder: neighbours closer than they are", "bound", f"{BOUND}:decoder_term", "0.5 * away", "0.25 * away"),
+    Mutation("decoder: the density at its peak", "bound", f"{BOUND}:decoder_term", "math.pi * math.e", "math.pi"),
+    Mutation(
+        "decoder: levels told apart by their variance",
+        "bound",
+        f"{BOUND}:decoder_time",
+        "-2 * math.log",
+        "-math.log",
     ),
     Mutation("objective bound: a level for all", "bound", f"{BOUND}:Bound.__call__", "self.sde.t_max / (", "1 / ("),
     Mutation("hybrid: the bound in full", "bound", f"{BOUND}:Hybrid.__call__", "self.share_of_bound *", "1.0 *"),
@@ -588,6 +668,23 @@ MUTATIONS = [
         "Noise(seeds)",
         "Noise(torch.arange(len(seeds)))",
     ),
+    Mutation(
+        "engine: log-density in units of the encoded data",
+        "sampling",
+        "engine.sample:draw_scored",
+        " + experiment.codec.log_det(experiment.facts.shape)",
+        "",
+    ),
+    Mutation(
+        "latents of the size of the prior", "sampling", "samplers.adaptive:ODE.encode", " / self.sde.prior_std", ""
+    ),
+    Mutation(
+        "decoded from the normals themselves",
+        "sampling",
+        "samplers.adaptive:ODE.decode",
+        "self.sde.prior_std * latents",
+        "latents",
+    ),
     # --- consistency --------------------------------------------------------------------------------------------------
     Mutation(
         "consistency: boundary at noise 0",
@@ -669,66 +766,286 @@ MUTATIONS = [
         "sigma**2 *",
     ),
     # --- likelihood ---------------------------------------------------------------------------------------------------
-    Mutation("flow: full score instead of half", "likelihood", f"{FLOW}:slope", "0.5 * (", "1.0 * ("),
+    Mutation("flow: full score instead of half", "likelihood", "sde_lib.flow:_sin_cos", "0.5 * (", "0.25 * ("),
+    Mutation("flow: the sign of the motion", "likelihood", f"{FLOW}.motion", "motion = -self", "motion = self"),
+    Mutation("flow: motion over the variance, not its root", "likelihood", f"{FLOW}.motion", "** -0.5", "** -1.0"),
     Mutation(
-        "solver: stages at the wrong time",
+        "flow: the mean of the first guess for its denoiser",
         "likelihood",
-        f"{FLOW}:dormand_prince",
-        "progress + node * step",
-        "progress + step",
+        f"{FLOW}.residual",
+        "self.gaussian.posterior_mean(y, self._ratio(angle, y))",
+        "self.gaussian.mean",
     ),
     Mutation(
-        "solver: every step accepted",
+        "flow: first guess at another noise",
         "likelihood",
-        f"{FLOW}:dormand_prince",
-        "accept = error <= 1",
-        "accept = error <= 1e9",
+        f"{FLOW}.residual",
+        "self._ratio(angle, y))",
+        "1.1 * self._ratio(angle, y))",
     ),
+    Mutation("flow: the network shown x / alpha", "likelihood", f"{FLOW}.residual", "self.sde.alpha(t) * y", "y"),
+    Mutation("flow: time of half the log-SNR", "likelihood", f"{FLOW}.time", "-2 * torch.log", "-1 * torch.log"),
+    Mutation("flow: end points without the signal's scale", "likelihood", f"{FLOW}.leave", "alpha * self", "self"),
     Mutation(
         "log-density without the signal's scale",
         "likelihood",
-        f"{LIKELIHOOD}:log_prob",
-        "volume = volume + x[0].numel() * math.log(last.alpha / first.alpha)",
-        "volume = volume + 0",
+        f"{FLOW}.log_volume",
+        "self.gaussian.mean.numel() * math.log(alpha) +",
+        "0.0 +",
+    ),
+    Mutation(
+        "log-density: the volumes of the coordinates exchanged",
+        "likelihood",
+        f"{LIKELIHOOD}:_along",
+        "flow.log_volume(sde.t_max) - flow.log_volume(t)",
+        "flow.log_volume(t) - flow.log_volume(sde.t_max)",
+    ),
+    Mutation(
+        "log-density: divergence subtracted",
+        "likelihood",
+        f"{LIKELIHOOD}:_along",
+        "growth = solution.integrals",
+        "growth = -solution.integrals",
+    ),
+    Mutation(
+        "log-density of samples: divergence as of data",
+        "likelihood",
+        f"{LIKELIHOOD}:_along",
+        "else -solution.integrals",
+        "else solution.integrals",
     ),
     Mutation(
         "log-density: change of volume subtracted",
         "likelihood",
-        f"{LIKELIHOOD}:log_prob",
+        f"{LIKELIHOOD}:_along",
         "prior + divergence",
         "prior - divergence",
     ),
     Mutation(
         "log-density without the prior",
         "likelihood",
-        f"{LIKELIHOOD}:log_prob",
+        f"{LIKELIHOOD}:_along",
         "nats = prior + divergence",
         "nats = divergence",
     ),
+    Mutation("probes summed, not averaged", "likelihood", f"{LIKELIHOOD}:_along", "volumes.mean(1)", "volumes.sum(1)"),
     Mutation(
-        "probe exchanged for another every 4 units of log-SNR",
+        "matched prior without the noise",
         "likelihood",
-        f"{LIKELIHOOD}:log_prob",
-        "probes[:, :, rows])",
-        "probes[:, :, rows].roll(int(log_snr.mean() / 4), 0))",
+        f"{LIKELIHOOD}:matched_prior",
+        "gaussian.whiten(x / alpha, sigma / alpha)",
+        "gaussian.whiten(x / alpha, 0.0)",
     ),
-    Mutation("probes summed, not averaged", "likelihood", f"{LIKELIHOOD}:log_prob", "volume.mean(1)", "volume.sum(1)"),
+    Mutation(
+        "matched prior: a density of x / alpha",
+        "likelihood",
+        f"{LIKELIHOOD}:matched_prior",
+        "math.sqrt(2 * math.pi) * alpha",
+        "math.sqrt(2 * math.pi)",
+    ),
+    Mutation(
+        "frozen probes resampled at every evaluation",
+        "likelihood",
+        f"{TRACE}:Hutchinson.start",
+        "return lambda rows: vectors[:, :, rows]",
+        "return lambda rows: make()[:, :, rows]",
+    ),
+    Mutation(
+        "fresh probes that stay the same", "likelihood", f"{TRACE}:Hutchinson.start", "if self.fresh:", "if False:"
+    ),
+    Mutation(
+        "fresh probes for a solver that adapts",
+        "likelihood",
+        f"{LIKELIHOOD}:_along",
+        "solver.adaptive and trace.fresh",
+        "False",
+    ),
     Mutation("Rademacher probes of 0 and 1", "likelihood", f"{TRACE}:rademacher", "-1.0, 1.0", "0.0, 1.0"),
-    Mutation("trace from another example's probe", "likelihood", f"{TRACE}:traces", "[0] * v)", "[0] * v.roll(1, 0))"),
+    Mutation(
+        "orthogonal probes of length 1", "likelihood", f"{TRACE}:orthogonal", "math.sqrt(dimensions) * frame", "frame"
+    ),
+    Mutation(
+        "orthogonal probes of the length of their number",
+        "likelihood",
+        f"{TRACE}:orthogonal",
+        "math.sqrt(dimensions)",
+        "math.sqrt(num)",
+    ),
+    Mutation(
+        "orthogonal probes told as independent",
+        "likelihood",
+        f"{TRACE}:without_replacement",
+        "1 / num - 1 / dimensions",
+        "1 / num",
+    ),
+    Mutation(
+        "the spread of estimates told for that of their mean",
+        "likelihood",
+        f"{TRACE}:Hutchinson.variance",
+        "spread * self.kind.variance(self.num, dimensions)",
+        "spread",
+    ),
+    Mutation(
+        "trace from another example's probe",
+        "likelihood",
+        f"{TRACE}:traces",
+        "(products * vectors)",
+        "(products * vectors.roll(1, 1))",
+    ),
+    Mutation(
+        "a trace for each probe's neighbour",
+        "likelihood",
+        f"{TRACE}:traces",
+        "torch.cat(forms).mT",
+        "torch.cat(forms).roll(1, 0).mT",
+    ),
+    Mutation(
+        "solver: stages at the wrong time",
+        "likelihood",
+        f"{DORMAND}.__call__",
+        "progress + node * step",
+        "progress + step",
+    ),
+    Mutation(
+        "solver: every step accepted",
+        "likelihood",
+        f"{DORMAND}.__call__",
+        "accept = error <= 1",
+        "accept = error <= 1e9",
+    ),
+    Mutation(
+        "Adams: no corrector",
+        "likelihood",
+        f"{ADAMS}:Adams.__call__",
+        "past, angles[: i + 1], self.order + 1,",
+        "past[:-1], angles[:i], self.order,",
+    ),
+    Mutation(
+        "Adams: corrector of the predictor's order",
+        "likelihood",
+        f"{ADAMS}:Adams.__call__",
+        "self.order + 1",
+        "self.order",
+    ),
+    Mutation(
+        "Adams: one evaluation more",
+        "likelihood",
+        f"{ADAMS}:Adams.__call__",
+        "np.linspace(0, 1, self.evaluations)",
+        "np.linspace(0, 1, self.evaluations + 1)",
+    ),
+    Mutation(
+        "Adams: traces at every node",
+        "likelihood",
+        f"{ADAMS}:Adams.__call__",
+        "slice(None), i in marked)",
+        "slice(None), True)",
+    ),
+    Mutation(
+        "Adams: weights of the way back in the order of the way there",
+        "likelihood",
+        f"{ADAMS}:Adams.__call__",
+        "-weights[::-1]",
+        "-weights",
+    ),
+    Mutation(
+        "Adams: weights for even nodes",
+        "likelihood",
+        f"{ADAMS}:integration_weights",
+        "(nodes - start)",
+        "(np.linspace(nodes[0], nodes[-1], len(nodes)) - start)",
+    ),
+    Mutation(
+        "Adams: trapezoids for the spline",
+        "likelihood",
+        f"{ADAMS}:spline_weights",
+        "gaps[1:] > _GROWTH * gaps[:-1]",
+        "gaps[1:] > 0",
+    ),
+    Mutation(
+        "torchdiffeq: one way for both",
+        "likelihood",
+        "sde_lib.solvers:Torchdiffeq.__call__",
+        "(end - start) * rate",
+        "abs(end - start) * rate",
+    ),
+    Mutation("uniform dequantisation not centred", "likelihood", f"{DEQUANTIZE}:uniform", "(u - 0.5)", "u"),
+    Mutation(
+        "uniform dequantisation: the bin's width forgotten",
+        "likelihood",
+        f"{DEQUANTIZE}:uniform",
+        "-x[0].numel() * math.log(bin_width) +",
+        "0.0 +",
+    ),
+    Mutation(
+        "truncated normal without its normaliser",
+        "likelihood",
+        f"{DEQUANTIZE}:truncated_normal",
+        "* sigma * inside)",
+        "* sigma)",
+    ),
+    Mutation(
+        "truncated normal: cut at a whole bin",
+        "likelihood",
+        f"{DEQUANTIZE}:truncated_normal",
+        "/ (2 * sigma)",
+        "/ sigma",
+    ),
+    Mutation(
+        "truncated normal: noise on data that are not scaled",
+        "likelihood",
+        f"{DEQUANTIZE}:truncated_normal",
+        "alpha * x + sigma",
+        "x + sigma",
+    ),
+    Mutation(
+        "truncated normal: density of z, not of sigma z",
+        "likelihood",
+        f"{DEQUANTIZE}:truncated_normal",
+        "math.sqrt(2 * math.pi) * sigma * inside",
+        "math.sqrt(2 * math.pi) * inside",
+    ),
     Mutation(
         "prior mismatch: at the wrong end of time",
         "likelihood",
-        "sde_lib.bound:prior_term",
+        f"{BOUND}:prior_term",
         "sde.at(sde.t_max)",
         "sde.at(sde.t_min)",
     ),
-    Mutation("dequantisation: noise not centred", "likelihood", "engine.likelihood:run", "values) - 0.5", "values)"),
     Mutation(
-        "bits/dim without the codec's scaling",
+        "likelihood: density of the noise added, not subtracted",
         "likelihood",
-        "engine.likelihood:run",
-        "result.nats + scaling",
-        "result.nats",
+        "engine.likelihood:Measurement._once",
+        "found.nats.double() - log_q",
+        "found.nats.double() + log_q",
+    ),
+    Mutation(
+        "likelihood: copies summed, not averaged",
+        "likelihood",
+        "engine.likelihood:Measurement._once",
+        "torch.logsumexp(nats, 1) - math.log(samples)",
+        "torch.logsumexp(nats, 1)",
+    ),
+    Mutation(
+        "likelihood: the mean of logarithms for that of densities",
+        "likelihood",
+        "engine.likelihood:Measurement._once",
+        "total = torch.logsumexp(nats, 1) - math.log(samples)",
+        "total = nats.mean(1)",
+    ),
+    Mutation(
+        "likelihood: copies all alike",
+        "likelihood",
+        "engine.likelihood:Measurement._once",
+        "COPY * copies",
+        "0 * copies",
+    ),
+    Mutation(
+        "terms without the codec's scaling",
+        "likelihood",
+        "engine.likelihood:Measurement._once",
+        "-log_q.double() - scaling",
+        "-log_q.double()",
     ),
     # --- codecs -------------------------------------------------------------------------------------------------------
     Mutation(

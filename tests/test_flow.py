@@ -1,166 +1,162 @@
-"""The probability flow and its solvers: the slope against drift and score, the tableau's order, every way to fail."""
+"""The probability flow: its motion against drift and score, its coordinates, and where Gaussian data stand still."""
 
 import math
+import re
 
-import numpy as np
 import pytest
 import torch
-from scipy.integrate import solve_ivp
 from test_steps import terminal
 
-from samplers import STEPS
-from sde_lib import SDES, SOLVERS, NonFiniteError, NotConvergedError
+from sde_lib import Flow, Gaussian, GaussianMixture, NonFiniteError
 from sde_lib.denoiser import Prediction
-from sde_lib.flow import dormand_prince, slope
+
+GUESSES = ("standard", "isotropic", "leading", "full")
 
 
-@pytest.fixture(params=sorted(SOLVERS))
-def solver(request):
-    return SOLVERS[request.param]
+def first_guess(name, mixture):
+    """N(0, I); another mean and variance; the mixture's moments, in a third of the directions or in all."""
+    shape = mixture.shape
+    if name == "standard":
+        return Gaussian.standard(mixture.means.reshape(-1, *shape))
+    if name == "isotropic":
+        return Gaussian(torch.full(shape, 0.3, dtype=torch.float64), 0.4)
+    values, vectors = torch.linalg.eigh(mixture.covariance)
+    left_out = 0 if name == "full" else len(values) - len(values) // 3
+    rest = values[: max(left_out, 1)].mean().item()
+    return Gaussian(mixture.mean.reshape(shape), rest, values[left_out:], vectors[:, left_out:])
 
 
-# --- the slope --------------------------------------------------------------------------------------------------------
+@pytest.fixture(params=GUESSES)
+def guess(request, shaped_mixture):
+    return first_guess(request.param, shaped_mixture)
 
 
-def test_slope_is_that_of_song_in_other_coordinates(sde, shaped_mixture):
-    """dx/dt = f x - g^2 score / 2, with x = alpha y, so that dx/dt = alpha' y + alpha dy/dl dl/dt."""
-    denoise = shaped_mixture.denoiser(sde)
+def time_at(sde, log_snr):
+    return sde.time(torch.tensor(log_snr, dtype=torch.float64)).item()
+
+
+# --- the motion -------------------------------------------------------------------------------------------------------
+
+
+def test_motion_is_that_of_song_in_other_coordinates(sde, shaped_mixture, guess):
+    """dx/dt = f x - g^2 score / 2, eq. 13: here by a central difference of x along the motion."""
+    denoise, h = shaped_mixture.denoiser(sde), 1e-5
+    flow = Flow(sde, denoise, guess)
     for l in (-4.0, 0.5, 4.0):  # not at 0, where the Laplace schedule has a bend
-        t = sde.time(torch.tensor(l, dtype=torch.float64)).item()
-        alpha, x = sde.at(t).alpha, terminal(shaped_mixture, sde, 4) / sde.prior_std
+        t = time_at(sde, l)
+        alpha, sigma, _ = sde.at(t)
+        x = alpha * terminal(shaped_mixture, sde, 4) / sde.prior_std + sigma
         expected = sde.drift(t) * x - 0.5 * sde.diffusion(t) ** 2 * denoise.score(x, t)
-        before, after = sde.time(torch.tensor([l + 1e-5, l - 1e-5], dtype=torch.float64)).tolist()
-        rate = -2e-5 / (after - before)
-        found = slope(denoise, sde, x / alpha, torch.tensor(l, dtype=torch.float64))
-        torch.testing.assert_close(sde.drift(t) * x + alpha * found * rate, expected, rtol=1e-6, atol=1e-6)
+        angle, u = flow.angle(t), flow.enter(x, t)
+        motion, rates = flow(angle, u)
+        late, early = (flow.time(angle + step) for step in (h, -h))
+        found = (flow.leave(u + h * motion, late) - flow.leave(u - h * motion, early)) / (late - early)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
+        assert rates.shape == (4, 0)
 
 
-def test_each_example_may_have_its_own_log_snr(sde, shaped_mixture):
-    denoise, y = shaped_mixture.denoiser(sde), terminal(shaped_mixture, sde, 3)
-    l = torch.tensor([-3.0, 0.0, 5.0], dtype=torch.float64)
-    together = slope(denoise, sde, y, l.reshape(3, *[1] * (y.ndim - 1)))
-    alone = torch.cat([slope(denoise, sde, y[k : k + 1], l[k]) for k in range(3)])
-    torch.testing.assert_close(together, alone)
+def test_each_example_may_have_its_own_angle_and_number(sde, shaped_mixture, guess):
+    """Together as alone, with an angle that is a number or a tensor; conditions follow the numbers of the examples."""
+
+    def denoise(x, t, shift):
+        return Prediction(shaped_mixture.denoiser(sde)(x, t).x0 + shift.reshape(-1, *[1] * (x.ndim - 1)))
+
+    shift = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    flow, rows = Flow(sde, denoise, guess, shift=shift), torch.tensor([1, 4, 2])
+    u = terminal(shaped_mixture, sde, 3) / sde.prior_std
+    angles = torch.tensor([0.1, 0.7, 1.4], dtype=torch.float64)
+    together, _ = flow(angles.reshape(3, *[1] * (u.ndim - 1)), u, rows)
+    alone = torch.cat([flow(angles[k].item(), u[k : k + 1], rows[k : k + 1])[0] for k in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-8)
 
 
-# --- solvers ----------------------------------------------------------------------------------------------------------
+def test_where_the_guess_is_right_nothing_moves(sde, shaped_mixture):
+    """The motion and its Jacobian vanish for the data that the guess is of, and for no others."""
+    whole = first_guess("full", shaped_mixture)
+    mean, covariance = whole.mean[None], shaped_mixture.covariance[None]
+    right = GaussianMixture.of_covariances(torch.ones(1, dtype=torch.float64), mean, covariance)
+    u = terminal(shaped_mixture, sde, 3) / sde.prior_std
+    for name in GUESSES:
+        flow, moved = Flow(sde, right.denoiser(sde), first_guess(name, shaped_mixture)), []
+        for angle in (0.05, 0.8, 1.5):
+            jacobian = torch.autograd.functional.jacobian(lambda u, f=flow, a=angle: f(a, u)[0].sum(0), u[:1])
+            moved += [flow(angle, u)[0].abs().max().item(), jacobian.abs().max().item()]
+        assert max(moved) < 1e-11 if name == "full" else max(moved) > 0.01
 
 
-def spiral(l, state, rows):
-    """x' = i w x for a pair of numbers, y' = cos l, each example with its own frequency."""
-    x, _ = state
-    frequency = (1 + rows.to(x))[:, None]
-    return frequency * torch.stack([-x[:, 1], x[:, 0]], 1), torch.cos(l).expand(len(x), 1)
+def test_float32_stays(shaped_mixture, guess, sde):
+    flow = Flow(sde, shaped_mixture.denoiser(sde), guess.like(torch.ones(1)))
+    u = torch.ones(2, *shaped_mixture.shape)
+    for angle in (0.5, torch.full((2, *[1] * (u.ndim - 1)), 0.5, dtype=torch.float64)):
+        motion, rates = flow(angle, u)
+        assert motion.dtype == rates.dtype == torch.float32
+    assert flow.enter(u, sde.t_min).dtype == flow.leave(u, sde.t_min).dtype == torch.float32
 
 
-@pytest.mark.parametrize(("start", "end"), [(0.0, 2.0), (1.0, -1.5)])
-@pytest.mark.parametrize("tolerance", [1e-5, 1e-9])
-def test_solvers_meet_a_closed_form_in_both_directions(solver, start, end, tolerance):
-    x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.5, -0.5]], dtype=torch.float64)
-    (found, area), calls = solver(spiral, (x, torch.zeros(3, 1).double()), start, end, tolerance, tolerance)
-    turned = torch.view_as_complex(x) * torch.exp(1j * (end - start) * torch.tensor([1.0, 2.0, 3.0]).double())
-    torch.testing.assert_close(found, torch.view_as_real(turned), rtol=0, atol=50 * tolerance)
-    expected = torch.full((3, 1), math.sin(end) - math.sin(start), dtype=torch.float64)
-    torch.testing.assert_close(area, expected, rtol=0, atol=50 * tolerance)
-    assert 0 < calls < 3000
+# --- coordinates ------------------------------------------------------------------------------------------------------
 
 
-def test_error_falls_with_the_fifth_order():
-    """Over a factor 1000 of tolerance the calls grow by 1000^(1/5)."""
-    x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    state = (x, torch.zeros(1, 1, dtype=torch.float64))
-    calls = [dormand_prince(spiral, state, 0.0, 10.0, tol, tol)[1] for tol in (1e-5, 1e-8, 1e-11)]
-    assert calls[1] / calls[0] == pytest.approx(1000**0.2, rel=0.2)
-    assert calls[2] / calls[1] == pytest.approx(1000**0.2, rel=0.2)
+def test_leave_undoes_enter_and_the_volume_is_that_of_its_jacobian(sde, shaped_mixture, guess):
+    flow, x = Flow(sde, shaped_mixture.denoiser(sde), guess), terminal(shaped_mixture, sde, 3)
+    for t in (sde.t_min, time_at(sde, 0.5), sde.t_max):
+        u, num = flow.enter(x, t), x[0].numel()
+        torch.testing.assert_close(flow.leave(u, t), x, rtol=1e-9, atol=1e-9)
+        jacobian = torch.autograd.functional.jacobian(lambda u, t=t: flow.leave(u, t), u[:1]).reshape(num, num)
+        expected = torch.linalg.slogdet(jacobian).logabsdet.item()
+        assert flow.log_volume(t) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-def test_calls_are_counted(solver):
-    seen = []
-
-    def f(l, state, rows):
-        seen.append(l)
-        return spiral(l, state, rows)
-
-    state = (torch.ones(2, 2).double(), torch.zeros(2, 1).double())
-    assert solver(f, state, 0.0, 1.0, 1e-6, 1e-6)[1] == len(seen)
-
-
-@pytest.mark.parametrize("name", SOLVERS)
-def test_solvers_agree_with_scipy_on_the_flow_of_a_mixture(sde, plane, name):
-    denoise, x = plane.denoiser(sde), terminal(plane, sde, 3)
-    late, early = sde.at(sde.t_max), sde.at(sde.t_min)
-
-    def right(l, y):
-        y = torch.from_numpy(y).reshape(x.shape)
-        return slope(denoise, sde, y, torch.tensor(l, dtype=torch.float64)).numpy().ravel()
-
-    y = (x / late.alpha).numpy().ravel()
-    end = solve_ivp(right, (late.log_snr, early.log_snr), y, method="DOP853", rtol=1e-9, atol=1e-10).y[:, -1]
-    expected = early.alpha * torch.from_numpy(np.ascontiguousarray(end)).reshape(x.shape)
-    found = STEPS["ode"](sde, solver=name, rtol=1e-7, atol=1e-7)(denoise, x, sde.t_max, sde.t_min, None)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+def test_data_of_the_guess_have_unit_variance_at_all_times(sde, shaped_mixture):
+    """By the exact covariance of x, through the matrix of the coordinates."""
+    flow = Flow(sde, shaped_mixture.denoiser(sde), first_guess("full", shaped_mixture))
+    num = len(shaped_mixture.covariance)
+    for t in (sde.t_min, time_at(sde, 0.5), sde.t_max):
+        alpha, sigma, _ = sde.at(t)
+        covariance = alpha**2 * shaped_mixture.covariance + sigma**2 * torch.eye(num, dtype=torch.float64)
+        mean = alpha * shaped_mixture.mean.reshape(1, *shaped_mixture.shape)
+        root = torch.linalg.cholesky(covariance)
+        whitened = flow.enter(mean + root.mT.reshape(num, *shaped_mixture.shape), t).reshape(num, num)
+        torch.testing.assert_close(whitened.mT @ whitened, torch.eye(num, dtype=torch.float64), rtol=0, atol=1e-8)
+        assert flow.enter(mean, t).abs().max() < 1e-12
 
 
-def test_each_example_has_its_own_steps():
-    """A harder neighbour changes neither the result, bit for bit, nor is anyone evaluated after the end."""
-    sizes = []
+def test_the_angle_is_the_arc_tangent_of_noise_over_signal(sde, shaped_mixture, guess):
+    flow = Flow(sde, shaped_mixture.denoiser(sde), guess)
+    variances = torch.cat([guess.variances, torch.full((guess.mean.numel() - len(guess.variances),), guess.rest)])
+    for l in (-4.0, 0.5, 4.0):
+        t = time_at(sde, l)
+        assert math.tan(flow.angle(t)) == pytest.approx(math.exp(-l / 2) / math.sqrt(variances.mean()), rel=1e-6)
+        assert flow.ratio(flow.angle(t)) == pytest.approx(math.exp(-l / 2), rel=1e-9)
 
-    def f(l, state, rows):
-        sizes.append(len(rows))
-        return spiral(l, state, 5 * rows)
 
-    x = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(4, 2)
-    (found, _), _ = dormand_prince(f, (x, torch.zeros(4, 1).double()), 0.0, 2.0, 1e-6, 1e-6)
-    assert sizes[0] == 4
-    assert sizes[-1] < 4
-    for k in range(4):
-
-        def alone(l, state, rows, k=k):
-            return spiral(l, state, 5 * (rows + k))
-
-        (single, _), _ = dormand_prince(alone, (x[k : k + 1], torch.zeros(1, 1).double()), 0.0, 2.0, 1e-6, 1e-6)
-        assert torch.equal(single[0], found[k])
+def test_time_undoes_angle(sde, shaped_mixture, guess):
+    """As a number and as a tensor; to the precision of the log-SNR at both ends, and never beyond them."""
+    flow = Flow(sde, shaped_mixture.denoiser(sde), guess)
+    times = [sde.t_min, *(time_at(sde, l) for l in (-4.0, 0.5, 4.0)), sde.t_max]
+    for t in times:
+        assert flow.time(flow.angle(t)) == pytest.approx(t, rel=1e-8)
+    angles = torch.tensor([flow.angle(t) for t in times], dtype=torch.float64)
+    found = flow.time(angles)
+    torch.testing.assert_close(found, torch.tensor(times, dtype=torch.float64), rtol=1e-8, atol=0)
+    assert [flow.time(angle) for angle in angles.tolist()] == pytest.approx(found.tolist(), rel=1e-12)
+    assert flow.time(0.5 * angles[0].item()) == sde.t_min
+    assert flow.time(0.5 * (angles[-1].item() + math.pi / 2)) == sde.t_max
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rtol", "atol"), [(0.0, 1e-5), (1e-5, 0.0), (-1e-3, 1e-3), (float("nan"), 1e-3)])
-def test_tolerances_must_be_positive(solver, rtol, atol, mixture):
-    state = (torch.ones(2, 2).double(), torch.zeros(2, 1).double())
-    with pytest.raises(ValueError, match=f"rtol {rtol} and atol {atol}: need tolerances above 0"):
-        solver(spiral, state, 0.0, 1.0, rtol, atol)
-    sde = SDES["vpsde"]()
-    with pytest.raises(ValueError, match="tolerances above 0"):
-        STEPS["ode"](sde, rtol=rtol, atol=atol)(mixture.denoiser(sde), torch.ones(2, 1), 1.0, 0.5, None)
-
-
-@pytest.mark.parametrize("name", SOLVERS)
-def test_a_flow_that_cannot_be_followed_is_not_converged(name):
-    def f(l, state, rows):
-        return (torch.where(rows[:, None] == 2, state[0] ** 2, -state[0]),)  # example 2 ends in a pole at l = 1
-
-    message = r"example 2: step below 1e-10 of the interval at log-SNR 1; " if name == "dopri5" else "torchdiffeq: "
-    with pytest.raises(NotConvergedError, match=message) as error:
-        SOLVERS[name](f, (torch.ones(4, 1).double(),), 0.0, 2.0, 1e-4, 1e-4)
-    assert "raise rtol and atol" in str(error.value)
-    assert error.value.exit_status == 5
-
-
-def test_an_example_keeps_its_number_when_others_are_done():
-    def f(l, state, rows):
-        rough = (rows == 3)[:, None] & (l > 0.9)
-        return (torch.where(rough, torch.nan, torch.where(rows == 3, 40.0, 0.1)[:, None] * torch.cos(40 * l)),)
-
-    with pytest.raises(NonFiniteError, match=r"example 3: the flow is not finite at log-SNR 0\.[89]") as error:
-        dormand_prince(f, (torch.ones(5, 1).double(),), 0.0, 1.0, 1e-7, 1e-7)
-    assert error.value.exit_status == 4
-
-
-def test_a_network_that_is_not_finite_is_named(sde):
+@pytest.mark.parametrize("rows", [slice(None), torch.tensor([3, 7])], ids=["whole", "rest"])
+@pytest.mark.parametrize("each", [False, True], ids=["number", "tensor"])
+def test_a_network_that_is_not_finite_is_named(sde, rows, each):
     def denoise(x, t):
-        return Prediction(torch.where(x > 100, torch.nan, 0.1 * x))
+        return Prediction(torch.where(x > 100 * sde.alpha(t), torch.nan, 0.1 * x))
 
-    x = torch.tensor([[1.0], [200.0]], dtype=torch.float64)
-    with pytest.raises(NonFiniteError, match=r"example 1: .* log-SNR -?\d"):
-        STEPS["ode"](sde)(denoise, x, sde.t_max, sde.t_min, None)
+    flow = Flow(sde, denoise, Gaussian.standard(torch.ones(1, 1, dtype=torch.float64)))
+    u = torch.tensor([[1.0], [500.0]], dtype=torch.float64)
+    angle = torch.tensor([[0.2], [0.7]], dtype=torch.float64) if each else 0.7
+    who, t = 1 if isinstance(rows, slice) else 7, flow.time(0.7)
+    message = f"example {who}: the network is not finite at t = {t:.4g}, log-SNR 0.3433; check the weights and the data"
+    with pytest.raises(NonFiniteError, match=re.escape(message)) as error:
+        flow(angle, u, rows)
+    assert error.value.exit_status == 4

@@ -13,6 +13,7 @@ from engine.checks import (
     consistency,
     denoisers,
     exact,
+    gaussian,
     grids,
     guidance,
     likelihood,
@@ -29,6 +30,7 @@ from engine.checks.rows import Row, Setting
 CHECKS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "processes": processes.check,
     "exact": exact.check,
+    "gaussian": gaussian.check,
     "denoisers": denoisers.check,
     "losses": losses.check,
     "bound": bound.check,

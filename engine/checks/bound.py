@@ -1,4 +1,4 @@
-"""The bound on the likelihood against closed forms: with exact kernels of Gaussian data it is their density."""
+"""Bounds on the likelihood against closed forms: with what is exact for Gaussian data they are their density."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,13 +14,15 @@ from sde_lib import (
     SDES,
     WEIGHTS,
     Discrete,
+    Gaussian,
     GaussianMixture,
     Prediction,
     ddpm,
+    diffusion_bound,
     iddpm,
     variational_bound,
 )
-from sde_lib.bound import kl, log_prob_bins, step_bound
+from sde_lib.bound import decoder_term, decoder_time, kl, log_prob_bins, step_bound
 from sde_lib.denoiser import CHAIN_PARAMETERIZATIONS
 
 MEAN, STD, WIDTH = 0.5, 0.6, 0.25
@@ -28,7 +30,7 @@ CHAINS: dict[str, Callable[[], Discrete]] = {"ddpm": lambda: ddpm(40, 1e-3, 0.3)
 
 
 def check(setting: Setting) -> Iterator[Row]:
-    """Reverse moves, divergences, masses, single terms, the whole bound, and what is trained with it."""
+    """Reverse moves, divergences, masses, terms, whole bounds of chains and others, and what is trained with them."""
     found = worst(stride(make(), setting) for make in SDES.values())
     yield Row(
         "learned variance: the law after one long move where the data are Gaussian", found, 1e4 * setting.rounding
@@ -43,6 +45,12 @@ def check(setting: Setting) -> Iterator[Row]:
         yield Row(f"{name}: objectives bound and hybrid, by their terms", found, 100 * setting.rounding)
         found = from_mean(make(), setting)
         yield Row(f"{name}: the mean of the posterior gives back x0", found, 1e4 * setting.rounding)
+    found = worst(still(make(), setting) for make in SDES.values())
+    yield Row("continuous: Gaussian data and a right guess, whatever the noise, in nats", found, 1e4 * setting.rounding)
+    yield Row("continuous: Gaussian data and a wrong guess, in nats", mended(setting), 2e-4)
+    yield Row("continuous: decoders of levels and of real data, in nats", decoders(setting), 1e-6)
+    found = worst(told_apart(make()) for make in SDES.values())
+    yield Row("continuous: where levels are decoded, relative to 0.3 widths of noise", found, 1e-9)
 
 
 def stride(sde: SDE, setting: Setting) -> float:
@@ -164,3 +172,55 @@ def from_mean(chain: Discrete, setting: Setting) -> float:
     given = setting.tensor(t)
     skip, out = CHAIN_PARAMETERIZATIONS["mean"](chain, given, chain.at(given), STD)
     return distance(exactly(skip) * x + exactly(out) * mean, x0)
+
+
+def still(sde: SDE, setting: Setting) -> float:
+    """Diffusion and decoder of two dimensions of unlike variance, from log-SNR 6 on, by three evaluations."""
+    mean, variances, eps = setting.tensor([0.5, -0.3]), setting.tensor([0.04, 0.36]), setting.normals(5, 2, seed=1)
+    data = GaussianMixture(setting.tensor([1.0]), mean[None], variances)
+    guess = Gaussian(mean, 0.04, variances[1:], setting.tensor([[0.0], [1.0]]))
+    x0, t = setting.normals(5, 2), sde.time(torch.tensor(6.0, dtype=torch.float64)).item()
+    u = torch.tensor([[0.1, 0.5, 0.8]]).expand(5, -1)
+    found = diffusion_bound(sde, data.denoiser(sde), x0, guess, u, lambda like: eps, 0.0, t)
+    return distance(found.diffusion.sum(1) + found.decoder, integral(sde, t, x0, mean, variances))
+
+
+def mended(setting: Setting) -> float:
+    """The same of N(MEAN, STD^2), in the mean over u and the noise: three points are the integral of a square."""
+    sde, num = SDES["vpsde"](), 256
+    data = GaussianMixture(setting.tensor([1.0]), setting.tensor([[MEAN]]), STD**2)
+    x0, nodes = setting.tensor([[-1.0], [0.9]]), math.sqrt(3) * torch.tensor([-1.0, 0.0, 1.0]).double()
+    t, eps = sde.time(torch.tensor(6.0, dtype=torch.float64)).item(), setting.tensor(nodes.repeat(2)[:, None])
+    u, rows = ((torch.arange(num) + 0.5) / num).expand(6, -1), x0.repeat_interleave(3, 0)
+    guess = Gaussian(setting.tensor([-0.4]), 2.0)
+    found = diffusion_bound(sde, data.denoiser(sde), rows, guess, u, lambda like: eps, 0.0, t)
+    mean = exactly(found.diffusion.sum(1) + found.decoder).reshape(2, 3) @ torch.tensor([1.0, 4.0, 1.0]).double() / 6
+    return distance(mean, integral(sde, t, x0, setting.tensor([MEAN]), setting.tensor([STD**2])))
+
+
+def integral(sde: SDE, t: float, x0: Tensor, mean: Tensor, variances: Tensor) -> Tensor:
+    """Diffusion and decoder in closed form: s is the square of sigma / alpha, first at time t and then at t_max."""
+    v, square = exactly(variances), exactly(x0 - mean).square()
+    first, last = ((sde.at(end).sigma / sde.at(end).alpha) ** 2 for end in (t, sde.t_max))
+    ends = [0.5 * (square / (v + s) + torch.log(1 + v / s) - v / (v + s)) for s in (first, last)]
+    return (ends[0] - ends[1] + 0.5 * math.log(2 * math.pi * math.e * first)).sum(1)
+
+
+def decoders(setting: Setting) -> float:
+    """Of the levels 0, 3 and 7 of eight against a sum over fine steps of the noise, and of real values."""
+    centres, z = torch.arange(8).double() * WIDTH + WIDTH / 2 - 1, torch.linspace(-10, 10, 4001, dtype=torch.float64)
+    steps = torch.distributions.Normal(0.0, 1.0).log_prob(z).exp() * (z[1] - z[0])
+    errors = []
+    for ratio in (0.05, 0.1, 1.0):
+        x0 = centres[[0, 3, 7]]
+        log_p = torch.distributions.Normal(centres, ratio).log_prob((x0[:, None] + ratio * z)[..., None])
+        expected = (torch.logsumexp(log_p, 2) - log_p[[0, 1, 2], :, [0, 3, 7]]) @ steps
+        errors.append(distance(decoder_term(setting.tensor(x0)[:, None], ratio, WIDTH), expected))
+    entropy = 2 * torch.distributions.Normal(0.0, 0.1).entropy()
+    return worst([*errors, distance(decoder_term(setting.normals(1, 2), 0.1, 0.0), entropy)])
+
+
+def told_apart(sde: SDE) -> float:
+    """Noise at the time of the decoder, of levels of this width; and the first time for real values."""
+    t = decoder_time(sde, WIDTH)
+    return max(relative(sde.at(t).sigma / sde.at(t).alpha, 0.3 * WIDTH), relative(decoder_time(sde, 0.0), sde.t_min))

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from configs.default import get_config
 from data import Pixels
 from engine.build import DataFacts, Experiment
 from engine.checks.exact import MEANS, STDS, WEIGHTS, blobs, bumps
 from engine.checks.rows import Row, Setting, distance, exactly, worst
-from engine.sample import draw
+from engine.likelihood import Measurement
+from engine.sample import draw, draw_scored
 from samplers import GRIDS, ODE, STEPS, Noise, PredictorCorrector, Step, sample
 from samplers.predictor_corrector import STEP_SIZES
-from sde_lib import SDE, SDES, GaussianMixture, Prediction
+from sde_lib import SDE, SDES, Gaussian, GaussianMixture, Prediction
 
 NUM, NUM_STEPS = 1000, 64
 
@@ -41,6 +43,10 @@ def check(setting: Setting) -> Iterator[Row]:
         yield Row(f"{name}: float32 against float64", found, 2e-3)
     yield Row("engine: pixels that depend on the batch", engine_batches(setting), 0)
     yield Row("engine: a start that is not prior_std times noise", start(setting), 1e-6)
+    yield Row("engine: log-densities of samples, and what the flow makes of latents, Gaussian", scored(setting), 1e-3)
+    there, back = there_and_back(setting)
+    yield Row("ode: latents of Gaussian data", there, 1e-3)
+    yield Row("ode: data from their latents", back, 1e-3)
     for name, case in CASES.items():  # consistency's law is known where the ends of the flow are: steps.py
         for sde_name, make in SDES.items():
             found = kolmogorov_smirnov(case(make()), setting)
@@ -100,7 +106,8 @@ def precision(step: Step, setting: Setting) -> float:
 def experiment(setting: Setting, sde: SDE) -> Experiment:
     """Two points as images of 17 levels, without a network."""
     facts = DataFacts(shape=(1, 2, 3), levels=17, std=0.6, diameter=4.0)
-    return Experiment(facts, Pixels(17), sde, torch.nn.Identity(), setting.device)
+    gaussian = Gaussian.standard(torch.empty(1, *facts.shape))
+    return Experiment(facts, Pixels(17), sde, torch.nn.Identity(), setting.device, gaussian)
 
 
 def engine_batches(setting: Setting) -> int:
@@ -131,4 +138,39 @@ def start(setting: Setting) -> float:
         draw(experiment(single, sde), remember, STEPS["ddim"](sde), GRIDS["log_snr"](sde, 2), seeds)
         z = Noise(seeds)(torch.empty(3, 1, 2, 3, device=setting.device))
         errors.append(distance(given[0], sde.prior_std * z, sde.prior_std))
+    return worst(errors)
+
+
+def normal(setting: Setting, shape: tuple[int, ...]) -> GaussianMixture:
+    """N(0, 1/4)."""
+    return GaussianMixture(setting.tensor([1.0]), setting.tensor(torch.zeros(1, *shape)), 0.25)
+
+
+def growth(sde: SDE) -> float:
+    """The deviation of data N(0, 1/4) at t_max, over that at t_min: what the flow makes of a state."""
+    late, early = (0.25 * moment.alpha**2 + moment.sigma**2 for moment in map(sde.at, (sde.t_max, sde.t_min)))
+    return math.sqrt(late / early)
+
+
+def there_and_back(setting: Setting) -> tuple[float, float]:
+    """Error of the normals that examples become, and of the examples that these become again."""
+    latents, backs, x = [], [], 0.5 * setting.normals(4, 2)
+    for make in list(SDES.values())[2::3]:
+        sde = make()
+        flow, denoise = ODE(sde), normal(setting, (2,)).denoiser(sde)
+        found = flow.encode(denoise, x)
+        latents.append(distance(found, growth(sde) / sde.prior_std * x))
+        backs.append(distance(flow.decode(denoise, found), x))
+    return worst(latents), worst(backs)
+
+
+def scored(setting: Setting) -> float:
+    """Error of the states that four seeds end at, and of their log-densities a dimension."""
+    single, errors, config = Setting(setting.device, torch.float32), [], get_config()
+    for make in list(SDES.values())[2::3]:
+        sde, seeds = make(), torch.arange(3, 7)
+        denoise = normal(single, (1, 2, 3)).denoiser(sde)
+        z, x, nats = draw_scored(Measurement.of(config, experiment(single, sde), denoise), seeds)
+        expected = sde.prior_log_prob(sde.prior_std * z).cpu() + 6 * math.log(growth(sde) * 2 / 17)
+        errors += [distance(x, sde.prior_std / growth(sde) * z), distance(nats, expected) / 6]
     return worst(errors)

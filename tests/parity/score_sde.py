@@ -26,10 +26,11 @@ from parity.recordings import (
 from samplers import GRIDS, ODE, Ancestral, EulerMaruyama, PredictorCorrector, ReverseDiffusion
 from samplers.loop import Step
 from samplers.predictor_corrector import PREDICTORS, Corrector
-from sde_lib import SDE, TIME_LAWS, VESDE, VPSDE, WEIGHTS, Discrete, SubVPSDE, denoising_loss, exact_trace, log_prob
+from sde_lib import SDE, TIME_LAWS, VESDE, VPSDE, WEIGHTS, Discrete, Flow, Gaussian, SubVPSDE, denoising_loss, log_prob
 from sde_lib.denoiser import Prediction
-from sde_lib.flow import slope
 from sde_lib.process import Time
+from sde_lib.runge_kutta import DormandPrince
+from sde_lib.trace import Exact, Hutchinson
 
 
 def process(about: dict, t_min: float) -> SDE:
@@ -102,9 +103,12 @@ def reverse_processes(recording: Recording, theirs: str = "", after: float = 0.0
     yield "rsde_drift", drift, recording[f"rsde_drift{theirs}"][rows]
     yield "rsde_diffusion", diffusion, recording[f"rsde_diffusion{theirs}"][rows]
 
-    alpha, sigma, log_snr = sde.at(t)
-    fall = -((sde.diffusion(t) / sigma) ** 2)
-    flow = sde.drift(t) * x + alpha * slope(denoise, sde, x / alpha, log_snr) * fall
+    alpha, sigma, _ = sde.at(t)
+    ratio, growth = sigma / alpha, 0.5 * (sde.diffusion(t) / sigma) ** 2  # r, and d log r / dt
+    radius = (1 + ratio**2).sqrt()  # x = alpha radius u, and theta = atan r
+    motion, _ = Flow(sde, denoise, Gaussian.standard(x))(torch.atan(ratio), x / (alpha * radius))
+    stretch = sde.drift(t) + (ratio / radius) ** 2 * growth
+    flow = stretch * x + alpha * radius * motion * ratio / radius**2 * growth
     yield "ode_drift", flow, recording[f"ode_drift{theirs}"][rows]
 
     if isinstance(sde, SubVPSDE):  # the reference has no chain for it and takes Euler-Maruyama steps
@@ -279,8 +283,8 @@ def flow_runs(recording: Recording, tight: bool, theirs: str) -> Iterator[Compar
 def likelihoods(recording: Recording, theirs: str, rtol: float = 1e-5) -> Iterator[Comparison]:
     """Bits per dimension, or the latent, with the recorded probe or the exact trace.
 
-    Of the drift's Jacobian f I - g^2 H / 2 the reference estimates the first part, too; ours takes it as D f, which
-    differs by (|v|^2 - D) log(alpha_T / alpha_0) for a Gaussian probe v.
+    Of the drift's Jacobian the reference estimates all, ours what a standard normal would not do: the estimates differ
+    by |v|^2 / D - 1 times the change of volume of that one, which is not 0 for a Gaussian probe v.
     """
     for case, options in recording.cases.items():
         if theirs in ("bpd_exact_trace", "z_exact") and case.endswith("gaussian"):
@@ -292,10 +296,12 @@ def likelihoods(recording: Recording, theirs: str, rtol: float = 1e-5) -> Iterat
             recording[f"{case}.epsilon"],
         )
         exact, size = gaussian(recording, x.shape[1:], prefix=data).denoiser(sde), x[0].numel()
-        probes = exact_trace(x) if theirs == "bpd_exact_trace" else v[None, None].double()
-        result = log_prob(sde, exact, x, probes, t=options["eps"], rtol=rtol, atol=rtol)
-        excess = probes.square().sum(1).flatten(2).sum(2)[0] - size
-        nats = result.nats + excess * math.log(sde.alpha(sde.t_max) / sde.alpha(options["eps"]))
+        recorded = Hutchinson(lambda x, v=v: v.to(x), kind="gauss")  # as they are
+        trace = Exact() if theirs == "bpd_exact_trace" else recorded
+        result = log_prob(sde, exact, x, None, trace, options["eps"], DormandPrince(rtol, rtol))
+        excess = 0.0 if theirs == "bpd_exact_trace" else v.double().square().flatten(1).sum(1) / size - 1
+        flow = Flow(sde, exact, Gaussian.standard(x))
+        nats = result.nats + excess * (flow.log_volume(sde.t_max) - flow.log_volume(options["eps"]))
         ours = result.latent if theirs.startswith("z") else options["offset"] - nats / (size * math.log(2))
         yield f"{case}.{theirs}", ours, recording[f"{case}.{theirs}"]
 

@@ -1,0 +1,113 @@
+"""The solver with a budget: the least error for a given number of evaluations."""
+
+import math
+
+import numpy as np
+import torch
+from scipy.interpolate import CubicSpline
+from torch import Tensor
+
+from sde_lib.motion import Motion, Solution
+from sde_lib.nodes import mixture
+
+
+class Adams:
+    """Adams' multistep method on given nodes: each evaluation first ends one move, then begins the next.
+
+    A polynomial through the last ``order`` motions predicts the state at the next node; the motion found there makes it
+    one of a higher order, which corrects the move it has just made: order + 1 for one evaluation a move. What is
+    integrated along the way moves nothing, and so needs no more than a spline through the nodes, or through some.
+
+    Args:
+        evaluations: of the motion, at least 2: one at each node, both ends included.
+        traces: nodes whose rates are asked for, both ends included; 0: all.
+        order: of the predictor, at least 1; None: 2 below 24 evaluations, 3 from there on, as measured on mixtures and
+            networks by ``benchmarks/likelihood.py``.
+    Raises: ValueError for numbers out of range.
+    Reference: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 1993, section III.5; on the idea to
+        use an evaluation twice, Zhao et al., "UniPC", 2023. arXiv:2302.04867
+    """
+
+    adaptive = False
+
+    def __init__(self, evaluations: int = 32, traces: int = 0, order: int | None = None) -> None:
+        if evaluations < 2:
+            raise ValueError(f"evaluations {evaluations}: need at least 2, one at each end")
+        if traces != 0 and not 2 <= traces <= evaluations:
+            raise ValueError(f"traces {traces}: need 0 (all), or 2 to {evaluations}, the number of evaluations")
+        order = (2 if evaluations < 24 else 3) if order is None else order
+        if order < 1:
+            raise ValueError(f"order {order}: need at least 1")
+        self.evaluations, self.traces, self.order = evaluations, traces or evaluations, order
+
+    def __str__(self) -> str:
+        return f"{self.evaluations} evaluations"
+
+    def refined(self) -> "Adams":
+        """One with twice the evaluations and twice the traces."""
+        return Adams(2 * self.evaluations, 2 * self.traces)
+
+    def __call__(self, motion: Motion, u: Tensor, start: float, end: float) -> Solution:
+        """Follow the motion of u (B, *) from the angle ``start`` to ``end``, in either order, both in (0, pi / 2)."""
+        low, high = sorted((start, end))
+        shares = np.linspace(0, 1, self.evaluations)
+        angles = np.arctan(mixture(math.tan(low), math.tan(high), shares, 1.0)[0])
+        angles[[0, -1]] = low, high
+        if start > end:
+            angles = angles[::-1]
+        marked = np.unique(np.linspace(0, self.evaluations - 1, self.traces).round().astype(int))
+
+        predicted, past, rates = u, [], []
+        for i in range(self.evaluations):
+            rate, found = motion(angles[i].item(), predicted, slice(None), i in marked)
+            past.append(rate)
+            if i in marked:
+                rates.append(found)
+            if i > 0:
+                u = _move(u, past, angles[: i + 1], self.order + 1, angles[i - 1], angles[i])
+            if i + 1 < self.evaluations:
+                predicted = _move(u, past, angles[: i + 1], self.order, angles[i], angles[i + 1])
+            past = past[-self.order :]
+        weights = spline_weights(np.sort(angles[marked]))
+        weights = weights if start < end else -weights[::-1]
+        integrals = torch.einsum("n,nbk->bk", torch.from_numpy(weights.copy()).to(u), torch.stack(rates))
+        counts = torch.full((len(u),), 1, dtype=torch.int64, device=u.device)
+        return Solution(u, integrals, self.evaluations * counts, len(marked) * counts)
+
+
+def _move(u: Tensor, past: list[Tensor], angles: np.ndarray, order: int, start: float, end: float) -> Tensor:
+    """u plus the integral, from start to end, of the polynomial through the last ``order`` of the past motions.
+
+    It takes none from before a gap much smaller than the move: such differences are rounding, and a long move makes
+    much of them. So begins the way from the data, where gaps grow by large factors.
+    """
+    num, gaps = 1, np.abs(np.diff(angles))
+    while num < min(order, len(past)) and _GROWTH * gaps[-num] >= abs(end - start):
+        num += 1
+    weights = integration_weights(angles[-num:], start, end)
+    return u + sum(w * rate for w, rate in zip(weights.tolist(), past[-num:], strict=True))
+
+
+_GROWTH = 4.0  # from one gap between nodes to the next, at most, for one polynomial to go through both
+
+
+def integration_weights(nodes: np.ndarray, start: float, end: float) -> np.ndarray:
+    """Weights with which values at the nodes give the integral of their polynomial from start to end.
+
+    The values of all monomials determine them; in units of the interval they are well conditioned.
+    """
+    place = (nodes - start) / (end - start)
+    powers = np.arange(len(nodes))
+    return (end - start) * np.linalg.solve(place[None, :] ** powers[:, None], 1 / (powers + 1))
+
+
+def spline_weights(nodes: np.ndarray) -> np.ndarray:
+    """Weights with which values at increasing nodes give the integral of their cubic spline.
+
+    The trapezoidal rule takes the first gaps, as long as the next is much larger, for the reason given in ``_move``.
+    """
+    gaps = np.diff(nodes)
+    first = 1 + np.flatnonzero(gaps[1:] > _GROWTH * gaps[:-1]).max(initial=-1)
+    trapezoids = 0.5 * (np.append(gaps[:first], 0) + np.append(0, gaps[:first]))
+    spline = CubicSpline(nodes[first:], np.eye(len(nodes) - first)).integrate(nodes[first], nodes[-1])
+    return np.append(np.zeros(first), spline) + np.append(trapezoids, np.zeros(len(nodes) - first - 1))

@@ -1,0 +1,75 @@
+"""What a solver of the probability flow is asked, and what it answers.
+
+A solver is called as ``solver(motion, u, start, end) -> Solution``; ``refined()`` is the same with less error, and
+``adaptive`` tells whether it needs a motion that says the same when it is asked again.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from sde_lib.process import Time
+
+Rows = Tensor | slice
+"""Numbers in the batch of the examples that are asked about."""
+
+
+class ExampleError(ArithmeticError):
+    """What went wrong, and with which example of a batch.
+
+    Args:
+        what: went wrong, where, and what to do.
+        example: its number in the batch; None if it was no single one.
+    """
+
+    def __init__(self, what: str, example: int | None = None) -> None:
+        super().__init__(what if example is None else f"example {example}: {what}")
+        self.what, self.example = what, example
+
+    def renumbered(self, numbers: Sequence[int]) -> "ExampleError":
+        """The same, where the examples of the batch have these numbers."""
+        return self if self.example is None else type(self)(self.what, numbers[self.example])
+
+
+class NonFiniteError(ExampleError):
+    """A network or a solver gave a number that is not finite."""
+
+    exit_status = 4
+
+
+class NotConvergedError(ExampleError):
+    """An adaptive solver could not keep its tolerance."""
+
+    exit_status = 5
+
+
+class Motion(Protocol):
+    """What can be followed: ``sde_lib.flow.Flow``, or ``sde_lib.likelihood.TracedFlow``, which measures on the way."""
+
+    def __call__(self, angle: Time, u: Tensor, rows: Rows = ..., traced: bool = True) -> tuple[Tensor, Tensor]:
+        """The motion du/dangle (b, *), and the rates (b, K) of what is integrated along the way and moves nothing.
+
+        Args:
+            angle: a number, or (b, 1, ..., 1) float64 with one for each example.
+            rows: numbers of these b examples in the batch, for whatever else belongs to an example.
+            traced: whether the rates are asked for at this place; where not, they may have any K.
+        """
+
+    def place(self, angle: float) -> str:
+        """Where that is, in words."""
+
+
+class Solution(NamedTuple):
+    """Where a motion ends.
+
+    u: the end point, (B, *).
+    integrals: of the rates along the way, (B, K).
+    calls: evaluations of the motion for each example, (B,) int64.
+    traced: those of them whose rates were asked for, (B,) int64.
+    """
+
+    u: Tensor
+    integrals: Tensor
+    calls: Tensor
+    traced: Tensor

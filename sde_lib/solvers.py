@@ -1,0 +1,69 @@
+"""Solvers of the probability flow, by the names that users type."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sde_lib.adams import Adams
+from sde_lib.motion import Motion, NotConvergedError, Solution
+from sde_lib.runge_kutta import DormandPrince, State, check_tolerances
+
+
+class Torchdiffeq:
+    """An adaptive solver of torchdiffeq, one step size for the whole batch: an independent reference.
+
+    Args:
+        rtol, atol: tolerances, relative and absolute, positive.
+        method: dopri5 | dopri8 | bosh3 | adaptive_heun.
+    Raises: as ``DormandPrince``.
+    """
+
+    adaptive = True
+
+    def __init__(self, rtol: float = 1e-5, atol: float = 1e-5, method: str = "dopri5") -> None:
+        self.rtol, self.atol = check_tolerances(rtol, atol)
+        self.method = method
+
+    def __str__(self) -> str:
+        return f"rtol {self.rtol:g}, atol {self.atol:g}"
+
+    def refined(self) -> "Torchdiffeq":
+        """The same with a tenth of the tolerances."""
+        return Torchdiffeq(0.1 * self.rtol, 0.1 * self.atol, self.method)
+
+    def __call__(self, motion: Motion, u: Tensor, start: float, end: float) -> Solution:
+        """Follow the motion of u (B, *) from the angle ``start`` to ``end``, in either order."""
+        from torchdiffeq import odeint
+
+        rows, calls = torch.arange(len(u), device=u.device), 0
+
+        def rates(progress: Tensor, state: State) -> State:
+            nonlocal calls
+            calls += 1
+            angle = (start + (end - start) * progress.double()).expand(len(u)).reshape(-1, *[1] * (u.ndim - 1))
+            return tuple((end - start) * rate for rate in motion(angle, state[0], rows) if rate.numel())
+
+        begin, finish = torch.tensor([0.0, 1.0], dtype=torch.float64, device=u.device)
+        columns = [torch.zeros_like(rate) for rate in rates(begin, (u,))[1:]]
+        try:  # a first step of its own choice may look far beyond the end; step_t lets the last one end there
+            options = {"first_step": 0.05, "step_t": finish[None]}
+            span, tolerances = torch.stack([begin, finish]), {"rtol": self.rtol, "atol": self.atol}
+            solution = odeint(rates, (u, *columns), span, method=self.method, options=options, **tolerances)
+        except AssertionError as error:  # torchdiffeq's way to say that the step vanished
+            raise NotConvergedError(f"torchdiffeq: {error}; raise the tolerances ({self})") from None
+        integrals = solution[1][-1] if columns else u.new_zeros(len(u), 0)
+        counts = torch.full_like(rows, calls)
+        return Solution(solution[0][-1], integrals, counts, counts)
+
+
+ADAPTIVE: dict[str, Callable[[float, float], DormandPrince | Torchdiffeq]] = {
+    "dopri5": DormandPrince,
+    "torchdiffeq_dopri5": Torchdiffeq,
+    "torchdiffeq_dopri8": functools.partial(Torchdiffeq, method="dopri8"),
+}
+"""(rtol, atol) -> solver."""
+
+SOLVERS: dict[str, Callable] = {"adams": Adams, **ADAPTIVE}
+"""What the user types after ``likelihood.solver``: the solver, from those of its options that a config has."""
