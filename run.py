@@ -7,10 +7,12 @@ examples:
   python run.py --config vpsde --mode train                             train on the digits, into runs/vpsde
   python run.py --config vpsde --mode sample --sampler pc               draw digits by predictor-corrector
   python run.py --workdir runs/vpsde --mode sample --num_samples 16     the same run, found by its folder
+  python run.py --config vpsde --mode sample --sampler ode --log_prob   digits, each with its log-density
   python run.py --config vpsde --mode likelihood                        bits per dimension of held-out digits
-  python run.py --config iddpm --mode bound                             the same by the bound of a chain, level by level
+  python run.py --config iddpm --mode bound                             a bound on them by the chain, level by level
   python run.py --config vpsde --mode evaluate --sampler heun           samples beside real digits, by a classifier
   python run.py --config vpsde --mode edit --task interpolate           paths between two held-out digits
+  python run.py --config vpsde --mode edit --task encode                held-out digits to their latents, and back
   python run.py --config vpsde --mode train --workdir runs/long         the same again, elsewhere
   python run.py --config vesde --mode train --config.sde.sigma_max=20   any key of the config
   python run.py --mode selftest --dtype float64                         measure the library against closed forms
@@ -83,7 +85,8 @@ def define_flags() -> flags.FlagValues:
     text("device", None, "auto | cpu | cuda | mps ... (default: device of the config)")
     choice("weights", Options.weights, ["ema", "raw"], "averaged weights or those of the last step")
     choice("split", None, ["train", "test"], "which examples to take (default: by the mode)")
-    text("task", None, "what the mode edit does: interpolate")
+    text("task", None, "what the mode edit does: interpolate | encode | decode")
+    switch("log_prob", False, "the log-density of each sample, for --sampler ode")
     choice("dtype", Options.dtype, ["float32", "float64"], "numbers that the selftest computes with")
     text("checkpoint", None, "step or folder of a checkpoint (default: the newest)")
     switch("debug", False, "show the traceback of an error")

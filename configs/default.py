@@ -186,7 +186,7 @@ def get_config() -> ConfigDict:
     config.sample.order = 4  # of plms: eps that are blended, 2 to 4; of pndm: 2 or 4
     config.sample.epsilon = 0.0  # of ald: step size at the last noise level, in units of the data squared; 0: fitted
     config.sample.langevin_steps = 5  # of ald: Langevin moves at each time
-    config.sample.solver = "dopri5"  # of ode: a key of SOLVERS
+    config.sample.solver = "dopri5"  # of ode: a key of ADAPTIVE
     config.sample.rtol = 1e-4  # of ode: relative tolerance
     config.sample.atol = 1e-4  # of ode: absolute tolerance
     config.sample.num_samples = 64
@@ -195,15 +195,20 @@ def get_config() -> ConfigDict:
     config.sample.t_min = 1e-3  # time of the last denoising; 0: the earliest of the SDE
 
     config.edit = ConfigDict()  # steps, t_min and the options of the steps are those of ``sample``
-    config.edit.first = 0  # number of the example at one end of a path, from 0; negative ones count from the last
-    config.edit.second = -1  # number of the example at its other end
-    config.edit.frames = 11  # pictures along a path, both ends included
-    config.edit.depths = (0.3, 0.6, 0.9)  # share of noise in the variance of an encoded example, each in (0, 1)
+    config.edit.first = 0  # of interpolate: number of the example at one end, from 0; negative ones count from the last
+    config.edit.second = -1  # of interpolate: number of the example at the other end
+    config.edit.frames = 11  # of interpolate: pictures along a path, both ends included
+    config.edit.depths = (0.3, 0.6, 0.9)  # of interpolate: share of noise in an encoding's variance, each in (0, 1)
+    config.edit.num_examples = 64  # of encode: the first ones of the split; 0 is all
+    config.edit.latents = ""  # of decode: the latents.npz of encode, or a samples.npz that kept its latents
+    config.edit.batch_size = 256  # of encode and decode: examples at a time
 
     config.bound = ConfigDict()
     config.bound.num_examples = 0  # of the split; 0 is all
     config.bound.batch_size = 256  # examples at a time
-    config.bound.variance = 0.0  # of the reverse moves, where the network tells none: 0 posterior, 1 forward
+    config.bound.variance = 0.0  # of a chain's reverse moves, if the network tells none: 0 posterior, 1 forward
+    config.bound.evaluations = 32  # of the network for each example; a chain takes as many as it has levels
+    config.bound.t_min = 0.0  # time of the decoder; 0: noise of 0.3 widths of a level, or the earliest. Not of a chain
 
     config.evaluate = ConfigDict()  # sampler, steps, grid and their options are those of ``sample``
     config.evaluate.features = "runs/classifier"  # folder of a classifier's run | identity | inception
@@ -217,14 +222,20 @@ def get_config() -> ConfigDict:
     config.evaluate.subset_size = 300  # samples in each; at most as many as there are of samples and of either split
 
     config.likelihood = ConfigDict()
-    config.likelihood.solver = "dopri5"  # a key of SOLVERS
+    config.likelihood.solver = "adams"  # a key of SOLVERS
+    config.likelihood.evaluations = 32  # of adams: of the network, at least 2
+    config.likelihood.traces = 0  # of adams: evaluations that the divergence is taken at, 2 or more; 0 is all
+    config.likelihood.rtol = 1e-5  # of the adaptive solvers: relative tolerance
+    config.likelihood.atol = 1e-5  # of the adaptive solvers: absolute tolerance
     config.likelihood.probes = 1  # random vectors an example, for the divergence
     config.likelihood.probe = "rademacher"  # a key of PROBES
     config.likelihood.exact_trace_below = 16  # dimensions; smaller data get the exact divergence
-    config.likelihood.dequantization = "uniform"  # noise that turns levels into densities; none for continuous data
+    config.likelihood.prior = "standard"  # a key of PRIORS: standard, or matched to the moments of the training data
+    config.likelihood.dequantization = "uniform"  # a key of DEQUANTIZATIONS: of levels; none for continuous data
+    config.likelihood.samples = 1  # dequantised copies of an example, weighted by importance: log-mean-exp of them
+    config.likelihood.repeats = 1  # independent estimates of each example, of which the mean is taken
     config.likelihood.num_examples = 0  # of the split; 0 is all
+    config.likelihood.check_examples = 8  # on which the solver is checked by a better one; 0 is no check
     config.likelihood.batch_size = 256  # examples solved at a time
-    config.likelihood.rtol = 1e-5  # relative tolerance of the solver
-    config.likelihood.atol = 1e-5  # absolute tolerance of the solver
-    config.likelihood.t_min = 0.0  # time of the data; 0: the earliest of the SDE
+    config.likelihood.t_min = 0.0  # time of the data; 0: the earliest of the SDE, or that of truncated_normal
     return config.lock()

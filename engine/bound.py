@@ -1,64 +1,88 @@
-"""The variational bound of a chain: bits per dimension, rate and distortion, level by level."""
+"""Variational bounds of a dataset: level by level of a chain, or over the log-SNR of any other process."""
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
 from engine import checkpoint
-from engine.build import check_at_least, check_form, read_dataset
+from engine.build import Experiment, check_at_least, check_form, read_dataset
 from engine.config import Options
 from engine.files import replace, write_json, write_npz
 from engine.log import Progress, versions
 from engine.randomness import BOUND, noise, positions
 from engine.sample import Counted, load
-from sde_lib import variational_bound
-from sde_lib.bound import as_chain
+from samplers import Noise
+from sde_lib import (
+    ConsistencyModel,
+    Denoiser,
+    Discrete,
+    NonFiniteError,
+    VariationalBound,
+    diffusion_bound,
+    variational_bound,
+)
+from sde_lib.bound import decoder_time
+
+Estimator = Callable[[Tensor, Noise], VariationalBound]
+"""From data (B, *) and the noise of these examples to their bounds."""
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """Bound each example of a split once; write <split>.json, .npz with a row for each, and rate_distortion.png."""
     settings, split = config.bound, options.split or "test"
-    check_at_least(1, config, "bound.batch_size")
+    check_at_least(1, config, "bound.batch_size", "bound.evaluations")
     check_at_least(0, config, "bound.num_examples")
     if not 0 <= settings.variance <= 1:
         raise ValueError(f"bound.variance {settings.variance}: need 0 (posterior) to 1 (forward)")
     experiment, denoiser, found = load(config, workdir, options)
-    chain, facts, dataset = as_chain(experiment.sde), experiment.facts, read_dataset(config, split)
+    if isinstance(denoiser, ConsistencyModel):
+        raise ValueError(f"{workdir} knows where the flow ends and so no density; ask its teacher, or another run")
+    facts, dataset = experiment.facts, read_dataset(config, split)
     check_form(dataset, facts)
-    if not facts.levels:
-        raise ValueError("the bound in bits is for data of whole numbers, and these never were; use --mode likelihood")
     num = min(settings.num_examples or len(dataset), len(dataset))
-    chain.tabulate(torch.arange(1, int(chain.t_max) + 1, dtype=torch.float64))
+    counted = Counted(denoiser)
+    evaluate, about = (chain if isinstance(experiment.sde, Discrete) else continuous)(config, experiment, counted)
 
-    parts, counted, progress, start = [], Counted(denoiser), Progress(num, "examples"), time.perf_counter()
+    parts, progress, start = [], Progress(num, "examples"), time.perf_counter()
     for first in range(0, num, settings.batch_size):
         where = positions(first, min(settings.batch_size, num - first))
         x0 = experiment.codec.encode(dataset.batch(where.numpy())["x"].to(experiment.device))
-        draw = noise(config.seed, BOUND, where)
         with torch.no_grad():
-            parts.append(variational_bound(chain, counted, x0, draw, settings.variance, experiment.bin_width))
+            part = evaluate(x0, noise(config.seed, BOUND, where))
+        finite = torch.isfinite(part.nats).cpu()
+        if not finite.all():
+            bad = where[~finite][0]
+            raise NonFiniteError(f"the bound of example {bad} is not finite; check the network and the data")
+        parts.append(part)
         progress.advance(len(x0))
     progress.close()
-    prior, rate, distortion = (torch.cat(part).double().cpu().numpy() for part in zip(*parts, strict=True))
-    bits = math.prod(facts.shape) * math.log(2)
-    prior, rate, distortion = prior / bits, rate / bits, distortion / experiment.bin_width
-    total = prior + rate.sum(1)
+    columns = ((part.prior, part.levels, part.distortion) for part in parts)
+    prior, rate, distortion = (torch.cat(column).double().cpu().numpy() for column in zip(*columns, strict=True))
+    nats, log_snr = -(prior + rate.sum(1)), parts[0].log_snr.numpy()
+    unit = math.prod(facts.shape) * math.log(2) if facts.levels else 1.0
+    prior, rate, distortion = prior / unit, rate / unit, distortion / (experiment.bin_width or 1.0)
+    bits = prior + rate.sum(1) if facts.levels else None
     result = {
-        "bits_per_dim": float(total.mean()),
-        "bits_per_dim_stderr": float(total.std(ddof=1) / math.sqrt(num)) if num > 1 else 0.0,
+        "bits_per_dim": float(bits.mean()) if facts.levels else None,
+        "bits_per_dim_stderr": _stderr(bits) if facts.levels else None,
+        "nats": float(nats.mean()),
+        "nats_stderr": _stderr(nats),
         "terms": {
             "prior": float(prior.mean()),
             "diffusion": float(rate[:, 1:].sum(1).mean()),
             "decoder": float(rate[:, 0].mean()),
         },
+        "unit": "bits/dim" if facts.levels else "nats",
+        **about,
         "num_examples": num,
-        "levels": rate.shape[1],
         "nfe": counted.calls / len(parts),
-        "variance": "learned" if config.network.get("learned_variance") else settings.variance,
         "split": split,
         "sde": config.sde.name,
         "weights": options.weights,
@@ -68,43 +92,88 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         "versions": versions(),
     }
     folder = workdir / "bound"
-    write_npz(folder / f"{split}.npz", bits_per_dim=total, prior=prior, rate=rate, distortion=distortion)
-    plot(folder / "rate_distortion.png", prior.mean(), rate.mean(0), np.sqrt((distortion**2).mean(0)))
+    rows = {"nats": nats, "prior": prior, "rate": rate, "distortion": distortion, "log_snr": log_snr}
+    write_npz(folder / f"{split}.npz", **rows, **({"bits_per_dim": bits} if facts.levels else {}))
+    plot(folder / "rate_distortion.png", result, prior.mean(), rate.mean(0), np.sqrt((distortion**2).mean(0)), log_snr)
     write_json(folder / f"{split}.json", result)
     print(report(result))
     print(f"files are {folder / split}.json and .npz, and {folder / 'rate_distortion.png'}")
 
 
-def plot(path: Path, prior: float, rate: np.ndarray, distortion: np.ndarray) -> None:
-    """Rate against distortion of a code that sends x_N, ..., x_1, x_0 one after the other, and both by level.
+def chain(config: ConfigDict, experiment: Experiment, denoise: Denoiser) -> tuple[Estimator, dict[str, Any]]:
+    """The bound by all levels of a chain, and what there is to tell of it."""
+    sde, variance, width = experiment.sde, config.bound.variance, experiment.bin_width
+    levels = int(sde.t_max)
+    sde.tabulate(torch.arange(1, levels + 1, dtype=torch.float64))
 
-    Whoever has received x_t has paid for the prior and the levels above t, and decodes x0_hat(x_t).
+    def evaluate(x0: Tensor, draw: Noise) -> VariationalBound:
+        return variational_bound(sde, denoise, x0, draw, variance, width)
 
-    Shapes: rate (N,) of the levels 1, ..., N in bits/dim; distortion (N,), rms of x0_hat - x0 in levels of the data.
+    told = "learned" if config.network.get("learned_variance") else variance
+    return evaluate, {"estimator": "chain", "levels": levels, "variance": told, "t_min": sde.t_min}
+
+
+def continuous(config: ConfigDict, experiment: Experiment, denoise: Denoiser) -> tuple[Estimator, dict[str, Any]]:
+    """The bound as an integral over the log-SNR, and what there is to tell of it."""
+    sde, num, width = experiment.sde, config.bound.evaluations, experiment.bin_width
+    t = config.bound.t_min or decoder_time(sde, width)
+
+    def evaluate(x0: Tensor, draw: Noise) -> VariationalBound:
+        within = torch.special.ndtr(draw(x0.new_empty(len(x0), num)).cpu().double())
+        u = (torch.arange(num) + within) / num
+        return diffusion_bound(sde, denoise, x0, experiment.gaussian.like(x0), u, draw, width, t)
+
+    return evaluate, {"estimator": "continuous", "levels": None, "variance": None, "t_min": t}
+
+
+def plot(path: Path, result: dict, prior: float, rate: np.ndarray, distortion: np.ndarray, log_snr: np.ndarray) -> None:
+    """Rate against distortion of a code that sends x_t with less and less noise and x_0 at last, and both on the way.
+
+    Whoever has received x_t has paid for the prior and for all that lies above t, and decodes x0_hat(x_t).
+
+    Shapes: rate (M + 1,), of the decoder and M levels or pieces; distortion (N,), rms of x0_hat - x0; log_snr (M + 1,).
     Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, section 4.3, fig. 5. arXiv:2006.11239
     """
     from matplotlib.figure import Figure
 
-    levels = np.arange(1, len(rate) + 1)
-    paid = prior + rate[::-1].cumsum()[::-1] - rate
+    unit, error = result["unit"], "rms in levels of the data" if result["unit"] == "bits/dim" else "rms"
+    paid = prior + np.append(rate[:0:-1].cumsum()[::-1], 0)
+    if result["estimator"] == "chain":
+        along, places, height = "level", np.arange(1, len(rate) + 1), rate
+        scale = {"ylabel": unit, "yscale": "log", "ylim": (rate[1:].min() / 2, None)}
+    else:
+        along, places, height = "log-SNR", (log_snr[1:] + log_snr[:-1]) / 2, -rate[1:] / np.diff(log_snr)
+        scale, paid = {"ylabel": f"{unit} a unit of log-SNR"}, (paid[1:] + paid[:-1]) / 2
     figure = Figure(figsize=(12, 3.6), dpi=100, layout="constrained")
     curve, left, right = figure.subplots(1, 3)
     curve.plot(np.append(paid[::-1], prior + rate.sum()), np.append(distortion[::-1], 0))
-    curve.set(title="progressive code", xlabel="rate, bits/dim", ylabel="distortion, rms in levels of the data")
-    left.plot(levels, rate)
-    left.set(title="rate by level", xlabel="level", ylabel="bits/dim", yscale="log", ylim=(rate[1:].min() / 2, None))
-    right.plot(levels, distortion)
-    right.set(title="distortion by level", xlabel="level", ylabel="rms in levels of the data")
+    curve.set(title="progressive code", xlabel=f"rate, {unit}", ylabel=f"distortion, {error}")
+    left.plot(places, height)
+    left.set(title=f"rate by {along}", xlabel=along, **scale)
+    right.plot(places, distortion)
+    right.set(title=f"distortion by {along}", xlabel=along, ylabel=error)
     replace(path, lambda file: figure.savefig(file, format="png"))
 
 
 def report(result: dict) -> str:
     """The result as a few lines of text."""
+    found = f"log-likelihood at least {result['nats']:.3f} +- {result['nats_stderr']:.3f} nats"
+    if result["bits_per_dim"] is None:
+        found += "; bits/dim are for data of whole numbers, and these never were"
+    else:
+        found = f"at most {result['bits_per_dim']:.4f} +- {result['bits_per_dim_stderr']:.4f} bits/dim, {found}"
     terms = ", ".join(f"{key} {value:.4f}" for key, value in result["terms"].items())
-    variance = "learned variance" if result["variance"] == "learned" else f"variance {result['variance']:g}"
+    where = f"with {result['nfe']:.0f} evaluations, decoded at t = {result['t_min']:.3g}"
+    if result["estimator"] == "chain":
+        variance = "learned variance" if result["variance"] == "learned" else f"variance {result['variance']:g}"
+        where = f"at all {result['levels']} levels, {variance}"
     return (
-        f"{result['split']}: at most {result['bits_per_dim']:.4f} +- {result['bits_per_dim_stderr']:.4f} bits/dim\n"
-        f"  terms in bits/dim: {terms}\n"
-        f"  {result['num_examples']} examples once each at all {result['levels']} levels, {variance}, "
-        f"{result['seconds']:.1f} s"
+        f"{result['split']}: {found}\n"
+        f"  terms in {result['unit']}: {terms}\n"
+        f"  {result['num_examples']} examples once each {where}, {result['seconds']:.1f} s; "
+        "compare with --mode likelihood"
     )
+
+
+def _stderr(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0

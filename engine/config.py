@@ -40,6 +40,7 @@ class Options:
         checkpoint: step or folder; None is the newest.
         dtype: ``float32`` or ``float64``, of the selftest.
         task: a key of ``engine.edit.TASKS``, of the mode edit.
+        log_prob: whether samples come with their log-densities.
     """
 
     weights: str = "ema"
@@ -47,6 +48,7 @@ class Options:
     checkpoint: str | None = None
     dtype: str = "float32"
     task: str | None = None
+    log_prob: bool = False
 
 
 def names() -> list[str]:

@@ -1,6 +1,6 @@
 """Editing: what a trained run makes of examples that are there already.
 
-A task gets the run, its denoiser and a dataset, writes pictures into its folder, and says what it did.
+A task gets the run and its denoiser, writes its results into its folder, and says what it did.
 """
 
 import time
@@ -13,20 +13,23 @@ from ml_collections import ConfigDict
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from data import Dataset, table, write_gif
+from data import DataError, Dataset, table, write_gif
 from engine import checkpoint
-from engine.build import Experiment, check_at_least, check_form, pick, read_dataset
+from engine.build import Experiment, check_at_least, check_flow, check_form, load, pick, read_dataset
 from engine.config import Options
-from engine.files import replace, write_json
+from engine.files import read_npz, replace, write_json, write_npz
 from engine.log import Progress, versions
-from engine.sample import Counted, is_image, load
-from samplers import DDIM, ODE, Ancestral, Noise, sample
+from engine.sample import Counted, is_image, make_step, numbered, picture, write_samples
+from samplers import DDIM, Ancestral, Noise, sample
 from samplers.editing import depth_time, flow_path, slerp, stochastic_path
 from samplers.grids import karras
 from sde_lib import NonFiniteError
 
 PRIOR = "prior draws"
 """Label of the one path that has no examples at its ends."""
+
+SHOWN, REACH = 16, 2.5
+"""Examples in the picture of encode; and the normals that it shows white there, their negatives black."""
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -35,24 +38,19 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         raise ValueError(f"give --task ({' | '.join(TASKS)})")
     task, split = pick(TASKS, "task", options.task), options.split or "test"
     experiment, denoiser, found = load(config, workdir, options)
-    facts = experiment.facts
-    if not is_image(facts):
-        raise ValueError(f"--task {options.task} shows images, and the run has examples of shape {facts.shape}")
-    dataset = read_dataset(config, split)
-    check_form(dataset, facts)
+    check_flow(denoiser, workdir)
 
     folder, counted, start = workdir / "edit" / options.task, Counted(denoiser), time.perf_counter()
     with torch.no_grad():
-        done = task(folder, experiment, counted, dataset, config)
+        done = task(folder, experiment, counted, config, split)
     seconds, meta = time.perf_counter() - start, checkpoint.read_meta(found)
     manifest = {
         "task": options.task,
         **done,
-        "split": split,
         "nfe": counted.calls,
         "seconds": seconds,
         "seed": config.seed,
-        "levels": facts.levels,
+        "levels": experiment.facts.levels,
         "weights": options.weights,
         "checkpoint_step": meta["step"],
         "config_sha256": checkpoint.sha256(workdir / "config.json"),
@@ -62,14 +60,30 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     print(
         f"{options.task} in {seconds:.1f} s, {counted.calls} evaluations, from step {meta['step']} ({options.weights})"
     )
+    if "round_trip" in done:
+        print(report(done["round_trip"]))
     print(f"files are in {folder}")
 
 
+def read_examples(config: ConfigDict, experiment: Experiment, split: str) -> Dataset:
+    """The examples of a split.
+
+    Raises: ValueError if they are not of the form that the run was trained on.
+    """
+    dataset = read_dataset(config, split)
+    check_form(dataset, experiment.facts)
+    return dataset
+
+
 def interpolate(
-    folder: Path, experiment: Experiment, denoise: Counted, dataset: Dataset, config: ConfigDict
+    folder: Path, experiment: Experiment, denoise: Counted, config: ConfigDict, split: str
 ) -> dict[str, Any]:
     """Paths from ``edit.first`` to ``edit.second``, a row each: grid.png, and animation.gif running along them."""
-    settings, facts, num = config.edit, experiment.facts, len(dataset)
+    settings, facts = config.edit, experiment.facts
+    if not is_image(facts):
+        raise ValueError(f"--task interpolate shows images, and the run has examples of shape {facts.shape}")
+    dataset = read_examples(config, experiment, split)
+    num = len(dataset)
     check_at_least(2, config, "edit.frames")
     for key in ("first", "second"):
         if not -num <= settings[key] < num:
@@ -97,7 +111,8 @@ def interpolate(
     replace(folder / "grid.png", lambda file: show(slice(None)).save(file, format="PNG"))
     write_gif(folder / "animation.gif", [show(slice(k, k + 1)) for k in range(len(names))])
     taken = {key: config.sample[key] for key in ("steps", "t_min", "variance", "solver", "rtol", "atol")}
-    return {"options": {**settings.to_dict(), **taken}, "paths": nfe}
+    given = {key: settings[key] for key in ("first", "second", "frames", "depths")}
+    return {"options": {**given, **taken}, "split": split, "paths": nfe}
 
 
 def paths(
@@ -117,12 +132,106 @@ def paths(
     for share, t in depths.items():
         step, times = Ancestral(sde, settings.variance), karras(sde, settings.steps, t, end)
         yield f"noise {share:g}", stochastic_path(step, denoise, first, second, weights, times, Noise(alike))
-    flow = ODE(sde, settings.solver, settings.rtol, settings.atol)
-    yield "flow latents", flow_path(flow, denoise, first, second, weights, Noise(alike))
+    flow = make_step(config, experiment, "ode")
+    yield "flow latents", flow_path(flow, denoise, first, second, weights)
     latents = sde.prior_std * Noise(torch.tensor([config.seed, config.seed + 1]))(x)
     mixed, times = slerp(*latents.split(1), weights), karras(sde, settings.steps, end=end)
     yield PRIOR, sample(DDIM(sde), denoise, mixed, times, Noise(alike))
 
 
-TASKS: dict[str, Callable[..., dict[str, Any]]] = {"interpolate": interpolate}
-"""What the user types after ``--task``: (folder, experiment, denoise, dataset, config) -> its part of the manifest."""
+def encode(folder: Path, experiment: Experiment, denoise: Counted, config: ConfigDict, split: str) -> dict[str, Any]:
+    """The first examples of a split to their latents by the probability flow, and back: latents.npz and grid.png."""
+    check_at_least(0, config, "edit.num_examples")
+    check_at_least(1, config, "edit.batch_size")
+    dataset, codec = read_examples(config, experiment, split), experiment.codec
+    num, flow = min(config.edit.num_examples or len(dataset), len(dataset)), make_step(config, experiment, "ode")
+
+    parts, progress = [], Progress(num, "examples")
+    for rows in torch.arange(num).split(config.edit.batch_size):
+        batch = dataset.batch(rows.numpy())
+        x = codec.encode(batch["x"].to(experiment.device))
+        with numbered(rows):
+            latents = flow.encode(denoise, x)
+            back = flow.decode(denoise, latents)
+        parts.append((x.cpu(), latents.cpu(), back.cpu(), batch.get("label", rows)))
+        progress.advance(len(rows))
+    progress.close()
+    x, latents, back, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    beside = {"label": labels.numpy()} if dataset.num_classes else {}
+    write_npz(folder / "latents.npz", latents=latents.numpy(), **beside)
+    if is_image(experiment.facts):
+        shown = compared(codec.decode(x), latents, codec.decode(back), experiment.facts.levels)
+        replace(folder / "grid.png", lambda file: shown.save(file, format="PNG"))
+    else:
+        picture(folder / "grid.png", latents, experiment.facts)
+
+    error, same = codec.values(back.double()) - codec.values(x.double()), codec.decode(back) == codec.decode(x)
+    found = {"rms": error.square().mean().sqrt().item(), "worst": error.abs().max().item()}
+    found["same_level"] = same.double().mean().item() if experiment.facts.levels else None
+    return {"options": flow_options(config), "split": split, "num_examples": num, "round_trip": found}
+
+
+def compared(examples: Tensor, latents: Tensor, back: Tensor, levels: int) -> Picture:
+    """Some of the examples, evenly spaced, under their numbers; below them their latents, and what these decode to."""
+    which = torch.linspace(0, len(examples) - 1, min(len(examples), SHOWN)).long()
+    shades = ((levels - 1) * (0.5 + latents / (2 * REACH)).clamp(0, 1)).round().to(torch.uint8)
+    rows = {"examples": examples[which], "latents": shades[which], "and back": back[which]}
+    return table({label: list(row) for label, row in rows.items()}, [[str(k) for k in which.tolist()]], levels)
+
+
+def decode(folder: Path, experiment: Experiment, denoise: Counted, config: ConfigDict, split: str) -> dict[str, Any]:
+    """The latents of ``edit.latents`` to data by the probability flow: samples.npz and grid.png."""
+    check_at_least(1, config, "edit.batch_size")
+    latents, flow = read_latents(config, experiment), make_step(config, experiment, "ode")
+    parts, progress = [], Progress(len(latents), "latents")
+    for rows in torch.arange(len(latents)).split(config.edit.batch_size):
+        with numbered(rows):
+            x = flow.decode(denoise, latents[rows].to(experiment.device))
+        parts.append(experiment.codec.decode(x).cpu())
+        progress.advance(len(rows))
+    progress.close()
+    write_samples(folder, torch.cat(parts), experiment.facts)
+    path = config.edit.latents
+    return {
+        "options": flow_options(config),
+        "latents": path,
+        "sha256": checkpoint.sha256(Path(path)),
+        "num_samples": len(latents),
+    }
+
+
+def read_latents(config: ConfigDict, experiment: Experiment) -> Tensor:
+    """The latents of the file ``edit.latents``, float32, as many as there are of the shape of an example.
+
+    Raises: DataError if the file is missing, damaged or without latents; ValueError if it is for other data.
+    """
+    path, shape = config.edit.latents, experiment.facts.shape
+    if not path:
+        raise ValueError("edit.latents is empty: give the latents.npz that --task encode wrote")
+    latents = read_npz(Path(path), "latents")["latents"]
+    if latents.dtype not in ("float16", "float32", "float64"):
+        raise DataError(f"{path} holds latents of type {latents.dtype}: write it with --task encode")
+    if latents.shape[1:] != shape or len(latents) == 0:
+        raise ValueError(f"{path} holds latents of shape {latents.shape}, the run has examples of shape {shape}")
+    found = torch.from_numpy(latents).float()
+    if not found.isfinite().all():
+        raise DataError(f"{path} holds latents that are not finite: write it with --task encode")
+    return found
+
+
+def flow_options(config: ConfigDict) -> dict[str, Any]:
+    """The options of the flow."""
+    return {key: config.sample[key] for key in ("solver", "rtol", "atol")}
+
+
+def report(round_trip: dict[str, float | None]) -> str:
+    """How near the examples came back, in words."""
+    unit = "units of the data" if round_trip["same_level"] is None else "levels"
+    text = f"there and back: off by {round_trip['rms']:.2g} {unit} root mean square, {round_trip['worst']:.2g} at worst"
+    if round_trip["same_level"] is not None:
+        text += f"; {100 * round_trip['same_level']:.4g} % of the entries are the same level again"
+    return text
+
+
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {"interpolate": interpolate, "encode": encode, "decode": decode}
+"""What the user types after ``--task``: (folder, experiment, denoise, config, split) -> its part of the manifest."""

@@ -27,7 +27,7 @@ from engine import checkpoint
 from engine.build import check_at_least, check_form, load_model, make_codec, make_device, read_dataset
 from engine.config import Options, stored
 from engine.errors import CheckpointError, unknown
-from engine.files import write_json, write_npz
+from engine.files import read_npz, write_json, write_npz
 from engine.log import versions
 from engine.sample import draw_run
 from sde_lib import OBJECTIVES
@@ -258,20 +258,6 @@ def read_samples(path: Path, dataset: Dataset) -> tuple[Tensor, dict[str, Any]]:
         theirs = f"samples of shape {tuple(samples.shape[1:])} and {levels} levels"
         raise ValueError(f"{path} holds {theirs}, the data have {dataset.shape}, {dataset.levels}")
     return samples, {**manifest, "sha256": checkpoint.sha256(path)}
-
-
-def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
-    """These arrays of a file, whole.
-
-    Raises: DataError.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {key: stored[key] for key in keys}
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist: check the path") from error
-    except Exception as error:  # numpy raises errors of many kinds on damaged files
-        raise DataError(f"{path} is damaged or lacks {' or '.join(keys)}: delete it and make it again") from error
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from data import DataError
+
 
 def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Let ``write`` fill a file beside ``path``, then rename it."""
@@ -29,6 +31,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file; numbers that are not finite are refused."""
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
+    """These arrays of a file, whole.
+
+    Raises: DataError.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {key: stored[key] for key in keys}
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: check the path") from error
+    except Exception as error:  # numpy raises errors of many kinds on damaged files
+        raise DataError(f"{path} is damaged or lacks {' or '.join(keys)}: delete it and make it again") from error
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:

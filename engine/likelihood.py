@@ -1,141 +1,383 @@
 """Likelihood of a dataset: bits per dimension of whole numbers, nats of real-valued data, every term by itself."""
 
+import functools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
+from scipy.special import stdtrit
 from torch import Tensor
 
-from engine import checkpoint
-from engine.build import check_at_least, check_form, pick, read_dataset
+from data import Dataset
+from engine import checkpoint, ranks
+from engine.build import Experiment, check_at_least, check_flow, check_form, load, options, pick, read_dataset
 from engine.config import Options
 from engine.files import write_json, write_npz
 from engine.log import Progress, versions
-from engine.randomness import DEQUANTIZATION, PROBES, noise, positions, uniform
-from engine.sample import load
+from engine.randomness import DEQUANTIZATION, PROBES, noise, uniform
+from engine.rows import Rows
+from sde_lib import (
+    DEQUANTIZATIONS,
+    PRIORS,
+    SOLVERS,
+    Denoiser,
+    Exact,
+    Hutchinson,
+    LogProb,
+    log_prob,
+    prior_term,
+    sample_log_prob,
+)
 from sde_lib import PROBES as PROBE_KINDS
-from sde_lib import SOLVERS, exact_trace, log_prob, prior_term
-from sde_lib.consistency import ConsistencyModel
+from sde_lib.dequantization import data_time
+from sde_lib.likelihood import Solver, check_time
+from sde_lib.motion import ExampleError
 
-DEQUANTIZATIONS = ("uniform", "none")
+CHECK_PROBES = 4
+"""For the error of one, where the measurement itself has no more."""
+
+COPY = 1 << 40
+"""Distance between the positions of an example's dequantised copies, in the addresses of random numbers."""
 
 
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Score each example of a split once; write <split>-<dequantization>.json, and .npz with a row for each."""
-    settings, split = config.likelihood, options.split or "test"
-    solver = pick(SOLVERS, "solver", settings.solver)
-    probe = pick(PROBE_KINDS, "probe", settings.probe)
-    check_at_least(1, config, "likelihood.probes", "likelihood.batch_size")
-    check_at_least(0, config, "likelihood.num_examples")
-    experiment, denoiser, found = load(config, workdir, options)
-    if isinstance(denoiser, ConsistencyModel):
-        raise ValueError(f"{workdir} knows where the flow ends and so no density; ask its teacher, or another run")
+def run(config: ConfigDict, workdir: Path, given: Options) -> None:
+    """Score each example of a split; write <split>-<dequantization>.json, and .npz with a row for each."""
+    settings, split = config.likelihood, given.split or "test"
+    check_at_least(1, config, *(f"likelihood.{key}" for key in ("probes", "batch_size", "samples", "repeats")))
+    check_at_least(0, config, "likelihood.num_examples", "likelihood.check_examples")
+    experiment, denoiser, found = load(config, workdir, given)
+    check_flow(denoiser, workdir)
+    check_dequantization(settings.dequantization, experiment.facts.levels)
+    measurement = Measurement.of(config, experiment, denoiser)
+    check_copies(measurement)
     dataset = read_dataset(config, split)
-    levels, shape = experiment.facts.levels, experiment.facts.shape
     check_form(dataset, experiment.facts)
-    check_dequantization(settings.dequantization, levels)
     num = min(settings.num_examples or len(dataset), len(dataset))
-    dimensions, exact = math.prod(shape), math.prod(shape) < settings.exact_trace_below
-    scaling = experiment.codec.log_det(shape)
 
-    rows: dict[str, list[Tensor]] = {key: [] for key in ("nats", "prior", "divergence", "probe_stderr", "mismatch")}
-    calls, progress, start = [], Progress(num, "examples"), time.perf_counter()
-    for first in range(0, num, settings.batch_size):
-        where = positions(first, min(settings.batch_size, num - first))
-        values = dataset.batch(where.numpy())["x"].to(experiment.device)
-        if settings.dequantization == "uniform":
-            values = values + uniform(config.seed, DEQUANTIZATION, where, values) - 0.5
-        x = experiment.codec.encode(values)
-        draw = noise(config.seed, PROBES, where)
-        probes = exact_trace(x) if exact else probe(torch.stack([draw(x) for _ in range(settings.probes)]))
-        result = log_prob(
-            experiment.sde,
-            denoiser,
-            x,
-            probes,
-            t=settings.t_min or None,
-            solver=solver,
-            rtol=settings.rtol,
-            atol=settings.atol,
-        )
-        calls.append(result.nfe)
-        spread = result.estimates.std(1) / math.sqrt(probes.shape[0]) if len(probes) > 1 else torch.zeros(len(x))
-        rows["nats"].append(result.nats + scaling)
-        rows["prior"].append(result.prior)
-        rows["divergence"].append(result.divergence)
-        rows["probe_stderr"].append(spread)
-        rows["mismatch"].append(prior_term(experiment.sde, x))
-        progress.advance(len(x))
+    folder, name, start = workdir / "likelihood", f"{split}-{settings.dequantization}", time.perf_counter()
+    meta, free = checkpoint.read_meta(found), {"batch_size", "num_examples", "check_examples"}
+    asked = {
+        "settings": {key: value for key, value in settings.items() if key not in free},
+        "model": [config[section].to_dict() for section in ("data", "codec", "sde", "network", "denoiser")],
+        "checkpoint": meta["sha256"],
+        "weights": given.weights,
+        "split": [split, len(dataset)],
+        "seed": config.seed,
+        "device": experiment.device.type,
+    }
+    rows, speaks = Rows(folder, name, asked), ranks.rank() == 0
+    before = sum(i < num for i in rows.found)
+    if speaks and before:
+        print(f"{before} of {num} examples were scored by an earlier command: going on with the others", flush=True)
+    elif speaks and (others := rows.others()):
+        print(f"{others[0]} is of other settings, seed, checkpoint, weights or data: starting anew", flush=True)
+    checks = min(settings.check_examples, num) if speaks else 0
+    checked = measurement.check(dataset, checks) if checks else None
+    batches = rows.missing(num, settings.batch_size)
+    progress = Progress(sum(map(len, batches)), "examples")
+    for examples in batches:
+        rows.append(examples, measurement.score(dataset, examples))
+        progress.advance(len(examples))
     progress.close()
-    columns = {key: torch.cat([part.double().cpu() for part in parts]).numpy() for key, parts in rows.items()}
-    bits = -columns["nats"] / (dimensions * math.log(2)) if levels else None
-    meta = checkpoint.read_meta(found)
+    ranks.wait_for_all()
+    if not speaks:
+        return
+    columns = rows.collect(num)
     result = {
-        "bits_per_dim": float(bits.mean()) if levels else None,
-        "bits_per_dim_stderr": _stderr(bits) if levels else None,
-        "nats": float(columns["nats"].mean()),
-        "nats_stderr": _stderr(columns["nats"]),
-        "terms": {
-            "prior": float(columns["prior"].mean()),
-            "divergence": float(columns["divergence"].mean()),
-            "dequantization": 0.0,  # minus the log-density of the noise, uniform on one bin
-            "scaling": scaling,
-        },
-        "prior_mismatch_nats": float(columns["mismatch"].mean()),
-        "probe_stderr_nats": float(columns["probe_stderr"].mean()) if settings.probes > 1 and not exact else None,
-        "nfe": float(np.mean(calls)),
-        "divergence": "exact" if exact else settings.probe,
-        "probes": 0 if exact else settings.probes,
-        "solver": settings.solver,
-        "rtol": settings.rtol,
-        "atol": settings.atol,
-        "t_min": settings.t_min or experiment.sde.t_min,
+        **summary(columns, experiment, settings),
+        "check": checked,
         "num_examples": num,
         "split": split,
-        "dequantization": settings.dequantization,
+        **measurement.told(),
+        "settings": settings.to_dict(),
         "sde": config.sde.name,
-        "weights": options.weights,
+        "weights": given.weights,
         "seed": config.seed,
         "checkpoint_step": meta["step"],
+        "scored_before": before,
         "seconds": time.perf_counter() - start,
         "versions": versions(),
     }
-    folder = workdir / "likelihood"
-    name = f"{split}-{settings.dequantization}"
-    write_npz(folder / f"{name}.npz", **columns, **({"bits_per_dim": bits} if levels else {}))
+    if experiment.facts.levels:
+        columns["bits_per_dim"] = -columns["nats"] / (math.prod(experiment.facts.shape) * math.log(2))
+    write_npz(folder / f"{name}.npz", **columns)
     write_json(folder / f"{name}.json", result)
+    rows.forget()
     print(report(result))
     print(f"files are {folder / name}.json and .npz")
 
 
+class Measurement(NamedTuple):
+    """How the density of an example is measured.
+
+    t: time of the data.
+    exact: whether the trace is.
+    """
+
+    experiment: Experiment
+    denoiser: Denoiser
+    settings: ConfigDict
+    seed: int
+    solver: Solver
+    t: float
+    exact: bool
+
+    @classmethod
+    def of(cls, config: ConfigDict, experiment: Experiment, denoiser: Denoiser) -> "Measurement":
+        """As the section ``likelihood`` says.
+
+        Raises: ValueError for settings that do not fit each other or the data.
+        """
+        settings = config.likelihood
+        pick(PRIORS, "prior", settings.prior)
+        if experiment.codec.log_det(experiment.facts.shape) is None:
+            raise ValueError(
+                f"codec {config.codec.name!r} has no log-determinant: the density of what it encodes to is not that of "
+                "the data; ask --mode bound, or a run on the data themselves"
+            )
+        pick(PROBE_KINDS, "probe", settings.probe)
+        shape = experiment.facts.shape
+        exact = math.prod(shape) < max(settings.exact_trace_below, 2)  # of one dimension for nothing
+        solver = pick(SOLVERS, "solver", settings.solver)
+        solver = solver(**options(solver, settings))
+        t = settings.t_min or data_time(settings.dequantization, experiment.sde, experiment.bin_width)
+        check_time(experiment.sde, t)
+        measurement = cls(experiment, denoiser, settings, config.seed, solver, t, exact)
+        like = torch.zeros(1, *shape)
+        measurement._trace(torch.tensor([0]), settings.probes, False).start(like)  # refuses more than there can be
+        return measurement
+
+    def told(self) -> dict[str, Any]:
+        """What of it a file says beside a result: the time of the data, their noise over their scale, and the trace."""
+        alpha, sigma, _ = self.experiment.sde.at(self.t)
+        trace = "exact" if self.exact else f"{self.settings.probes} {self.settings.probe}"
+        width = self.experiment.bin_width
+        levels = sigma / alpha / width if width else None
+        return {"t": self.t, "noise": sigma / alpha, "noise_levels": levels, "trace": trace}
+
+    def sample(self, latents: Tensor, seeds: Tensor) -> LogProb:
+        """What the flow makes of latents x_T (B, *), and its density; a sample's own seed (B,) keys its probes."""
+        trace = self._replace(seed=0)._trace(seeds, self.settings.probes, not self.solver.adaptive)
+        return self._solve(latents, seeds, trace, self.solver, sample_log_prob)
+
+    def score(self, dataset: Dataset, examples: list[int]) -> dict[str, np.ndarray]:
+        """The columns of these examples, each the mean over ``repeats`` independent estimates."""
+        repeats = [self._once(dataset, examples, repeat) for repeat in range(self.settings.repeats)]
+        columns = {key: torch.stack([columns[key] for columns in repeats]) for key in repeats[0]}
+        means = {key: column.double().mean(0).cpu().numpy() for key, column in columns.items()}
+        num = len(repeats)
+        means["probe_variance"] /= num
+        if num > 1:
+            means["repeat_variance"] = columns["nats"].double().var(0).cpu().numpy() / num
+        return means
+
+    def _once(self, dataset: Dataset, examples: list[int], repeat: int) -> dict[str, Tensor]:
+        """One estimate of each example: the mean over its dequantised copies in the space of probabilities.
+
+        Noise of variance v_k in the logarithms of the copies, which have the weights w_k, raises that of the mean by
+        sum_k w_k (1 - w_k) v_k / 2, to second order: the inflation.
+        """
+        samples = self.settings.samples
+        centres = self._encode(dataset, examples)
+        copies = torch.arange(repeat * samples, (repeat + 1) * samples)
+        where = (torch.tensor(examples)[:, None] + COPY * copies).flatten()
+        x, log_q = self._dequantize(centres.repeat_interleave(samples, 0), where)
+        found = self._solve(x, where, self._trace(where, self.settings.probes, not self.solver.adaptive), self.solver)
+        nats = (found.nats.double() - log_q.double()).unflatten(0, (-1, samples))
+        weights = torch.softmax(nats, 1)
+        total = torch.logsumexp(nats, 1) - math.log(samples)
+        variance = found.variance.double().unflatten(0, (-1, samples))
+
+        def mean(values: Tensor) -> Tensor:
+            return values.double().unflatten(0, (-1, samples)).mean(1)
+
+        sde, scaling = self.experiment.sde, self.experiment.codec.log_det(self.experiment.facts.shape)
+        return {
+            "nats": total,
+            "prior": mean(found.prior),
+            "divergence": mean(found.divergence),
+            "dequantization": mean(-log_q.double() - scaling),
+            "importance": total - nats.mean(1),
+            "probe_variance": (weights.square() * variance).sum(1),
+            "inflation": 0.5 * (weights * (1 - weights) * variance).sum(1) if samples > 1 else torch.zeros_like(total),
+            "mismatch": mean(prior_term(sde, x / sde.alpha(self.t))),
+            "calls": mean(found.calls) * samples,
+            "traced": mean(found.traced) * samples,
+        }
+
+    def check(self, dataset: Dataset, num: int) -> dict[str, Any]:
+        """The solver's own error on the first examples, by a better one with the same probes, beside that of a probe.
+
+        Both in nats, root mean square over the examples: ``solver_error``, and ``probe_error`` of one measurement.
+        """
+        where, better, error = torch.arange(num), self.solver.refined(), 0.0
+        x, _ = self._dequantize(self._encode(dataset, where.tolist()), where)
+        one, other = (self._solve(x, where, self._trace(where, 1, False), s).nats for s in (self.solver, better))
+        if not self.exact:
+            probes = max(self.settings.probes, min(CHECK_PROBES, x[0].numel()))
+            trace = self._trace(where, probes, not self.solver.adaptive)
+            spread = self._solve(x, where, trace, self.solver).estimates.double().var(1).mean().item()
+            error = math.sqrt(spread * trace.kind.variance(self.settings.probes, x[0].numel()))
+        off = (one - other).double().square().mean().sqrt().item()
+        return {"examples": num, "against": str(better), "solver_error": off, "probe_error": error}
+
+    def _encode(self, dataset: Dataset, examples: list[int]) -> Tensor:
+        values = dataset.batch(np.array(examples))["x"].to(self.experiment.device)
+        return self.experiment.codec.encode(values)
+
+    def _dequantize(self, x: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        u = uniform(self.seed, DEQUANTIZATION, where, x)
+        add_noise = DEQUANTIZATIONS[self.settings.dequantization]
+        return add_noise(self.experiment.sde, self.t, x, u, self.experiment.bin_width)
+
+    def _trace(self, where: Tensor, probes: int, fresh: bool) -> Exact | Hutchinson:
+        """Probes for the examples at these positions."""
+        if self.exact:
+            return Exact()
+        return Hutchinson(noise(self.seed, PROBES, where), probes, self.settings.probe, fresh)
+
+    def _solve(
+        self,
+        x: Tensor,
+        where: Tensor,
+        trace: Exact | Hutchinson,
+        solver: Solver,
+        measure: Callable[..., LogProb] = log_prob,
+    ) -> LogProb:
+        """Densities by the flow; an error names the example by its number in the split."""
+        sde, gaussian = self.experiment.sde, self.experiment.gaussian
+        prior = functools.partial(PRIORS[self.settings.prior], sde, gaussian)
+        try:
+            return measure(sde, self.denoiser, x, gaussian.isotropic(), trace, self.t, solver, prior)
+        except ExampleError as error:
+            raise error.renumbered((where % COPY).tolist()) from error
+
+
 def check_dequantization(name: str, levels: int) -> None:
     """Raises: ValueError for an unknown name, or one that does not fit data with this number of levels."""
-    if name not in DEQUANTIZATIONS:
-        raise ValueError(f"unknown likelihood.dequantization {name!r}; known: {', '.join(DEQUANTIZATIONS)}")
-    if (name == "uniform") != (levels > 0):
+    pick(DEQUANTIZATIONS, "dequantization", name)
+    if (name == "none") == (levels > 0):
         fits, kind = ("uniform", "whole numbers") if levels else ("none", "real-valued")
         raise ValueError(f"likelihood.dequantization {name!r}, but the data are {kind}: use {fits!r}")
 
 
+def check_copies(measurement: Measurement) -> None:
+    """Raises: ValueError for copies or repeats that are all alike, and importance weights that are noise of probes."""
+    settings = measurement.settings
+    bare = settings.dequantization == "none"
+    if settings.samples > 1 and bare:
+        raise ValueError(f"likelihood.samples {settings.samples}: without dequantization all copies are alike; use 1")
+    if settings.repeats > 1 and bare and measurement.exact:
+        raise ValueError(f"likelihood.repeats {settings.repeats}: nothing is random with the exact trace; use 1")
+    if settings.samples > 1 and not measurement.exact and settings.probes < 2:
+        raise ValueError(
+            f"likelihood.samples {settings.samples} weighs by densities, which probes make noisy, and that noise "
+            "counts as likelihood: set likelihood.probes to 2 or more, or exact_trace_below above the "
+            f"{math.prod(measurement.experiment.facts.shape)} dimensions"
+        )
+
+
+def summary(columns: dict[str, np.ndarray], experiment: Experiment, settings: ConfigDict) -> dict[str, Any]:
+    """The means of the rows, how sure they are, and how much of that is due to the probes.
+
+    The standard errors and 95 % intervals are those of the mean over all data, from which the split is drawn; what
+    probes, dequantization and repeats add is in the spread of the rows, and so in them.
+    """
+    nats, levels = columns["nats"], experiment.facts.levels
+    bit = math.prod(experiment.facts.shape) * math.log(2)
+    terms = {key: float(columns[key].mean()) for key in ("prior", "divergence", "dequantization", "importance")}
+    mean, error, within = float(nats.mean()), stderr(nats), interval(nats)
+    own = {what: columns.get(f"{what}_variance", np.full(1, math.nan)).mean() for what in ("probe", "repeat")}
+    return {
+        "bits_per_dim": -mean / bit if levels else None,
+        "bits_per_dim_stderr": error / bit if levels else None,
+        "bits_per_dim_interval": [-end / bit for end in reversed(within)] if levels and within else None,
+        "nats": mean,
+        "nats_stderr": error,
+        "nats_interval": within,
+        "terms": terms | {"scaling": experiment.codec.log_det(experiment.facts.shape)},
+        **{f"{what}_stderr_nats": _known(math.sqrt(v / len(nats))) for what, v in own.items()},
+        "importance_inflation_nats": float(columns["inflation"].mean()),
+        "prior_mismatch_nats": float(columns["mismatch"].mean()),
+        "nfe": float(columns["calls"].mean()),
+        "traces": float(columns["traced"].mean()),
+        "dequantization": settings.dequantization,
+    }
+
+
+MEANINGS = {
+    "prior": "density of the noise that the flow ends at",
+    "divergence": "change of volume on the way there",
+    "dequantization": "minus the density of the noise within bins",
+    "scaling": "from units of the network to units of the data",
+    "importance": "gain of averaging densities instead of their logarithms",
+}
+"""The terms of a log-likelihood, in words."""
+
+
 def report(result: dict) -> str:
     """The result as a few lines of text."""
-    terms = ", ".join(f"{key} {value:.2f}" for key, value in result["terms"].items())
-    found = f"{result['nats']:.3f} +- {result['nats_stderr']:.3f} nats"
-    if result["bits_per_dim"] is not None:
-        bits = f"{result['bits_per_dim']:.4f} +- {result['bits_per_dim_stderr']:.4f} bits/dim"
-        found = f"{bits} ({result['dequantization']} dequantization), {found}"
+    settings, levels = result["settings"], result["bits_per_dim"] is not None
+    copies = f", {settings['samples']} copies weighted by importance" if settings["samples"] > 1 else ""
+    how = f"({result['dequantization'] if levels else 'no'} dequantization{copies})"
+    nats = f"{result['nats']:.3f} nats an example"
+    if levels:
+        bits = f"{result['bits_per_dim']:.4f} bits/dim {how}{_within(result['bits_per_dim_interval'], 4)}"
+        lines = [f"{result['split']}: {bits}", f"{nats}{_within(result['nats_interval'], 3)}"]
     else:
-        found += "; bits/dim are for data of whole numbers, and these never were"
-    return (
-        f"{result['split']}: {found}\n"
-        f"  mean terms in nats: {terms}; densities may exceed 1, so nats may be positive\n"
-        f"  {result['num_examples']} examples once each, {result['nfe']:.0f} evaluations, {result['seconds']:.1f} s; "
-        f"prior mismatch at most {result['prior_mismatch_nats']:.4f} nats"
+        lines = [f"{result['split']}: {nats} {how}{_within(result['nats_interval'], 3)}"]
+        lines.append("bits/dim are for data of whole numbers, and these never were")
+    lines.append("densities may exceed 1, so nats may be positive; they are the sum of")
+    for key, meaning in MEANINGS.items():
+        if (value := result["terms"][key]) or key != "importance":
+            lines.append(f"  {key:14} {value:10.3f}  {meaning}")
+    parts = [("probes", result["probe_stderr_nats"]), (f"{settings['repeats']} repeats", result["repeat_stderr_nats"])]
+    spread = "".join(f", {error:.2g} by {what} alone" for what, error in parts if error)
+    lines.append(f"standard error {result['nats_stderr']:.2g} nats over the examples{spread}")
+    if result["importance_inflation_nats"]:
+        lines.append(
+            f"about {result['importance_inflation_nats']:.2g} nats are noise of the probes, which importance counts as "
+            "likelihood: use more probes, or the exact trace"
+        )
+    unit = f"{result['noise_levels']:.2g} levels" if levels else f"{result['noise']:.2g} in units of the data"
+    lines.append(f"the density is that of data with noise of standard deviation {unit} (time {result['t']:g})")
+    lines.append(f"the prior misses the law that the flow ends at by at most {result['prior_mismatch_nats']:.2g} nats")
+    if check := result["check"]:
+        found = f"the solver is {check['solver_error']:.2g} nats off one of {check['against']} on {check['examples']}"
+        verdict = f"below the {check['probe_error']:.2g} of its random probes"
+        if result["trace"] == "exact":
+            verdict = "and the trace is exact"
+        elif check["solver_error"] >= check["probe_error"]:
+            verdict = f"not {verdict}: give it more evaluations, or lower tolerances"
+        lines.append(f"{found} examples, {verdict}")
+    lines.append(
+        f"{result['num_examples']} examples once each, {result['nfe']:.0f} evaluations of the network for each, "
+        f"{result['traces']:.0f} of them with the divergence ({result['trace']}); {result['seconds']:.1f} s"
     )
+    return "\n  ".join(lines)
 
 
-def _stderr(values: np.ndarray) -> float | None:
+def _within(ends: list[float] | None, digits: int) -> str:
+    return f", 95 % interval {ends[0]:.{digits}f} to {ends[1]:.{digits}f}" if ends else ", from one example"
+
+
+def interval(values: np.ndarray, share: float = 0.95) -> list[float] | None:
+    """Ends of the interval that holds the mean in this share of cases, by Student's t; None for a single value."""
+    if len(values) < 2:
+        return None
+    reach = stdtrit(len(values) - 1, 0.5 + 0.5 * share) * stderr(values)
+    return [float(values.mean() - reach), float(values.mean() + reach)]
+
+
+def stderr(values: np.ndarray) -> float:
+    """Standard error of the mean; 0 for a single value."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from engine import ranks
 from engine.files import write_text
 
 
@@ -54,6 +55,8 @@ class Metrics:
 class Progress:
     """How far a long job is: a bar with rate and time left on a terminal, a line now and then elsewhere.
 
+    Of several processes the first alone speaks, of its share.
+
     Args:
         total: amount of work.
         done: work that was done before.
@@ -66,7 +69,8 @@ class Progress:
         self.total, self.unit, self.done, self.every = total, unit, done, every
         self.first, self.start = done, time.perf_counter()
         self._spoken = self.start
-        self._bar = tqdm(total=total, initial=done, unit=f" {unit}", leave=False) if sys.stderr.isatty() else None
+        bar = ranks.rank() == 0 and sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, unit=f" {unit}", leave=False) if bar else None
 
     def advance(self, amount: int, note: str = "") -> None:
         """Say that this much more is done."""
@@ -75,7 +79,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(amount)
-        elif now - self._spoken >= self.every:
+        elif ranks.rank() == 0 and now - self._spoken >= self.every:
             self._spoken = now
             left = _clock((self.total - self.done) / self.rate)
             print(

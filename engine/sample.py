@@ -3,9 +3,10 @@
 Sample i of a command depends on the seed ``seed + i`` alone; the batch size changes nothing but the speed.
 """
 
-import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,78 +16,107 @@ from torch import Tensor
 
 from data import scatter_png, write_png
 from engine import checkpoint, plane
-from engine.build import DataFacts, Experiment, check_at_least, load, pick
+from engine.build import DataFacts, Experiment, check_at_least, check_flow, load, options, pick
 from engine.config import Options
 from engine.files import write_json, write_npz
+from engine.likelihood import Measurement, stderr
 from engine.log import Progress, versions
 from samplers import GRIDS, STEPS, Heun, Noise, Step, sample
-from sde_lib import SDE, Denoiser, NonFiniteError, Prediction
+from sde_lib import SDE, SOLVERS, Denoiser, NonFiniteError, Prediction
+from sde_lib.motion import ExampleError
 
 GRID_SAMPLES = 64
 """Samples in a grid.png and in the previews of training."""
 
 
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     """Draw samples and write samples.npz, a picture and manifest.json below ``workdir``/samples."""
     check_at_least(1, config, "sample.num_samples", "sample.batch_size")
     num = config.sample.num_samples
-    experiment, denoiser, latents, x0, manifest = draw_run(config, workdir, options, num, config.sample.batch_size)
-    samples = experiment.codec.decode(x0).cpu()
+    drawn = draw_run(config, workdir, given, num, config.sample.batch_size)
+    experiment, manifest = drawn.experiment, drawn.manifest
 
-    folder = workdir / "samples" / f"{config.sample.sampler}-{config.sample.steps}"
-    arranged = samples.movedim(1, -1) if is_image(experiment.facts) else samples
-    pairs = {"latents": latents, "x0": x0, "levels": torch.tensor(experiment.facts.levels)}
-    kept = {key: value.cpu().numpy() for key, value in pairs.items()} if config.sample.keep_latents else {}
-    write_npz(folder / "samples.npz", samples=arranged.numpy(), **kept)
-    picture(folder / "grid.png", samples[:GRID_SAMPLES] if is_image(experiment.facts) else samples, experiment.facts)
-    plane.draw(folder, experiment, denoiser, config)
+    folder = workdir / "samples" / f"{manifest['sampler']}-{manifest['steps']}"
+    pairs = {"latents": drawn.latents, "x0": drawn.x0, "levels": torch.tensor(experiment.facts.levels)}
+    kept = pairs if config.sample.keep_latents else {}
+    scores = {"log_prob": drawn.log_prob} if given.log_prob else {}
+    write_samples(folder, experiment.codec.decode(drawn.x0).cpu(), experiment.facts, **kept, **scores)
+    plane.draw(folder, experiment, drawn.denoiser, config)
     write_json(folder / "manifest.json", manifest)
     done = f"{num} samples in {manifest['seconds']:.1f} s, {manifest['nfe']:g} evaluations each"
-    print(f"{done}, from step {manifest['checkpoint_step']} ({options.weights})")
+    print(f"{done}, from step {manifest['checkpoint_step']} ({given.weights})")
+    if density := manifest.get("log_prob"):
+        nats = f"{density['nats']:.3f} +- {density['nats_stderr']:.3f} nats in units of the data"
+        print(f"log-density {nats} ({density['solver']}; trace {density['trace']})")
+        print(f"of samples with noise of {density['noise']:.2g} in units of what the network sees: none is denoised")
     print(f"files are in {folder}")
 
 
 class Drawn(NamedTuple):
-    """Samples of a run: the normals that they began with, the data they ended at, encoded, and their manifest."""
+    """Samples of a run and their manifest.
+
+    latents: the normals that they began with.
+    x0: the data that they ended at, encoded; with log_prob, the states at t_min of the section ``likelihood``.
+    log_prob: of these states, in nats and in units of the data, (N,) float64; None where nobody asked.
+    """
 
     experiment: Experiment
     denoiser: Denoiser
     latents: Tensor
     x0: Tensor
     manifest: dict[str, Any]
+    log_prob: Tensor | None = None
 
 
-def draw_run(config: ConfigDict, workdir: Path, options: Options, num: int, batch_size: int) -> Drawn:
-    """The samples of the seeds ``seed`` to ``seed + num - 1``, by the sampler of the section ``sample``."""
-    pick(STEPS, "sampler", config.sample.sampler)
-    experiment, denoiser, found = load(config, workdir, options)
-    step = make_step(config, experiment.sde)
-    times = make_times(config, experiment.sde)
+def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_size: int) -> Drawn:
+    """The samples of the seeds ``seed`` to ``seed + num - 1``, by the sampler of the section ``sample``.
+
+    With log_prob by one solve of the probability flow, as the section ``likelihood`` says.
+
+    Raises: ValueError for log_prob with another sampler than the flow, or a run that has none.
+    """
+    settings = config.sample
+    pick(STEPS, "sampler", settings.sampler)
+    if given.log_prob and settings.sampler != "ode":
+        raise ValueError("--log_prob needs the probability flow: add --sampler ode")
+    experiment, denoiser, found = load(config, workdir, given)
     counted = Counted(denoiser)
+    if given.log_prob:
+        check_flow(denoiser, workdir)
+        measurement = Measurement.of(config, experiment, counted)
+        draw_batch, steps, solver = partial(draw_scored, measurement), 1, config.likelihood.solver
+        taken = {"solver": solver, **options(SOLVERS[solver], config.likelihood)}
+    else:
+        step, times, steps = make_step(config, experiment), make_times(config, experiment.sde), settings.steps
+        draw_batch, taken = partial(draw_pairs, experiment, counted, step, times), options(type(step), settings)
     progress, drawn, start = Progress(num, "samples"), [], time.perf_counter()
     for first in range(0, num, batch_size):
         seeds = torch.arange(first, min(first + batch_size, num)) + config.seed
-        drawn.append(draw_pairs(experiment, counted, step, times, seeds))
+        drawn.append(draw_batch(seeds))
         progress.advance(len(seeds))
     progress.close()
     seconds, calls = time.perf_counter() - start, counted.calls / len(drawn)
-    latents, x0 = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    latents, x0, *scores = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     manifest = {
-        "sampler": config.sample.sampler,
-        "steps": config.sample.steps,
-        "grid": config.sample.grid,
-        "options": {key: config.sample[key] for key in options_of(STEPS[config.sample.sampler], config)},
+        "sampler": settings.sampler,
+        "steps": steps,
+        "grid": settings.grid,
+        "options": taken,
         "nfe": calls,
         "seconds": seconds,
         "num_samples": num,
         "seed": config.seed,
         "levels": experiment.facts.levels,
-        "weights": options.weights,
+        "weights": given.weights,
         "checkpoint_step": checkpoint.read_meta(found)["step"],
         "config_sha256": checkpoint.sha256(workdir / "config.json"),
         "versions": versions(),
     }
-    return Drawn(experiment, denoiser, latents, x0, manifest)
+    if given.log_prob:
+        found = {"nats": scores[0].mean().item(), "nats_stderr": stderr(scores[0].numpy())}
+        about = {"solver": f"{solver}, {measurement.solver}", "prior": config.likelihood.prior, **measurement.told()}
+        manifest["log_prob"] = found | about
+    return Drawn(experiment, denoiser, latents, x0, manifest, *scores)
 
 
 def draw(experiment: Experiment, denoise: Denoiser, step: Step, times: Tensor, seeds: Tensor) -> Tensor:
@@ -102,11 +132,11 @@ def draw_pairs(
 ) -> tuple[Tensor, Tensor]:
     """The normals that a sample begins with and the data it ends at, encoded, for each seed (B,).
 
-    Raises: NonFiniteError naming the seed.
+    Raises: NonFiniteError or NotConvergedError naming the seed.
     """
     noise = Noise(seeds)
-    with torch.no_grad():
-        z = noise(torch.empty(len(seeds), *experiment.facts.shape, device=experiment.device))
+    with torch.no_grad(), numbered(seeds):
+        z = first_normals(experiment, noise)
         x0 = sample(step, denoise, experiment.sde.prior_std * z, times, noise)
     finite = torch.isfinite(x0).flatten(1).all(1).cpu()
     if not finite.all():
@@ -116,15 +146,39 @@ def draw_pairs(
     return z, x0
 
 
-def make_step(config: ConfigDict, sde: SDE) -> Step:
-    """The step of ``sample.sampler``, with those keys of the section that it takes."""
-    kind = pick(STEPS, "sampler", config.sample.sampler)
-    return kind(sde, **{key: config.sample[key] for key in options_of(kind, config)})
+def draw_scored(measurement: Measurement, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``draw_pairs``, by one solve of the flow down to t_min of the section ``likelihood``; and log-densities (B,).
+
+    What is returned are the states there, for it is these whose density is known; no denoising follows.
+    """
+    experiment = measurement.experiment
+    z = first_normals(experiment, Noise(seeds))
+    found = measurement.sample(experiment.sde.prior_std * z, seeds)
+    return z, found.x, found.nats.cpu().double() + experiment.codec.log_det(experiment.facts.shape)
 
 
-def options_of(kind: Callable, config: ConfigDict) -> list[str]:
-    """The keys of the section ``sample`` that a step takes."""
-    return [name for name in inspect.signature(kind).parameters if name in config.sample]
+@contextmanager
+def numbered(numbers: Tensor) -> Iterator[None]:
+    """Where an example of a batch fails, say so by its own number (B,)."""
+    try:
+        yield
+    except ExampleError as error:
+        raise error.renumbered(numbers.tolist()) from None
+
+
+def first_normals(experiment: Experiment, noise: Noise) -> Tensor:
+    """x_T / prior_std of the samples that the noise is for."""
+    return noise(torch.empty(len(noise.seeds), *experiment.facts.shape, device=experiment.device))
+
+
+def make_step(config: ConfigDict, experiment: Experiment, sampler: str | None = None) -> Step:
+    """The step of that name, by default of ``sample.sampler``: with those keys of the section that it takes.
+
+    Of the first guess of the data a step learns mean and scale. To solvers that adapt their steps, directions of little
+    variance would be as important as all others.
+    """
+    kind = pick(STEPS, "sampler", sampler or config.sample.sampler)
+    return kind(experiment.sde, **options(kind, {**config.sample, "gaussian": experiment.gaussian.isotropic()}))
 
 
 def make_times(config: ConfigDict, sde: SDE) -> Tensor:
@@ -140,10 +194,17 @@ def preview(experiment: Experiment, denoiser: Denoiser, config: ConfigDict, path
     sde = experiment.sde
     step, times = Heun(sde), GRIDS["karras"](sde, 18)
     if config.sample.steps <= 18:
-        step, times = make_step(config, sde), make_times(config, sde)
+        step, times = make_step(config, experiment), make_times(config, sde)
     num = GRID_SAMPLES if is_image(experiment.facts) else 2_000
     samples = draw(experiment, denoiser, step, times, torch.arange(num))
     picture(path, samples, experiment.facts)
+
+
+def write_samples(folder: Path, samples: Tensor, facts: DataFacts, **beside: Tensor) -> None:
+    """Write decoded samples and what belongs to them as samples.npz, images (N, H, W, C), and grid.png."""
+    arrays = {"samples": samples.movedim(1, -1) if is_image(facts) else samples, **beside}
+    write_npz(folder / "samples.npz", **{key: value.cpu().numpy() for key, value in arrays.items()})
+    picture(folder / "grid.png", samples[:GRID_SAMPLES] if is_image(facts) else samples, facts)
 
 
 def picture(path: Path, samples: Tensor, facts: DataFacts) -> None:

@@ -70,18 +70,16 @@ def stochastic_path(
     return sample(step, denoise, step.sde.perturb(mixed, draw(mixed), times[0].item()), times, draw)
 
 
-def flow_path(step: ODE, denoise: Denoiser, first: Tensor, second: Tensor, weights: Tensor, draw: Draw) -> Tensor:
+def flow_path(flow: ODE, denoise: Denoiser, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     """Encode both examples by the probability flow, mix spherically, decode by the flow.
 
-    The flow runs both ways, so weights 0 and 1 give the examples back to the solver's tolerance. For that the examples
-    count as states at t_min, and no denoising follows: nobody put noise into them.
+    The flow runs both ways, so weights 0 and 1 give the examples back to the solver's tolerance.
 
     Shapes: first, second (1, *); weights (B, 1, ..., 1); returns (B, *).
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, section 4.3, app. D. arXiv:2011.13456
     """
-    early, late = step.sde.t_min, step.sde.t_max
-    latents = step(denoise, torch.cat([first, second]), early, late, draw)
-    return step(denoise, slerp(latents[:1], latents[1:], weights), late, early, draw)
+    latents = flow.encode(denoise, torch.cat([first, second]))
+    return flow.decode(denoise, slerp(*latents.split(1), weights))
 
 
 def _share(log_snr: float, std: float) -> float:

@@ -145,7 +145,7 @@ WITH = {
     "--config.sample.eta=2": ("ddim", "eta 2.0: need the share of the ancestral noise, 0 to 1"),
     "--config.sample.variance=-1": ("ancestral", "variance -1.0: need 0 (posterior) to 1 (forward)"),
     "--config.sample.rtol=0": ("ode", "rtol 0.0 and atol 0.0001: need tolerances above 0"),
-    "--config.sample.solver=rk4": ("ode", "unknown solver 'rk4'; known: dopri5, torchdiffeq"),
+    "--config.sample.solver=rk4": ("ode", "unknown solver 'rk4'; known: dopri5, torchdiffeq_dopri5, torchdiffeq_"),
 }
 
 
@@ -163,10 +163,34 @@ def test_steps_with_options_out_of_range(workdir, refused, word):
     assert line.startswith(f"error: {message}")
 
 
-@pytest.mark.parametrize("word", ["--config.likelihood.probes=0", "--config.likelihood.rtol=0", "--split=dev"])
+LIKELIHOOD = {
+    "--config.likelihood.probes=0": "likelihood.probes 0: need at least 1",
+    "--config.likelihood.samples=0": "likelihood.samples 0: need at least 1",
+    "--config.likelihood.repeats=0": "likelihood.repeats 0: need at least 1",
+    "--config.likelihood.samples=8": "likelihood.samples 8 weighs by densities, which probes make noisy",
+    "--config.likelihood.evaluations=1": "evaluations 1: need at least 2",
+    "--config.likelihood.traces=1": "traces 1: need 0 (all), or 2 to 32",
+    "--config.likelihood.solver=rk45": "unknown solver 'rk45'; known: adams, dopri5, torchdiffeq_dopri5, torchdiffeq_",
+    "--config.likelihood.prior=normal": "unknown prior 'normal'; known: matched, standard",
+    "--config.likelihood.dequantization=none": "the data are whole numbers: use 'uniform'",
+    "--config.likelihood.t_min=1e-9": "likelihood at t = 1e-09: the network was trained on [1e-05, 1.0]",
+    "--split=dev": "<train|test>",
+}
+
+
+@pytest.mark.parametrize("word", LIKELIHOOD)
 def test_likelihood_with_what_makes_no_sense(workdir, refused, word):
-    key = word.split("=")[0].lstrip("-").split(".")[-1]
-    assert key in refused(2, "--mode=likelihood", "--workdir=run", word)
+    line = refused(2, "--mode=likelihood", "--workdir=run", word)
+    assert line.startswith("error: ")
+    assert LIKELIHOOD[word] in line
+
+
+@pytest.mark.parametrize("key", ["rtol", "atol"])
+def test_likelihood_with_a_tolerance_of_nothing(workdir, refused, key):
+    words = ("--config.likelihood.solver=dopri5", f"--config.likelihood.{key}=0")
+    line = refused(2, "--mode=likelihood", "--workdir=run", *words)
+    assert f"{key} 0.0" in line
+    assert "need tolerances above 0, 1e-5 is usual" in line
 
 
 EDITING = {
@@ -178,7 +202,7 @@ EDITING = {
     "--config.edit.depths=(0.5,1.5)": "depth 1.5: need a share of noise above ",
     "--config.edit.depths=(0.0,)": "depth 0.0: need a share of noise above ",
     "--config.sample.variance=2": "variance 2.0: need 0 (posterior) to 1 (forward)",
-    "--config.sample.solver=rk4": "unknown solver 'rk4'; known: dopri5, torchdiffeq",
+    "--config.sample.solver=rk4": "unknown solver 'rk4'; known: dopri5, torchdiffeq_dopri5, torchdiffeq_",
     "--split=dev": "<train|test>",
 }
 
@@ -346,7 +370,7 @@ def test_a_folder_that_cannot_be_written(workdir, refused, monkeypatch, mode, nu
 
     monkeypatch.setattr(builtins, "open", open_for_reading)
     words = ("--steps=2", "--num_samples=1", "--config.likelihood.num_examples=1", "--config.train.total_images=16")
-    loose = ("--config.likelihood.rtol=0.1", "--config.likelihood.atol=0.1", "--task=interpolate")
+    loose = ("--config.likelihood.evaluations=4", "--task=interpolate")
     (workdir / "samples" / "pc-2").mkdir(parents=True)
     (workdir / "edit" / "interpolate").mkdir(parents=True)
     for name in ("data", "likelihood"):
@@ -424,13 +448,48 @@ def test_an_interrupt_in_training(workdir, monkeypatch, capsys):
     assert command_line.main(words) == 0
 
 
-@pytest.mark.parametrize("mode", ["sample", "likelihood", "edit"])
-def test_an_interrupt_elsewhere_leaves_nothing(workdir, refused, monkeypatch, mode):
-    def interrupted(self, amount, note=""):
+@pytest.fixture
+def interrupted(monkeypatch):
+    """The first word on how far a command is, is its last."""
+
+    def stop(self, amount, note=""):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(log.Progress, "advance", interrupted)
-    loose = ("--config.likelihood.rtol=0.1", "--config.likelihood.atol=0.1", "--config.likelihood.num_examples=1")
+    monkeypatch.setattr(log.Progress, "advance", stop)
+
+
+@pytest.mark.parametrize("mode", ["sample", "edit"])
+def test_an_interrupt_elsewhere_leaves_nothing(workdir, refused, interrupted, mode):
     words = ("--steps=2", "--num_samples=1", "--task=interpolate")
-    line = refused(130, f"--mode={mode}", "--workdir=run", *words, *loose)
+    line = refused(130, f"--mode={mode}", "--workdir=run", *words)
     assert line.startswith("interrupted; ")
+
+
+def test_an_interrupt_of_the_likelihood_leaves_its_rows(workdir, interrupted, capsys):
+    """And nothing else: the same command goes on."""
+    before = contents(workdir)
+    words = ("--config.likelihood.evaluations=4", "--config.likelihood.num_examples=2", "--batch_size=1")
+    assert command_line.main(["run.py", "--mode=likelihood", f"--workdir={workdir}", *words]) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("interrupted; ")
+    left = {path for path in contents(workdir).keys() - before.keys() if path.is_file()}
+    assert [path.name[:17] for path in left] == ["test-uniform.rows"]
+    assert {path: what for path, what in contents(workdir).items() if path in before} == before
+
+
+def test_a_likelihood_on_a_disk_that_fills_up_writes_no_result(workdir, monkeypatch, capsys):
+    opened = builtins.open
+
+    def open_full(file, access="r", *args, **kwargs):
+        stream = opened(file, access, *args, **kwargs)
+        return FullFile(stream) if ".rows-" in str(file) else stream
+
+    words = ["run.py", "--mode=likelihood", f"--workdir={workdir}", "--config.likelihood.num_examples=1"]
+    words += ["--config.likelihood.evaluations=4", "--config.likelihood.check_examples=0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", open_full)
+        assert command_line.main(words) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {workdir}: No space left on device; free some space and run the same command to go on"
+    assert command_line.main(words) == 0
+    assert sorted(path.name for path in (workdir / "likelihood").iterdir()) == ["test-uniform.json", "test-uniform.npz"]

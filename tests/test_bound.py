@@ -1,17 +1,41 @@
-"""The bound against closed forms: exact for Gaussian data, above the entropy for others, and its two objectives."""
+"""Bounds against closed forms: exact for Gaussian data, at least the entropy for others, and two objectives."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.integrate import quad, simpson
 from torch import nn
 
 from models import NETWORKS
 from samplers import STEPS, Ancestral
-from sde_lib import OBJECTIVES, VPSDE, Denoiser, GaussianMixture, Prediction, ddpm, iddpm, variational_bound
-from sde_lib.bound import Bound, Hybrid, kl, log_prob_bins, prior_term, step_bound
+from sde_lib import (
+    OBJECTIVES,
+    VPSDE,
+    Denoiser,
+    Gaussian,
+    GaussianMixture,
+    Prediction,
+    ddpm,
+    diffusion_bound,
+    iddpm,
+    variational_bound,
+)
+from sde_lib.bound import (
+    DECODER_NOISE,
+    Bound,
+    Hybrid,
+    decoder_term,
+    decoder_time,
+    kl,
+    log_prob_bins,
+    prior_term,
+    step_bound,
+)
 from sde_lib.losses import WEIGHTS
+from sde_lib.nodes import mixture as mixture_law
 
 MEAN, STD = 0.3, 0.5
 GAUSSIAN = GaussianMixture(torch.ones(1).double(), torch.tensor([[MEAN]], dtype=torch.float64), STD**2)
@@ -220,6 +244,259 @@ def test_each_term_is_ddpms_weighted_error_of_eps(mixture):
         variance = beta * (1 - earlier) / (1 - bar)
         expected = beta**2 / (2 * variance * (1 - beta) * (1 - bar)) * error  # Ho, Jain, Abbeel, 2020, eq. 12
         torch.testing.assert_close(step_bound(chain, prediction, x0, x, t, 0.0, 0.0), expected, rtol=1e-8, atol=1e-10)
+
+
+# --- the bound in continuous time -------------------------------------------------------------------------------------
+
+
+def keyed(seed=0):
+    """Normals of a generator that is not that of ``strata``."""
+    generator = torch.Generator().manual_seed(1_000 + seed)
+    return lambda like: torch.randn(like.shape, dtype=like.dtype, generator=generator)
+
+
+def strata(num_rows, num, seed=0):
+    """Numbers u, uniform in N pieces."""
+    within = torch.rand(num_rows, num, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return (torch.arange(num) + within) / num
+
+
+def hermite(num):
+    """Nodes and weights of the mean over a normal."""
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(num))
+    return nodes, weights / weights.sum()
+
+
+def law(num, shape, seed=0):
+    """A Gaussian with a full covariance on examples of a shape, as a mixture of one."""
+    generator = torch.Generator().manual_seed(seed)
+    roots = 0.4 * torch.randn(num, num, num, dtype=torch.float64, generator=generator)[:1]
+    covariance = roots @ roots.mT + 0.05 * torch.eye(num, dtype=torch.float64)
+    mean = torch.randn(1, *shape, dtype=torch.float64, generator=generator)
+    return GaussianMixture.of_covariances(torch.ones(1).double(), mean, covariance)
+
+
+def guess_of(mixture):
+    """The Gaussian of a mixture's own mean and covariance."""
+    values, vectors = torch.linalg.eigh(mixture.covariance)
+    return Gaussian(mixture.mean.view(mixture.shape), values[0].item(), values, vectors)
+
+
+@pytest.mark.parametrize("num", [1, 5])
+def test_the_continuous_bound_of_gaussian_data_is_their_density(sde, num):
+    """Whatever u and noise: what is left is KL(q(x_T | x_0) || prior) - KL(q(x_T | x_0) || q(x_T)) and that the decoder
+    takes N(x_0; y, r^2) for the law of x_0 given y, whose variances are v r^2 / (v + r^2)."""
+    data, x0 = law(6, (2, 3)), torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(1)).double()
+    found = diffusion_bound(sde, data.denoiser(sde), x0, guess_of(data), strata(4, num), keyed(), 0.0)
+    (alpha, sigma, _), first = sde.at(sde.t_max), sde.at(sde.t_min)
+    eye, normal, flat = torch.eye(6).double(), torch.distributions.MultivariateNormal, x0.flatten(1)
+    end = normal(alpha * flat, sigma**2 * eye)
+    prior = normal(torch.zeros(6).double(), sde.prior_std**2 * eye)
+    last = normal(alpha * data.mean, alpha**2 * data.covariance + sigma**2 * eye)
+    off, known = (torch.distributions.kl_divergence(end, law) for law in (prior, last))
+    values, vectors = torch.linalg.eigh(data.covariance)
+    v, square, s = values, ((flat - data.mean) @ vectors).square(), (first.sigma / first.alpha) ** 2
+    taken = 0.5 * (torch.log1p(s / v) + 1 - (s * square / v + v) / (v + s)).sum(1)
+    expected = off - known - normal(data.mean, data.covariance).log_prob(flat) + taken
+    torch.testing.assert_close(found.nats, expected, rtol=1e-7, atol=1e-7)
+
+
+GUESSES = {
+    "right": lambda data: guess_of(data),
+    "standard": lambda data: Gaussian.standard(data.means.view(-1, 1)),
+    "far": lambda data: Gaussian(torch.tensor([-2.0]).double(), 0.01),
+    "wide": lambda data: Gaussian(
+        torch.tensor([0.5]).double(), 4.0, torch.tensor([9.0]).double(), torch.ones(1, 1).double()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GUESSES)
+def test_no_guess_changes_the_continuous_bound(mixture, name):
+    """By quadrature over u and eps, against the integral of the error over log r as it stands in the paper."""
+    sde, x0, num = VPSDE(), torch.tensor([[-1.3], [0.4]]).double(), 300
+    nodes, weights = hermite(20)
+    denoise, eps = mixture.denoiser(sde), nodes.repeat(2)[:, None]
+    rows, u = x0.repeat_interleave(20, 0), ((torch.arange(num) + 0.5) / num).double().expand(40, -1)
+    found = diffusion_bound(sde, denoise, rows, GUESSES[name](mixture), u, lambda like: eps, 0.0).diffusion.sum(1)
+    log_ratio, errors = np.linspace(*(-0.5 * sde.at(t).log_snr for t in (sde.t_min, sde.t_max)), 301), []
+    for log_r in log_ratio:
+        t = sde.time(torch.tensor(-2 * log_r)).item()
+        error = (denoise(sde.perturb(rows, eps, t), t).x0 - rows).square() * math.exp(-2 * log_r)
+        errors.append((error.reshape(2, 20) @ weights).numpy())
+    expected = torch.from_numpy(simpson(np.stack(errors), x=log_ratio, axis=0))
+    torch.testing.assert_close(found.reshape(2, 20) @ weights, expected, rtol=1e-3, atol=0)
+
+
+SHAPES = {"2": (2,), "64": (64,), "3 x 8 x 8": (3, 8, 8)}
+
+
+def clusters(shape, variance=1.0):
+    """Eight Gaussians whose covariances are of low rank but for a little noise, times a number."""
+    num, generator = math.prod(shape), torch.Generator().manual_seed(0)
+    means = 0.5 * torch.randn(8, *shape, dtype=torch.float64, generator=generator)
+    rank = max(2, num // 8)
+    roots = 0.3 / math.sqrt(rank) * torch.randn(8, num, rank, dtype=torch.float64, generator=generator)
+    covariances = roots @ roots.mT + 0.01 * torch.eye(num, dtype=torch.float64)
+    return GaussianMixture.of_covariances(torch.ones(8).double(), means, variance * covariances)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_continuous_bound_is_the_density_that_belongs_to_the_denoiser(shape):
+    """In its mean, example by example: that of the data for their own denoiser, and below it for another one."""
+    data, sde, num = clusters(shape), VPSDE(), 256
+    x0, other = data.sample(num, torch.Generator().manual_seed(0)), clusters(shape, variance=4.0)
+    for model in (data, other):
+        found = diffusion_bound(sde, model.denoiser(sde), x0, guess_of(data), strata(num, 32), keyed(), 0.0).nats
+        gap = found + model.log_prob(x0)
+        stderr = gap.std() / num**0.5
+        assert stderr < 0.03 * math.prod(shape)
+        assert abs(gap.mean()) < 3 * stderr
+    excess = found + data.log_prob(x0)
+    assert excess.mean() > 3 * excess.std() / num**0.5
+
+
+def test_the_guess_takes_most_of_the_variance_away():
+    """Of the errors of the denoiser, told as distortion, in their weighted sum: the bound without a guess."""
+    data, sde, num = clusters((64,)), VPSDE(), 8
+    x0, guess = data.sample(64, torch.Generator().manual_seed(0)), guess_of(data)
+    ends = [math.exp(-0.5 * sde.at(t).log_snr) for t in (sde.t_min, sde.t_max)]
+    nats, plain = [], []
+    for seed in (0, 1):
+        u = strata(64, num, seed)
+        found = diffusion_bound(sde, data.denoiser(sde), x0, guess, u, keyed(seed), 0.0)
+        ratio, rise = (torch.from_numpy(v) for v in mixture_law(*ends, u.numpy(), guess.std))
+        nats.append(found.nats)
+        plain.append((64 * found.distortion**2 * rise / num / ratio**2).sum(1) + found.prior + found.decoder)
+    spread, without = ((first - second).square().mean().sqrt() for first, second in (nats, plain))
+    assert spread < 0.1 * without
+    assert (plain[0] - nats[0]).mean().abs() < 3 * without / 64**0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_intervals_hold_the_entropy(shape):
+    """200 intervals of 95 %: the deviation over the examples holds that of the estimator, too."""
+    data, sde, num = clusters(shape), VPSDE(), 64
+    generator = torch.Generator().manual_seed(0)
+    entropy = -torch.cat([data.log_prob(data.sample(2000, generator)) for _ in range(10)]).mean()
+    guess, inside = guess_of(data), 0
+    for seed in range(200):
+        x0 = data.sample(num, generator)
+        nats = diffusion_bound(sde, data.denoiser(sde), x0, guess, strata(num, 8, seed), keyed(seed), 0.0).nats
+        inside += abs(nats.mean() - entropy).item() < 2 * nats.std().item() / math.sqrt(num)
+    assert 0.93 <= inside / 200 <= 0.99
+
+
+def test_terms_of_the_continuous_bound_lie_where_they_say(sde, shaped_mixture):
+    seen, exact = [], shaped_mixture.denoiser(sde)
+    x0 = shaped_mixture.sample(3, torch.Generator().manual_seed(0))
+
+    def denoise(x, t, label):
+        assert torch.equal(label, torch.arange(3))
+        seen.append(sde.log_snr(t).flatten())
+        return exact(x, t)
+
+    t = sde.time(torch.tensor(5.0).double()).item()
+    found = diffusion_bound(
+        sde, denoise, x0, guess_of(shaped_mixture), strata(3, 6), keyed(), 0.0, t, label=torch.arange(3)
+    )
+    assert found.diffusion.shape == found.distortion.shape == (3, 6)
+    assert found.log_snr[0].item() == pytest.approx(5.0)
+    assert found.log_snr[-1].item() == pytest.approx(sde.at(sde.t_max).log_snr)
+    where = torch.stack(seen, 1)
+    assert (where <= found.log_snr[:-1] + 1e-9).all()
+    assert (where >= found.log_snr[1:] - 1e-9).all()
+    torch.testing.assert_close(found.nats, found.prior + found.diffusion.sum(1) + found.decoder)
+    assert (found.distortion[:, -1] > found.distortion[:, 0]).all()
+
+
+def test_examples_have_bounds_of_their_own(shaped_mixture):
+    sde, x0 = VPSDE(), shaped_mixture.sample(4, torch.Generator().manual_seed(0))
+    eps, u = torch.randn(5, *x0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), strata(4, 5)
+
+    def of(rows):
+        draws = iter(eps[:, rows])
+        denoise = shaped_mixture.denoiser(sde)
+        return diffusion_bound(
+            sde, denoise, x0[rows], guess_of(shaped_mixture), u[rows], lambda x: next(draws), 0.0
+        ).nats
+
+    torch.testing.assert_close(of(slice(0, 4))[1:3], of(slice(1, 3)), rtol=1e-12, atol=1e-12)
+
+
+def test_single_precision_has_the_same_continuous_bound(sde, shaped_mixture):
+    x0, t = shaped_mixture.sample(8, torch.Generator().manual_seed(0)), sde.time(torch.tensor(9.0).double()).item()
+    eps, guess, found = (
+        torch.randn(16, *x0.shape, generator=torch.Generator().manual_seed(1)),
+        guess_of(shaped_mixture),
+        [],
+    )
+    for dtype in (torch.float32, torch.float64):
+        draws, x, denoise = iter(eps.to(dtype)), x0.float().to(dtype), shaped_mixture.denoiser(sde)
+        draw = lambda like, draws=draws: next(draws)  # noqa: E731
+        found.append(diffusion_bound(sde, denoise, x, guess.like(x), strata(8, 16), draw, 0.0, t))
+    torch.testing.assert_close(found[0].nats.double(), found[1].nats, rtol=0, atol=0.02)
+    assert found[0].diffusion.dtype == found[0].distortion.dtype == torch.float32
+
+
+# --- its decoder ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0.02, 0.1, 0.3, 2.0])
+@pytest.mark.parametrize("levels", [2, 17])
+def test_the_decoder_of_levels_is_the_integral_over_the_noise(levels, ratio):
+    centres = (np.arange(levels) + 0.5) * 2 / levels - 1
+    for k in {0, levels // 2, levels - 1}:
+
+        def surprise(z, k=k):
+            log_p = stats.norm.logpdf(centres[k] + ratio * z, centres, ratio)
+            return stats.norm.pdf(z) * (np.logaddexp.reduce(log_p) - log_p[k])
+
+        expected, _ = quad(surprise, -12, 12, limit=200, points=[0])
+        found = decoder_term(torch.tensor([[centres[k]]]), ratio, 2 / levels).item()
+        assert found == pytest.approx(expected, rel=1e-8, abs=1e-9)
+
+
+def test_the_decoder_adds_up_over_entries_and_knows_nothing_in_much_noise():
+    x0 = torch.tensor([[[-0.75, 0.25], [0.75, 0.75]], [[-0.25, -0.25], [0.25, 0.75]]])
+    entries = decoder_term(x0.flatten()[:, None], 0.2, 0.5)
+    torch.testing.assert_close(decoder_term(x0, 0.2, 0.5), entries.view(2, 4).sum(1))
+    torch.testing.assert_close(decoder_term(x0, 1e4, 0.5), torch.full((2,), 4 * math.log(4)), rtol=1e-6, atol=0)
+    normal = torch.distributions.Normal(0.0, 0.2)
+    torch.testing.assert_close(decoder_term(x0, 0.2, 0.0), (4 * normal.entropy()).expand(2))
+
+
+def test_levels_are_decoded_where_they_can_be_told_apart(sde):
+    t = decoder_time(sde, 2 / 17)
+    assert sde.at(t).sigma / sde.at(t).alpha == pytest.approx(DECODER_NOISE * 2 / 17, rel=1e-9)
+    assert decoder_time(sde, 0.0) == sde.t_min
+    assert sde.t_min <= decoder_time(sde, 1e-9) <= (1 + 1e-9) * sde.t_min
+
+
+def test_the_continuous_bound_of_levels_is_their_entropy():
+    """On a line of four levels, by quadrature; at the time of the default the decoder costs a little."""
+    sde, p = VPSDE(), torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
+    x0, num = torch.tensor([[-0.75], [-0.25], [0.25], [0.75]]).double(), 200
+    data, (nodes, weights) = GaussianMixture(p, x0, 0.0), hermite(40)
+    u, rows, eps = (
+        ((torch.arange(num) + 0.5) / num).expand(160, -1),
+        x0.repeat_interleave(40, 0),
+        nodes.repeat(4)[:, None],
+    )
+    entropy, gaps = -(p * p.log()).sum().item(), []
+    for t in (sde.time(torch.tensor(-2 * math.log(0.05)).double()).item(), None):
+        found = diffusion_bound(sde, data.denoiser(sde), rows, guess_of(data), u, lambda like: eps, 0.5, t).nats
+        gaps.append((p @ (found.reshape(4, 40) @ weights)).item() - entropy)
+    assert gaps[0] == pytest.approx(0, abs=1e-3)
+    assert 1e-3 < gaps[1] < 0.05
+
+
+@pytest.mark.parametrize("t", [1e-6, 1.0, 2.0])
+def test_a_decoder_outside_of_the_process_is_refused(mixture, t):
+    x0 = torch.zeros(1, 1).double()
+    with pytest.raises(ValueError, match=r"decoder at t = .*: the network was trained on \[1e-05, 1\.0\]"):
+        diffusion_bound(VPSDE(), mixture.denoiser(VPSDE()), x0, guess_of(mixture), strata(1, 2), keyed(), 0.0, t)
 
 
 # --- objectives -------------------------------------------------------------------------------------------------------

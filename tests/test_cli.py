@@ -71,7 +71,7 @@ def test_config_folder_and_options(mode, call):
 def test_all_flags(mode, call):
     line = (
         "--config=edm --mode=sample --workdir=here --sampler=heun --steps=18 --num_samples 4 --seed 3 --device cpu "
-        "--weights raw --batch_size 2 --split train --checkpoint 100 --task interpolate"
+        "--weights raw --batch_size 2 --split train --checkpoint 100 --task interpolate --log_prob"
     )
     assert call(line) == (0, [])
     config, workdir, options = mode.calls.pop()
@@ -80,7 +80,7 @@ def test_all_flags(mode, call):
     assert (
         config.sample.to_dict().items() >= {"sampler": "heun", "steps": 18, "num_samples": 4, "batch_size": 2}.items()
     )
-    assert options == Options(weights="raw", split="train", checkpoint="100", task="interpolate")
+    assert options == Options(weights="raw", split="train", checkpoint="100", task="interpolate", log_prob=True)
 
 
 @pytest.mark.parametrize("joined", [True, False])

@@ -8,9 +8,20 @@ from configs import default
 from data import CODECS, DATASETS
 from engine.config import MODEL, RECIPE, conform, differences, flat, from_json, load, names, override, resolve, to_json
 from engine.errors import CheckpointError
+from engine.likelihood import check_dequantization
 from models import NETWORKS
 from samplers import GRIDS, STEPS
-from sde_lib import LEARNING_LAWS, PARAMETERIZATIONS, PROBES, SDES, SOLVERS, TIME_LAWS, WEIGHTS
+from sde_lib import (
+    ADAPTIVE,
+    LEARNING_LAWS,
+    PARAMETERIZATIONS,
+    PRIORS,
+    PROBES,
+    SDES,
+    SOLVERS,
+    TIME_LAWS,
+    WEIGHTS,
+)
 
 CLASSES = {"sde": SDES, "network": NETWORKS}
 
@@ -65,14 +76,27 @@ def test_names_are_in_their_tables(name):
     assert config.denoiser.parameterization in PARAMETERIZATIONS
     assert config.sample.sampler in STEPS
     assert config.sample.grid in GRIDS
+    assert config.sample.solver in ADAPTIVE
     assert config.likelihood.solver in SOLVERS
     assert config.likelihood.probe in PROBES
+    assert config.likelihood.prior in PRIORS
+    check_dequantization(config.likelihood.dequantization, levels=1 if config.codec.name == "pixels" else 0)
 
 
 @pytest.mark.parametrize(("section", "name"), [(s, name) for s, choices in default.CHOICES.items() for name in choices])
 def test_options_are_those_of_the_class(section, name):
     taken = inspect.signature(CLASSES[section][name]).parameters
     assert set(default.CHOICES[section][name]) <= set(taken)
+
+
+@pytest.mark.parametrize(("section", "table"), [("sample", ADAPTIVE), ("likelihood", SOLVERS)])
+def test_solvers_have_their_defaults_in_the_section(section, table):
+    """Every solver of the table takes some of the keys, and takes their defaults."""
+    settings = default.get_config()[section]
+    for solver in table.values():
+        taken = [name for name in inspect.signature(solver).parameters if name in settings]
+        solver(**{name: settings[name] for name in taken})
+        assert taken in (["rtol", "atol"], ["evaluations", "traces"])
 
 
 # --- files of one's own -----------------------------------------------------------------------------------------------
@@ -159,7 +183,7 @@ def test_override(config, key, text, value):
     ("key", "text", "message"),
     [
         ("train.bach_size", "3", "did you mean 'train.batch_size'"),
-        ("batch_size", "3", "did you mean 'train.batch_size'|did you mean 'sample.batch_size'"),
+        ("batch_size", "3", "did you mean .*'train.batch_size'"),
         ("train", "3", "train.batch_size"),
         ("seed.x", "3", "unknown config key 'seed.x'"),
         ("train.batch_size", "many", "takes int, such as 64, not 'many'"),

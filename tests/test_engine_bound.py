@@ -12,11 +12,24 @@ from data import Dataset, Pixels
 from engine import bound, checkpoint
 from engine.build import DataFacts, build
 from engine.config import load, override
-from sde_lib import GaussianMixture, prior_term
+from sde_lib import ConsistencyModel, Gaussian, GaussianMixture, NonFiniteError, Prediction, prior_term
+from sde_lib.bound import decoder_term
 
-KEYS = ("bits_per_dim", "bits_per_dim_stderr", "terms", "num_examples", "levels", "nfe", "variance", "split", "sde")
-KEYS += ("weights", "seed", "checkpoint_step", "seconds", "versions")
+KEYS = (
+    "bits_per_dim",
+    "bits_per_dim_stderr",
+    "nats",
+    "nats_stderr",
+    "terms",
+    "unit",
+    "estimator",
+    "levels",
+    "variance",
+)
+KEYS += ("t_min", "num_examples", "nfe", "split", "sde", "weights", "seed", "checkpoint_step", "seconds", "versions")
 LEVELS = 30
+CHAIN = {"sde.num_levels": LEVELS, "sde.beta_min": 1e-4, "sde.beta_max": 0.4}
+REAL = {"codec.name": "identity", "network.name": "mlp"}
 MEAN, STD = 0.2, 0.3
 
 
@@ -33,16 +46,18 @@ def read(workdir, split="test"):
 
 @pytest.fixture
 def exact(monkeypatch, tmp_path):
-    """Measure a dataset under the exact denoiser of a mixture: (numbers, rows, chain)."""
+    """Measure a dataset under the exact denoiser of a mixture: (numbers, rows, process)."""
 
-    def run(dataset, mixture, **changes):
-        config = load("ddpm")
-        given = {"sde.num_levels": LEVELS, "sde.beta_min": 1e-4, "sde.beta_max": 0.4, "bound.batch_size": 7}
-        override(config, [(key, str(value)) for key, value in (given | changes).items()])
-        experiment = build(config, DataFacts(dataset.shape, dataset.levels, STD, 1.0))
+    def run(dataset, mixture, config="ddpm", **changes):
+        given = CHAIN if config == "ddpm" else {}
+        config = load(config)
+        override(config, [(key, str(value)) for key, value in ({"bound.batch_size": 7} | given | changes).items()])
+        guess = Gaussian(torch.full(dataset.shape, MEAN).double(), STD**2)
+        experiment = build(config, DataFacts(dataset.shape, dataset.levels, STD, 1.0), guess)
         path = checkpoint.save(tmp_path / "checkpoints", 7, {}, {}, {})
         monkeypatch.setattr(bound, "load", lambda *args: (experiment, mixture.denoiser(experiment.sde), path))
         monkeypatch.setattr(bound, "read_dataset", lambda *args: dataset)
+        monkeypatch.setattr(bound, "plot", lambda *args: None)
         bound.run(config, tmp_path, command_line.Options())
         return *read(tmp_path), experiment.sde
 
@@ -103,16 +118,69 @@ def test_terms_add_up_and_distortion_is_in_levels(exact):
     assert result["nfe"] == result["levels"] == LEVELS
 
 
+def test_the_continuous_bound_of_one_point_is_its_prior_and_its_decoder(exact):
+    dataset = Dataset(np.full((64, 1, 2, 2), 3, dtype=np.uint8), np.arange(64), levels=8)
+    x0, bits = Pixels(8).encode(torch.from_numpy(dataset.x)), 4 * math.log(2)
+    result, rows, sde = exact(dataset, GaussianMixture.of_points(x0[:1]), "vpsde", **{"bound.batch_size": 64})
+    terms, diffusion, (alpha, sigma, _) = result["terms"], rows["rate"][:, 1:].sum(1), sde.at(result["t_min"])
+    assert sigma / alpha == pytest.approx(0.3 / 4)
+    assert terms["prior"] == pytest.approx(prior_term(sde, x0).mean().item() / bits, rel=1e-4)
+    assert terms["decoder"] == pytest.approx(decoder_term(x0, 0.3 / 4, 1 / 4).mean().item() / bits, rel=1e-5)
+    assert terms["diffusion"] == pytest.approx(diffusion.mean()) == pytest.approx(0, abs=3 * diffusion.std() / 8)
+    np.testing.assert_allclose(rows["distortion"], 0, atol=1e-5)
+
+
+def test_the_continuous_bound_of_fine_levels_has_no_variance_if_the_guess_is_right(exact):
+    """The volume of a bin is (2 / levels)^D; the decoder takes its own noise of 0.3 widths for what may be there."""
+    dataset = quantized(256)
+    found = [exact(dataset, normal(dataset.shape), "vpsde", **{"bound.evaluations": n}) for n in (1, 16)]
+    x = Pixels(256).encode(torch.from_numpy(dataset.x))
+    nats = torch.distributions.Normal(MEAN, STD).log_prob(x).flatten(1).sum(1) + 8 * math.log(2 / 256)
+    nats = nats + 8 * (0.5 * math.log(2 * math.pi * math.e) + math.log(0.3)) - decoder_term(x, 0.3 / 128, 1 / 128)
+    for result, rows, _ in found:
+        np.testing.assert_allclose(rows["nats"], nats, atol=2e-3)
+        np.testing.assert_allclose(rows["bits_per_dim"], -rows["nats"] / (8 * math.log(2)))
+        assert result["nats"] == pytest.approx(rows["nats"].mean())
+        assert result["nats_stderr"] == pytest.approx(rows["nats"].std(ddof=1) / 12**0.5)
+        assert result["bits_per_dim"] == pytest.approx(sum(result["terms"].values()))
+    assert [result["nfe"] for result, _, _ in found] == [1, 16]
+
+
+@pytest.mark.parametrize(("config", "estimator"), [("ddpm", "chain"), ("vpsde", "continuous")])
+def test_real_values_have_nats_and_no_bits(exact, capsys, config, estimator):
+    x = MEAN + STD * torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    dataset = Dataset(x.numpy(), np.arange(200))
+    result, rows, _ = exact(dataset, normal((2,)), config, **REAL, **{"bound.variance": 1.0})
+    nats = torch.distributions.Normal(MEAN, STD).log_prob(x).sum(1).mean().item()
+    assert result["nats"] == pytest.approx(nats, abs=1e-3) if config == "vpsde" else nats - 2 < result["nats"] < nats
+    assert (result["estimator"], result["unit"], result["bits_per_dim"]) == (estimator, "nats", None)
+    assert result["nats"] == pytest.approx(-sum(result["terms"].values()), rel=1e-5)
+    assert "bits_per_dim" not in rows
+    out = capsys.readouterr().out
+    assert (
+        f"test: log-likelihood at least {result['nats']:.3f} +- {result['nats_stderr']:.3f} nats; bits/dim are for"
+        in out
+    )
+
+
+EITHER = pytest.mark.parametrize("config", ["ddpm", "vpsde"])
+
+
+@EITHER
 @pytest.mark.parametrize("size", [1, 64])
-def test_rows_do_not_depend_on_the_batch_size(exact, size):
+def test_rows_do_not_depend_on_the_batch_size(exact, size, config):
     dataset = quantized(17, num=9)
-    (_, some, _), (_, other, _) = (exact(dataset, normal(dataset.shape), **{"bound.batch_size": n}) for n in (7, size))
-    np.testing.assert_allclose(some["rate"], other["rate"], rtol=1e-4, atol=1e-6)
+    wide = GaussianMixture(torch.ones(1), torch.zeros(1, *dataset.shape), 1.0)
+    (_, some, _), (_, other, _) = (exact(dataset, wide, config, **{"bound.batch_size": n}) for n in (7, size))
+    np.testing.assert_allclose(some["rate"], other["rate"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(some["distortion"], other["distortion"], rtol=1e-4, atol=1e-5)
 
 
-def test_noise_follows_the_seed(exact):
+@EITHER
+def test_noise_follows_the_seed(exact, config):
     dataset = quantized(17, num=3)
-    found = [exact(dataset, normal(dataset.shape), seed=seed)[1]["rate"] for seed in (0, 0, 1)]
+    wide = GaussianMixture(torch.ones(1), torch.zeros(1, *dataset.shape), 1.0)
+    found = [exact(dataset, wide, config, seed=seed)[1]["rate"] for seed in (0, 0, 1)]
     assert np.array_equal(found[0], found[1])
     assert not np.allclose(found[0], found[2])
 
@@ -138,9 +206,26 @@ def test_numbers_rows_and_picture_are_written(chain, capsys):
     assert (result["num_examples"], result["levels"], result["variance"]) == (5, 10, "learned")
     assert rows["rate"].shape == (5, 10)
     assert (chain / "bound" / "rate_distortion.png").stat().st_size > 1000
+    assert result["estimator"] == "chain"
     out = capsys.readouterr().out
     assert f"test: at most {result['bits_per_dim']:.4f}" in out
     assert "5 examples once each at all 10 levels, learned variance" in out
+
+
+def test_every_other_process_has_the_continuous_bound(digits, capsys):
+    words = ("--config.bound.num_examples=5", "--batch_size=3", "--config.bound.evaluations=4")
+    assert command("--mode=bound", f"--workdir={digits}", *words) == 0
+    result, rows = read(digits)
+    assert set(KEYS) <= result.keys()
+    assert (result["estimator"], result["levels"], result["nfe"]) == ("continuous", None, 4)
+    assert rows["rate"].shape == (5, 5)
+    assert rows["distortion"].shape == (5, 4)
+    assert rows["log_snr"].shape == (5,)
+    assert (digits / "bound" / "rate_distortion.png").stat().st_size > 1000
+    out = capsys.readouterr().out
+    assert f"test: at most {result['bits_per_dim']:.4f}" in out
+    assert "5 examples once each with 4 evaluations, decoded at t = 0.00724" in out
+    assert "compare with --mode likelihood" in out
 
 
 def test_the_other_split_has_its_own_files(chain):
@@ -156,9 +241,25 @@ def test_a_run_samples_with_its_variances(chain):
 # --- what it refuses --------------------------------------------------------------------------------------------------
 
 
-def test_a_run_without_levels_is_refused(digits, capsys):
-    assert command("--mode=bound", f"--workdir={digits}") == 2
-    assert "VPSDE has no levels to bound the likelihood by: use --config ddpm or iddpm" in capsys.readouterr().err
+def test_a_consistency_model_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(bound, "load", lambda *args: (None, object.__new__(ConsistencyModel), tmp_path))
+    with pytest.raises(ValueError, match="knows where the flow ends and so no density; ask its teacher"):
+        bound.run(load("vpsde"), tmp_path, command_line.Options())
+
+
+def test_numbers_that_are_not_finite_are_refused(exact, monkeypatch):
+    """Example 9 is the third of the second batch."""
+    dataset, mixture = quantized(17), normal((1, 2, 4))
+
+    def denoise(x, t):
+        found = torch.zeros_like(x)
+        if len(x) == 5:
+            found[2, 0, 1, 3] = math.nan
+        return Prediction(found)
+
+    monkeypatch.setattr(mixture, "denoiser", lambda sde: denoise)
+    with pytest.raises(NonFiniteError, match="the bound of example 9 is not finite; check the network and the data"):
+        exact(dataset, mixture, "vpsde")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +268,7 @@ def test_a_run_without_levels_is_refused(digits, capsys):
         ("--config.bound.variance=1.5", "bound.variance 1.5: need 0 (posterior) to 1 (forward)"),
         ("--batch_size=0", "--batch_size"),
         ("--config.bound.num_examples=-1", "bound.num_examples -1: need at least 0"),
+        ("--config.bound.evaluations=0", "bound.evaluations 0: need at least 1"),
     ],
 )
 def test_values_out_of_range_are_refused(words, message, chain, capsys):
@@ -174,7 +276,7 @@ def test_values_out_of_range_are_refused(words, message, chain, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_real_values_have_no_bits(exact):
-    dataset = Dataset(np.zeros((3, 2), dtype=np.float32), np.arange(3))
-    with pytest.raises(ValueError, match="for data of whole numbers"):
-        exact(dataset, normal((2,)), **{"codec.name": "identity", "network.name": "mlp"})
+@pytest.mark.parametrize("t", [-1.0, 1e-6, 1.0])
+def test_a_decoder_outside_of_the_process_is_refused(digits, capsys, t):
+    assert command("--mode=bound", f"--workdir={digits}", f"--config.bound.t_min={t}") == 2
+    assert f"decoder at t = {t}: the network was trained on [1e-05, 1.0]" in capsys.readouterr().err

@@ -1,23 +1,37 @@
 """Likelihood from the command line: against closed forms, each example once, and every term in its place."""
 
+import dataclasses
+import io
 import json
 import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 import run as command_line
-from data import Dataset, Pixels, read_digits
-from engine import checkpoint, likelihood
+from data import Dataset, Identity, Pixels, read_digits
+from engine import checkpoint, likelihood, ranks
 from engine.build import DataFacts, build
 from engine.config import load, override
+from engine.likelihood import COPY, Measurement, interval
 from engine.randomness import DEQUANTIZATION, positions, uniform
-from sde_lib import SDES, GaussianMixture, prior_term
+from sde_lib import DEQUANTIZATIONS, SDES, SOLVERS, Gaussian, GaussianMixture, prior_term
+from sde_lib.dequantization import data_time
 
-LOOSE = ("--config.likelihood.rtol=1e-2", "--config.likelihood.atol=1e-2")
-KEYS = ("bits_per_dim", "bits_per_dim_stderr", "nats", "terms", "nfe", "probes", "rtol", "atol", "num_examples")
-KEYS += ("split", "dequantization", "sde", "checkpoint_step", "seconds")
+ROOT = Path(command_line.__file__).parent
+FAST = ("--config.likelihood.evaluations=8", "--config.likelihood.check_examples=0")
+KEYS = ("bits_per_dim", "bits_per_dim_stderr", "bits_per_dim_interval", "nats", "nats_stderr", "nats_interval", "terms")
+KEYS += ("probe_stderr_nats", "repeat_stderr_nats", "nfe", "traces", "trace", "t", "noise", "noise_levels", "check")
+KEYS += ("num_examples", "split", "dequantization", "settings", "sde", "checkpoint_step", "scored_before", "seconds")
 
 
 def command(*words):
@@ -31,13 +45,19 @@ def read(workdir, name="test-uniform"):
     return json.loads((folder / f"{name}.json").read_text()), dict(np.load(folder / f"{name}.npz"))
 
 
+def unfinished(workdir):
+    """The files of a measurement that did not come to its end."""
+    return sorted((workdir / "likelihood").glob("*rows*"))
+
+
 @pytest.fixture
 def measured():
     """Measure a run loosely: (numbers, rows)."""
 
     def run(workdir, num, *words, name="test-uniform"):
         flags = (f"--workdir={workdir}", f"--config.likelihood.num_examples={num}")
-        assert command("--mode=likelihood", *flags, *LOOSE, *words) == 0
+        assert command("--mode=likelihood", *flags, *FAST, *words) == 0
+        assert not unfinished(workdir)
         return read(workdir, name)
 
     return run
@@ -45,23 +65,29 @@ def measured():
 
 # --- known answers ----------------------------------------------------------------------------------------------------
 
-MEAN, STD = 0.2, 0.3
-QUICK = {"likelihood__rtol": "1e-3", "likelihood__atol": "1e-3", "likelihood__batch_size": "50"}
+MEAN, STD, GUESS = 0.2, 0.3, 0.5
+QUICK = {"evaluations": 16, "batch_size": 50}
+PROBED = {"exact_trace_below": 0, "probe": "gauss"}
 
 
 @pytest.fixture
 def exact(monkeypatch, tmp_path):
-    """Measure a dataset under the exact denoiser of N(MEAN, STD^2): (numbers, rows)."""
+    """Measure a dataset under the exact denoiser of N(MEAN, STD^2), of which the first guess is wrong: (numbers, rows).
 
-    def run(dataset, name="vpsde", **changes):
+    Changes are of the section ``likelihood``.
+    """
+
+    def run(dataset, name="vpsde", gaussian=None, seed=0, codec=None, state=None, **changes):
         config = load(name if dataset.levels else "points")
-        settings = {"batch_size": "7", "rtol": "1e-4", "atol": "1e-4"}
-        override(config, [("sde.name", load(name).sde.name), *((f"likelihood.{k}", v) for k, v in settings.items())])
-        override(config, [(key.replace("__", "."), value) for key, value in changes.items()])
+        settings = {"batch_size": 7, "rtol": 1e-4, "atol": 1e-4, "check_examples": 0, **changes}
+        override(config, [("sde.name", load(name).sde.name), ("seed", str(seed))])
+        override(config, [(f"likelihood.{key}", str(value)) for key, value in settings.items()])
         facts = DataFacts(dataset.shape, dataset.levels, STD, 1.0)
-        experiment = build(config, facts)
+        gaussian = gaussian or Gaussian(torch.zeros(dataset.shape, dtype=torch.float64), GUESS**2)
+        experiment = build(config, facts, gaussian)
+        experiment = dataclasses.replace(experiment, codec=codec or experiment.codec)
         normal = GaussianMixture(torch.ones(1), torch.full((1, *dataset.shape), MEAN), STD**2)
-        path = checkpoint.save(tmp_path / "checkpoints", 7, {}, {}, {})
+        path = checkpoint.save(tmp_path / "checkpoints", 7, {}, state or {}, {})
         monkeypatch.setattr(likelihood, "load", lambda *args: (experiment, normal.denoiser(experiment.sde), path))
         monkeypatch.setattr(likelihood, "read_dataset", lambda *args: dataset)
         likelihood.run(config, tmp_path, command_line.Options())
@@ -70,17 +96,45 @@ def exact(monkeypatch, tmp_path):
     return run
 
 
-def log_normal(x, sde):
-    """Nats of x (B, D) under N(MEAN, STD^2) with the noise of the earliest time, in double precision."""
-    alpha, sigma, _ = sde.at(sde.t_min)
-    variance = (alpha * STD) ** 2 + sigma**2
-    return (-0.5 * (x - alpha * MEAN) ** 2 / variance - 0.5 * math.log(2 * math.pi * variance)).sum(1)
+def spread(sde, t):
+    """alpha at time t, and the standard deviation that N(MEAN, STD^2) has there."""
+    alpha, sigma, _ = sde.at(t)
+    return alpha, math.hypot(alpha * STD, sigma)
+
+
+def log_normal(x, sde, t=None):
+    """Nats of x (B, *) under N(MEAN, STD^2) with the noise of the earliest time, in double precision."""
+    alpha, std = spread(sde, t or sde.t_min)
+    z = (x.double() - alpha * MEAN) / std
+    return (-0.5 * z**2 - math.log(math.sqrt(2 * math.pi) * std)).flatten(1).sum(1)
+
+
+def log_model(x, sde, t=None):
+    """The same under the model: what of the standard prior comes to x (B, D) by the flow, which is linear."""
+    (alpha, std), (last, wide) = spread(sde, t or sde.t_min), spread(sde, sde.t_max)
+    latent = last * MEAN + wide / std * (x.double() - alpha * MEAN)
+    return sde.prior_log_prob(latent) + x.shape[1] * math.log(wide / std)
 
 
 def quantized(levels, num=12, shape=(1, 2, 4)):
     """Draws of N(MEAN, STD^2) as whole numbers."""
     x = MEAN + STD * torch.randn(num, *shape, generator=torch.Generator().manual_seed(0))
     return Dataset(Pixels(levels).decode(x).numpy(), np.arange(num), levels=levels)
+
+
+def pointed(num=12, seed=1):
+    """Draws of N(MEAN, STD^2) as points of the plane."""
+    x = MEAN + STD * torch.randn(num, 2, generator=torch.Generator().manual_seed(seed))
+    return Dataset(x.numpy(), np.arange(num))
+
+
+def copies(dataset, dequantization, which=0, sde="vpsde"):
+    """Of one dequantised copy of each example the log-density, and minus that of its noise; both (N,)."""
+    sde, width = SDES[sde](), 2 / dataset.levels
+    x, t = Pixels(dataset.levels).encode(torch.from_numpy(dataset.x)), data_time(dequantization, sde, width)
+    u = uniform(0, DEQUANTIZATION, positions(0, len(x)) + which * COPY, x)
+    state, log_q = DEQUANTIZATIONS[dequantization](sde, t, x, u, width)
+    return log_normal(state, sde, t).numpy(), -log_q.numpy()
 
 
 @pytest.mark.parametrize("sde", ["vpsde", "edm"])
@@ -96,6 +150,19 @@ def test_bits_of_each_example_are_those_of_the_density_and_the_width_of_a_bin(le
     np.testing.assert_allclose(rows["bits_per_dim"], -nats / (8 * math.log(2)), atol=5e-3)
     assert result["bits_per_dim"] == pytest.approx(-nats.mean().item() / (8 * math.log(2)), abs=2e-3)
     assert result["terms"]["scaling"] == pytest.approx(8 * math.log(2 / levels))
+    assert result["terms"]["dequantization"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("sde", ["vpsde", "edm"])
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_noise_cut_at_the_edges_of_bins_is_subtracted(levels, sde, exact):
+    """Zheng et al., 2023: the state is alpha x + sigma z; minus log q stands as a term of its own."""
+    dataset = quantized(levels)
+    result, rows = exact(dataset, sde, dequantization="truncated_normal")
+    density, noise = copies(dataset, "truncated_normal", sde=sde)
+    np.testing.assert_allclose(rows["nats"], density + noise, atol=2e-2)
+    assert result["dequantization"] == "truncated_normal"
+    assert result["terms"]["dequantization"] + result["terms"]["scaling"] == pytest.approx(noise.mean(), abs=1e-4)
 
 
 def test_finer_levels_cost_their_logarithm(exact):
@@ -111,32 +178,208 @@ def test_nats_of_each_point_are_those_of_the_density(sde, exact):
     result, rows = exact(Dataset(x.numpy(), np.arange(12)), sde)
     assert len(rows["nats"]) == 12
     mismatch = prior_term(SDES[sde](), x).max().item()
-    np.testing.assert_allclose(rows["nats"], log_normal(x.double(), SDES[sde]()), atol=2e-3 + 2 * mismatch**0.5)
+    np.testing.assert_allclose(rows["nats"], log_normal(x, SDES[sde]()), atol=2e-3 + 2 * mismatch**0.5)
     assert result["bits_per_dim"] is None
-    assert result["divergence"] == "exact"
+    assert result["trace"] == "exact"
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_gives_the_density(solver, exact):
+    points = pointed()
+    result, rows = exact(points, solver=solver)
+    np.testing.assert_allclose(rows["nats"], log_model(torch.from_numpy(points.x), SDES["vpsde"]()), atol=1e-3)
+    assert result["settings"]["solver"] == solver
+
+
+@pytest.mark.parametrize("sde", SDES)
+def test_either_prior_leaves_the_error_of_the_solver(sde, exact):
+    """Matched to the law of the data it gives their density, the standard one that of the model."""
+    points, law = pointed(), Gaussian(torch.full((2,), MEAN, dtype=torch.float64), STD**2)
+    x, made = torch.from_numpy(points.x), SDES[sde]()
+    for prior, expected in (("matched", log_normal(x, made)), ("standard", log_model(x, made))):
+        np.testing.assert_allclose(exact(points, sde, law, prior=prior)[1]["nats"], expected, atol=1e-3, err_msg=prior)
+
+
+@pytest.mark.parametrize("prior", ["standard", "matched"])
+def test_the_prior_is_a_term(prior, exact):
+    """Both terms move when the prior is another one, the divergence does not."""
+    result, rows = exact(pointed(), prior=prior)
+    np.testing.assert_allclose(rows["nats"], rows["prior"] + rows["divergence"], atol=1e-5)
+    assert result["settings"]["prior"] == prior
+
+
+def test_the_data_can_be_taken_later(exact):
+    points = pointed()
+    result, rows = exact(points, t_min=0.1)
+    np.testing.assert_allclose(rows["nats"], log_model(torch.from_numpy(points.x), SDES["vpsde"](), 0.1), atol=1e-3)
+    alpha, sigma, _ = SDES["vpsde"]().at(0.1)
+    assert (result["t"], result["noise"], result["noise_levels"]) == (0.1, sigma / alpha, None)
+
+
+# --- copies and repeats -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dequantization", ["uniform", "truncated_normal"])
+def test_copies_are_averaged_as_probabilities(dequantization, exact):
+    """log mean exp over K copies, each with its own noise; every term is there and they add up."""
+    dataset = quantized(4)
+    result, rows = exact(dataset, dequantization=dequantization, samples=5)
+    each = np.stack([sum(copies(dataset, dequantization, k)) for k in range(5)])
+    expected = scipy.special.logsumexp(each, 0) - math.log(5)
+    np.testing.assert_allclose(rows["nats"], expected, atol=2e-2)
+    np.testing.assert_allclose(rows["importance"], expected - each.mean(0), atol=2e-2)
+    assert result["nats"] == pytest.approx(sum(result["terms"].values()), abs=1e-4)
+    assert result["terms"]["importance"] > 0.1
+    assert result["importance_inflation_nats"] == 0
+
+
+def test_one_copy_is_the_plain_estimate(exact):
+    plain, (result, rows) = exact(quantized(4))[1], exact(quantized(4), samples=1)
+    assert rows["nats"].tolist() == plain["nats"].tolist()
+    assert not rows["importance"].any()
+    assert result["terms"]["importance"] == 0
+
+
+def test_more_copies_come_nearer_from_below(exact):
+    """Of each example to the logarithm of the mass of its bins, which is known; on the average they never go beyond."""
+    dataset, sde = quantized(4, num=40), SDES["vpsde"]()
+    alpha, sigma, _ = sde.at(sde.t_min)
+    law = scipy.stats.norm(alpha * MEAN, math.hypot(alpha * STD, sigma))
+    centres = Pixels(4).encode(torch.from_numpy(dataset.x)).double().flatten(1).numpy()
+    mass = np.log(law.cdf(centres + 0.25) - law.cdf(centres - 0.25)).sum(1)
+    found = [exact(dataset, samples=num, **QUICK)[1]["nats"] for num in (1, 4, 16, 64)]
+    gaps = [(mass - nats).mean() for nats in found]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] > 0.5
+    for nats, gap in zip(found, gaps, strict=True):
+        assert gap > -3 * (mass - nats).std() / 40**0.5
+    assert gaps[-1] < 0.1 * gaps[0]
+
+
+def test_repeats_are_averaged_as_logarithms(exact):
+    """The mean of independent estimates, and the variance of that mean."""
+    dataset = quantized(4)
+    result, rows = exact(dataset, repeats=3, samples=2)
+    single = [np.stack([sum(copies(dataset, "uniform", 2 * r + k)) for k in range(2)]) for r in range(3)]
+    each = np.stack([scipy.special.logsumexp(pair, 0) - math.log(2) for pair in single])
+    np.testing.assert_allclose(rows["nats"], each.mean(0), atol=2e-2)
+    np.testing.assert_allclose(rows["repeat_variance"], each.var(0, ddof=1) / 3, rtol=0.02, atol=2e-3)
+    assert result["repeat_stderr_nats"] == pytest.approx((rows["repeat_variance"].mean() / 12) ** 0.5)
+    assert result["nfe"] == 2 * 32
+    assert exact(dataset)[0]["repeat_stderr_nats"] is None
+
+
+def test_repeats_tell_what_another_seed_changes(exact):
+    """Their standard error of the mean, against the spread of the means of other seeds."""
+    dataset = quantized(4, num=8)
+    quick = QUICK | {"exact_trace_below": 0, "evaluations": 8}
+    error = exact(dataset, repeats=8, **quick)[0]["repeat_stderr_nats"]
+    means = [exact(dataset, seed=seed, repeats=2, **quick)[0]["nats"] for seed in range(30)]
+    assert np.std(means, ddof=1) == pytest.approx(2 * error, rel=0.35)
+
+
+# --- probes -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_random_trace_has_the_mean_of_the_exact_one(exact):
     """An exact Gaussian has a diagonal Jacobian, of which one Rademacher probe gives the trace without error."""
     trace, _ = exact(quantized(17))
-    one, rows = exact(quantized(17), likelihood__exact_trace_below="0")
-    assert (trace["divergence"], trace["probes"], trace["probe_stderr_nats"]) == ("exact", 0, None)
-    assert (one["divergence"], one["probes"], one["probe_stderr_nats"]) == ("rademacher", 1, None)
+    one, rows = exact(quantized(17), exact_trace_below=0)
+    assert (trace["trace"], trace["probe_stderr_nats"]) == ("exact", 0)
+    assert (one["trace"], one["probe_stderr_nats"]) == ("1 rademacher", None)
     assert one["nats"] == pytest.approx(trace["nats"], abs=1e-3)
-    assert not rows["probe_stderr"].any()
+    assert np.isnan(rows["probe_variance"]).all()
+    _, rows = exact(quantized(17), exact_trace_below=0, probes=2)
+    assert np.abs(rows["probe_variance"]).max() < 1e-6
 
 
-def test_the_spread_of_probes_is_the_standard_error_of_their_mean(exact):
+@pytest.mark.parametrize("solver", ["adams", "dopri5"])
+def test_the_spread_of_probes_is_the_standard_error_of_their_mean(solver, exact):
     """Normal probes of a diagonal Jacobian spread; rows of the exact trace lie within their errors."""
-    _, trace = exact(quantized(17), **QUICK)
-    changes = {"likelihood__exact_trace_below": "0", "likelihood__probe": "gauss", "likelihood__probes": "32", **QUICK}
-    result, rows = exact(quantized(17), **changes)
-    scores = (rows["nats"] - trace["nats"]) / rows["probe_stderr"]
-    assert result["probes"] == 32
-    assert result["probe_stderr_nats"] == pytest.approx(rows["probe_stderr"].mean())
-    assert result["probe_stderr_nats"] > 0.1
+    _, trace = exact(quantized(17), solver=solver, **QUICK)
+    result, rows = exact(quantized(17), solver=solver, **PROBED, probes=32, **QUICK)
+    scores = (rows["nats"] - trace["nats"]) / rows["probe_variance"] ** 0.5
+    assert result["trace"] == "32 gauss"
+    assert result["probe_stderr_nats"] == pytest.approx((rows["probe_variance"].mean() / 12) ** 0.5)
+    assert result["probe_stderr_nats"] > (0.01 if solver == "adams" else 0.02)
     assert 0.4 < scores.std() < 1.8
     assert abs(scores.mean()) < 4 / 12**0.5
+
+
+def test_repeats_average_the_noise_of_probes(exact):
+    """Points, which nothing else is random of: the variance of the mean by their repeats is that by their probes."""
+    result, rows = exact(pointed(60), **PROBED, probes=2, repeats=4, **QUICK)
+    assert rows["repeat_variance"].mean() == pytest.approx(rows["probe_variance"].mean(), rel=0.4)
+    errors = rows["nats"] - exact(pointed(60), **QUICK)[1]["nats"]
+    assert np.square(errors).mean() == pytest.approx(rows["repeat_variance"].mean(), rel=0.4)
+    assert result["probe_stderr_nats"] == pytest.approx(result["repeat_stderr_nats"], rel=0.2)
+
+
+def test_importance_tells_what_of_it_is_noise_of_the_probes(exact):
+    """Weights by noisy densities favour the lucky ones; what that adds on the average is told."""
+    dataset, changes = quantized(17, num=400), PROBED | QUICK | {"samples": 4, "probes": 2, "batch_size": 400}
+    _, clean = exact(dataset, **changes | {"probe": "rademacher"})  # without error, as the Jacobian is diagonal
+    result, noisy = exact(dataset, **changes)
+    gain = noisy["nats"] - clean["nats"]
+    assert result["importance_inflation_nats"] == pytest.approx(gain.mean(), abs=3 * gain.std() / 20)
+    assert result["importance_inflation_nats"] > 5 * gain.std() / 20
+    assert np.abs(clean["inflation"]).max() < 1e-6
+
+
+@pytest.mark.parametrize(("probe", "probes"), [("gauss", 1), ("gauss", 4), ("rademacher", 2), ("orthogonal", 2)])
+def test_the_check_knows_the_error_of_the_probes(probe, probes, exact):
+    """Of one measurement, from examples of its own, against the spread around the exact trace."""
+    dataset = quantized(17, num=80)
+    trace = {"exact_trace_below": 0, "probe": probe, "probes": probes}
+    result, rows = exact(dataset, **{**QUICK, "check_examples": 80}, **trace)
+    error = rows["nats"] - exact(dataset, **QUICK)[1]["nats"]
+    found = result["check"]["probe_error"]
+    assert found == pytest.approx(np.square(error).mean() ** 0.5, rel=0.4, abs=2e-4)
+
+
+@pytest.mark.parametrize("evaluations", [3, 5])
+def test_the_check_knows_the_error_of_the_solver(evaluations, exact):
+    """Of coarse solvers, against the closed form."""
+    points, sde = pointed(), SDES["vpsde"]()
+    result, rows = exact(points, evaluations=evaluations, check_examples=12)
+    error = rows["nats"] - log_model(torch.from_numpy(points.x), sde).numpy()
+    assert result["check"]["solver_error"] == pytest.approx(np.square(error).mean() ** 0.5, rel=0.3)
+    expected = {"examples": 12, "probe_error": 0, "against": f"{2 * evaluations} evaluations"}
+    assert result["check"].items() >= expected.items()
+
+
+def test_the_check_of_an_adaptive_solver_takes_a_tenth_of_the_tolerance(exact):
+    result, _ = exact(pointed(), solver="dopri5", check_examples=4)
+    assert result["check"]["against"] == "rtol 1e-05, atol 1e-05"
+    assert result["check"]["solver_error"] < 1e-3
+
+
+def test_the_check_with_orthogonal_probes_takes_no_more_than_there_are_dimensions(exact):
+    result, _ = exact(pointed(), exact_trace_below=0, probe="orthogonal", probes=2, check_examples=4)
+    assert result["check"]["probe_error"] == 0
+    assert result["probe_stderr_nats"] == 0
+
+
+def test_one_dimension_has_its_trace_for_nothing(exact):
+    line = Dataset(pointed().x[:, :1], np.arange(12))
+    result, rows = exact(line, **PROBED)
+    assert result["trace"] == "exact"
+    np.testing.assert_allclose(rows["nats"], log_model(torch.from_numpy(line.x), SDES["vpsde"]()), atol=1e-3)
+
+
+def test_the_check_can_be_left_out(exact):
+    assert exact(pointed(), check_examples=0)[0]["check"] is None
+    assert exact(pointed(), check_examples=100)[0]["check"]["examples"] == 12
+
+
+def test_the_mismatch_of_each_example_is_told(exact):
+    """From the data, of which a state at time t is alpha times."""
+    points, sde = pointed(), SDES["vpsde"]()
+    for t in (0.0, 0.5):
+        result, rows = exact(points, t_min=t)
+        expected = prior_term(sde, torch.from_numpy(points.x) / sde.at(t or sde.t_min).alpha)
+        np.testing.assert_allclose(rows["mismatch"], expected, rtol=1e-5)
+        assert result["prior_mismatch_nats"] == pytest.approx(rows["mismatch"].mean())
 
 
 @pytest.mark.parametrize("sde", SDES)
@@ -148,6 +391,37 @@ def test_the_mismatch_of_the_prior_is_a_divergence_between_normals(sde):
     prior = torch.distributions.Normal(torch.zeros_like(x), torch.full_like(x, made.prior_std))
     expected = torch.distributions.kl_divergence(end, prior).flatten(1).sum(1)
     torch.testing.assert_close(prior_term(made, x), expected, rtol=1e-9, atol=1e-12)
+
+
+# --- how sure it is ---------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_is_that_of_student(exact):
+    """By scipy, of the rows; in bits the ends change places."""
+    result, rows = exact(quantized(17, num=5))
+    expected = scipy.stats.t.interval(0.95, 4, rows["nats"].mean(), scipy.stats.sem(rows["nats"]))
+    assert result["nats_interval"] == pytest.approx(expected)
+    low, high = result["bits_per_dim_interval"]
+    assert low < result["bits_per_dim"] < high
+    assert [low, high] == pytest.approx([-end / (8 * math.log(2)) for end in expected[::-1]])
+
+
+def test_the_interval_holds_the_entropy_of_the_data(exact):
+    """In 95 of 100 groups of four examples, the noise of probes and repeats included.
+
+    Single probes spread the rows more than the data do, and the interval has to know. In many dimensions, where a
+    log-density is nearly normal; two standard errors would hold too few, for four examples are few.
+    """
+    _, std = spread(SDES["vpsde"](), SDES["vpsde"]().t_min)
+    mean = -16 * math.log(2 * math.pi * math.e * std**2)  # nats of an example in 32 dimensions, on the average
+    x = MEAN + STD * torch.randn(2000, 32, generator=torch.Generator().manual_seed(0))
+    changes = PROBED | QUICK | {"solver": "dopri5", "rtol": 1e-2, "atol": 1e-2, "batch_size": 2000, "repeats": 2}
+    result, rows = exact(Dataset(x.numpy(), np.arange(2000)), **changes)
+    assert result["repeat_stderr_nats"] > 0.3 * result["nats_stderr"]
+    groups = rows["nats"].reshape(500, 4)
+    held = np.mean([low < mean < high for low, high in map(interval, groups)])
+    assert 0.93 < held < 0.97
+    assert np.mean([abs(group.mean() - mean) < group.std(ddof=1) for group in groups]) < 0.9
 
 
 # --- a trained run ----------------------------------------------------------------------------------------------------
@@ -165,20 +439,23 @@ def test_files_rows_and_sums(digits, measured):
     for key in ("nats", "bits_per_dim"):
         assert result[key] == pytest.approx(rows[key].mean())
         assert result[f"{key}_stderr"] == pytest.approx(rows[key].std(ddof=1) / 5**0.5)
-    assert (rows["probe_stderr"] > 0).all()
-    assert result["probe_stderr_nats"] == pytest.approx(rows["probe_stderr"].mean())
+    assert (rows["probe_variance"] > 0).all()
+    assert result["probe_stderr_nats"] == pytest.approx((rows["probe_variance"].mean() / 5) ** 0.5)
     assert result["prior_mismatch_nats"] == pytest.approx(rows["mismatch"].mean())
-    expected = {"probes": 3, "divergence": "rademacher", "num_examples": 5, "split": "test", "checkpoint_step": 8}
-    assert result.items() >= (expected | {"dequantization": "uniform", "sde": "vpsde", "weights": "ema"}).items()
-    assert result["t_min"] == 1e-5
-    assert result["nfe"] > 6
+    expected = {"trace": "3 rademacher", "num_examples": 5, "split": "test", "checkpoint_step": 8, "nfe": 8}
+    expected |= {"dequantization": "uniform", "sde": "vpsde", "weights": "ema", "traces": 8, "scored_before": 0}
+    assert result.items() >= expected.items()
+    assert result["settings"]["probes"] == 3
+    assert result["t"] == 1e-5
+    assert result["noise_levels"] == pytest.approx(result["noise"] * 17 / 2)
     assert result["seconds"] > 0
 
 
+@pytest.mark.parametrize("words", [(), ("--config.likelihood.solver=dopri5", "--config.likelihood.rtol=1e-2")])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_rows_do_not_depend_on_the_batch_size(digits, measured, batch_size):
-    _, rows = measured(digits, 4, f"--batch_size={batch_size}")
-    _, others = measured(digits, 9, "--batch_size=9")
+def test_rows_do_not_depend_on_the_batch_size(digits, measured, batch_size, words):
+    _, rows = measured(digits, 4, f"--batch_size={batch_size}", "--config.likelihood.probes=2", *words)
+    _, others = measured(digits, 9, "--batch_size=9", "--config.likelihood.probes=2", *words)
     for key, column in rows.items():
         np.testing.assert_allclose(column, others[key][:4], rtol=1e-4, atol=2e-3, err_msg=key)
 
@@ -193,30 +470,56 @@ def test_each_example_is_scored_once(points, measured, monkeypatch):
         result, rows = measured(points, num, "--batch_size=4", name="test-none")
         assert seen == list(range(expected))
         assert result["num_examples"] == len(rows["nats"]) == expected
+    seen.clear()
+    _, rows = measured(points, 0, "--batch_size=8", "--split=train", name="train-none")
+    assert seen == list(range(20))
+    assert len(rows["nats"]) == 20
 
 
 def test_bits_are_refused_for_real_numbers(points, measured, capsys):
     result, rows = measured(points, 6, name="test-none")
     assert result["bits_per_dim"] is None
     assert result["bits_per_dim_stderr"] is None
+    assert result["bits_per_dim_interval"] is None
     assert "bits_per_dim" not in rows
-    assert result["divergence"] == "exact"
+    assert result["trace"] == "exact"
     assert result["terms"]["scaling"] == 0
     out = capsys.readouterr().out
+    assert "nats an example (no dequantization), 95 % interval " in out
     assert "bits/dim are for data of whole numbers, and these never were" in out
+    assert "in units of the data" in out
 
 
 def test_what_is_said_of_bits(digits, measured, capsys):
-    measured(digits, 3)
+    measured(
+        digits, 3, "--config.likelihood.samples=2", "--config.likelihood.probes=2", "--config.likelihood.repeats=2"
+    )
     out = capsys.readouterr().out
-    assert "bits/dim (uniform dequantization)" in out
+    assert "bits/dim (uniform dequantization, 2 copies weighted by importance), 95 % interval " in out
     assert "densities may exceed 1, so nats may be positive" in out
-    assert "3 examples once each" in out
+    assert "data with noise of standard deviation 0.0085 levels (time 1e-05)" in out
+    assert "nats are noise of the probes, which importance counts as likelihood" in out
+    assert "by probes alone" in out
+    assert "by 2 repeats alone" in out
+    assert "3 examples once each, 16 evaluations of the network for each, 16 of them with the divergence" in out
+    assert all(len(line) <= 120 for line in out.splitlines()[:-1])
 
 
-def test_one_example_has_no_standard_error(digits, measured):
+def test_what_is_said_of_the_check(exact, capsys):
+    exact(pointed(), check_examples=8)
+    assert "nats off one of 64 evaluations on 8 examples, and the trace is exact" in capsys.readouterr().out
+    exact(pointed(), **PROBED, check_examples=8)
+    assert " of its random probes\n" in capsys.readouterr().out
+    exact(pointed(), **PROBED, evaluations=2, check_examples=8)
+    assert "not below the " in (out := capsys.readouterr().out)
+    assert " of its random probes: give it more evaluations, or lower tolerances" in out
+
+
+def test_one_example_has_no_standard_error(digits, measured, capsys):
     result, _ = measured(digits, 1)
     assert result["nats_stderr"] == result["bits_per_dim_stderr"] == 0
+    assert result["nats_interval"] is result["bits_per_dim_interval"] is None
+    assert "bits/dim (uniform dequantization), from one example" in capsys.readouterr().out
 
 
 def test_splits_checkpoints_and_weights_differ(digits, measured):
@@ -236,26 +539,316 @@ def test_the_noise_is_that_of_the_seed(digits, measured):
     assert not np.array_equal(rows[0], rows[2])
 
 
-def test_another_solver_agrees(points, measured):
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "adams"])
+def test_another_solver_agrees(points, measured, solver):
     tight = ("--config.likelihood.rtol=1e-5", "--config.likelihood.atol=1e-5")
-    _, own = measured(points, 4, *tight, name="test-none")
-    result, other = measured(points, 4, "--config.likelihood.solver=torchdiffeq", *tight, name="test-none")
-    assert result["solver"] == "torchdiffeq"
+    _, own = measured(points, 4, "--config.likelihood.evaluations=128", name="test-none")
+    result, other = measured(points, 4, f"--config.likelihood.solver={solver}", *tight, name="test-none")
+    assert result["settings"]["solver"] == solver
     np.testing.assert_allclose(own["nats"], other["nats"], atol=5e-3)
+
+
+def test_fewer_traces_are_counted(digits, measured):
+    result, _ = measured(digits, 2, "--config.likelihood.traces=3")
+    assert (result["nfe"], result["traces"]) == (8, 3)
 
 
 def test_the_time_of_the_data_can_be_later(digits, measured):
     early, _ = measured(digits, 2)
     late, _ = measured(digits, 2, "--config.likelihood.t_min=1e-2")
-    assert late["t_min"] == 1e-2
+    assert late["t"] == 1e-2
+    assert late["noise"] > early["noise"]
     assert late["nats"] != early["nats"]
 
 
-def test_a_solver_that_gives_up_ends_with_its_status(digits, monkeypatch, capsys):
-    monkeypatch.setattr("sde_lib.flow._MAX_STEPS", 2)
-    assert command("--mode=likelihood", f"--workdir={digits}", "--config.likelihood.num_examples=1") == 5
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "raise rtol and atol" in line
+# --- killed and resumed -----------------------------------------------------------------------------------------------
+
+NAME = "test-none"
+TWO = ("--config.likelihood.exact_trace_below=0", "--config.likelihood.probes=2", "--batch_size=4", *FAST)
+
+
+def score(workdir, num, *words):
+    """The exit status of a measurement of points."""
+    flags = (f"--workdir={workdir}", f"--config.likelihood.num_examples={num}")
+    return command("--mode=likelihood", *flags, *TWO, *words)
+
+
+class Batches(list):
+    """Batches that were scored, and after how many of them the next is interrupted."""
+
+    stop = None
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """The batches that are scored."""
+    found, measure = Batches(), Measurement.score
+
+    def count(self, dataset, examples):
+        if len(found) == found.stop:
+            raise KeyboardInterrupt
+        found.append(examples)
+        return measure(self, dataset, examples)
+
+    monkeypatch.setattr(Measurement, "score", count)
+    return found
+
+
+@pytest.fixture
+def copied(points, tmp_path):
+    """A copy of the run of its own."""
+    return shutil.copytree(points, tmp_path / "run", ignore=shutil.ignore_patterns("likelihood"))
+
+
+@pytest.fixture
+def undisturbed(points, tmp_path):
+    """The bytes of the rows of the first 11 points, from one command."""
+    workdir = shutil.copytree(points, tmp_path / "undisturbed", ignore=shutil.ignore_patterns("likelihood"))
+    assert score(workdir, 11) == 0
+    return (workdir / "likelihood" / f"{NAME}.npz").read_bytes()
+
+
+def test_an_interrupted_measurement_goes_on(copied, undisturbed, scored, capsys):
+    """Each example is scored once in all, and the rows are those of a command that nobody stopped, bit for bit."""
+    scored.stop = 2
+    assert score(copied, 11) == 130
+    assert [path.name.split(".")[1][:5] for path in unfinished(copied)] == ["rows-"]
+    assert not (copied / "likelihood" / f"{NAME}.npz").exists()
+    capsys.readouterr()
+    scored.stop = None
+    assert score(copied, 11) == 0
+    assert scored == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert (copied / "likelihood" / f"{NAME}.npz").read_bytes() == undisturbed
+    assert read(copied, NAME)[0]["scored_before"] == 8
+    assert "8 of 11 examples were scored by an earlier command: going on with the others" in capsys.readouterr().out
+    assert not unfinished(copied)
+
+
+@pytest.mark.parametrize("left", [1, 30, -1])
+def test_a_last_line_that_was_cut_off_is_scored_again(left, copied, undisturbed, scored):
+    """Its batch as a whole, so that the bits are the same."""
+    scored.stop = 2
+    assert score(copied, 11) == 130
+    (path,) = unfinished(copied)
+    whole = path.read_bytes()
+    last = whole.rindex(b"\n") + 1
+    path.write_bytes(whole[: last + left] if left > 0 else whole[:left])
+    scored.stop = 3
+    assert score(copied, 11) == 130
+    scored.stop = None
+    assert score(copied, 11) == 0
+    assert scored == [[0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7], [8, 9, 10]]
+    assert (copied / "likelihood" / f"{NAME}.npz").read_bytes() == undisturbed
+
+
+def test_a_full_disk_loses_one_batch(copied, undisturbed, scored, monkeypatch, capsys):
+    append, calls = likelihood.Rows.append, []
+
+    def full(self, examples, columns):
+        calls.append(examples)
+        if len(calls) == 2:
+            self.path.write_bytes(self.path.read_bytes() + b'\n{"example": [4, 5')
+            raise OSError(28, "No space left on device", str(self.path))
+        append(self, examples, columns)
+
+    monkeypatch.setattr(likelihood.Rows, "append", full)
+    assert score(copied, 11) == 3
+    assert capsys.readouterr().err.endswith("free some space and run the same command to go on\n")
+    assert score(copied, 11) == 0
+    assert scored == [[0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7], [8, 9, 10]]
+    assert (copied / "likelihood" / f"{NAME}.npz").read_bytes() == undisturbed
+
+
+def test_killed_after_the_last_batch(copied, undisturbed, scored, monkeypatch):
+    """Nothing is left to score."""
+
+    def killed(*args, **arrays):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(likelihood, "write_npz", killed)
+        assert score(copied, 11) == 130
+    assert score(copied, 11) == 0
+    assert len(scored) == 3
+    assert (copied / "likelihood" / f"{NAME}.npz").read_bytes() == undisturbed
+
+
+@pytest.mark.parametrize(("num", "others"), [(15, [[8, 9, 10, 11], [12, 13, 14]]), (8, []), (6, [])])
+def test_more_and_fewer_examples_use_the_rows_that_are_there(num, others, copied, scored):
+    scored.stop = 2
+    assert score(copied, 11) == 130
+    scored.stop = None
+    assert score(copied, num) == 0
+    assert scored[2:] == others
+    result, rows = read(copied, NAME)
+    assert len(rows["nats"]) == num
+    assert result["scored_before"] == min(num, 8)
+    assert score(copied, num) == 0
+    np.testing.assert_allclose(read(copied, NAME)[1]["nats"], rows["nats"], atol=1e-4)
+    assert read(copied, NAME)[0]["scored_before"] == 0
+
+
+def test_a_smaller_batch_size_uses_the_rows_that_are_there(copied, scored):
+    """For whoever ran out of memory."""
+    scored.stop = 1
+    assert score(copied, 11) == 130
+    scored.stop = None
+    assert score(copied, 11, "--batch_size=3", "--config.likelihood.check_examples=2") == 0
+    assert scored == [[0, 1, 2, 3], [4, 5], [6, 7, 8], [9, 10]]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--seed=1",
+        "--weights=raw",
+        "--config.likelihood.evaluations=9",
+        "--config.likelihood.probe=gauss",
+        "--config.likelihood.prior=matched",
+        "--config.likelihood.t_min=1e-2",
+        "--config.denoiser.sigma_data=0.4",
+        "--config.data.name=swiss_roll",
+    ],
+)
+def test_what_is_of_other_settings_is_scored_anew(word, copied, scored, capsys):
+    scored.stop = 2
+    assert score(copied, 11) == 130
+    scored.stop = None
+    assert score(copied, 11, word) == 0
+    assert scored[2:] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    assert "is of other settings, seed, checkpoint, weights or data: starting anew" in capsys.readouterr().out
+    assert not unfinished(copied)
+
+
+def test_going_back_to_the_first_settings_finds_their_rows(copied, undisturbed, scored):
+    """As long as no other measurement has come to its end."""
+    for stop, words in ((2, ()), (3, ("--seed=1",)), (None, ())):
+        scored.stop = stop
+        assert score(copied, 11, *words) == (0 if stop is None else 130)
+    assert scored == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3], [8, 9, 10]]
+    assert (copied / "likelihood" / f"{NAME}.npz").read_bytes() == undisturbed
+
+
+def test_the_files_of_a_checkpoint_decide_not_its_name(exact, scored):
+    """A run that was trained anew has other weights under the same step, of the same data."""
+    scored.stop = 1
+    with pytest.raises(KeyboardInterrupt):
+        exact(pointed(), state={"weights": 1})
+    scored.stop = None
+    assert exact(pointed(), state={"weights": 2})[0]["scored_before"] == 0
+    assert scored == [[*range(7)], [*range(7)], [*range(7, 12)]]
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on(copied, tmp_path, scored):
+    """SIGKILL as soon as there is a row."""
+    words = ("--config.threads=1", "--config.likelihood.evaluations=60", "--batch_size=1")
+    flags = (f"--workdir={copied}", "--config.likelihood.num_examples=11", *TWO, *words)
+    process = subprocess.Popen([sys.executable, "run.py", "--mode=likelihood", *flags], cwd=ROOT)
+    while not unfinished(copied) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    assert score(copied, 11, *words) == 0
+    assert 0 < len(scored) < 11
+    assert read(copied, NAME)[0]["scored_before"] == 11 - len(scored)
+    whole = shutil.copytree(copied, tmp_path / "whole", ignore=shutil.ignore_patterns("likelihood"))
+    assert score(whole, 11, *words) == 0
+    same = [(folder / "likelihood" / f"{NAME}.npz").read_bytes() for folder in (copied, whole)]
+    assert same[0] == same[1]
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """This process as the second of two, which waits for nobody."""
+    with monkeypatch.context() as patch:
+        for key, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+            patch.setenv(key, value)
+        patch.setattr(ranks, "wait_for_all", lambda: None)
+        yield patch
+
+
+def test_the_second_of_two_processes_does_its_share_and_is_quiet(copied, undisturbed, scored, second, capfd):
+    """Every second batch; no check, no result and not a word. One process alone goes on with what it has left."""
+    capfd.readouterr()
+    second.setattr(Measurement, "check", None)
+    assert score(copied, 11, "--config.likelihood.check_examples=4") == 0
+    assert scored == [[4, 5, 6, 7]]
+    assert tuple(capfd.readouterr()) == ("", "")
+    assert [path.name[-8:] for path in (copied / "likelihood").iterdir()] == ["-1.jsonl"]
+    second.undo()
+    assert score(copied, 11) == 0
+    assert scored[1:] == [[0, 1, 2, 3], [8, 9, 10]]
+    assert (copied / "likelihood" / f"{NAME}.npz").read_bytes() == undisturbed
+    assert not unfinished(copied)
+
+
+FAILING = """
+import os, signal, sys, time
+from pathlib import Path
+
+import run
+from engine.likelihood import Measurement
+from sde_lib import NonFiniteError
+
+measure, batches = Measurement.score, []
+
+
+def fail(self, dataset, examples):
+    if os.environ["RANK"] == "1" and batches:
+        while sum(path.read_text().count("nats") for path in Path("{folder}").glob("*-0.jsonl")) < 3:
+            time.sleep(0.01)  # until the other has done its share, and waits
+        if "{how}" == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise NonFiniteError("nothing is well", examples[0])
+    batches.append(examples)
+    return measure(self, dataset, examples)
+
+
+Measurement.score = fail
+sys.exit(run.main(sys.argv))
+"""
+
+
+def torchrun(script, *words):
+    """Two processes of a script: what they said."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_rows_of_one(copied, undisturbed):
+    words = (f"--workdir={copied}", "--config.likelihood.num_examples=11", *TWO, "--config.threads=1")
+    done = torchrun("run.py", "--mode=likelihood", *words)
+    assert done.returncode == 0
+    assert (copied / "likelihood" / f"{NAME}.npz").read_bytes() == undisturbed
+    assert not unfinished(copied)
+    assert done.stdout.count("nats an example") == 1
+    assert done.stdout.startswith("test: ")
+    assert done.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "failed"])
+def test_a_process_that_fails_ends_the_other_and_one_goes_on(how, copied, undisturbed, tmp_path, scored):
+    """The other one waits for it by then, and not for ever."""
+    script = FAILING.replace("{how}", how).replace("{folder}", str(copied / "likelihood"))
+    (tmp_path / "failing.py").write_text(script)
+    words = (f"--workdir={copied}", "--config.likelihood.num_examples=11", *TWO, "--config.threads=1", "--batch_size=2")
+    done = torchrun(str(tmp_path / "failing.py"), "--mode=likelihood", *words)
+    assert done.returncode != 0
+    assert ("error: example 6: nothing is well" in done.stderr) == (how == "failed")
+    assert not (copied / "likelihood" / f"{NAME}.npz").exists()
+    assert len(unfinished(copied)) == 2
+    assert score(copied, 11, "--batch_size=2") == 0
+    assert scored == [[6, 7], [10]]
+    found, expected = read(copied, NAME)[1], dict(np.load(io.BytesIO(undisturbed)))
+    for key, column in found.items():
+        np.testing.assert_allclose(column, expected[key], rtol=1e-4, atol=1e-4, err_msg=key)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -265,30 +858,66 @@ def test_a_solver_that_gives_up_ends_with_its_status(digits, monkeypatch, capsys
     ("words", "message"),
     [
         ("dequantization=none", "likelihood.dequantization 'none', but the data are whole numbers: use 'uniform'"),
-        ("dequantization=variational", "unknown likelihood.dequantization 'variational'; known: uniform, none"),
+        ("dequantization=variational", "unknown dequantization 'variational'; known: none, truncated_normal, uniform"),
+        ("dequantization=unifrom", "unknown dequantization 'unifrom'; did you mean 'uniform'?"),
         ("t_min=1e-9", "likelihood at t = 1e-09: the network was trained on [1e-05, 1.0]"),
         ("t_min=-1", "likelihood at t = -1.0: the network was trained on [1e-05, 1.0]"),
+        ("t_min=-1e-9 dequantization=truncated_normal", "likelihood at t = -1e-09: the network was trained on "),
+        ("t_min=1.0", "likelihood at t = 1.0: the network was trained on [1e-05, 1.0]"),
         ("probes=0", "likelihood.probes 0: need at least 1"),
         ("batch_size=0", "likelihood.batch_size 0: need at least 1"),
         ("num_examples=-3", "likelihood.num_examples -3: need at least 0"),
+        ("check_examples=-1", "likelihood.check_examples -1: need at least 0"),
+        ("samples=0", "likelihood.samples 0: need at least 1"),
+        ("repeats=0", "likelihood.repeats 0: need at least 1"),
+        ("evaluations=1", "evaluations 1: need at least 2, one at each end"),
+        ("traces=1", "traces 1: need 0 (all), or 2 to 32, the number of evaluations"),
+        ("traces=33", "traces 33: need 0 (all), or 2 to 32, the number of evaluations"),
         ("probe=gaus", "unknown probe 'gaus'; did you mean 'gauss'?"),
-        ("solver=dopri8", "unknown solver 'dopri8'; did you mean 'dopri5'?"),
-        ("rtol=0", "rtol 0.0 and atol 1e-05: need tolerances above 0"),
-        ("atol=-1", "rtol 1e-05 and atol -1.0: need tolerances above 0"),
+        ("probe=gaus exact_trace_below=100", "unknown probe 'gaus'; did you mean 'gauss'?"),
+        ("prior=matchd", "unknown prior 'matchd'; did you mean 'matched'?"),
+        ("solver=adms", "unknown solver 'adms'; did you mean 'adams'?"),
+        ("solver=dopri8", "unknown solver 'dopri8'; did you mean "),
+        ("rtol=0 solver=dopri5", "rtol 0.0 and atol 1e-05: need tolerances above 0"),
+        ("atol=-1 solver=dopri5", "rtol 1e-05 and atol -1.0: need tolerances above 0"),
+        ("atol=0 solver=torchdiffeq_dopri8", "rtol 1e-05 and atol 0.0: need tolerances above 0"),
+        ("probe=orthogonal probes=65", "65 orthogonal probes in 64 dimensions: need at most 64"),
+        ("probe=orthogonal probes=65 check_examples=0", "65 orthogonal probes in 64 dimensions: need at most 64"),
+        ("samples=2", "likelihood.samples 2 weighs by densities, which probes make noisy"),
     ],
 )
 def test_settings_that_make_no_sense(words, message, digits, capsys):
     before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
-    assert command("--mode=likelihood", f"--workdir={digits}", f"--config.likelihood.{words}") == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    flags = [f"--config.likelihood.{word}" for word in words.split()]
+    assert command("--mode=likelihood", f"--workdir={digits}", *flags) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
     assert line.startswith(f"error: {message}")
+    assert captured.out == ""
     assert {path: path.stat().st_mtime_ns for path in digits.rglob("*")} == before
 
 
-def test_noise_on_real_numbers_is_refused(points, capsys):
-    assert command("--mode=likelihood", f"--workdir={points}", "--config.likelihood.dequantization=uniform") == 2
+def test_importance_takes_the_exact_trace_or_more_probes(digits, measured):
+    for word in ("--config.likelihood.probes=2", "--config.likelihood.exact_trace_below=65"):
+        measured(digits, 1, "--config.likelihood.samples=2", word)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("dequantization=uniform", "likelihood.dequantization 'uniform', but the data are real-valued: use 'none'"),
+        (
+            "dequantization=truncated_normal",
+            "likelihood.dequantization 'truncated_normal', but the data are ",
+        ),
+        ("samples=2", "likelihood.samples 2: without dequantization all copies are alike; use 1"),
+        ("repeats=2", "likelihood.repeats 2: nothing is random with the exact trace; use 1"),
+    ],
+)
+def test_settings_that_make_no_sense_for_real_numbers(words, message, points, capsys):
+    assert command("--mode=likelihood", f"--workdir={points}", f"--config.likelihood.{words}") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "error: likelihood.dequantization 'uniform', but the data are real-valued: use 'none'"
+    assert line.startswith(f"error: {message}")
 
 
 def test_data_of_another_form_are_refused(digits, monkeypatch, capsys):
@@ -299,3 +928,86 @@ def test_data_of_another_form_are_refused(digits, monkeypatch, capsys):
     assert command("--mode=likelihood", f"--workdir={digits}") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "the data have shape (1, 4, 8) and 17 levels, the run (1, 8, 8), 17" in line
+
+
+class Latents(Identity):
+    """A codec that throws something away."""
+
+    def log_det(self, shape):
+        return None
+
+
+def test_a_codec_without_a_determinant_is_refused(exact, tmp_path):
+    with pytest.raises(ValueError, match="codec 'identity' has no log-determinant: the density of what it encodes to"):
+        exact(pointed(), codec=Latents())
+    assert not (tmp_path / "likelihood").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("consistency_training", "knows where the flow ends, not how it gets there, and so no density"),
+        ("classification", "is a classifier, which draws nothing and has no density"),
+    ],
+)
+def test_runs_without_a_density_are_refused(name, message, copied, capsys):
+    assert command("--mode=likelihood", f"--workdir={copied}", f"--config.loss.name={name}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (copied / "likelihood").exists()
+
+
+@pytest.mark.parametrize("check", [0, 8])
+def test_weights_that_are_not_finite_are_named(check, copied, monkeypatch, capsys):
+    """Before anything is written, with a check and without."""
+    loaded = likelihood.load
+
+    def broken(*args):
+        experiment, denoiser, found = loaded(*args)
+        for weights in experiment.network.parameters():
+            weights.fill_(torch.nan)
+        return experiment, denoiser, found
+
+    monkeypatch.setattr(likelihood, "load", broken)
+    assert score(copied, 3, f"--config.likelihood.check_examples={check}") == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: example 0: the network is not finite at t = 1e-05, log-SNR ")
+    assert line.endswith("; check the weights and the data")
+    assert not (copied / "likelihood").exists()
+
+
+@pytest.mark.parametrize("words", [{"check_examples": 8}, {"repeats": 2, **PROBED}, {"solver": "dopri5"}])
+def test_what_is_not_finite_has_its_number_in_the_split(words, exact):
+    """Not that in its batch, nor that of a copy."""
+    points = pointed()
+    points.x[9] = np.nan
+    with pytest.raises(likelihood.ExampleError, match=r"^example 9: the network is not finite at t = ") as error:
+        exact(points, batch_size=4, **words)
+    assert error.value.exit_status == 4
+
+
+def test_a_copy_that_is_not_finite_has_the_number_of_its_example(exact, monkeypatch):
+    """A prior that is zero where example 9 ends, in the third of its copies."""
+    density, calls = likelihood.PRIORS["standard"], []
+
+    def prior(sde, gaussian, x):
+        found = density(sde, gaussian, x)
+        calls.append(len(found))
+        return torch.where(torch.arange(len(found)) == 5, -torch.inf, found) if len(calls) == 3 else found
+
+    monkeypatch.setitem(likelihood.PRIORS, "standard", prior)
+    with pytest.raises(likelihood.ExampleError, match=r"^example 9: the log-density is -inf; check"):
+        exact(quantized(17), batch_size=4, samples=3)
+    assert calls == [12, 12, 12]
+
+
+def test_a_solver_that_gives_up_ends_with_its_status(digits, monkeypatch, capsys):
+    monkeypatch.setattr("sde_lib.runge_kutta._MAX_STEPS", 2)
+    before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
+    words = ("--config.likelihood.num_examples=1", "--config.likelihood.solver=dopri5")
+    assert command("--mode=likelihood", f"--workdir={digits}", *words) == 5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: example 0: the solver is stuck at t = ")
+    assert ", with a step of " in line
+    assert "raise the tolerances (rtol 1e-05, atol 1e-05)" in line
+    assert {path: path.stat().st_mtime_ns for path in digits.rglob("*")} == before

@@ -1,6 +1,7 @@
 """Sampling from the command line: what is written, and that a sample follows from its seed alone."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -11,12 +12,19 @@ from PIL import Image
 import run as command_line
 import sde_lib
 from engine import checkpoint, plane
+from engine import sample as sampling
 from engine.build import DataFacts, build
-from engine.config import load, stored
-from engine.sample import draw, make_step, make_times
+from engine.config import Options, load, stored
+from engine.likelihood import Measurement
+from engine.randomness import PROBES, noise
+from engine.sample import Counted, draw, draw_pairs, draw_scored, make_step, make_times
 from samplers import GRIDS, STEPS
+from sde_lib import Exact, Gaussian, GaussianMixture, Hutchinson
+from sde_lib.consistency import ConsistencyModel
+from sde_lib.runge_kutta import DormandPrince
 
 LOOSE = ("--config.sample.rtol=1e-2", "--config.sample.atol=1e-2")
+FACTS = DataFacts((1, 4, 4), 17, 0.5, 1.0)
 EVALUATIONS = {"pc": 9, "heun": 9, "plms": 6, "pndm": 14, "ald": 26} | dict.fromkeys(
     ("euler_maruyama", "reverse_diffusion", "ancestral", "ancestral_learned", "ddim", "consistency"), 5
 )
@@ -169,7 +177,7 @@ def test_the_weights_that_were_asked_for(step, weights, digits, drawn):
     name = {"raw": "model.safetensors", "ema": "ema-0.999.safetensors"}[weights]
     checkpoint.load_network(path, name, experiment.network)
     denoiser = experiment.denoiser(experiment.network.eval(), config)
-    step, times = make_step(config, experiment.sde), make_times(config, experiment.sde)
+    step, times = make_step(config, experiment), make_times(config, experiment.sde)
     expected = draw(experiment, denoiser, step, times, torch.arange(4)).movedim(1, -1).numpy()
     assert np.array_equal(samples, expected)
 
@@ -209,7 +217,8 @@ def test_a_step_takes_its_keys_of_the_config(sampler):
     config = load("vpsde")
     config.sample.sampler = sampler
     config.sample.eta, config.sample.variance, config.sample.rtol = 0.5, 0.25, 0.125
-    step = make_step(config, sde_lib.SDES["vpsde"]())
+    step = make_step(config, build(config, FACTS))
+    assert type(step) is STEPS[sampler]
     for key in ("eta", "variance", "rtol"):
         assert getattr(step, key, config.sample[key]) == config.sample[key]
 
@@ -242,8 +251,185 @@ def test_a_sample_that_is_not_finite_is_told_by_its_seed(digits, drawn, monkeypa
     assert {path: path.stat().st_mtime_ns for path in digits.rglob("*")} == before
 
 
+@pytest.mark.parametrize("words", [(), ("--log_prob",)])
+def test_a_flow_that_is_not_finite_is_told_by_its_seed(words, digits, monkeypatch, capsys):
+    """In the second batch."""
+    original, calls = sde_lib.Denoiser.forward, []
+
+    def broken(self, x, t, **cond):
+        calls.append(len(x))
+        x0 = original(self, x, t, **cond).x0.clone()
+        x0[1] = x0[1] * (torch.nan if len(x) == 2 else 1)
+        return sde_lib.Prediction(x0)
+
+    monkeypatch.setattr(sde_lib.Denoiser, "forward", broken)
+    words = ("--sampler=ode", "--steps=1", "--num_samples=5", "--batch_size=3", "--seed=40", *words, *LOOSE)
+    assert command("--mode=sample", f"--workdir={digits}", "--config.likelihood.evaluations=4", *words) == 4
+    assert set(calls) == {3, 2}
+    assert capsys.readouterr().err.startswith("error: example 44: the network is not finite at t = 1, ")
+
+
 def test_a_solver_that_gives_up_ends_with_its_status(digits, monkeypatch, capsys):
-    monkeypatch.setattr(sde_lib.flow, "_MAX_STEPS", 2)
+    monkeypatch.setattr(sde_lib.runge_kutta, "_MAX_STEPS", 2)
     assert command("--mode=sample", f"--workdir={digits}", "--sampler=ode", "--steps=1", "--num_samples=1") == 5
     (line,) = capsys.readouterr().err.splitlines()
-    assert "raise rtol and atol" in line
+    assert "raise the tolerances (rtol 0.0001, atol 0.0001)" in line
+
+
+def test_mean_and_scale_of_the_data_save_the_flow_evaluations():
+    """Of round Gaussian data nothing is left to solve; five steps, the fewest with doubling lengths, find that."""
+    mean, config, found = torch.linspace(-1, 1, 16).double().reshape(FACTS.shape), load("vpsde"), {}
+    config.sample.sampler, config.sample.steps, config.sample.rtol, config.sample.atol = "ode", 1, 1e-6, 1e-6
+    for gaussian in (Gaussian(mean, 0.25), Gaussian(0 * mean, 1.0)):
+        experiment = build(config, FACTS, gaussian)
+        normal = GaussianMixture(torch.ones(1), mean.float()[None], 0.25)
+        denoise, times = Counted(normal.denoiser(experiment.sde)), make_times(config, experiment.sde)
+        z, x0 = draw_pairs(experiment, denoise, make_step(config, experiment), times, torch.arange(4))
+        torch.testing.assert_close(x0, mean.float() + 0.5 * z, rtol=0, atol=0.02)  # the prior lacks the mean
+        found[gaussian.rest] = denoise.calls - 1  # one is the last denoising
+    assert found[0.25] == 31 < found[1.0]
+
+
+def test_directions_of_the_first_guess_are_not_for_solvers_that_adapt():
+    """They get its mean, and its mean variance."""
+    config = load("vpsde")
+    directions, variances = torch.eye(16).double()[:, :2], torch.tensor([4.0, 1.0]).double()
+    mean = torch.arange(16).double().reshape(FACTS.shape)
+    step = make_step(config, build(config, FACTS, Gaussian(mean, 0.5, variances, directions)), "ode")
+    assert torch.equal(step.gaussian.mean, mean)
+    assert step.gaussian.rest == pytest.approx((4 + 1 + 14 * 0.5) / 16)
+    assert step.gaussian.variances.numel() == 0
+
+
+# --- log-densities ----------------------------------------------------------------------------------------------------
+
+MEAN, STD = 0.2, 0.3
+
+
+def read(workdir):
+    """The arrays of the samples that came with densities."""
+    return dict(np.load(workdir / "samples" / "ode-1" / "samples.npz"))
+
+
+@pytest.mark.parametrize("run", ["digits", "points"])
+def test_log_densities_are_those_that_a_solve_from_the_data_finds(run, request, drawn, monkeypatch):
+    """From the samples as they are before they are decoded; along the same way, the same probes give the same trace."""
+    monkeypatch.setattr(plane, "draw", lambda *args: None)
+    workdir, solver = request.getfixturevalue(run), DormandPrince(1e-5, 1e-5)
+    options = {"solver": "dopri5", "rtol": 1e-5, "atol": 1e-5, "probes": 2}
+    words = [f"--config.likelihood.{key}={value}" for key, value in options.items()]
+    drawn(workdir, "ode", 1, 3, "--log_prob", "--config.sample.keep_latents=true", "--seed=4", *words)
+    found, config = read(workdir), stored(workdir)
+    experiment, denoise, _ = sampling.load(config, workdir, Options())
+    x, trace = torch.from_numpy(found["x0"]), Hutchinson(noise(0, PROBES, torch.arange(4, 7)), 2)
+    trace = trace if run == "digits" else Exact()
+    expected = sde_lib.log_prob(experiment.sde, denoise, x, experiment.gaussian.isotropic(), trace, solver=solver)
+    torch.testing.assert_close(expected.latent, torch.from_numpy(found["latents"]), rtol=0, atol=5e-3)
+    nats = expected.nats.double() + experiment.codec.log_det(experiment.facts.shape)
+    np.testing.assert_allclose(found["log_prob"], nats, rtol=0, atol=1e-2)
+    samples = experiment.codec.decode(x)
+    assert np.array_equal(found["samples"], samples.movedim(1, -1) if run == "digits" else samples)
+
+
+@pytest.mark.parametrize("name", ["vpsde", "vesde", "edm", "ddpm"])
+@pytest.mark.parametrize("levels", [0, 17])
+def test_log_densities_of_gaussian_data_are_in_units_of_the_data(name, levels):
+    """log p = log prior(x_T) + D log(s_T / s) + log |d encoded / d data|: the flow scales by deviations s_T / s."""
+    config = load("vpsde" if levels else "points")
+    config.sde, config.likelihood.t_min = load(name).sde, 0.01 if name != "ddpm" else 2.0
+    config.likelihood.evaluations = 64
+    shape = (1, 2, 4) if levels else (2,)
+    experiment = build(config, DataFacts(shape, levels, 1.0, 1.0))
+    sde, seeds = experiment.sde, torch.arange(5)
+    normal = GaussianMixture(torch.ones(1), torch.full((1, *shape), MEAN), STD**2)
+    z, x, nats = draw_scored(Measurement.of(config, experiment, normal.denoiser(sde)), seeds)
+    t = config.likelihood.t_min
+    (late, final), (early, first) = (
+        (moment.alpha, math.hypot(moment.alpha * STD, moment.sigma)) for moment in map(sde.at, (sde.t_max, t))
+    )
+    latents = sde.prior_std * z.double()
+    torch.testing.assert_close(x.double(), early * MEAN + first / final * (latents - late * MEAN), rtol=0, atol=1e-3)
+    width = 2 / levels if levels else 1
+    expected = sde.prior_log_prob(latents) + math.prod(shape) * math.log(final / first * width)
+    torch.testing.assert_close(nats, expected, rtol=0, atol=5e-3)
+
+
+def test_densities_are_those_of_their_seeds(digits, drawn):
+    """Their probes, too: whatever the batch and the seed of the command are."""
+    words, found = ("--log_prob", "--config.likelihood.evaluations=8", "--config.likelihood.probes=2"), []
+    for num, *more in ((9, "--batch_size=4"), (9,), (2, "--seed=5")):
+        drawn(digits, "ode", 1, num, *words, *more)
+        found.append(read(digits))
+    for key in ("samples", "log_prob"):
+        np.testing.assert_allclose(found[0][key], found[1][key], rtol=1e-5, atol=2e-3)
+        np.testing.assert_allclose(found[2][key], found[1][key][5:7], rtol=1e-5, atol=2e-3)
+    assert len(np.unique(found[1]["log_prob"].round(1))) > 5
+
+
+def test_what_is_told_of_densities(digits, drawn, capsys):
+    _, manifest = drawn(digits, "ode", 1, 5, "--log_prob", "--batch_size=3", "--config.likelihood.evaluations=6")
+    found, told = read(digits), manifest["log_prob"]
+    assert found.keys() == {"samples", "log_prob"}
+    assert (found["log_prob"].shape, found["log_prob"].dtype) == ((5,), np.float64)
+    assert told["nats"] == pytest.approx(found["log_prob"].mean())
+    assert told["nats_stderr"] == pytest.approx(found["log_prob"].std(ddof=1) / math.sqrt(5))
+    assert (told["t"], told["trace"], told["prior"]) == (1e-5, "1 rademacher", "standard")
+    assert told["solver"] == "adams, 6 evaluations"
+    assert told["noise"] == pytest.approx(sde_lib.SDES["vpsde"]().at(1e-5).sigma, rel=1e-4)
+    assert manifest["options"] == {"solver": "adams", "evaluations": 6, "traces": 0}
+    assert (manifest["nfe"], manifest["steps"]) == (6, 1)
+    out = capsys.readouterr().out
+    assert f"log-density {told['nats']:.3f} +- {told['nats_stderr']:.3f} nats in units of the data" in out
+    assert "(adams, 6 evaluations; trace 1 rademacher)" in out
+    assert "of samples with noise of 0.001 in units of what the network sees: none is denoised" in out
+
+
+def test_the_steps_of_the_sampler_do_not_matter_to_a_single_solve(digits, drawn):
+    drawn(digits, "ode", 1, 2, "--log_prob", "--config.likelihood.evaluations=4")
+    expected = read(digits)["log_prob"]
+    words = ("--mode=sample", f"--workdir={digits}", "--sampler=ode", "--steps=7", "--num_samples=2", "--log_prob")
+    assert command(*words, "--config.likelihood.evaluations=4") == 0
+    assert np.array_equal(read(digits)["log_prob"], expected)
+    assert not (digits / "samples" / "ode-7").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--sampler=heun",), "--log_prob needs the probability flow: add --sampler ode"),
+        ((), "--log_prob needs the probability flow: add --sampler ode"),
+        (("--sampler=ode", "--config.likelihood.probes=0"), "probes 0: need at least 1"),
+        (("--sampler=ode", "--config.likelihood.solver=adam"), "unknown solver 'adam'; did you mean 'adams'?"),
+        (("--sampler=ode", "--config.likelihood.prior=best"), "unknown prior 'best'; known: matched, standard"),
+        (("--sampler=ode", "--config.likelihood.t_min=1e-9"), "likelihood at t = 1e-09: the network was trained on"),
+    ],
+)
+def test_densities_that_cannot_be_had(words, message, digits, capsys):
+    before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
+    assert command("--mode=sample", f"--workdir={digits}", "--log_prob", "--num_samples=1", *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert {path: path.stat().st_mtime_ns for path in digits.rglob("*")} == before
+
+
+def test_runs_without_a_density_are_refused(digits, tmp_path, monkeypatch, capsys):
+    """A consistency model and a classifier."""
+    words = ("--mode=sample", "--sampler=ode", "--log_prob", "--num_samples=1")
+    experiment, _, path = sampling.load(stored(digits), digits, Options())
+    consistent = ConsistencyModel(experiment.network, experiment.sde, 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "load", lambda *args: (experiment, consistent, path))
+        assert command(*words, f"--workdir={digits}") == 2
+    assert "knows where the flow ends, not how it gets there, and so no density" in capsys.readouterr().err
+    config = json.loads((digits / "config.json").read_text())
+    config["loss"]["name"] = "classification"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert command(*words, f"--workdir={tmp_path}") == 2
+    assert "is a classifier, which draws nothing and has no density" in capsys.readouterr().err
+
+
+def test_real_numbers_need_no_dequantization_to_have_a_density(points, drawn, monkeypatch):
+    """Nor the setting that the mode likelihood asks for: nothing is dequantised here."""
+    monkeypatch.setattr(plane, "draw", lambda *args: None)
+    drawn(points, "ode", 1, 2, "--log_prob", "--config.likelihood.dequantization=uniform")
+    assert np.isfinite(read(points)["log_prob"]).all()

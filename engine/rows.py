@@ -1,0 +1,85 @@
+"""Results of examples that are not lost: kept batch by batch as they are found, and found again by a later command."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine import ranks
+
+
+class Rows:
+    """Rows of numbers, one for each example, in a file of each process: a line of JSON for each batch.
+
+    Whatever else is asked goes to other files. A batch is there as a whole or not at all, for a line that was cut off
+    does not count. So a command that was killed goes on with the batches that it would have had, to the same bits.
+
+    Args:
+        folder: of the files, <name>.rows-<digest of what is asked>-<number of the process>.jsonl; the first batch
+            makes it.
+        asked: all that the numbers depend on, as JSON values.
+    """
+
+    def __init__(self, folder: Path, name: str, asked: Mapping[str, Any]) -> None:
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+        self.folder, self.own, self.all = folder, f"{name}.rows-{digest}-*.jsonl", f"{name}.rows-*.jsonl"
+        self.rank, self.size = ranks.rank(), ranks.size()
+        self.path = folder / self.own.replace("*", str(self.rank))
+        self.found = self._read()
+        ranks.wait_for_all()  # all have to find the same, to share what is missing
+
+    def missing(self, num: int, batch_size: int) -> list[list[int]]:
+        """This process's share of the batches of the examples 0, ..., num - 1, less those that have a row."""
+        firsts = range(0, num, batch_size)
+        batches = ([i for i in range(k, min(k + batch_size, num)) if i not in self.found] for k in firsts)
+        return [batch for batch in batches if batch][self.rank :: self.size]
+
+    def append(self, examples: Sequence[int], columns: Mapping[str, np.ndarray]) -> None:
+        """Keep the rows of a batch: its examples, and (N,) of each column."""
+        line = json.dumps({"example": list(examples), **{key: column.tolist() for key, column in columns.items()}})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a") as file:
+            file.write(f"\n{line}")  # begins one of its own after one that was cut off
+
+    def collect(self, num: int) -> dict[str, np.ndarray]:
+        """All rows of the examples 0, ..., num - 1 as columns (num,), for when every process has appended its own.
+
+        Raises: OSError if some are not there.
+        """
+        found = self._read()
+        lost = [i for i in range(num) if i not in found]
+        if lost:
+            raise OSError(
+                f"{len(lost)} of {num} rows, the first of example {lost[0]}, are not in {self.folder}: all processes "
+                "of a command need the same folder, and no other command may use it; run the same command to go on"
+            )
+        return {key: np.array([found[i][key] for i in range(num)]) for key in found[0]}
+
+    def others(self) -> list[Path]:
+        """Files that answer another question."""
+        return sorted(set(self.folder.glob(self.all)) - set(self.folder.glob(self.own)))
+
+    def forget(self) -> None:
+        """Delete all files of this name, for the numbers are kept elsewhere now."""
+        for path in self.folder.glob(self.all):
+            path.unlink()
+
+    def _read(self) -> dict[int, dict[str, float]]:
+        """The rows that answer what is asked, by example."""
+        found = {}
+        for path in sorted(self.folder.glob(self.own)):
+            for batch in map(_whole, path.read_text(errors="replace").splitlines()):
+                columns = zip(*batch.values(), strict=True)
+                found |= {example: dict(zip(list(batch)[1:], row, strict=True)) for example, *row in columns}
+        return found
+
+
+def _whole(line: str) -> dict[str, list]:
+    """The value of a line; an empty one if the line was cut off."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return {}

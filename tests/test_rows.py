@@ -1,0 +1,171 @@
+"""Rows of an interrupted measurement: all of them back, bit for bit, each once, and shared out in whole batches."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from engine import ranks
+from engine.rows import Rows
+
+ASKED = {"settings": {"probes": 1, "rtol": 1e-5}, "sizes": (1, 2), "seed": 0, "split": "test"}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No process waits for another, for there is but this one."""
+    monkeypatch.setattr(ranks, "wait_for_all", lambda: None)
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    """The rows of this question as a process finds them: (name, asked, number and count of processes)."""
+
+    def find(name="test", asked=ASKED, rank=0, size=1):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(size))
+        return Rows(tmp_path / "below" / "likelihood", name, asked)
+
+    return find
+
+
+def columns(examples):
+    """Numbers that need all their bits, some of which are none."""
+    rng = np.random.default_rng(np.asarray(examples).sum())
+    odd = np.array([math.nan, math.inf, -math.inf, -0.0, 5e-324, 1 / 3])
+    return {"nats": rng.standard_normal(len(examples)) * 1e-300, "odd": odd[np.arange(len(examples)) % 6]}
+
+
+def test_what_is_kept_is_found_bit_for_bit_and_in_the_order_of_the_examples(rows):
+    first, second = [7, 2, 5], [0, 1, 3, 4, 6]
+    kept = rows()
+    for examples in (first, second):
+        kept.append(examples, columns(examples))
+    expected = {key: np.empty(8) for key in ("nats", "odd")}
+    for examples in (first, second):
+        for key, column in columns(examples).items():
+            expected[key][examples] = column
+    again = rows()
+    assert sorted(again.found) == list(range(8))
+    for found in (kept.collect(8), again.collect(8)):
+        assert list(found) == ["nats", "odd"]
+        for key, column in expected.items():
+            assert found[key].tobytes() == column.tobytes()
+    assert {len(column) for column in again.collect(3).values()} == {3}
+
+
+def test_nothing_is_written_before_the_first_batch(rows, tmp_path):
+    kept = rows()
+    assert kept.missing(5, 2) == [[0, 1], [2, 3], [4]]
+    assert not list(tmp_path.iterdir())
+    kept.append([0, 1], columns([0, 1]))
+    (path,) = (tmp_path / "below" / "likelihood").iterdir()
+    assert path == kept.path
+    assert path.name.startswith("test.rows-")
+    assert path.name.endswith("-0.jsonl")
+
+
+def test_a_line_that_was_cut_off_anywhere_is_none(rows):
+    """The batch before it stays whole, its own is missing as a whole, and the next line is not glued to it."""
+    whole = rows()
+    for examples in ([0, 1], [2, 3]):
+        whole.append(examples, columns(examples))
+    content = whole.path.read_bytes()
+    last = content.rindex(b"\n") + 1
+    for end in range(last, len(content)):
+        whole.path.write_bytes(content[:end])
+        kept = rows()
+        assert kept.missing(6, 2) == [[2, 3], [4, 5]]
+        kept.append([4, 5], columns([4, 5]))
+        assert rows().missing(6, 2) == [[2, 3]]
+    whole.path.write_bytes(content)
+    assert rows().missing(6, 2) == [[4, 5]]
+
+
+@pytest.mark.parametrize("garbage", [b"\0\0\0\0", b"\xff\xfe{", b'{"example": [2', b"{}", b"\n\n"])
+def test_what_a_crash_leaves_at_the_end_is_passed_over(garbage, rows):
+    kept = rows()
+    kept.append([0], columns([0]))
+    kept.path.write_bytes(kept.path.read_bytes() + b"\n" + garbage)
+    kept = rows()
+    assert list(kept.found) == [0]
+    kept.append([1], columns([1]))
+    assert list(rows().found) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"seed": 1}, {"settings": {"probes": 1, "rtol": 1e-6}}, {"sizes": (2, 1)}, {"split": "train"}, {"new": 0}],
+)
+def test_rows_of_another_question_are_left_alone(changed, rows):
+    kept = rows()
+    kept.append([0], columns([0]))
+    other = rows(asked=ASKED | changed)
+    assert other.found == {}
+    assert other.others() == [kept.path]
+    other.append([0], columns([0]))
+    assert rows().found.keys() == {0}
+    assert other.path != kept.path
+
+
+def test_the_same_question_in_other_words_finds_them(rows):
+    rows().append([0], columns([0]))
+    same = json.loads(json.dumps(dict(reversed(ASKED.items()))))
+    found = rows(asked=same)
+    assert found.found.keys() == {0}
+    assert found.others() == []
+
+
+def test_forgetting_leaves_other_names(rows):
+    """All questions of the name and all processes, and nothing else."""
+    for name, asked, rank in (("test", ASKED, 0), ("test", ASKED, 1), ("test", {}, 0), ("train", ASKED, 0)):
+        rows(name, asked, rank, 2).append([rank], columns([0]))
+    other = rows("train")
+    rows("test").forget()
+    assert list(other.folder.iterdir()) == [other.path]
+
+
+def test_rows_that_are_lost_are_an_error(rows):
+    kept = rows()
+    kept.append([0, 2], columns([0, 2]))
+    with pytest.raises(OSError, match=r"2 of 4 rows, the first of example 1, are not in .*likelihood: all processes"):
+        kept.collect(4)
+
+
+# --- sharing out ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize(("num", "batch_size"), [(10, 3), (12, 4), (1, 5), (9, 100)])
+@pytest.mark.parametrize("before", [[], [[0, 1, 2]], [[3, 4, 5], [9]]])
+def test_processes_share_what_is_missing_in_whole_batches(size, num, batch_size, before, rows):
+    """Each missing example once, none that is there; the batches are those of one process, in turns."""
+    for examples in before:
+        rows().append(examples, columns(examples))
+    there = {i for examples in before for i in examples}
+    shares = [rows(rank=rank, size=size).missing(num, batch_size) for rank in range(size)]
+    assert sorted(i for share in shares for batch in share for i in batch) == [i for i in range(num) if i not in there]
+    alone = rows().missing(num, batch_size)
+    assert [shares[k % size][k // size] for k in range(len(alone))] == alone
+    for batch in alone:
+        assert len({i // batch_size for i in batch}) == 1
+        assert batch == sorted(batch)
+
+
+def test_the_rows_of_all_processes_are_collected(rows):
+    each = [rows(rank=rank, size=3) for rank in range(3)]
+    for kept in each:
+        for examples in kept.missing(11, 2):
+            kept.append(examples, columns(examples))
+    alone = rows()
+    assert alone.missing(11, 2) == []
+    expected = np.concatenate([columns([i for i in (k, k + 1) if i < 11])["nats"] for k in range(0, 11, 2)])
+    for kept in (each[0], alone):
+        assert np.array_equal(kept.collect(11)["nats"], expected)
+    assert len({kept.path for kept in each}) == 3
+
+
+def test_a_smaller_batch_leaves_out_what_is_there(rows):
+    rows().append([0, 1, 2, 3], columns(range(4)))
+    assert rows().missing(9, 3) == [[4, 5], [6, 7, 8]]
