@@ -16,7 +16,8 @@ sys.path.insert(0, str(ROOT))
 from engine.config import Options, stored  # noqa: E402
 from engine.sample import load, make_step, make_times  # noqa: E402
 from samplers import Noise, trajectory  # noqa: E402
-from sde_lib import exact_trace, log_prob  # noqa: E402
+from sde_lib import log_prob  # noqa: E402
+from sde_lib.adams import Adams  # noqa: E402
 
 ROWS, MOMENTS, CELLS = 6, 10, 120
 
@@ -28,7 +29,7 @@ def digits(workdir: Path) -> torch.Tensor:
     sde, times, noise = experiment.sde, make_times(config, experiment.sde), Noise(torch.arange(ROWS))
     with torch.no_grad():
         x = sde.prior_std * noise(torch.empty(ROWS, *experiment.facts.shape))
-        states = [x, *trajectory(make_step(config, sde), denoise, x, times, noise)]
+        states = [x, *trajectory(make_step(config, experiment), denoise, x, times, noise)]
     shown = [states[int(k)] for k in torch.linspace(0, len(states) - 1, MOMENTS)]
     return torch.stack(shown, 1)[:, :, 0].add(1).div(2).clamp(0, 1)
 
@@ -39,7 +40,7 @@ def density(workdir: Path) -> tuple[torch.Tensor, torch.Tensor]:
     experiment, denoise, _ = load(config, workdir, Options())
     cells = torch.linspace(-1, 1, CELLS) * 0.6 * experiment.facts.diameter
     points = torch.cartesian_prod(cells, cells)
-    nats = log_prob(experiment.sde, denoise, points, exact_trace(points), rtol=1e-4, atol=1e-4).nats
+    nats = log_prob(experiment.sde, denoise, points, experiment.gaussian.isotropic(), solver=Adams(64)).nats
     return cells, nats.exp().reshape(CELLS, CELLS)
 
 
