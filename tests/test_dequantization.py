@@ -8,6 +8,7 @@ import torch
 from scipy import integrate, stats
 
 from sde_lib import DEQUANTIZATIONS, SDES, GaussianMixture
+from sde_lib.dequantization import data_time
 
 WIDTH = 0.25
 NOISY = [name for name in DEQUANTIZATIONS if name != "none"]
@@ -105,6 +106,16 @@ def test_uniform_noise_fills_the_bin_and_real_numbers_stay():
     state, log_q = DEQUANTIZATIONS["none"](sde, t, x, u, 0.5)
     assert torch.equal(state, x)
     assert log_q.tolist() == [0]
+
+
+def test_noise_of_the_process_is_added_when_it_fills_the_bin(sde):
+    """With a deviation of 0.3 bins, or at the earliest time if that has more; other noise at the earliest time."""
+    for width in (0.25, 1e-6):
+        t = data_time("truncated_normal", sde, width)
+        alpha, sigma, _ = sde.at(t)
+        assert t == pytest.approx(sde.t_min, rel=1e-9) or sigma / alpha == pytest.approx(0.3 * width, rel=1e-6)
+        assert sigma / alpha >= 0.3 * width * (1 - 1e-6)
+        assert data_time("uniform", sde, width) == data_time("none", sde, width) == sde.t_min
 
 
 # --- bounds of the mass of a bin --------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Solvers of the flow: closed forms, measured orders, where they look and how often, and every way to fail."""
 
+import functools
 import itertools
 import math
 
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from scipy.interpolate import CubicSpline
 from test_flow import GUESSES, first_guess
 from test_steps import terminal
 
 from samplers import STEPS
 from sde_lib import ADAPTIVE, SDES, SOLVERS, Flow, NonFiniteError, NotConvergedError
-from sde_lib.adams import Adams, integration_weights
+from sde_lib.adams import Adams, integration_weights, spline_weights
 from sde_lib.denoiser import Prediction
 from sde_lib.nodes import mixture as ratios
 from sde_lib.runge_kutta import DormandPrince
@@ -284,6 +286,38 @@ def test_weights_integrate_polynomials(num):
         polynomial = np.poly1d(rng.standard_normal(num))
         expected = polynomial.integ()(end) - polynomial.integ()(start)
         assert integration_weights(nodes, start, end) @ polynomial(nodes) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("start", [1e-6, 1e-5, 1e-3])
+def test_rounding_near_the_data_is_not_magnified(start):
+    """As much as float32 leaves of x0 - x0_gaussian, over sin theta: 0.1 and more where it is over 1e-6.
+
+    Between the first nodes gaps grow by large factors, and a polynomial through them would carry it far beyond.
+    """
+    noise, u = torch.Generator().manual_seed(0), torch.zeros(50, 1, dtype=torch.float64)
+
+    def f(angle, u, rows, size=1e-7):
+        error = size * torch.randn(u.shape, dtype=u.dtype, generator=noise) / torch.sin(angle)
+        return torch.sin(2 * angle) + error, torch.cos(3 * angle) + error
+
+    for evaluations, allowed in ((32, 1e-3), (80, 2e-5), (160, 2e-5)):
+        solver = Adams(evaluations)
+        smooth = solver(Followed(functools.partial(f, size=0.0)), u, start, 1.57)
+        rough = solver(Followed(f), u, start, 1.57)
+        assert (rough.u - smooth.u).abs().max() < allowed
+        assert (rough.integrals - smooth.integrals).abs().max() < allowed
+
+
+def test_the_spline_is_that_of_scipy_where_gaps_are_even():
+    """And the trapezoidal rule where they grow by more than four, one after the other, at the beginning."""
+    even = np.array([0.1, 0.3, 0.5, 0.8, 1.1, 1.5])
+    values = np.exp(even)
+    assert spline_weights(even) @ values == pytest.approx(CubicSpline(even, values).integrate(0.1, 1.5), rel=1e-12)
+    grown = np.append([1e-6, 1e-4, 0.01], even)
+    values, trapezoids = np.exp(grown), 0.5 * np.diff(grown) * (np.exp(grown[:-1]) + np.exp(grown[1:]))
+    expected = trapezoids[:2].sum() + CubicSpline(grown[2:], values[2:]).integrate(0.01, 1.5)
+    assert spline_weights(grown) @ values == pytest.approx(expected, rel=1e-12)
+    assert spline_weights(grown).sum() == pytest.approx(1.5 - 1e-6, rel=1e-12)
 
 
 # --- Adams: nodes and budget ------------------------------------------------------------------------------------------

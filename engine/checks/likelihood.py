@@ -28,6 +28,7 @@ from engine.randomness import DEQUANTIZATION, uniform
 from engine.train import Trainer
 from samplers import Noise
 from sde_lib import (
+    ADAPTIVE,
     DEQUANTIZATIONS,
     PRIORS,
     PROBES,
@@ -45,6 +46,7 @@ from sde_lib import (
 )
 from sde_lib.adams import Adams
 from sde_lib.motion import Motion, Solution
+from sde_lib.process import Time
 from sde_lib.runge_kutta import DormandPrince
 
 DIMENSIONS, SEED = 4, 40
@@ -125,7 +127,7 @@ def check(setting: Setting) -> Iterator[Row]:
         if name != "adams":
             yield from terms(f"vpsde by {name}", SDES["vpsde"](), solver, setting)
     yield from at_rest(setting)
-    yield from budget()
+    yield from solvers()
     for name in PROBES:
         yield from frozen(name, setting)
     for name in PROBES:
@@ -175,37 +177,45 @@ def at_rest(setting: Setting) -> Iterator[Row]:
 
 
 class Circle:
-    """A motion with a closed form: u turns by the angle, and the rate is a cosine."""
+    """A motion with a closed form: u turns by the angle times the speed, and the rate is a cosine."""
 
-    def __init__(self) -> None:
-        self.traced = []
+    def __init__(self, speed: float = 1.0) -> None:
+        self.speed, self.traced = speed, []
 
     def __call__(
-        self, angle: float, u: Tensor, rows: Tensor | slice = slice(None), traced: bool = True
+        self, angle: Time, u: Tensor, rows: Tensor | slice = slice(None), traced: bool = True
     ) -> tuple[Tensor, Tensor]:
         self.traced.append(traced)
-        return torch.stack([-u[:, 1], u[:, 0]], 1), u.new_full((len(u), int(traced)), math.cos(angle))
+        rate = torch.cos(torch.as_tensor(angle, dtype=u.dtype)).expand(len(u), 1)
+        return self.speed * torch.stack([-u[:, 1], u[:, 0]], 1), rate if traced else rate[:, :0]
 
     def place(self, angle: float) -> str:
         return f"at {angle}"
 
+    def end(self, by: float) -> Tensor:
+        """Where (1, 0) comes to."""
+        return torch.tensor([[math.cos(self.speed * by), math.sin(self.speed * by)]], dtype=torch.float64)
 
-def budget() -> Iterator[Row]:
-    """What the solver with a budget takes, and how its error falls."""
+
+def solvers() -> Iterator[Row]:
+    """The tolerance is kept; what the solver with a budget takes, and how its error falls."""
     motion, (start, end) = Circle(), (1e-3, math.pi / 2 - 1e-3)
-    u = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    u, area = Circle().end(0.0), math.sin(end) - math.sin(start)
+    for name in ADAPTIVE:
+        found, fast = ADAPTIVE[name](1e-6, 1e-6)(Circle(40.0), u, start, end), Circle(40.0).end(end - start)
+        error = worst([distance(found.u, fast), distance(found.integrals, area)])
+        yield Row(f"{name}: error of a fast motion, over the tolerance", error / 1e-6, 100.0)
     found = Adams(32, 12)(motion, u, start, end)
     counts = [len(motion.traced), sum(motion.traced), found.calls.item(), found.traced.item()]
     yield Row("adams: evaluations and traces, off the budget", distance(counts, [32, 12, 32, 12]), 0.0)
-    expected = torch.tensor([[math.cos(end - start), math.sin(end - start)]], dtype=torch.float64)
     for order in (1, 2, 3):
-        errors = [distance(Adams(n, order=order)(Circle(), u, start, end).u, expected) for n in (81, 161)]
+        ends = [Adams(n, order=order)(Circle(), u, start, end).u for n in (81, 161)]
+        errors = [distance(found, Circle().end(end - start)) for found in ends]
         yield Row(
             f"adams: order of a predictor of order {order}, distance from {order + 1}",
             abs(math.log2(errors[0] / errors[1]) - order - 1),
             0.5,
         )
-    area = math.sin(end) - math.sin(start)
     errors = [distance(Adams(161, traces)(Circle(), u, start, end).integrals, area) for traces in (21, 41)]
     yield Row("adams: order in the number of traces, distance from 4", abs(math.log2(errors[0] / errors[1]) - 4), 0.5)
 
