@@ -12,15 +12,15 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from engine import checkpoint
-from engine.build import Experiment, check_at_least, check_form, read_dataset
+from engine.build import Experiment, check_at_least, check_flow, check_form, read_dataset
 from engine.config import Options
 from engine.files import replace, write_json, write_npz
+from engine.likelihood import stderr
 from engine.log import Progress, versions
 from engine.randomness import BOUND, noise, positions
 from engine.sample import Counted, load
 from samplers import Noise
 from sde_lib import (
-    ConsistencyModel,
     Denoiser,
     Discrete,
     NonFiniteError,
@@ -42,8 +42,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     if not 0 <= settings.variance <= 1:
         raise ValueError(f"bound.variance {settings.variance}: need 0 (posterior) to 1 (forward)")
     experiment, denoiser, found = load(config, workdir, options)
-    if isinstance(denoiser, ConsistencyModel):
-        raise ValueError(f"{workdir} knows where the flow ends and so no density; ask its teacher, or another run")
+    check_flow(denoiser, workdir)
     facts, dataset = experiment.facts, read_dataset(config, split)
     check_form(dataset, facts)
     num = min(settings.num_examples or len(dataset), len(dataset))
@@ -71,9 +70,9 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     bits = prior + rate.sum(1) if facts.levels else None
     result = {
         "bits_per_dim": float(bits.mean()) if facts.levels else None,
-        "bits_per_dim_stderr": _stderr(bits) if facts.levels else None,
+        "bits_per_dim_stderr": stderr(bits) if facts.levels else None,
         "nats": float(nats.mean()),
-        "nats_stderr": _stderr(nats),
+        "nats_stderr": stderr(nats),
         "terms": {
             "prior": float(prior.mean()),
             "diffusion": float(rate[:, 1:].sum(1).mean()),
@@ -173,7 +172,3 @@ def report(result: dict) -> str:
         f"  {result['num_examples']} examples once each {where}, {result['seconds']:.1f} s; "
         "compare with --mode likelihood"
     )
-
-
-def _stderr(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0

@@ -243,7 +243,10 @@ def test_a_run_samples_with_its_variances(chain):
 
 def test_a_consistency_model_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(bound, "load", lambda *args: (None, object.__new__(ConsistencyModel), tmp_path))
-    with pytest.raises(ValueError, match="knows where the flow ends and so no density; ask its teacher"):
+    with pytest.raises(
+        ValueError,
+        match="knows where the flow ends, not how it gets there, and so no density and no latents; ask its teacher",
+    ):
         bound.run(load("vpsde"), tmp_path, command_line.Options())
 
 
