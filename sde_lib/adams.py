@@ -1,14 +1,12 @@
 """The solver with a budget: the least error for a given number of evaluations."""
 
-import math
-
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
+from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from sde_lib.motion import Motion, Solution
-from sde_lib.nodes import mixture
+from sde_lib.nodes import nested
 
 
 class Adams:
@@ -50,12 +48,9 @@ class Adams:
     def __call__(self, motion: Motion, u: Tensor, start: float, end: float) -> Solution:
         """Follow the motion of u (B, *) from the angle ``start`` to ``end``, in either order, both in (0, pi / 2)."""
         low, high = sorted((start, end))
-        shares = np.linspace(0, 1, self.evaluations)
-        angles = np.arctan(mixture(math.tan(low), math.tan(high), shares, 1.0)[0])
-        angles[[0, -1]] = low, high
+        angles, marked = nested(low, high, self.evaluations, self.traces)
         if start > end:
-            angles = angles[::-1]
-        marked = np.unique(np.linspace(0, self.evaluations - 1, self.traces).round().astype(int))
+            angles, marked = angles[::-1], self.evaluations - 1 - marked
 
         predicted, past, rates = u, [], []
         for i in range(self.evaluations):
@@ -102,12 +97,15 @@ def integration_weights(nodes: np.ndarray, start: float, end: float) -> np.ndarr
 
 
 def spline_weights(nodes: np.ndarray) -> np.ndarray:
-    """Weights with which values at increasing nodes give the integral of their cubic spline.
+    """Weights with which values at increasing nodes give the integral of their spline.
 
-    The trapezoidal rule takes the first gaps, as long as the next is much larger, for the reason given in ``_move``.
+    It is quintic, or cubic for fewer than twelve nodes. The trapezoidal rule takes the first gaps, as long as the next
+    is much larger, for the reason given in ``_move``.
     """
     gaps = np.diff(nodes)
     first = 1 + np.flatnonzero(gaps[1:] > _GROWTH * gaps[:-1]).max(initial=-1)
     trapezoids = 0.5 * (np.append(gaps[:first], 0) + np.append(0, gaps[:first]))
-    spline = CubicSpline(nodes[first:], np.eye(len(nodes) - first)).integrate(nodes[first], nodes[-1])
+    inner = nodes[first:]
+    degree = 5 if len(inner) >= 12 else min(3, len(inner) - 1)
+    spline = make_interp_spline(inner, np.eye(len(inner)), degree).integrate(inner[0], inner[-1])
     return np.append(np.zeros(first), spline) + np.append(trapezoids, np.zeros(len(nodes) - first - 1))

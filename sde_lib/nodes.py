@@ -2,41 +2,71 @@
 
 import numpy as np
 
-CENTRE = 0.6
-SHARE = 0.93
+CENTRE, SHARE = 0.6, 0.93
+TRACE_CENTRE, TRACE_SHARE = 0.7, 0.87
 
 
-def mixture(low: float, high: float, u: np.ndarray, std: float) -> tuple[np.ndarray, np.ndarray]:
+def mixture(
+    low: float, high: float, u: np.ndarray, std: float, middle: float = CENTRE, share: float = SHARE
+) -> tuple[np.ndarray, np.ndarray]:
     """Noise-to-signal ratios r, dense where the data take shape and nowhere absent: the quantiles of a law of log r.
 
-    The law is a mixture of a logistic one around log(CENTRE std), of weight SHARE, and a uniform one, both cut at the
-    ends. Which mixture, ``benchmarks/likelihood.py`` has measured.
+    The law is a mixture of a logistic one around log(middle std), of weight ``share``, and a uniform one, both cut at
+    the ends. Which mixture, ``benchmarks/likelihood.py`` has measured.
 
     Args:
         low, high: ends, 0 < low < high, exact for u = 0 and 1.
         u: shares of the law, in [0, 1].
         std: standard deviation of the data.
+        middle, share: of the mixture, the first positive, the second in [0, 1].
     Shapes: u any; returns r and d log r / du, float64, shaped as u.
     """
-    ends, centre = np.log([low, high]), np.log(CENTRE * std)
+    ends, centre = np.log([low, high]), np.log(middle * std)
     bottom, top = _logistic(ends - centre)
 
     def law(log_ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Its cumulated share and its density."""
         logistic = _logistic(log_ratio - centre)
-        share, density = (logistic - bottom) / (top - bottom), logistic * (1 - logistic) / (top - bottom)
+        bump, density = (logistic - bottom) / (top - bottom), logistic * (1 - logistic) / (top - bottom)
         uniform = 1 / (ends[1] - ends[0])
         return (
-            SHARE * share + (1 - SHARE) * (log_ratio - ends[0]) * uniform,
-            SHARE * density + (1 - SHARE) * uniform,
+            share * bump + (1 - share) * (log_ratio - ends[0]) * uniform,
+            share * density + (1 - share) * uniform,
         )
 
     table = np.linspace(*ends, 2_001)
     found = np.interp(u, law(table)[0], table)
-    share, density = law(found)
-    found = found + (u - share) / density  # a step of Newton's, from where the table has an error of 1e-5
+    reached, density = law(found)
+    found = found + (u - reached) / density  # a step of Newton's, from where the table has an error of 1e-5
     ratio = np.clip(np.exp(found), low, high)
     return np.select([u == 0, u == 1], [low, high], ratio), 1 / law(found)[1]
+
+
+def nested(low: float, high: float, num: int, traces: int) -> tuple[np.ndarray, np.ndarray]:
+    """Angles atan r of ``num`` nodes of a path, and the numbers of those at which a trace is taken.
+
+    The trace is smooth elsewhere than the path: where it is taken at fewer nodes, these lie at quantiles of a mixture
+    of their own, and the path's divide the gaps between them as its own mixture would.
+
+    Args:
+        low, high: ends, as angles in (0, pi / 2), exact.
+        num, traces: 2 <= traces <= num.
+    Shapes: returns (num,) increasing float64 and (traces,) int64, ends included.
+    """
+    ends, marked = np.tan([low, high]), np.arange(num)
+    shares = np.linspace(0, 1, num)
+    if traces < num:
+        wanted = mixture(*ends, np.linspace(0, 1, traces), 1.0, TRACE_CENTRE, TRACE_SHARE)[0]
+        table = np.linspace(0, 1, 2_001)
+        stops = np.interp(np.log(wanted), np.log(mixture(*ends, table, 1.0)[0]), table)
+        moves = np.ones(traces - 1, dtype=int)
+        for _ in range(num - traces):
+            moves[np.argmax(np.diff(stops) / moves)] += 1
+        marked = np.append(0, np.cumsum(moves))
+        shares = np.interp(np.arange(num), marked, stops)
+    angles = np.arctan(mixture(*ends, shares, 1.0)[0])
+    angles[[0, -1]] = low, high
+    return angles, marked
 
 
 def _logistic(x: np.ndarray) -> np.ndarray:

@@ -195,7 +195,7 @@ def test_traces_are_counted_apart(mixture):
     assert (few.calls.tolist(), few.traced.tolist()) == ([24, 24], [9, 9])
     assert sum(graphs) == 9
     many = log_prob(sde, denoise, x, solver=Adams(24))
-    assert torch.equal(few.latent, many.latent)
+    torch.testing.assert_close(few.latent, many.latent, rtol=0, atol=1e-3)
     torch.testing.assert_close(few.nats, many.nats, rtol=0, atol=0.05)
 
 

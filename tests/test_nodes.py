@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.integrate import cumulative_simpson
 
-from sde_lib.nodes import CENTRE, SHARE, mixture
+from sde_lib.nodes import CENTRE, SHARE, TRACE_CENTRE, TRACE_SHARE, mixture, nested
 
 INTERVALS = {
     "vp": (5e-3, 150.0, 0.7),
@@ -59,3 +59,25 @@ def test_shapes(shape):
     assert ratio.shape == np.shape(slope) == shape
     assert ratio.dtype == slope.dtype == np.float64
     np.testing.assert_array_equal(ratio.ravel(), mixture(1e-3, 80.0, u.ravel(), 0.5)[0])
+
+
+@pytest.mark.parametrize(("num", "traces"), [(2, 2), (3, 2), (48, 16), (48, 47), (72, 24), (200, 3)])
+def test_traces_lie_at_quantiles_of_their_own_law_among_the_nodes_of_the_path(num, traces):
+    low, high = 0.00123, 1.5
+    angles, marked = nested(low, high, num, traces)
+    assert (len(angles), angles[0], angles[-1]) == (num, low, high)
+    assert (np.diff(angles) > 0).all()
+    assert (len(marked), marked[0], marked[-1]) == (traces, 0, num - 1)
+    if traces < num:
+        law = TRACE_CENTRE, TRACE_SHARE
+        own, _ = mixture(np.tan(low), np.tan(high), np.linspace(0, 1, traces), 1.0, *law)
+        np.testing.assert_allclose(np.tan(angles[marked]), own, rtol=1e-3)
+    else:
+        np.testing.assert_array_equal(marked, np.arange(num))
+
+
+def test_the_path_divides_the_gaps_between_traces_as_its_own_law_would():
+    angles, marked = nested(0.00123, 1.5, 480, 16)
+    path, _ = mixture(np.tan(0.00123), np.tan(1.5), np.linspace(0, 1, 480), 1.0)
+    inside = np.searchsorted(np.arctan(path), angles[marked])
+    assert np.abs(np.diff(inside) - np.diff(marked)).max() <= 1.5

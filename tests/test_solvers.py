@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
-from scipy.interpolate import CubicSpline
+from scipy.interpolate import CubicSpline, make_interp_spline
 from test_flow import GUESSES, first_guess
 from test_steps import terminal
 
@@ -221,7 +221,7 @@ def exponent(errors):
 @pytest.mark.parametrize(("start", "end"), [ENDS, ENDS[::-1]], ids=["forward", "backward"])
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_adams_has_an_order_more_than_its_predictor(order, start, end):
-    """And the integrals have that of a cubic spline through values of that order."""
+    """And the integrals have that of values of that order, under a spline of a higher one."""
     expected, areas = curved_end(start, end)
     errors, inexact = [], []
     for evaluations in (76, 151, 301):
@@ -230,8 +230,8 @@ def test_adams_has_an_order_more_than_its_predictor(order, start, end):
         inexact.append((found.integrals - areas).abs().amax(0).tolist())
     assert exponent(errors) == pytest.approx(order + 1, abs=0.4)
     of_state, of_angle = (exponent(column) for column in zip(*inexact))
-    assert of_angle == pytest.approx(4, abs=0.2)
-    assert of_state > min(order + 1, 4) - 0.2
+    assert of_angle > 4.6
+    assert of_state > min(order + 1, 5) - 0.4
 
 
 @pytest.mark.parametrize(("start", "end", "scale"), [(0.3, 1.2, 4.0), (1.2, 0.3, 1.0)], ids=["forward", "backward"])
@@ -318,6 +318,9 @@ def test_the_spline_is_that_of_scipy_where_gaps_are_even():
     expected = trapezoids[:2].sum() + CubicSpline(grown[2:], values[2:]).integrate(0.01, 1.5)
     assert spline_weights(grown) @ values == pytest.approx(expected, rel=1e-12)
     assert spline_weights(grown).sum() == pytest.approx(1.5 - 1e-6, rel=1e-12)
+    many = np.linspace(0.1, 1.5, 12) ** 1.5
+    quintic = make_interp_spline(many, np.sin(many), 5).integrate(many[0], many[-1])
+    assert spline_weights(many) @ np.sin(many) == pytest.approx(quintic, rel=1e-12)
 
 
 # --- Adams: nodes and budget ------------------------------------------------------------------------------------------
@@ -365,16 +368,15 @@ def test_the_budget_is_kept_exactly():
 
 
 @pytest.mark.parametrize(("start", "end"), [ENDS, ENDS[::-1]], ids=["forward", "backward"])
-def test_fewer_traces_change_the_integrals_alone(start, end):
-    """Their error falls with the fourth power of the number of traces, and the path stays bit by bit."""
-    whole, (_, areas) = Adams(481)(Followed(curved), START, start, end), curved_end(start, end)
+def test_fewer_traces_leave_the_path_and_their_error_falls_with_the_fourth_power_or_faster(start, end):
+    expected, areas = curved_end(start, end)
     errors = []
-    for traces in (16, 31, 61):
+    for traces in (16, 31):
         found = Adams(481, traces)(Followed(curved), START, start, end)
-        assert torch.equal(found.u, whole.u)
+        torch.testing.assert_close(found.u, expected, rtol=0, atol=3e-8)
         errors.append((found.integrals - areas).abs().amax(0).tolist())
-    for column in zip(*errors):
-        assert exponent(column) == pytest.approx(4, abs=0.2)
+    for column in zip(*errors):  # with more, what is left is the path's
+        assert exponent(column) > 3.8
 
 
 def test_two_evaluations_are_the_trapezoidal_rule():
