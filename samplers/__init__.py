@@ -7,7 +7,8 @@ from samplers.grids import GRIDS
 from samplers.guidance import classifier, classifier_free
 from samplers.langevin import AnnealedLangevin, langevin_step_size
 from samplers.loop import Step, sample, trajectory
-from samplers.multistep import PLMS, PNDM
+from samplers.pndm import PLMS, PNDM
+from samplers.multistep import Adams, DPMSolver, DPMSolverPP, Multistep, UniPC
 from samplers.noise import Noise
 from samplers.predictor_corrector import PredictorCorrector
 from samplers.singlestep import Heun

@@ -7,10 +7,11 @@ grids end at the data instead: the loop's last denoising is then one of the num_
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sde_lib import SDE, Discrete
+from sde_lib import SDE, Discrete, nodes
 
 Grid = Callable[..., Tensor]
 
@@ -40,6 +41,44 @@ def karras(sde: SDE, num_steps: int, start: float | None = None, end: float | No
         lambda t: torch.exp(-0.5 / rho * sde.log_snr(t)),
         lambda u: sde.time(-2 * rho * torch.log(u)),
     )
+
+
+def flow(sde: SDE, num_steps: int, start: float | None = None, end: float | None = None) -> Tensor:
+    """Evenly spaced in r / (1 + r) with r = sigma / alpha: the time of flow matching. Lipman et al., 2023, eq. 20."""
+    return _in_ratio(sde, num_steps, start, end, lambda r: r / (1 + r), lambda u: u / (1 - u))
+
+
+def angle(sde: SDE, num_steps: int, start: float | None = None, end: float | None = None, std: float = 1.0) -> Tensor:
+    """Evenly spaced in atan(sigma / (alpha std)); with std = 1 the time of the cosine schedule.
+
+    Args:
+        std: standard deviation of the data, positive.
+    """
+    return _in_ratio(sde, num_steps, start, end, lambda r: torch.atan(r / std), lambda u: std * torch.tan(u))
+
+
+def mixture(
+    sde: SDE,
+    num_steps: int,
+    start: float | None = None,
+    end: float | None = None,
+    std: float = 1.0,
+    centre: float = 0.5,
+    share: float = 0.85,
+) -> Tensor:
+    """Dense where the data take shape and nowhere absent: quantiles of a law of log(sigma / alpha).
+
+    The law is a mixture of a logistic one around log(centre std), of weight ``share``, and a uniform one.
+
+    Args:
+        std: standard deviation of the data, positive.
+        centre, share: of the mixture, the first positive, the second in [0, 1].
+    """
+    _check_num(num_steps)
+    start, end = _ends(sde, start, end)
+    low, high = (math.exp(-0.5 * sde.at(t).log_snr) for t in (end, start))
+    ratio, _ = nodes.mixture(low, high, np.linspace(1, 0, num_steps + 1), std, centre, share)
+    return _between(sde.time(-2 * torch.log(torch.from_numpy(ratio))), start, end)
 
 
 def edm(sde: SDE, num_steps: int, start: float | None = None, end: float | None = None) -> Tensor:
@@ -88,6 +127,9 @@ GRIDS: dict[str, Grid] = {
     "quadratic": quadratic,
     "log_snr": log_snr,
     "karras": karras,
+    "flow": flow,
+    "angle": angle,
+    "mixture": mixture,
     "edm": edm,
     "levels": levels,
     "levels_quadratic": levels_quadratic,
@@ -120,13 +162,44 @@ def _spaced(
 ) -> Tensor:
     """Evenly spaced in warp(t)."""
     _check_num(num_steps)
+    start, end = _ends(sde, start, end)
+    first, last = warp(torch.tensor([start, end], dtype=torch.float64))
+    return _between(
+        unwarp(first + (last - first) * torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)), start, end
+    )
+
+
+def _in_ratio(
+    sde: SDE,
+    num_steps: int,
+    start: float | None,
+    end: float | None,
+    warp: Callable[[Tensor], Tensor],
+    unwarp: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Evenly spaced in warp(sigma / alpha)."""
+    return _spaced(
+        sde,
+        num_steps,
+        start,
+        end,
+        lambda t: warp(torch.exp(-0.5 * sde.log_snr(t))),
+        lambda u: sde.time(-2 * torch.log(unwarp(u))),
+    )
+
+
+def _ends(sde: SDE, start: float | None, end: float | None) -> tuple[float, float]:
+    """Both ends, by default those of the SDE."""
     start, end = sde.t_max if start is None else start, sde.t_min if end is None else end
     if not sde.t_min <= end < start <= sde.t_max:
         raise ValueError(f"times from {start} to {end}: need {sde.t_min} <= end < start <= {sde.t_max} for this SDE")
-    ends = torch.tensor([start, end], dtype=torch.float64)
-    first, last = warp(ends)
-    times = unwarp(first + (last - first) * torch.linspace(0, 1, num_steps + 1, dtype=torch.float64))
-    times[[0, -1]] = ends
+    return start, end
+
+
+def _between(times: Tensor, start: float, end: float) -> Tensor:
+    """Times with their ends made exact."""
+    times[[0, -1]] = torch.tensor([start, end], dtype=torch.float64)
     if not (times.diff() < 0).all():
-        raise ValueError(f"{num_steps} steps from {start} to {end} are too many to tell their times apart; use fewer")
+        num = len(times) - 1
+        raise ValueError(f"{num} steps from {start} to {end} are too many to tell their times apart; use fewer")
     return times

@@ -86,7 +86,7 @@ MATCHING = "sde_lib.score_matching"
 BOUND = "sde_lib.bound"
 GAUSSIAN, NODES = "sde_lib.gaussian:Gaussian", "sde_lib.nodes"
 STOCHASTIC, CORRECTOR = "samplers.stochastic", "samplers.predictor_corrector"
-LANGEVIN, MULTISTEP = "samplers.langevin", "samplers.multistep"
+LANGEVIN, MULTISTEP = "samplers.langevin", "samplers.pndm"
 
 MUTATIONS = [
     # --- processes ----------------------------------------------------------------------------------------------------

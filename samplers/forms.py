@@ -1,0 +1,125 @@
+"""Coordinates in which solvers follow the probability flow: what they scale out, what they see, by which clock.
+
+With y = x / alpha and r = sigma / alpha the flow of every SDE is dy / dlog r = y - x0. A form scales the state,
+u = (y - mean) / scale, and knows how what is left moves:
+
+    du / dlog r = pace value,    value = b ((x0 - mean) - (1 - g) (y - mean)),    g = dlog scale / dlog r
+
+A solver puts a polynomial through values, in a clock of its choice, and integrates pace times polynomial exactly. So a
+multistep method of the literature is a form, a clock and an order.
+
+With noise, eta > 0, the reverse SDE dy / dlog r = (1 + eta^2) (y - x0) + sqrt(2) eta r dw has the same marginals; its
+form has the scale to the power 1 + eta^2, and the same values.
+
+References: Zhang, Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2023, arXiv:2204.13902; Lu et
+al., "DPM-Solver++", 2022, arXiv:2211.01095; Xue et al., "SA-Solver", 2023, arXiv:2309.05019 (tau is our eta).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sde_lib import SDE
+
+Function = Callable[[np.ndarray, float], np.ndarray]
+"""(r, std) -> number, with the standard deviation of the data."""
+
+
+class Form(NamedTuple):
+    """What is scaled out of the state and what is looked at; functions of r = sigma / alpha and of the data's std.
+
+    scale: of the state, without noise.
+    growth: g = dlog scale / dlog r.
+    weight: b, of x0 in the value.
+    """
+
+    scale: Function
+    growth: Function
+    weight: Function
+
+
+FORMS: dict[str, Form] = {
+    "data": Form(lambda r, s: r, lambda r, s: np.ones_like(r), lambda r, s: np.ones_like(r)),
+    "noise": Form(lambda r, s: np.ones_like(r), lambda r, s: np.zeros_like(r), lambda r, s: -1 / r),
+    "velocity": Form(lambda r, s: 1 + r, lambda r, s: r / (1 + r), lambda r, s: -(1 + r) / r),
+    "residual": Form(
+        lambda r, s: np.hypot(r, s), lambda r, s: r**2 / (r**2 + s**2), lambda r, s: np.hypot(r, s) / (r * s)
+    ),
+}
+"""The values are x0; eps; the velocity eps - x0 of flow matching; and what is left of x0 when N(mean, s^2 I) has told
+its guess, of unit variance: the output of a preconditioned network. For data of that law it is 0."""
+
+CLOCKS: dict[str, Callable[[np.ndarray, float, SDE], np.ndarray]] = {
+    "log_ratio": lambda r, s, sde: np.log(r),
+    "ratio": lambda r, s, sde: r,
+    "flow": lambda r, s, sde: r / (1 + r),
+    "angle": lambda r, s, sde: np.arctan(r / s),
+    "time": lambda r, s, sde: sde.time(-2 * torch.from_numpy(np.log(r))).numpy(),
+}
+"""(r, std, sde) -> the variable that polynomials are in."""
+
+
+class Coordinates:
+    """A form and a clock, for one process and one law of the data: where all integrals are worked out.
+
+    Args:
+        form, clock: keys of ``FORMS`` and ``CLOCKS``.
+        std: standard deviation s of the data.
+        eta: share of noise: 0 follows the flow, 1 the reverse SDE.
+    Raises: ValueError for an unknown name.
+    """
+
+    def __init__(self, sde: SDE, form: str, clock: str, std: float = 1.0, eta: float = 0.0) -> None:
+        if form not in FORMS:
+            raise ValueError(f"unknown form {form!r}; known: {', '.join(FORMS)}")
+        if clock not in CLOCKS:
+            raise ValueError(f"unknown clock {clock!r}; known: {', '.join(CLOCKS)}")
+        self.sde, self.form, self.std, self.power, self.eta = sde, FORMS[form], std, 1 + eta**2, eta
+        self._clock = CLOCKS[clock]
+
+    def clock(self, ratio: np.ndarray) -> np.ndarray:
+        """The variable of the polynomials."""
+        return self._clock(ratio, self.std, self.sde)
+
+    def scale(self, ratio: np.ndarray) -> np.ndarray:
+        """By which the state is divided."""
+        return self.form.scale(ratio, self.std) ** self.power
+
+    def weights(self, ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(a, b) of value = a (y - mean) + b (x0 - mean)."""
+        b = self.form.weight(ratio, self.std)
+        return b * (self.form.growth(ratio, self.std) - 1), b
+
+    def pace(self, ratio: np.ndarray) -> np.ndarray:
+        """du / dlog r over the value."""
+        return -self.power / (self.scale(ratio) * self.form.weight(ratio, self.std))
+
+    def integrals(self, nodes: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """What each node's value adds to u from start to end, if values follow the polynomial through the nodes.
+
+        Shapes: nodes (N, k) of r, start, end (N,); returns (N, k).
+        """
+        places, widths = _between(start, end)
+        clock, at = self.clock(nodes), self.clock(places)
+        others = ~np.eye(nodes.shape[1], dtype=bool)
+        gaps = np.where(others, clock[:, :, None] - clock[:, None, :], 1.0)
+        factors = np.where(others, (at[:, :, None, None] - clock[:, None, None, :]) / gaps[:, None], 1.0)
+        return np.einsum("nq,nqk->nk", widths * self.pace(places), factors.prod(-1))
+
+    def noise(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Standard deviation of the noise in y that a move from start to end adds; (N,) and so returned."""
+        places, widths = _between(start, end)
+        kept = self.scale(end)[:, None] / self.scale(places)
+        return self.eta * np.sqrt(np.maximum(-2 * (widths * (places * kept) ** 2).sum(1), 0.0))
+
+
+_POINTS, _WIDTHS = np.polynomial.legendre.leggauss(20)
+
+
+def _between(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss points of r between the ends, and their widths in log r; (N, 20)."""
+    first, last = np.log(start)[:, None], np.log(end)[:, None]
+    half = 0.5 * (last - first)
+    return np.exp(first + half * (1 + _POINTS)), half * _WIDTHS
