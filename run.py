@@ -8,6 +8,7 @@ examples:
   python run.py --config vpsde --mode sample --sampler pc               draw digits by predictor-corrector
   python run.py --workdir runs/vpsde --mode sample --num_samples 16     the same run, found by its folder
   python run.py --config vpsde --mode sample --sampler ode --log_prob   digits, each with its log-density
+  python run.py --config vpsde --mode tune --steps 10                   fit ten steps to the network, for good
   python run.py --config vpsde --mode likelihood                        bits per dimension of held-out digits
   python run.py --config iddpm --mode bound                             a bound on them by the chain, level by level
   python run.py --config vpsde --mode evaluate --sampler heun           samples beside real digits, by a classifier
@@ -41,6 +42,7 @@ from engine.errors import describe, exit_status, unknown
 MODES = {
     "train": "engine.train",
     "sample": "engine.sample",
+    "tune": "engine.tune",
     "likelihood": "engine.likelihood",
     "bound": "engine.bound",
     "evaluate": "engine.evaluate",
@@ -52,6 +54,9 @@ MODES = {
 
 ALONE = {"selftest"}
 """Modes that are about no run: they need neither a config nor the folder of one."""
+
+DRAWING = {"sample", "evaluate"}
+"""Modes that draw samples, and may tune the sampler first."""
 
 SHORTHANDS = {
     "sampler": "sample.sampler",
@@ -85,6 +90,7 @@ def define_flags() -> flags.FlagValues:
     text("device", None, "auto | cpu | cuda | mps ... (default: device of the config)")
     choice("weights", Options.weights, ["ema", "raw"], "averaged weights or those of the last step")
     choice("split", None, ["train", "test"], "which examples to take (default: by the mode)")
+    choice("tune", None, ["grid"], "first fit times and coefficients of the sampler to the run, as --mode tune")
     text("task", None, "what the mode edit does: interpolate | encode | decode")
     switch("log_prob", False, "the log-density of each sample, for --sampler ode")
     choice("dtype", Options.dtype, ["float32", "float64"], "numbers that the selftest computes with")
@@ -133,6 +139,8 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError(f"unexpected argument {extra[0]!r}; flags begin with -- (see --help)")
     if values.mode not in MODES:
         raise unknown("mode", values.mode, MODES) if values.mode else ValueError(f"give --mode ({' | '.join(MODES)})")
+    if values.tune and values.mode not in DRAWING:
+        raise ValueError(f"--tune is for --mode {' or '.join(sorted(DRAWING))}, not {values.mode}")
     shorthands = SHORTHANDS | OWN_SHORTHANDS.get(values.mode, {})
     given = ((key, values[flag].value) for flag, key in shorthands.items())
     changes += [(key.format(mode=values.mode), str(value)) for key, value in given if value is not None]
@@ -143,6 +151,9 @@ def run(argv: Sequence[str]) -> None:
         config, workdir = resolve(values.config, values.workdir, changes, values.mode)
     options = Options(**{field.name: values[field.name].value for field in dataclasses.fields(Options)})
     try:
+        if values.tune:
+            importlib.import_module(MODES["tune"]).run(config, workdir, options)
+            config.sample.grid = "tuned"
         importlib.import_module(MODES[values.mode]).run(config, workdir, options)
     except OSError as error:
         if error.filename is not None:

@@ -23,24 +23,22 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.integrate import solve_ivp
-from sklearn.cluster import KMeans
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.problems import digits64, first_guess  # noqa: E402
 from engine.build import load, read_dataset  # noqa: E402
 from engine.config import Options, stored  # noqa: E402
 from samplers import Noise  # noqa: E402
-from sde_lib import SDE, SDES, Denoiser, Exact, Gaussian, GaussianMixture, Hutchinson, log_prob  # noqa: E402
+from sde_lib import SDE, SDES, Denoiser, Exact, Gaussian, Hutchinson, log_prob  # noqa: E402
 from sde_lib.adams import Adams  # noqa: E402
 from sde_lib.likelihood import Solver, matched_prior  # noqa: E402
 from sde_lib.runge_kutta import DormandPrince  # noqa: E402
 from sde_lib.solvers import Torchdiffeq  # noqa: E402
 
 ROUNDS = 3
-CLUSTERS, DIRECTIONS, FLOOR = 5, 12, 0.05
 
 
 class Problem(NamedTuple):
@@ -67,22 +65,9 @@ class Answer(NamedTuple):
 
 def mixture() -> Problem:
     """Draws of the mixture of digits, by VP."""
-    images, labels = load_digits(return_X_y=True)
-    images, weights, means, covariances = torch.from_numpy(images / 8 - 1), [], [], []
-    for digit in range(10):
-        own = images[torch.from_numpy(labels == digit)]
-        cluster = torch.from_numpy(KMeans(CLUSTERS, n_init=4, random_state=0).fit(own.numpy()).labels_)
-        for k in range(CLUSTERS):
-            member = own[cluster == k]
-            values, vectors = torch.linalg.eigh(torch.cov(member.mT))
-            leading = vectors[:, -DIRECTIONS:] * values[-DIRECTIONS:].clamp_min(0).sqrt()
-            weights.append(len(member))
-            means.append(member.mean(0))
-            covariances.append(leading @ leading.mT + FLOOR**2 * torch.eye(64).double())
-    law = GaussianMixture.of_covariances(torch.tensor(weights).double(), torch.stack(means), torch.stack(covariances))
-    sde = SDES["vpsde"](t_min=1e-5)
+    law, sde = digits64(), SDES["vpsde"](t_min=1e-5)
     x = law.sample(96, torch.Generator().manual_seed(31337))
-    return Problem(sde, law.denoiser(sde), Gaussian(law.mean, law.covariance.trace().item() / 64), x, law.log_prob(x))
+    return Problem(sde, law.denoiser(sde), first_guess(law), x, law.log_prob(x))
 
 
 def network(workdir: Path) -> Problem:

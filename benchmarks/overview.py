@@ -26,7 +26,7 @@ def digits(workdir: Path) -> torch.Tensor:
     """States of a predictor-corrector trajectory at evenly spaced steps, (ROWS, MOMENTS, 8, 8) in [0, 1]."""
     config = stored(workdir)
     experiment, denoise, _ = load(config, workdir, Options())
-    sde, times, noise = experiment.sde, make_times(config, experiment.sde), Noise(torch.arange(ROWS))
+    sde, times, noise = experiment.sde, make_times(config, experiment), Noise(torch.arange(ROWS))
     with torch.no_grad():
         x = sde.prior_std * noise(torch.empty(ROWS, *experiment.facts.shape))
         states = [x, *trajectory(make_step(config, experiment), denoise, x, times, noise)]

@@ -56,8 +56,8 @@ NOT_COMPARED = {
     "score_sde: the label tables (`ve_discrete_labels`)": "labels belong to the imported networks.",
     "score_sde: inpainting and colourisation (`controllable`)": "no constraints here yet.",
     "score_sde: networks, layers and checkpoints": "no reader of its checkpoints here yet.",
-    "EDM: churn, the midpoint rule, Heun and Euler in the time of VP or VE (`edm.churn_*`, other `ablation.*`)": "no "
-    "such step here; ours move in sigma / alpha.",
+    "EDM: the midpoint rule, Heun and Euler in the time of VP or VE (other `ablation.*`)": "no such step here; ours "
+    "move in sigma / alpha.",
     "EDM: preconditioning of VE and iDDPM": "scales its input otherwise, or rounds sigma to a table; such networks "
     "keep their own wrapper.",
     "EDM: random numbers from seeds (`stacked.*`)": "another generator, on purpose.",

@@ -27,5 +27,4 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every = 10_000
     config.train.sample_every = 10_000
     config.train.precision = "bfloat16"
-    config.sample.steps = 1_000
     return config

@@ -8,6 +8,5 @@ from configs import default
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.sde = default.choose("sde", "edm")
-    config.sample.grid = "karras"
     config.sample.t_min = 0.0
     return config

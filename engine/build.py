@@ -194,8 +194,7 @@ def load_model(config: ConfigDict, workdir: Path, options: Options) -> tuple[Exp
     meta = checkpoint.read_meta(found)
     facts = DataFacts.from_dict(meta["data"])
     experiment = build(config, facts, checkpoint.load_gaussian(found, facts.shape))
-    name = checkpoint.RAW if options.weights == "raw" else meta["ema"][0]
-    checkpoint.load_network(found, name, experiment.network)
+    checkpoint.load_network(found, checkpoint.weights_file(meta, options.weights), experiment.network)
     network = experiment.network.eval().requires_grad_(False)
     return experiment, experiment.denoiser(network, config), found
 

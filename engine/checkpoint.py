@@ -34,6 +34,11 @@ def ema_file(rate: float) -> str:
     return f"ema-{rate:g}.safetensors"
 
 
+def weights_file(meta: Mapping[str, Any], weights: str) -> str:
+    """Name of the file with the weights ``ema`` or ``raw`` of a checkpoint with this meta.json."""
+    return RAW if weights == "raw" else meta["ema"][0]
+
+
 def save(
     folder: Path,
     step: int,

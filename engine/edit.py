@@ -20,7 +20,7 @@ from engine.config import Options
 from engine.files import read_npz, replace, write_json, write_npz
 from engine.log import Progress, versions
 from engine.sample import Counted, is_image, make_step, numbered, picture, write_samples
-from samplers import DDIM, Ancestral, Noise, sample
+from samplers import DDIM, Ancestral, Noise, Step, sample
 from samplers.editing import depth_time, flow_path, slerp, stochastic_path
 from samplers.grids import karras
 from sde_lib import NonFiniteError
@@ -127,15 +127,16 @@ def paths(
     first, second = x.split(1)
     weights = weights.to(x).reshape(-1, *[1] * (x.ndim - 1))
     alike, end = torch.full((len(weights),), config.seed), settings.t_min or None
+    steps = settings.steps or Step.num_steps
     depths = {share: depth_time(sde, share, experiment.sigma_data(config)) for share in config.edit.depths}
     yield "pixels", torch.lerp(first, second, weights)
     for share, t in depths.items():
-        step, times = Ancestral(sde, settings.variance), karras(sde, settings.steps, t, end)
+        step, times = Ancestral(sde, settings.variance), karras(sde, steps, t, end)
         yield f"noise {share:g}", stochastic_path(step, denoise, first, second, weights, times, Noise(alike))
     flow = make_step(config, experiment, "ode")
     yield "flow latents", flow_path(flow, denoise, first, second, weights)
     latents = sde.prior_std * Noise(torch.tensor([config.seed, config.seed + 1]))(x)
-    mixed, times = slerp(*latents.split(1), weights), karras(sde, settings.steps, end=end)
+    mixed, times = slerp(*latents.split(1), weights), karras(sde, steps, end=end)
     yield PRIOR, sample(DDIM(sde), denoise, mixed, times, Noise(alike))
 
 

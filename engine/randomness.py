@@ -17,7 +17,7 @@ from sde_lib import SDE, TimeLaw, stratified
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
-TRAINING, DITHER, HELD_OUT, DEQUANTIZATION, PROBES, OBJECTIVE, BOUND = range(1, 8)
+TRAINING, DITHER, HELD_OUT, DEQUANTIZATION, PROBES, OBJECTIVE, BOUND, TUNING = range(1, 9)
 """Purposes; 0 is sampling, where a sample's own seed is the position."""
 
 

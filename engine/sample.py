@@ -4,7 +4,7 @@ Sample i of a command depends on the seed ``seed + i`` alone; the batch size cha
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,15 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from data import scatter_png, write_png
-from engine import checkpoint, plane
+from engine import checkpoint, plane, tuned
 from engine.build import DataFacts, Experiment, check_at_least, check_flow, load, options, pick
 from engine.config import Options
+from engine.errors import CheckpointError
 from engine.files import write_json, write_npz
 from engine.likelihood import Measurement, stderr
 from engine.log import Progress, versions
-from samplers import GRIDS, STEPS, Heun, Noise, Step, sample
+from samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample
+from samplers.calibration import Tuned
 from sde_lib import SDE, SOLVERS, Denoiser, NonFiniteError, Prediction
 from sde_lib.motion import ExampleError
 
@@ -76,7 +78,7 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
     Raises: ValueError for log_prob with another sampler than the flow, or a run that has none.
     """
     settings = config.sample
-    pick(STEPS, "sampler", settings.sampler)
+    kind = pick(STEPS, "sampler", settings.sampler)
     if given.log_prob and settings.sampler != "ode":
         raise ValueError("--log_prob needs the probability flow: add --sampler ode")
     experiment, denoiser, found = load(config, workdir, given)
@@ -84,11 +86,15 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
     if given.log_prob:
         check_flow(denoiser, workdir)
         measurement = Measurement.of(config, experiment, counted)
-        draw_batch, steps, solver = partial(draw_scored, measurement), 1, config.likelihood.solver
+        draw_batch, steps, grid = partial(draw_scored, measurement), 1, ""
+        solver = config.likelihood.solver
         taken = {"solver": solver, **options(SOLVERS[solver], config.likelihood)}
     else:
-        step, times, steps = make_step(config, experiment), make_times(config, experiment.sde), settings.steps
-        draw_batch, taken = partial(draw_pairs, experiment, counted, step, times), options(type(step), settings)
+        step, times, grid = planned(config, workdir, experiment, found, given.weights)
+        steps = chosen(config, experiment.sde)[1]
+        source = pick(NOISES, "noise", settings.noise)
+        draw_batch = partial(draw_pairs, experiment, counted, step, times, source=source)
+        taken = {"noise": settings.noise, **options(kind, settings)}
     progress, drawn, start = Progress(num, "samples"), [], time.perf_counter()
     for first in range(0, num, batch_size):
         seeds = torch.arange(first, min(first + batch_size, num)) + config.seed
@@ -100,7 +106,7 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
     manifest = {
         "sampler": settings.sampler,
         "steps": steps,
-        "grid": settings.grid,
+        "grid": grid,
         "options": taken,
         "nfe": calls,
         "seconds": seconds,
@@ -128,13 +134,18 @@ def draw(experiment: Experiment, denoise: Denoiser, step: Step, times: Tensor, s
 
 
 def draw_pairs(
-    experiment: Experiment, denoise: Denoiser, step: Step, times: Tensor, seeds: Tensor
+    experiment: Experiment,
+    denoise: Denoiser,
+    step: Step,
+    times: Tensor,
+    seeds: Tensor,
+    source: Callable[[Tensor], Noise] = Noise,
 ) -> tuple[Tensor, Tensor]:
     """The normals that a sample begins with and the data it ends at, encoded, for each seed (B,).
 
     Raises: NonFiniteError or NotConvergedError naming the seed.
     """
-    noise = Noise(seeds)
+    noise = source(seeds)
     with torch.no_grad(), numbered(seeds):
         z = first_normals(experiment, noise)
         x0 = sample(step, denoise, experiment.sde.prior_std * z, times, noise)
@@ -178,12 +189,44 @@ def make_step(config: ConfigDict, experiment: Experiment, sampler: str | None = 
     variance would be as important as all others.
     """
     kind = pick(STEPS, "sampler", sampler or config.sample.sampler)
-    return kind(experiment.sde, **options(kind, {**config.sample, "gaussian": experiment.gaussian.isotropic()}))
+    settings = {key: value for key, value in config.sample.items() if key != "order" or value}  # 0: the method's own
+    return kind(experiment.sde, **options(kind, {**settings, "gaussian": experiment.gaussian.isotropic()}))
 
 
-def make_times(config: ConfigDict, sde: SDE) -> Tensor:
+def make_times(config: ConfigDict, experiment: Experiment) -> Tensor:
     """The grid of ``sample.grid`` down to ``sample.t_min``, where 0 is the earliest time of the SDE."""
-    return pick(GRIDS, "grid", config.sample.grid)(sde, config.sample.steps, end=config.sample.t_min or None)
+    name, steps = chosen(config, experiment.sde)
+    grid = pick(GRIDS, "grid", name)
+    known = options(grid, {"std": experiment.gaussian.std, "dimensions": experiment.gaussian.dimensions})
+    return grid(experiment.sde, steps, end=config.sample.t_min or None, **known)
+
+
+def planned(
+    config: ConfigDict, workdir: Path, experiment: Experiment, found: Path, weights: str
+) -> tuple[Step, Tensor, str]:
+    """Step, times and name of the grid: by a calibration of these weights if no grid is named, or ``tuned`` is.
+
+    Raises: CheckpointError or ValueError for ``tuned`` without a calibration, or with one for something else.
+    """
+    step, (name, steps) = make_step(config, experiment), chosen(config, experiment.sde)
+    path, demanded = tuned.place(workdir, config.sample.sampler, steps), name == tuned.GRID
+    if demanded or (path.exists() and not config.sample.grid):
+        try:
+            plan = tuned.read(path, tuned.asked(config, step, found, weights))
+        except (CheckpointError, ValueError) as error:
+            if demanded:
+                raise
+            print(f"not tuned: {error}")
+        else:
+            print(f"tuned by {path}")
+            return Tuned(step, plan), torch.tensor(plan.times, dtype=torch.float64), tuned.GRID
+    return step, make_times(config, experiment), name
+
+
+def chosen(config: ConfigDict, sde: SDE) -> tuple[str, int]:
+    """Name of the grid and number of steps: those of the section ``sample``, or the sampler's own."""
+    kind = pick(STEPS, "sampler", config.sample.sampler)
+    return config.sample.grid or kind.grid or sde.grid, config.sample.steps or kind.num_steps
 
 
 def preview(experiment: Experiment, denoiser: Denoiser, config: ConfigDict, path: Path) -> None:
@@ -193,8 +236,8 @@ def preview(experiment: Experiment, denoiser: Denoiser, config: ConfigDict, path
     """
     sde = experiment.sde
     step, times = Heun(sde), GRIDS["karras"](sde, 18)
-    if config.sample.steps <= 18:
-        step, times = make_step(config, experiment), make_times(config, sde)
+    if chosen(config, sde)[1] <= 18:
+        step, times = make_step(config, experiment), make_times(config, experiment)
     num = GRID_SAMPLES if is_image(experiment.facts) else 2_000
     samples = draw(experiment, denoiser, step, times, torch.arange(num))
     picture(path, samples, experiment.facts)

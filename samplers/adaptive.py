@@ -1,10 +1,19 @@
-"""The probability flow by an adaptive solver, as one step."""
+"""Solvers that choose their own steps, each as one step of the loop: an error for as many evaluations as it takes."""
 
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
+from samplers.brownian import PLACES, motion
 from samplers.loop import Draw, Step
-from sde_lib import ADAPTIVE, SDE, Flow, Gaussian
+from sde_lib import ADAPTIVE, SDE, Flow, Gaussian, NonFiniteError, NotConvergedError
 from sde_lib.denoiser import Denoiser
+from sde_lib.runge_kutta import check_tolerances
+
+Look, Increment = Callable[[Tensor, Tensor], Tensor], Callable[[], Tensor]
 
 
 class ODE(Step):
@@ -21,6 +30,8 @@ class ODE(Step):
         not positive.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, section 4.3. arXiv:2011.13456
     """
+
+    num_steps = 1
 
     def __init__(
         self,
@@ -52,3 +63,144 @@ class ODE(Step):
     def decode(self, denoise: Denoiser, latents: Tensor) -> Tensor:
         """Inverse of ``encode`` to the solver's tolerance; so no denoising follows."""
         return self.follow(denoise, self.sde.prior_std * latents, self.sde.t_max, self.sde.t_min)
+
+
+class StepControl(Step):
+    """Moves between t and s whose sizes follow from the difference of two estimates, for each example by itself.
+
+        error = rms((high - low) / max(atol, rtol |low|)),    size *= 0.9 error^(-power), at most 2
+
+    A move is made, to ``high``, where the error is at most 1, else tried again with less. Sizes are in
+    log(sigma / alpha), none above ``longest``; what happens to an example does not depend on its batch. A grid of one
+    step is the whole way.
+
+    Args:
+        control_rtol, control_atol: relative and absolute tolerance of a move, positive.
+    Raises: ValueError for a tolerance that is not positive; when called, NotConvergedError or NonFiniteError naming
+        example and time.
+    """
+
+    num_steps = 1
+    power: float
+    longest = math.inf
+
+    def __init__(self, sde: SDE, control_rtol: float = 0.05, control_atol: float = 0.0078) -> None:
+        self.sde = sde
+        self.rtol, self.atol = check_tolerances(control_rtol, control_atol)
+
+    @abstractmethod
+    def propose(self, look: Look, x: Tensor, t: Tensor, s: Tensor, increment: Increment) -> tuple[Tensor, Tensor]:
+        """Low and high, the estimates of the state at s.
+
+        Args:
+            look: (x, t) -> x0.
+            increment: that of the noise, a standard normal.
+        Shapes: x (b, *) float64; t, s (b, 1, ..., 1); returns twice (b, *).
+        """
+
+    def keys(self, draw: Draw, x: Tensor) -> Tensor:
+        """What the noise between t and s depends on for each example; (B,) int64."""
+        return torch.zeros(len(x), dtype=torch.int64)
+
+    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+        start, end = (-0.5 * self.sde.at(time).log_snr for time in (t, s))
+        dtype, result, keys = x.dtype, torch.empty_like(x), self.keys(draw, x)
+        x, most = x.double(), max(1, int(PLACES * min(1.0, self.longest / abs(end - start))))
+        rows, place = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64)
+        size = torch.full_like(place, PLACES // 64)
+
+        def time(place: Tensor) -> Tensor:
+            log_snr = -2 * (start + (end - start) * place.double() / PLACES)
+            return self.sde.time(log_snr).clamp(s, t).reshape(-1, *[1] * (x.ndim - 1)).to(x.device)
+
+        def look(x: Tensor, t: Tensor) -> Tensor:
+            return denoise(x.to(dtype), t.to(dtype)).x0.double()
+
+        def increment() -> Tensor:
+            later, now = (motion(keys[rows], p, x) for p in (place + size, place))
+            return (later - now) * (PLACES / size.to(x)).sqrt().reshape(-1, *[1] * (x.ndim - 1))
+
+        for _ in range(_MAX_MOVES):
+            size = torch.minimum(size, (PLACES - place).clamp(max=most))
+            low, high = self.propose(look, x, time(place), time(place + size), increment)
+            tolerance = (self.rtol * low.abs()).clamp_min(self.atol)
+            error = ((high - low) / tolerance).flatten(1).square().mean(1).sqrt().cpu()
+            if not (finite := error.isfinite()).all():
+                bad = int(finite.int().argmin())
+                where = f"at t = {time(place)[bad].item():.4g}"
+                raise NonFiniteError(
+                    f"the network is not finite {where}; check the weights and the data", int(rows[bad])
+                )
+            accept = error <= 1
+            x = torch.where(accept.to(x.device).reshape(-1, *[1] * (x.ndim - 1)), high, x)
+            place = torch.where(accept, place + size, place)
+            factor = (0.9 * error.clamp_min(1e-10) ** -self.power).clamp(0.1, 2.0)
+            size = (size * factor).long().clamp_min(accept.long())
+            if (size == 0).any():
+                break
+            result[rows] = x.to(dtype)
+            going = place < PLACES
+            x, rows, place, size = (v[going.to(v.device)] for v in (x, rows, place, size))
+            if len(rows) == 0:
+                return result
+        bad = int(size.argmin())
+        raise NotConvergedError(
+            f"the solver is stuck at t = {time(place)[bad].item():.4g}, with a step of "
+            f"{abs(end - start) * size[bad].item() / PLACES:.1g} in log(sigma / alpha); raise the tolerances "
+            f"(rtol {self.rtol:g}, atol {self.atol:g})",
+            int(rows[bad]),
+        )
+
+
+class AdaptiveSDE(StepControl):
+    """The reverse SDE with step-size control: the ancestral move, and again with the mean of the data at both ends.
+
+        low = E[x_s | x, x0] + std z,    high = E[x_s | x, (x0 + x0(low, s)) / 2] + std z,    power = 0.9
+
+    The paper's solver in coordinates without drift. The noise is one Brownian motion, looked at wherever a move ends:
+    a move that is tried again sees the same path, for noise drawn anew would be chosen by its error, and bias the law.
+    For the same reason the tolerance leaves out the state before, which is large where much noise was, and no move is
+    long enough to skip what the data look like. Two evaluations a try.
+
+    Args:
+        control_rtol, control_atol: as ``StepControl``.
+    Raises: as ``StepControl``.
+    Reference: Jolicoeur-Martineau et al., "Gotta Go Fast When Generating Data with Score-Based Models", 2021, algorithm
+        1. arXiv:2105.14080
+    """
+
+    power, longest = 0.9, 0.25
+
+    def propose(self, look: Look, x: Tensor, t: Tensor, s: Tensor, increment: Increment) -> tuple[Tensor, Tensor]:
+        x0, z = look(x, t), increment()
+        mean, std = self.sde.bridge(x, x0, t, s, 1.0)
+        low = mean + std * z
+        return low, self.sde.bridge(x, 0.5 * (x0 + look(low, s)), t, s, 1.0)[0] + std * z
+
+    def keys(self, draw: Draw, x: Tensor) -> Tensor:
+        words = [draw(x.float()).flatten(1)[:, 0].cpu() for _ in range(2)]
+        return torch.stack(words, 1).view(torch.int64)[:, 0]
+
+
+class DPMAdaptive(StepControl):
+    """DPM-Solver-12: the first-order move controls that of second order. Two evaluations a try.
+
+        low = bridge(x, x0),    high = the bridge with the noise seen at its middle,    power = 1 / 2
+
+    Args:
+        control_rtol, control_atol: as ``StepControl``.
+    Raises: as ``StepControl``.
+    Reference: Lu et al., "DPM-Solver", 2022, appendix C. arXiv:2206.00927
+    """
+
+    power = 0.5
+
+    def propose(self, look: Look, x: Tensor, t: Tensor, s: Tensor, increment: Increment) -> tuple[Tensor, Tensor]:
+        sde, x0 = self.sde, look(x, t)
+        middle = sde.time(0.5 * (sde.log_snr(t) + sde.log_snr(s)))
+        y, _ = sde.bridge(x, x0, t, middle)
+        eps = sde.eps(y, look(y, middle), middle)
+        return sde.bridge(x, x0, t, s)[0], sde.bridge(x, sde.x0(x, eps, t), t, s)[0]
+
+
+_MAX_MOVES = 10_000

@@ -43,18 +43,19 @@ class Form(NamedTuple):
 FORMS: dict[str, Form] = {
     "data": Form(lambda r, s: r, lambda r, s: np.ones_like(r), lambda r, s: np.ones_like(r)),
     "noise": Form(lambda r, s: np.ones_like(r), lambda r, s: np.zeros_like(r), lambda r, s: -1 / r),
-    "velocity": Form(lambda r, s: 1 + r, lambda r, s: r / (1 + r), lambda r, s: -(1 + r) / r),
+    "velocity": Form(lambda r, s: s + r, lambda r, s: r / (s + r), lambda r, s: -(s + r) / (s * r)),
     "residual": Form(
         lambda r, s: np.hypot(r, s), lambda r, s: r**2 / (r**2 + s**2), lambda r, s: np.hypot(r, s) / (r * s)
     ),
 }
-"""The values are x0; eps; the velocity eps - x0 of flow matching; and what is left of x0 when N(mean, s^2 I) has told
-its guess, of unit variance: the output of a preconditioned network. For data of that law it is 0."""
+"""The values are x0; eps; the velocity eps - x0 / s of flow matching to data of unit variance; and what is left of x0
+when N(mean, s^2 I) has told its guess, in units of its deviation: the output of a preconditioned network. For data of
+that law it is 0."""
 
 CLOCKS: dict[str, Callable[[np.ndarray, float, SDE], np.ndarray]] = {
     "log_ratio": lambda r, s, sde: np.log(r),
     "ratio": lambda r, s, sde: r,
-    "flow": lambda r, s, sde: r / (1 + r),
+    "flow": lambda r, s, sde: r / (s + r),
     "angle": lambda r, s, sde: np.arctan(r / s),
     "time": lambda r, s, sde: sde.time(-2 * torch.from_numpy(np.log(r))).numpy(),
 }

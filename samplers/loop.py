@@ -3,10 +3,11 @@
 import collections
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 from torch import Tensor
 
+from samplers.brownian import Brownian
 from sde_lib import SDE
 from sde_lib.denoiser import Denoiser
 
@@ -18,9 +19,15 @@ Constraint = Callable[[Tensor, float, float], Tensor]
 
 
 class Step(ABC):
-    """A move of the state from time t to the earlier time s."""
+    """A move of the state from time t to the earlier time s.
+
+    Attributes:
+        grid, num_steps: a key of ``GRIDS``, or empty for that of the SDE, and a number of moves, for who names none.
+    """
 
     sde: SDE
+    grid = ""
+    num_steps = 250
 
     def reset(self, times: list[float]) -> None:  # noqa: B027, most steps have neither past nor plan
         """Forget the past and see the times ahead, all of them noisy; called before each trajectory."""
@@ -51,14 +58,15 @@ def trajectory(
     Args:
         times: decreasing, (num_steps + 1,) float64 on the CPU; x is the state at the first. The last may be the time of
             the data, where sigma = 0.
-        draw: where the noise of stochastic steps comes from.
+        draw: where the noise of stochastic steps comes from; a ``Brownian`` gives each move its part of one path.
         constrain: applied to every state and to the data.
     """
     noisy = times[step.sde.sigma(times) > 0]
     step.sde.tabulate(noisy)
     step.reset(noisy.tolist())
-    for t, s in pairwise(noisy.tolist()):
-        x = step(denoise, x, t, s, draw)
+    draws = draw.moves(len(noisy) - 1) if isinstance(draw, Brownian) else repeat(draw)
+    for (t, s), noise in zip(pairwise(noisy.tolist()), draws):
+        x = step(denoise, x, t, s, noise)
         if constrain is not None:
             x = constrain(x, *step.sde.at(s)[:2])
         yield x

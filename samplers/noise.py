@@ -57,12 +57,20 @@ class Noise:
 
 
 def random_bits(
-    seeds: Tensor, stream: int, draw: int, num_draws: int, size: int, device: torch.device | str = "cpu"
+    seeds: Tensor,
+    stream: int,
+    draw: int | np.ndarray,
+    num_draws: int,
+    size: int,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Uniform 32-bit integers as int64, from draw number ``draw`` on; (2, num_draws, B, size / 2)."""
+    """Uniform 32-bit integers as int64, from draw number ``draw`` on; (2, num_draws, B, size / 2).
+
+    The number may be one for each example, (B,).
+    """
     words, stream = seeds.cpu().numpy().view(np.uint64), np.uint64(stream)
     counter = np.zeros((4, num_draws, len(words)), dtype=np.uint64)
-    counter[0] = np.arange(draw, draw + num_draws)[:, None]
+    counter[0] = draw + np.arange(num_draws)[:, None]
     counter[1], counter[2] = stream & _MASK, stream >> _HALF
     high, low = philox(counter, np.stack([words & _MASK, words >> _HALF])[:, None])[:2]
     start = torch.from_numpy((high << _HALF | low).view(np.int64)).to(device)

@@ -1,11 +1,21 @@
-"""Deterministic solvers that look once more inside each step."""
+"""Deterministic solvers that look more than once inside each move, and remember nothing between moves.
 
+One class is most of them, as in ``samplers/multistep.py``: a form, a clock, and stages, each a place on the way whose
+state follows from the values of earlier ones. All coefficients are worked out when the grid is known.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
 from torch import Tensor
 
+from samplers.forms import Coordinates
 from samplers.loop import Draw, Step
-from sde_lib import SDE
+from sde_lib import SDE, Gaussian
 from sde_lib.denoiser import Denoiser
 from sde_lib.flow import trapezoidal
+from sde_lib.runge_kutta import NODES, STAGES
 
 
 class Heun(Step):
@@ -25,3 +35,176 @@ class Heun(Step):
     def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         x0 = trapezoidal(denoise, self.sde, x, denoise(x, t).x0, t, s)
         return self.sde.bridge(x, x0, t, s)[0]
+
+
+class Stage(NamedTuple):
+    """One look and the state after it, in x.
+
+    time: where the value a x + b x0 is taken.
+    value: (a, b).
+    keep: of the state at the start of the move.
+    weights: of the values so far.
+    shift: of the mean of the data.
+    """
+
+    time: float
+    value: tuple[float, float]
+    keep: float
+    weights: list[float]
+    shift: float
+
+
+class Singlestep(Step):
+    """A move in stages: each goes on from the start along a polynomial through the values of earlier ones.
+
+        u_i = u_t + sum_j w_ij value_j,    w_ij the integral of pace times the j-th Lagrange polynomial of stage i
+
+    The last state is that at s. As many evaluations as stages.
+
+    Args:
+        form, clock: keys of ``FORMS`` and ``CLOCKS``.
+        stages: of each, how far it is from t to s in log(sigma / alpha), in (0, 1], and which values it goes through,
+            where 0 is that at t and i that at stage i; the last stage is at 1.
+        gaussian: first guess of the data: mean and standard deviation of the form ``residual``; default N(0, I).
+    Raises: ValueError for an unknown name.
+    Reference: Hochbruck, Ostermann, "Exponential integrators", 2010, section 2.3.
+    """
+
+    def __init__(
+        self,
+        sde: SDE,
+        form: str,
+        clock: str,
+        stages: tuple[tuple[float, tuple[float, ...]], ...],
+        gaussian: Gaussian | None = None,
+    ) -> None:
+        self.sde, self.stages, self.gaussian = sde, stages, gaussian
+        self.coordinates = Coordinates(sde, form, clock, gaussian.std if gaussian else 1.0)
+        self.moves: dict[float, list[Stage]] = {}
+
+    def reset(self, times: list[float]) -> None:
+        self.moves = dict(zip(times[:-1], self.plan(times), strict=True))
+
+    def plan(self, times: list[float]) -> list[list[Stage]]:
+        """The stages of the moves from each time to the next; their times join the table of the SDE."""
+        grid, places = torch.tensor(times, dtype=torch.float64), np.array([0.0, *(place for place, _ in self.stages)])
+        ends = np.array([-0.5 * self.sde.at(t).log_snr for t in times])
+        logs = ends[:-1, None] + np.diff(ends)[:, None] * places
+        at = self.sde.time(torch.from_numpy(-2 * logs))
+        at[:, places == 0], at[:, places == 1] = grid[:-1, None], grid[1:, None]
+        self.sde.tabulate(torch.cat([grid, at.flatten()]))
+        alpha, ratio = self.sde.at(at).alpha.numpy(), np.exp(logs)
+        a, b = self.coordinates.weights(ratio)
+        scale = alpha * self.coordinates.scale(ratio)
+        keep = scale[:, 1:] / scale[:, :1]
+        weights = scale[:, 1:, None] * self.rule(ratio)
+        shift = alpha[:, 1:] - keep * alpha[:, :1] - np.einsum("nij,nj->ni", weights, (a + b)[:, :-1])
+        values = np.stack([a / alpha, b], -1)[:, :-1]
+        columns = (v.tolist() for v in (at[:, :-1], values, keep, weights, shift))
+        return [[Stage(*row) for row in zip(*move, strict=True)] for move in zip(*columns, strict=True)]
+
+    def rule(self, ratio: np.ndarray) -> np.ndarray:
+        """What each value adds to u at each stage.
+
+        Shapes: ratio (N, stages + 1) of the start and of the stages; returns (N, stages, stages).
+        """
+        found = np.zeros((len(ratio), len(self.stages), len(self.stages)))
+        for i, (_, nodes) in enumerate(self.stages):
+            found[:, i, nodes] = self.coordinates.integrals(ratio[:, nodes], ratio[:, 0], ratio[:, i + 1])
+        return found
+
+    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+        state, values = x, []
+        for time, (a, b), keep, weights, shift in self.moves[t]:
+            values.append((b * denoise(state, time).x0).add_(state, alpha=a))
+            state = keep * x
+            for weight, value in zip(weights, values):
+                if weight:
+                    state.add_(value, alpha=weight)
+            if self.gaussian:
+                state.add_(self.gaussian.mean.to(x), alpha=shift)
+        return state
+
+
+class DPM2S(Singlestep):
+    """DPM-Solver-2, which is Karras's DPM2: the noise in the middle of the move. Order 2 for two evaluations.
+
+    Reference: Lu et al., "DPM-Solver", 2022, algorithm 1. arXiv:2206.00927
+    """
+
+    def __init__(self, sde: SDE) -> None:
+        super().__init__(sde, "noise", "log_ratio", _MIDPOINT)
+
+
+class DPM3S(Singlestep):
+    """DPM-Solver-3: the noise at a third and at two thirds of the move. Order 3 for three evaluations.
+
+    Reference: Lu et al., "DPM-Solver", 2022, algorithm 2. arXiv:2206.00927
+    """
+
+    def __init__(self, sde: SDE) -> None:
+        super().__init__(sde, "noise", "log_ratio", ((1 / 3, (0,)), (2 / 3, (0, 1)), (1.0, (0, 2))))
+
+
+class DPMPP2S(Singlestep):
+    """DPM-Solver++(2S): the data in the middle of the move. Order 2 for two evaluations.
+
+    Reference: Lu et al., "DPM-Solver++", 2022, algorithm 1. arXiv:2211.01095
+    """
+
+    def __init__(self, sde: SDE) -> None:
+        super().__init__(sde, "data", "log_ratio", _MIDPOINT)
+
+
+class RungeKutta(Singlestep):
+    """An explicit Runge-Kutta method of du / dlog r = pace value, r = sigma / alpha, in moves of a given size.
+
+    Args:
+        form: key of ``FORMS``.
+        stages: of the tableau, each its node and its row; the last is the result.
+        gaussian: first guess of the data; default N(0, I).
+    """
+
+    def __init__(
+        self,
+        sde: SDE,
+        form: str,
+        stages: tuple[tuple[float, tuple[float, ...]], ...],
+        gaussian: Gaussian | None = None,
+    ) -> None:
+        super().__init__(sde, form, "log_ratio", stages, gaussian)
+
+    def rule(self, ratio: np.ndarray) -> np.ndarray:
+        rows = np.zeros((len(self.stages), len(self.stages)))
+        for i, (_, row) in enumerate(self.stages):
+            rows[i, : len(row)] = row
+        width = np.log(ratio[:, -1] / ratio[:, 0])
+        return width[:, None, None] * rows * self.coordinates.pace(ratio)[:, None, :-1]
+
+
+class RK4(RungeKutta):
+    """The classical Runge-Kutta method. Order 4 for four evaluations.
+
+    Args:
+        gaussian: first guess of the data; default N(0, I).
+    Reference: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 1993, table II.1.2.
+    """
+
+    def __init__(self, sde: SDE, gaussian: Gaussian | None = None) -> None:
+        super().__init__(sde, "residual", _CLASSICAL, gaussian)
+
+
+class RK45(RungeKutta):
+    """The fifth-order row of Dormand and Prince's pair. Order 5 for six evaluations; ``ode`` is the pair itself.
+
+    Args:
+        gaussian: first guess of the data; default N(0, I).
+    Reference: Dormand, Prince, "A Family of Embedded Runge-Kutta Formulae", 1980.
+    """
+
+    def __init__(self, sde: SDE, gaussian: Gaussian | None = None) -> None:
+        super().__init__(sde, "residual", tuple(zip(NODES, STAGES, strict=True)), gaussian)
+
+
+_MIDPOINT = ((0.5, (0,)), (1.0, (1,)))
+_CLASSICAL = ((0.5, (0.5,)), (0.5, (0.0, 0.5)), (1.0, (0.0, 0.0, 1.0)), (1.0, (1 / 6, 1 / 3, 1 / 3, 1 / 6)))

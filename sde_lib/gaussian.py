@@ -103,6 +103,11 @@ class Gaussian:
         """Root of the mean variance over all dimensions."""
         return math.sqrt(self.trace(lambda v: v) / self.mean.numel())
 
+    @cached_property
+    def dimensions(self) -> float:
+        """How many dimensions the data spread over, by the participation ratio (tr C)^2 / tr C^2; 1 to D."""
+        return self.trace(lambda v: v) ** 2 / self.trace(lambda v: v**2)
+
     def apply(self, function: Callable[[Time], Time], z: Tensor) -> Tensor:
         """function(C) z: each direction scaled by what the function makes of its variance.
 

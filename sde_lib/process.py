@@ -36,7 +36,10 @@ class SDE(ABC):
         t_min: earliest time at which a network is trained, above 0 where sigma(0) = 0.
         t_max: latest time, where the data are all but forgotten.
         prior_std: standard deviation of the law that replaces the marginal at t_max.
+        grid: name of the spacing of its times that its paper samples with.
     """
+
+    grid = "uniform"
 
     t_min: float
     t_max: float

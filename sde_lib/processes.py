@@ -174,6 +174,8 @@ class EDMSDE(SDE):
     Reference: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, table 1.
     """
 
+    grid = "karras"
+
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
         _check_sigmas(sigma_min, sigma_max)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max

@@ -49,10 +49,10 @@ class DormandPrince:
         for _ in range(_MAX_STEPS):
             step = torch.minimum(step, 1 - progress)
             stages = [first]
-            for node, weights in zip(_NODES, _STAGES, strict=True):
+            for node, weights in zip(NODES, STAGES, strict=True):
                 stages.append(evaluate(progress + node * step, _combine(state, step, weights, stages)[0]))
-            calls[rows] += len(_NODES)
-            proposal = _combine(state, step, _STAGES[-1], stages[:-1])
+            calls[rows] += len(NODES)
+            proposal = _combine(state, step, STAGES[-1], stages[:-1])
             error = self._error(state, proposal, step, stages)
             accept = error <= 1
             progress = torch.where(accept, progress + step, progress)
@@ -99,8 +99,8 @@ _MAX_STEPS = 10_000
 _LEAST_STEP = 1e-10  # of the way
 
 # The Dormand-Prince pair: nodes, rows of the tableau (the last is the result of order 5), and the error's weights.
-_NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
-_STAGES = (
+NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+STAGES = (
     (1 / 5,),
     (3 / 40, 9 / 40),
     (44 / 45, -56 / 15, 32 / 9),

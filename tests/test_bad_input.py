@@ -129,7 +129,7 @@ SAMPLING = {
     "--config.sample.snr=0": "snr 0.0: need a ratio above 0, usually 0.05 to 0.2",
     "--config.sample.corrector_steps=-1": "corrector_steps -1: need 0 or more",
     "--steps=0": "positive",
-    "--config.sample.steps=0": "num_steps 0: need at least one step",
+    "--config.sample.steps=-1": "num_steps -1: need at least one step",
     "--num_samples=0": "positive",
     "--config.sample.num_samples=0": "sample.num_samples 0: need at least 1",
     "--config.sample.batch_size=0": "sample.batch_size 0: need at least 1",
@@ -371,7 +371,7 @@ def test_a_folder_that_cannot_be_written(workdir, refused, monkeypatch, mode, nu
     monkeypatch.setattr(builtins, "open", open_for_reading)
     words = ("--steps=2", "--num_samples=1", "--config.likelihood.num_examples=1", "--config.train.total_images=16")
     loose = ("--config.likelihood.evaluations=4", "--task=interpolate")
-    (workdir / "samples" / "pc-2").mkdir(parents=True)
+    (workdir / "samples" / "adams-2").mkdir(parents=True)
     (workdir / "edit" / "interpolate").mkdir(parents=True)
     for name in ("data", "likelihood"):
         (workdir / name).mkdir()

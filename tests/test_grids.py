@@ -1,5 +1,7 @@
 """Grids: exact ends, distinct decreasing times, the spacing that each promises."""
 
+import math
+
 import pytest
 import torch
 
@@ -14,6 +16,8 @@ EVEN = {
     "log_snr": lambda sde, t: 2 * torch.log(sde.alpha(t) / sde.sigma(t)),
     "karras": lambda sde, t: (sde.sigma(t) / sde.alpha(t)) ** (1 / 7),
     "edm": lambda sde, t: (sde.sigma(t) / sde.alpha(t)) ** (1 / 7),
+    "flow": lambda sde, t: sde.sigma(t) / (sde.alpha(t) + sde.sigma(t)),
+    "angle": lambda sde, t: torch.atan(sde.sigma(t) / sde.alpha(t)),
 }
 LEVELS = ["levels", "levels_quadratic"]
 
@@ -27,7 +31,28 @@ def noisy(name, sde, times):
 
 
 def test_every_grid_is_measured():
-    assert set(GRIDS) == {*EVEN, *LEVELS}
+    assert set(GRIDS) == {*EVEN, *LEVELS, "mixture"}
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "num", "centre", "share"), [(1.0, 10, 0.35, 0.85), (5.0, 60, 0.666307, 0.425), (1e9, 15, 1.0, 0.85)]
+)
+@pytest.mark.parametrize("std", [0.3, 1.0])
+def test_the_mixture_has_its_law(sde, std, dimensions, num, centre, share):
+    """Shares of a logistic law around log(centre std) and of a uniform one, by their cumulated distributions."""
+    times = GRIDS["mixture"](sde, num, std=std, dimensions=dimensions)
+    assert (times[0].item(), times[-1].item()) == (sde.t_max, sde.t_min)
+    logs = -0.5 * sde.log_snr(times)
+    bump = torch.sigmoid(logs - math.log(centre * std))
+    cumulated = share * (bump - bump[-1]) / (bump[0] - bump[-1])
+    cumulated += (1 - share) * (logs - logs[-1]) / (logs[0] - logs[-1])
+    torch.testing.assert_close(cumulated, torch.linspace(1, 0, num + 1).double(), rtol=0, atol=1e-5)
+
+
+def test_the_angle_is_in_units_of_the_data(sde):
+    times = GRIDS["angle"](sde, 12, std=0.4)
+    gaps = torch.atan(sde.sigma(times) / sde.alpha(times) / 0.4).diff()
+    torch.testing.assert_close(gaps, gaps.mean().expand(12), rtol=1e-4, atol=0)
 
 
 @pytest.fixture(params=sorted(EVEN))

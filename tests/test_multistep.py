@@ -1,94 +1,241 @@
-"""PNDM and PLMS: orders where the weights are right and where they are not, evaluations, what they remember."""
+"""Multistep solvers: their integrals by quadrature, orders in every form and clock, what they are exact for, noise."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
-from test_steps import Counted, flow, noises, terminal, transported
+from scipy.integrate import quad
 
-from samplers import DDIM, GRIDS, PLMS, PNDM, Heun, sample
-from sde_lib import EDMSDE, GaussianMixture
+from samplers import DDIM, GRIDS, STEPS, Adams, DPMSolver, Multistep, Noise, UniPC, sample, trajectory
+from samplers.forms import CLOCKS, FORMS, Coordinates
+from sde_lib import SDES, VPSDE, Flow, Gaussian, GaussianMixture
+from sde_lib.runge_kutta import DormandPrince
 
-BOTH = [(PLMS, 2), (PLMS, 3), (PLMS, 4), (PNDM, 2), (PNDM, 4)]
+NODES = np.array([2.0, 3.5, 7.0, 20.0])
+MIXTURE = GaussianMixture(
+    torch.tensor([0.3, 0.7]).double(), torch.tensor([[-0.8], [0.5]]).double(), torch.tensor([[0.04], [0.01]]).double()
+)
 
 
-def errors(step, mixture, sde, grid, sizes, start, end):
-    """Distance from where the probability flow goes, by numbers of steps."""
-    first, last = sde.at(start), sde.at(end)
-    x = first.alpha * mixture.mean + first.sigma * torch.linspace(-2, 2, 21, dtype=torch.float64)[:, None]
-    expected = transported(mixture, x, first, last)
-    moved = (flow(step, mixture.denoiser(sde), x, GRIDS[grid](sde, n, start, end)) for n in sizes)
-    return [(computed - expected).abs() for computed in moved]
+def flow_end(sde, x, end):
+    """Where the probability flow takes x from t_max, to rounding."""
+    flow = Flow(sde, MIXTURE.denoiser(sde), Gaussian(MIXTURE.mean, 0.5))
+    solve = DormandPrince(1e-10, 1e-10)
+    return flow.leave(solve(flow, flow.enter(x, sde.t_max), flow.angle(sde.t_max), flow.angle(end)).u, end)
+
+
+def last_state(step, denoise, x, times, draw=None):
+    *_, x, _ = trajectory(step, denoise, x, times, draw)
+    return x
+
+
+def order_of(make, sde, few=100, end=1e-2):
+    """The exponent with which the error falls when moves are doubled."""
+    x = sde.prior_std * torch.randn(64, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected, errors = flow_end(sde, x, end), []
+    for num in (few, 2 * few):
+        times = GRIDS["log_snr"](sde, num, end=end)
+        error = last_state(make(), MIXTURE.denoiser(sde), x, times) - expected
+        errors.append(error.square().mean().sqrt().item())
+    return math.log2(errors[0] / errors[1])
+
+
+# --- coordinates ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("form", FORMS)
+def test_pace_and_value_are_how_the_scaled_state_moves(form, eta):
+    """d(y / scale) / dlog r with dy / dlog r = (1 + eta^2) (y - x0), by differences."""
+    here, y, x0, h = Coordinates(VPSDE(), form, "angle", 0.6, eta), 1.3, -0.4, 1e-5
+    for r in (0.01, 0.5, 3.0, 80.0):
+        (a, b), pace = here.weights(np.array(r)), here.pace(np.array(r))
+        above, below = here.scale(np.array(r * math.exp(h))), here.scale(np.array(r * math.exp(-h)))
+        slope = (1 + eta**2) * (y - x0) / here.scale(np.array(r)) + y * (1 / above - 1 / below) / (2 * h)
+        assert pace * (a * y + b * x0) == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("num", [1, 2, 4])
+def test_integrals_are_those_of_the_polynomials(form, clock, num):
+    """Against adaptive quadrature of pace times Lagrange's polynomial, inside and beyond the nodes."""
+    sde = VPSDE()
+    here = Coordinates(sde, form, clock, 0.6)
+    for start, end in ((2.0, 1.2), (3.5, 2.0)):
+        found = here.integrals(NODES[None, :num], np.array([start]), np.array([end]))[0]
+        at = here.clock(NODES[:num])
+        for j in range(num):
+
+            def rate(log_r, j=j, at=at):
+                r = np.exp([log_r])
+                others = [k for k in range(len(at)) if k != j]
+                return here.pace(r)[0] * math.prod((here.clock(r)[0] - at[k]) / (at[j] - at[k]) for k in others)
+
+            assert found[j] == pytest.approx(quad(rate, math.log(start), math.log(end), epsabs=1e-11)[0], rel=1e-8)
+
+
+@pytest.mark.parametrize(("form", "variance"), [("data", lambda r, s: 1 - (s / r) ** 2), ("noise", None)])
+def test_noise_of_a_move_in_closed_form(form, variance):
+    """SDE-DPM-Solver++: r_s^2 (1 - (r_s / r_t)^2); SDE-DPM-Solver: r_t^2 - r_s^2."""
+    start, end = np.array([9.0, 1.0]), np.array([2.0, 0.3])
+    expected = end**2 * variance(start, end) if variance else start**2 - end**2
+    np.testing.assert_allclose(Coordinates(VPSDE(), form, "log_ratio", 1.0, 1.0).noise(start, end) ** 2, expected)
+    assert not Coordinates(VPSDE(), form, "log_ratio").noise(start, end).any()
+
+
+# --- orders -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("correct", [False, True], ids=["predictor", "corrected"])
+@pytest.mark.parametrize("clock", CLOCKS)
+@pytest.mark.parametrize("form", FORMS)
+def test_order_in_every_form_and_clock(form, clock, correct):
+    sde = VPSDE()
+    gaussian = Gaussian(MIXTURE.mean, 0.36)
+    found = order_of(lambda: Multistep(sde, form, clock, 2, correct, gaussian=gaussian), sde)
+    assert found == pytest.approx(2 + correct, abs=0.35)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["vpsde", "rectified"])
+def test_order_of_unipc_and_dpm_solver(name, order):
+    """The corrector's is one more; it shows late."""
+    sde = SDES[name]()
+    assert order_of(lambda: DPMSolver(sde, order), sde) > order - 0.3
+    assert order_of(lambda: UniPC(sde, "data", order), sde, 200) > order + 0.2
+    assert order_of(lambda: UniPC(sde, "noise", order, "bh1"), sde, 200) > order + 0.2
+
+
+# --- equalities -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["data", "noise"])
+def test_order_1_is_ddim(sde, form):
+    x = sde.prior_std * torch.randn(5, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    times = GRIDS["log_snr"](sde, 7)
+    ours = list(trajectory(Multistep(sde, form, "log_ratio", 1), MIXTURE.denoiser(sde), x, times, None))
+    for state, expected in zip(ours, trajectory(DDIM(sde), MIXTURE.denoiser(sde), x, times, None), strict=True):
+        torch.testing.assert_close(state, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_unipc_of_order_3_is_the_corrected_exponential_adams_method_but_for_its_second_move():
+    """Its kinds differ where a move goes through two values; from states that agree on, all else is the same rule."""
+    sde, ratio = VPSDE(), np.geomspace(50, 0.1, 21)
+    adams, published = Multistep(sde, "data", "log_ratio", 3, True), UniPC(sde, "data", 3)
+    late = np.arange(2, 20)
+    for latest, count in ((late, 3), (late + 1, 4)):
+        orders = np.full(len(late), count)
+        pairs = [step.integrals(ratio[2:], latest - 2, orders)[3:] for step in (adams, published)]
+        np.testing.assert_array_equal(*pairs)
+
+
+def test_the_order_of_unipc_falls_only_where_moves_are_few():
+    step = UniPC(VPSDE(), order=3)
+    assert step.orders(6).tolist() == [3, 3, 3, 3, 3, 2]
+    assert step.orders(14).tolist() == [3] * 14
+
+
+# --- what is exact ----------------------------------------------------------------------------------------------------
+
+
+def test_gaussian_data_are_followed_exactly_in_one_move(sde):
+    """By the form residual, and denoised to the posterior mean."""
+    gaussian = Gaussian(torch.tensor([0.7, -0.2]).double(), 0.09)
+    law = GaussianMixture.of_points(gaussian.mean[None]).denoiser(sde)
+    exact = lambda x, t: law(x, t)._replace(  # noqa: E731
+        x0=gaussian.posterior_mean(x / sde.at(t).alpha, math.exp(-0.5 * sde.at(t).log_snr))
+    )
+    step = Multistep(sde, "residual", "angle", 2, gaussian=gaussian)
+    x = sde.prior_std * torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    times = GRIDS["log_snr"](sde, 1)
+    first, last = sde.at(sde.t_max), sde.at(sde.t_min)
+    early, late = (math.exp(-0.5 * m.log_snr) for m in (last, first))
+    y = gaussian.colour(gaussian.whiten(x / first.alpha, late), early)
+    *_, state, x0 = trajectory(step, exact, x, times, None)
+    torch.testing.assert_close(state, last.alpha * y, rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(x0, gaussian.posterior_mean(y, early), rtol=1e-7, atol=1e-8)
+
+
+def test_the_reverse_sde_of_gaussian_data_keeps_the_marginals_in_any_moves():
+    """Variance s^2 + r^2 goes to itself, whatever eta and however few the moves."""
+    here = [Coordinates(VPSDE(), "residual", "angle", 0.6, eta) for eta in (0.5, 1.0, 2.0)]
+    start, end = np.array([100.0, 3.0, 0.5]), np.array([3.0, 0.5, 0.01])
+    for coordinates in here:
+        kept = coordinates.scale(end) / coordinates.scale(start)
+        variance = kept**2 * (0.36 + start**2) + coordinates.noise(start, end) ** 2
+        np.testing.assert_allclose(variance, 0.36 + end**2, rtol=1e-6)
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adams", "unipc", "dpm", "sa"])
+def test_one_evaluation_a_move_and_one_for_the_end(name):
+    sde, calls = VPSDE(), []
+
+    def denoise(x, t):
+        calls.append(t)
+        return MIXTURE.denoiser(sde)(x, t)
+
+    times = GRIDS["log_snr"](sde, 9)
+    sample(STEPS[name](sde), denoise, torch.zeros(2, 1).double(), times, Noise(torch.arange(2)))
+    assert calls == times.tolist()
+
+
+@pytest.mark.parametrize("name", ["adams", "unipc", "sa"])
+def test_a_trajectory_begins_anew(name):
+    """What was seen on the way before does not count."""
+    sde, step = VPSDE(), STEPS[name](VPSDE())
+    x, times = torch.randn(3, 1, dtype=torch.float64), GRIDS["log_snr"](sde, 6)
+    runs = [sample(step, MIXTURE.denoiser(sde), x, times, Noise(torch.arange(3))) for _ in range(2)]
+    assert torch.equal(*runs)
+
+
+def test_a_correction_is_added_to_whatever_the_state_has_become():
+    """So a constraint between the moves stays; the state it gives is not overwritten."""
+    sde, times = VPSDE(), GRIDS["log_snr"](VPSDE(), 12)
+    x = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mixture = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), torch.full((1, 2), 0.25).double())
+
+    def known(x, alpha, sigma):
+        return torch.cat([torch.full_like(x[:, :1], alpha * 0.3), x[:, 1:]], 1)
+
+    ended = sample(Adams(sde), mixture.denoiser(sde), x, times, None, known)
+    assert (ended[:, 0] == 0.3).all()
+    free = sample(Adams(sde), mixture.denoiser(sde), x, times, None)
+    torch.testing.assert_close(ended[:, 1], free[:, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_stays_rounding(sde, dtype):
+    """Many moves of the highest order in float32 differ from those in float64 by little."""
+    x = sde.prior_std * torch.randn(16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    times = GRIDS["mixture"](sde, 60, std=0.6)
+    ends = [
+        sample(Adams(sde, gaussian=Gaussian(MIXTURE.mean, 0.36).like(z)), MIXTURE.denoiser(sde), z, times, None)
+        for z in (x.to(dtype), x)
+    ]
+    torch.testing.assert_close(ends[0].double(), ends[1], rtol=0, atol=1e-4)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("kind", "order", "expected"), [(PLMS, 2, 2), (PLMS, 3, 3), (PLMS, 4, 3), (PNDM, 2, 2), (PNDM, 4, 4)]
+    ("make", "said"),
+    [
+        (lambda sde: Multistep(sde, "dat"), "unknown form 'dat'; known: data, noise, velocity, residual"),
+        (lambda sde: Multistep(sde, "data", "hour"), "unknown clock 'hour'"),
+        (lambda sde: Multistep(sde, order=7), "order 7: need 1 to 6"),
+        (lambda sde: Multistep(sde, order=0), "order 0: need 1 to 6"),
+        (lambda sde: Multistep(sde, eta=-1.0), "eta -1.0"),
+        (lambda sde: UniPC(sde, order=5), "order 5: UniPC has orders 1 to 4"),
+        (lambda sde: UniPC(sde, variant="bh3"), "variant 'bh3'"),
+        (lambda sde: UniPC(sde, "velocity"), "form 'velocity'"),
+    ],
 )
-def test_order_where_times_are_even_in_sigma_over_alpha(mixture, kind, order, expected):
-    few, many = errors(kind(EDMSDE(), order), mixture, EDMSDE(), "uniform", (128, 256), 0.6, 0.1)
-    assert torch.log2(few / many).median().item() == pytest.approx(expected, abs=0.1)
-
-
-@pytest.mark.parametrize("grid", ["log_snr", "karras"])
-@pytest.mark.parametrize(("kind", "order"), BOTH)
-def test_order_elsewhere_is_second(mixture, kind, order, grid):
-    few, many = errors(kind(EDMSDE(), order), mixture, EDMSDE(), grid, (128, 256), 20.0, 0.05)
-    assert torch.log2(few / many).median().item() == pytest.approx(2, abs=0.05)
-
-
-def test_memory_pays_on_every_sde(sde, mixture):
-    """At 100 evaluations, against the same move without a past."""
-    end = sde.time(torch.tensor(5.0, dtype=torch.float64)).item()
-    steps = [DDIM(sde), *(kind(sde, order) for kind, order in BOTH)]
-    alone, *found = (errors(step, mixture, sde, "log_snr", (100,), sde.t_max, end)[0].median() for step in steps)
-    assert max(found) < 0.04 * alone
-
-
-def test_the_start_of_pndm_is_the_classical_runge_kutta_rule(mixture):
-    """For EDM, where x and sigma are the coordinates of the flow."""
-    sde, t, s = EDMSDE(), 2.0, 1.2
-    x, denoise = torch.tensor([[0.7], [-1.1]]).double(), mixture.denoiser(EDMSDE())
-
-    def slope(x, sigma):
-        return (x - denoise(x, sigma).x0) / sigma
-
-    h = s - t
-    first = slope(x, t)
-    second = slope(x + h / 2 * first, t + h / 2)
-    third = slope(x + h / 2 * second, t + h / 2)
-    fourth = slope(x + h * third, s)
-    expected = x + h / 6 * (first + 2 * second + 2 * third + fourth)
-    torch.testing.assert_close(PNDM(sde)(denoise, x, t, s, None), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_the_first_move_of_the_others_is_heuns(sde, mixture):
-    x, t = terminal(mixture, sde, 3), sde.t_max
-    s = GRIDS["karras"](sde, 6)[1].item()
-    expected = Heun(sde)(mixture.denoiser(sde), x, t, s, None)
-    for step in (PLMS(sde), PLMS(sde, 2), PNDM(sde, 2)):
-        assert torch.equal(step(mixture.denoiser(sde), x, t, s, None), expected)
-
-
-@pytest.mark.parametrize(("kind", "order"), BOTH)
-@pytest.mark.parametrize("num_steps", [5, 12])
-def test_evaluations_of_a_grid_that_ends_at_the_data(sde, mixture, kind, order, num_steps):
-    """F-PNDM: N + 9. All others: N + 1."""
-    denoise = Counted(mixture.denoiser(sde))
-    sample(kind(sde, order), denoise, terminal(mixture, sde, 2), GRIDS["edm"](sde, num_steps), None)
-    assert denoise.calls == num_steps + (9 if (kind, order) == (PNDM, 4) else 1)
-
-
-@pytest.mark.parametrize(("kind", "order"), BOTH)
-def test_exact_for_one_point_in_few_steps(sde, kind, order):
-    point = torch.tensor([[0.3, -0.7]]).double()
-    eps = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    last, x = sde.at(sde.t_min), sde.perturb(point, eps, sde.t_max)
-    computed = flow(kind(sde, order), GaussianMixture.of_points(point).denoiser(sde), x, GRIDS["log_snr"](sde, 6))
-    torch.testing.assert_close(computed, last.alpha * point + last.sigma * eps, rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize(("kind", "order"), BOTH)
-def test_a_trajectory_remembers_nothing_of_the_one_before(mixture, kind, order):
-    sde = EDMSDE()
-    x, times, step = terminal(mixture, sde, 3), GRIDS["karras"](sde, 7), kind(sde, order)
-    first = sample(step, mixture.denoiser(sde), x, times, noises(3))
-    sample(step, mixture.denoiser(sde), 2 * x, times, noises(3))
-    assert torch.equal(sample(step, mixture.denoiser(sde), x, times, noises(3)), first)
+def test_bad_input(make, said):
+    with pytest.raises(ValueError, match=said):
+        make(VPSDE())

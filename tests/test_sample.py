@@ -1,5 +1,7 @@
 """Sampling from the command line: what is written, and that a sample follows from its seed alone."""
 
+import dataclasses
+import inspect
 import json
 import math
 import shutil
@@ -25,10 +27,28 @@ from sde_lib.runge_kutta import DormandPrince
 
 LOOSE = ("--config.sample.rtol=1e-2", "--config.sample.atol=1e-2")
 FACTS = DataFacts((1, 4, 4), 17, 0.5, 1.0)
-EVALUATIONS = {"pc": 9, "heun": 9, "plms": 6, "pndm": 14, "ald": 26} | dict.fromkeys(
-    ("euler_maruyama", "reverse_diffusion", "ancestral", "ancestral_learned", "ddim", "consistency"), 5
+EVALUATIONS = {
+    "pc": 9,
+    "heun": 9,
+    "plms": 6,
+    "pndm": 14,
+    "ald": 26,
+    "edm": 9,
+    "dpm_2s": 9,
+    "dpmpp_2s": 9,
+} | dict.fromkeys(
+    (
+        *("euler_maruyama", "reverse_diffusion", "ancestral", "ancestral_learned", "ddim", "consistency"),
+        *("multistep", "dpm", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "dpmpp_3m_sde", "sa", "deis", "ipndm", "vab"),
+        *("unipc", "adams"),
+    ),
+    5,
 )
-"""Calls of the denoiser for 4 steps and the last denoising; ode chooses for itself."""
+EVALUATIONS |= {"edm": 9, "dpm_2s": 9, "dpmpp_2s": 9, "dpm_3s": 13, "rk4": 17, "rk45": 25}
+"""Calls of the denoiser for 4 steps and the last denoising."""
+
+ADAPTIVE = {"ode", "adaptive_sde", "dpm_adaptive"}
+"""Samplers that choose the number for themselves."""
 
 
 def command(*words):
@@ -74,7 +94,7 @@ def test_each_sampler_draws_and_counts_its_evaluations(sampler, digits, drawn, m
 
 
 def test_every_sampler_has_its_number_of_evaluations():
-    assert {*EVALUATIONS, "ode"} == set(STEPS)
+    assert EVALUATIONS.keys() | ADAPTIVE == set(STEPS)
 
 
 @pytest.mark.parametrize("corrector_steps", [0, 1, 3])
@@ -95,7 +115,13 @@ def test_files_of_images(digits, drawn):
     assert manifest["seconds"] > 0
     assert manifest.items() >= {"steps": 4, "grid": "uniform", "num_samples": 5, "seed": 11, "levels": 17}.items()
     assert manifest.items() >= {"weights": "ema", "checkpoint_step": 8}.items()
-    options = {"predictor": "reverse_diffusion", "corrector": "langevin", "snr": 0.16, "corrector_steps": 1}
+    options = {
+        "noise": "independent",
+        "predictor": "reverse_diffusion",
+        "corrector": "langevin",
+        "snr": 0.16,
+        "corrector_steps": 1,
+    }
     assert manifest["options"] == options
     assert manifest["config_sha256"] == checkpoint.sha256(digits / "config.json")
     assert {"python", "torch", "numpy"} <= manifest["versions"].keys()
@@ -177,7 +203,7 @@ def test_the_weights_that_were_asked_for(step, weights, digits, drawn):
     name = {"raw": "model.safetensors", "ema": "ema-0.999.safetensors"}[weights]
     checkpoint.load_network(path, name, experiment.network)
     denoiser = experiment.denoiser(experiment.network.eval(), config)
-    step, times = make_step(config, experiment), make_times(config, experiment.sde)
+    step, times = make_step(config, experiment), make_times(config, experiment)
     expected = draw(experiment, denoiser, step, times, torch.arange(4)).movedim(1, -1).numpy()
     assert np.array_equal(samples, expected)
 
@@ -220,7 +246,8 @@ def test_a_step_takes_its_keys_of_the_config(sampler):
     step = make_step(config, build(config, FACTS))
     assert type(step) is STEPS[sampler]
     for key in ("eta", "variance", "rtol"):
-        assert getattr(step, key, config.sample[key]) == config.sample[key]
+        if key in inspect.signature(STEPS[sampler]).parameters:
+            assert getattr(step, key, config.sample[key]) == config.sample[key]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -228,9 +255,12 @@ def test_the_grid_of_the_config_and_its_end(grid):
     chain = grid.startswith("levels")
     config, sde = load("vpsde"), sde_lib.SDES["ddpm" if chain else "vpsde"]()
     config.sample.grid, config.sample.steps, config.sample.t_min = grid, 10, 0.0
-    assert torch.equal(make_times(config, sde), GRIDS[grid](sde, 10))
+    experiment = dataclasses.replace(build(config, FACTS), sde=sde)
+    law = {"std": experiment.gaussian.std} if grid in ("angle", "mixture") else {}
+    law |= {"dimensions": experiment.gaussian.dimensions} if grid == "mixture" else {}
+    assert torch.equal(make_times(config, experiment), GRIDS[grid](sde, 10, **law))
     config.sample.t_min = 10.0 if chain else 1e-3
-    noisy = make_times(config, sde)
+    noisy = make_times(config, experiment)
     assert noisy[sde.sigma(noisy) > 0][-1] == config.sample.t_min
 
 
@@ -283,7 +313,7 @@ def test_mean_and_scale_of_the_data_save_the_flow_evaluations():
     for gaussian in (Gaussian(mean, 0.25), Gaussian(0 * mean, 1.0)):
         experiment = build(config, FACTS, gaussian)
         normal = GaussianMixture(torch.ones(1), mean.float()[None], 0.25)
-        denoise, times = Counted(normal.denoiser(experiment.sde)), make_times(config, experiment.sde)
+        denoise, times = Counted(normal.denoiser(experiment.sde)), make_times(config, experiment)
         z, x0 = draw_pairs(experiment, denoise, make_step(config, experiment), times, torch.arange(4))
         torch.testing.assert_close(x0, mean.float() + 0.5 * z, rtol=0, atol=0.02)  # the prior lacks the mean
         found[gaussian.rest] = denoise.calls - 1  # one is the last denoising

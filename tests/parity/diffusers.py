@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 from parity.recordings import Comparison, Group, Recording, per_sample, replay
-from samplers import DDIM, GRIDS, PLMS, PNDM, Ancestral, Heun, Step, sample, trajectory
+from samplers import DDIM, GRIDS, PLMS, PNDM, Ancestral, DPMSolverPP, Heun, Multistep, Step, UniPC, sample, trajectory
 from sde_lib import EDMSDE, SDE, VPSDE, GaussianMixture, Prediction
 
 CHAINS: dict[str, Callable[[SDE], Step]] = {
@@ -30,6 +31,56 @@ LADDERS: dict[str, Callable[[SDE], Step]] = {
     "dpm_1": DDIM,
 }
 """Schedulers that walk down noise-to-signal ratios."""
+
+
+class PublishedUniPC(UniPC):
+    """UniPC whose last moves are of lower order for any number of moves."""
+
+    def __init__(
+        self, sde: SDE, form: str = "data", order: int = 3, variant: str = "bh2", to_data: bool = False
+    ) -> None:
+        super().__init__(sde, form, order, variant)
+        self.to_data = to_data
+
+    def orders(self, num_moves: int) -> np.ndarray:
+        return np.minimum(self.order, num_moves + self.to_data - np.arange(num_moves))
+
+
+class Lowered(Multistep):
+    """A method of which fewer than 15 moves end with those of lower order."""
+
+    def orders(self, num_moves: int) -> np.ndarray:
+        return np.minimum(self.order, num_moves - np.arange(num_moves) if num_moves < 15 else self.order)
+
+
+class LoweredMidpoint(Lowered, DPMSolverPP):
+    """The rule of DPM-Solver++(2M) for eps."""
+
+    def __init__(self, sde: SDE, eta: float = 0.0) -> None:
+        Multistep.__init__(self, sde, "noise", "log_ratio", 2, eta=eta)
+
+
+TO_DATA: dict[str, Callable[[SDE], Step]] = {
+    "dpm_2m": DPMSolverPP,
+    "dpm_2m_karras": DPMSolverPP,
+    "dpm_2m_sde": lambda sde: DPMSolverPP(sde, eta=1.0),
+    "dpm_2m_heun": lambda sde: Multistep(sde, "data", "log_ratio", 2),
+    "unipc_2": lambda sde: PublishedUniPC(sde, order=2, to_data=True),
+    "unipc_3": lambda sde: PublishedUniPC(sde, to_data=True),
+}
+"""Multistep schedulers that end at the data."""
+
+TO_LAST_LEVEL: dict[str, Callable[[SDE], Step]] = {
+    "dpm_2m_eps": LoweredMidpoint,
+    "dpm_2m_sde_eps": lambda sde: LoweredMidpoint(sde, eta=1.0),
+    "unipc_2_bh1": lambda sde: PublishedUniPC(sde, order=2, variant="bh1"),
+    "unipc_2_eps": lambda sde: PublishedUniPC(sde, "noise", order=2),
+    "deis_2": lambda sde: Lowered(sde, "noise", "log_ratio", 2),
+    "deis_3": lambda sde: Lowered(sde, "noise", "log_ratio", 3),
+}
+"""Multistep schedulers that stop at the first level of DDPM's chain."""
+
+FIRST_LEVEL = torch.tensor([(1e-4 / (1 - 1e-4)) ** 0.5], dtype=torch.float64)
 
 
 def runs(recording: Recording) -> Iterator[tuple[str, str, int]]:
@@ -94,6 +145,23 @@ def ladders(recording: Recording) -> Iterator[Comparison]:
         yield f"{run}.d{size}.x_f64", ours, recording[f"{run}.d{size}.x_f64"]
 
 
+def multistep_ladders(recording: Recording) -> Iterator[Comparison]:
+    """Down the recorded ladders, on to the data or to the last level, where a state is variance-preserving."""
+    for run, name, size in runs(recording):
+        if name not in TO_DATA | TO_LAST_LEVEL:
+            continue
+        calls, draw = recording[f"{run}.sigma_of_each_model_call_f64"], replay(recording[f"noise{size}.bank"])
+        sigmas = calls if name in TO_DATA else torch.cat([calls, FIRST_LEVEL])
+        sde = EDMSDE(sigmas[-1].item(), sigmas[0].item())
+        x = recording[f"noise{size}.initial"].double()
+        x = x * (1 + sde.t_max**2) ** 0.5
+        exact, make = mixture(recording, size).denoiser(sde), (TO_DATA | TO_LAST_LEVEL)[name]
+        *_, state, ours = trajectory(make(sde), exact, x, sigmas, draw)
+        if name in TO_LAST_LEVEL:
+            ours = state / (1 + sde.t_min**2) ** 0.5
+        yield f"{run}.d{size}.x_f64", ours, recording[f"{run}.d{size}.x_f64"]
+
+
 def group(what: str, compare: Callable) -> Group:
     return Group("diffusers", what, ("diffusers/schedulers",), per_sample, 1e-6, compare, "gmm2.means")
 
@@ -101,5 +169,6 @@ def group(what: str, compare: Callable) -> Group:
 GROUPS = (
     group("DDPM, DDIM", chains),
     group("PNDM, with and without its Runge-Kutta start", multistep),
+    group("UniPC, DPM-Solver and DPM-Solver++ of order 2, their SDE forms, DEIS", multistep_ladders),
     group("Euler, Euler ancestral, Heun, DPM-Solver++ of order 1", ladders),
 )

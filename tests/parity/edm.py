@@ -1,14 +1,16 @@
-"""EDM: preconditioning, losses and the sampler without churn."""
+"""EDM: preconditioning, losses and the sampler."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from parity.recordings import Comparison, Group, Recording, column, gaussian, parameters, per_sample
+from parity.recordings import Comparison, Group, Recording, column, gaussian, parameters, per_sample, replay
 from parity.score_sde import zeros
 from samplers import DDIM, GRIDS, Heun, sample
+from samplers.churn import Churn
 from sde_lib import EDMSDE, VESDE, VPSDE, WEIGHTS, Denoiser, denoising_loss
 
 LOSSES = {
@@ -77,6 +79,21 @@ def sampler(recording: Recording) -> Iterator[Comparison]:
         yield f"{case}.x", sample(Heun(sde), denoise, x, times, zeros), recording[f"{case}.x"]
 
 
+def churn(recording: Recording) -> Iterator[Comparison]:
+    """The stochastic sampler, on a process that goes on above the first noise level; it drew noise for every move."""
+    for case, options in recording.cases.items():
+        keywords = options["kwargs"]
+        if not (case.startswith("edm.") and keywords.get("S_churn")):
+            continue
+        low, high = keywords.get("S_min", 0.0), keywords.get("S_max", math.inf)
+        sde, noise = EDMSDE(0.002, 160.0), recording[f"{case}.noise"]
+        times = GRIDS["karras"](sde, keywords["num_steps"] - 1, start=80.0)
+        step = Churn(sde, keywords["S_churn"], low, high, keywords.get("S_noise", 1.0))
+        x, denoise = recording[f"{case}.latents"].double() * 80.0, gaussian(recording, (3, 3, 3)).denoiser(sde)
+        drawn = noise[(times >= low) & (times <= high)]
+        yield f"{case}.x", sample(step, denoise, x, times, replay(drawn)), recording[f"{case}.x"]
+
+
 def sampler_on_the_iddpm_grid(recording: Recording) -> Iterator[Comparison]:
     """Euler, and Heun with a network that rounds sigma to its table, at the recorded noise levels."""
     table = recording["iddpm_u"].double()
@@ -103,6 +120,7 @@ def group(what: str, files: tuple[str, ...], allowed: float, needs: str, compare
 
 GROUPS = (
     group("Heun without churn on Karras's grid", _SAMPLER, 1e-10, "mu", sampler),
+    group("Heun with churn", _SAMPLER, 1e-10, "edm.churn_clipped.x", churn),
     group("Euler and Heun on the grid of iDDPM", _SAMPLER, 1e-5, "iddpm_u", sampler_on_the_iddpm_grid),
     group("losses: EDM, VP, VE", ("losses/edm_losses",), 1e-5, "images", losses),
     group("preconditioning: EDM, VP", _NETWORKS, 1e-5, "F", preconditioning),

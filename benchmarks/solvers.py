@@ -1,0 +1,261 @@
+"""Error by number of evaluations: ours beside the solvers of other packages, in one run.
+
+    pip install -e .[bench]
+    OMP_NUM_THREADS=1 python benchmarks/solvers.py                    on mixtures, whose denoiser is exact
+    OMP_NUM_THREADS=1 python benchmarks/solvers.py runs/vpsde ...     on trained networks, against their own flow
+    OMP_NUM_THREADS=1 python benchmarks/solvers.py --overhead         milliseconds a step beyond the network
+
+Everything is float64. A start is carried to the last noisy time with a given number of evaluations, and compared there
+with the exact flow: root mean square over starts and coordinates, which the few starts between two modes decide, and
+the median over starts of the root mean square over coordinates. Every other solver is tried on every fixed grid, and
+the best of all for each number of evaluations, known only afterwards, stands against our one default. What is not ours
+is worked out once and kept by ``benchmarks/problems.py``; --fresh works it out again.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.peers import Peer, peers  # noqa: E402
+from benchmarks.problems import CACHE, MIXTURES, PROCESSES, Problem, exact, trained  # noqa: E402
+from samplers import GRIDS, STEPS, Adams, Step  # noqa: E402
+from sde_lib import SDE, SDES, Gaussian, Prediction  # noqa: E402
+
+EVALUATIONS = (5, 8, 10, 15, 20, 30, 50, 100)
+STARTS = {"gmm1d": 4096, "gmm2d": 4096, "digits64": 512}
+STARTS_OF_RUN = 32
+FIXED = {"time": "uniform", "quad": "quadratic", "logsnr": "log_snr", "rho7": "karras", "fm": "flow", "atan": "angle"}
+
+FLOWS = ("ddim", "heun", "dpm", "dpmpp_2m", "dpmpp_3m", "deis", "ipndm", "vab", "unipc", "adams")
+"""Our steps that follow the flow, whose orders are measured."""
+ORDER_MOVES = (100, 200, 400)
+OVERHEAD_MOVES, OVERHEAD_ROUNDS = (20, 50), 15
+
+
+class Error(NamedTuple):
+    """Of states at the last time: over all of them, and of the one in the middle."""
+
+    rms: float
+    median: float
+
+
+class Best(NamedTuple):
+    """The lowest error, and whose it is."""
+
+    error: float
+    name: str
+
+
+def ours(sde: SDE, gaussian: Gaussian, dimensions: float, num: int) -> tuple[Step, Tensor]:
+    """Our default for this number of evaluations: the step and its times."""
+    times = GRIDS["mixture"](sde, num, std=gaussian.std, dimensions=dimensions)
+    return Adams(sde, gaussian=gaussian), times
+
+
+def error(problem: Problem, y: Tensor) -> Error:
+    """Of the states y that a solver has found."""
+    square = (y - problem.ends).square().flatten(1).mean(1)
+    return Error(square.mean().sqrt().item(), square.sqrt().median().item())
+
+
+def walk(problem: Problem, step: Step, times: Tensor) -> Tensor:
+    """The states y at the last of the times, by one of our steps."""
+    sde, places = problem.sde, times.tolist()
+    sde.tabulate(times)
+    step.reset(places)
+    x = sde.at(places[0]).alpha * problem.y
+    for t, s in pairwise(places):
+        x = step(problem.denoise, x, t, s, torch.randn_like)
+    return x / sde.at(places[-1]).alpha
+
+
+def measured(problem: Problem, name: str, peer: Peer, grid: str, fresh: bool) -> dict[int, Error]:
+    """Errors of a peer on a grid by number of evaluations, from the file where they are kept if there is one."""
+    sde = problem.sde
+    path = CACHE / f"{problem.key}-{name}-{grid}.json".replace(" ", "_")
+    found = {} if fresh or not path.exists() else json.loads(path.read_text())
+    for num in (num for num in EVALUATIONS if str(num) not in found):
+        denoise = Ratios(problem)
+        ratios = torch.exp(-0.5 * sde.log_snr(GRIDS[FIXED[grid]](sde, num // peer.cost)))
+        found[str(num)] = error(problem, peer.solve(denoise, problem.y, ratios))
+        if denoise.calls > num:
+            raise RuntimeError(f"{name}: {denoise.calls} evaluations where {num} were given")
+        path.write_text(json.dumps(found))
+    return {num: Error(*found[str(num)]) for num in EVALUATIONS}
+
+
+class Ratios:
+    """The denoiser as peers call it, (y, ratio) -> x0, and how often."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.sde, self.denoise, self.calls = problem.sde, problem.denoise, 0
+
+    def __call__(self, y: Tensor, ratio: float) -> Tensor:
+        self.calls += 1
+        t = self.sde.time(torch.tensor(-2 * math.log(ratio), dtype=torch.float64)).item()
+        t = min(max(t, self.sde.t_min), self.sde.t_max)
+        return self.denoise(self.sde.at(t).alpha * y, t).x0
+
+
+def grids(sde: SDE) -> list[str]:
+    """The fixed grids of a process: those in t only where t is no noise level."""
+    return [name for name in FIXED if name not in ("time", "quad") or sde.at(sde.t_max).alpha < 1]
+
+
+def survey(problem: Problem, fresh: bool) -> dict[str, dict[int, Error]]:
+    """Errors of all peers on all fixed grids, by "name [grid]" and number of evaluations."""
+    found = {}
+    for name, peer in peers(problem.sde)[0].items():
+        for grid in grids(problem.sde):
+            found[f"{name} [{grid}]"] = measured(problem, name, peer, grid, fresh)
+        print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return found
+
+
+def best(found: dict[str, dict[int, Error]], num: int, by: str) -> Best:
+    """The lowest error of that kind, ``rms`` or ``median``, at a number of evaluations."""
+    errors = ((getattr(errors[num], by), name) for name, errors in found.items())
+    return Best(*min(pair for pair in errors if math.isfinite(pair[0])))
+
+
+def table(name: str, problem: Problem, fresh: bool) -> dict[str, dict[str, dict[str, object]]]:
+    """Print ours beside the best peers; all numbers, by number of evaluations and kind of error."""
+    print(name, end=" ", file=sys.stderr, flush=True)
+    found, cells = survey(problem, fresh), {}
+    print(
+        f"\n{name}, {len(problem.y)} starts\n{'':4s}{'best by RMS':42s} {'RMS':>8s} {'ours':>8s} {'ratio':>7s}   "
+        f"{'best by median':42s} {'median':>8s} {'ours':>8s} {'ratio':>7s}"
+    )
+    for num in EVALUATIONS:
+        own = error(problem, walk(problem, *ours(problem.sde, problem.gaussian, problem.dimensions, num)))
+        cells[str(num)], line = {}, []
+        for by in Error._fields:
+            peer, mine = best(found, num, by), getattr(own, by)
+            ratio = peer.error / mine
+            cells[str(num)][by] = {"peer": peer, "ours": mine, "ratio": ratio}
+            line.append(f"{peer.name:42s} {peer.error:8.1e} {mine:8.1e} {ratio:7.2f}")
+        cells[str(num)]["all"] = {name: errors[num] for name, errors in found.items()}
+        print(f"{num:3d} " + "   ".join(line), flush=True)
+    return cells
+
+
+def summary(tables: dict[str, dict]) -> None:
+    """Print what the ratios of all cells come to."""
+    cells = [(name, num, cell) for name, rows in tables.items() for num, cell in rows.items()]
+    for by in Error._fields:
+        ratios = {f"{name} at {num}": cell[by]["ratio"] for name, num, cell in cells}
+        mean = math.exp(statistics.fmean(math.log(ratio) for ratio in ratios.values()))
+        worst = min(ratios, key=ratios.get)
+        print(f"{by}: best peer over ours {mean:.2f} in geometric mean, {ratios[worst]:.2f} at least ({worst})")
+
+
+def orders(seed: int) -> dict[str, dict[str, list[float]]]:
+    """Print and return log2 of what the error of each of our steps falls by where the moves are halved."""
+    print(f"\norders by median on gmm1d, log-SNR grid, {' to '.join(map(str, ORDER_MOVES))} moves")
+    print(f"{'':12s}" + "".join(f"{process:>14s}" for process in PROCESSES))
+    found: dict[str, dict[str, list[float]]] = {}
+    for name in FLOWS:
+        found[name] = {}
+        for process in PROCESSES:
+            problem = exact("gmm1d", process, 256, seed)
+            grid = GRIDS["log_snr"]
+            errors = [
+                error(problem, walk(problem, STEPS[name](problem.sde), grid(problem.sde, n))).median
+                for n in ORDER_MOVES
+            ]
+            found[name][process] = [math.log2(a / b) for a, b in pairwise(errors)]
+        print(f"{name:12s}" + "".join("{:9.2f}{:5.2f}".format(*pair) for pair in found[name].values()), flush=True)
+    return found
+
+
+def overhead() -> dict[str, list[float]]:
+    """Print and return milliseconds a step beyond the network, of 16 images of 3x32x32 by two threads."""
+    torch.set_num_threads(2)
+    sde, y = SDES["vpsde"](), torch.zeros(16, 3, 32, 32)
+    zero = Prediction(torch.zeros_like(y))
+    gaussian = Gaussian(torch.zeros(3, 32, 32), 0.25)
+    problem = Problem("", sde, lambda x, t: zero, gaussian, math.inf, y, y)
+
+    def contenders(num: int) -> dict[str, Callable[[], Tensor]]:
+        times = GRIDS["log_snr"](sde, num)
+        ratios = torch.exp(-0.5 * sde.log_snr(times))
+        found = {"ours": lambda: walk(problem, *ours(sde, gaussian, math.inf, num))}
+        for name, peer in peers(sde)[0].items():
+            found[name] = lambda peer=peer: peer.solve(lambda y, ratio: zero.x0, y, ratios)
+        return found
+
+    few, many = OVERHEAD_MOVES
+    runs = [(name, num, run) for num in OVERHEAD_MOVES for name, run in contenders(num).items()]
+    taken: dict[str, dict[int, list[float]]] = {name: {num: [] for num in OVERHEAD_MOVES} for name, *_ in runs}
+    for _ in range(OVERHEAD_ROUNDS):
+        for name, num, run in runs:
+            start = time.perf_counter()
+            run()
+            taken[name][num].append(1e3 * (time.perf_counter() - start) / num)
+    found = {name: [statistics.median(times[num]) for num in OVERHEAD_MOVES] for name, times in taken.items()}
+    print(f"\nmilliseconds a step beyond the network\n{'':42s} {few:4d} steps {many:4d} steps")
+    for name, (short, long) in found.items():
+        print(f"{name:42s} {short:10.3f} {long:10.3f}")
+    return found
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of trained runs; default: the mixtures")
+    parser.add_argument("--seed", type=int, default=0, help="of the starts")
+    parser.add_argument("--num", type=int, help="starts; default 4096, in 64 dimensions 512, of a network 32")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
+    parser.add_argument("--fresh", action="store_true", help="work out again what was kept")
+    parser.add_argument("--overhead", action="store_true", help="time steps instead")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)  # diffusers: of options that it will drop
+    for package, version in peers(SDES["edm"]())[1].items():
+        print(f"{package} {version}" if version else f"{package} is not installed: its solvers are left out")
+    numbers: dict[str, object] = {}
+    if options.overhead:
+        numbers["overhead"] = overhead()
+    else:
+        numbers["tables"] = tables = {}
+        with torch.no_grad():
+            for name, make in problems(options).items():
+                tables[name] = table(name, make(), options.fresh)
+            print()
+            summary(tables)
+            if not options.runs:
+                numbers["orders"] = orders(options.seed)
+    if options.json:
+        options.json.write_text(json.dumps(numbers, indent=1))
+
+
+def problems(options: argparse.Namespace) -> dict[str, Callable[[], Problem]]:
+    """What is asked for, by name."""
+    if options.runs:
+        return {
+            run.name: lambda run=run: trained(run, options.num or STARTS_OF_RUN, options.seed) for run in options.runs
+        }
+    return {
+        f"{mixture}/{process}": lambda m=mixture, p=process: exact(m, p, options.num or STARTS[m], options.seed)
+        for mixture in MIXTURES
+        for process in PROCESSES
+    }
+
+
+if __name__ == "__main__":
+    main()

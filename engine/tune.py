@@ -1,0 +1,74 @@
+"""Tuning: times and coefficients of a sampler fitted to the network of a run, kept for every later command.
+
+What they are fitted to are trajectories of the network itself, from seeds that no sample has.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from engine import tuned
+from engine.build import check_flow, load
+from engine.config import Options
+from engine.files import write_json
+from engine.log import versions
+from engine.randomness import TUNING, noise, positions
+from engine.sample import chosen, first_normals, make_step, make_times
+from samplers import ODE
+from samplers.calibration import calibrate
+
+REFERENCES, ITERATIONS, BATCH_SIZE = 320, 150, 64
+"""Trajectories, of which a fifth is held out; moves of the optimiser, and examples that each of them sees."""
+
+TOLERANCE = 1e-5
+"""Of the trajectories: a hundredth of the errors that there are at 20 evaluations."""
+
+
+def run(config: ConfigDict, workdir: Path, given: Options) -> None:
+    """Fit the sampler of the section ``sample`` and write ``workdir``/tuned/<sampler>-<steps>.json.
+
+    Raises: ValueError for a sampler that has no coefficients or adds noise, or a grid without moves.
+    """
+    if config.sample.grid == tuned.GRID:
+        config.sample.grid = ""
+    experiment, denoiser, found = load(config, workdir, given)
+    check_flow(denoiser, workdir)
+    sde, sampler, step = experiment.sde, config.sample.sampler, make_step(config, experiment)
+    made_for = tuned.asked(config, step, found, given.weights)
+    (grid, steps), times = chosen(config, sde), make_times(config, experiment)
+    times = times[sde.sigma(times) > 0].tolist()
+    if len(times) < 2:
+        raise ValueError(f"{steps} steps on the grid {grid} are one look at the noise, with nothing to tune; use more")
+
+    start = time.perf_counter()
+    x = sde.prior_std * first_normals(experiment, noise(config.seed, TUNING, positions(0, REFERENCES)))
+    flow = ODE(sde, rtol=TOLERANCE, atol=TOLERANCE, gaussian=experiment.gaussian.isotropic())
+    with torch.no_grad():
+        ends = [flow.follow(denoiser, part, times[0], times[-1]) for part in x.split(config.sample.batch_size)]
+    plan, before, after = calibrate(step, denoiser, x, torch.cat(ends), times, ITERATIONS, BATCH_SIZE)
+    seconds = time.perf_counter() - start
+
+    path = tuned.place(workdir, sampler, steps)
+    kept = {
+        "made_for": made_for,
+        "plan": {**plan._asdict(), "moves": [move._asdict() for move in plan.moves]},
+        "grid": grid,
+        "seed": config.seed,
+        "references": REFERENCES,
+        "held_out": {"num": len(before), "before": _told(before), "after": _told(after)},
+        "seconds": seconds,
+        "versions": versions(),
+    }
+    write_json(path, kept)
+    fall = f"{before.mean():.2g} to {after.mean():.2g}"
+    print(f"{sampler} in {steps} steps: mean error {fall} on {len(before)} trajectories held out, {seconds:.0f} s")
+    print(f"kept in {path}, which --mode sample takes from now on")
+
+
+def _told(errors: Tensor) -> dict[str, float]:
+    """Errors in units of the encoded data."""
+    rms = errors.square().mean().sqrt()
+    return {"mean": errors.mean().item(), "rms": rms.item(), "median": errors.median().item()}

@@ -1,0 +1,90 @@
+"""Noise along one path: a Brownian motion for each example, the same however finely its increments are asked for.
+
+Both kinds are functions of seed and position. What moves of a grid need is made of halves of halves, one new normal a
+move; a motion at any place is a sum of tents, one normal for each halving that could separate two places.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samplers.noise import Noise, normals, random_bits
+
+
+class Brownian(Noise):
+    """Noise whose first draw in each of N moves is an increment of one Brownian motion over the place in the grid.
+
+        z_i = sqrt(N) (W((i + 1) / N) - W(i / N))
+
+    N = m 2^k with m odd: m increments are drawn, and each is halved k times, z -> (z + e) / sqrt(2), (z - e) / sqrt(2)
+    with e ~ N(0, I). So N moves and 2 N moves of one grid follow the same path, those of 20 and 40 steps do; those of
+    20 and 50 have paths of their own. Increments over two moves add up to the one over both; those of one grid are
+    independent standard normals. Further draws in a move, and those outside of moves, are as without a path.
+
+    Args:
+        seeds, stream, start: as ``Noise``.
+    Reference: Levy's construction; Li, Wong, Chen, Duvenaud, "Scalable Gradients for Stochastic Differential
+        Equations", 2020, section 4, for the tree that is a function. arXiv:2001.01328
+    """
+
+    def __init__(self, seeds: Tensor, stream: int = 0, start: int = 0) -> None:
+        super().__init__(seeds, stream, start)
+        self._halvings: dict[tuple[int, int], Noise] = {}
+
+    def moves(self, num: int) -> Iterator[Callable[[Tensor], Tensor]]:
+        """What each of ``num`` moves draws from."""
+        for i in range(num):
+            yield _first_from(functools.partial(self.increment, i, num), self)
+
+    def increment(self, i: int, num: int, like: Tensor) -> Tensor:
+        """z_i of N = num moves, shaped as ``like`` (B, *)."""
+        depth = (num & -num).bit_length() - 1
+        z = 0.5 ** (0.5 * depth) * self._normals(num >> depth, 0, i >> depth, like)
+        for level in range(1, depth + 1):
+            below = depth - level
+            sign = -1 if i >> below & 1 else 1
+            z.add_(self._normals(num >> depth, level, i >> below + 1, like), alpha=sign * 0.5 ** (0.5 * (below + 1)))
+        return z
+
+    def _normals(self, num_roots: int, level: int, number: int, like: Tensor) -> Tensor:
+        """What halves increment ``number`` of a level; at level 0 the increment itself."""
+        if (num_roots, level) not in self._halvings:
+            stream = (self.stream + (1 << 63) + (num_roots << 8) + level) % (1 << 64)
+            self._halvings[num_roots, level] = Noise(self.seeds, stream)
+        noise = self._halvings[num_roots, level]
+        noise.draw = number
+        return noise(like)
+
+
+def motion(keys: Tensor, place: Tensor, like: Tensor) -> Tensor:
+    """A Brownian motion W of each key at a place of its own, W(0) = 0 and W(PLACES) ~ N(0, I).
+
+        W(p) = p z_0 + sum_l 2^(-(l + 1) / 2) tent(2^(l - 1) p) z_l,j,    tent(u) = 1 - |2 (u - j) - 1|,    j = floor(u)
+
+    for p = place / PLACES and l = 1 to log2 PLACES.
+
+    Shapes: keys (B,) int64; place (B,) whole numbers 0 to PLACES; returns that of ``like`` (B, *).
+    Reference: Levy's construction, by Schauder's functions.
+    """
+    halvings = np.arange(1, PLACES.bit_length())
+    share = place.cpu().numpy() / PLACES
+    at = share * 2.0 ** (halvings[:, None] - 1)
+    tents = 2.0 ** (-0.5 * (halvings[:, None] + 1)) * (1 - np.abs(2 * (at - np.floor(at)) - 1))
+    numbers = np.concatenate([np.zeros((1, len(share))), 2 ** (halvings[:, None] - 1) + np.floor(at)])
+    weights = torch.from_numpy(np.concatenate([share[None], tents])).to(like)
+    each = keys.cpu().repeat(len(numbers)), 0, numbers.astype(np.int64).ravel(), 1
+    z = normals(random_bits(*each, like[0].numel(), like.device)).movedim(0, -2).flatten(-2)[..., : like[0].numel()]
+    return torch.einsum("lb,lbd->bd", weights, z.reshape(*weights.shape, -1).to(like.dtype)).reshape(like.shape)
+
+
+PLACES = 1 << 16
+"""Shares of its whole way at which a motion is known."""
+
+
+def _first_from(first: Callable[[Tensor], Tensor], others: Noise) -> Callable[[Tensor], Tensor]:
+    """A draw whose first call goes elsewhere."""
+    ahead = iter([first])
+    return lambda like: next(ahead, others)(like)

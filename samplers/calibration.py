@@ -1,0 +1,191 @@
+"""Calibration: times and coefficients of a multistep method, fitted to one network.
+
+What they are fitted to is where the network's own probability flow ends, as a solver finds it that controls its error.
+The gradient runs through the whole trajectory, so each move is chosen for what it does to the end.
+
+References: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", 2025, arXiv:2405.15506; Frankel et al.,
+"S4S: Solving for a Diffusion Model Solver", 2025, arXiv:2502.17423.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from samplers.loop import Draw, Step
+from samplers.multistep import Move, Multistep
+from sde_lib import SDE
+from sde_lib.denoiser import Denoiser
+
+
+class Plan(NamedTuple):
+    """All the numbers of a trajectory.
+
+    times: of the states, decreasing and noisy.
+    seen: times that the network is told there.
+    moves: one for each time, the last for the end.
+    """
+
+    times: list[float]
+    seen: list[float]
+    moves: list[Move]
+
+
+class Tuned(Step):
+    """A multistep method that takes the moves of a plan in place of its own.
+
+    Args:
+        plan: for the times that the loop will take.
+    """
+
+    def __init__(self, step: Multistep, plan: Plan) -> None:
+        self.sde, self.step, self.plan = step.sde, step, plan
+
+    def reset(self, times: list[float]) -> None:
+        self.sde.tabulate(torch.tensor([*times, *self.plan.seen], dtype=torch.float64))
+        self.seen = dict(zip(times, self.plan.seen, strict=True))
+        self.step.past, self.step.moves = [], dict(zip(times, self.plan.moves, strict=True))
+
+    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+        return self.step(lambda x, t: denoise(x, self.seen[t]), x, t, s, draw)
+
+    def finish(self, denoise: Denoiser, x: Tensor, t: float, draw: Draw) -> Tensor:
+        return self.step.finish(denoise, x, t, draw)
+
+
+def calibrate(
+    step: Multistep,
+    denoise: Denoiser,
+    x: Tensor,
+    target: Tensor,
+    times: Sequence[float],
+    iterations: int = 150,
+    batch_size: int = 64,
+) -> tuple[Plan, Tensor, Tensor]:
+    """The plan of a step, fitted to a denoiser on all but a fifth of the examples, if it is better on that fifth.
+
+        minimise log mean e + log sqrt(mean e^2),    e = |x_end - target| of an example, by Adam
+
+    Over the gaps between the times in log(sigma / alpha), the coefficients of state and values, and the times that the
+    network is told. The mean error of the fifth that is held out is never above that of the plan it began with.
+
+    Args:
+        step: one that follows the flow, without noise.
+        target: where the flow ends.
+        times: to begin with, decreasing and noisy; their ends stay.
+        iterations, batch_size: of Adam, at least 1.
+    Shapes: x, target (B, *), B at least 5; returns the plan and the errors held out, with the plan it began with and
+        with the one returned; (B // 5,).
+    """
+    times, held = list(times), len(x) // 5
+    step.reset(times)  # where it may choose its order
+    start = Plan(times, times, step.plan(times))
+    found = _fit(step, denoise, x[held:], target[held:], times, iterations, batch_size)
+    before, after = (
+        errors(follow(Tuned(step, plan), denoise, x[:held], plan.times), target[:held]) for plan in (start, found)
+    )
+    return (found, before, after) if after.mean() < before.mean() else (start, before, before)
+
+
+def errors(x: Tensor, target: Tensor) -> Tensor:
+    """Root mean square over the entries of an example; x, target (B, *), returns (B,)."""
+    return (x - target).flatten(1).square().mean(1).sqrt()
+
+
+@torch.no_grad()
+def follow(step: Step, denoise: Denoiser, x: Tensor, times: Sequence[float]) -> Tensor:
+    """The state at the last time, for a step without noise: as many evaluations as moves.
+
+    Shapes: x (B, *), and so returned.
+    """
+    step.sde.tabulate(torch.tensor(times, dtype=torch.float64))
+    step.reset(list(times))
+    for t, s in pairwise(times):
+        x = step(denoise, x, t, s, torch.zeros_like)
+    return x
+
+
+def _fit(
+    step: Multistep, denoise: Denoiser, x: Tensor, target: Tensor, times: list[float], iterations: int, batch_size: int
+) -> Plan:
+    """The plan after ``iterations`` of Adam, each on the next ``batch_size`` examples.
+
+    The rate is in proportion to the error there is to begin with: what is small already has little to look for.
+    """
+    gaps = torch.log(-_log_ratio(step.sde, times).diff()).requires_grad_()
+    changes = torch.zeros(len(gaps), 2 + step.order + 1, dtype=torch.float64, requires_grad=True)
+    size = target.square().mean().sqrt()
+    error = errors(follow(step, denoise, x[:batch_size], times), target[:batch_size]).mean() / size
+    rate = _RATE * min(error.item(), _MOST_ERROR)
+    groups = [{"params": gaps, "lr": _GAP_RATE * rate}, {"params": changes, "lr": rate}]
+    adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, iterations)
+    for i in range(iterations):
+        rows = torch.arange(i * batch_size, (i + 1) * batch_size) % len(x)
+        found = _end(step, denoise, x[rows], _table(step, times, gaps, changes))
+        error = errors(found, target[rows]) + torch.finfo(x.dtype).eps * size
+        loss = torch.log(error.mean()) + 0.5 * torch.log(error.square().mean())
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        decay.step()
+    with torch.no_grad():
+        found, table = _spaced(step.sde, times, gaps), _table(step, times, gaps, changes)
+    *analytic, last = step.plan(found)
+    fitted = [m._replace(keep=keep, weights=rest) for m, (keep, *rest) in zip(analytic, table[:, 5:].tolist())]
+    return Plan(found, [*table[:, 0].tolist(), times[-1]], [*fitted, last._replace(mend=[])])
+
+
+def _table(step: Multistep, times: list[float], gaps: Tensor, changes: Tensor) -> Tensor:
+    """What each move is made of, (N, 6 + values): the time told, (a, b) of the value, both shifts, keep and weights.
+
+    The step's own plan as a function of the gaps, to first order around where they are (all that a gradient needs), and
+    changes: of the log ratio that is told, of keep as a share of it, of weights in units of the state's deviation.
+    """
+    sde, at = step.sde, gaps.detach()
+    grids = [_spaced(sde, times, at + h) for h in (0.0, *_NUDGE * torch.eye(len(at), dtype=torch.float64))]
+    sde.tabulate(torch.tensor(grids, dtype=torch.float64).flatten())
+    value, *near = (_numbers(step, grid) for grid in grids)
+    slope = (torch.stack(near, -1) - value[..., None]) / _NUDGE
+    table = value + slope @ (gaps - at)
+    moments = map(sde.at, grids[0][1:])
+    size = torch.tensor([math.hypot(m.alpha * step.coordinates.std, m.sigma) for m in moments], dtype=torch.float64)
+    unit = torch.cat([value[:, 5:6], size[:, None].expand(-1, step.order + 1)], 1)
+    told = sde.time(-2 * (table[:, :1] + changes[:, :1])).clamp(sde.t_min, sde.t_max)
+    return torch.cat([told, table[:, 1:5], table[:, 5:] + unit * changes[:, 1:]], 1)
+
+
+def _numbers(step: Multistep, times: list[float]) -> Tensor:
+    """The plan of a step as the table has it, with log ratios for times."""
+    rows = zip(_log_ratio(step.sde, times).tolist(), step.plan(times)[:-1])
+    return torch.tensor([[r, *m.value, *m.shift, m.keep, *m.weights] for r, m in rows], dtype=torch.float64)
+
+
+def _end(step: Multistep, denoise: Denoiser, x: Tensor, table: Tensor) -> Tensor:
+    """The state at the end of a table: what ``Multistep`` does, with gradients."""
+    mean, past = step.gaussian.mean.to(x) if step.centred else 0.0, []
+    for t, row in zip(table[:, 0], table[:, 1:].to(x)):
+        a, b, shift, back, keep, *weights = row
+        x = x - shift * mean
+        past = [a * x + b * (denoise(x + shift * mean, t).x0 - mean), *past[: step.order + step.correct - 1]]
+        x = keep * x + sum(weight * value for weight, value in zip(weights, past)) + back * mean
+    return x
+
+
+def _spaced(sde: SDE, times: list[float], gaps: Tensor) -> list[float]:
+    """Times between the same ends, their gaps in the log ratio in the proportions exp(gaps)."""
+    first, last = _log_ratio(sde, [times[0], times[-1]])
+    between = first + (last - first) * torch.cumsum(torch.softmax(gaps, 0), 0)[:-1]
+    return [times[0], *sde.time(-2 * between).tolist(), times[-1]]
+
+
+def _log_ratio(sde: SDE, times: list[float]) -> Tensor:
+    """log(sigma / alpha)."""
+    return -0.5 * sde.log_snr(torch.tensor(times, dtype=torch.float64))
+
+
+_NUDGE = 1e-5  # of a gap, for slopes of the plan
+_RATE, _GAP_RATE, _MOST_ERROR = 0.2, 20.0, 0.04  # of Adam: times the error, times the other rate, of the data's size

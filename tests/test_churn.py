@@ -1,0 +1,83 @@
+"""Churn: Heun without it, Karras's levels with it, the marginals on every SDE, and where it stops."""
+
+import math
+
+import pytest
+import torch
+from test_steps import Counted, assert_marginal, evolve, noises, terminal
+
+from samplers import GRIDS, Heun, sample, trajectory
+from samplers.churn import Churn
+from sde_lib import EDMSDE, VPSDE
+
+
+def test_without_churn_it_is_heun(sde, mixture):
+    x, times = terminal(mixture, sde, 3), GRIDS["karras"](sde, 6)
+    denoise = mixture.denoiser(sde)
+    expected = list(trajectory(Heun(sde), denoise, x, times, None))
+    for ours, theirs in zip(trajectory(Churn(sde), denoise, x, times, None), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("churn", "low", "high"), [(3.0, 0.0, math.inf), (100.0, 0.0, math.inf), (3.0, 0.05, 2.0)])
+def test_levels_are_the_published_ones(sde, mixture, churn, low, high):
+    """Raised by the published factor where it acts, and there alone; the level of t_max is the highest."""
+    step, times, asked = Churn(sde, churn, low, high), GRIDS["log_snr"](sde, 8), []
+
+    def look(x, t):
+        asked.append(t)
+        return mixture.denoiser(sde)(x, t)
+
+    noise = Counted(torch.randn_like)
+    sample(step, look, terminal(mixture, sde, 2), times, noise)
+    ratios = torch.exp(-0.5 * sde.log_snr(times)).tolist()
+    acts = [low <= ratio <= high for ratio in ratios]
+    factor = 1 + min(churn / 9, 2**0.5 - 1)
+    seen = [math.exp(-0.5 * sde.at(t).log_snr) for t in asked[::2]]
+    expected = [min(ratio * factor, ratios[0]) if act else ratio for ratio, act in zip(ratios, acts)]
+    assert seen == pytest.approx(expected, rel=1e-6)
+    assert noise.calls == sum(acts[1:])
+    assert asked[1::2] == times[1:].tolist()
+
+
+def test_noise_is_the_forward_move_scaled():
+    """One state of known data: y stays, and the noise in it grows from r to r (1 + gamma)."""
+    sde = VPSDE()
+    step, x, t = Churn(sde, 1.0, churn_noise=1.5), torch.ones(2, 1).double(), 0.5
+    step.reset([0.6, t, 0.4])
+    z = torch.tensor([[1.0], [0.0]]).double()
+    moved, later = step.put_in(x, t, lambda like: z)
+    (alpha, _, log_snr), (high_alpha, _, high_log_snr) = sde.at(t), sde.at(later)
+    ratio, high = math.exp(-0.5 * log_snr), math.exp(-0.5 * high_log_snr)
+    assert high == pytest.approx(4 / 3 * ratio, rel=1e-9)
+    expected = 1 / alpha + 1.5 * math.sqrt(high**2 - ratio**2) * z
+    torch.testing.assert_close(moved / high_alpha, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_marginals_are_kept(sde, mixture):
+    """At a fifth more noise for each move; with few moves Heun's own error shows, 2 % of the variance at 60."""
+    assert_marginal(mixture, sde, evolve(mixture, sde, Churn(sde, 40.0), 3000, 200))
+
+
+def test_more_noise_than_the_published_widens(mixture):
+    """The noise matters: with twice as much of it the variance is off by far."""
+    sde = EDMSDE()
+    spread = [evolve(mixture, sde, Churn(sde, 10.0, churn_noise=noise), 3000, 60).var().item() for noise in (1.0, 1.3)]
+    assert spread[1] > 1.01 * spread[0]
+
+
+def test_a_trajectory_remembers_nothing_of_the_one_before(mixture):
+    sde = VPSDE()
+    step, x, denoise = Churn(sde, 5.0), terminal(mixture, sde, 3), mixture.denoiser(VPSDE())
+    few, many = (GRIDS["karras"](sde, num) for num in (5, 9))
+    first = sample(step, denoise, x, few, noises(3))
+    sample(step, denoise, x, many, noises(3))
+    assert torch.equal(sample(step, denoise, x, few, noises(3)), first)
+
+
+@pytest.mark.parametrize(
+    "options", [{"churn": -1.0}, {"churn_min": -0.1}, {"churn_max": 0.0}, {"churn_noise": 0.0}, {"churn": math.nan}]
+)
+def test_bad_options_are_refused_by_value(options):
+    with pytest.raises(ValueError, match=str(next(iter(options.values())))):
+        Churn(VPSDE(), **options)
