@@ -136,7 +136,7 @@ def _fit(
         found, table = _spaced(step.sde, times, gaps), _table(step, times, gaps, changes)
     *analytic, last = step.plan(found)
     fitted = [m._replace(keep=keep, weights=rest) for m, (keep, *rest) in zip(analytic, table[:, 5:].tolist())]
-    return Plan(found, [*table[:, 0].tolist(), times[-1]], [*fitted, last._replace(mend=[])])
+    return Plan(found, [*table[:, 0].tolist(), times[-1]], [*fitted, last])
 
 
 def _table(step: Multistep, times: list[float], gaps: Tensor, changes: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ a move is then one sum. The methods of the literature are its rows (``samplers/p
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from samplers.forms import Coordinates
@@ -19,14 +18,13 @@ from sde_lib.denoiser import Denoiser
 
 
 class Move(NamedTuple):
-    """Coefficients of one move in x, and of the data at the end.
+    """Coefficients of one move in x.
 
     value: (a, b) of the value a (x - shift) + b (x0 - mean), where shift = alpha mean.
     keep: of x - shift.
     weights: of the values, the latest first; those of a correction of the move before are in them.
     shift: alpha_s, by which the mean comes back.
     noise: standard deviation of what is added.
-    mend: of the values, in the data if the trajectory ends here.
     """
 
     value: tuple[float, float]
@@ -34,7 +32,6 @@ class Move(NamedTuple):
     weights: list[float]
     shift: tuple[float, float]
     noise: float
-    mend: list[float]
 
 
 class Multistep(Step):
@@ -95,7 +92,6 @@ class Multistep(Step):
             changes[1:] = self.integrals(ratio, np.arange(1, num + 1), orders + 1)
             changes[1:, 1:] -= weights[:-1, :-1]
         scale, (a, b) = coordinates.scale(ratio), coordinates.weights(ratio)
-        slope = 1 - coordinates.form.growth(ratio, coordinates.std)  # dx0/dy where the value stays
         late = np.minimum(1 + np.arange(num + 1), num)
         grown = (alpha * scale)[late]
         noise = np.append(alpha[1:] * coordinates.noise(ratio[:-1], ratio[1:]), 0.0)
@@ -105,7 +101,6 @@ class Multistep(Step):
             (grown[:, None] * (weights + changes)).tolist(),
             zip(alpha.tolist(), alpha[late].tolist(), strict=True),
             noise.tolist(),
-            ((slope * scale)[:, None] * changes).tolist(),
         )
         return [Move(*row) for row in zip(*columns, strict=True)]
 
@@ -137,13 +132,6 @@ class Multistep(Step):
         if self.centred:
             x.add_(self._mean, alpha=move.shift[1])
         return x.add_(draw(x), alpha=move.noise) if move.noise else x
-
-    def finish(self, denoise: Denoiser, x: Tensor, t: float, draw: Draw) -> Tensor:
-        move = self.moves[t]
-        x0 = self._look(denoise, x, t, move)[1]
-        for weight, value in zip(move.mend if self.correct else [], self.past):
-            x0 = torch.add(x0, value, alpha=weight)
-        return x0
 
     def _look(self, denoise: Denoiser, x: Tensor, t: float, move: Move) -> tuple[Tensor, Tensor]:
         """x less its mean, in memory of its own, and x0; their value joins the past."""

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from test_multistep import errors
-from test_steps import Counted, flow, terminal
+from test_steps import Counted, flow, terminal, transported
 
 from samplers import GRIDS, Heun, sample
 from samplers.singlestep import DPM2S, DPM3S, DPMPP2S, RK4, RK45, Singlestep
@@ -13,6 +12,15 @@ from sde_lib import EDMSDE, SDES, VPSDE, Gaussian, GaussianMixture
 
 # Order, evaluations of a move, and the number of moves from which on the order shows.
 KINDS = [(DPM2S, 2, 2, 128), (DPM3S, 3, 3, 128), (DPMPP2S, 2, 2, 128), (RK4, 4, 4, 64), (RK45, 5, 6, 32)]
+
+
+def errors(step, mixture, sde, grid, sizes, start, end):
+    """What each number of moves is off the flow from start to end, at 41 places."""
+    first, last = sde.at(start), sde.at(end)
+    x = first.alpha * mixture.mean + first.sigma * torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
+    expected = transported(mixture, x, first, last)
+    ends = (flow(step, mixture.denoiser(sde), x, GRIDS[grid](sde, num, start, end)) for num in sizes)
+    return [(found - expected).abs() for found in ends]
 
 
 @pytest.mark.parametrize("grid", ["log_snr", "karras"])
@@ -23,7 +31,7 @@ def test_order_is_the_published_one(mixture, kind, order, evaluations, size, nam
     start, end = (sde.time(torch.tensor(l).double()).item() for l in (-6.0, 5.0))
     few, many = errors(kind(sde), mixture, sde, grid, (size, 2 * size), start, end)
     observed = torch.log2(few / many).median().item()
-    assert order - 0.15 < observed < order + (1 if kind is RK45 else 0.15)  # whose leading error was made small
+    assert order - 0.15 < observed < order + (1.5 if kind is RK45 else 0.15)  # whose leading error was made small
 
 
 @pytest.mark.parametrize(("kind", "order", "evaluations", "size"), KINDS)
