@@ -15,11 +15,12 @@ is worked out once and kept by ``benchmarks/problems.py``; --fresh works it out 
 import argparse
 import json
 import math
+import re
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -83,19 +84,21 @@ def walk(problem: Problem, step: Step, times: Tensor) -> Tensor:
     return x / sde.at(places[-1]).alpha
 
 
-def measured(problem: Problem, name: str, peer: Peer, grid: str, fresh: bool) -> dict[int, Error]:
+def measured(
+    problem: Problem, name: str, peer: Peer, grid: str, fresh: bool, nums: Sequence[int] = EVALUATIONS
+) -> dict[int, Error]:
     """Errors of a peer on a grid by number of evaluations, from the file where they are kept if there is one."""
     sde = problem.sde
     path = CACHE / f"{problem.key}-{name}-{grid}.json".replace(" ", "_")
     found = {} if fresh or not path.exists() else json.loads(path.read_text())
-    for num in (num for num in EVALUATIONS if str(num) not in found):
+    for num in (num for num in nums if str(num) not in found):
         denoise = Ratios(problem)
         ratios = torch.exp(-0.5 * sde.log_snr(GRIDS[FIXED[grid]](sde, num // peer.cost)))
         found[str(num)] = error(problem, peer.solve(denoise, problem.y, ratios))
         if denoise.calls > num:
             raise RuntimeError(f"{name}: {denoise.calls} evaluations where {num} were given")
         path.write_text(json.dumps(found))
-    return {num: Error(*found[str(num)]) for num in EVALUATIONS}
+    return {num: Error(*found[str(num)]) for num in nums}
 
 
 class Ratios:
@@ -116,12 +119,14 @@ def grids(sde: SDE) -> list[str]:
     return [name for name in FIXED if name not in ("time", "quad") or sde.at(sde.t_max).alpha < 1]
 
 
-def survey(problem: Problem, fresh: bool) -> dict[str, dict[int, Error]]:
-    """Errors of all peers on all fixed grids, by "name [grid]" and number of evaluations."""
+def survey(problem: Problem, options: argparse.Namespace) -> dict[str, dict[int, Error]]:
+    """Errors of all peers that are asked for on all fixed grids, by "name [grid]" and number of evaluations."""
     found = {}
     for name, peer in peers(problem.sde)[0].items():
+        if not re.search(options.peers, name):
+            continue
         for grid in grids(problem.sde):
-            found[f"{name} [{grid}]"] = measured(problem, name, peer, grid, fresh)
+            found[f"{name} [{grid}]"] = measured(problem, name, peer, grid, options.fresh, options.evaluations)
         print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return found
@@ -133,15 +138,15 @@ def best(found: dict[str, dict[int, Error]], num: int, by: str) -> Best:
     return Best(*min(pair for pair in errors if math.isfinite(pair[0])))
 
 
-def table(name: str, problem: Problem, fresh: bool) -> dict[str, dict[str, dict[str, object]]]:
+def table(name: str, problem: Problem, options: argparse.Namespace) -> dict[str, dict[str, dict[str, object]]]:
     """Print ours beside the best peers; all numbers, by number of evaluations and kind of error."""
     print(name, end=" ", file=sys.stderr, flush=True)
-    found, cells = survey(problem, fresh), {}
+    found, cells = survey(problem, options), {}
     print(
         f"\n{name}, {len(problem.y)} starts\n{'':4s}{'best by RMS':42s} {'RMS':>8s} {'ours':>8s} {'ratio':>7s}   "
         f"{'best by median':42s} {'median':>8s} {'ours':>8s} {'ratio':>7s}"
     )
-    for num in EVALUATIONS:
+    for num in options.evaluations:
         own = error(problem, walk(problem, *ours(problem.sde, problem.gaussian, problem.dimensions, num)))
         cells[str(num)], line = {}, []
         for by in Error._fields:
@@ -220,6 +225,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", type=Path, help="folders of trained runs; default: the mixtures")
     parser.add_argument("--seed", type=int, default=0, help="of the starts")
     parser.add_argument("--num", type=int, help="starts; default 4096, in 64 dimensions 512, of a network 32")
+    parser.add_argument("--evaluations", nargs="+", type=int, default=EVALUATIONS, help="numbers to compare at")
+    parser.add_argument("--peers", default="", help="regular expression of the names to compare with; default: all")
     parser.add_argument("--json", type=Path, help="file for all numbers")
     parser.add_argument("--fresh", action="store_true", help="work out again what was kept")
     parser.add_argument("--overhead", action="store_true", help="time steps instead")
@@ -235,7 +242,7 @@ def main() -> None:
         numbers["tables"] = tables = {}
         with torch.no_grad():
             for name, make in problems(options).items():
-                tables[name] = table(name, make(), options.fresh)
+                tables[name] = table(name, make(), options)
             print()
             summary(tables)
             if not options.runs:

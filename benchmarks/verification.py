@@ -71,8 +71,8 @@ NOT_COMPARED = {
     "digits there.",
     "guided-diffusion: log variances clipped at level 1": "a repair that a chain ending in a denoising does not need.",
     "guided-diffusion: networks and layers": "no reader of its checkpoints here yet.",
-    "diffusers: multistep solvers (DPM-Solver of order 2 and 3, UniPC, DEIS, LMS), stochastic DPM-Solver": "no such "
-    "steps here.",
+    "diffusers: DPM-Solver of order 3": "its second difference lacks a factor of 2, and with it the third order.",
+    "diffusers: LMS": "its last move, to sigma = 0, follows the polynomial; ours is the denoising.",
     "diffusers: ScoreSdeVe": "its ladder of noise levels follows its own time table; the predictor and corrector are "
     "compared with their original.",
     "diffusers: float32 runs": "float32 tables; the float64 runs of the same schedulers are compared.",

@@ -104,8 +104,8 @@ class Coordinates:
         """
         places, widths = _between(start, end)
         clock, at = self.clock(nodes), self.clock(places)
-        others = ~np.eye(nodes.shape[1], dtype=bool)
-        gaps = np.where(others, clock[:, :, None] - clock[:, None, :], 1.0)
+        others, gaps = ~np.eye(nodes.shape[1], dtype=bool), clock[:, :, None] - clock[:, None, :]
+        gaps = np.where(gaps == 0, 1.0, gaps)  # one node, or a move too short to tell two apart
         factors = np.where(others, (at[:, :, None, None] - clock[:, None, None, :]) / gaps[:, None], 1.0)
         return np.einsum("nq,nqk->nk", widths * self.pace(places), factors.prod(-1))
 

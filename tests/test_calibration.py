@@ -8,11 +8,10 @@ from samplers.calibration import Tuned, _end, _table, calibrate, errors, follow
 from sde_lib import EDMSDE, VPSDE, Gaussian
 
 
-def problem(mixture, sde, num_steps, num, grid="mixture"):
+def problem(mixture, sde, num_steps, num):
     """A first guess, states of the prior, where the flow takes them, and a grid."""
     guess = Gaussian(mixture.mean, mixture.covariance.diagonal().mean().item())
-    law = {"std": guess.std} if grid == "mixture" else {}
-    times = GRIDS[grid](sde, num_steps, end=max(sde.t_min, 1e-3 * sde.t_max), **law).tolist()
+    times = GRIDS["mixture"](sde, num_steps, end=max(sde.t_min, 1e-3 * sde.t_max), std=guess.std).tolist()
     z = torch.randn(num, len(mixture.mean), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     flow = ODE(sde, rtol=1e-5, atol=1e-5, gaussian=guess)
     return guess, sde.prior_std * z, flow.follow(mixture.denoiser(sde), sde.prior_std * z, times[0], times[-1]), times
@@ -25,8 +24,8 @@ def problem(mixture, sde, num_steps, num, grid="mixture"):
 )
 def test_mean_error_on_fresh_examples_falls(name, kind, num_steps, factor, request):
     mixture, sde = request.getfixturevalue(name), kind()
-    guess, x, target, times = problem(mixture, sde, num_steps, 520, "log_snr")
-    denoise, step = mixture.denoiser(sde), Adams(sde, 3, gaussian=guess)
+    guess, x, target, times = problem(mixture, sde, num_steps, 520)
+    denoise, step = mixture.denoiser(sde), Adams(sde, gaussian=guess)
     start = follow(step, denoise, x[320:], times)
     plan, before, after = calibrate(step, denoise, x[:320], target[:320], times)
     found = follow(Tuned(step, plan), denoise, x[320:], plan.times)

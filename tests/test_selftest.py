@@ -153,7 +153,7 @@ def test_what_the_library_has_is_known_in_closed_form():
     assert textbook.PROCESSES.keys() == textbook.PRIOR_STD.keys() == textbook.INTERVALS.keys() == SDES.keys()
     assert losses.WEIGHT_FORMS.keys() == WEIGHTS.keys()
     assert losses.LAW_FORMS.keys() == TIME_LAWS.keys()
-    assert steps.MOVES.keys() | steps.WITHOUT_STEPS == STEPS.keys()
+    assert steps.MOVES.keys() | steps.WITHOUT_STEPS | steps.IN_COORDINATES == STEPS.keys()
     assert denoisers.TARGETS.keys() == PARAMETERIZATIONS.keys()
     assert grids.EVEN.keys() | grids.LEVELS.keys() == GRIDS.keys()
 

@@ -1,5 +1,6 @@
 """Every grid is even in the quantity of its name, and begins and ends where it should."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,6 +16,9 @@ EVEN: dict[str, Callable[[Process, np.ndarray], np.ndarray]] = {
     "log_snr": lambda book, t: book.log_snr,
     "karras": lambda book, t: (book.sigma / book.alpha) ** (1 / 7),
     "edm": lambda book, t: (book.sigma / book.alpha) ** (1 / 7),
+    "flow": lambda book, t: book.sigma / (book.alpha + book.sigma),
+    "angle": lambda book, t: np.arctan(book.sigma / book.alpha),
+    "mixture": lambda book, t: mixed(np.log(book.sigma / book.alpha)),
 }
 """What is evenly spaced."""
 
@@ -26,6 +30,13 @@ LEVELS: dict[str, Callable[[int, int], list[int]]] = {
     "levels_quadratic": lambda num, steps: [max(i, int(num * i**2 / steps**2)) for i in range(steps, -1, -1)],
 }
 """Grids of whole levels: of so many, in so many steps. Song, Meng, Ermon, 2021, appendix D.2."""
+
+
+def mixed(log_ratio: np.ndarray) -> np.ndarray:
+    """Cumulated law of the grid mixture in 20 steps, for data of unit deviation in many dimensions, cut at the ends."""
+    share, bump = 0.85 * math.sqrt(15 / 20), 1 / (1 + np.exp(-log_ratio))
+    logistic, uniform = ((law - law[-1]) / (law[0] - law[-1]) for law in (bump, log_ratio))
+    return share * logistic + (1 - share) * uniform
 
 
 def check(setting: Setting) -> Iterator[Row]:
