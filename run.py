@@ -82,7 +82,7 @@ def define_flags() -> flags.FlagValues:
     text("config", None, f"{' | '.join(names())}, or the path of a .py or of a run's .json")
     text("mode", None, " | ".join(MODES))
     text("workdir", None, "folder of the run (default: runs/<name of the config>)")
-    text("sampler", None, "pc, ddim, heun, ... (default: sample.sampler of the config)")
+    text("sampler", None, "adams, pc, ddim, ode, ... (default: sample.sampler of the config)")
     number("steps", None, "moves from noise to data (default: sample.steps)", lower_bound=1)
     number("num_samples", None, "how many to draw (default: sample.num_samples)", lower_bound=1)
     number("batch_size", None, "examples at a time (default: batch_size of the mode's section)", lower_bound=1)

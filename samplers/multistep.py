@@ -81,7 +81,7 @@ class Multistep(Step):
         self.past, self.moves = [], dict(zip(times, self.plan(times), strict=True))
 
     def plan(self, times: list[float]) -> list[Move]:
-        """The coefficients of the moves from each time to the next, and of the end at the last."""
+        """The coefficients of the moves from each time to the next; the last only ends one."""
         coordinates, num, most = self.coordinates, len(times) - 1, self.order + 1
         alpha = np.array([self.sde.at(t).alpha for t in times])
         ratio = np.exp([-0.5 * self.sde.at(t).log_snr for t in times])
@@ -126,21 +126,21 @@ class Multistep(Step):
 
     def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         move = self.moves[t]
-        x = self._look(denoise, x, t, move)[0].mul_(move.keep)
+        x = self._look(denoise, x, t, move).mul_(move.keep)
         for weight, value in zip(move.weights, self.past):
             x.add_(value, alpha=weight)
         if self.centred:
             x.add_(self._mean, alpha=move.shift[1])
         return x.add_(draw(x), alpha=move.noise) if move.noise else x
 
-    def _look(self, denoise: Denoiser, x: Tensor, t: float, move: Move) -> tuple[Tensor, Tensor]:
-        """x less its mean, in memory of its own, and x0; their value joins the past."""
-        x0 = known = denoise(x, t).x0
+    def _look(self, denoise: Denoiser, x: Tensor, t: float, move: Move) -> Tensor:
+        """x less its mean, in memory of its own; its value joins the past."""
+        known = denoise(x, t).x0
         a, b = move.value
         if self.centred:
             self._mean = self.gaussian.mean.to(x)
-            x, known = x.sub(self._mean, alpha=move.shift[0]), x0 - self._mean
+            x, known = x.sub(self._mean, alpha=move.shift[0]), known - self._mean
         else:
             x = x.clone()
         self.past = [(known * b).add_(x, alpha=a), *self.past[: self.order + self.correct - 1]]
-        return x, x0
+        return x
