@@ -32,13 +32,14 @@ from benchmarks.problems import digits64, first_guess  # noqa: E402
 from engine.build import load, read_dataset  # noqa: E402
 from engine.config import Options, stored  # noqa: E402
 from samplers import Noise  # noqa: E402
-from sde_lib import SDE, SDES, Denoiser, Exact, Gaussian, Hutchinson, log_prob  # noqa: E402
+from sde_lib import SDE, SDES, Denoiser, Exact, Gaussian, Hutchinson, Prediction, log_prob  # noqa: E402
 from sde_lib.adams import Adams  # noqa: E402
 from sde_lib.likelihood import Solver, matched_prior  # noqa: E402
 from sde_lib.runge_kutta import DormandPrince  # noqa: E402
 from sde_lib.solvers import Torchdiffeq  # noqa: E402
 
 ROUNDS = 3
+SHAPE = 1, 8, 8
 
 
 class Problem(NamedTuple):
@@ -67,7 +68,13 @@ def mixture() -> Problem:
     """Draws of the mixture of digits, by VP."""
     law, sde = digits64(), SDES["vpsde"](t_min=1e-5)
     x = law.sample(96, torch.Generator().manual_seed(31337))
-    return Problem(sde, law.denoiser(sde), first_guess(law), x, law.log_prob(x))
+    denoise, guess = law.denoiser(sde), first_guess(law)
+
+    def pictures(x: Tensor, t: float) -> Prediction:
+        return Prediction(denoise(x.flatten(1), t).x0.reshape(x.shape))
+
+    guess = Gaussian(guess.mean.reshape(SHAPE), guess.rest)
+    return Problem(sde, pictures, guess, x.reshape(-1, *SHAPE), law.log_prob(x))
 
 
 def network(workdir: Path) -> Problem:

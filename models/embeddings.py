@@ -31,6 +31,33 @@ class LogSNREmbedding(nn.Module):
             return self.layers(math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=1))
 
 
+class Positional(nn.Module):
+    """Sines and cosines of a noise level, their waves geometric from 1 to 1 / ``period`` radians per unit.
+
+        w_k = period^(-k / (width / 2 - 1)) with ``ends``, else period^(-k / (width / 2)),    k = 0, ..., width / 2 - 1
+
+    Args:
+        width: number of features; an odd one adds a zero.
+        cos_first: whether the cosines come before the sines.
+        ends: whether the slowest wave is 1 / period itself.
+    Shapes: level (B,); returns (B, width).
+    Reference: Vaswani et al., "Attention Is All You Need", 2017, section 3.5. arXiv:1706.03762
+    """
+
+    def __init__(self, width: int, cos_first: bool, ends: bool, period: float = 10_000.0):
+        super().__init__()
+        half = width // 2
+        exponent = torch.arange(half, dtype=torch.float32) / (half - ends)
+        self.register_buffer("frequencies", torch.exp(-math.log(period) * exponent), persistent=False)
+        self.width, self.cos_first = width, cos_first
+
+    def forward(self, level: Tensor) -> Tensor:
+        with torch.autocast(level.device.type, enabled=False):
+            angles = level.to(self.frequencies.dtype)[:, None] * self.frequencies
+            waves = (angles.cos(), angles.sin()) if self.cos_first else (angles.sin(), angles.cos())
+            return nn.functional.pad(torch.cat(waves, dim=1), (0, self.width % 2))
+
+
 class LabelEmbedding(nn.Module):
     """A vector a class, and one more, the null entry, for examples whose condition does not count.
 

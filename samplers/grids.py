@@ -71,7 +71,7 @@ def mixture(
     more dimensions the data spread over, the more noise tells their modes apart; and the more steps there are, the more
     of the error comes from elsewhere, as ``benchmarks/solvers.py`` has measured:
 
-        centre = min(0.35 dimensions^0.4, 1),    share = 0.85 min(sqrt(15 / num_steps), 1)
+        centre = min(0.35 sqrt(dimensions), 1.4),    share = 0.8 min(sqrt(15 / num_steps), 1)
 
     Args:
         std: standard deviation of the data, positive.
@@ -80,7 +80,7 @@ def mixture(
     _check_num(num_steps)
     start, end = _ends(sde, start, end)
     low, high = (math.exp(-0.5 * sde.at(t).log_snr) for t in (end, start))
-    centre, share = min(0.35 * dimensions**0.4, 1.0), 0.85 * min(math.sqrt(15 / num_steps), 1.0)
+    centre, share = min(0.35 * math.sqrt(dimensions), 1.4), 0.8 * min(math.sqrt(15 / num_steps), 1.0)
     ratio, _ = nodes.mixture(low, high, np.linspace(1, 0, num_steps + 1), std, centre, share)
     return _between(sde.time(-2 * torch.log(torch.from_numpy(ratio))), start, end)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sde_lib.bound import Bound, Hybrid, VariationalBound, diffusion_bound, prior_term, variational_bound
 from sde_lib.classifier import Classification, Classifier
 from sde_lib.consistency import ConsistencyDistillation, ConsistencyModel, ConsistencyTraining, transport
-from sde_lib.denoiser import CHAIN_PARAMETERIZATIONS, PARAMETERIZATIONS, Denoiser, Prediction
+from sde_lib.denoiser import CHAIN_PARAMETERIZATIONS, INPUTS, LABELS, PARAMETERIZATIONS, Denoiser, Prediction
 from sde_lib.dequantization import DEQUANTIZATIONS
 from sde_lib.discrete import Discrete, ladder_ratio, ladder_size
 from sde_lib.exact import ExactDenoiser, GaussianMixture
@@ -60,6 +60,8 @@ __all__ = [
     "CHAIN_PARAMETERIZATIONS",
     "DEQUANTIZATIONS",
     "EDMSDE",
+    "INPUTS",
+    "LABELS",
     "LEARNING_LAWS",
     "OBJECTIVES",
     "PARAMETERIZATIONS",

@@ -87,29 +87,58 @@ CHAIN_PARAMETERIZATIONS = {"mean": _mean}
 """As ``PARAMETERIZATIONS``, for processes with whole levels."""
 
 
+LABELS: dict[str, Callable[[SDE, Time, Moment], Time]] = {
+    "log_snr": lambda sde, t, moment: moment.log_snr,
+    "time": lambda sde, t, moment: 999 * t,
+    "level": lambda sde, t, moment: t - 1,
+    "level_from_noise": lambda sde, t, moment: sde.t_max - t,
+    "sigma": lambda sde, t, moment: moment.sigma / moment.alpha,
+    "log_sigma": lambda sde, t, moment: -moment.log_snr / 2,
+    "edm": lambda sde, t, moment: -moment.log_snr / 8,
+}
+"""(sde, t, sde.at(t)) -> how a network is told the noise level. Ours hear log-SNR; the others are those of published
+weights: of score_sde's VP and sub-VP; of chains, level 1 or the noisiest being 0; of its VE; of EDM, log(sigma) / 4."""
+
+INPUTS: dict[str, Callable[[Moment, float], Time]] = {
+    "unit": lambda moment, sigma_data: ((moment.alpha * sigma_data) ** 2 + moment.sigma**2) ** -0.5,
+    "raw": lambda moment, sigma_data: 1.0,
+}
+"""(sde.at(t), sigma_data) -> c_in, by which a network's input is multiplied: to unit variance, or not at all."""
+
+
 class Denoiser(nn.Module):
     """A network as a denoiser of one SDE.
 
-        x0 = c_skip x + c_out F(c_in x, log_snr),    c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2)
+        x0 = c_skip x + c_out F(c_in x, label),    c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2),    label = log_snr
 
     The network is told log-SNR and given input of unit variance, so what it learned does not depend on the SDE: the
     same network wrapped for another SDE gives the same x0 at the same log-SNR and scaled state (but for ``score`` and
-    ``flow``, which change with the scale of x). Coefficients are float32 or better whatever autocast chooses for the
-    network.
+    ``flow``, which change with the scale of x). Published weights were trained otherwise, and say how. Coefficients are
+    float32 or better whatever autocast chooses for the network.
 
     Args:
-        network: called as ``network(x, log_snr, **cond)`` with log_snr (B,) float32; returns the shape of x, or twice
-            its channels, of which the second half is 2 ``Prediction.variance`` - 1.
+        network: called as ``network(x, label, **cond)`` with label (B,) float32; returns the shape of x, or twice its
+            channels, of which the second half is 2 ``Prediction.variance`` - 1.
         sde: the process that noised the data.
         parameterization: a key of ``PARAMETERIZATIONS`` or, for a chain, ``CHAIN_PARAMETERIZATIONS``: what the network
             estimates.
         sigma_data: standard deviation of the data, positive.
+        label: a key of ``LABELS``.
+        input: a key of ``INPUTS``.
     Shapes: x (B, *); t a number, or a tensor that is 0-d or (B, 1, ..., 1).
-    Raises: ValueError for an unknown parameterization or one that the SDE has not, a sigma_data that is not positive, a
-        t of another shape.
+    Raises: ValueError for an unknown name, a parameterization that the SDE has not, a sigma_data that is not positive,
+        a t of another shape.
     """
 
-    def __init__(self, network: nn.Module, sde: SDE, parameterization: str, sigma_data: float) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        sde: SDE,
+        parameterization: str,
+        sigma_data: float,
+        label: str = "log_snr",
+        input: str = "unit",
+    ) -> None:
         super().__init__()
         known = PARAMETERIZATIONS | CHAIN_PARAMETERIZATIONS
         if parameterization not in known:
@@ -120,13 +149,18 @@ class Denoiser(nn.Module):
             )
         if not sigma_data > 0:
             raise ValueError(f"sigma_data {sigma_data}: need the standard deviation of the data, above 0")
+        for what, name, names in (("label", label, LABELS), ("input", input, INPUTS)):
+            if name not in names:
+                raise ValueError(f"unknown {what} {name!r}; known: {', '.join(names)}")
+        self.label, self.scale = LABELS[label], INPUTS[input]
         self.network, self.sde, self.sigma_data = network, sde, sigma_data
         self.coefficients = known[parameterization]
 
     def forward(self, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         moment = self.sde.at(t)
         c_skip, c_out = self.coefficients(self.sde, t, moment, self.sigma_data)
-        output = told(self.network, x, moment, self.sigma_data, **cond).to(x.dtype)
+        label = conditioning(self.label(self.sde, t, moment), x)
+        output = self.network(self.scale(moment, self.sigma_data) * x, label, **cond).to(x.dtype)
         if output.shape == x.shape:
             return Prediction(c_skip * x + c_out * output)
         output, share = output.chunk(2, dim=1)
@@ -137,19 +171,16 @@ class Denoiser(nn.Module):
         return self.sde.score(x, self(x, t, **cond).x0, t)
 
 
-def told(network: nn.Module, x: Tensor, moment: Moment, sigma_data: float, **cond: Tensor) -> Tensor:
-    """What a network says of x: it is given c_in x, of unit variance, and log-SNR."""
-    alpha, sigma, log_snr = moment
-    noise_level = conditioning(log_snr, x)
-    c_in = ((alpha * sigma_data) ** 2 + sigma**2) ** -0.5
-    return network(c_in * x, noise_level, **cond)
+def told(network: nn.Module, x: Tensor, moment: Moment, sigma_data: float) -> Tensor:
+    """What a network of ours says of x: it is given c_in x, of unit variance, and log-SNR."""
+    return network(INPUTS["unit"](moment, sigma_data) * x, conditioning(moment.log_snr, x))
 
 
-def conditioning(log_snr: Time, x: Tensor) -> Tensor:
-    """Log-SNR as networks take it: float32, one for each example of x, on its device; (B,)."""
-    if not isinstance(log_snr, Tensor):
-        return torch.full((len(x),), log_snr, dtype=torch.float32, device=x.device)
-    if log_snr.ndim > 0 and log_snr.shape != (len(x),) + (1,) * (x.ndim - 1):
-        shapes = f"time of shape {tuple(log_snr.shape)} for x of shape {tuple(x.shape)}"
+def conditioning(label: Time, x: Tensor) -> Tensor:
+    """The noise level as networks take it: float32, one for each example of x, on its device; (B,)."""
+    if not isinstance(label, Tensor):
+        return torch.full((len(x),), label, dtype=torch.float32, device=x.device)
+    if label.ndim > 0 and label.shape != (len(x),) + (1,) * (x.ndim - 1):
+        shapes = f"time of shape {tuple(label.shape)} for x of shape {tuple(x.shape)}"
         raise ValueError(f"{shapes}: need a number, or a tensor that is 0-d or (B, 1, ..., 1)")
-    return log_snr.flatten().to(x.device, torch.float32).expand(len(x))
+    return label.flatten().to(x.device, torch.float32).expand(len(x))

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -52,14 +52,57 @@ def orthogonal(z: Tensor) -> Tensor:
     return math.sqrt(dimensions) * frame.movedim(2, 0).reshape(z.shape)[:, None]
 
 
+Normals = Callable[[], Tensor]
+"""New normals (K, B, *) at each call."""
+
+
+def walsh(shape: torch.Size) -> Iterator[Tensor]:
+    """Signs for x[0], of the given shape: those of two coordinates agree half of the time, the sooner the nearer.
+
+    The n-th are (-1)^(sum_j n_j b_j), with b_j binary digits of a coordinate's place: the lowest one of each axis, the
+    last axis first, then the next ones. So after 2^m of them the signs of all pairs have cancelled but of those that
+    share their first m digits, which lie far apart. Places along the first axis, of channels, are in no order.
+
+    Reference: Stathopoulos, Laeuchli, Orginos, "Hierarchical Probing for Estimating the Trace of the Matrix Inverse on
+        Toroidal Lattices", 2013. arXiv:1302.4018
+    """
+    axes = [torch.randperm(shape[0], generator=torch.Generator().manual_seed(0)), *map(torch.arange, shape[1:])]
+    places = list(zip(torch.meshgrid(*axes, indexing="ij"), shape, strict=True))[::-1]
+    most = (max(shape) - 1).bit_length()
+    digits = [place >> level & 1 for level in range(most) for place, size in places if (size - 1) >> level]
+    for n in range(2 ** len(digits)):
+        odd = sum((digit for j, digit in enumerate(digits) if n >> j & 1), torch.zeros(shape, dtype=torch.int64))
+        yield 1 - 2 * (odd & 1)
+
+
+def turned(make: Callable[[Tensor], Tensor], normals: Normals) -> Iterator[Tensor]:
+    """Probes of which each is a probe, and whose errors cancel as they follow one another.
+
+    Those of ``walsh`` give the trace of one Jacobian exactly; of one that changes slowly, most of it, the sooner the
+    less its distant coordinates have to do with each other.
+    """
+    while True:
+        probes = make(normals())
+        for signs in walsh(probes.shape[3:]):
+            yield probes * signs.to(probes)
+
+
+def redrawn(make: Callable[[Tensor], Tensor], normals: Normals) -> Iterator[Tensor]:
+    """Probes that know nothing of each other."""
+    while True:
+        yield make(normals())
+
+
 class Probe(NamedTuple):
     """A kind of probe.
 
     make: from normals (K, B, *) to probes (K, 1, B, *).
+    fresh: (make, normals) -> probes for one evaluation after another; each estimate goes its own way.
     variance: of the mean of K estimates in D dimensions, (K, D) -> multiple of the sample variance of the estimates.
     """
 
     make: Callable[[Tensor], Tensor]
+    fresh: Callable[[Callable[[Tensor], Tensor], Normals], Iterator[Tensor]]
     variance: Callable[[int, int], float]
 
 
@@ -74,10 +117,11 @@ def without_replacement(num: int, dimensions: int) -> float:
 
 
 PROBES: dict[str, Probe] = {
-    "rademacher": Probe(rademacher, independent),
-    "gauss": Probe(gauss, independent),
-    "orthogonal": Probe(orthogonal, without_replacement),
+    "rademacher": Probe(rademacher, turned, independent),
+    "gauss": Probe(gauss, redrawn, independent),
+    "orthogonal": Probe(orthogonal, redrawn, without_replacement),
 }
+"""Only signs are turned: their errors are all between two coordinates."""
 
 Vectors = Callable[[Rows], Tensor]
 """The probes (K, P, b, *) of b of the examples, for one evaluation."""
@@ -105,9 +149,9 @@ class Hutchinson:
         draw: from x (B, *) to normals shaped as x, new ones at each call.
         num: K, at least 1.
         kind: a key of ``PROBES``.
-        fresh: whether each evaluation gets new probes. Both ways are unbiased. Fresh ones, for solvers on given nodes,
-            have far less noise, because their errors cancel along the way; solvers that adapt their steps must not see
-            another motion when they ask again, and get the same probes for the whole way.
+        fresh: whether each evaluation gets other probes. Both ways are unbiased. Fresh ones, for solvers on given
+            nodes, have far less noise, because their errors cancel along the way; solvers that adapt their steps must
+            not see another motion when they ask again, and get the same probes for the whole way.
     Raises: ValueError for numbers out of range and an unknown kind.
     """
 
@@ -121,12 +165,13 @@ class Hutchinson:
     def start(self, x: Tensor) -> Vectors:
         """The probes of examples x (B, *)."""
 
-        def make() -> Tensor:
-            return self.kind.make(torch.stack([self.draw(x) for _ in range(self.num)]))
+        def normals() -> Tensor:
+            return torch.stack([self.draw(x) for _ in range(self.num)])
 
         if self.fresh:
-            return lambda rows: make()[:, :, rows]
-        vectors = make()
+            probes = self.kind.fresh(self.kind.make, normals)
+            return lambda rows: next(probes)[:, :, rows]
+        vectors = self.kind.make(normals())
         return lambda rows: vectors[:, :, rows]
 
     def variance(self, estimates: Tensor, dimensions: int) -> Tensor:

@@ -35,7 +35,7 @@ def test_every_grid_is_measured():
 
 
 @pytest.mark.parametrize(
-    ("dimensions", "num", "centre", "share"), [(1.0, 10, 0.35, 0.85), (5.0, 60, 0.666307, 0.425), (1e9, 15, 1.0, 0.85)]
+    ("dimensions", "num", "centre", "share"), [(1.0, 10, 0.35, 0.8), (4.0, 60, 0.7, 0.4), (1e9, 15, 1.4, 0.8)]
 )
 @pytest.mark.parametrize("std", [0.3, 1.0])
 def test_the_mixture_has_its_law(sde, std, dimensions, num, centre, share):

@@ -8,7 +8,7 @@ import torch
 
 from samplers import Noise
 from sde_lib import PROBES, Exact, Hutchinson
-from sde_lib.trace import CHUNK, exact_trace, traces
+from sde_lib.trace import CHUNK, exact_trace, redrawn, traces, turned, walsh
 
 SHAPE, COPIES = (2, 3), 20_000
 
@@ -91,6 +91,43 @@ def test_probes_are_what_they_say():
     cosine = torch.nn.functional.cosine_similarity(frames[:, 0], z[0].flatten(1)).abs()
     torch.testing.assert_close(cosine, torch.ones(3).double())
     torch.testing.assert_close(alone.abs(), frames[:, 0].abs())
+
+
+@pytest.mark.parametrize("shape", [(8,), (5,), (1, 4, 8), (3, 4, 4), (2, 6)], ids=str)
+def test_signs_of_any_two_coordinates_agree_half_of_the_time(shape):
+    """All of them together, so that their products sum to the identity."""
+    signs = torch.stack(list(walsh(torch.Size(shape)))).flatten(1).double()
+    assert len(signs) == math.prod(2 ** (size - 1).bit_length() for size in shape)
+    assert (signs.abs() == 1).all()
+    assert (signs[0] == 1).all()
+    torch.testing.assert_close(signs.mT @ signs, len(signs) * torch.eye(math.prod(shape)).double())
+
+
+def test_signs_of_near_pixels_are_at_odds_before_those_of_distant_ones():
+    """After 4^m of them, only pixels that lie a multiple of 2^m apart along both axes have agreed more than not."""
+    signs = torch.stack(list(walsh(torch.Size((1, 8, 8))))).flatten(1).double()
+    row, column = torch.arange(64) // 8, torch.arange(64) % 8
+    for m in (1, 2):
+        together = signs[: 4**m].mT @ signs[: 4**m]
+        apart = [(place[:, None] - place[None, :]) % 2**m == 0 for place in (row, column)]
+        assert torch.equal(together, 4.0**m * (apart[0] & apart[1]).double())
+
+
+def test_turned_probes_give_the_trace_of_one_jacobian_exactly_and_then_are_drawn_anew():
+    """Their sum over a whole round; redrawn ones are off."""
+    generator = torch.Generator().manual_seed(0)
+    _, matrix = linear(torch.zeros(1, 6).double())
+
+    def normals():
+        return torch.randn(1, 3, 2, 3, dtype=torch.float64, generator=generator)
+
+    for law, allowed in ((turned, 1e-12), (redrawn, math.inf)):
+        probes = law(PROBES["rademacher"].make, normals)
+        rounds = torch.stack([next(probes)[0, 0].flatten(1) for _ in range(16)]).unflatten(0, (2, 8))
+        errors = torch.einsum("rnbi,ij,rnbj->rb", rounds, matrix, rounds) / 8 - matrix.trace()
+        assert errors.abs().max() < allowed
+        assert allowed < math.inf or errors.abs().max() > 0.1
+        assert not torch.equal(rounds[0], rounds[1])
 
 
 @pytest.mark.parametrize("probe", PROBES)

@@ -34,7 +34,7 @@ LEVELS: dict[str, Callable[[int, int], list[int]]] = {
 
 def mixed(log_ratio: np.ndarray) -> np.ndarray:
     """Cumulated law of the grid mixture in 20 steps, for data of unit deviation in many dimensions, cut at the ends."""
-    share, bump = 0.85 * math.sqrt(15 / 20), 1 / (1 + np.exp(-log_ratio))
+    share, bump = 0.8 * math.sqrt(15 / 20), 1 / (1 + 1.4 * np.exp(-log_ratio))
     logistic, uniform = ((law - law[-1]) / (law[0] - law[-1]) for law in (bump, log_ratio))
     return share * logistic + (1 - share) * uniform
 
