@@ -153,7 +153,6 @@ def run(argv: Sequence[str]) -> None:
     try:
         if values.tune:
             importlib.import_module(MODES["tune"]).run(config, workdir, options)
-            config.sample.grid = "tuned"
         importlib.import_module(MODES[values.mode]).run(config, workdir, options)
     except OSError as error:
         if error.filename is not None:

@@ -80,7 +80,7 @@ def _azula() -> dict[str, Peer]:
 
 
 def _k_diffusion() -> dict[str, Peer]:
-    sampling = _k_diffusion_sampling()
+    sampling = k_diffusion_sampling()
 
     def solve(name: str, options: dict[str, object], denoise: Denoise, y: Tensor, ratios: Tensor) -> Tensor:
         def model(x: Tensor, sigma: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def _k_diffusion() -> dict[str, Peer]:
     }
 
 
-def _k_diffusion_sampling() -> ModuleType:
+def k_diffusion_sampling() -> ModuleType:
     """``k_diffusion.sampling`` alone: the rest of the package, and what that imports, is not for sampling."""
     package = ModuleType("k_diffusion")
     package.__path__ = list(importlib.util.find_spec("k_diffusion").submodule_search_locations)

@@ -8,8 +8,9 @@
 Everything is float64. A start is carried to the last noisy time with a given number of evaluations, and compared there
 with the exact flow: root mean square over starts and coordinates, which the few starts between two modes decide, and
 the median over starts of the root mean square over coordinates. Every other solver is tried on every fixed grid, and
-the best of all for each number of evaluations, known only afterwards, stands against our one default. What is not ours
-is worked out once and kept by ``benchmarks/problems.py``; --fresh works it out again.
+the best of all for each number of evaluations, known only afterwards, stands against our one default. --chosen FILE
+compares on new starts with those that were best in an earlier run, so that luck with the starts counts for nobody.
+What is not ours is worked out once and kept by ``benchmarks/problems.py``; --fresh works it out again.
 """
 
 import argparse
@@ -138,10 +139,18 @@ def best(found: dict[str, dict[int, Error]], num: int, by: str) -> Best:
     return Best(*min(pair for pair in errors if math.isfinite(pair[0])))
 
 
+def again(problem: Problem, row: str, num: int, by: str, options: argparse.Namespace) -> Best:
+    """The error on these starts of a peer and its grid, told as "name [grid]"."""
+    name, _, grid = row.rpartition(" [")
+    errors = measured(problem, name, peers(problem.sde)[0][name], grid.rstrip("]"), options.fresh, [num])
+    return Best(getattr(errors[num], by), row)
+
+
 def table(name: str, problem: Problem, options: argparse.Namespace) -> dict[str, dict[str, dict[str, object]]]:
     """Print ours beside the best peers; all numbers, by number of evaluations and kind of error."""
     print(name, end=" ", file=sys.stderr, flush=True)
-    found, cells = survey(problem, options), {}
+    earlier = json.loads(options.chosen.read_text())["tables"][name] if options.chosen else None
+    found, cells = {} if earlier else survey(problem, options), {}
     print(
         f"\n{name}, {len(problem.y)} starts\n{'':4s}{'best by RMS':42s} {'RMS':>8s} {'ours':>8s} {'ratio':>7s}   "
         f"{'best by median':42s} {'median':>8s} {'ours':>8s} {'ratio':>7s}"
@@ -150,7 +159,10 @@ def table(name: str, problem: Problem, options: argparse.Namespace) -> dict[str,
         own = error(problem, walk(problem, *ours(problem.sde, problem.gaussian, problem.dimensions, num)))
         cells[str(num)], line = {}, []
         for by in Error._fields:
-            peer, mine = best(found, num, by), getattr(own, by)
+            mine = getattr(own, by)
+            peer = (
+                again(problem, earlier[str(num)][by]["peer"][1], num, by, options) if earlier else best(found, num, by)
+            )
             ratio = peer.error / mine
             cells[str(num)][by] = {"peer": peer, "ours": mine, "ratio": ratio}
             line.append(f"{peer.name:42s} {peer.error:8.1e} {mine:8.1e} {ratio:7.2f}")
@@ -167,6 +179,32 @@ def summary(tables: dict[str, dict]) -> None:
         mean = math.exp(statistics.fmean(math.log(ratio) for ratio in ratios.values()))
         worst = min(ratios, key=ratios.get)
         print(f"{by}: best peer over ours {mean:.2f} in geometric mean, {ratios[worst]:.2f} at least ({worst})")
+
+
+def plot(path: Path, tables: dict[str, dict]) -> None:
+    """A picture of the medians, a panel a problem: each peer's best grid as a grey line, ours in colour."""
+    from matplotlib.figure import Figure
+
+    names = list(tables)
+    rows = math.ceil(len(names) / len(PROCESSES))
+    figure = Figure(figsize=(12, 2.8 * rows), layout="constrained")
+    panels = figure.subplots(rows, min(len(names), len(PROCESSES)), squeeze=False).flatten()
+    for panel, name in zip(panels, names):
+        nums = [int(num) for num in tables[name]]
+        peer_names = {row.rpartition(" [")[0] for cell in tables[name].values() for row in cell["all"]}
+        for peer in sorted(peer_names):
+            lowest = [
+                min(error[1] for row, error in cell["all"].items() if row.rpartition(" [")[0] == peer)
+                for cell in tables[name].values()
+            ]
+            panel.loglog(nums, lowest, color="0.75", linewidth=1)
+        panel.loglog(nums, [cell["median"]["ours"] for cell in tables[name].values()], color="tab:red", linewidth=2)
+        panel.set_title(name, fontsize=10)
+        panel.set_xticks(nums, map(str, nums), fontsize=8)
+        panel.minorticks_off()
+    figure.supxlabel("evaluations")
+    figure.supylabel("median error")
+    figure.savefig(path, dpi=80)
 
 
 def orders(seed: int) -> dict[str, dict[str, list[float]]]:
@@ -227,7 +265,9 @@ def main() -> None:
     parser.add_argument("--num", type=int, help="starts; default 4096, in 64 dimensions 512, of a network 32")
     parser.add_argument("--evaluations", nargs="+", type=int, default=EVALUATIONS, help="numbers to compare at")
     parser.add_argument("--peers", default="", help="regular expression of the names to compare with; default: all")
+    parser.add_argument("--chosen", type=Path, help="the --json of an earlier run with another seed")
     parser.add_argument("--json", type=Path, help="file for all numbers")
+    parser.add_argument("--plot", type=Path, help="file for a picture of the medians")
     parser.add_argument("--fresh", action="store_true", help="work out again what was kept")
     parser.add_argument("--overhead", action="store_true", help="time steps instead")
     options = parser.parse_args()
@@ -245,6 +285,8 @@ def main() -> None:
                 tables[name] = table(name, make(), options)
             print()
             summary(tables)
+            if options.plot:
+                plot(options.plot, tables)
             if not options.runs:
                 numbers["orders"] = orders(options.seed)
     if options.json:

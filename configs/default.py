@@ -178,7 +178,7 @@ def get_config() -> ConfigDict:
     config.sample = ConfigDict()
     config.sample.sampler = "adams"  # a key of STEPS
     config.sample.steps = 0  # moves from noise to data; 0: as many as suit the sampler
-    config.sample.grid = ""  # a key of GRIDS; empty: the one that suits the sampler
+    config.sample.grid = ""  # a key of GRIDS, or a .txt of sigma / alpha, one a line; empty: what suits the sampler
     config.sample.snr = 0.16  # signal-to-noise ratio of a Langevin move, for the samplers that correct
     config.sample.predictor = "reverse_diffusion"  # of pc: a key of PREDICTORS
     config.sample.corrector = "langevin"  # of pc: a key of STEP_SIZES

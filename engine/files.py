@@ -47,6 +47,25 @@ def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
         raise DataError(f"{path} is damaged or lacks {' or '.join(keys)}: delete it and make it again") from error
 
 
+def read_numbers(path: Path) -> list[float]:
+    """The numbers of a text file, one a line; empty lines and what follows a # do not count.
+
+    Raises: DataError for a missing file; ValueError naming the line that is no number.
+    """
+    try:
+        lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as text: check the path") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line:
+            try:
+                found.append(float(line))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {line[:40]!r} is no number; give one a line") from error
+    return found
+
+
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
     """Write arrays to a compressed .npz."""
     replace(path, lambda file: np.savez_compressed(file, **arrays))

@@ -19,13 +19,17 @@ from engine import checkpoint, plane, tuned
 from engine.build import DataFacts, Experiment, check_at_least, check_flow, load, options, pick
 from engine.config import Options
 from engine.errors import CheckpointError
-from engine.files import write_json, write_npz
+from engine.files import read_numbers, write_json, write_npz
 from engine.likelihood import Measurement, stderr
 from engine.log import Progress, versions
 from samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample
 from samplers.calibration import Tuned
+from samplers.grids import of_ratios
 from sde_lib import SDE, SOLVERS, Denoiser, NonFiniteError, Prediction
 from sde_lib.motion import ExampleError
+
+GRID_FILE = ".txt"
+"""How the name of a grid ends that is a file: of noise levels sigma / alpha, one a line, from the noise to the data."""
 
 GRID_SAMPLES = 64
 """Samples in a grid.png and in the previews of training."""
@@ -194,8 +198,13 @@ def make_step(config: ConfigDict, experiment: Experiment, sampler: str | None = 
 
 
 def make_times(config: ConfigDict, experiment: Experiment) -> Tensor:
-    """The grid of ``sample.grid`` down to ``sample.t_min``, where 0 is the earliest time of the SDE."""
+    """The grid of ``sample.grid`` down to ``sample.t_min``, 0 being the earliest of the SDE; a file is taken whole."""
     name, steps = chosen(config, experiment.sde)
+    if name.endswith(GRID_FILE):
+        try:
+            return of_ratios(experiment.sde, read_numbers(Path(name)))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     grid = pick(GRIDS, "grid", name)
     known = options(grid, {"std": experiment.gaussian.std, "dimensions": experiment.gaussian.dimensions})
     return grid(experiment.sde, steps, end=config.sample.t_min or None, **known)
@@ -224,9 +233,18 @@ def planned(
 
 
 def chosen(config: ConfigDict, sde: SDE) -> tuple[str, int]:
-    """Name of the grid and number of steps: those of the section ``sample``, or the sampler's own."""
-    kind = pick(STEPS, "sampler", config.sample.sampler)
-    return config.sample.grid or kind.grid or sde.grid, config.sample.steps or kind.num_steps
+    """Name of the grid and number of steps: those of the section ``sample``, of a file, or the sampler's own.
+
+    Raises: DataError for a file that cannot be read; ValueError for one that has other steps than are asked for.
+    """
+    kind, steps = pick(STEPS, "sampler", config.sample.sampler), config.sample.steps
+    name = config.sample.grid or kind.grid or sde.grid
+    if name.endswith(GRID_FILE):
+        found = len(read_numbers(Path(name))) - 1
+        if steps not in (0, found):
+            raise ValueError(f"{name} has {found} steps, not {steps}; leave --steps out")
+        return name, found
+    return name, steps or kind.num_steps
 
 
 def preview(experiment: Experiment, denoiser: Denoiser, config: ConfigDict, path: Path) -> None:

@@ -30,6 +30,9 @@ TOLERANCE = 1e-5
 def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     """Fit the sampler of the section ``sample`` and write ``workdir``/tuned/<sampler>-<steps>.json.
 
+    The section then names what was fitted, for a mode that samples next.
+
+
     Raises: ValueError for a sampler that has no coefficients or adds noise, or a grid without moves.
     """
     if config.sample.grid == tuned.GRID:
@@ -66,6 +69,7 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     fall = f"{before.mean():.2g} to {after.mean():.2g}"
     print(f"{sampler} in {steps} steps: mean error {fall} on {len(before)} trajectories held out, {seconds:.0f} s")
     print(f"kept in {path}, which --mode sample takes from now on")
+    config.sample.grid, config.sample.steps = tuned.GRID, steps
 
 
 def _told(errors: Tensor) -> dict[str, float]:

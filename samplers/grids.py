@@ -5,7 +5,8 @@ grids end at the data instead: the loop's last denoising is then one of the num_
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -83,6 +84,30 @@ def mixture(
     centre, share = min(0.35 * math.sqrt(dimensions), 1.4), 0.8 * min(math.sqrt(15 / num_steps), 1.0)
     ratio, _ = nodes.mixture(low, high, np.linspace(1, 0, num_steps + 1), std, centre, share)
     return _between(sde.time(-2 * torch.log(torch.from_numpy(ratio))), start, end)
+
+
+def of_ratios(sde: SDE, ratios: Sequence[float]) -> Tensor:
+    """Times of given noise-to-signal ratios sigma / alpha, the same for every SDE; a 0 at the end is the data.
+
+    Args:
+        ratios: decreasing, the first that of t_max to a thousandth, the last at least that of t_min, or 0.
+    Raises: ValueError naming the first that is out of order or out of range.
+    """
+    low, high = (math.exp(-0.5 * sde.at(t).log_snr) for t in (sde.t_min, sde.t_max))
+    if len(ratios) < 2:
+        raise ValueError(f"{len(ratios)} noise levels: a grid has two or more")
+    for number, (before, ratio) in enumerate(pairwise(ratios), 2):
+        if not ratio < before:
+            raise ValueError(f"noise level {number} is {ratio:g} after {before:g}: a grid decreases, and repeats none")
+    if abs(ratios[0] / high - 1) > 1e-3:
+        raise ValueError(
+            f"noise level 1 is {ratios[0]:g}: sampling begins at sigma / alpha = {high:.6g}, that of t_max"
+        )
+    if not (ratios[-1] >= low * (1 - 1e-3) or ratios[-1] == 0):
+        raise ValueError(f"the last noise level is {ratios[-1]:g}: need 0 or at least {low:.6g}, that of t_min")
+    log_snr = -2 * torch.log(torch.tensor(ratios, dtype=torch.float64))
+    times = torch.where(log_snr < math.inf, sde.time(log_snr).clamp(min=sde.t_min), sde.time(log_snr))
+    return torch.cat([torch.tensor([sde.t_max], dtype=torch.float64), times[1:]])
 
 
 def edm(sde: SDE, num_steps: int, start: float | None = None, end: float | None = None) -> Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from samplers import GRIDS
-from samplers.grids import karras
-from sde_lib import EDMSDE, VPSDE, Discrete
+from samplers.grids import karras, of_ratios
+from sde_lib import EDMSDE, VESDE, VPSDE, Discrete
 
 # (sde, t) -> what is evenly spaced between start and end; "edm" goes on to the data.
 EVEN = {
@@ -175,3 +175,37 @@ def test_what_is_no_chain_has_no_levels(name, sde):
     else:
         with pytest.raises(ValueError, match=f"{type(sde).__name__} has no levels; use a chain"):
             GRIDS[name](sde, 2)
+
+
+# --- noise levels that are given --------------------------------------------------------------------------------------
+
+
+def test_given_levels_are_those_of_the_times(sde):
+    """Between ends that are exact; a 0 is the data."""
+    low, high = (math.exp(-0.5 * sde.at(t).log_snr) for t in (sde.t_min, sde.t_max))
+    ratios = [high * 1.0005, *(math.sqrt(low * high) * factor for factor in (1.5, 1.0, 0.7)), low]
+    times = of_ratios(sde, ratios)
+    assert times.dtype == torch.float64
+    assert times[0].item() == sde.t_max
+    assert times[-1].item() == pytest.approx(sde.t_min, rel=1e-6, abs=1e-9)
+    torch.testing.assert_close(torch.exp(-0.5 * sde.log_snr(times[1:4])), torch.tensor(ratios[1:4]).double())
+    assert sde.sigma(of_ratios(sde, [*ratios[:-1], 0.0]))[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [
+        ([], "two or more"),
+        ([50.0], "two or more"),
+        ([50.0, 2.0, 2.0], "level 3 is 2 after 2"),
+        ([50.0, 2.0, 3.0], "level 3 is 3 after 2"),
+        ([50.0, math.nan, 1.0], "level 2 is nan"),
+        ([80.0, 1.0], "begins at sigma / alpha = 50"),
+        ([20.0, 1.0], "begins at sigma / alpha = 50"),
+        ([50.0, 0.001], "at least 0.01"),
+        ([50.0, 1.0, -1.0], "at least 0.01"),
+    ],
+)
+def test_levels_that_are_no_grid_are_refused(ratios, words):
+    with pytest.raises(ValueError, match=words):
+        of_ratios(VESDE(sigma_min=0.01, sigma_max=50.0, t_min=0.0), ratios)

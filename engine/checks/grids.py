@@ -8,6 +8,7 @@ import numpy as np
 from engine.checks.rows import Row, Setting, distance, exactly, worst
 from engine.checks.textbook import INTERVALS, PROCESSES, Process
 from samplers import GRIDS
+from samplers.grids import of_ratios
 from sde_lib import SDES, Discrete
 
 EVEN: dict[str, Callable[[Process, np.ndarray], np.ndarray]] = {
@@ -59,6 +60,11 @@ def check(setting: Setting) -> Iterator[Row]:
                 spacing.append(float((np.diff(times) >= 0).sum()))
         yield Row(f"grid {name}: ends", worst(ends), 0.0)
         yield Row(f"grid {name}: evenly spaced", worst(spacing), 1e-9)
+    ratios, given = np.geomspace(49.0, 0.02, 9), []
+    for sde in (SDES["vesde"](sigma_max=49.0), SDES["edm"](sigma_max=49.0)):
+        noisy, data = of_ratios(sde, [*ratios, 0.0])[:-1], of_ratios(sde, [*ratios, 0.0])[-1:]
+        given += [distance(exactly(sde.sigma(noisy)) / ratios, np.ones(9)), sde.sigma(data).item()]
+    yield Row("noise levels that were given: those of the times", worst(given), 1e-9)
     chains = [sde for sde in (make() for make in SDES.values()) if isinstance(sde, Discrete)]
     for name, form in LEVELS.items():
         found = worst(

@@ -132,6 +132,7 @@ def check(setting: Setting) -> Iterator[Row]:
         yield from frozen(name, setting)
     for name in PROBES:
         yield from fresh(name, setting)
+    yield turning(setting)
     for name in DEQUANTIZATIONS:
         yield from dequantized(name, setting)
     yield from untrained("eight_gaussians", "none", {"codec.name": "identity", "network.name": "mlp"}, setting)
@@ -307,6 +308,15 @@ def fresh(name: str, setting: Setting) -> Iterator[Row]:
     yield bias(who, found[1], variance)
     yield told(who, result, variance)
     yield Row(f"{who}: taken by a solver that adapts", float(not refused(normal, x, probes(name, 2, rows, True))), 0.0)
+
+
+def turning(setting: Setting) -> Row:
+    """Forms of one matrix with fresh Rademacher probes, in as many evaluations as there are coordinates, twice."""
+    x, matrix = setting.normals(16, 2, 4, 2), exactly(setting.normals(16, 16, seed=5))
+    vectors = probes("rademacher", 1, len(x), fresh=True).start(x)
+    v = torch.stack([exactly(vectors(slice(None)))[0, 0].flatten(1) for _ in range(32)])
+    rounds = torch.einsum("nbi,ij,nbj->nb", v, matrix, v).unflatten(0, (2, 16)).mean(1)
+    return Row("fresh rademacher: a round of them off the trace", distance(rounds, matrix.trace()), 1e-12)
 
 
 def refused(normal: Normal, x: Tensor, trace: Hutchinson) -> bool:

@@ -1,4 +1,4 @@
-"""The keyed noise: a known answer, the normal law, and independence of seeds, streams, draws and batches."""
+"""The keyed noise: a known answer, the normal law, independence of seeds, streams, draws and batches; its paths."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 
 from engine.checks.rows import Row, Setting, distance, exactly, worst
 from engine.randomness import DITHER, TRAINING, noise, positions, uniform
-from samplers import Noise
+from samplers import Brownian, Noise
 from samplers.noise import philox
 
 
@@ -31,6 +31,13 @@ def check(setting: Setting) -> Iterator[Row]:
     yield Row("normals of two seeds, draws, streams, places: correlation, in standard errors", found, 4.5)
     later, few = Noise(torch.arange(5, 9), start=2), like[:4]
     yield Row("normals of an example, alone and later", distance(later(few), z[2, 5:9]), 0.0)
+
+    half, whole = (torch.stack([exactly(z(like)) for z in Brownian(torch.arange(num)).moves(n)]) for n in (6, 12))
+    joined = (whole[0::2] + whole[1::2]) / math.sqrt(2)
+    yield Row("Brownian path: two increments over the one over both", distance(joined, half), 4 * setting.rounding)
+    moments = [whole.square().mean() - 1, (whole[0::2] * whole[1::2]).mean()]
+    found = worst(abs(m.item()) * math.sqrt(n) for m, n in zip(moments, (whole.numel() / 2, whole.numel() / 2)))
+    yield Row("Brownian path: increments are standard and independent, in standard errors", found, 4.0)
 
     u = exactly(uniform(3, DITHER, positions(0, num), like))
     moments = [u.mean() - 1 / 2, (u**2).mean() - 1 / 3]

@@ -24,12 +24,14 @@ from samplers import (
     STEPS,
     Ancestral,
     AnnealedLangevin,
+    Churn,
     ConsistencyStep,
     PredictorCorrector,
     Step,
     langevin_step_size,
     trajectory,
 )
+from samplers.adaptive import StepControl
 from samplers.predictor_corrector import STEP_SIZES, Corrector
 from sde_lib import ADAPTIVE, SDE, SDES, Denoiser, GaussianMixture, Prediction
 
@@ -88,6 +90,11 @@ def check(setting: Setting) -> Iterator[Row]:
     for name in [name for name in STEP_SIZES if name in RATIOS]:
         found = worst(corrector(name, s, setting) for s in known)
         yield Row(f"corrector {name}: one move against the closed form", found, 1000 * setting.rounding)
+    found = worst(put_in(s, setting) for s in known)
+    yield Row("edm: level and state where noise is put in, against the closed form", found, 2000 * setting.rounding)
+    for name, form in PROPOSALS.items():
+        found = worst(proposal(STEPS[name](SDES[s]()), form, s) for s in known)
+        yield Row(f"{name}: both of its proposals against the closed form", found, 1e-10)
     for name, (step, order) in EVEN_ORDERS.items():
         lost = order - even_order(step, setting)
         yield Row(f"{name}, times even in sigma: what its order lacks of {order}", lost, 0.4)
@@ -275,10 +282,15 @@ def reverse_diffusion(x: Tensor, p: Process, q: Process, h: float, draw: Callabl
 
 def ancestral(x: Tensor, p: Process, q: Process, h: float, draw: Callable[[], Tensor]) -> Tensor:
     """Mean and variance of q(x_s | x_t, x_0). Ho et al., 2020, eq. 6, 7."""
+    return posterior(x, x0_of(x, p), p, q, draw())
+
+
+def posterior(x: Tensor, x0: Tensor, p: Process, q: Process, z: Tensor) -> Tensor:
+    """A draw of q(x_s | x_t, x_0) by the noise z. Ho et al., 2020, eq. 6, 7."""
     a = p.alpha / q.alpha
     b2 = p.sigma**2 - a**2 * q.sigma**2
-    mean = q.alpha * b2 / p.sigma**2 * x0_of(x, p) + a * q.sigma**2 / p.sigma**2 * x
-    return mean + math.sqrt(b2) * q.sigma / p.sigma * draw()
+    mean = q.alpha * b2 / p.sigma**2 * x0 + a * q.sigma**2 / p.sigma**2 * x
+    return mean + math.sqrt(b2) * q.sigma / p.sigma * z
 
 
 def ddim(x: Tensor, p: Process, q: Process, h: float, draw: Callable[[], Tensor]) -> Tensor:
@@ -369,6 +381,52 @@ def one_move(step: Step | Corrector, form: Callable, sde_name: str, setting: Set
         step.reset([t, s])
     found = step(mixture.denoiser(step.sde, SHARE), x, t, s, lambda like: next(given))
     return relative(found, form(exactly(x), p, q, t - s, lambda: exactly(next(used))))
+
+
+def put_in(sde_name: str, setting: Setting) -> float:
+    """Karras et al., 2022, algorithm 2, lines 4 to 6: r (1 + 40 / 200), and the forward noise that this takes."""
+    step, x = Churn(SDES[sde_name](), churn=40.0, churn_noise=1.5), setting.normals(3, 2)
+    times = step.sde.time(torch.linspace(-4.0, 4.0, 200, dtype=torch.float64)).tolist()
+    step.reset(times)
+    state, later = step.put_in(x, times[20], torch.ones_like)
+    p, q = (Process(*map(float, PROCESSES[sde_name](exactly(v).numpy()))) for v in (times[20], later))
+    a = q.alpha / p.alpha
+    form = a * exactly(x) + 1.5 * math.sqrt(q.sigma**2 - (a * p.sigma) ** 2)
+    return max(relative(state, form), abs(q.sigma / q.alpha / (p.sigma / p.alpha) / 1.2 - 1))
+
+
+def proposal(step: StepControl, form: Callable, sde_name: str) -> float:
+    """Both states that a step with control proposes, from the closed form's, in float64."""
+    setting = Setting(torch.device("cpu"), torch.float64)
+    logs = torch.tensor([-1.0, 0.0], dtype=torch.float64)
+    times = [*step.sde.time(logs).tolist(), step.sde.time(logs.mean()).item()]
+    places = [Process(*map(float, PROCESSES[sde_name](exactly(v).numpy()))) for v in times]
+    mixture = GaussianMixture(setting.tensor([1.0]), setting.tensor([[MEAN] * 4]), VARIANCE).denoiser(step.sde, SHARE)
+    x, z = places[0].sigma * setting.normals(2, 4), setting.normals(2, 4, seed=1)
+    t, s = (torch.full((2, 1), time, dtype=torch.float64) for time in times[:2])
+    found = step.propose(lambda x, t: mixture(x, t).x0, x, t, s, lambda: z)
+    return worst(relative(state, exact) for state, exact in zip(found, form(exactly(x), *places, exactly(z))))
+
+
+def by_sde(x: Tensor, p: Process, q: Process, middle: Process, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Ancestral moves by the first estimate, and by its mean with the one that this leads to."""
+    low = posterior(x, x0_of(x, p), p, q, z)
+    return low, posterior(x, 0.5 * (x0_of(x, p) + x0_of(low, q)), p, q, z)
+
+
+def by_dpm(x: Tensor, p: Process, q: Process, middle: Process, z: Tensor) -> tuple[Tensor, Tensor]:
+    """DDIM's moves by the first noise, and by that half of the way in log-SNR."""
+
+    def move(to: Process, eps: Tensor) -> Tensor:
+        return to.alpha * (x - p.sigma * eps) / p.alpha + to.sigma * eps
+
+    eps = (x - p.alpha * x0_of(x, p)) / p.sigma
+    y = move(middle, eps)
+    return move(q, eps), move(q, (y - middle.alpha * x0_of(y, middle)) / middle.sigma)
+
+
+PROPOSALS = {"adaptive_sde": by_sde, "dpm_adaptive": by_dpm}
+"""Closed forms of what a step with control proposes."""
 
 
 def corrector(name: str, sde_name: str, setting: Setting) -> float:
