@@ -63,6 +63,7 @@ SHORTHANDS = {
     "steps": "sample.steps",
     "num_samples": "sample.num_samples",
     "batch_size": "{mode}.batch_size",
+    "label": "sample.label",
     "seed": "seed",
     "device": "device",
 }
@@ -86,12 +87,17 @@ def define_flags() -> flags.FlagValues:
     number("steps", None, "moves from noise to data (default: sample.steps)", lower_bound=1)
     number("num_samples", None, "how many to draw (default: sample.num_samples)", lower_bound=1)
     number("batch_size", None, "examples at a time (default: batch_size of the mode's section)", lower_bound=1)
+    text("label", None, "class to draw: a number, or all (default: sample.label of the config)")
     number("seed", None, "of everything random (default: seed of the config)", lower_bound=0)
     text("device", None, "auto | cpu | cuda | mps ... (default: device of the config)")
     choice("weights", Options.weights, ["ema", "raw"], "averaged weights or those of the last step")
     choice("split", None, ["train", "test"], "which examples to take (default: by the mode)")
     choice("tune", None, ["grid"], "first fit times and coefficients of the sampler to the run, as --mode tune")
-    text("task", None, "what the mode edit does: interpolate | encode | decode")
+    text(
+        "task",
+        None,
+        "what the mode edit does: inpaint | superres | sdedit | translate | interpolate | encode | ...",
+    )
     switch("log_prob", False, "the log-density of each sample, for --sampler ode")
     choice("dtype", Options.dtype, ["float32", "float64"], "numbers that the selftest computes with")
     text("checkpoint", None, "step or folder of a checkpoint (default: the newest)")

@@ -172,6 +172,7 @@ def get_config() -> ConfigDict:
     config.train.sample_every = 1_000  # optimiser steps; 0 is never
     config.train.evaluate_every = 1_000  # optimiser steps between losses on held-out data; 0 is never
     config.train.precision = "float32"  # float32 | bfloat16, of the network only
+    config.train.label_dropout = 0.1  # share of the examples whose label does not count, of networks with classes
     config.train.dequantize = True  # uniform noise of one level's width on levels; what likelihood then measures
     config.train.compile = False  # torch.compile the network
 
@@ -208,14 +209,40 @@ def get_config() -> ConfigDict:
     config.sample.batch_size = 256  # samples drawn at a time; changes no sample
     config.sample.t_min = 1e-3  # time of the last denoising; 0: the earliest of the SDE
 
+    config.sample.label = ""  # class to draw, or all: every class in turn; empty: without a label
+
+    config.guidance = ConfigDict()  # of sample, evaluate, sweep and edit
+    config.guidance.scale = 1.0  # of the label's score, without a classifier: 0 ignores it, more than 1 sharpens
+    config.guidance.classifier = ""  # folder of a classifier's run on the same noise; empty: none
+    config.guidance.classifier_scale = 1.0  # of the classifier's gradient
+    config.guidance.weaker = ""  # folder of a weaker run that the samples lean away from (autoguidance); empty: none
+    config.guidance.weaker_scale = 2.0  # 1: the weaker run does not count
+    config.guidance.low = 0.0  # lowest sigma / alpha at which any of this acts
+    config.guidance.high = 1e9  # highest sigma / alpha at which any of this acts
+    config.guidance.threshold = "none"  # none | static (clip x0 to the range of the data) | dynamic (shrink it)
+    config.guidance.quantile = 0.995  # of dynamic: share of the entries that are within the range
+    config.guidance.scales = (0.0, 1.0, 2.0, 4.0)  # of the mode sweep: scales to compare
+
     config.edit = ConfigDict()  # steps, t_min and the options of the steps are those of ``sample``
     config.edit.first = 0  # of interpolate: number of the example at one end, from 0; negative ones count from the last
     config.edit.second = -1  # of interpolate: number of the example at the other end
     config.edit.frames = 11  # of interpolate: pictures along a path, both ends included
     config.edit.depths = (0.3, 0.6, 0.9)  # of interpolate: share of noise in an encoding's variance, each in (0, 1)
-    config.edit.num_examples = 64  # of encode: the first ones of the split; 0 is all
+    config.edit.input = ""  # of restorations, sdedit and translate: a .png, .jpg, .npy or .npz; empty: of the split
+    config.edit.num_examples = 64  # the first ones of the split, or of the input; 0 is all
+    config.edit.method = "pigdm"  # of restorations: a key of METHODS: replacement | pigdm | dps
+    config.edit.mask = ""  # of inpaint: a picture, white where pixels are known, or a box to fill: top,left,height,width
+    config.edit.factor = 2  # of superres: pixels a side that became one
+    config.edit.blur = 1.0  # of deblur: standard deviation of the blur, in pixels
+    config.edit.measure = ""  # of measured: FILE.py:FUNCTION, from a batch of encoded examples to what is known of it
+    config.edit.noise = 0.0  # of restorations: standard deviation of the noise in what is known, encoded
+    config.edit.zeta = 1.0  # of dps: length of its moves against the misfit
+    config.edit.jump = 10  # of replacement: moves before going back up, if repeats is above 1
+    config.edit.repeats = 1  # of replacement: how often each stretch is gone (RePaint)
+    config.edit.strength = 0.5  # of sdedit: share of noise in the variance, in (0, 1)
+    config.edit.other = ""  # of translate: folder of the run to translate to
     config.edit.latents = ""  # of decode: the latents.npz of encode, or a samples.npz that kept its latents
-    config.edit.batch_size = 256  # of encode and decode: examples at a time
+    config.edit.batch_size = 256  # examples at a time
 
     config.bound = ConfigDict()
     config.bound.num_examples = 0  # of the split; 0 is all

@@ -274,6 +274,11 @@ def make_objective(config: ConfigDict, experiment: Experiment) -> Objective:
     return kind(experiment.sde, **options(kind, {**config.loss, **known}))
 
 
+def conditions(config: ConfigDict, batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """What the network is told of a batch beside x and the noise level: the label, if it knows classes."""
+    return {"label": batch["label"].to(device)} if config.network.get("num_classes") else {}
+
+
 def check_form(dataset: Dataset, facts: DataFacts) -> None:
     """Raises: ValueError if examples of the dataset are not of the form that the run was trained on."""
     if (dataset.shape, dataset.levels) != (facts.shape, facts.levels):

@@ -5,6 +5,7 @@ A task gets the run and its denoiser, writes its results into its folder, and sa
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,21 @@ from ml_collections import ConfigDict
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from data import DataError, Dataset, table, write_gif
+from data import DataError, table, write_gif
 from engine import checkpoint
-from engine.build import Experiment, check_at_least, check_flow, check_form, load, pick, read_dataset
+from engine.build import Experiment, check_at_least, check_flow, load, pick
 from engine.config import Options
+from engine.examples import read_examples
 from engine.files import read_npz, replace, write_json, write_npz
+from engine.guide import Guide
 from engine.log import Progress, versions
+from engine.remake import REMAKES
+from engine.restore import RESTORATIONS
 from engine.sample import Counted, is_image, make_step, numbered, picture, write_samples
 from samplers import DDIM, Ancestral, Noise, Step, sample
 from samplers.editing import depth_time, flow_path, slerp, stochastic_path
 from samplers.grids import karras
+from samplers.guidance import Guided
 from sde_lib import NonFiniteError
 
 PRIOR = "prior draws"
@@ -38,11 +44,18 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         raise ValueError(f"give --task ({' | '.join(TASKS)})")
     task, split = pick(TASKS, "task", options.task), options.split or "test"
     experiment, denoiser, found = load(config, workdir, options)
-    check_flow(denoiser, workdir)
+    if options.task not in GUIDED:
+        check_flow(denoiser, workdir)
 
     folder, counted, start = workdir / "edit" / options.task, Counted(denoiser), time.perf_counter()
-    with torch.no_grad():
-        done = task(folder, experiment, counted, config, split)
+    guide = Guide(config, workdir, experiment)
+    if options.task in GUIDED:
+        done = remake(task, folder, experiment, partial(guide, counted), config, split) | {"guidance": guide.told()}
+    elif guide.acts:
+        raise ValueError(f"--task {options.task} knows no label and no guidance; leave them out")
+    else:
+        with torch.no_grad():
+            done = task(folder, experiment, counted, config, split)
     seconds, meta = time.perf_counter() - start, checkpoint.read_meta(found)
     manifest = {
         "task": options.task,
@@ -65,14 +78,26 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     print(f"files are in {folder}")
 
 
-def read_examples(config: ConfigDict, experiment: Experiment, split: str) -> Dataset:
-    """The examples of a split.
-
-    Raises: ValueError if they are not of the form that the run was trained on.
-    """
-    dataset = read_dataset(config, split)
-    check_form(dataset, experiment.facts)
-    return dataset
+def remake(
+    task: Callable[..., Any],
+    folder: Path,
+    experiment: Experiment,
+    guided: Callable[[Tensor], Guided],
+    config: ConfigDict,
+    split: str,
+) -> dict[str, Any]:
+    """Make examples anew; samples.npz with what they became, grid.png with that beside what was given."""
+    rows, told = task(experiment, guided, config, split)
+    result = next(rows[name] for name in RESULTS if name in rows)
+    if not torch.isfinite(result).all():
+        raise NonFiniteError("what was made is not finite; use more --steps or another sampler")
+    write_samples(folder, experiment.codec.decode(result).cpu(), experiment.facts)
+    if is_image(experiment.facts):
+        seen = {name: list(experiment.codec.decode(x[:SHOWN]).cpu()) for name, x in rows.items()}
+        shown = table(seen, [[str(k) for k in range(len(result[:SHOWN]))]], experiment.facts.levels)
+        replace(folder / "grid.png", lambda file: shown.save(file, format="PNG"))
+    about = {key: config.sample[key] for key in ("sampler", "steps", "grid", "t_min")}
+    return {"options": {**dict(config.edit), **about}, "split": split, "num_examples": len(result), **told}
 
 
 def interpolate(
@@ -234,5 +259,11 @@ def report(round_trip: dict[str, float | None]) -> str:
     return text
 
 
-TASKS: dict[str, Callable[..., dict[str, Any]]] = {"interpolate": interpolate, "encode": encode, "decode": decode}
-"""What the user types after ``--task``: (folder, experiment, denoise, config, split) -> its part of the manifest."""
+GUIDED = {**RESTORATIONS, **REMAKES}
+"""Tasks on examples that come as they are or are guided: see ``engine.remake.REMAKES``."""
+
+RESULTS = ("restored", "edited", "translated")
+"""What they made, among the rows that they show."""
+
+TASKS: dict[str, Callable[..., Any]] = {"interpolate": interpolate, "encode": encode, "decode": decode, **GUIDED}
+"""What the user types after ``--task``; the first three: (folder, experiment, denoise, config, split) -> manifest."""

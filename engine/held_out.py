@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from data import Dataset, batch_at
-from engine.build import Experiment, make_objective, make_time_law
+from engine.build import Experiment, conditions, make_objective, make_time_law
 from engine.randomness import HELD_OUT, OBJECTIVE, dither, dithers, draw_times, noise, positions
 from sde_lib import Denoiser
 
@@ -29,7 +29,7 @@ class HeldOut:
             x + dither(config.seed, where, x[:1]) if dithers(config, experiment.facts) else x
         )
         self.eps = batch["eps"].to(device) if "eps" in batch else noise(config.seed, HELD_OUT, where)(self.x0)
-        self.cond = {"label": batch["label"].to(device)} if config.network.get("num_classes") else {}
+        self.cond = conditions(config, batch, device)
         self.t, self.correction = draw_times(0, self.x0, experiment.sde, make_time_law(config))
         self.objective, self.where = make_objective(config, experiment), where
         self.experiment, self.config = experiment, config
@@ -46,7 +46,19 @@ class HeldOut:
             if (bins == k).any():
                 found[f"held_out_loss/log_snr_{low:g}_to_{high:g}"] = loss[bins == k].mean().item()
         told = self.objective.report(denoise, self.x0, self.eps, **self.cond)
+        if self.cond and self.objective.generates:
+            told = {**told, "label_effect": self._label_effect(denoise)}
         return found | {f"held_out_{key}": value for key, value in told.items()}
+
+    def _label_effect(self, denoise: Denoiser) -> float:
+        """How much of the estimates hangs on the label: |x0 - x0 without it| over |x0 - data|, root mean squares.
+
+        A label that says nothing to the network has 0.
+        """
+        x = self.experiment.sde.perturb(self.x0, self.eps, self.t)
+        nobody = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        with_label, without = denoise(x, self.t, **self.cond).x0, denoise(x, self.t, keep=nobody, **self.cond).x0
+        return ((with_label - without).square().mean() / (with_label - self.x0).square().mean()).sqrt().item()
 
     def _losses(self, denoise: Denoiser) -> Tensor:
         draw = noise(self.config.seed, OBJECTIVE, self.where)

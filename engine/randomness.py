@@ -17,7 +17,7 @@ from sde_lib import SDE, TimeLaw, stratified
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
-TRAINING, DITHER, HELD_OUT, DEQUANTIZATION, PROBES, OBJECTIVE, BOUND, TUNING = range(1, 9)
+TRAINING, DITHER, HELD_OUT, DEQUANTIZATION, PROBES, OBJECTIVE, BOUND, TUNING, LABELS, EDITING = range(1, 11)
 """Purposes; 0 is sampling, where a sample's own seed is the position."""
 
 
@@ -51,6 +51,11 @@ def dithers(config: ConfigDict, facts: DataFacts) -> bool:
 def dither(seed: int, where: Tensor, like: Tensor) -> Tensor:
     """Noise uniform on [-1/2, 1/2] for the examples at these positions (N,), each shaped as ``like[0]``."""
     return uniform(seed, DITHER, where, like.expand(len(where), *like.shape[1:])) - 0.5
+
+
+def kept(seed: int, where: Tensor, dropout: float) -> Tensor:
+    """Whether the condition of the examples at these positions counts, bool (N,), but for a share ``dropout``."""
+    return uniform(seed, LABELS, where, torch.empty(len(where), 1))[:, 0] > dropout
 
 
 class Ahead:

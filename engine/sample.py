@@ -20,6 +20,7 @@ from engine.build import DataFacts, Experiment, check_at_least, check_flow, load
 from engine.config import Options
 from engine.errors import CheckpointError
 from engine.files import read_numbers, write_json, write_npz
+from engine.guide import Guide
 from engine.likelihood import Measurement, stderr
 from engine.log import Progress, versions
 from samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample
@@ -45,8 +46,9 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     folder = workdir / "samples" / f"{manifest['sampler']}-{manifest['steps']}"
     pairs = {"latents": drawn.latents, "x0": drawn.x0, "levels": torch.tensor(experiment.facts.levels)}
     kept = pairs if config.sample.keep_latents else {}
-    scores = {"log_prob": drawn.log_prob} if given.log_prob else {}
-    write_samples(folder, experiment.codec.decode(drawn.x0).cpu(), experiment.facts, **kept, **scores)
+    beside = {"log_prob": drawn.log_prob, "label": drawn.label}
+    beside = {name: values for name, values in beside.items() if values is not None}
+    write_samples(folder, experiment.codec.decode(drawn.x0).cpu(), experiment.facts, **kept, **beside)
     plane.draw(folder, experiment, drawn.denoiser, config)
     write_json(folder / "manifest.json", manifest)
     done = f"{num} samples in {manifest['seconds']:.1f} s, {manifest['nfe']:g} evaluations each"
@@ -63,6 +65,7 @@ class Drawn(NamedTuple):
 
     latents: the normals that they began with.
     x0: the data that they ended at, encoded; with log_prob, the states at t_min of the section ``likelihood``.
+    label: that they were drawn with, int64 (N,); None for none.
     log_prob: of these states, in nats and in units of the data, (N,) float64; None where nobody asked.
     """
 
@@ -71,6 +74,7 @@ class Drawn(NamedTuple):
     latents: Tensor
     x0: Tensor
     manifest: dict[str, Any]
+    label: Tensor | None = None
     log_prob: Tensor | None = None
 
 
@@ -86,18 +90,23 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
     if given.log_prob and settings.sampler != "ode":
         raise ValueError("--log_prob needs the probability flow: add --sampler ode")
     experiment, denoiser, found = load(config, workdir, given)
-    counted = Counted(denoiser)
+    counted, guide = Counted(denoiser), Guide(config, workdir, experiment)
     if given.log_prob:
         check_flow(denoiser, workdir)
+        if guide.acts:
+            raise ValueError("--log_prob is of the run's own density: leave --label and guidance out")
         measurement = Measurement.of(config, experiment, counted)
         draw_batch, steps, grid = partial(draw_scored, measurement), 1, ""
         solver = config.likelihood.solver
         taken = {"solver": solver, **options(SOLVERS[solver], config.likelihood)}
     else:
-        step, times, grid = planned(config, workdir, experiment, found, given.weights)
+        step, times, grid = planned(config, workdir, experiment, found, given.weights, guide)
         steps = chosen(config, experiment.sde)[1]
         source = pick(NOISES, "noise", settings.noise)
-        draw_batch = partial(draw_pairs, experiment, counted, step, times, source=source)
+
+        def draw_batch(seeds: Tensor) -> tuple[Tensor, Tensor]:
+            return draw_pairs(experiment, guide(counted, seeds - config.seed), step, times, seeds, source)
+
         taken = {"noise": settings.noise, **options(kind, settings)}
     progress, drawn, start = Progress(num, "samples"), [], time.perf_counter()
     for first in range(0, num, batch_size):
@@ -112,6 +121,7 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         "steps": steps,
         "grid": grid,
         "options": taken,
+        "guidance": guide.told(),
         "nfe": calls,
         "seconds": seconds,
         "num_samples": num,
@@ -126,7 +136,7 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         found = {"nats": scores[0].mean().item(), "nats_stderr": stderr(scores[0].numpy())}
         about = {"solver": f"{solver}, {measurement.solver}", "prior": config.likelihood.prior, **measurement.told()}
         manifest["log_prob"] = found | about
-    return Drawn(experiment, denoiser, latents, x0, manifest, *scores)
+    return Drawn(experiment, denoiser, latents, x0, manifest, guide.labels(torch.arange(num)), *scores)
 
 
 def draw(experiment: Experiment, denoise: Denoiser, step: Step, times: Tensor, seeds: Tensor) -> Tensor:
@@ -186,19 +196,23 @@ def first_normals(experiment: Experiment, noise: Noise) -> Tensor:
     return noise(torch.empty(len(noise.seeds), *experiment.facts.shape, device=experiment.device))
 
 
-def make_step(config: ConfigDict, experiment: Experiment, sampler: str | None = None) -> Step:
-    """The step of that name, by default of ``sample.sampler``: with those keys of the section that it takes.
+def make_step(config: ConfigDict, experiment: Experiment, sampler: str | None = None, **more: Any) -> Step:
+    """The step of that name, by default of ``sample.sampler``: with those keys of the section, and of more, it takes.
 
     Of the first guess of the data a step learns mean and scale. To solvers that adapt their steps, directions of little
     variance would be as important as all others.
     """
     kind = pick(STEPS, "sampler", sampler or config.sample.sampler)
     settings = {key: value for key, value in config.sample.items() if key != "order" or value}  # 0: the method's own
-    return kind(experiment.sde, **options(kind, {**settings, "gaussian": experiment.gaussian.isotropic()}))
+    return kind(experiment.sde, **options(kind, {**settings, "gaussian": experiment.gaussian.isotropic(), **more}))
 
 
-def make_times(config: ConfigDict, experiment: Experiment) -> Tensor:
-    """The grid of ``sample.grid`` down to ``sample.t_min``, 0 being the earliest of the SDE; a file is taken whole."""
+def make_times(config: ConfigDict, experiment: Experiment, start: float | None = None) -> Tensor:
+    """The grid of ``sample.grid`` down to ``sample.t_min``, 0 being the earliest of the SDE; a file is taken whole.
+
+    Args:
+        start: where it begins; default t_max.
+    """
     name, steps = chosen(config, experiment.sde)
     if name.endswith(GRID_FILE):
         try:
@@ -207,11 +221,11 @@ def make_times(config: ConfigDict, experiment: Experiment) -> Tensor:
             raise ValueError(f"{name}: {error}") from error
     grid = pick(GRIDS, "grid", name)
     known = options(grid, {"std": experiment.gaussian.std, "dimensions": experiment.gaussian.dimensions})
-    return grid(experiment.sde, steps, end=config.sample.t_min or None, **known)
+    return grid(experiment.sde, steps, start, config.sample.t_min or None, **known)
 
 
 def planned(
-    config: ConfigDict, workdir: Path, experiment: Experiment, found: Path, weights: str
+    config: ConfigDict, workdir: Path, experiment: Experiment, found: Path, weights: str, guide: Guide
 ) -> tuple[Step, Tensor, str]:
     """Step, times and name of the grid: by a calibration of these weights if no grid is named, or ``tuned`` is.
 
@@ -219,7 +233,9 @@ def planned(
     """
     step, (name, steps) = make_step(config, experiment), chosen(config, experiment.sde)
     path, demanded = tuned.place(workdir, config.sample.sampler, steps), name == tuned.GRID
-    if demanded or (path.exists() and not config.sample.grid):
+    if demanded and guide.acts:
+        raise ValueError("a calibration is of the flow without label and guidance; name another sample.grid")
+    if demanded or (path.exists() and not config.sample.grid and not guide.acts):
         try:
             plan = tuned.read(path, tuned.asked(config, step, found, weights))
         except (CheckpointError, ValueError) as error:

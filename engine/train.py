@@ -23,6 +23,7 @@ from engine.build import (
     DataFacts,
     build,
     check_at_least,
+    conditions,
     first_guess,
     load_average,
     make_codec,
@@ -37,7 +38,18 @@ from engine.ema import EMA
 from engine.files import write_text
 from engine.held_out import HeldOut
 from engine.log import Metrics, Progress, versions
-from engine.randomness import OBJECTIVE, TRAINING, Ahead, dither, dithers, draw_times, noise, positions, seed_dropout
+from engine.randomness import (
+    OBJECTIVE,
+    TRAINING,
+    Ahead,
+    dither,
+    dithers,
+    draw_times,
+    kept,
+    noise,
+    positions,
+    seed_dropout,
+)
 from engine.sample import preview
 from sde_lib import Denoiser, NonFiniteError
 
@@ -225,7 +237,9 @@ class Trainer:
         batch = batch_at(self.dataset, config.seed, start, num, mirror=config.data.mirror)
         x = batch.pop("x").to(device)
         x0 = self.experiment.codec.encode(x + self.dither(start, num) if self.dither else x)
-        cond = {"label": batch["label"].to(device)} if config.network.get("num_classes") else {}
+        cond = conditions(config, batch, device)
+        if cond:
+            cond["keep"] = kept(config.seed, positions(start, num), config.train.label_dropout).to(device)
         t, correction = draw_times(self.step, x0, self.experiment.sde, self.time_law)
         eps = batch["eps"].to(device) if "eps" in batch else self.eps(start, num)
 

@@ -37,7 +37,7 @@ class Classifier(Encoder):
         super().__init__(
             shape, channels, channel_mult, num_blocks, attention, dropout, num_classes=0, blind=False, pad=pad
         )
-        self.num_features = channels * channel_mult[-1]
+        self.num_classes, self.num_features = num_classes, channels * channel_mult[-1]
         self.norm = group_norm(self.num_features)
         self.output = zeroed(nn.Linear(self.num_features, num_classes))
 

@@ -5,14 +5,24 @@ from samplers.adaptive import ODE, AdaptiveSDE, DPMAdaptive
 from samplers.brownian import Brownian
 from samplers.churn import Churn
 from samplers.consistency import ConsistencyStep
+from samplers.constraints import block_means, enlarge, grey, lowpass, masked, replacement, resampled
 from samplers.ddim import DDIM, Ancestral, LearnedVariance
+from samplers.editing import sdedit, translate
 from samplers.grids import GRIDS
-from samplers.guidance import classifier, classifier_free
+from samplers.guidance import (
+    autoguidance,
+    classifier,
+    classifier_free,
+    dynamic_threshold,
+    static_threshold,
+    within,
+)
 from samplers.langevin import AnnealedLangevin, langevin_step_size
 from samplers.loop import Step, sample, trajectory
 from samplers.multistep import Multistep
 from samplers.noise import Noise
 from samplers.pndm import PLMS, PNDM
+from samplers.posterior import DPS, pigdm
 from samplers.predictor_corrector import PredictorCorrector
 from samplers.published import (
     DEIS,
@@ -75,6 +85,7 @@ __all__ = [
     "DPM2S",
     "DPM3S",
     "DPMPP2S",
+    "DPS",
     "GRIDS",
     "IPNDM",
     "NOISES",
@@ -108,9 +119,23 @@ __all__ = [
     "Step",
     "UniPC",
     "VelocityAdams",
+    "autoguidance",
+    "block_means",
     "classifier",
     "classifier_free",
+    "dynamic_threshold",
+    "enlarge",
+    "grey",
     "langevin_step_size",
+    "lowpass",
+    "masked",
+    "pigdm",
+    "replacement",
+    "resampled",
     "sample",
+    "sdedit",
+    "static_threshold",
     "trajectory",
+    "translate",
+    "within",
 ]

@@ -1,4 +1,4 @@
-"""Paths from one example to another: mixtures of what noise makes of the two, brought back to data.
+"""Editing examples by what noise makes of them: brought back to data as they are, or mixed with others on a path.
 
 A path is asked at weights from 0, the first example, to 1, the second; it answers for all of them in one batch.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samplers.adaptive import ODE
-from samplers.loop import Draw, Step, sample
+from samplers.loop import Constraint, Draw, Step, sample
 from sde_lib import SDE
 from sde_lib.denoiser import Denoiser
 
@@ -50,6 +50,39 @@ def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     return torch.lerp(start, end, weights) * (torch.cos(angle) * a + torch.sin(angle) * across)
 
 
+def sdedit(
+    step: Step, denoise: Denoiser, x: Tensor, times: Tensor, draw: Draw, constrain: Constraint | None = None
+) -> Tensor:
+    """Noise an example to the first of the times, and denoise it again: what is smaller than the noise is made anew.
+
+        x_t = alpha x + sigma eps,    then the reverse process from t on
+
+    A stroke painting comes back as a picture. The more noise, the more like data and the less like x; from t_max it is
+    a sample, and as t falls to the data it is x.
+
+    Args:
+        times: grid from the depth of the noise, as ``depth_time`` has it, to the data.
+        draw: eps, then the noise of the step.
+        constrain: what is to stay as it is, as ``sample``.
+    Shapes: x (B, *); returns (B, *).
+    Reference: Meng et al., "SDEdit", 2022, algorithm 1. arXiv:2108.01073
+    """
+    return sample(step, denoise, step.sde.perturb(x, draw(x), times[0].item()), times, draw, constrain)
+
+
+def translate(flow: ODE, denoise: Denoiser, other_flow: ODE, other_denoise: Denoiser, x: Tensor) -> Tensor:
+    """What the latents of examples of one model are to another: encoded by one flow, decoded by the other.
+
+    Latents are in units of each prior, so the two may be of unlike SDEs. To the same model it is the identity, and the
+    way back undoes it, to the solvers' tolerances. Between Gaussians that commute it is the optimal transport.
+
+    Shapes: x (B, *) data of the first model; returns (B, *), of the second.
+    Reference: Su, Song, Meng, Ermon, "Dual Diffusion Implicit Bridges for Image-to-Image Translation", 2023, algorithm
+        1. arXiv:2203.08382
+    """
+    return other_flow.decode(other_denoise, flow.encode(denoise, x))
+
+
 def stochastic_path(
     step: Step, denoise: Denoiser, first: Tensor, second: Tensor, weights: Tensor, times: Tensor, draw: Draw
 ) -> Tensor:
@@ -66,8 +99,7 @@ def stochastic_path(
     Shapes: first, second (1, *); weights (B, 1, ..., 1); returns (B, *).
     Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, section 4.3. arXiv:2006.11239
     """
-    mixed = torch.lerp(first, second, weights)
-    return sample(step, denoise, step.sde.perturb(mixed, draw(mixed), times[0].item()), times, draw)
+    return sdedit(step, denoise, torch.lerp(first, second, weights), times, draw)
 
 
 def flow_path(flow: ODE, denoise: Denoiser, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
-"""Guidance: functions from a denoiser to a denoiser that leans towards a condition.
+"""Guidance: functions from a denoiser to a denoiser that leans towards a condition, or that keeps to what data are.
 
-Both multiply the score of the condition, grad log p(y | x_t), by a scale: 0 ignores the condition, 1 samples
-p(x_0 | y) if the denoisers are right, more than 1 sharpens it beyond any law of x_0 and trades variety for fidelity.
+What they give is a denoiser again, so they go into each other, and conditions pass through all of them. Two multiply
+the score of the condition, grad log p(y | x_t), by a scale: 0 ignores the condition, 1 samples p(x_0 | y) if the
+denoisers are right, more than 1 sharpens it beyond any law of x_0 and trades variety for fidelity.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -22,18 +24,23 @@ def classifier_free(denoise: Denoiser, scale: float) -> Guided:
 
         x0 = x0(x, null) + scale (x0(x, y) - x0(x, null))
 
-    Scale 0 is the unconditional denoiser and scale 1 the conditional one, exactly. Two evaluations.
+    Scale 0 is the unconditional denoiser and scale 1 the conditional one, bit for bit, and only that one is asked. Any
+    other is one evaluation of a batch of twice the size: what is conditioned, then what is not.
 
     Args:
-        denoise: takes ``keep``, bool (B,): whose condition counts.
+        denoise: takes ``keep``, bool (B,): whose condition counts. Its conditions have an entry for each example.
         scale: of the condition's score; 1 + w in the notation of the paper.
     Reference: Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022, eq. 6. arXiv:2207.12598
     """
 
     def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
-        everyone = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        with_cond, without = (denoise(x, t, keep=keep, **cond).x0 for keep in (everyone, ~everyone))
-        return Prediction(torch.lerp(without, with_cond, scale))
+        if scale in (0, 1):
+            return denoise(x, t, keep=torch.full((len(x),), scale == 1, device=x.device), **cond)
+        keep = torch.arange(2 * len(x), device=x.device) < len(x)
+        doubled = {name: _twice(value) for name, value in cond.items()}
+        x0, variance = denoise(_twice(x), _twice(t), keep=keep, **doubled)
+        with_cond, without = x0.chunk(2)
+        return Prediction(torch.lerp(without, with_cond, scale), None if variance is None else variance[: len(x)])
 
     return guided
 
@@ -43,20 +50,130 @@ def classifier(denoise: Denoiser, sde: SDE, log_prob: Callable[[Tensor, Time], T
 
         x0 = x0(x) + scale sigma^2 / alpha grad log p(y | x_t)
 
-    With the true p(y | x_t), scale 1 is the conditional denoiser.
+    With the true p(y | x_t), scale 1 is the conditional denoiser. Whoever differentiates what it gives, differentiates
+    the gradient too.
 
     Args:
         denoise: an unconditional denoiser; a conditional one is leaned further.
         log_prob: (x, t) -> log p(y | x_t) in nats, (B,), differentiable in x.
-        scale: of the gradient, at least 0.
+        scale: of the gradient; below 0 it leans away from the condition.
     Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, eq. 10, 14. arXiv:2105.05233
     """
 
     def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        deeper = torch.is_grad_enabled() and x.requires_grad
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = x.detach().clone().requires_grad_()
-            gradient = torch.autograd.grad(log_prob(leaf, t).sum(), leaf)[0]
+            leaf = x if deeper else x.detach().clone().requires_grad_()
+            gradient = torch.autograd.grad(log_prob(leaf, t).sum(), leaf, create_graph=deeper)[0]
         alpha, sigma, _ = sde.at(t)
-        return Prediction(denoise(x, t, **cond).x0 + scale * sigma**2 / alpha * gradient)
+        x0, variance = denoise(x, t, **cond)
+        return Prediction(x0 + scale * sigma**2 / alpha * gradient, variance)
 
     return guided
+
+
+def autoguidance(denoise: Denoiser, weaker: Denoiser, scale: float) -> Guided:
+    """Guidance away from the mistakes of a weaker version of the model: smaller, or trained for less.
+
+        x0 = x0_weaker + scale (x0 - x0_weaker)
+
+    Scale 1 is ``denoise`` and scale 0 ``weaker``, bit for bit, and only that one is asked.
+
+    Args:
+        weaker: of the same SDE and data; is told the same conditions.
+        scale: at least 0, usually 1 to 3.
+    Raises: ValueError for a scale below 0.
+    Reference: Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself", 2024. arXiv:2406.02507
+    """
+    if not scale >= 0:
+        raise ValueError(f"scale {scale}: need 0, the weaker model alone, or more")
+    if scale in (0, 1):
+        return denoise if scale else weaker
+
+    def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        x0, variance = denoise(x, t, **cond)
+        return Prediction(torch.lerp(weaker(x, t, **cond).x0, x0, scale), variance)
+
+    return guided
+
+
+def within(guided: Guided, denoise: Denoiser, sde: SDE, low: float = 0.0, high: float = math.inf) -> Guided:
+    """Guidance at some noise levels alone: ``guided`` where low <= sigma / alpha <= high, else ``denoise``.
+
+    At a time that is a number only one of them is asked; of times for each example both are.
+
+    Args:
+        low, high: noise of data of size 1; 0 <= low < high.
+    Raises: ValueError for an interval that is none.
+    Reference: Kynkaanniemi et al., "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in
+        Diffusion Models", 2024. arXiv:2404.07724
+    """
+    if not 0 <= low < high:
+        raise ValueError(f"noise levels from {low} to {high}: need 0 <= low < high")
+
+    def choose(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        alpha, sigma, _ = sde.at(t)
+        ratio = sigma / alpha
+        if not isinstance(ratio, Tensor):
+            return (guided if low <= ratio <= high else denoise)(x, t, **cond)
+        inside, (x0, variance), beside = (low <= ratio) & (ratio <= high), guided(x, t, **cond), denoise(x, t, **cond)
+        told = variance is not None and beside.variance is not None
+        return Prediction(
+            torch.where(inside, x0, beside.x0), torch.where(inside, variance, beside.variance) if told else None
+        )
+
+    return choose
+
+
+def static_threshold(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Guided:
+    """Keep estimates among the values that data have: x0 clipped to [low, high].
+
+    Raises: ValueError unless low < high.
+    Reference: Saharia et al., "Photorealistic Text-to-Image Diffusion Models", 2022, section 2.3. arXiv:2205.11487
+    """
+    _check_range(low, high)
+
+    def clipped(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        x0, variance = denoise(x, t, **cond)
+        return Prediction(x0.clamp(low, high), variance)
+
+    return clipped
+
+
+def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995, low: float = -1.0, high: float = 1.0) -> Guided:
+    """Keep estimates among the values that data have, by as little clipping as a share of the entries allows.
+
+        u <- clip(u, -s, s) / s,    s = max(1, quantile of |u|),    u = 2 (x0 - low) / (high - low) - 1
+
+    The quantile is the smallest entry of an example's |u| that the share does not exceed. An estimate of which that
+    share lies in [low, high] is only clipped there; any other is shrunk too, so that entries do not pile up at an end.
+
+    Args:
+        quantile: the share, in (0, 1]; 1 shrinks and never clips.
+    Raises: ValueError for a quantile outside (0, 1], or unless low < high.
+    Reference: Saharia et al., 2022, section 2.3. arXiv:2205.11487
+    """
+    if not 0 < quantile <= 1:
+        raise ValueError(f"quantile {quantile}: need a share of the entries above 0 and at most 1, usually 0.995")
+    _check_range(low, high)
+    middle, half = 0.5 * (low + high), 0.5 * (high - low)
+
+    def clipped(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        x0, variance = denoise(x, t, **cond)
+        u = (x0 - middle) / half
+        size = u.flatten(1).abs()
+        bound = size.kthvalue(math.ceil(quantile * size.shape[1]), dim=1).values.clamp_min(1)
+        bound = bound.reshape(-1, *[1] * (x.ndim - 1))
+        return Prediction(middle + half * (u.clamp(-bound, bound) / bound), variance)
+
+    return clipped
+
+
+def _twice(value: Time) -> Time:
+    """A batch followed by itself; a number, of which all examples have the same, stays one."""
+    return torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim else value
+
+
+def _check_range(low: float, high: float) -> None:
+    if not low < high:
+        raise ValueError(f"values from {low} to {high}: need low < high")

@@ -52,23 +52,33 @@ def trajectory(
 ) -> Iterator[Tensor]:
     """Yield the state at each noisy time after the first, then the data: the finish at the last noisy time.
 
+    Where times rise, as in ``constraints.resampled``, noise takes the state back up, x_s = a x_t + b z; every stretch
+    down is a trajectory of its own to the step, which is told its times when it begins.
+
     No noise is added after the last step: what is left at t_min, a grey level or more, is taken out by E[x_0 | x]. A
     grid that ends at the data says the same in other words: its last move is the finish.
 
     Args:
-        times: decreasing, (num_steps + 1,) float64 on the CPU; x is the state at the first. The last may be the time of
-            the data, where sigma = 0.
+        times: (num_steps + 1,) float64 on the CPU, decreasing but for returns; x is the state at the first. The last
+            may be the time of the data, where sigma = 0.
         draw: where the noise of stochastic steps comes from; a ``Brownian`` gives each move its part of one path.
-        constrain: applied to every state and to the data.
+        constrain: applied to every state that a step has made, and to the data.
+    Reference: Lugmayr et al., "RePaint", 2022, algorithm 1, for times that rise. arXiv:2201.09865
     """
     noisy = times[step.sde.sigma(times) > 0]
     step.sde.tabulate(noisy)
-    step.reset(noisy.tolist())
+    stretches = _stretches(noisy.tolist())
+    step.reset(next(stretches))
     draws = draw.moves(len(noisy) - 1) if isinstance(draw, Brownian) else repeat(draw)
     for (t, s), noise in zip(pairwise(noisy.tolist()), draws):
-        x = step(denoise, x, t, s, noise)
-        if constrain is not None:
-            x = constrain(x, *step.sde.at(s)[:2])
+        if s < t:
+            x = step(denoise, x, t, s, noise)
+            if constrain is not None:
+                x = constrain(x, *step.sde.at(s)[:2])
+        else:
+            a, b = step.sde.transition(t, s)
+            x = a * x + b * noise(x)
+            step.reset(next(stretches))
         yield x
     x0 = step.finish(denoise, x, noisy[-1].item(), draw)
     yield x0 if constrain is None else constrain(x0, 1.0, 0.0)
@@ -80,3 +90,9 @@ def sample(
     """The data at the end of ``trajectory``."""
     states = trajectory(step, denoise, x, times, draw, constrain)
     return collections.deque(states, maxlen=1).pop()
+
+
+def _stretches(times: list[float]) -> Iterator[list[float]]:
+    """The runs in which times fall."""
+    starts = [0, *(k for k, (t, s) in enumerate(pairwise(times), 1) if s >= t), len(times)]
+    return (times[first:end] for first, end in pairwise(starts))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samplers.ddim import DDIM, Ancestral
 from samplers.langevin import langevin
-from samplers.loop import Draw, Step
+from samplers.loop import Constraint, Draw, Step
 from samplers.stochastic import EulerMaruyama, ReverseDiffusion, Stay
 from sde_lib import SDE
 from sde_lib.denoiser import Denoiser
@@ -61,11 +61,14 @@ class Corrector:
         step_size: a key of ``STEP_SIZES``.
         snr: ratio of the score's move to the noise's, positive, usually 0.05 to 0.2; acts like a temperature.
         num_steps: evaluations at each time, at least 0.
+        constrain: applied to what the steps have made, at time t.
     Raises: ValueError for a value out of range.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, algorithms 4, 5. arXiv:2011.13456
     """
 
-    def __init__(self, sde: SDE, step_size: str, snr: float, num_steps: int) -> None:
+    def __init__(
+        self, sde: SDE, step_size: str, snr: float, num_steps: int, constrain: Constraint | None = None
+    ) -> None:
         if step_size not in STEP_SIZES:
             raise ValueError(f"unknown corrector {step_size!r}; known: {', '.join(sorted(STEP_SIZES))}")
         if not snr > 0:
@@ -73,6 +76,7 @@ class Corrector:
         if num_steps < 0:
             raise ValueError(f"corrector_steps {num_steps}: need 0 or more")
         self.sde, self.step_size, self.snr, self.num_steps = sde, STEP_SIZES[step_size], snr, num_steps
+        self.constrain = constrain
 
     def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         """The state at the same time t; s is where the predictor will go next."""
@@ -81,7 +85,8 @@ class Corrector:
         def size(score: Tensor, z: Tensor) -> Tensor | float:
             return 2 * (a * self.snr) ** 2 * self.step_size(score, z, sigma)
 
-        return langevin(self.sde, denoise, x, t, draw, self.num_steps, size)
+        x = langevin(self.sde, denoise, x, t, draw, self.num_steps, size)
+        return x if self.constrain is None else self.constrain(x, *self.sde.at(t)[:2])
 
 
 PREDICTORS: dict[str, Callable[[SDE], Step]] = {
@@ -102,6 +107,7 @@ class PredictorCorrector(Step):
     Args:
         predictor: a key of ``PREDICTORS``.
         corrector, snr, corrector_steps: as ``Corrector``.
+        constrain: as ``Corrector``; that of the loop acts after the predictor.
     Raises: ValueError for an unknown name or a value out of range.
     Reference: Song et al., 2021, algorithm 1. arXiv:2011.13456
     """
@@ -113,12 +119,13 @@ class PredictorCorrector(Step):
         corrector: str = "langevin",
         snr: float = 0.16,
         corrector_steps: int = 1,
+        constrain: Constraint | None = None,
     ) -> None:
         if predictor not in PREDICTORS:
             raise ValueError(f"unknown predictor {predictor!r}; known: {', '.join(sorted(PREDICTORS))}")
         self.sde = sde
         self.predict = PREDICTORS[predictor](sde)
-        self.correct = Corrector(sde, corrector, snr, corrector_steps)
+        self.correct = Corrector(sde, corrector, snr, corrector_steps, constrain)
 
     def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         return self.predict(denoise, self.correct(denoise, x, t, s, draw), t, s, draw)

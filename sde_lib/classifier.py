@@ -33,6 +33,11 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor, t: Time) -> Tensor:
         return told(self.network, x, self.sde.at(t), self.sigma_data).to(x.dtype)
 
+    @property
+    def num_classes(self) -> int:
+        """Number of logits, K."""
+        return self.network.num_classes
+
     def features(self, x: Tensor, t: Time) -> Tensor:
         """What the last layer of the network reads, (B, F)."""
         return told(self.network.features, x, self.sde.at(t), self.sigma_data)

@@ -118,13 +118,15 @@ def transport(denoise: Callable, source: SDE, sde: SDE) -> Callable:
 
     The estimate of the data is a function of these two alone. Beyond the interval of ``source``, at its end.
 
-    Shapes: of what is returned, as ``Denoiser``, t a tensor.
+    Shapes: of what is returned, as ``Denoiser``.
     """
 
-    def transported(x: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+    def transported(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         alpha, _, log_snr = sde.at(t)
-        there = source.time(log_snr).clamp(source.t_min, source.t_max)
-        return denoise(source.alpha(there) / alpha * x, there, **cond)
+        there = source.time(torch.as_tensor(log_snr, dtype=None if isinstance(t, Tensor) else torch.float64))
+        there = there.clamp(source.t_min, source.t_max)
+        there = there if isinstance(t, Tensor) else there.item()
+        return denoise(source.at(there).alpha / alpha * x, there, **cond)
 
     return transported
 

@@ -58,6 +58,33 @@ class GaussianMixture:
         posterior = torch.softmax(log_joint, 1)[..., None]
         return (posterior * (self.means + correction)).sum(1).reshape(x.shape).to(x.dtype)
 
+    def given(self, matrix: Tensor, y: Tensor, std: float) -> "GaussianMixture":
+        """The law of x_0 given y = A x_0 + std n, n ~ N(0, I): again a mixture.
+
+            w_k <- w_k N(y; A m_k, S_k),    m_k <- m_k + K_k (y - A m_k),    C_k <- C_k - K_k A C_k,
+
+        where S_k = A C_k A^T + std^2 and K_k = C_k A^T S_k^(-1).
+
+        Args:
+            matrix: A, of the flattened example.
+            std: of the noise in y, at least 0.
+        Shapes: matrix (m, D); y of m entries.
+        Raises: ValueError where no density of y is there: at std = 0, for rows of A that depend on each other.
+        """
+        matrix, y = matrix.to(self.means), y.to(self.means).flatten()
+        eye = torch.eye(self.means.shape[1], **self._place)
+        root = (eye if self.bases is None else self.bases) * self.variances[:, None, :].sqrt()  # C = root root^T
+        seen = matrix @ root
+        factor, failed = torch.linalg.cholesky_ex(seen @ seen.mT + std**2 * torch.eye(len(y), **self._place))
+        if failed.any():
+            raise ValueError(f"std {std}: what is measured has no density under this mixture; use fewer rows, or noise")
+        residual = torch.linalg.solve_triangular(factor, (y - self.means @ matrix.mT)[..., None], upper=False)
+        gain = torch.linalg.solve_triangular(factor, seen, upper=False)
+        log_evidence = -0.5 * residual.square().sum((1, 2)) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        means = self.means + (root @ gain.mT @ residual)[..., 0]
+        weights = torch.softmax(self.log_weights + log_evidence, 0)
+        return self.of_covariances(weights, means.reshape(-1, *self.shape), root @ (eye - gain.mT @ gain) @ root.mT)
+
     def denoiser(self, sde: SDE, variance: float | None = None) -> "ExactDenoiser":
         """The denoiser that a network trained without error on this distribution would be."""
         return ExactDenoiser(self, sde, variance)

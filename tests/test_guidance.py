@@ -1,14 +1,29 @@
 """Guidance against the exact posteriors of a mixture whose components are its classes."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
 from engine.checks import Setting
 from engine.checks.guidance import TwoClasses
 from models import MLP
-from samplers import DDIM, GRIDS, Heun, Noise, sample
-from samplers.guidance import classifier, classifier_free
-from sde_lib import SDES, Denoiser, Prediction
+from samplers import (
+    DDIM,
+    GRIDS,
+    STEPS,
+    Heun,
+    Noise,
+    autoguidance,
+    classifier,
+    classifier_free,
+    dynamic_threshold,
+    sample,
+    static_threshold,
+    within,
+)
+from sde_lib import SDES, Denoiser, GaussianMixture, Prediction
 
 SETTING = Setting(torch.device("cpu"), torch.float64)
 LABEL = torch.tensor([0, 1, 1, 0, 1])
@@ -103,3 +118,169 @@ def test_each_example_is_guided_by_itself(exact, sde):
     times = torch.full((5, 1), t, dtype=torch.float64)
     torch.testing.assert_close(guided(x, times, label=LABEL).x0, guided(x, t, label=LABEL).x0)
     assert isinstance(guided(x, t, label=LABEL), Prediction)
+
+
+class Asked:
+    """A denoiser of what it is given, that notes what it was asked."""
+
+    def __init__(self, x0=None, variance=0.25):
+        self.x0, self.variance, self.calls = x0, variance, []
+
+    def __call__(self, x, t, keep=None, **cond):
+        self.calls.append((x, t, keep, cond))
+        x0 = x if self.x0 is None else self.x0.expand_as(x)
+        return Prediction(x0, None if self.variance is None else torch.full_like(x, self.variance))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (4, 3), (2, 3, 4, 5)], ids=str)
+def test_two_predictions_cost_one_evaluation_of_a_batch_of_twice_the_size(shape):
+    x, label = SETTING.normals(*shape), torch.arange(shape[0])
+    times = torch.linspace(0.2, 0.8, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    for t in (0.3, torch.tensor(0.3), times):
+        ask = Asked()
+        classifier_free(ask, 2.5)(x, t, label=label)
+        ((asked, time, keep, cond),) = ask.calls
+        assert torch.equal(asked, torch.cat([x, x]))
+        assert torch.equal(cond["label"], torch.cat([label, label]))
+        assert keep.tolist() == [True] * len(x) + [False] * len(x)
+        assert torch.equal(time, torch.cat([times, times])) if t is times else time is t
+
+
+@pytest.mark.parametrize("scale", [0, 1, 0.0, 1.0])
+def test_scales_that_need_one_prediction_ask_for_one(scale):
+    ask, x = Asked(), SETTING.normals(3, 2)
+    classifier_free(ask, scale)(x, 0.3, label=torch.arange(3))
+    ((asked, _, keep, _),) = ask.calls
+    assert asked is x
+    assert keep.tolist() == [scale == 1] * 3
+    other = Asked()
+    assert autoguidance(ask, other, scale) is (ask if scale else other)
+
+
+def test_a_learned_variance_is_that_of_the_condition():
+    """And whoever changes the estimate leaves it alone."""
+    sde, x, label = SDES["vpsde"](), SETTING.normals(3, 2), torch.arange(3)
+
+    def ask(x, t, keep, label):
+        return Prediction(x, torch.where(keep[:, None], 0.75, 0.25) + 0 * x)
+
+    ahead = classifier_free(ask, 2.0)
+    wrapped = {
+        "classifier": classifier(ahead, sde, lambda x, t: x.sum(1), 2.0),
+        "autoguidance": autoguidance(ahead, Asked(), 2.0),
+        "static": static_threshold(ahead),
+        "dynamic": dynamic_threshold(ahead),
+        "within": within(ahead, Asked(), sde, 0.0, math.inf),
+    }
+    for name, denoise in wrapped.items():
+        for t in (0.3, torch.full((3, 1), 0.3)):
+            assert (denoise(x, t, label=label).variance == 0.75).all(), name
+    silent = Asked(variance=None)
+    for denoise in (autoguidance(silent, silent, 2.0), static_threshold(silent), within(silent, Asked(), sde, 0, 1)):
+        assert denoise(x, torch.full((3, 1), 0.3)).variance is None
+
+
+def test_autoguidance_sharpens_what_the_weaker_model_blurs(sde, exact):
+    """Its score is the gradient of w log p + (1 - w) log p_weaker."""
+    weaker = GaussianMixture(torch.ones(1).double(), exact.whole.mean[None], exact.whole.covariance.diagonal()[None])
+    x, t = state(sde, 0.5)
+    leaf, (alpha, sigma, _) = x.clone().requires_grad_(), sde.at(t)
+    density = 2.5 * exact.whole.log_prob(leaf, alpha, sigma) - 1.5 * weaker.log_prob(leaf, alpha, sigma)
+    expected = torch.autograd.grad(density.sum(), leaf)[0]
+    guided = autoguidance(exact.whole.denoiser(sde), weaker.denoiser(sde), 2.5)
+    torch.testing.assert_close(sde.score(x, guided(x, t).x0, t), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_an_interval_guides_where_its_noise_is_and_asks_nobody_else(sde):
+    ratios = [0.1, 0.3, 1.0, 2.0, 5.0]
+    times = sde.time(-2 * torch.log(torch.tensor(ratios, dtype=torch.float64)))
+    x, label = SETTING.normals(5, 2), LABEL
+    one, other = Asked(torch.ones(1).double()), Asked(torch.zeros(1).double())
+    denoise = within(one, other, sde, 0.29, 2.1)
+    inside = [0.0, 1.0, 1.0, 1.0, 0.0]
+    assert denoise(x, times[:, None], label=label).x0[:, 0].tolist() == inside
+    assert one.calls[0][3]["label"] is other.calls[0][3]["label"] is label
+    one.calls.clear(), other.calls.clear()
+    assert [denoise(x, t.item()).x0[0, 0].item() for t in times] == inside
+    assert (len(one.calls), len(other.calls)) == (3, 2)
+
+
+def test_static_threshold_clips():
+    x = torch.tensor([[-3.0, -1.0, 0.2, 0.5, 7.0]])
+    assert static_threshold(Asked(), -1.0, 0.5)(x, 0.3).x0.tolist() == [[-1.0, -1.0, x[0, 2].item(), 0.5, 0.5]]
+
+
+@pytest.mark.parametrize("quantile", [0.01, 0.4, 0.75, 0.995, 1.0])
+@pytest.mark.parametrize("shape", [(1, 7), (4, 3, 4, 5)], ids=str)
+def test_dynamic_threshold_is_the_papers(quantile, shape):
+    """By sorting, on values of other ends too."""
+    x = SETTING.normals(*shape) * torch.linspace(0.2, 3, shape[0], dtype=torch.float64).reshape(
+        -1, *[1] * (len(shape) - 1)
+    )
+    low, high = -0.5, 2.5
+    expected = []
+    for u in x.numpy().reshape(shape[0], -1):
+        size = max(1.0, np.sort(np.abs(u))[math.ceil(quantile * u.size) - 1])
+        expected.append(np.clip(u, -size, size) / size)
+    expected = torch.tensor(np.stack(expected)).reshape(shape)
+    torch.testing.assert_close(dynamic_threshold(Asked(), quantile)(x, 0.3).x0, expected, rtol=1e-12, atol=1e-12)
+    found = dynamic_threshold(Asked(), quantile, low, high)(1 + 1.5 * x, 0.3).x0
+    torch.testing.assert_close(found, 1 + 1.5 * expected, rtol=1e-12, atol=1e-12)
+    assert (found >= low).all()
+    assert (found <= high).all()
+
+
+@pytest.mark.parametrize("process", ["subvpsde", "vesde", "ddpm"])
+@pytest.mark.parametrize("name", STEPS)
+def test_guidance_of_guidance_goes_with_every_step(process, name):
+    """Of scales, an interval and thresholds that leave the conditional denoiser as it is."""
+    sde = SDES[process]()
+    exact = TwoClasses(sde, SETTING)
+
+    def ask(x, t, keep, label):
+        return Prediction(exact(x, t, keep, label).x0, torch.full_like(x, 0.5))
+
+    free = classifier_free(ask, 1.0)
+    ready = within(autoguidance(free, free, 2.0), free, sde, 0.5, 3.0)
+    ready = dynamic_threshold(static_threshold(ready, -1e6, 1e6), 1.0, -1e6, 1e6)
+
+    def guided(x, t):
+        return ready(x, t, label=torch.ones(len(x), dtype=torch.int64))
+
+    def conditional(x, t):
+        return ask(x, t, torch.ones(len(x), dtype=torch.bool), torch.ones(len(x), dtype=torch.int64))
+
+    step, times = STEPS[name](sde), GRIDS["log_snr"](sde, 3)
+    x = sde.prior_std * Noise(torch.arange(2))(torch.empty(2, 2, dtype=torch.float64))
+    found, expected = (sample(step, d, x, times, Noise(torch.arange(2), 1)) for d in (guided, conditional))
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_differentiates_a_classifiers_guidance_differentiates_its_gradient(sde, exact):
+    """The Jacobian is that of the conditional denoiser."""
+    x, t = state(sde, 1.0)
+    leaned = classifier(lambda x, t: exact(x, t, ~ALL, LABEL), sde, lambda x, t: exact.log_posterior(x, t, LABEL), 1.0)
+    found, expected = (
+        torch.autograd.functional.vjp(lambda x, d=d: d(x, t).x0, x, torch.ones_like(x))[1]
+        for d in (leaned, lambda x, t: exact(x, t, ALL, LABEL))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda d, sde: autoguidance(d, d, -0.5), "scale -0.5: need 0"),
+        (lambda d, sde: within(d, d, sde, 2.0, 2.0), "noise levels from 2.0 to 2.0"),
+        (lambda d, sde: within(d, d, sde, -1.0, 2.0), "need 0 <= low < high"),
+        (lambda d, sde: static_threshold(d, 1.0, -1.0), "values from 1.0 to -1.0"),
+        (lambda d, sde: dynamic_threshold(d, 0.9, 1.0, 1.0), "need low < high"),
+        (lambda d, sde: dynamic_threshold(d, 0.0), "quantile 0.0"),
+        (lambda d, sde: dynamic_threshold(d, 1.01), "quantile 1.01"),
+        (lambda d, sde: dynamic_threshold(d, math.nan), "quantile nan"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(make, says):
+    with pytest.raises(ValueError, match=says):
+        make(Asked(), SDES["vpsde"]())

@@ -1,0 +1,169 @@
+"""Labels and guidance of a command: from a run's denoiser to the one that samples are drawn by.
+
+What the section ``guidance`` names is put together in one order: the label and its scale, the weaker run, the
+classifier, the levels between which all of this acts, the threshold.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from engine.build import Experiment, load, load_model, pick
+from engine.config import Options, stored
+from samplers import autoguidance, classifier, classifier_free, dynamic_threshold, static_threshold, within
+from samplers.guidance import Guided
+from sde_lib import Classifier, Denoiser, transport
+
+ALL = "all"
+"""What ``sample.label`` says to have every class in turn."""
+
+THRESHOLDS: dict[str, Callable[[Guided, float], Guided]] = {
+    "none": lambda guided, quantile: guided,
+    "static": lambda guided, quantile: static_threshold(guided),
+    "dynamic": lambda guided, quantile: dynamic_threshold(guided, quantile),
+}
+"""(denoiser, quantile) -> denoiser."""
+
+
+class Guide:
+    """What a command asks of a run's denoiser beside x.
+
+    Args:
+        workdir: of the run, for messages.
+    Raises: ValueError for a label or guidance that this run cannot have; CheckpointError for a run it needs that is
+        missing or damaged.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, experiment: Experiment) -> None:
+        self.config, self.settings, self.experiment = config, config.guidance, experiment
+        self.conditional = config.network.get("num_classes", 0) > 0
+        self.weaker = self._weaker(Path(self.settings.weaker)) if self.settings.weaker else None
+        self.classify = self._classifier(Path(self.settings.classifier)) if self.settings.classifier else None
+        self.num_classes = self.classify.num_classes if self.classify else config.network.get("num_classes", 0)
+        self.label = self._label(config.sample.label or (ALL if self.classify else ""), workdir)
+        self._check_scale(workdir)
+        limit = pick(THRESHOLDS, "threshold", self.settings.threshold)
+        self.limit = functools.partial(limit, quantile=self.settings.quantile)
+
+    @property
+    def acts(self) -> bool:
+        """Whether the denoiser is another than the run's own without a label."""
+        return bool(self.told())
+
+    def told(self) -> dict[str, Any]:
+        """What acts, for a manifest."""
+        settings = self.settings
+        keys = {
+            "scale": settings.scale != 1,
+            "weaker_scale": self.weaker,
+            "weaker": self.weaker,
+            "classifier_scale": self.classify,
+            "classifier": self.classify,
+            "quantile": settings.threshold == "dynamic",
+            "threshold": settings.threshold != "none",
+        }
+        found = {key: settings[key] for key, acts in keys.items() if acts}
+        if self.label is not None:
+            found["label"] = self.label
+        if self.leans:
+            found |= {"low": settings.low, "high": settings.high}
+        return found
+
+    @property
+    def leans(self) -> bool:
+        """Whether anything but the label moves the estimates."""
+        return self.settings.scale != 1 or self.weaker is not None or self.classify is not None
+
+    def labels(self, numbers: Tensor) -> Tensor | None:
+        """The labels of the examples of these numbers (B,), int64; None without any."""
+        if self.label is None:
+            return None
+        labels = numbers % self.num_classes if self.label == ALL else torch.full_like(numbers, self.label)
+        return labels.to(self.experiment.device)
+
+    def __call__(self, denoise: Denoiser, numbers: Tensor) -> Guided:
+        """The guided denoiser for the examples of these numbers (B,)."""
+        settings, labels, sde = self.settings, self.labels(numbers), self.experiment.sde
+        cond = {"label": labels} if self.conditional and labels is not None else {}
+        plain = guided = functools.partial(denoise, **cond)
+        if settings.scale != 1:
+            guided = functools.partial(classifier_free(denoise, settings.scale), **cond)
+        if self.weaker:
+            guided = autoguidance(guided, functools.partial(self.weaker, **cond), settings.weaker_scale)
+        if self.classify:
+            guided = classifier(guided, sde, self.classify.log_prob(labels), settings.classifier_scale)
+        if self.leans:
+            guided = within(guided, plain, sde, settings.low, settings.high)
+        return self.limit(guided)
+
+    def _label(self, text: str, workdir: Path) -> int | str | None:
+        """The label of that text: ``ALL``, a number, or None for an empty one."""
+        if not text:
+            return None
+        if self.num_classes == 0:
+            raise ValueError(
+                f"--label {text}: {workdir} was trained without labels; train with --config conditional, or name a "
+                "guidance.classifier"
+            )
+        if text != ALL and not (text.isdecimal() and int(text) < self.num_classes):
+            raise ValueError(f"--label {text}: need 0 to {self.num_classes - 1}, or {ALL}")
+        return ALL if text == ALL else int(text)
+
+    def _check_scale(self, workdir: Path) -> None:
+        """Raises: ValueError where the run cannot be without its label, or there is none to scale."""
+        scale = self.settings.scale
+        if scale == 1:
+            return
+        if self.label is None or not self.conditional:
+            raise ValueError(
+                f"guidance.scale {scale} scales a label of a run with labels: add --label 0 or --label {ALL}"
+            )
+        if scale != 0 and not self.config.train.label_dropout:
+            raise ValueError(
+                f"guidance.scale {scale} needs a network that knows images without their label, and {workdir} was "
+                "trained with train.label_dropout 0; train with 0.1"
+            )
+
+    def _weaker(self, folder: Path) -> Guided:
+        """The run that the own one leans away from, on the SDE of this one."""
+        recipe = self._recipe(folder)
+        theirs, denoise, _ = load(recipe, folder, Options())
+        self._check_facts("guidance.weaker", folder, theirs)
+        if (recipe.network.get("num_classes", 0) > 0) != self.conditional:
+            raise ValueError(f"guidance.weaker {folder}: need a run with labels if this one has them, else without")
+        return transport(denoise, theirs.sde, self.experiment.sde)
+
+    def _classifier(self, folder: Path) -> Classifier:
+        """The classifier of noisy states, of the same noise."""
+        recipe = self._recipe(folder)
+        theirs, classify, _ = load_model(recipe, folder, Options())
+        if not isinstance(classify, Classifier):
+            raise ValueError(f"guidance.classifier {folder} is no classifier; train one with --config classifier")
+        self._check_facts("guidance.classifier", folder, theirs)
+        if recipe.sde.to_dict() != self.config.sde.to_dict():
+            raise ValueError(
+                f"guidance.classifier {folder} knows the noise of {recipe.sde.name}, not that of this run's "
+                f"{self.config.sde.name}; train one with --config classifier --config.sde.name={self.config.sde.name}"
+            )
+        classes = self.config.network.get("num_classes", 0)
+        if classes not in (0, classify.num_classes):
+            raise ValueError(f"guidance.classifier {folder} knows {classify.num_classes} classes, this run {classes}")
+        return classify
+
+    def _recipe(self, folder: Path) -> ConfigDict:
+        recipe = stored(folder)
+        recipe.device, recipe.threads = self.config.device, self.config.threads
+        return recipe
+
+    def _check_facts(self, key: str, folder: Path, theirs: Experiment) -> None:
+        ours = self.experiment.facts
+        if (theirs.facts.shape, theirs.facts.levels) != (ours.shape, ours.levels):
+            raise ValueError(
+                f"{key} {folder} knows data of shape {theirs.facts.shape} and {theirs.facts.levels} levels, not of "
+                f"{ours.shape} and {ours.levels}; train one on these data"
+            )

@@ -1,0 +1,238 @@
+"""Restoring examples of which a part is known: what is missing, by a run that has seen whole ones.
+
+A task says what was measured of an example, y = A x, and where that is a part of the example, by what projector P. A
+method samples examples that would be measured so. What is known without noise is put back at the end, whatever the
+method.
+"""
+
+import math
+import runpy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.build import Experiment, pick
+from engine.config import WRONG
+from engine.examples import read_given, read_picture
+from engine.log import Progress
+from engine.randomness import EDITING, noise
+from engine.sample import first_normals, make_step, make_times, numbered
+from samplers import DPS, Noise, block_means, enlarge, grey, lowpass, masked, pigdm, replacement, resampled, sample
+from samplers.constraints import Projector
+from samplers.guidance import Guided
+from samplers.posterior import Forward
+
+Result = dict[str, Any]
+
+
+class Known(NamedTuple):
+    """What is known of examples x (B, *).
+
+    measure: A, linear for pigdm: x to what was measured of it.
+    project: P on the part of x that A keeps; None where A x is no part of x.
+    show: what was measured, as examples to look at; None where there is nothing to see.
+    """
+
+    measure: Forward
+    project: Projector | None = None
+    show: Callable[[Tensor], Tensor] | None = None
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+def inpaint(config: ConfigDict, experiment: Experiment) -> Known:
+    """All but the pixels of ``edit.mask``."""
+    project = masked(read_mask(config.edit.mask, experiment.facts.shape).to(experiment.device))
+    return Known(project, project, lambda y: y)
+
+
+def colorize(config: ConfigDict, experiment: Experiment) -> Known:
+    """The mean over the channels.
+
+    Raises: ValueError for data without colours.
+    """
+    if experiment.facts.shape[0] == 1 or len(experiment.facts.shape) != 3:
+        raise ValueError(f"--task colorize needs pictures with colours; the run has shape {experiment.facts.shape}")
+    return Known(lambda x: x.mean(1, keepdim=True), grey, lambda y: y.expand(-1, experiment.facts.shape[0], -1, -1))
+
+
+def superres(config: ConfigDict, experiment: Experiment) -> Known:
+    """The mean of each block of ``edit.factor`` pixels a side."""
+    factor = config.edit.factor
+    return Known(lambda x: block_means(x, factor), lowpass(factor), lambda y: enlarge(y, factor))
+
+
+def deblur(config: ConfigDict, experiment: Experiment) -> Known:
+    """Every pixel a mean of its neighbours, weighted by a Gaussian of deviation ``edit.blur``; edges repeat.
+
+    Raises: ValueError for a deviation that is not positive, or data that are no signals or images.
+    """
+    deviation, rank = config.edit.blur, len(experiment.facts.shape) - 1
+    if not deviation > 0:
+        raise ValueError(f"edit.blur {deviation}: need a standard deviation above 0, in pixels")
+    if rank not in (1, 2):
+        raise ValueError(f"--task deblur needs signals or images; the run has shape {experiment.facts.shape}")
+    reach = min(math.ceil(3 * deviation), min(experiment.facts.shape[1:]) - 1)
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / deviation) ** 2)
+    weights = weights / weights.sum()
+
+    def blur(x: Tensor) -> Tensor:
+        for axis in range(2, x.ndim):
+            x = x.movedim(axis, -1)
+            line = F.pad(x.reshape(-1, 1, x.shape[-1]), (reach, reach), mode="replicate")
+            x = F.conv1d(line, weights.to(x)[None, None]).reshape(x.shape).movedim(-1, axis)
+        return x
+
+    return Known(blur, None, lambda y: y)
+
+
+def measured(config: ConfigDict, experiment: Experiment) -> Known:
+    """What the function ``edit.measure`` gives, FILE.py:FUNCTION from encoded examples (B, *) to (B, *).
+
+    Raises: ValueError where there is no such function.
+    """
+    path, _, name = config.edit.measure.rpartition(":")
+    if not path or not Path(path).is_file():
+        raise ValueError(f"edit.measure {config.edit.measure!r}: need FILE.py:FUNCTION, and that file")
+    try:
+        return Known(runpy.run_path(path)[name])
+    except WRONG as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+
+
+TASKS: dict[str, Callable[[ConfigDict, Experiment], Known]] = {
+    "inpaint": inpaint,
+    "colorize": colorize,
+    "superres": superres,
+    "deblur": deblur,
+    "measured": measured,
+}
+"""(config, experiment) -> what is known."""
+
+
+def read_mask(text: str, shape: tuple[int, ...]) -> Tensor:
+    """Where pixels are known, bool (H, W), of a picture, white there, or of a box top,left,height,width, unknown.
+
+    Raises: ValueError for an empty text, a box that leaves the picture, or a picture of other sides; DataError.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"edit.mask is for pictures; the run has examples of shape {shape}")
+    if not text:
+        raise ValueError("edit.mask is empty: give a picture, white where pixels are known, or top,left,height,width")
+    numbers = [part.strip() for part in text.split(",")]
+    if all(part.isdecimal() for part in numbers):
+        _, rows, columns = shape
+        top, left, height, width = (*map(int, numbers), 0, 0, 0, 0)[:4]
+        if len(numbers) != 4 or not (0 < height <= rows - top and 0 < width <= columns - left):
+            raise ValueError(f"edit.mask {text}: need top,left,height,width of a box within {rows}x{columns} pixels")
+        known = torch.ones(rows, columns, dtype=torch.bool)
+        known[top : top + height, left : left + width] = False
+        return known
+    return read_picture(Path(text), (1, *shape[1:]))[0] > 127
+
+
+# --- how it is restored -----------------------------------------------------------------------------------------------
+
+
+class Problem(NamedTuple):
+    """A batch to restore.
+
+    x: the examples, of which only the known part is looked at.
+    y: what was measured of them.
+    latents: normals that the results begin with.
+    """
+
+    config: ConfigDict
+    experiment: Experiment
+    known: Known
+    x: Tensor
+    y: Tensor
+    latents: Tensor
+    draw: Noise
+
+
+def by_replacement(problem: Problem, denoise: Guided) -> Tensor:
+    """The known part put in at every move; with ``edit.repeats``, moves are gone again (RePaint).
+
+    Raises: ValueError where what is known is no part of the example.
+    """
+    config, experiment, known, settings = *problem[:3], problem.config.edit
+    if known.project is None:
+        raise ValueError("edit.method replacement puts in a part of the example, and this is none; use pigdm or dps")
+    constrain = replacement(problem.x, known.project, problem.draw)
+    step, times = make_step(config, experiment, constrain=constrain), make_times(config, experiment)
+    times = resampled(times, settings.jump, settings.repeats)
+    return sample(step, denoise, problem.latents, times, problem.draw, constrain)
+
+
+def by_pigdm(problem: Problem, denoise: Guided) -> Tensor:
+    """Guidance by the measurement, with the covariance of the first guess of the data."""
+    config, experiment = problem.config, problem.experiment
+    std, guess = config.edit.noise, experiment.gaussian.isotropic()
+    guided = pigdm(denoise, experiment.sde, problem.known.measure, problem.y, std, guess)
+    step, times = make_step(config, experiment), make_times(config, experiment)
+    return sample(step, guided, problem.latents, times, problem.draw)
+
+
+def by_dps(problem: Problem, denoise: Guided) -> Tensor:
+    """Every move goes on against the misfit."""
+    config, experiment = problem.config, problem.experiment
+    step = DPS(make_step(config, experiment), problem.known.measure, problem.y, config.edit.zeta)
+    return sample(step, denoise, problem.latents, make_times(config, experiment), problem.draw)
+
+
+METHODS: dict[str, Callable[[Problem, Guided], Tensor]] = {
+    "replacement": by_replacement,
+    "pigdm": by_pigdm,
+    "dps": by_dps,
+}
+"""(problem, denoiser) -> restored examples, encoded."""
+
+
+def restore(
+    name: str, experiment: Experiment, guided: Callable[[Tensor], Guided], config: ConfigDict, split: str
+) -> tuple[dict[str, Tensor], Result]:
+    """Rows of examples (N, *) to look at, encoded, the last but one restored; and what is to tell of them.
+
+    Args:
+        guided: from numbers (B,) to the denoiser of those examples.
+    """
+    settings, codec = config.edit, experiment.codec
+    if not settings.noise >= 0:
+        raise ValueError(f"edit.noise {settings.noise}: need a standard deviation of 0 or more")
+    method, known = pick(METHODS, "method", settings.method), TASKS[name](config, experiment)
+    x = codec.encode(read_given(config, experiment, split)).to(experiment.device)
+    parts, progress = [], Progress(len(x), "examples")
+    for rows in torch.arange(len(x)).split(settings.batch_size):
+        seeds = rows + config.seed
+        draw, here = Noise(seeds), x[rows]
+        with torch.no_grad(), numbered(rows):
+            y = known.measure(here)
+            y = y + settings.noise * noise(config.seed, EDITING, rows)(y)
+            latents = experiment.sde.prior_std * first_normals(experiment, draw)
+            found = method(Problem(config, experiment, known, here, y, latents, draw), guided(rows))
+            if known.project and not settings.noise:
+                found = found - known.project(found) + known.project(here)
+            misfit = known.measure(found) - y
+        parts.append((y, found, misfit.flatten(1)))
+        progress.advance(len(rows))
+    progress.close()
+    y, found, misfit = (torch.cat(part) for part in zip(*parts, strict=True))
+    seen = {"known": known.show(y)} if known.show else {}
+    error = codec.values(found.double()) - codec.values(x.double())
+    told = {
+        "method": settings.method,
+        "misfit": misfit.square().mean().sqrt().item(),
+        "rms_from_input": error.square().mean().sqrt().item(),
+    }
+    return {**seen, "restored": found, "input": x}, told
+
+
+RESTORATIONS = {name: partial(restore, name) for name in TASKS}

@@ -1,0 +1,180 @@
+"""Posterior sampling: data x_0 of which a measurement y = A(x_0) + std n is known, with a model of x_0 alone.
+
+Both methods differentiate the denoiser, one vector-Jacobian product an evaluation. ``pigdm`` is exact where the data
+are Gaussian, needs a linear A, and is guidance: any step takes it, and the ``ode``. ``DPS`` takes any A and is a step
+around a step; its law is no posterior's. What both are worth is measured in ``benchmarks/posterior.py``.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from samplers.guidance import Guided
+from samplers.loop import Draw, Step
+from sde_lib import SDE, Gaussian
+from sde_lib.denoiser import Denoiser, Prediction
+from sde_lib.process import Time
+
+Forward = Callable[[Tensor], Tensor]
+"""A: what is measured of a batch of examples, (B, *) -> (B, *), differentiable."""
+
+
+class DPS(Step):
+    """Diffusion posterior sampling: each move of a step goes on against the gradient of the misfit.
+
+        x_s <- x_s - zeta grad |y - A(x0(x_t))|
+
+    The gradient is taken through the step's own first evaluation, so it costs no second one; zeta = 0 is the step. The
+    last denoising is a move like the others. The gradient of a norm is as long for a small misfit as for a large one,
+    and zeta alone says how long the way is: in few dimensions little is enough. What comes out is no posterior.
+
+    Args:
+        step: any, best one of many moves that draws noise, as the ancestral one of the paper.
+        forward: A, differentiable.
+        y: what was measured of each example, or of all.
+        zeta: at least 0, for images usually 0.1 to 1.
+    Shapes: y (B, *) or (1, *).
+    Raises: ValueError for zeta below 0 or, when called, for y of another shape than A gives.
+    Reference: Chung et al., "Diffusion Posterior Sampling for General Noisy Inverse Problems", 2023, algorithm 1.
+        arXiv:2209.14687
+    """
+
+    def __init__(self, step: Step, forward: Forward, y: Tensor, zeta: float = 1.0) -> None:
+        if not zeta >= 0:
+            raise ValueError(f"zeta {zeta}: need 0 or more, usually 0.1 to 1")
+        self.step, self.forward, self.y, self.zeta = step, forward, y, zeta
+        self.sde, self.grid, self.num_steps = step.sde, step.grid, step.num_steps
+
+    def reset(self, times: list[float]) -> None:
+        self.step.reset(times)
+
+    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+        return self._lean(denoise, lambda look: self.step(look, x, t, s, draw))
+
+    def finish(self, denoise: Denoiser, x: Tensor, t: float, draw: Draw) -> Tensor:
+        return self._lean(denoise, lambda look: self.step.finish(look, x, t, draw))
+
+    def _lean(self, denoise: Denoiser, move: Callable[[Denoiser], Tensor]) -> Tensor:
+        """The move with a denoiser that keeps the gradient of its first evaluation, and the way along it."""
+        kept: list[Tensor] = []
+
+        def look(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
+            if kept:
+                return denoise(x, t, **cond)
+            with torch.inference_mode(False), torch.enable_grad():
+                leaf = x.detach().clone().requires_grad_()
+                prediction = denoise(leaf, t, **cond)
+                misfit = _residual(self.y, self.forward(prediction.x0)).flatten(1)
+                kept.append(torch.autograd.grad(torch.linalg.vector_norm(misfit, dim=1).sum(), leaf)[0])
+            return _detached(prediction)
+
+        moved = move(look)
+        return moved - self.zeta * kept[0]
+
+
+def pigdm(denoise: Denoiser, sde: SDE, forward: Forward, y: Tensor, std: float, gaussian: Gaussian) -> Guided:
+    """Pseudoinverse guidance with the covariance of a first guess: a linear measurement told to a denoiser.
+
+        x0 <- x0 + J A^T (A S A^T + std^2)^(-1) (y - A x0),    J = sigma^2 / alpha (d x0 / d x)^T,    S = Cov[x_0 | x_t]
+
+    J is the denoiser's own covariance of x_0 given x_t, by one vector-Jacobian product; S that of the first guess
+    N(m, C), r^2 C / (C + r^2) with r = sigma / alpha, and for an isotropic one the r_t^2 of the paper. Where the data
+    are Gaussian and the guess is right it is E[x_0 | x_t, y], exactly. Elsewhere it errs as the guess does: S of a
+    mixture depends on x_t. The inverse is applied by conjugate gradients.
+
+    Args:
+        forward: A, linear; its transpose is found by differentiation.
+        y: what was measured of each example, or of all.
+        std: of the noise in y, at least 0; some of it steadies an A that is close to singular.
+        gaussian: first guess of the data, with directions if they are known; ``Gaussian.standard(x)`` is the paper's
+            for VP, and more than the variance of the data leans too little.
+    Shapes: y (B, *) or (1, *).
+    Raises: ValueError for an A that is not linear, a y that A does not give, or std below 0.
+    References: Song, Vahdat, Mardani, Kautz, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", 2023,
+        section 3; Rozet et al., "Learning Diffusion Priors from Observations by Expectation Maximization", 2024, for
+        more than an isotropic covariance, and for conjugate gradients. arXiv:2405.13712
+    """
+    if not std >= 0:
+        raise ValueError(f"std {std}: need the standard deviation of the noise in y, 0 or more")
+    _check_linear(forward, gaussian.mean.to(y.device, y.dtype))
+
+    def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        alpha, sigma, _ = sde.at(t)
+        ratio, guess = sigma / alpha, gaussian.like(x)
+        flat = ratio.reshape(-1, 1) if isinstance(ratio, Tensor) else ratio
+
+        def covariance(z: Tensor) -> Tensor:
+            return guess.apply(lambda v: v * flat**2 / (v + flat**2), z)
+
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            prediction = denoise(leaf, t, **cond)
+            start = prediction.x0.detach().requires_grad_()
+            seen = forward(start)
+
+            def transpose(v: Tensor) -> Tensor:
+                return torch.autograd.grad(seen, start, v, retain_graph=True)[0]
+
+            with torch.no_grad():
+                residual = _residual(y, seen.detach())
+                solved = _conjugate_gradients(lambda v: forward(covariance(transpose(v))) + std**2 * v, residual)
+            gradient = torch.autograd.grad(prediction.x0, leaf, transpose(solved))[0]
+        x0, variance = _detached(prediction)
+        return Prediction(x0 + sigma**2 / alpha * gradient, variance)
+
+    return guided
+
+
+def _conjugate_gradients(matrix: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
+    """The solution of matrix v = b for each example, symmetric and not negative; b (B, *).
+
+    An example that has come to the end of its digits waits for the others.
+    Reference: Hestenes, Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
+    """
+    shape = (-1, *[1] * (b.ndim - 1))
+    v, left, size = torch.zeros_like(b), b, _square(b)
+    direction, enough = left, size * (4 * torch.finfo(b.dtype).eps) ** 2
+    for _ in range(min(2 * b[0].numel(), _MOST_ITERATIONS)):
+        going = size > enough
+        if not going.any():
+            break
+        image = matrix(direction)
+        curvature = (direction * image).flatten(1).sum(1)
+        going &= curvature > 0
+        length = torch.where(going, size / torch.where(going, curvature, 1), 0)
+        v = v + length.reshape(shape) * direction
+        left = left - length.reshape(shape) * image
+        before, size = size, torch.where(going, _square(left), 0)
+        direction = left + (size / torch.where(before > 0, before, 1)).reshape(shape) * direction
+    return v
+
+
+_MOST_ITERATIONS = 100
+
+
+def _square(x: Tensor) -> Tensor:
+    return x.flatten(1).square().sum(1)
+
+
+def _detached(prediction: Prediction) -> Prediction:
+    x0, variance = prediction
+    return Prediction(x0.detach(), None if variance is None else variance.detach())
+
+
+def _residual(y: Tensor, seen: Tensor) -> Tensor:
+    """y - A x0, where y is what A can give."""
+    if y.shape[1:] != seen.shape[1:] or len(y) not in (1, len(seen)):
+        raise ValueError(f"y is of shape {tuple(y.shape)}, and A gives {tuple(seen.shape)}: need that, or one for all")
+    return y.to(seen) - seen
+
+
+def _check_linear(forward: Forward, like: Tensor) -> None:
+    """Raise unless A(u - 2 v) = A u - 2 A v on two examples."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = torch.randn(2, 1, *like.shape, dtype=like.dtype, generator=generator).to(like.device)
+    with torch.no_grad():
+        parts, whole = (forward(u), 2 * forward(v)), forward(u - 2 * v)
+    size = sum(part.norm() for part in parts)
+    if not (whole - parts[0] + parts[1]).norm() <= 1e-3 * size:
+        raise ValueError("the measurement is not linear: pigdm takes a linear one; use DPS")
