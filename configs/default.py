@@ -83,6 +83,58 @@ CHOICES = {
             "learned_variance": False,  # twice the channels: variances of reverse moves, for bound and hybrid
             "pad": False,  # pad and crop data whose sides the levels do not divide
         },
+        "ddpm": {
+            "channels": 128,  # at the highest resolution, a multiple of 4
+            "channel_mult": (1, 2, 2, 2),  # channels of each level, in multiples of ``channels``; each halves the sides
+            "num_blocks": 2,  # residual blocks a level; the decoder has one more
+            "attention": (16,),  # resolutions that attend beside the middle, in pixels
+            "dropout": 0.1,  # probability in [0, 1)
+            "num_classes": 0,  # 0 is unconditional
+            "blind": False,  # not told the noise level
+            "resample_conv": True,  # convolutions change the resolution; else neighbours are averaged and repeated
+            "centred": True,  # data in [-1, 1]; the network maps those in [0, 1] to it
+            "by_sigma": False,  # divide the output by sigma
+            "ladder": (),  # sigma_min, sigma_max and number of levels, if by_sigma and told a level; (): told sigma
+            "norm_groups": 32,  # groups of each normalisation
+            "norm_eps": 1e-6,  # added to its variances
+            "head_channels": 0,  # channels of a head of attention; 0 is one head
+            "attend_always": True,  # every block of the decoder at these resolutions, not the last one alone
+        },
+        "ncsnpp": {
+            "channels": 128,  # at the highest resolution, a multiple of 4
+            "channel_mult": (1, 2, 2, 2),  # channels of each level, in multiples of ``channels``; each halves the sides
+            "num_blocks": 4,  # residual blocks a level; the decoder has one more
+            "attention": (16,),  # resolutions that attend beside the middle, in pixels
+            "dropout": 0.1,  # probability in [0, 1)
+            "num_classes": 0,  # 0 is unconditional
+            "blind": False,  # not told the noise level
+            "blocks": "biggan",  # biggan: blocks change the resolution | ddpm: layers between them do
+            "fir": (),  # taps of the filter of changes of resolution, such as (1.0, 3.0, 3.0, 1.0); (): average, repeat
+            "resample_conv": True,  # of ddpm: those layers hold convolutions
+            "progressive_input": "none",  # what the encoder sees of coarser inputs: none | input_skip | residual
+            "progressive": "none",  # what the decoder adds up level by level: none | output_skip | residual
+            "combine": "sum",  # of input_skip: sum | cat
+            "embedding": "positional",  # of the noise level: positional | fourier, of the logarithm
+            "fourier_scale": 16.0,  # standard deviation of the frequencies of fourier
+            "rescale": True,  # divide sums of shortcut and branch by sqrt(2)
+            "centred": True,  # data in [-1, 1]; the network maps those in [0, 1] to it
+            "by_sigma": False,  # divide the output by sigma
+            "ladder": (),  # sigma_min, sigma_max and number of levels, if by_sigma and told a level; (): told sigma
+            "norm_groups": 32,  # most groups of a normalisation
+            "norm_group": 4,  # least number of channels in a group
+            "norm_eps": 1e-6,  # added to the variances of normalisations
+            "head_channels": 0,  # channels of a head of attention; 0 is one head
+            "attend_always": False,  # every block of the decoder at these resolutions, not the last one alone
+        },
+        "ncsn": {
+            "channels": 128,  # at the highest resolution
+            "num_levels": 10,  # noise levels, as many as those of the sde
+            "centred": True,  # data in [-1, 1]; the network maps those in [0, 1] to it
+        },
+        "ncsnv2": {
+            "channels": 128,  # at the highest resolution
+            "centred": True,  # data in [-1, 1]; the network maps those in [0, 1] to it
+        },
         "mlp": {
             "width": 128,  # hidden units
             "depth": 3,  # residual blocks
@@ -124,6 +176,7 @@ def get_config() -> ConfigDict:
 
     config.codec = ConfigDict()
     config.codec.name = "pixels"  # a key of CODECS
+    config.codec.low = -1.0  # of pixels: where the encoded levels begin, -1 or 0; they end at 1
 
     config.sde = choose("sde", "vpsde")
     config.network = choose("network", "unet")

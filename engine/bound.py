@@ -106,7 +106,7 @@ def chain(config: ConfigDict, experiment: Experiment, denoise: Denoiser) -> tupl
     sde.tabulate(torch.arange(1, levels + 1, dtype=torch.float64))
 
     def evaluate(x0: Tensor, draw: Noise) -> VariationalBound:
-        return variational_bound(sde, denoise, x0, draw, variance, width)
+        return variational_bound(sde, denoise, x0, draw, variance, width, experiment.low)
 
     told = "learned" if config.network.get("learned_variance") else variance
     return evaluate, {"estimator": "chain", "levels": levels, "variance": told, "t_min": sde.t_min}
@@ -120,7 +120,7 @@ def continuous(config: ConfigDict, experiment: Experiment, denoise: Denoiser) ->
     def evaluate(x0: Tensor, draw: Noise) -> VariationalBound:
         within = torch.special.ndtr(draw(x0.new_empty(len(x0), num)).cpu().double())
         u = (torch.arange(num) + within) / num
-        return diffusion_bound(sde, denoise, x0, experiment.gaussian.like(x0), u, draw, width, t)
+        return diffusion_bound(sde, denoise, x0, experiment.gaussian.like(x0), u, draw, width, t, experiment.low)
 
     return evaluate, {"estimator": "continuous", "levels": None, "variance": None, "t_min": t}
 

@@ -107,6 +107,11 @@ class Experiment:
         """Width of a level in units of the encoded data; 0 for real-valued data."""
         return bin_width(self.codec)
 
+    @property
+    def low(self) -> float:
+        """Where encoded levels begin; of no meaning for real-valued data."""
+        return self.codec.low if self.codec.levels else 0.0
+
     def sigma_data(self, config: ConfigDict) -> float:
         """The standard deviation that the denoiser takes the data to have."""
         if config.denoiser.sigma_data == 0 and self.facts.std == 0:
@@ -122,7 +127,8 @@ def read_dataset(config: ConfigDict, split: str) -> Dataset:
 
 def make_codec(config: ConfigDict, levels: int) -> Pixels | Identity:
     """The codec for data with this number of levels."""
-    return make(CODECS, "codec", config.codec, levels=levels)
+    kind = pick(CODECS, "codec", config.codec.name)
+    return kind(levels=levels, **options(kind, config.codec))
 
 
 def bin_width(codec: Pixels | Identity) -> float:
@@ -268,6 +274,7 @@ def make_objective(config: ConfigDict, experiment: Experiment) -> Objective:
         "weight": make_weight(config, sigma_data),
         "sigma_data": sigma_data,
         "bin_width": experiment.bin_width,
+        "low": experiment.low,
     }
     if "teacher" in inspect.signature(kind).parameters:
         known["teacher"] = make_teacher(config, experiment)

@@ -47,8 +47,8 @@ class Positional(nn.Module):
     def __init__(self, width: int, cos_first: bool, ends: bool, period: float = 10_000.0):
         super().__init__()
         half = width // 2
-        exponent = torch.arange(half, dtype=torch.float32) / (half - ends)
-        self.register_buffer("frequencies", torch.exp(-math.log(period) * exponent), persistent=False)
+        step = -math.log(period) / max(1, half - ends)
+        self.register_buffer("frequencies", torch.exp(torch.arange(half) * step), persistent=False)
         self.width, self.cos_first = width, cos_first
 
     def forward(self, level: Tensor) -> Tensor:
@@ -56,6 +56,29 @@ class Positional(nn.Module):
             angles = level.to(self.frequencies.dtype)[:, None] * self.frequencies
             waves = (angles.cos(), angles.sin()) if self.cos_first else (angles.sin(), angles.cos())
             return nn.functional.pad(torch.cat(waves, dim=1), (0, self.width % 2))
+
+
+class Fourier(nn.Module):
+    """Sines, then cosines, of a noise level times random frequencies, which are kept with the weights.
+
+        [sin(2 pi w_k l), cos(2 pi w_k l)],    w_k drawn from N(0, scale^2)
+
+    Args:
+        width: number of features, even.
+        scale: standard deviation of the frequencies, in waves per unit of the level.
+    Shapes: level (B,); returns (B, width).
+    Reference: Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains",
+        2020, section 6. arXiv:2006.10739
+    """
+
+    def __init__(self, width: int, scale: float = 16.0):
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(width // 2) * scale)
+
+    def forward(self, level: Tensor) -> Tensor:
+        with torch.autocast(level.device.type, enabled=False):
+            angles = 2 * math.pi * (level.to(self.frequencies.dtype)[:, None] * self.frequencies)
+            return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class LabelEmbedding(nn.Module):

@@ -36,6 +36,11 @@ def double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
+def beside(values: Tensor, x: Tensor) -> Tensor:
+    """A number an example, shaped to be multiplied with x: (B,) becomes (B, 1, ..., 1)."""
+    return values.reshape(len(values), *[1] * (x.ndim - 1))
+
+
 class FiLM(nn.Module):
     """Scale and shift each channel by a function of the conditioning vector; the identity at initialisation.
 

@@ -69,10 +69,14 @@ def log_prob_bins(x0: Tensor, mean: Tensor, std: Time, bin_width: float, edge: f
     return within + torch.log(-torch.expm1(torch.special.log_ndtr(far) - within))
 
 
-def log_prob_data(x0: Tensor, mean: Tensor, std: Time, bin_width: float) -> Tensor:
-    """The decoder log N(x0; mean, std^2), entry by entry: the mass of a bin, or the density of data without bins."""
+def log_prob_data(x0: Tensor, mean: Tensor, std: Time, bin_width: float, low: float = -1.0) -> Tensor:
+    """The decoder log N(x0; mean, std^2), entry by entry: the mass of a bin, or the density of data without bins.
+
+    The bins fill [low, 1].
+    """
     if bin_width > 0:
-        return log_prob_bins(x0, mean, std, bin_width)
+        middle = 0.5 * (1 + low)
+        return log_prob_bins(x0 - middle, mean - middle, std, bin_width, edge=1 - middle)
     std = torch.as_tensor(std, dtype=x0.dtype)
     return -0.5 * ((x0 - mean) / std) ** 2 - torch.log(math.sqrt(2 * math.pi) * std)
 
@@ -90,7 +94,14 @@ def prior_term(sde: SDE, x0: Tensor) -> Tensor:
 
 
 def step_bound(
-    sde: SDE, prediction: Prediction, x0: Tensor, x: Tensor, t: Time, variance: float | Tensor, bin_width: float
+    sde: SDE,
+    prediction: Prediction,
+    x0: Tensor,
+    x: Tensor,
+    t: Time,
+    variance: float | Tensor,
+    bin_width: float,
+    low: float = -1.0,
 ) -> Tensor:
     """The term of the move from level t to t - 1 in nats: KL(q(x_{t-1} | x_t, x_0) || p), or for t = 1 the decoder.
 
@@ -102,6 +113,7 @@ def step_bound(
         prediction: of x0 from x.
         variance: share that counts where the prediction tells none.
         bin_width: of a level of the data, 0 for real data.
+        low: where the levels begin; they end at 1.
     Shapes: x0, x (B, *); t a whole level, a number or (B, 1, ..., 1); returns (B,).
     Reference: Ho, Jain, Abbeel, 2020, eq. 5 to 8; Nichol, Dhariwal, 2021, section 3.1.
     """
@@ -112,7 +124,7 @@ def step_bound(
     _, posterior = sde.bridge(x, x0, second, second - 1, eta=1.0)
     std = reverse_std(posterior, sde.transition(t - 1, t)[1], share)
     moves = torch.as_tensor(t > 1, device=x.device)
-    terms = torch.where(moves, kl(truth, posterior, mean, std), -log_prob_data(x0, mean, std, bin_width))
+    terms = torch.where(moves, kl(truth, posterior, mean, std), -log_prob_data(x0, mean, std, bin_width, low))
     return terms.flatten(1).sum(1)
 
 
@@ -146,7 +158,14 @@ class VariationalBound(NamedTuple):
 
 
 def variational_bound(
-    sde: Discrete, denoise: Denoiser, x0: Tensor, draw: Draw, variance: float, bin_width: float, **cond: Tensor
+    sde: Discrete,
+    denoise: Denoiser,
+    x0: Tensor,
+    draw: Draw,
+    variance: float,
+    bin_width: float,
+    low: float = -1.0,
+    **cond: Tensor,
 ) -> VariationalBound:
     """All N terms of the bound of a chain, each with a fresh x_t: N evaluations.
 
@@ -155,7 +174,7 @@ def variational_bound(
 
     Args:
         draw: standard normals, one draw for each level from 1 to N.
-        variance, bin_width: as ``step_bound``.
+        variance, bin_width, low: as ``step_bound``.
     Shapes: x0 (B, *).
     Raises: ValueError if sde is no chain.
     Reference: Ho, Jain, Abbeel, 2020, eq. 5, and section 4.3 for rate and distortion.
@@ -164,7 +183,7 @@ def variational_bound(
     for t in range(1, int(chain.t_max) + 1):
         x = chain.perturb(x0, draw(x0), t)
         prediction = denoise(x, t, **cond)
-        terms.append(step_bound(chain, prediction, x0, x, t, variance, bin_width))
+        terms.append(step_bound(chain, prediction, x0, x, t, variance, bin_width, low))
         distortion.append(_rms(prediction.x0 - x0))
     log_snr = chain.log_snr(torch.arange(1, len(terms) + 1, dtype=torch.float64))
     decoder, *moves = terms
@@ -181,6 +200,7 @@ def diffusion_bound(
     draw: Draw,
     bin_width: float,
     t: float | None = None,
+    low: float = -1.0,
     **cond: Tensor,
 ) -> VariationalBound:
     """The bound in continuous time, by one evaluation in each of N pieces of the way from the data to the noise.
@@ -199,6 +219,7 @@ def diffusion_bound(
         draw: standard normals, one draw for each of the N evaluations.
         bin_width: of a level of the data, 0 for real data.
         t: time of the decoder, default ``decoder_time``, at least sde.t_min.
+        low: where the levels begin; they end at 1.
     Shapes: x0 (B, *), u (B, N).
     Raises: ValueError for a t before sde.t_min, where no network was trained.
     Reference: Kingma, Salimans, Poole, Ho, 2021, eq. 15; Kong, Brekelmans, Ver Steeg, 2023, for the Gaussian part.
@@ -226,7 +247,7 @@ def diffusion_bound(
     return VariationalBound(
         prior_term(sde, x0),
         diffusion,
-        decoder_term(x0, ends[0], bin_width),
+        decoder_term(x0, ends[0], bin_width, low),
         -2 * torch.from_numpy(np.log(borders)),
         torch.stack(distortion, 1),
     )
@@ -255,10 +276,10 @@ def decoder_time(sde: SDE, bin_width: float) -> float:
     return max(sde.time(torch.tensor(log_snr, dtype=torch.float64)).item(), sde.t_min)
 
 
-def decoder_term(x0: Tensor, ratio: float, bin_width: float) -> Tensor:
+def decoder_term(x0: Tensor, ratio: float, bin_width: float, low: float = -1.0) -> Tensor:
     """E[-log p(x_0 | x_e)] in nats of the decoder that knows nothing but the noise, r = sigma / alpha; (B,).
 
-        levels:  p(x_0 | y) proportional to N(y; x_0, r^2) over the centres of all bins of [-1, 1], entry by entry
+        levels:  p(x_0 | y) proportional to N(y; x_0, r^2) over the centres of all bins of [low, 1], entry by entry
         real:    p(x_0 | y) = N(x_0; y, r^2), whose expectation is D/2 log(2 pi e r^2)
 
     Args:
@@ -268,11 +289,11 @@ def decoder_term(x0: Tensor, ratio: float, bin_width: float) -> Tensor:
     """
     if bin_width == 0:
         return x0.new_full((len(x0),), 0.5 * x0[0].numel() * math.log(2 * math.pi * math.e * ratio**2))
-    centres = (torch.arange(round(2 / bin_width), dtype=torch.float64) + 0.5) * bin_width - 1
+    centres = (torch.arange(round((1 - low) / bin_width), dtype=torch.float64) + 0.5) * bin_width + low
     away = (centres[:, None] - centres) / ratio
     eps = torch.linspace(-7, 7, 71, dtype=torch.float64)  # the trapezoidal rule leaves a billionth
     nats = torch.stack([torch.logsumexp(-away * (0.5 * away + z), 1) for z in eps], 1) @ torch.softmax(-0.5 * eps**2, 0)
-    return nats.to(x0)[((x0 + 1) / bin_width - 0.5).round().long()].flatten(1).sum(1)
+    return nats.to(x0)[((x0 - low) / bin_width - 0.5).round().long()].flatten(1).sum(1)
 
 
 def _rms(x: Tensor) -> Tensor:
@@ -287,19 +308,20 @@ class Bound(Objective):
     Args:
         bin_width: of a level of the data, 0 for real data.
         variance: share that counts where the network tells none: 0 posterior, 1 forward.
+        low: where the levels begin; they end at 1.
     Raises: ValueError if sde is no chain.
     Reference: Ho, Jain, Abbeel, 2020, eq. 5; L_vlb of Nichol, Dhariwal, 2021, section 2.
     """
 
-    def __init__(self, sde: SDE, bin_width: float, variance: float = 0.0) -> None:
+    def __init__(self, sde: SDE, bin_width: float, variance: float = 0.0, low: float = -1.0) -> None:
         super().__init__(as_chain(sde))
-        self.bin_width, self.variance = bin_width, variance
+        self.bin_width, self.variance, self.low = bin_width, variance, low
 
     def __call__(
         self, denoise: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
     ) -> Tensor:
         x = self.sde.perturb(x0, eps, t)
-        nats = step_bound(self.sde, denoise(x, t, **cond), x0, x, t, self.variance, self.bin_width)
+        nats = step_bound(self.sde, denoise(x, t, **cond), x0, x, t, self.variance, self.bin_width, self.low)
         return self.sde.t_max / (x0[0].numel() * math.log(2)) * nats
 
 
@@ -309,16 +331,16 @@ class Hybrid(Objective):
     The bound takes the mean as it is and sends no gradient into it.
 
     Args:
-        weight, bin_width: as ``Denoising``, ``Bound``.
+        weight, bin_width, low: as ``Denoising``, ``Bound``.
     Raises: ValueError if sde is no chain, or the network tells no variance.
     Reference: Nichol, Dhariwal, 2021, eq. 16. arXiv:2102.09672
     """
 
     share_of_bound = 1e-3
 
-    def __init__(self, sde: SDE, weight: Weight, bin_width: float) -> None:
+    def __init__(self, sde: SDE, weight: Weight, bin_width: float, low: float = -1.0) -> None:
         super().__init__(sde)
-        self.simple, self.bound = Denoising(sde, weight), Bound(sde, bin_width)
+        self.simple, self.bound = Denoising(sde, weight), Bound(sde, bin_width, low=low)
 
     def __call__(
         self, denoise: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor

@@ -159,16 +159,32 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         moment = self.sde.at(t)
         c_skip, c_out = self.coefficients(self.sde, t, moment, self.sigma_data)
-        label = conditioning(self.label(self.sde, t, moment), x)
-        output = self.network(self.scale(moment, self.sigma_data) * x, label, **cond).to(x.dtype)
-        if output.shape == x.shape:
-            return Prediction(c_skip * x + c_out * output)
-        output, share = output.chunk(2, dim=1)
-        return Prediction(c_skip * x + c_out * output, 0.5 * (share + 1))
+        output, share = self._ask(x, t, moment, cond)
+        return Prediction(c_skip * x + c_out * output, None if share is None else 0.5 * (share + 1))
 
     def score(self, x: Tensor, t: Time, **cond: Tensor) -> Tensor:
-        """Estimate of grad log p_t(x), shaped as x."""
-        return self.sde.score(x, self(x, t, **cond).x0, t)
+        """Estimate of grad log p_t(x), shaped as x: ((alpha c_skip - 1) x + alpha c_out F) / sigma^2.
+
+        The coefficients are float64, and what is mere rounding in that of x is taken for nothing: where F is the noise
+        or the score, x does not enter, at whatever sigma.
+        """
+        t = t.double() if isinstance(t, Tensor) else t
+        moment = self.sde.at(t)
+        alpha, sigma, _ = moment
+        c_skip, c_out = self.coefficients(self.sde, t, moment, self.sigma_data)
+        rest = alpha * c_skip - 1
+        of_x, of_output = rest * (abs(rest) > 1e-15) / sigma**2, alpha * c_out / sigma**2
+        if isinstance(t, Tensor):
+            of_x, of_output = of_x.to(x.dtype), of_output.to(x.dtype)
+        return of_x * x + of_output * self._ask(x, t, moment, cond)[0]
+
+    def _ask(self, x: Tensor, t: Time, moment: Moment, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """F, and the second half of the network's output if it has one."""
+        scale = self.scale(moment, self.sigma_data)
+        scale = scale.to(x.dtype) if isinstance(scale, Tensor) else scale
+        label = conditioning(self.label(self.sde, t, moment), x)
+        output = self.network(scale * x, label, **cond).to(x.dtype)
+        return (output, None) if output.shape == x.shape else output.chunk(2, dim=1)
 
 
 def told(network: nn.Module, x: Tensor, moment: Moment, sigma_data: float) -> Tensor:

@@ -1216,9 +1216,7 @@ MUTATIONS = [
     ),
     Mutation("pixels cut, not rounded", "codecs", "data.codecs:Pixels.decode", ".round()", ".floor()"),
     Mutation("pixels not clamped", "codecs", "data.codecs:Pixels.decode", ".clamp(0, self.levels - 1)", ""),
-    Mutation(
-        "log-determinant of 256 levels for all", "codecs", "data.codecs:Pixels.log_det", "2 / self.levels", "2 / 256"
-    ),
+    Mutation("log-determinant of 256 levels for all", "codecs", "data.codecs:Pixels.log_det", "/ self.levels", "/ 256"),
     # --- training -----------------------------------------------------------------------------------------------------
     Mutation(
         "EMA keeps what it should forget",

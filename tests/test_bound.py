@@ -31,6 +31,7 @@ from sde_lib.bound import (
     decoder_time,
     kl,
     log_prob_bins,
+    log_prob_data,
     prior_term,
     step_bound,
 )
@@ -604,3 +605,13 @@ def test_a_network_that_learns_a_variance_starts_between_the_two(name, shape, ch
     found = Denoiser(network, chain, "v", 0.5)(torch.ones(2, *shape), 3.0)
     assert found.x0.shape == found.variance.shape == (2, *shape)
     assert torch.equal(found.variance, torch.full((2, *shape), 0.5))
+
+
+def test_levels_from_zero_are_those_of_half_the_scale():
+    """Bins of [0, 1] are bins of [-1, 1] halved and moved: masses and decoders say the same."""
+    x0, mean = torch.tensor([[-0.75, -0.25, 0.75]]).double(), torch.tensor([[-0.9, 0.1, 1.4]]).double()
+    half = [0.5 * (1 + value) for value in (x0, mean)]
+    torch.testing.assert_close(
+        log_prob_data(half[0], half[1], 0.05, 0.25, low=0.0), log_prob_data(x0, mean, 0.1, 0.5), rtol=1e-9, atol=0
+    )
+    torch.testing.assert_close(decoder_term(half[0], 0.1, 0.25, low=0.0), decoder_term(x0, 0.2, 0.5))

@@ -73,7 +73,7 @@ def test_each_sde_with_each_parameterization(sde, parameterization):
     assert torch.isfinite(answers(experiment, config)).all()
 
 
-@pytest.mark.parametrize("network", sorted(set(NETWORKS) - {"classifier"}))
+@pytest.mark.parametrize("network", sorted(set(NETWORKS) - {"classifier", "ncsn", "ncsnv2"}))
 def test_labels_reach_each_network(network):
     config = config_with({"mlp": "points"}.get(network, "vpsde"), network__name=network, network__num_classes=3)
     experiment = build(config, POINTS if network == "mlp" else IMAGES)

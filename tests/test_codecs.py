@@ -1,5 +1,7 @@
 """Codecs against their definition: exact round trips, and the log-determinant that automatic differentiation gives."""
 
+import math
+
 import pytest
 import torch
 
@@ -84,3 +86,18 @@ def test_pixels_need_two_levels(levels):
 def test_identity_refuses_levels():
     with pytest.raises(ValueError, match="pixels"):
         Identity(levels=256)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_pixels_from_zero(levels):
+    codec, values = Pixels(levels, low=0.0), torch.arange(levels, dtype=torch.uint8)
+    edges = codec.encode(torch.arange(levels + 1) - 0.5)
+    torch.testing.assert_close(edges, torch.linspace(0, 1, levels + 1))
+    torch.testing.assert_close(2 * codec.encode(values) - 1, Pixels(levels).encode(values))
+    assert torch.equal(codec.decode(codec.encode(values)), values)
+    assert codec.log_det((3,)) == pytest.approx(Pixels(levels).log_det((3,)) - 3 * math.log(2))
+
+
+def test_pixels_begin_below_their_end():
+    with pytest.raises(ValueError, match=r"codec\.low 1\.0: need a number below 1"):
+        Pixels(256, low=1.0)

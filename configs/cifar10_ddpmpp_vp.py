@@ -1,0 +1,27 @@
+"""DDPM++ with the VP SDE on CIFAR-10, as score_sde trained it; the other recipes of that paper say what they change.
+
+    python run.py --config cifar10_ddpmpp_vp --mode train --config.data.path=cifar10-train.zip
+
+Song et al., 2021, appendix H. arXiv:2011.13456
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar10, default
+
+
+def get_config() -> ConfigDict:
+    config = cifar10.get_config()
+    config.network = default.choose("network", "ncsnpp")
+    config.denoiser.parameterization = "eps"
+    config.denoiser.label = "time"
+    config.denoiser.input = "raw"
+    config.loss.weight = "simple"
+    config.loss.time_law = "uniform"
+    config.train.total_images = 166_400_000
+    config.train.dequantize = False
+    config.train.precision = "float32"
+    config.sample.sampler = "euler_maruyama"
+    config.sample.grid = "uniform"
+    config.sample.steps = 1_000
+    return config

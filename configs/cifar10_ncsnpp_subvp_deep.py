@@ -1,0 +1,11 @@
+"""NCSN++ with twice the blocks and the sub-VP SDE on CIFAR-10. Song et al., 2021, table 2. arXiv:2011.13456"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar10_ncsnpp_vp_deep, default
+
+
+def get_config() -> ConfigDict:
+    config = cifar10_ncsnpp_vp_deep.get_config()
+    config.sde = default.choose("sde", "subvpsde")
+    return config

@@ -1,0 +1,12 @@
+"""NCSN++ with the VP SDE on CIFAR-10. Song et al., 2021, appendix H. arXiv:2011.13456"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar10_ddpmpp_vp
+
+
+def get_config() -> ConfigDict:
+    config = cifar10_ddpmpp_vp.get_config()
+    config.network.fir = (1.0, 3.0, 3.0, 1.0)
+    config.network.progressive_input = "residual"
+    return config

@@ -1,0 +1,124 @@
+"""The residual block of published U-Nets, which may change the resolution, and attention over positions."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.layers import convolution, zeroed
+
+
+class Style(NamedTuple):
+    """What the blocks of one network have in common.
+
+    scale_shift: whether the condition scales and shifts what the second normalisation writes, or is added before it.
+    gain: what the sum of shortcut and branch is multiplied by; sqrt(1/2) keeps the variance.
+    eps: what is added to the variances of normalisations.
+    group: least number of channels in a group of a normalisation.
+    groups: most groups of a normalisation.
+    """
+
+    scale_shift: bool = True
+    gain: float = 1.0
+    eps: float = 1e-5
+    group: int = 1
+    groups: int = 32
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        """A group normalisation in this style."""
+        return nn.GroupNorm(math.gcd(channels, max(1, min(self.groups, channels // self.group))), channels, self.eps)
+
+
+class Block(nn.Module):
+    """Two normalised convolutions beside a shortcut, steered by the conditioning vector.
+
+        h = conv1(resample(silu(norm1(x))))
+        h = norm2(h) (1 + scale(c)) + shift(c),    or norm2(h + shift(c)) if the style does not scale
+        gain (shortcut(resample(x)) + conv2(dropout(silu(h))))
+
+    Args:
+        width: number of channels of the conditioning vector.
+        dropout: share of the activations that training sets to zero, 0 to 1.
+        resample: changes the resolution of both paths; None for none.
+        project: whether the shortcut is a convolution even where the number of channels stays.
+    Shapes: x (B, channels_in, H, W), c (B, width); returns (B, channels_out, H', W').
+    Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, section 3. arXiv:2105.05233
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        width: int,
+        dropout: float,
+        style: Style,
+        resample: Callable[[Tensor], Tensor] | None = None,
+        project: bool = False,
+    ):
+        super().__init__()
+        self.style, self.resample = style, resample or nn.Identity()
+        self.norm1, self.conv1 = style.norm(channels_in), convolution(2, channels_in, channels_out)
+        self.affine = nn.Linear(width, channels_out * (1 + style.scale_shift))
+        self.norm2, self.conv2 = style.norm(channels_out), zeroed(convolution(2, channels_out, channels_out))
+        self.dropout = nn.Dropout(dropout)
+        same = channels_in == channels_out and not project
+        self.shortcut = nn.Identity() if same else convolution(2, channels_in, channels_out, kernel=1)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        c = self.affine(c)[..., None, None]
+        if self.style.scale_shift:
+            scale, shift = c.chunk(2, dim=1)
+            h = F.silu(shift + self.norm2(h) * (1 + scale))
+        else:
+            h = F.silu(self.norm2(h + c))
+        h = self.shortcut(self.resample(x)) + self.conv2(self.dropout(h))
+        return h if self.style.gain == 1 else h * self.style.gain
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over all positions, beside a shortcut.
+
+    Args:
+        heads: number of heads, a divisor of channels.
+    Shapes: x (B, channels, H, W); returns the same.
+    Raises: ValueError if heads does not divide channels.
+    Reference: Vaswani et al., "Attention Is All You Need", 2017, eq. 1. arXiv:1706.03762
+    """
+
+    def __init__(self, channels: int, heads: int, style: Style):
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"{heads} heads do not divide {channels} channels; choose heads or head_channels that do")
+        self.heads, self.gain = heads, style.gain
+        self.norm = style.norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.output = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.output(attend(self.qkv(self.norm(x).flatten(2).transpose(1, 2)), self.heads))
+        h = x + h.transpose(1, 2).reshape_as(x)
+        return h if self.gain == 1 else h * self.gain
+
+
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Return what each position takes of all; queries, keys and values lie one after the other, each head by head.
+
+    Shapes: qkv (B, N, 3 C); returns (B, N, C).
+    """
+    q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Stage(nn.Module):
+    """A block, followed by attention with so many heads; none where there are 0."""
+
+    def __init__(self, block: Block, heads: int):
+        super().__init__()
+        self.block = block
+        self.attention = SelfAttention(block.norm2.num_channels, heads, block.style) if heads else nn.Identity()
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.attention(self.block(x, c))

@@ -1,0 +1,233 @@
+"""NCSN and NCSNv2: dilated residual blocks, and a RefineNet that gathers what they see at every resolution."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.layers import beside, convolution, zeroed
+from models.ncsnpp import check_image
+
+Norm = Callable[[int], nn.Module]
+"""A normalisation of so many channels, called as ``norm(x, level)``."""
+
+
+class InstanceNormPlus(nn.Module):
+    """Instance normalisation that keeps what it takes away: the means of the channels, normalised among themselves.
+
+        gamma (x - m) / s + gamma alpha (m - mean(m)) / std(m) + beta,    m, s over the positions of each channel
+
+    Args:
+        channels: 2 or more.
+        num_levels: number of noise levels, each with its own alpha, beta and gamma; 0: the same for all.
+    Shapes: x (B, channels, H, W), level int64 (B,); returns the shape of x.
+    Reference: Song, Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019, appendix A.1.
+        arXiv:1907.05600
+    """
+
+    def __init__(self, channels: int, num_levels: int = 0):
+        super().__init__()
+        self.channels = channels
+        self.levels = nn.Embedding(num_levels, 3 * channels) if num_levels else None
+        if self.levels is None:
+            self.gamma, self.alpha = (nn.Parameter(nn.init.normal_(torch.empty(channels), 1.0, 0.02)) for _ in range(2))
+            self.beta = nn.Parameter(torch.zeros(channels))
+        else:
+            nn.init.normal_(self.levels.weight[:, : 2 * channels].data, 1.0, 0.02)
+            nn.init.zeros_(self.levels.weight[:, 2 * channels :].data)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        gamma, alpha, beta = (
+            (self.gamma, self.alpha, self.beta) if self.levels is None else self.levels(level).chunk(3, dim=1)
+        )
+        means = x.mean((2, 3))
+        means = (means - means.mean(1, keepdim=True)) / torch.sqrt(means.var(1, keepdim=True) + 1e-5)
+        shift = torch.addcmul(beta, gamma * alpha, means)
+        return torch.addcmul(shift[..., None, None], gamma.expand_as(shift)[..., None, None], F.instance_norm(x))
+
+
+class Plain(nn.Identity):
+    """No normalisation."""
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        return x
+
+
+def dilated(channels_in: int, channels_out: int, dilation: int) -> nn.Conv2d:
+    """Return a convolution of three taps, so far apart."""
+    return nn.Conv2d(channels_in, channels_out, 3, padding=dilation, dilation=dilation)
+
+
+def bare(channels: int) -> nn.Conv2d:
+    """Return a convolution without a bias."""
+    return nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+
+
+class DilatedBlock(nn.Module):
+    """Two convolutions beside a shortcut.
+
+        shortcut(x) + conv2(elu(norm2(conv1(elu(norm1(x))))))
+
+    Args:
+        dilation: distance of the taps; 1 for neighbours.
+        down: whether it is the first of its level: without dilation the result is then averaged to half the sides.
+    Shapes: x (B, channels_in, H, W); returns (B, channels_out, H, W), or half the sides.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, norm: Norm, dilation: int, down: bool):
+        super().__init__()
+        between = channels_in if down else channels_out
+        self.halves = down and dilation == 1
+        self.norm1, self.conv1 = norm(channels_in), dilated(channels_in, between, dilation)
+        self.norm2, self.conv2 = norm(between), dilated(between, channels_out, dilation)
+        self.shortcut = nn.Identity()
+        if down or channels_in != channels_out:
+            wide = dilation > 1
+            self.shortcut = (
+                dilated(channels_in, channels_out, dilation) if wide else nn.Conv2d(channels_in, channels_out, 1)
+            )
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        h = self.conv1(F.elu(self.norm1(x, level)))
+        h = self.shortcut(x) + self.conv2(F.elu(self.norm2(h, level)))
+        return F.avg_pool2d(h, 2) if self.halves else h
+
+
+class Residuals(nn.Module):
+    """Residual units of two convolutions each: x + conv(elu(norm(conv(elu(norm(x))))))."""
+
+    def __init__(self, channels: int, norm: Norm, units: int):
+        super().__init__()
+        self.norms = nn.ModuleList(norm(channels) for _ in range(2 * units))
+        self.convs = nn.ModuleList(bare(channels) for _ in range(2 * units))
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        layers = list(zip(self.norms, self.convs, strict=True))
+        for (norm1, conv1), (norm2, conv2) in zip(layers[::2], layers[1::2], strict=True):
+            x = x + conv2(F.elu(norm2(conv1(F.elu(norm1(x, level))), level)))
+        return x
+
+
+class Fusion(nn.Module):
+    """The sum of several paths, each convolved and interpolated to the finest of them."""
+
+    def __init__(self, channels_in: tuple[int, ...], channels: int, norm: Norm):
+        super().__init__()
+        self.norms = nn.ModuleList(norm(c) for c in channels_in)
+        self.convs = nn.ModuleList(nn.Conv2d(c, channels, 3, padding=1) for c in channels_in)
+
+    def forward(self, paths: list[Tensor], level: Tensor, size: torch.Size) -> Tensor:
+        seen = [conv(norm(x, level)) for x, norm, conv in zip(paths, self.norms, self.convs, strict=True)]
+        same = [x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=True) for x in seen]
+        return sum(same[1:], same[0])
+
+
+class ChainedPooling(nn.Module):
+    """Pooling and convolution, twice, each added to what it read: the surroundings of every position."""
+
+    def __init__(self, channels: int, norm: Norm, pool: Callable[..., Tensor]):
+        super().__init__()
+        self.norms = nn.ModuleList(norm(channels) for _ in range(2))
+        self.convs = nn.ModuleList(bare(channels) for _ in range(2))
+        self.pool = pool
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        x = path = F.elu(x)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            path = conv(self.pool(norm(path, level), kernel_size=5, stride=1, padding=2))
+            x = x + path
+        return x
+
+
+class Refine(nn.Module):
+    """One block of a RefineNet: residual units on each path, fusion, chained pooling, residual units.
+
+    Args:
+        channels_in: channels of each path, the finest first.
+        units: residual units at its end.
+    Shapes: paths (B, channels_in, h, w) each, size (H, W); returns (B, channels, H, W).
+    Reference: Lin et al., "RefineNet: Multi-Path Refinement Networks", 2017, section 3.2. arXiv:1611.06612
+    """
+
+    def __init__(self, channels_in: tuple[int, ...], channels: int, norm: Norm, pool: Callable, units: int = 1):
+        super().__init__()
+        self.adapt = nn.ModuleList(Residuals(c, norm, 2) for c in channels_in)
+        self.fuse = Fusion(channels_in, channels, norm) if len(channels_in) > 1 else None
+        self.pool = ChainedPooling(channels, norm, pool)
+        self.output = Residuals(channels, norm, units)
+
+    def forward(self, paths: list[Tensor], level: Tensor) -> Tensor:
+        seen = [adapt(x, level) for x, adapt in zip(paths, self.adapt, strict=True)]
+        h = seen[0] if self.fuse is None else self.fuse(seen, level, paths[0].shape[2:])
+        return self.output(self.pool(h, level), level)
+
+
+class NCSN(nn.Module):
+    """The network of NCSN, in which every normalisation knows the noise level; it estimates the score.
+
+    Zero at initialisation.
+
+    Args:
+        shape: (C, H, W), of one example; H and W even.
+        channels: number of channels at the finest level; the others have twice as many.
+        num_levels: number of noise levels.
+        centred: whether the data are in [-1, 1]; the network maps those in [0, 1] to it.
+    Shapes: x (B, *shape), noise (B,): the level, of which the noisiest is 0; keep and label as of ``UNet``, for which
+        there is no use. Returns (B, *shape).
+    Raises: ValueError if shape has another rank or odd sides.
+    Reference: Song, Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019, appendix A.
+        arXiv:1907.05600
+    """
+
+    def __init__(self, shape: tuple[int, ...], channels: int = 128, num_levels: int = 10, centred: bool = True):
+        super().__init__()
+        check_image(shape, 2, type(self).__name__.lower())
+        self.centred, self.num_levels, c, d = centred, num_levels, channels, 2 * channels
+
+        def norm(channels: int) -> nn.Module:
+            return InstanceNormPlus(channels, num_levels)
+
+        within, pool = (norm, F.avg_pool2d) if num_levels else (lambda channels: Plain(), F.max_pool2d)
+        self.stem = convolution(2, shape[0], c)
+        self.encoder = nn.ModuleList(
+            nn.ModuleList([DilatedBlock(a, b, norm, dilation, down), DilatedBlock(b, b, norm, dilation, False)])
+            for a, b, dilation, down in ((c, c, 1, False), (c, d, 1, True), (d, d, 2, True), (d, d, 4, True))
+        )
+        self.decoder = nn.ModuleList(
+            Refine(paths, out, within, pool, units)
+            for paths, out, units in (((d,), d, 1), ((d, d), d, 1), ((d, d), c, 1), ((c, c), c, 3))
+        )
+        self.norm, self.output = norm(c), zeroed(convolution(2, c, shape[0]))
+
+    def forward(self, x: Tensor, noise: Tensor, keep: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        level = noise.round().long().clamp(0, max(self.num_levels - 1, 0))
+        h, written = self.stem(x if self.centred else 2 * x - 1), []
+        for blocks in self.encoder:
+            for block in blocks:
+                h = block(h, level)
+            written.append(h)
+        h = self.decoder[0]([written.pop()], level)
+        for refine in self.decoder[1:]:
+            h = refine([written.pop(), h], level)
+        return self.output(F.elu(self.norm(h, level)))
+
+
+class NCSNv2(NCSN):
+    """The network of NCSNv2: no normalisation knows the noise level, by which the output is divided instead.
+
+    Zero at initialisation.
+
+    Args:
+        shape, channels, centred: as of ``NCSN``.
+    Shapes: as of ``NCSN``, but noise is sigma.
+    Raises: as ``NCSN``.
+    Reference: Song, Ermon, "Improved Techniques for Training Score-Based Generative Models", 2020, technique 3 and
+        appendix B. arXiv:2006.09011
+    """
+
+    def __init__(self, shape: tuple[int, ...], channels: int = 128, centred: bool = True):
+        super().__init__(shape, channels, num_levels=0, centred=centred)
+
+    def forward(self, x: Tensor, noise: Tensor, keep: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        return super().forward(x, noise) / beside(noise, x)

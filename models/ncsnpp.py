@@ -1,0 +1,329 @@
+"""DDPM++ and NCSN++: the U-Nets that score_sde trained, and by their options what lies between."""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.blocks import Block, SelfAttention, Stage, Style
+from models.embeddings import Fourier, LabelEmbedding, Positional
+from models.layers import beside, convolution, zeroed
+from models.resampling import FIR, Down, Up
+
+
+class Told(nn.Module):
+    """The vector that steers the blocks: features of the noise level, two linear layers, the label; outside autocast.
+
+        silu(linear(silu(linear(features(noise)))) + label)
+
+    A network that is blind hears the label alone. Shapes: noise (B,), keep and label (B,) or None; returns (B, width).
+    """
+
+    def __init__(self, features: nn.Module | None, channels: int, width: int, num_classes: int):
+        super().__init__()
+        self.features = features
+        if features is not None:
+            self.linear1, self.linear2 = nn.Linear(channels, width), nn.Linear(width, width)
+        self.label = LabelEmbedding(num_classes, width) if num_classes or features is None else None
+
+    def forward(self, noise: Tensor, keep: Tensor | None, label: Tensor | None) -> Tensor:
+        with torch.autocast(noise.device.type, enabled=False):
+            told = [] if self.features is None else [self.linear2(F.silu(self.linear1(self.features(noise))))]
+            if self.label is not None:
+                told.append(self.label(keep, label))
+            return F.silu(sum(told[1:], told[0]))
+
+
+class LogFourier(Fourier):
+    """Random waves of log(noise), for networks that are told sigma itself."""
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return super().forward(noise.log())
+
+
+class Untouched(nn.Module):
+    """No pyramid beside the network."""
+
+    def forward(self, h: Tensor, pyramid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return h, pyramid
+
+
+class InputSkip(nn.Module):
+    """The input at a lower resolution joins what the encoder has: added, or beside it. NCSN++, appendix H.2."""
+
+    def __init__(self, channels_in: int, channels: int, fir: FIR, beside: bool):
+        super().__init__()
+        self.fir, self.beside = fir, beside
+        self.conv = nn.Conv2d(channels_in, channels, 1)
+
+    def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
+        pyramid = self.fir.halve(pyramid)
+        seen = self.conv(pyramid)
+        return (torch.cat([seen, h], dim=1) if self.beside else seen + h), pyramid
+
+
+class InputResidual(nn.Module):
+    """The input, convolved to a lower resolution and level after level, is added to what the encoder has."""
+
+    def __init__(self, channels_in: int, channels: int, fir: FIR, gain: float):
+        super().__init__()
+        self.down, self.gain = Down(channels_in, channels, fir, learned=True), gain
+
+    def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
+        h = (self.down(pyramid) + h) * self.gain
+        return h, h
+
+
+class OutputSkip(nn.Module):
+    """Each level of the decoder adds its own image to the sum of those of the coarser levels."""
+
+    def __init__(self, channels: int, channels_out: int, fir: FIR, style: Style):
+        super().__init__()
+        self.fir, self.norm = fir, style.norm(channels)
+        self.conv = zeroed(convolution(2, channels, channels_out))
+
+    def forward(self, h: Tensor, pyramid: Tensor | None) -> tuple[Tensor, Tensor]:
+        image = self.conv(F.silu(self.norm(h)))
+        return h, image if pyramid is None else self.fir.double(pyramid) + image
+
+
+class OutputResidual(nn.Module):
+    """What the coarser levels of the decoder wrote is added to this one, convolved to its resolution."""
+
+    def __init__(self, channels_in: int, channels: int, fir: FIR, style: Style):
+        super().__init__()
+        self.up, self.gain = Up(channels_in, channels, fir, learned=True), style.gain
+
+    def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
+        h = (self.up(pyramid) + h) * self.gain
+        return h, h
+
+
+class OutputStart(nn.Module):
+    """What the coarsest level of the decoder hands to ``OutputResidual``."""
+
+    def __init__(self, channels: int, style: Style):
+        super().__init__()
+        self.norm, self.conv = style.norm(channels), convolution(2, channels, channels)
+
+    def forward(self, h: Tensor, pyramid: Tensor | None) -> tuple[Tensor, Tensor]:
+        return h, self.conv(F.silu(self.norm(h)))
+
+
+ENDINGS = {Block: "conv2", SelfAttention: "output", OutputSkip: "conv"}
+"""Where a branch ends: what is zero at initialisation."""
+
+
+class Level(nn.Module):
+    """One resolution of the encoder or the decoder.
+
+    stages: residual blocks, with attention or without; in the decoder each reads what the encoder wrote.
+    pyramid: how image-like features beside the network meet it.
+    change: to the next resolution, None at the last; in the encoder before the pyramid, in the decoder after it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList()
+
+
+class NCSNpp(nn.Module):
+    """Residual blocks down to a coarse grid and up again, the decoder reading what every block of the encoder wrote.
+
+    Zero at initialisation. The defaults are DDPM++ on CIFAR-10; NCSN++ has ``fir`` (1, 3, 3, 1), ``progressive_input``
+    residual, ``embedding`` fourier and ``by_sigma``.
+
+    Args:
+        shape: (C, H, W), of one example.
+        channels: number of channels at the finest level, a multiple of 4.
+        channel_mult: number of channels of each level as a multiple of ``channels``, from the finest to the
+            coarsest; each level has half the resolution of the one before.
+        num_blocks: number of residual blocks a level; the decoder has one more.
+        attention: resolutions (of the longer side, in pixels) that attend; the middle always does.
+        dropout: share of the activations that training sets to zero, 0 to 1.
+        num_classes: number of labels, 0 for an unconditional network.
+        blind: whether the network is not told the noise level.
+        blocks: ``biggan``, whose blocks change the resolution, or ``ddpm``, where a layer between them does.
+        fir: taps of the filter of changes of resolution, such as (1, 3, 3, 1); () averages and repeats.
+        resample_conv: whether the layers between blocks of ``ddpm`` hold convolutions.
+        progressive_input: how the encoder sees the input at lower resolutions: ``none``, ``input_skip``, ``residual``.
+        progressive: how the decoder writes its output: ``none``, level by level (``output_skip``), ``residual``.
+        combine: how ``input_skip`` joins: ``sum`` or ``cat``.
+        embedding: ``positional`` for a noise level, ``fourier`` for a positive one, of whose logarithm it takes waves.
+        fourier_scale: standard deviation of the frequencies of ``fourier``.
+        rescale: whether sums of shortcut and branch are divided by sqrt(2).
+        centred: whether the data are in [-1, 1]; the network maps those in [0, 1] to it.
+        by_sigma: whether the output is divided by sigma, the noise level that the network is told.
+        ladder: (sigma_min, sigma_max, number of levels) where the network is told a level of these, the noisiest being
+            0, and ``by_sigma`` has to know sigma; () where it is told sigma.
+        norm_groups: most groups of a normalisation.
+        norm_group: least number of channels in one.
+        norm_eps: what is added to its variances.
+        head_channels: channels of a head of attention; 0 for one head.
+        attend_always: whether every block of the decoder at a resolution that attends does, not the last one alone.
+    Shapes: x (B, *shape), noise (B,), keep bool (B,), label int64 (B,); returns (B, *shape).
+    Raises: ValueError if shape has another rank or does not divide, or an option is unknown.
+    Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, appendix H. arXiv:2011.13456
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int = 128,
+        channel_mult: tuple[int, ...] = (1, 2, 2, 2),
+        num_blocks: int = 4,
+        attention: tuple[int, ...] = (16,),
+        dropout: float = 0.1,
+        num_classes: int = 0,
+        blind: bool = False,
+        blocks: str = "biggan",
+        fir: tuple[float, ...] = (),
+        resample_conv: bool = True,
+        progressive_input: str = "none",
+        progressive: str = "none",
+        combine: str = "sum",
+        embedding: str = "positional",
+        fourier_scale: float = 16.0,
+        rescale: bool = True,
+        centred: bool = True,
+        by_sigma: bool = False,
+        ladder: tuple[float, ...] = (),
+        norm_groups: int = 32,
+        norm_group: int = 4,
+        norm_eps: float = 1e-6,
+        head_channels: int = 0,
+        attend_always: bool = False,
+    ):
+        super().__init__()
+        check_image(shape, len(channel_mult), "ncsnpp")
+        for what, value, known in (
+            ("blocks", blocks, ("biggan", "ddpm")),
+            ("progressive_input", progressive_input, ("none", "input_skip", "residual")),
+            ("progressive", progressive, ("none", "output_skip", "residual")),
+            ("combine", combine, ("sum", "cat")),
+            ("embedding", embedding, ("positional", "fourier")),
+        ):
+            if value not in known:
+                raise ValueError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+        data_channels, *sides = shape
+        gain = math.sqrt(0.5) if rescale else 1.0
+        style = Style(scale_shift=False, gain=gain, eps=norm_eps, group=norm_group, groups=norm_groups)
+        self.centred, self.by_sigma, self.ladder = centred, by_sigma, tuple(ladder)
+        self.fir, width = FIR(fir), 4 * channels
+        attends = [max(sides) // 2**level in attention for level in range(len(channel_mult))]
+        block = partial(Block, width=width, dropout=dropout, style=style)
+
+        def stage(channels_in: int, channels_out: int, attends: bool) -> Stage:
+            heads = channels_out // (head_channels or channels_out)
+            return Stage(block(channels_in, channels_out), heads if attends else 0)
+
+        def change(channels: int, layer: type[Down] | type[Up]) -> nn.Module:
+            if blocks == "ddpm":
+                return layer(channels, channels, self.fir, resample_conv)
+            resample = self.fir.halve if layer is Down else self.fir.double
+            return block(channels, channels, resample=resample, project=True)
+
+        features, count = None, channels
+        if not blind and embedding == "fourier":
+            features, count = LogFourier(2 * channels, fourier_scale), 2 * channels
+        elif not blind:
+            features = Positional(channels, cos_first=False, ends=True)
+        self.conditioning = Told(features, count, width, num_classes)
+        self.stem = convolution(2, data_channels, channels)
+
+        self.encoder, written, current, seen = nn.ModuleList(), [channels], channels, data_channels
+        for number, multiple in enumerate(channel_mult):
+            level, last = Level(), number == len(channel_mult) - 1
+            for _ in range(num_blocks):
+                level.stages.append(stage(current, channels * multiple, attends[number]))
+                current = channels * multiple
+                written.append(current)
+            level.change = None if last else change(current, Down)
+            level.pyramid = Untouched()
+            if not last and progressive_input == "input_skip":
+                level.pyramid = InputSkip(seen, current, self.fir, combine == "cat")
+                current *= 1 + level.pyramid.beside
+            elif not last and progressive_input == "residual":
+                level.pyramid = InputResidual(seen, current, self.fir, gain)
+                seen = current
+            written += [] if last else [current]
+            self.encoder.append(level)
+
+        self.middle = nn.ModuleList([stage(current, current, True), stage(current, current, False)])
+
+        self.decoder, seen = nn.ModuleList(), 0
+        for number, multiple in reversed(list(enumerate(channel_mult))):
+            level = Level()
+            for left in reversed(range(num_blocks + 1)):
+                attending = attends[number] and (attend_always or left == 0)
+                level.stages.append(stage(current + written.pop(), channels * multiple, attending))
+                current = channels * multiple
+            level.pyramid = Untouched()
+            if progressive == "output_skip":
+                level.pyramid = OutputSkip(current, data_channels, self.fir, style)
+            elif progressive == "residual":
+                level.pyramid = OutputResidual(seen, current, self.fir, style) if seen else OutputStart(current, style)
+                seen = current
+            level.change = change(current, Up) if number else None
+            self.decoder.append(level)
+
+        self.skips = progressive == "output_skip"
+        if not self.skips:
+            self.norm, self.output = style.norm(current), convolution(2, current, data_channels)
+        self._initialise()
+
+    def forward(self, x: Tensor, noise: Tensor, keep: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        c = self.conditioning(noise, keep, label)
+        pyramid = x if self.centred else 2 * x - 1
+        h = self.stem(pyramid)
+        written = [h]
+        for level in self.encoder:
+            for stage in level.stages:
+                h = stage(h, c)
+                written.append(h)
+            if level.change is not None:
+                h, pyramid = level.pyramid(level.change(h, c), pyramid)
+                written.append(h)
+        for stage in self.middle:
+            h = stage(h, c)
+        pyramid = None
+        for level in self.decoder:
+            for stage in level.stages:
+                h = stage(torch.cat([h, written.pop()], dim=1), c)
+            h, pyramid = level.pyramid(h, pyramid)
+            h = h if level.change is None else level.change(h, c)
+        out = pyramid if self.skips else self.output(F.silu(self.norm(h)))
+        return out / beside(self._sigma(noise), out) if self.by_sigma else out
+
+    def _sigma(self, noise: Tensor) -> Tensor:
+        """sigma_max (sigma_min / sigma_max)^(level / (N - 1)) of a level, or what the network was told."""
+        if self.ladder:
+            sigma_min, sigma_max, num_levels = self.ladder
+            noise = sigma_max * torch.exp(noise * (math.log(sigma_min / sigma_max) / (num_levels - 1)))
+        return noise
+
+    def _initialise(self) -> None:
+        """Uniform weights whose variance is 2 / (inputs + outputs); what ends a branch is zero."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if type(module) in ENDINGS:
+                zeroed(getattr(module, ENDINGS[type(module)]))
+        if not self.skips:
+            zeroed(self.output)
+
+
+def check_image(shape: tuple[int, ...], levels: int, name: str) -> None:
+    """Raises: ValueError unless shape is (C, H, W) with sides that so many levels divide."""
+    if len(shape) != 3:
+        raise ValueError(f"the {name} network takes images (C, H, W), not {tuple(shape)}; use the unet network")
+    multiple = 2 ** (levels - 1)
+    if any(side % multiple for side in shape[1:]):
+        raise ValueError(
+            f"shape {tuple(shape)} does not divide by {multiple}, as {levels} levels need; use fewer levels in "
+            "network.channel_mult, or the unet network with network.pad=True"
+        )

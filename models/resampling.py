@@ -1,0 +1,89 @@
+"""Half and twice the resolution by a filter, as ordinary convolutions."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.layers import double, halve
+
+
+class FIR(nn.Module):
+    """Resampling of each channel by a separable filter f of K taps; nothing to learn, and zeros beyond the border.
+
+        halve:   y_i = sum_j f_j x_{2 i + j - K/2 + 1}
+        double:  y_i = 2 sum_j f_{i - 2 j + K/2 - 1} x_j        (on each axis; f sums to one)
+
+    Constants stay as they are away from the border. Without taps neighbours are averaged and repeated.
+
+    Args:
+        taps: the filter, two or more numbers up to a common factor, such as (1, 3, 3, 1); () for none.
+    Shapes: x (B, C, H, W); ``halve`` and ``double`` return half and twice the sides, ``blur`` two more on each.
+    Reference: Zhang, "Making Convolutional Networks Shift-Invariant Again", 2019. arXiv:1904.11486; Karras et al.,
+        "Analyzing and Improving the Image Quality of StyleGAN", 2020, appendix B. arXiv:1912.04958
+    """
+
+    def __init__(self, taps: tuple[float, ...]):
+        super().__init__()
+        self.size = len(taps)
+        if taps:
+            f = torch.tensor(taps, dtype=torch.float32)
+            self.register_buffer("kernel", torch.outer(f, f) / f.sum() ** 2, persistent=False)
+
+    def halve(self, x: Tensor) -> Tensor:
+        return self._convolve(x, self.size - 2, stride=2) if self.size else halve(x)
+
+    def double(self, x: Tensor) -> Tensor:
+        if not self.size:
+            return double(x)
+        cut = self.size - 2 - (self.size - 1) // 2
+        y = F.conv_transpose2d(x, self._kernel(4 * self.kernel, x), stride=2, padding=cut, groups=x.shape[1])
+        return y[..., : 2 * x.shape[2], : 2 * x.shape[3]]
+
+    def blur(self, x: Tensor) -> Tensor:
+        """What a convolution of three taps and stride 2 without padding takes to half the resolution."""
+        return self._convolve(x, self.size, stride=1)
+
+    def _convolve(self, x: Tensor, padding: int, stride: int) -> Tensor:
+        """Convolve with so many zeros around, the odd one in front."""
+        kernel, before, after = self._kernel(self.kernel.flip(0, 1), x), (padding + 1) // 2, padding // 2
+        if before != after:
+            x, after = F.pad(x, (before, after, before, after)), 0
+        return F.conv2d(x, kernel, stride=stride, padding=after, groups=x.shape[1])
+
+    def _kernel(self, kernel: Tensor, x: Tensor) -> Tensor:
+        return kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+
+
+class Down(nn.Module):
+    """Half the resolution: a convolution of stride 2, behind the filter if there is one, or none if not ``learned``.
+
+    Shapes: x (B, channels_in, H, W); returns (B, channels_out, H / 2, W / 2).
+    Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, appendix B. arXiv:2006.11239
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, fir: FIR, learned: bool):
+        super().__init__()
+        self.fir = fir
+        self.conv = nn.Conv2d(channels_in, channels_out, 3, stride=2) if learned else None
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        if self.conv is None:
+            return self.fir.halve(x)
+        return self.conv(self.fir.blur(x) if self.fir.size else F.pad(x, (0, 1, 0, 1)))
+
+
+class Up(nn.Module):
+    """Twice the resolution, by the filter or by repetition, then a convolution if ``learned``.
+
+    Shapes: x (B, channels_in, H, W); returns (B, channels_out, 2 H, 2 W).
+    Reference: as ``Down``.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, fir: FIR, learned: bool):
+        super().__init__()
+        self.fir = fir
+        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1) if learned else None
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        x = self.fir.double(x)
+        return x if self.conv is None else self.conv(x)
