@@ -152,6 +152,64 @@ CHOICES = {
             "num_classes": 10,  # as many as the data have
             "pad": False,  # pad data whose sides the levels do not divide
         },
+        "adm": {
+            "channels": 32,  # that channel_mult multiplies
+            "channel_mult": (1, 2),  # channels of each level, in multiples of ``channels``; each level halves the sides
+            "num_blocks": 1,  # residual blocks a level; the decoder has one more
+            "attention": (),  # resolutions that attend beside the middle, in pixels, such as (32, 16, 8)
+            "heads": 0,  # of each attention; 0: as many as head_channels gives
+            "head_channels": 64,  # of a head, where heads is 0; blocks of fewer channels do not attend
+            "dropout": 0.0,  # probability in [0, 1)
+            "num_classes": 0,  # 0 is unconditional
+            "learned_variance": False,  # twice the channels: variances of reverse moves, for bound and hybrid
+            "scale_shift": True,  # the condition scales and shifts, or is added
+            "resample_blocks": True,  # blocks change the resolution, or single convolutions
+            "embedding_mult": 4,  # width of the conditioning vector, in multiples of ``channels``
+            "norm_group": 4,  # least channels in a group of a normalisation; 1 in guided diffusion
+            "norm_groups": 32,  # most groups of a normalisation
+            "norm_eps": 1e-5,  # added to its variances
+            "augment_dim": 0,  # numbers that tell how an example was augmented; 9 in EDM
+        },
+        "adm_classifier": {
+            "channels": 32,  # that channel_mult multiplies
+            "channel_mult": (1, 2),  # channels of each level, in multiples of ``channels``; each level halves the sides
+            "num_blocks": 1,  # residual blocks a level
+            "attention": (),  # resolutions that attend beside the middle, in pixels, such as (32, 16, 8)
+            "heads": 0,  # of each attention; 0: as many as head_channels gives
+            "head_channels": 64,  # of a head, where heads is 0; blocks of fewer channels do not attend
+            "dropout": 0.0,  # probability in [0, 1)
+            "num_classes": 10,  # as many as the data have
+            "pool": "attention",  # over positions: attention | adaptive (mean) | spatial | spatial_v2
+            "scale_shift": True,  # the condition scales and shifts, or is added
+            "resample_blocks": True,  # blocks change the resolution, or single convolutions
+            "norm_group": 4,  # least channels in a group of a normalisation; 1 in guided diffusion
+        },
+        "song": {
+            "channels": 16,  # that channel_mult multiplies
+            "channel_mult": (1, 2),  # channels of each level, in multiples of ``channels``; each level halves the sides
+            "num_blocks": 1,  # residual blocks a level; the decoder has one more
+            "attention": (),  # resolutions that attend beside the middle, in pixels, such as (16,)
+            "dropout": 0.0,  # probability in [0, 1)
+            "num_classes": 0,  # 0 is unconditional
+            "embedding": "positional",  # of the noise level: positional | fourier
+            "embedding_mult": 4,  # width of the conditioning vector, in multiples of ``channels``
+            "noise_mult": 1,  # features of the noise level, in multiples of ``channels``
+            "encoder": "standard",  # standard | skip | residual: how it reads the image again at each level
+            "decoder": "standard",  # standard | skip: whether each level adds to the output
+            "fir": (),  # filter of changes of resolution, such as (1, 3, 3, 1); () averages and repeats
+            "learned_variance": False,  # twice the channels: variances of reverse moves, for bound and hybrid
+            "augment_dim": 0,  # numbers that tell how an example was augmented; 9 in EDM
+        },
+        "dit": {
+            "patch": 2,  # side of a patch, in pixels
+            "width": 64,  # channels of a patch
+            "depth": 4,  # blocks
+            "heads": 4,  # of each attention
+            "mlp_mult": 4,  # hidden units of the linear layers, in multiples of ``width``
+            "dropout": 0.0,  # probability in [0, 1)
+            "num_classes": 0,  # 0 is unconditional
+            "learned_variance": False,  # twice the channels: variances of reverse moves, for bound and hybrid
+        },
     },
 }
 
@@ -182,7 +240,7 @@ def get_config() -> ConfigDict:
     config.network = choose("network", "unet")
 
     config.denoiser = ConfigDict()
-    config.denoiser.parameterization = "edm"  # what the network predicts: eps | x0 | v | edm | score
+    config.denoiser.parameterization = "edm"  # what the network predicts: eps | x0 | v | edm | score ...
     config.denoiser.sigma_data = 0.0  # standard deviation of the encoded data; 0: measured on the training data
     config.denoiser.label = "log_snr"  # a key of LABELS: how the network is told the noise level
     config.denoiser.input = "unit"  # a key of INPUTS: unit | raw, by what the network's input is scaled
@@ -284,7 +342,7 @@ def get_config() -> ConfigDict:
     config.edit.input = ""  # of restorations, sdedit and translate: a .png, .jpg, .npy or .npz; empty: of the split
     config.edit.num_examples = 64  # the first ones of the split, or of the input; 0 is all
     config.edit.method = "pigdm"  # of restorations: a key of METHODS: replacement | pigdm | dps
-    config.edit.mask = ""  # of inpaint: a picture, white where pixels are known, or a box to fill: top,left,height,width
+    config.edit.mask = ""  # of inpaint, sdedit: a picture, white where known, or a box to fill: top,left,height,width
     config.edit.factor = 2  # of superres: pixels a side that became one
     config.edit.blur = 1.0  # of deblur: standard deviation of the blur, in pixels
     config.edit.measure = ""  # of measured: FILE.py:FUNCTION, from a batch of encoded examples to what is known of it

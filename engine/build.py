@@ -16,7 +16,7 @@ from data import CODECS, DATASETS, Dataset, Identity, Pixels, examples, measure
 from engine import checkpoint, ranks
 from engine.config import Options, stored
 from engine.errors import unknown
-from models import NETWORKS, Classifier
+from models import CLASSIFIERS, NETWORKS
 from sde_lib import (
     CHAIN_PARAMETERIZATIONS,
     LEARNING_LAWS,
@@ -163,7 +163,7 @@ def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None
     if sde_spec.get("num_levels") == 0 and "sigma_max" in sde_spec:
         sde_spec["num_levels"] = ladder_size(sde_spec["sigma_min"], sde_spec["sigma_max"], math.prod(facts.shape))
     network = make(NETWORKS, "network", config.network, shape=facts.shape).to(device)
-    if isinstance(network, Classifier) == pick(OBJECTIVES, "objective", config.loss.name).generates:
+    if isinstance(network, CLASSIFIERS) == pick(OBJECTIVES, "objective", config.loss.name).generates:
         raise ValueError(
             f"loss.name {config.loss.name!r} does not train the network {config.network.name!r}: "
             "classification and classifier belong together"

@@ -1,14 +1,17 @@
-"""Networks ``(x, log_snr, keep=None, label=None) -> tensor of x's shape``; each owns its null condition.
+"""Networks ``(x, noise, keep=None, label=None) -> tensor of x's shape``; each owns its null condition.
 
-Published ones are told the noise level in their own way, see ``LABELS``. A classifier is one too, ``(x, log_snr) ->
-logits``.
+Published ones are told the noise level in their own way, see ``sde_lib.denoiser.LABELS``; ours as log-SNR. A classifier
+is a network too, ``(x, noise) -> logits``.
 """
 
+from models.adm import ADM, ADMClassifier
 from models.classifier import Classifier
 from models.ddpm import DDPM
+from models.dit import DiT
 from models.mlp import MLP
 from models.ncsn import NCSN, NCSNv2
 from models.ncsnpp import NCSNpp
+from models.song import Song
 from models.unet import UNet
 
 NETWORKS = {
@@ -19,6 +22,27 @@ NETWORKS = {
     "ncsnpp": NCSNpp,
     "ncsn": NCSN,
     "ncsnv2": NCSNv2,
+    "adm": ADM,
+    "adm_classifier": ADMClassifier,
+    "song": Song,
+    "dit": DiT,
 }
 
-__all__ = ["DDPM", "MLP", "NCSN", "NETWORKS", "Classifier", "NCSNpp", "NCSNv2", "UNet"]
+CLASSIFIERS = (Classifier, ADMClassifier)
+"""Networks that answer with logits."""
+
+__all__ = [
+    "ADM",
+    "CLASSIFIERS",
+    "DDPM",
+    "MLP",
+    "NCSN",
+    "NETWORKS",
+    "ADMClassifier",
+    "Classifier",
+    "DiT",
+    "NCSNpp",
+    "NCSNv2",
+    "Song",
+    "UNet",
+]

@@ -74,8 +74,8 @@ class Block(nn.Module):
             h = F.silu(shift + self.norm2(h) * (1 + scale))
         else:
             h = F.silu(self.norm2(h + c))
-        h = self.shortcut(self.resample(x)) + self.conv2(self.dropout(h))
-        return h if self.style.gain == 1 else h * self.style.gain
+        h = self.conv2(self.dropout(h)).add_(self.shortcut(self.resample(x)))  # nothing reads it for its gradient
+        return h if self.style.gain == 1 else h.mul_(self.style.gain)
 
 
 class SelfAttention(nn.Module):

@@ -35,7 +35,7 @@ class Encoder(nn.Module):
         self.rank, levels, self.width, self.dropout = len(sides), len(channel_mult), 4 * channels, dropout
         self.missing = [-side % 2 ** (levels - 1) for side in sides]
         if any(self.missing) and not pad:
-            raise ValueError(indivisible(shape, levels))
+            raise ValueError(f"{indivisible(shape, levels)}, or set network.pad=True")
         longest = max(side + missing for side, missing in zip(sides, self.missing, strict=True))
         self.attending = [longest // 2**level in attention for level in range(levels)]
 
@@ -147,5 +147,5 @@ def indivisible(shape: tuple[int, ...], levels: int) -> str:
     larger = (channels, *(side + -side % multiple for side in sides))
     return (
         f"shape {tuple(shape)} does not divide by {multiple}, as {levels} levels need; "
-        f"the nearest shapes that do are {smaller} and {larger}, or set network.pad=True"
+        f"the nearest shapes that do are {smaller} and {larger}"
     )

@@ -3,6 +3,7 @@
 A denoiser is anything called as ``denoise(x, t, **cond) -> Prediction``; the exact ones of ``sde_lib.exact`` included.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -45,6 +46,12 @@ def _score(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients
     return 1 / alpha, sigma**2 / alpha
 
 
+def _scaled_score(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
+    """F estimates sigma times the score, that is minus the noise. Karras et al., 2022, table 1, column VE."""
+    alpha, sigma, _ = moment
+    return 1 / alpha, sigma / alpha
+
+
 def _v(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
     """F estimates (alpha eps - sigma x0) / r, r^2 = alpha^2 + sigma^2. Salimans, Ho, 2022, app. D. arXiv:2202.00512"""
     alpha, sigma, _ = moment
@@ -69,6 +76,7 @@ PARAMETERIZATIONS: dict[str, Callable[[SDE, Time, Moment, float], Coefficients]]
     "x0": _x0,
     "eps": _eps,
     "score": _score,
+    "scaled_score": _scaled_score,
     "v": _v,
     "flow": _flow,
     "edm": _edm,
@@ -87,17 +95,28 @@ CHAIN_PARAMETERIZATIONS = {"mean": _mean}
 """As ``PARAMETERIZATIONS``, for processes with whole levels."""
 
 
+def _nearest_level(sde: SDE, t: Time, moment: Moment) -> Time:
+    """The whole level whose sigma / alpha is nearest; 0 is level 1, as EDM asks improved DDPM's networks."""
+    below = t // 1
+    low, high = (sde.at(level).sigma / sde.at(level).alpha for level in (below, below + 1))
+    return below - 1 + (moment.sigma / moment.alpha > (low + high) / 2)
+
+
 LABELS: dict[str, Callable[[SDE, Time, Moment], Time]] = {
     "log_snr": lambda sde, t, moment: moment.log_snr,
     "time": lambda sde, t, moment: 999 * t,
     "level": lambda sde, t, moment: t - 1,
+    "level_of_1000": lambda sde, t, moment: (t - 1) * (1000 / sde.t_max),
+    "nearest_level": _nearest_level,
     "level_from_noise": lambda sde, t, moment: sde.t_max - t,
     "sigma": lambda sde, t, moment: moment.sigma / moment.alpha,
     "log_sigma": lambda sde, t, moment: -moment.log_snr / 2,
+    "log_half_sigma": lambda sde, t, moment: -moment.log_snr / 2 - math.log(2),
     "edm": lambda sde, t, moment: -moment.log_snr / 8,
 }
 """(sde, t, sde.at(t)) -> how a network is told the noise level. Ours hear log-SNR; the others are those of published
-weights: of score_sde's VP and sub-VP; of chains, level 1 or the noisiest being 0; of its VE; of EDM, log(sigma) / 4."""
+weights: of score_sde's VP and sub-VP; of chains, level 1 or the noisiest being 0, counted in thousandths or rounded; of
+its VE; of EDM's VE, log(sigma / 2); of EDM, log(sigma) / 4."""
 
 INPUTS: dict[str, Callable[[Moment, float], Time]] = {
     "unit": lambda moment, sigma_data: ((moment.alpha * sigma_data) ** 2 + moment.sigma**2) ** -0.5,

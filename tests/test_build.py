@@ -29,7 +29,7 @@ from engine.build import (
 )
 from engine.build import load as load_run
 from engine.config import Options, load, names, override, stored
-from models import NETWORKS
+from models import CLASSIFIERS, NETWORKS
 from sde_lib import OBJECTIVES, PARAMETERIZATIONS, SDES, TIME_LAWS, WEIGHTS, Gaussian
 
 IMAGES = DataFacts(shape=(1, 8, 8), levels=17, std=0.7, diameter=9.0)
@@ -73,7 +73,14 @@ def test_each_sde_with_each_parameterization(sde, parameterization):
     assert torch.isfinite(answers(experiment, config)).all()
 
 
-@pytest.mark.parametrize("network", sorted(set(NETWORKS) - {"classifier", "ncsn", "ncsnv2"}))
+WITH_CLASSES = [
+    name
+    for name, kind in NETWORKS.items()
+    if kind not in CLASSIFIERS and "num_classes" in default.CHOICES["network"][name]
+]
+
+
+@pytest.mark.parametrize("network", sorted(WITH_CLASSES))
 def test_labels_reach_each_network(network):
     config = config_with({"mlp": "points"}.get(network, "vpsde"), network__name=network, network__num_classes=3)
     experiment = build(config, POINTS if network == "mlp" else IMAGES)

@@ -5,12 +5,14 @@ import torch
 from torch import nn
 
 from sde_lib import PARAMETERIZATIONS, SDES, VPSDE, Denoiser
+from sde_lib.denoiser import LABELS
 
 # (alpha, sigma, sigma_data, x0, eps) -> what the network estimates, by definition.
 TARGETS = {
     "x0": lambda alpha, sigma, sigma_data, x0, eps: x0,
     "eps": lambda alpha, sigma, sigma_data, x0, eps: eps,
     "score": lambda alpha, sigma, sigma_data, x0, eps: -eps / sigma,
+    "scaled_score": lambda alpha, sigma, sigma_data, x0, eps: -eps,
     "v": lambda alpha, sigma, sigma_data, x0, eps: (alpha * eps - sigma * x0) / torch.sqrt(alpha**2 + sigma**2),
     "flow": lambda alpha, sigma, sigma_data, x0, eps: eps - x0,
     # The combination of x0 / sigma_data and eps with unit variance and no correlation with x.
@@ -187,3 +189,27 @@ def test_bad_options_are_refused():
     for sigma_data in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match=f"sigma_data {sigma_data}"):
             Denoiser(Wave(), VPSDE(), "eps", sigma_data)
+
+
+def test_levels_are_told_rounded_in_noise_or_in_thousandths():
+    """As EDM asks improved DDPM's networks, and as improved DDPM counts more levels than 1,000."""
+    sde = SDES["iddpm"](num_levels=50)
+
+    def ratio(t):
+        return sde.sigma(t) / sde.alpha(t)
+
+    levels = torch.arange(1, 51, dtype=torch.float64)
+    between = torch.linspace(1, 50, 200, dtype=torch.float64)
+    expected = (ratio(between)[:, None] - ratio(levels)).abs().argmin(1)
+    for t, nearest in ((levels, levels - 1), (between, expected)):
+        told = LABELS["nearest_level"](sde, t, sde.at(t))
+        torch.testing.assert_close(told, nearest.double(), rtol=0, atol=0)
+        assert [LABELS["nearest_level"](sde, one, sde.at(one)) for one in t.tolist()] == nearest.tolist()
+    assert LABELS["nearest_level"](sde, 0.1, sde.at(0.1)) == -1
+    torch.testing.assert_close(LABELS["level_of_1000"](sde, levels, sde.at(levels)), 20 * (levels - 1))
+
+
+def test_edm_told_half_the_noise():
+    sde = SDES["vesde"]()
+    t = torch.tensor([0.1, 0.9], dtype=torch.float64)
+    torch.testing.assert_close(LABELS["log_half_sigma"](sde, t, sde.at(t)), torch.log(sde.sigma(t) / 2))

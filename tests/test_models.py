@@ -1,5 +1,7 @@
 """Networks: shapes of every rank, conditions, gradients of every order that likelihoods need, precision."""
 
+import inspect
+
 import pytest
 import torch
 from torch.func import jvp, vjp
@@ -11,6 +13,7 @@ from models.embeddings import Conditioning, LogSNREmbedding
 UNET = {"channels": 8, "channel_mult": (1, 2), "attention": (4, 8), "num_classes": 3}
 CLASSIFIER = UNET | {"attention": (8,)}
 PUBLISHED = UNET | {"attention": (4,), "num_blocks": 1, "dropout": 0.0}
+ADM = {"channels": 16, "channel_mult": (1, 2), "attention": (4, 8), "heads": 2}
 CASES = {
     "mlp": ("mlp", (2,), {"width": 16, "depth": 2, "num_classes": 3}),
     "signal": ("unet", (2, 16), UNET),
@@ -23,14 +26,23 @@ CASES = {
     "signal classifier": ("classifier", (2, 16), CLASSIFIER),
     "image classifier": ("classifier", (3, 8, 4), CLASSIFIER),
     "padded classifier": ("classifier", (2, 7, 5), CLASSIFIER | {"pad": True}),
+    "adm": ("adm", (3, 8, 4), ADM | {"num_classes": 3}),
+    "improved": ("adm", (3, 4, 8), ADM | {"num_classes": 3, "scale_shift": False, "resample_blocks": False}),
+    "adm classifier": ("adm_classifier", (3, 8, 4), ADM | {"num_classes": 3}),
+    "adaptive classifier": ("adm_classifier", (3, 4, 8), ADM | {"num_classes": 3, "pool": "adaptive"}),
+    "song": ("song", (3, 8, 4), UNET),
+    "song of skips": ("song", (3, 4, 8), UNET | {"encoder": "skip", "decoder": "skip", "fir": (1, 3, 3, 1)}),
+    "song of residuals": ("song", (3, 8, 4), UNET | {"encoder": "residual", "fir": (1, 3, 3, 1)}),
+    "dit": ("dit", (3, 8, 4), {"width": 32, "depth": 2, "num_classes": 3}),
 }
-CONDITIONAL = [case for case, (name, *_) in CASES.items() if name != "classifier"]
+CLASSIFIERS = {"classifier", "adm_classifier"}
+CONDITIONAL = [case for case, (name, *_) in CASES.items() if name not in CLASSIFIERS]
 
 
 def answer(case):
     """Shape of what a network says of an example: that of the example, or one logit a class."""
     name, shape, options = CASES[case]
-    return (options["num_classes"],) if name == "classifier" else shape
+    return (options["num_classes"],) if name in CLASSIFIERS else shape
 
 
 @pytest.fixture(params=CASES)
@@ -168,10 +180,11 @@ def test_evaluation_is_deterministic_and_training_drops():
 
 
 def test_autocast_keeps_the_embedding_in_single_precision(network):
+    absent = [None] * (len(inspect.signature(network.conditioning.forward).parameters) - 1)
     x, log_snr = inputs(network)
-    expected = network.conditioning(log_snr, None, None)
+    expected = network.conditioning(log_snr, *absent)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(network.conditioning(log_snr, None, None), expected)
+        assert torch.equal(network.conditioning(log_snr, *absent), expected)
         out = network(x, log_snr)
     torch.testing.assert_close(out.float(), network(x, log_snr), rtol=0.2, atol=0.2)
 

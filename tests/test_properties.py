@@ -270,6 +270,7 @@ def test_every_parameterization_gives_the_data_back(name, parameterization, data
         "x0": x0,
         "eps": eps,
         "score": -eps / sigma,
+        "scaled_score": -eps,
         "v": (alpha * eps - sigma * x0) / radius,
         "flow": eps - x0,
         "edm": (sigma * x0 - alpha * sigma_data**2 * eps) / (sigma_data * preconditioned),

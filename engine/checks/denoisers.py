@@ -24,6 +24,7 @@ TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "x0": lambda alpha, sigma, x0, eps: x0,
     "eps": lambda alpha, sigma, x0, eps: eps,
     "score": lambda alpha, sigma, x0, eps: -eps / sigma,
+    "scaled_score": lambda alpha, sigma, x0, eps: -eps,
     "v": lambda alpha, sigma, x0, eps: (alpha * eps - sigma * x0) / (alpha**2 + sigma**2).sqrt(),
     "flow": lambda alpha, sigma, x0, eps: eps - x0,
     "edm": edm_target,

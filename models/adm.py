@@ -1,0 +1,365 @@
+"""The U-Net of guided diffusion, and its noisy classifier; with other options those of improved diffusion and EDM."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.blocks import Block, Stage, Style, attend
+from models.embeddings import LabelEmbedding, Positional
+from models.layers import convolution, double, halve, zeroed
+from models.unet import indivisible
+
+
+class Conditioning(nn.Module):
+    """Sines and cosines of the noise level, two linear layers on them, plus label; outside autocast.
+
+        silu(layers(waves(noise) + augment) + label)
+
+    Shapes: noise (B,), keep and label (B,) or None, augment (B, augment_dim) or None; returns (B, width).
+    """
+
+    def __init__(self, channels: int, width: int, num_classes: int, augment_dim: int):
+        super().__init__()
+        self.waves = Positional(channels, cos_first=True, ends=False)
+        self.layers = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = LabelEmbedding(num_classes, width) if num_classes else None
+        self.augment = nn.Linear(augment_dim, channels, bias=False) if augment_dim else None
+
+    def forward(self, noise: Tensor, keep: Tensor | None, label: Tensor | None, augment: Tensor | None) -> Tensor:
+        with torch.autocast(noise.device.type, enabled=False):
+            c = self.waves(noise)
+            if self.augment is not None and augment is not None:
+                c = c + self.augment(augment.to(c.dtype))
+            c = self.layers(c)
+            return F.silu(c if self.label is None else c + self.label(keep, label))
+
+
+class ADMEncoder(nn.Module):
+    """The half of the U-Net that reads, and the two blocks in the middle.
+
+    Args: those of ``ADM``.
+    Raises: ValueError if shape is not (C, H, W), or H or W does not divide, or heads do not divide channels.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int,
+        channel_mult: tuple[float, ...],
+        num_blocks: int,
+        attention: tuple[int, ...],
+        heads: int,
+        head_channels: int,
+        dropout: float,
+        num_classes: int,
+        scale_shift: bool,
+        resample_blocks: bool,
+        embedding_mult: int,
+        norm_group: int,
+        norm_groups: int,
+        norm_eps: float,
+        augment_dim: int,
+    ):
+        super().__init__()
+        if len(shape) != 3:
+            name = type(self).__name__.lower()
+            raise ValueError(f"the {name} network takes images of shape (C, H, W), not {tuple(shape)}; use unet or mlp")
+        levels, sides = len(channel_mult), shape[1:]
+        if any(side % 2 ** (levels - 1) for side in sides):
+            raise ValueError(indivisible(shape, levels))
+        self.style = Style(scale_shift, eps=norm_eps, group=norm_group, groups=norm_groups)
+        self.heads, self.head_channels, self.dropout, self.resample_blocks = (
+            heads,
+            head_channels,
+            dropout,
+            resample_blocks,
+        )
+        self.attending = [max(sides) // 2**level in attention for level in range(levels)]
+        self.counts = [int(channels * multiple) for multiple in channel_mult]
+        self.width = channels * embedding_mult
+
+        self.conditioning = Conditioning(channels, self.width, num_classes, augment_dim)
+        self.stem, current = convolution(2, shape[0], self.counts[0]), self.counts[0]
+        self.encoder, self.written = nn.ModuleList(), [current]
+        for level, count in enumerate(self.counts):
+            if level:
+                self.encoder.append(self.resampling(current, halve))
+                self.written.append(current)
+            for _ in range(num_blocks):
+                self.encoder.append(self.stage(current, count, self.attending[level]))
+                current = count
+                self.written.append(current)
+        self.middle = nn.ModuleList([self.stage(current, current, True), self.stage(current, current, False)])
+
+    def stage(self, channels_in: int, channels_out: int, attends: bool) -> Stage:
+        """A block of this network, with attention behind it or without."""
+        block = Block(channels_in, channels_out, self.width, self.dropout, self.style)
+        return Stage(block, (self.heads or channels_out // self.head_channels) if attends else 0)
+
+    def resampling(self, channels: int, resample: Callable[[Tensor], Tensor]) -> nn.Module:
+        """What halves or doubles the sides: a block or, in improved diffusion, a convolution."""
+        if self.resample_blocks:
+            return Block(channels, channels, self.width, self.dropout, self.style, resample)
+        return Strided(channels) if resample is halve else Doubled(channels)
+
+    def encode(self, x: Tensor, c: Tensor) -> list[Tensor]:
+        """What the stem and each block write, from the finest grid to the coarsest, and at last the middle."""
+        written = [self.stem(x)]
+        for stage in self.encoder:
+            written.append(stage(written[-1], c))
+        h = written[-1]
+        for stage in self.middle:
+            h = stage(h, c)
+        return [*written, h]
+
+
+class ADM(ADMEncoder):
+    """Residual blocks down to a coarse grid and up again; each block that goes up reads what one going down wrote.
+
+    Zero at initialisation.
+
+    Args:
+        shape: (C, H, W), of one example.
+        channels: number of channels that ``channel_mult`` multiplies, an even number.
+        channel_mult: number of channels of each level as a multiple of ``channels``, from the finest to the
+            coarsest; each level has half the resolution of the one before.
+        num_blocks: number of residual blocks a level; the decoder has one more.
+        attention: resolutions (of the longer side, in pixels) whose blocks are followed by attention; the first of the
+            two blocks in the middle, on the coarsest grid, always is.
+        heads: number of heads of each attention; 0 for as many as ``head_channels`` gives.
+        head_channels: number of channels of a head, where heads is 0; blocks of fewer channels do not attend.
+        dropout: share of the activations that training sets to zero, 0 to 1.
+        num_classes: number of labels, 0 for an unconditional network.
+        learned_variance: whether a second half of the output tells the variance of a reverse move, see ``Prediction``.
+        scale_shift: whether the condition scales and shifts, or is added; improved diffusion knows both.
+        resample_blocks: whether blocks change the resolution, or single convolutions as in improved diffusion.
+        embedding_mult: width of the conditioning vector as a multiple of ``channels``.
+        norm_group: least number of channels in a group of a normalisation; 4 in EDM, 1 in guided diffusion, where a
+            network of few channels that adds the condition cannot hear it.
+        norm_groups: most groups of a normalisation.
+        norm_eps: what is added to its variances.
+        augment_dim: numbers that tell how an example was augmented, 0 for none; in EDM 9.
+    Shapes: x (B, C, H, W), noise (B,), keep bool (B,), label int64 (B,), augment (B, augment_dim), zeros by default;
+        returns (B, C, H, W), or twice its channels.
+    Raises: ValueError if shape is not (C, H, W), or H or W does not divide, or heads do not divide channels.
+    Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, section 3. arXiv:2105.05233
+        Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, table 8, for that of
+        EDM. arXiv:2206.00364
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int = 32,
+        channel_mult: tuple[float, ...] = (1, 2),
+        num_blocks: int = 1,
+        attention: tuple[int, ...] = (),
+        heads: int = 0,
+        head_channels: int = 64,
+        dropout: float = 0.1,
+        num_classes: int = 0,
+        learned_variance: bool = False,
+        scale_shift: bool = True,
+        resample_blocks: bool = True,
+        embedding_mult: int = 4,
+        norm_group: int = 4,
+        norm_groups: int = 32,
+        norm_eps: float = 1e-5,
+        augment_dim: int = 0,
+    ):
+        super().__init__(
+            shape,
+            channels,
+            channel_mult,
+            num_blocks,
+            attention,
+            heads,
+            head_channels,
+            dropout,
+            num_classes,
+            scale_shift,
+            resample_blocks,
+            embedding_mult,
+            norm_group,
+            norm_groups,
+            norm_eps,
+            augment_dim,
+        )
+        written, current = list(self.written), self.counts[-1]
+        self.decoder = nn.ModuleList()
+        for level, count in reversed(list(enumerate(self.counts))):
+            stages = nn.ModuleList()
+            for _ in range(num_blocks + 1):
+                stages.append(self.stage(current + written.pop(), count, self.attending[level]))
+                current = count
+            self.decoder.append(stages)
+        self.ups = nn.ModuleList(self.resampling(count, double) for count in reversed(self.counts[1:]))
+        outputs = shape[0] * (1 + learned_variance)
+        self.output = nn.Sequential(self.style.norm(current), nn.SiLU(), zeroed(convolution(2, current, outputs)))
+
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        keep: Tensor | None = None,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
+        c = self.conditioning(noise, keep, label, augment)
+        *written, h = self.encode(x, c)
+        for level, stages in enumerate(self.decoder):
+            h = self.ups[level - 1](h, c) if level else h
+            for stage in stages:
+                h = stage(torch.cat([h, written.pop()], dim=1), c)
+        return self.output(h)
+
+
+class Strided(nn.Module):
+    """Every second position of a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Doubled(nn.Module):
+    """A convolution of repeated neighbours."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = convolution(2, channels, channels)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.conv(double(x))
+
+
+class ADMClassifier(ADMEncoder):
+    """The encoder of ``ADM``, its middle, and a pool over all positions; zero at initialisation.
+
+    Args:
+        pool: a key of ``POOLS``.
+        num_classes: number of logits, at least 2.
+        Others: those of ``ADM``.
+    Shapes: x (B, C, H, W), noise (B,); returns (B, num_classes).
+    Raises: ValueError if there are fewer than two classes, no such pool, or as ``ADM`` does.
+    Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, section 4.3. arXiv:2105.05233
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int = 32,
+        channel_mult: tuple[float, ...] = (1, 2),
+        num_blocks: int = 1,
+        attention: tuple[int, ...] = (),
+        heads: int = 0,
+        head_channels: int = 64,
+        dropout: float = 0.0,
+        num_classes: int = 10,
+        pool: str = "attention",
+        scale_shift: bool = True,
+        resample_blocks: bool = True,
+        norm_group: int = 4,
+    ):
+        if num_classes < 2:
+            raise ValueError(f"num_classes {num_classes}: a classifier needs at least 2, as many as the data have")
+        if pool not in POOLS:
+            raise ValueError(f"unknown pool {pool!r}; known: {', '.join(POOLS)}")
+        super().__init__(
+            shape,
+            channels,
+            channel_mult,
+            num_blocks,
+            attention,
+            heads,
+            head_channels,
+            dropout,
+            num_classes=0,
+            scale_shift=scale_shift,
+            resample_blocks=resample_blocks,
+            embedding_mult=4,
+            norm_group=norm_group,
+            norm_groups=32,
+            norm_eps=1e-5,
+            augment_dim=0,
+        )
+        sides = [side // 2 ** (len(channel_mult) - 1) for side in shape[1:]]
+        self.pool = POOLS[pool](self, sides)
+        self.num_features = self.pool.num_features
+        self.output = zeroed(nn.Linear(self.num_features, num_classes))
+
+    def features(self, x: Tensor, noise: Tensor) -> Tensor:
+        """What the last layer reads, (B, num_features)."""
+        return self.pool(self.encode(x, self.conditioning(noise, None, None, None)))
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        return self.output(self.features(x, noise))
+
+
+class MeanPool(nn.Module):
+    """The mean over all positions of the middle."""
+
+    def __init__(self, encoder: ADMEncoder, sides: list[int]):
+        super().__init__()
+        self.num_features = encoder.counts[-1]
+        self.norm = encoder.style.norm(self.num_features)
+
+    def forward(self, written: list[Tensor]) -> Tensor:
+        return F.silu(self.norm(written[-1])).flatten(2).mean(2)
+
+
+class AttentionPool(nn.Module):
+    """What the mean of all positions asks of them by attention.
+
+    Reference: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, section
+        2.4. arXiv:2103.00020
+    """
+
+    def __init__(self, encoder: ADMEncoder, sides: list[int]):
+        super().__init__()
+        self.num_features = encoder.counts[-1]
+        self.heads = encoder.heads or max(1, self.num_features // encoder.head_channels)
+        self.norm = encoder.style.norm(self.num_features)
+        self.positions = nn.Parameter(torch.randn(sides[0] * sides[1] + 1, self.num_features) * self.num_features**-0.5)
+        self.qkv = nn.Linear(self.num_features, 3 * self.num_features)
+
+    def forward(self, written: list[Tensor]) -> Tensor:
+        tokens = F.silu(self.norm(written[-1])).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1) + self.positions
+        return attend(self.qkv(tokens), self.heads)[:, 0]
+
+
+class SpatialPool(nn.Module):
+    """Means over all positions of what stem, blocks and middle write, and a hidden layer of 2,048 units on them."""
+
+    width = 2048
+
+    def __init__(self, encoder: ADMEncoder, sides: list[int], normalised: bool = False):
+        super().__init__()
+        self.num_features = self.width
+        self.hidden = nn.Linear(sum(encoder.written) + encoder.counts[-1], self.width)
+        self.norm = nn.GroupNorm(32, self.width) if normalised else nn.Identity()
+        self.activation = nn.SiLU() if normalised else nn.ReLU()
+
+    def forward(self, written: list[Tensor]) -> Tensor:
+        means = torch.cat([h.flatten(2).mean(2) for h in written], dim=1)
+        return self.activation(self.norm(self.hidden(means)))
+
+
+def normalised_spatial_pool(encoder: ADMEncoder, sides: list[int]) -> SpatialPool:
+    """The spatial pool with a group normalisation of its hidden layer."""
+    return SpatialPool(encoder, sides, normalised=True)
+
+
+POOLS = {
+    "attention": AttentionPool,
+    "adaptive": MeanPool,
+    "spatial": SpatialPool,
+    "spatial_v2": normalised_spatial_pool,
+}
+"""(encoder, sides of its coarsest grid) -> (what it writes) -> features, under their published names."""

@@ -1,0 +1,127 @@
+"""What readers of U-Nets share: names of the parts of a block, the order of queries, keys and values, labels."""
+
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.blocks import Block, SelfAttention, Stage
+from models.checkpoints.foreign import place, skeleton
+from models.checkpoints.safe import ForeignError, read
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class Tensors(dict[str, Tensor]):
+    """A bare state dict of somebody else, in single precision if it was in half.
+
+    Args:
+        path: its file.
+        mark: a tensor that every network of this format has.
+        format: for the message.
+    Raises: ForeignError for a file that cannot be read safely, or is no state dict of this format; and for a tensor
+        that is asked for and missing.
+    """
+
+    def __init__(self, path: str | PathLike, mark: str, format: str):
+        content = read(path)
+        if mark not in content or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+            raise ForeignError(
+                f"{path} is no state dict of {format}, which has a tensor {mark}; check which file it is"
+            )
+        super().__init__({name: tensor.float() if tensor.dtype in HALF else tensor for name, tensor in content.items()})
+        self.path = path
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ForeignError(f"{self.path} does not hold a whole network: missing {name}; get it again")
+
+    def placed(self, network: type[nn.Module], options: Mapping[str, Any], arrange: Callable) -> dict[str, Tensor]:
+        """The weights under the names of a network of ours; ``arrange(network)`` changes these and returns the names.
+
+        Raises: ForeignError unless every tensor has its place.
+        """
+        try:
+            ours = skeleton(network, **options)
+        except ValueError as error:
+            raise ForeignError(f"{self.path}: {error}") from None
+        return place(ours, self, arrange(ours), self.path)
+
+
+class Dialect(NamedTuple):
+    """How somebody calls the parts of blocks and of attention.
+
+    block: part of our ``Block`` -> part of theirs.
+    attention: part of our ``SelfAttention`` -> part of theirs.
+    """
+
+    block: Mapping[str, str]
+    attention: Mapping[str, str]
+
+    def stage(self, ours: str, module: nn.Module, block: str, attention: str) -> dict[str, str]:
+        """Module of ours -> module of theirs, for a block or a stage of a block and attention."""
+        if isinstance(module, Block):
+            return {f"{ours}.{part}": f"{block}.{name}" for part, name in self.block.items()}
+        if not isinstance(module, Stage):
+            raise TypeError(f"{ours} is a {type(module).__name__}")
+        found = self.stage(f"{ours}.block", module.block, block, attention)
+        if isinstance(module.attention, SelfAttention):
+            found |= {f"{ours}.attention.{part}": f"{attention}.{name}" for part, name in self.attention.items()}
+        return found
+
+
+def names(network: nn.Module, modules: Mapping[str, str]) -> dict[str, str]:
+    """Name of each tensor of ours -> name of theirs; a tensor by itself may stand among the modules.
+
+    A module that is missing there is left to the caller.
+    """
+    found = {}
+    for name in network.state_dict():
+        module, _, leaf = name.rpartition(".")
+        if name in modules:
+            found[name] = modules[name]
+        elif module in modules:
+            found[name] = f"{modules[module]}.{leaf}"
+    return found
+
+
+def linear_attention(
+    network: nn.Module, modules: Mapping[str, str], weights: dict[str, Tensor], order: Callable[[Tensor, int], Tensor]
+) -> None:
+    """Make matrices of the convolutions around each attention, and put queries, keys, values one after the other.
+
+    Args:
+        modules: module of ours -> module of theirs.
+        weights: theirs, changed in place.
+        order: (rows (3 C, *), heads) -> the same in our order.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, SelfAttention):
+            for part in ("qkv", "output"):
+                for leaf in ("weight", "bias"):
+                    key = f"{modules[f'{name}.{part}']}.{leaf}"
+                    if key in weights:
+                        flat = weights[key].flatten(1) if leaf == "weight" else weights[key]
+                        fits = part == "qkv" and len(flat) % (3 * module.heads) == 0
+                        weights[key] = order(flat, module.heads) if fits else flat
+
+
+def head_first(rows: Tensor, heads: int) -> Tensor:
+    """From (head, query key value, channel)."""
+    return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def value_fastest(rows: Tensor, heads: int) -> Tensor:
+    """From (head, channel, query key value)."""
+    return rows.unflatten(0, (heads, -1, 3)).movedim(2, 0).flatten(0, 2)
+
+
+def as_it_is(rows: Tensor, heads: int) -> Tensor:
+    """From (query key value, head, channel), which is ours."""
+    return rows
+
+
+def with_null(table: Tensor, null: Tensor | None = None) -> Tensor:
+    """A table of labels (K, width) with the null entry behind it; zeros, where they had none."""
+    return torch.cat([table, (table.new_zeros(table.shape[1]) if null is None else null)[None]])

@@ -1,0 +1,217 @@
+"""The U-Nets of Song et al. as EDM trained them: DDPM++ and NCSN++."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.blocks import Block, SelfAttention, Stage, Style
+from models.embeddings import Fourier, LabelEmbedding, Positional
+from models.layers import convolution, zeroed
+from models.resampling import FIR, Down
+from models.unet import indivisible
+
+STYLE = Style(scale_shift=False, gain=math.sqrt(0.5), eps=1e-6, group=4)
+
+
+class Waves(Fourier):
+    """Phases reach a thousand radians, so that weights ask for the rounding of their training: (2 pi w) l."""
+
+    def forward(self, noise: Tensor) -> Tensor:
+        with torch.autocast(noise.device.type, enabled=False):
+            angles = noise.to(self.frequencies.dtype)[:, None] * (2 * math.pi * self.frequencies)
+            return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Conditioning(nn.Module):
+    """Features of the noise level plus label, and two linear layers on the sum; outside autocast.
+
+        silu(layers(features(noise) + label + augment))
+
+    Shapes: noise (B,), keep and label (B,) or None, augment (B, augment_dim) or None; returns (B, width).
+    """
+
+    def __init__(self, features: nn.Module, features_width: int, width: int, num_classes: int, augment_dim: int):
+        super().__init__()
+        self.features = features
+        self.layers = nn.Sequential(nn.Linear(features_width, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = LabelEmbedding(num_classes, features_width) if num_classes else None
+        self.augment = nn.Linear(augment_dim, features_width, bias=False) if augment_dim else None
+
+    def forward(self, noise: Tensor, keep: Tensor | None, label: Tensor | None, augment: Tensor | None) -> Tensor:
+        with torch.autocast(noise.device.type, enabled=False):
+            c = self.features(noise)
+            if self.label is not None:
+                c = c + self.label(keep, label)
+            if self.augment is not None and augment is not None:
+                c = c + self.augment(augment.to(c.dtype))
+            return F.silu(self.layers(c))
+
+
+class Song(nn.Module):
+    """Residual blocks down to a coarse grid and up again, as DDPM++ and NCSN++, with attention of one head.
+
+    Of the decoder's blocks at a resolution that attends, the last one does. Zero at initialisation.
+
+    Args:
+        shape: (C, H, W), of one example.
+        channels: number of channels that ``channel_mult`` multiplies, an even number.
+        channel_mult: number of channels of each level as a multiple of ``channels``, from the finest to the
+            coarsest; each level has half the resolution of the one before.
+        num_blocks: number of residual blocks a level; the decoder has one more.
+        attention: resolutions (of the longer side, in pixels) that attend; the middle always does.
+        dropout: share of the activations that training sets to zero, 0 to 1.
+        num_classes: number of labels, 0 for an unconditional network.
+        embedding: positional, or fourier for random frequencies.
+        embedding_mult: width of the conditioning vector as a multiple of ``channels``.
+        noise_mult: number of features of the noise level as a multiple of ``channels``.
+        encoder: standard; skip or residual where the encoder reads the image again at each level.
+        decoder: standard; skip where each level adds to the output.
+        fir: taps of the filter of changes of resolution, such as (1, 3, 3, 1); () averages and repeats.
+        learned_variance: whether a second half of the output tells the variance of a reverse move, see ``Prediction``.
+        augment_dim: numbers that tell how an example was augmented, 0 for none; in EDM 9.
+    Shapes: x (B, C, H, W), noise (B,), keep bool (B,), label int64 (B,), augment (B, augment_dim), zeros by default;
+        returns (B, C, H, W), or twice its channels.
+    Raises: ValueError if shape is not (C, H, W), or H or W does not divide, or an option is unknown.
+    Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, appendix H. arXiv:2011.13456
+        Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, table 8.
+        arXiv:2206.00364
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int = 16,
+        channel_mult: tuple[int, ...] = (1, 2),
+        num_blocks: int = 1,
+        attention: tuple[int, ...] = (),
+        dropout: float = 0.1,
+        num_classes: int = 0,
+        embedding: str = "positional",
+        embedding_mult: int = 4,
+        noise_mult: int = 1,
+        encoder: str = "standard",
+        decoder: str = "standard",
+        fir: tuple[float, ...] = (),
+        learned_variance: bool = False,
+        augment_dim: int = 0,
+    ):
+        super().__init__()
+        if len(shape) != 3:
+            raise ValueError(f"the song network takes images of shape (C, H, W), not {tuple(shape)}; use unet or mlp")
+        levels, sides = len(channel_mult), shape[1:]
+        if any(side % 2 ** (levels - 1) for side in sides):
+            raise ValueError(indivisible(shape, levels))
+        for what, name, known in (
+            ("embedding", embedding, ("positional", "fourier")),
+            ("encoder", encoder, ("standard", "skip", "residual")),
+            ("decoder", decoder, ("standard", "skip")),
+        ):
+            if name not in known:
+                raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+        self.fir, self.residual = FIR(fir), encoder == "residual"
+        self.width, self.dropout = channels * embedding_mult, dropout
+        attending = [max(sides) // 2**level in attention for level in range(levels)]
+        counts, outputs = [channels * multiple for multiple in channel_mult], shape[0] * (1 + learned_variance)
+
+        features = channels * noise_mult
+        waves = Waves(features) if embedding == "fourier" else Positional(features, cos_first=False, ends=True)
+        self.conditioning = Conditioning(waves, features, self.width, num_classes, augment_dim)
+
+        self.stem, current, read = convolution(2, shape[0], channels), channels, shape[0]
+        self.downs, self.readers, self.encoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        written = [channels]
+        for level, count in enumerate(counts):
+            if level:
+                self.downs.append(self.block(current, current, self.fir.halve))
+                written.append(current)
+                if encoder == "residual":
+                    self.readers.append(Down(read, current, self.fir, learned=True))
+                    read = current
+                elif encoder == "skip":
+                    self.readers.append(convolution(2, read, current, kernel=1))
+            stages = nn.ModuleList()
+            for _ in range(num_blocks):
+                stages.append(self.stage(current, count, attending[level]))
+                current = count
+                written.append(current)
+            self.encoder.append(stages)
+
+        self.middle = nn.ModuleList([self.stage(current, current, True), self.stage(current, current, False)])
+        self.decoder, self.ups, self.writers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for level, count in reversed(list(enumerate(counts))):
+            if level < levels - 1:
+                self.ups.append(self.block(current, current, self.fir.double))
+            stages = nn.ModuleList()
+            for index in range(num_blocks + 1):
+                attends = attending[level] and index == num_blocks
+                stages.append(self.stage(current + written.pop(), count, attends))
+                current = count
+            self.decoder.append(stages)
+            if decoder == "skip" or level == 0:
+                self.writers.append(nn.Sequential(STYLE.norm(current), nn.SiLU(), convolution(2, current, outputs)))
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Uniform weights whose variance is 2 / (inputs + outputs); what ends a branch is zero."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, (Block, SelfAttention)):
+                zeroed(module.conv2 if isinstance(module, Block) else module.output)
+        for writer in self.writers:
+            zeroed(writer[2])
+
+    def block(self, channels_in: int, channels_out: int, resample: Callable | None = None) -> Block:
+        """A block of this network; one that resamples has a convolution in its shortcut."""
+        project = resample is not None
+        return Block(channels_in, channels_out, self.width, self.dropout, STYLE, resample, project)
+
+    def stage(self, channels_in: int, channels_out: int, attends: bool) -> Stage:
+        """A block of this network, with attention behind it or without."""
+        return Stage(self.block(channels_in, channels_out), heads=int(attends))
+
+    def read_again(self, image: Tensor, h: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """The image on the grid of h, or what has become of it, and h with what is read from it."""
+        reader = self.readers[level - 1]
+        if self.residual:
+            h = (h + reader(image)) * STYLE.gain
+            return h, h
+        image = self.fir.halve(image)
+        return image, h + reader(image)
+
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        keep: Tensor | None = None,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
+        c, image = self.conditioning(noise, keep, label, augment), x
+        h = self.stem(x)
+        written = [h]
+        for level, stages in enumerate(self.encoder):
+            if level:
+                h = self.downs[level - 1](h, c)
+                if self.readers:
+                    image, h = self.read_again(image, h, level)
+                written.append(h)
+            for stage in stages:
+                h = stage(h, c)
+                written.append(h)
+        for stage in self.middle:
+            h = stage(h, c)
+        output = None
+        for level, stages in enumerate(self.decoder):
+            h = self.ups[level - 1](h, c) if level else h
+            for stage in stages:
+                h = stage(torch.cat([h, written.pop()], dim=1), c)
+            if len(self.writers) > 1:
+                output = self.writers[level](h) + (0 if output is None else self.fir.double(output))
+        return self.writers[0](h) if output is None else output

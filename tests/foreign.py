@@ -1,0 +1,57 @@
+"""What the tests of readers share: networks from what they read, deviations, and files that do harm."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from parity.recordings import COMPLETE, COPIES
+
+from models import NETWORKS
+from models.checkpoints.foreign import Foreign
+from sde_lib import SDES, Denoiser
+
+
+def recorded(folder: str) -> list[Path]:
+    """The folders of weights and answers of references below ``folder``: complete recordings, and the copies here."""
+    found = {path.parent.name: path.parent for top in (COPIES, COMPLETE) for path in (top / folder).glob("*/io.npz")}
+    return [found[name] for name in sorted(found)]
+
+
+def network(foreign: Foreign) -> torch.nn.Module:
+    """The network with the weights that were read; it takes no others."""
+    options = dict(foreign.config["network"])
+    made = NETWORKS[options.pop("name")](foreign.shape, **options)
+    made.load_state_dict(foreign.weights)
+    return made.eval().requires_grad_(False)
+
+
+def denoiser(foreign: Foreign) -> Denoiser:
+    """The network as a denoiser of its process."""
+    options = dict(foreign.config["sde"])
+    return Denoiser(network(foreign), SDES[options.pop("name")](**options), **foreign.config["denoiser"])
+
+
+class Harm:
+    """What would make a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def malicious(path: Path, mark: Path, weights: dict) -> None:
+    """Write a checkpoint as ``torch.save`` does, with these tensors and something that makes ``mark``."""
+    torch.save({**weights, "harm": Harm(mark)}, path)
+
+
+def malicious_pickle(path: Path, mark: Path) -> None:
+    """Write a bare pickle that makes ``mark``."""
+    path.write_bytes(pickle.dumps({"ema": Harm(mark)}))
+
+
+def without_end(path: Path, share: float = 0.7) -> None:
+    """Cut a file off."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])

@@ -1,0 +1,208 @@
+"""Folders of diffusers: the same answers as the reference, processes of schedulers, and nothing that is not its."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from foreign import denoiser, malicious, network, recorded, without_end
+from parity.recordings import per_sample
+from safetensors.torch import load_file, save_file
+
+from models.checkpoints import diffusers
+from models.checkpoints.safe import ForeignError
+
+CASES = recorded("diffusers")
+DDPM = next(path for path in CASES if path.name == "tiny_ddpm")
+DEFAULT = next(path for path in CASES if path.name == "tiny_default")
+
+
+@pytest.fixture(params=CASES, ids=lambda path: path.name)
+def case(request):
+    """What was read, and the recording: named arrays."""
+    with np.load(request.param / "io.npz") as arrays:
+        recording = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    return diffusers.read(request.param), recording
+
+
+def conditions(foreign, recording):
+    return {"label": recording["class_labels"]} if foreign.config["network"]["num_classes"] else {}
+
+
+@pytest.mark.parametrize("array", ["out", "out_scalar_t"])
+def test_the_network_answers_as_theirs(case, array):
+    foreign, recording = case
+    levels = recording["t"].float()
+    levels = levels[1].expand(len(levels)) if array == "out_scalar_t" else levels
+    ours = network(foreign)(recording["x"], levels, **conditions(foreign, recording))
+    assert per_sample(ours, recording[array]) < 1e-5
+
+
+def test_the_denoiser_asks_for_the_level_and_knows_the_estimate(case):
+    foreign, recording = case
+    denoise = denoiser(foreign)
+    for i, t in enumerate((recording["t"].double() + 1).tolist()):
+        one = slice(i, i + 1)
+        given = {name: values[one] for name, values in conditions(foreign, recording).items()}
+        alpha, sigma, _ = denoise.sde.at(t)
+        x, out = recording["x"][one], recording["out"][one]
+        estimates = {"eps": (x - sigma * out) / alpha, "v": alpha * x - sigma * out}
+        assert per_sample(denoise(x, t, **given).x0, estimates[foreign.config["denoiser"]["parameterization"]]) < 1e-5
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of a pipeline."""
+    return shutil.copytree(DDPM, tmp_path / "copy")
+
+
+def rewritten(path, **changes):
+    """Change keys of a JSON file; None removes one."""
+    told = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in told.items() if value is not None}))
+
+
+# --- what a folder holds ----------------------------------------------------------------------------------------------
+
+
+def test_a_network_without_a_scheduler_is_taken_for_that_of_ddpm(copy):
+    config = diffusers.read(copy / "unet").config
+    assert config["sde"] == {"name": "ddpm", "num_levels": 1000, "beta_min": 1e-4, "beta_max": 0.02}
+    assert config["denoiser"]["parameterization"] == "eps"
+
+
+def test_averaged_weights_lie_in_a_folder_of_their_own(copy):
+    shutil.copytree(copy / "unet", copy / "unet_ema")
+    weights = copy / "unet_ema" / "diffusion_pytorch_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights)
+    averaged, raw = diffusers.read(copy), diffusers.read(copy, "raw")
+    torch.testing.assert_close(averaged.weights["stem.weight"], 2 * raw.weights["stem.weight"])
+
+
+def test_files_of_torch_and_older_names_read_the_same(copy):
+    expected, path = diffusers.read(copy), copy / "unet" / "diffusion_pytorch_model.safetensors"
+    older = (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn"))
+    tensors = load_file(path)
+    for new, old in older:
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    path.unlink()
+    torch.save(tensors, path.with_suffix(".bin"))
+    found = diffusers.read(copy)
+    assert all(torch.equal(tensor, found.weights[name]) for name, tensor in expected.weights.items())
+
+
+@pytest.mark.parametrize(
+    ("told", "sde", "estimate"),
+    [
+        ({}, {"name": "iddpm", "num_levels": 1000, "offset": 0.008}, "v"),
+        (
+            {"_class_name": "DDIMScheduler", "beta_schedule": "linear", "beta_end": 0.01, "prediction_type": "sample"},
+            {"name": "ddpm", "num_levels": 1000, "beta_min": 1e-4, "beta_max": 0.01},
+            "x0",
+        ),
+        (
+            {"_class_name": "ScoreSdeVeScheduler", "sigma_max": 50.0},
+            {"name": "vesde", "sigma_min": 0.01, "sigma_max": 50.0, "t_min": 1e-5},
+            "score",
+        ),
+    ],
+)
+def test_schedulers_are_processes(copy, told, sde, estimate):
+    rewritten(copy / "scheduler" / "scheduler_config.json", **told)
+    config = diffusers.read(copy).config
+    assert config["sde"] == sde
+    assert config["denoiser"]["parameterization"] == estimate
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"beta_schedule": "scaled_linear"}, "beta_schedule 'scaled_linear' is no process of ours"),
+        ({"prediction_type": "flow"}, "unknown prediction_type 'flow'; known: epsilon"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr are no process of ours"),
+        ({"_class_name": "KarrasVeScheduler", "beta_schedule": None}, "KarrasVeScheduler names no beta_schedule"),
+    ],
+)
+def test_schedules_that_are_no_process_of_ours_are_refused(copy, told, message):
+    rewritten(copy / "scheduler" / "scheduler_config.json", **told)
+    with pytest.raises(ForeignError, match=message):
+        diffusers.read(copy)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type 'fourier' is in no network of ours"),
+        ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "blocks SkipDownBlock2D are in no network"),
+        ({"down_block_types": None}, "lacks down_block_types"),
+        ({"up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}, "do not mirror"),
+        ({"sample_size": None}, "lacks sample_size"),
+        ({"freq_shift": 0}, r"\(False, 0, 0\) are in no network of ours"),
+        ({"out_channels": 6}, "twice the channels"),
+        ({"block_out_channels": [8, 12]}, "broken multiples of 8"),
+        ({"block_out_channels": [8, 24]}, "misshapen"),
+        ({"layers_per_block": 2}, "missing"),
+        ({"sample_size": 7}, "does not divide by 2"),
+    ],
+)
+def test_networks_that_are_none_of_ours_are_refused(copy, told, message):
+    rewritten(copy / "unet" / "config.json", **told)
+    with pytest.raises(ForeignError, match=message) as error:
+        diffusers.read(copy)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("mid_block.resnets.0.conv1.weight"), "missing mid_block.resnets.0.conv1.weight"),
+        (lambda tensors: tensors.pop("up_blocks.1.attentions.0.to_k.bias"), "missing up_blocks.1.attentions.0.to_k"),
+        (lambda tensors: tensors.pop("conv_in.weight"), "which has a tensor conv_in.weight"),
+        (lambda tensors: tensors.update(extra=torch.ones(1)), "unexpected extra"),
+        (
+            lambda tensors: tensors.update({"conv_out.bias": torch.ones(4)}),
+            r"misshapen conv_out.bias \(4,\) for \(3,\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("source", [DDPM, DEFAULT], ids=["ddpm", "default"])
+def test_a_tensor_without_a_place_or_a_place_without_a_tensor_is_named(tmp_path, source, change, message):
+    shutil.copytree(source, tmp_path / "copy")
+    path = tmp_path / "copy" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    with pytest.raises(ForeignError, match=message):
+        diffusers.read(tmp_path / "copy")
+
+
+def test_a_file_that_asks_for_more_is_refused_and_not_run(copy, tmp_path):
+    path, mark = copy / "unet" / "diffusion_pytorch_model.safetensors", tmp_path / "ran"
+    malicious(path.with_suffix(".bin"), mark, load_file(path))
+    path.unlink()
+    with pytest.raises(ForeignError, match=r"asks to run .*pathlib"):
+        diffusers.read(copy)
+    assert not mark.exists()
+
+
+def test_folders_that_lack_something_are_refused(copy):
+    with pytest.raises(ForeignError, match="is no folder"):
+        diffusers.read(copy / "model_index.json")
+    path = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    without_end(path)
+    with pytest.raises(ForeignError, match="truncated"):
+        diffusers.read(copy)
+    path.unlink()
+    with pytest.raises(ForeignError, match="holds no weights"):
+        diffusers.read(copy)
+    (copy / "unet" / "config.json").write_text("[")
+    with pytest.raises(ForeignError, match="is no config of diffusers"):
+        diffusers.read(copy)
+    (copy / "unet" / "config.json").unlink()
+    with pytest.raises(ForeignError, match="is not there"):
+        diffusers.read(copy)
