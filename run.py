@@ -12,11 +12,17 @@ examples:
   python run.py --config vpsde --mode likelihood                        bits per dimension of held-out digits
   python run.py --config iddpm --mode bound                             a bound on them by the chain, level by level
   python run.py --config vpsde --mode evaluate --sampler heun           samples beside real digits, by a classifier
+  python run.py --config conditional --mode sample --label 3            threes, by a run that knows labels
+  python run.py --config conditional --mode sweep                       what guidance gains, scale by scale
+  python run.py --config vpsde --mode edit --task superres              held-out digits from their coarse pixels
   python run.py --config vpsde --mode edit --task interpolate           paths between two held-out digits
   python run.py --config vpsde --mode edit --task encode                held-out digits to their latents, and back
   python run.py --config vpsde --mode train --workdir runs/long         the same again, elsewhere
   python run.py --config vesde --mode train --config.sde.sigma_max=20   any key of the config
   python run.py --mode selftest --dtype float64                         measure the library against closed forms
+  python run.py --mode import --source edm-cifar10.pt                   somebody else's weights, into runs/edm-cifar10
+  python run.py --workdir runs/edm-cifar10 --mode sample                draw by them
+  python run.py --workdir runs/mine --mode export --format diffusers    a folder for DDPMPipeline
   python run.py --config mnist --mode data --config.data.path=photos    look at images of your own
   python run.py --config mnist --mode train --config.data.path=photos   train on them
 
@@ -46,14 +52,17 @@ MODES = {
     "likelihood": "engine.likelihood",
     "bound": "engine.bound",
     "evaluate": "engine.evaluate",
+    "sweep": "engine.sweep",
     "edit": "engine.edit",
     "data": "engine.inspect",
+    "import": "engine.importing",
+    "export": "engine.exporting",
     "selftest": "engine.selftest",
 }
 """The module of each mode, imported when it runs: run(config, workdir, options)."""
 
-ALONE = {"selftest"}
-"""Modes that are about no run: they need neither a config nor the folder of one."""
+ALONE = {"selftest": "default", "import": "cifar10"}
+"""Modes that start from no run, and the config that they take where none is named."""
 
 DRAWING = {"sample", "evaluate"}
 """Modes that draw samples, and may tune the sampler first."""
@@ -69,7 +78,8 @@ SHORTHANDS = {
 }
 """Flags that set a key of the config."""
 
-OWN_SHORTHANDS = {"evaluate": {"num_samples": "evaluate.num_samples"}}
+EVALUATING = {"num_samples": "evaluate.num_samples", "batch_size": "evaluate.batch_size"}
+OWN_SHORTHANDS = {"evaluate": EVALUATING, "sweep": EVALUATING}
 """Those that set another one in a mode."""
 
 
@@ -101,6 +111,8 @@ def define_flags() -> flags.FlagValues:
     switch("log_prob", False, "the log-density of each sample, for --sampler ode")
     choice("dtype", Options.dtype, ["float32", "float64"], "numbers that the selftest computes with")
     text("checkpoint", None, "step or folder of a checkpoint (default: the newest)")
+    text("source", None, "of the mode import: file or folder of score_sde, edm, guided_diffusion or diffusers")
+    text("format", None, "of the mode export: diffusers")
     switch("debug", False, "show the traceback of an error")
     return values
 
@@ -150,12 +162,17 @@ def run(argv: Sequence[str]) -> None:
     shorthands = SHORTHANDS | OWN_SHORTHANDS.get(values.mode, {})
     given = ((key, values[flag].value) for flag, key in shorthands.items())
     changes += [(key.format(mode=values.mode), str(value)) for key, value in given if value is not None]
+    flagged = {field.name for field in dataclasses.fields(Options)} & set(values)
+    options = Options(**{name: values[name].value for name in flagged})
     if values.mode in ALONE:
-        config, workdir = load(values.config or "default"), Path(values.workdir or f"runs/{values.mode}")
-        override(config, changes)
+        name = Path(values.source).stem if values.source else values.mode
+        config, workdir = load(values.config or ALONE[values.mode]), Path(values.workdir or f"runs/{name}")
     else:
         config, workdir = resolve(values.config, values.workdir, changes, values.mode)
-    options = Options(**{field.name: values[field.name].value for field in dataclasses.fields(Options)})
+    if values.mode == "import":
+        options = dataclasses.replace(options, overrides=tuple(changes))
+    elif values.mode in ALONE:
+        override(config, changes)
     try:
         if values.tune:
             importlib.import_module(MODES["tune"]).run(config, workdir, options)

@@ -154,7 +154,7 @@ CHOICES = {
         },
         "adm": {
             "channels": 32,  # that channel_mult multiplies
-            "channel_mult": (1, 2),  # channels of each level, in multiples of ``channels``; each level halves the sides
+            "channel_mult": (1.0, 2.0),  # channels of each level, in multiples of ``channels``; each halves the sides
             "num_blocks": 1,  # residual blocks a level; the decoder has one more
             "attention": (),  # resolutions that attend beside the middle, in pixels, such as (32, 16, 8)
             "heads": 0,  # of each attention; 0: as many as head_channels gives
@@ -172,7 +172,7 @@ CHOICES = {
         },
         "adm_classifier": {
             "channels": 32,  # that channel_mult multiplies
-            "channel_mult": (1, 2),  # channels of each level, in multiples of ``channels``; each level halves the sides
+            "channel_mult": (1.0, 2.0),  # channels of each level, in multiples of ``channels``; each halves the sides
             "num_blocks": 1,  # residual blocks a level
             "attention": (),  # resolutions that attend beside the middle, in pixels, such as (32, 16, 8)
             "heads": 0,  # of each attention; 0: as many as head_channels gives
@@ -332,7 +332,7 @@ def get_config() -> ConfigDict:
     config.guidance.high = 1e9  # highest sigma / alpha at which any of this acts
     config.guidance.threshold = "none"  # none | static (clip x0 to the range of the data) | dynamic (shrink it)
     config.guidance.quantile = 0.995  # of dynamic: share of the entries that are within the range
-    config.guidance.scales = (0.0, 1.0, 2.0, 4.0)  # of the mode sweep: scales to compare
+    config.guidance.scales = (1.0, 1.5, 2.0, 4.0)  # of the mode sweep: scales to compare
 
     config.edit = ConfigDict()  # steps, t_min and the options of the steps are those of ``sample``
     config.edit.first = 0  # of interpolate: number of the example at one end, from 0; negative ones count from the last

@@ -41,6 +41,9 @@ class Options:
         dtype: ``float32`` or ``float64``, of the selftest.
         task: a key of ``engine.edit.TASKS``, of the mode edit.
         log_prob: whether samples come with their log-densities.
+        source: of the mode import, file or folder of somebody else's weights.
+        format: of the mode export, a key of ``engine.exporting.FORMATS``.
+        overrides: (key, text) pairs for the config that the mode import finds in the source.
     """
 
     weights: str = "ema"
@@ -49,6 +52,9 @@ class Options:
     dtype: str = "float32"
     task: str | None = None
     log_prob: bool = False
+    source: str | None = None
+    format: str | None = None
+    overrides: tuple[tuple[str, str], ...] = ()
 
 
 def names() -> list[str]:

@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         raise ValueError(f"give --task ({' | '.join(TASKS)})")
     task, split = pick(TASKS, "task", options.task), options.split or "test"
     experiment, denoiser, found = load(config, workdir, options)
-    if options.task not in GUIDED:
+    if options.task in FLOWING:
         check_flow(denoiser, workdir)
 
     folder, counted, start = workdir / "edit" / options.task, Counted(denoiser), time.perf_counter()
@@ -87,10 +87,7 @@ def remake(
     split: str,
 ) -> dict[str, Any]:
     """Make examples anew; samples.npz with what they became, grid.png with that beside what was given."""
-    rows, told = task(experiment, guided, config, split)
-    result = next(rows[name] for name in RESULTS if name in rows)
-    if not torch.isfinite(result).all():
-        raise NonFiniteError("what was made is not finite; use more --steps or another sampler")
+    result, rows, told = task(experiment, guided, config, split)
     write_samples(folder, experiment.codec.decode(result).cpu(), experiment.facts)
     if is_image(experiment.facts):
         seen = {name: list(experiment.codec.decode(x[:SHOWN]).cpu()) for name, x in rows.items()}
@@ -262,8 +259,8 @@ def report(round_trip: dict[str, float | None]) -> str:
 GUIDED = {**RESTORATIONS, **REMAKES}
 """Tasks on examples that come as they are or are guided: see ``engine.remake.REMAKES``."""
 
-RESULTS = ("restored", "edited", "translated")
-"""What they made, among the rows that they show."""
+FLOWING = {"interpolate", "encode", "decode", "translate"}
+"""Tasks that follow the probability flow."""
 
 TASKS: dict[str, Callable[..., Any]] = {"interpolate": interpolate, "encode": encode, "decode": decode, **GUIDED}
 """What the user types after ``--task``; the first three: (folder, experiment, denoise, config, split) -> manifest."""

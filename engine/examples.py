@@ -1,6 +1,7 @@
-"""Examples to edit: the first of a split, or those of a file."""
+"""Examples to edit, the first of a split or those of a file; and what was made of them."""
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,10 +12,33 @@ from data import DataError, Dataset
 from data.arrays import read_array
 from engine.build import DataFacts, Experiment, check_at_least, check_form, read_dataset
 from engine.files import read_npz
+from sde_lib import NonFiniteError
 
 PICTURES = (".png", ".jpg", ".jpeg")
 MODES = {1: "L", 3: "RGB"}
 """Channels, to what Pillow calls such pictures."""
+
+
+class Made(NamedTuple):
+    """What a task made of examples.
+
+    result: the examples made anew, encoded (N, *).
+    shown: these and others to look at beside them, encoded, by name.
+    told: what the manifest says of them.
+    """
+
+    result: Tensor
+    shown: dict[str, Tensor]
+    told: dict[str, Any]
+
+
+def check_finite(made: Tensor, numbers: Tensor) -> None:
+    """Raises: NonFiniteError naming the first example, of these numbers (B,), of which something not finite is made."""
+    finite = made.isfinite().flatten(1).all(1).cpu()
+    if not finite.all():
+        raise NonFiniteError(
+            "what was made is not finite; use more --steps or another sampler", int(numbers[~finite][0])
+        )
 
 
 def read_examples(config: ConfigDict, experiment: Experiment, split: str) -> Dataset:
@@ -37,6 +61,8 @@ def read_given(config: ConfigDict, experiment: Experiment, split: str) -> Tensor
     most, path = config.edit.num_examples, config.edit.input
     if path:
         found = read_input(Path(path), experiment.facts)
+        if len(found) == 0:
+            raise DataError(f"{path} holds no examples: check edit.input")
         return found[: most or len(found)]
     dataset = read_examples(config, experiment, split)
     return dataset.batch(np.arange(min(most or len(dataset), len(dataset))))["x"]
@@ -46,23 +72,30 @@ def read_input(path: Path, facts: DataFacts) -> Tensor:
     """The examples of a file, in levels if the run has some; (N, *).
 
     A picture has 256 shades, which are brought to the levels of the run; numbers in numpy files are levels already.
+    Real numbers are the array ``samples`` of an .npz.
+
+    Raises: DataError for a file that is missing or damaged; ValueError for one of another kind or form.
     """
     if path.suffix.lower() in PICTURES:
         shades = read_picture(path, facts.shape).double()
-        return (shades * (max(facts.levels, 1) - 1) / 255).round().to(torch.uint8)[None]
+        if not facts.levels:
+            raise ValueError(f"{path} is a picture, and the run has examples of real numbers; give an .npz")
+        return (shades * (facts.levels - 1) / 255).round().to(torch.uint8)[None]
+    kinds = (".npy", ".npz") if facts.levels else (".npz",)
+    if path.suffix not in kinds:
+        raise ValueError(f"{path}: need a file ending in {' or '.join((*PICTURES, *kinds) if facts.levels else kinds)}")
     if not path.exists():
         raise DataError(f"{path} does not exist: check the path")
-    if path.suffix not in (".npy", ".npz"):
-        raise ValueError(f"{path}: need a file ending in {', '.join(PICTURES)}, .npy or .npz")
     if facts.levels:
-        found = torch.from_numpy(np.ascontiguousarray(read_array(path)[0]))
+        found = torch.from_numpy(np.array(read_array(path)[0]))
     else:
         found = torch.from_numpy(read_npz(path, "samples")["samples"]).float()
-    if tuple(found.shape[1:]) != facts.shape or (facts.levels and int(found.max()) >= facts.levels):
-        raise ValueError(
-            f"{path} holds examples of shape {tuple(found.shape[1:])} up to {found.max().item():g}, the run has "
-            f"{facts.shape} in {facts.levels} levels"
-        )
+        if not found.isfinite().all():
+            raise DataError(f"{path} holds numbers that are not finite: write it again")
+    if tuple(found.shape[1:]) != facts.shape:
+        raise ValueError(f"{path} holds examples of shape {tuple(found.shape[1:])}, the run has {facts.shape}")
+    if facts.levels and int(found.max()) >= facts.levels:
+        raise ValueError(f"{path} holds levels up to {found.max()}, the run has 0 to {facts.levels - 1}")
     return found
 
 

@@ -17,17 +17,17 @@ from engine.build import Experiment, load, load_model, pick
 from engine.config import Options, stored
 from samplers import autoguidance, classifier, classifier_free, dynamic_threshold, static_threshold, within
 from samplers.guidance import Guided
-from sde_lib import Classifier, Denoiser, transport
+from sde_lib import Classifier, Denoiser, Each, transport
 
 ALL = "all"
 """What ``sample.label`` says to have every class in turn."""
 
-THRESHOLDS: dict[str, Callable[[Guided, float], Guided]] = {
-    "none": lambda guided, quantile: guided,
-    "static": lambda guided, quantile: static_threshold(guided),
-    "dynamic": lambda guided, quantile: dynamic_threshold(guided, quantile),
+THRESHOLDS: dict[str, Callable[..., Guided]] = {
+    "none": lambda guided, quantile, low: guided,
+    "static": lambda guided, quantile, low: static_threshold(guided, low),
+    "dynamic": lambda guided, quantile, low: dynamic_threshold(guided, quantile, low),
 }
-"""(denoiser, quantile) -> denoiser."""
+"""(denoiser, quantile, where encoded levels begin) -> denoiser."""
 
 
 class Guide:
@@ -48,7 +48,12 @@ class Guide:
         self.label = self._label(config.sample.label or (ALL if self.classify else ""), workdir)
         self._check_scale(workdir)
         limit = pick(THRESHOLDS, "threshold", self.settings.threshold)
-        self.limit = functools.partial(limit, quantile=self.settings.quantile)
+        if self.settings.threshold != "none" and not experiment.facts.levels:
+            raise ValueError(
+                f"guidance.threshold {self.settings.threshold} keeps estimates among levels, and the data of {workdir} "
+                "are real numbers of any size; leave it out"
+            )
+        self.limit = functools.partial(limit, quantile=self.settings.quantile, low=experiment.low)
 
     @property
     def acts(self) -> bool:
@@ -86,8 +91,12 @@ class Guide:
         labels = numbers % self.num_classes if self.label == ALL else torch.full_like(numbers, self.label)
         return labels.to(self.experiment.device)
 
-    def __call__(self, denoise: Denoiser, numbers: Tensor) -> Guided:
+    def __call__(self, denoise: Denoiser, numbers: Tensor) -> Each:
         """The guided denoiser for the examples of these numbers (B,)."""
+        numbers = numbers.to(self.experiment.device)
+        return Each(lambda rows: self._lean(denoise, numbers[rows]))
+
+    def _lean(self, denoise: Denoiser, numbers: Tensor) -> Guided:
         settings, labels, sde = self.settings, self.labels(numbers), self.experiment.sde
         cond = {"label": labels} if self.conditional and labels is not None else {}
         plain = guided = functools.partial(denoise, **cond)
@@ -123,7 +132,7 @@ class Guide:
             raise ValueError(
                 f"guidance.scale {scale} scales a label of a run with labels: add --label 0 or --label {ALL}"
             )
-        if scale != 0 and not self.config.train.label_dropout:
+        if not self.config.train.label_dropout:
             raise ValueError(
                 f"guidance.scale {scale} needs a network that knows images without their label, and {workdir} was "
                 "trained with train.label_dropout 0; train with 0.1"
@@ -131,20 +140,21 @@ class Guide:
 
     def _weaker(self, folder: Path) -> Guided:
         """The run that the own one leans away from, on the SDE of this one."""
-        recipe = self._recipe(folder)
+        recipe = recipe_of(folder, self.config)
         theirs, denoise, _ = load(recipe, folder, Options())
-        self._check_facts("guidance.weaker", folder, theirs)
-        if (recipe.network.get("num_classes", 0) > 0) != self.conditional:
-            raise ValueError(f"guidance.weaker {folder}: need a run with labels if this one has them, else without")
+        check_data("guidance.weaker", folder, theirs, self.experiment)
+        classes, ours = (config.network.get("num_classes", 0) for config in (recipe, self.config))
+        if classes != ours:
+            raise ValueError(f"guidance.weaker {folder} knows {classes} classes, this run {ours}: need as many")
         return transport(denoise, theirs.sde, self.experiment.sde)
 
     def _classifier(self, folder: Path) -> Classifier:
         """The classifier of noisy states, of the same noise."""
-        recipe = self._recipe(folder)
+        recipe = recipe_of(folder, self.config)
         theirs, classify, _ = load_model(recipe, folder, Options())
         if not isinstance(classify, Classifier):
             raise ValueError(f"guidance.classifier {folder} is no classifier; train one with --config classifier")
-        self._check_facts("guidance.classifier", folder, theirs)
+        check_data("guidance.classifier", folder, theirs, self.experiment)
         if recipe.sde.to_dict() != self.config.sde.to_dict():
             raise ValueError(
                 f"guidance.classifier {folder} knows the noise of {recipe.sde.name}, not that of this run's "
@@ -155,15 +165,21 @@ class Guide:
             raise ValueError(f"guidance.classifier {folder} knows {classify.num_classes} classes, this run {classes}")
         return classify
 
-    def _recipe(self, folder: Path) -> ConfigDict:
-        recipe = stored(folder)
-        recipe.device, recipe.threads = self.config.device, self.config.threads
-        return recipe
 
-    def _check_facts(self, key: str, folder: Path, theirs: Experiment) -> None:
-        ours = self.experiment.facts
-        if (theirs.facts.shape, theirs.facts.levels) != (ours.shape, ours.levels):
-            raise ValueError(
-                f"{key} {folder} knows data of shape {theirs.facts.shape} and {theirs.facts.levels} levels, not of "
-                f"{ours.shape} and {ours.levels}; train one on these data"
-            )
+def recipe_of(folder: Path, config: ConfigDict) -> ConfigDict:
+    """The config of another run, to be computed where this command is.
+
+    Raises: CheckpointError if there is no run.
+    """
+    recipe = stored(folder)
+    recipe.device, recipe.threads = config.device, config.threads
+    return recipe
+
+
+def check_data(key: str, folder: Path, theirs: Experiment, ours: Experiment) -> None:
+    """Raises: ValueError if the run in ``folder``, which ``key`` names, does not know examples encoded as ours are."""
+    known, needed = (
+        f"data of shape {e.facts.shape} in {e.facts.levels} levels from {e.low:g} up" for e in (theirs, ours)
+    )
+    if known != needed:
+        raise ValueError(f"{key} {folder} knows {known}, this run {needed}; train one on these data")

@@ -1,19 +1,19 @@
 """Making examples anew, more or less like those that are given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
 from engine.build import Experiment, check_flow, load
-from engine.config import Options, stored
-from engine.examples import read_given
+from engine.config import Options
+from engine.examples import Made, check_finite, read_given
+from engine.guide import check_data, recipe_of
 from engine.log import Progress
 from engine.restore import read_mask
-from engine.sample import make_step, make_times, numbered
+from engine.sample import GRID_FILE, chosen, make_step, make_times, numbered
 from samplers import Noise, masked, replacement, sdedit, translate
 from samplers.editing import depth_time
 from samplers.guidance import Guided
@@ -22,24 +22,31 @@ Guide = Callable[[Tensor], Guided]
 """From numbers (B,) to the denoiser of those examples."""
 
 
-def renew(experiment: Experiment, guided: Guide, config: ConfigDict, split: str) -> tuple[dict, dict[str, Any]]:
-    """Examples noised to ``edit.strength`` and denoised; with ``edit.mask``, what it knows stays."""
+def renew(experiment: Experiment, guided: Guide, config: ConfigDict, split: str) -> Made:
+    """Examples noised to ``edit.strength`` and denoised; with ``edit.mask``, what it knows stays.
+
+    Raises: ValueError for a strength that the SDE does not reach, or a grid that does not begin at it.
+    """
     settings, sde = config.edit, experiment.sde
+    if (name := chosen(config, sde)[0]).endswith(GRID_FILE):
+        raise ValueError(f"--task sdedit begins at edit.strength, and {name} where it says; name another sample.grid")
     x = experiment.codec.encode(read_given(config, experiment, split)).to(experiment.device)
     start = depth_time(sde, settings.strength, experiment.sigma_data(config))
     times = make_times(config, experiment, start)
     mask = read_mask(settings.mask, experiment.facts.shape).to(x.device) if settings.mask else None
     parts = []
     for rows in _batches(len(x), config):
-        draw, constrain = Noise(rows + config.seed), None
-        if mask is not None:
-            constrain = replacement(x[rows], masked(mask), draw)
+        draw = Noise(rows + config.seed)
+        constrain = None if mask is None else replacement(x[rows], masked(mask), draw)
+        step = make_step(config, experiment, constrain=constrain)
         with torch.no_grad(), numbered(rows):
-            parts.append(sdedit(make_step(config, experiment), guided(rows), x[rows], times, draw, constrain))
-    return {"input": x, "edited": torch.cat(parts)}, {"strength": settings.strength}
+            parts.append(sdedit(step, guided(rows), x[rows], times, draw, constrain))
+        check_finite(parts[-1], rows)
+    edited = torch.cat(parts)
+    return Made(edited, {"input": x, "edited": edited}, {"strength": settings.strength})
 
 
-def bridge(experiment: Experiment, guided: Guide, config: ConfigDict, split: str) -> tuple[dict, dict[str, Any]]:
+def bridge(experiment: Experiment, guided: Guide, config: ConfigDict, split: str) -> Made:
     """Examples encoded by this run's flow and decoded by that of ``edit.other``, and back again.
 
     Raises: ValueError where no other run is named, or it knows other data; CheckpointError.
@@ -47,16 +54,9 @@ def bridge(experiment: Experiment, guided: Guide, config: ConfigDict, split: str
     if not config.edit.other:
         raise ValueError("edit.other is empty: give the folder of the run to translate to")
     folder = Path(config.edit.other)
-    recipe = stored(folder)
-    recipe.device, recipe.threads = config.device, config.threads
-    theirs, other, _ = load(recipe, folder, Options())
+    theirs, other, _ = load(recipe_of(folder, config), folder, Options())
     check_flow(other, folder)
-    ours = experiment.facts
-    if (theirs.facts.shape, theirs.facts.levels) != (ours.shape, ours.levels):
-        raise ValueError(
-            f"edit.other {folder} knows data of shape {theirs.facts.shape} and {theirs.facts.levels} levels, not of "
-            f"{ours.shape} and {ours.levels}"
-        )
+    check_data("edit.other", folder, theirs, experiment)
     x = experiment.codec.encode(read_given(config, experiment, split)).to(experiment.device)
     here, there = make_step(config, experiment, "ode"), make_step(config, theirs, "ode")
     parts = []
@@ -64,12 +64,14 @@ def bridge(experiment: Experiment, guided: Guide, config: ConfigDict, split: str
         with torch.no_grad(), numbered(rows):
             moved = translate(here, guided(rows), there, other, x[rows])
             parts.append((moved, translate(there, other, here, guided(rows), moved)))
+        check_finite(moved, rows)
     moved, back = (torch.cat(part) for part in zip(*parts, strict=True))
     error = experiment.codec.values(back.double()) - experiment.codec.values(x.double())
-    return {"input": x, "translated": moved, "and back": back}, {"back_rms": error.square().mean().sqrt().item()}
+    shown = {"input": x, "translated": moved, "and back": back}
+    return Made(moved, shown, {"back_rms": error.square().mean().sqrt().item()})
 
 
-def _batches(num: int, config: ConfigDict):
+def _batches(num: int, config: ConfigDict) -> Iterator[Tensor]:
     """The numbers of the examples, a batch at a time, with a bar."""
     progress = Progress(num, "examples")
     for rows in torch.arange(num).split(config.edit.batch_size):
@@ -78,5 +80,5 @@ def _batches(num: int, config: ConfigDict):
     progress.close()
 
 
-REMAKES = {"sdedit": renew, "translate": bridge}
-"""(experiment, guided, config, split) -> rows of examples to look at, and what is to tell of them."""
+REMAKES: dict[str, Callable[..., Made]] = {"sdedit": renew, "translate": bridge}
+"""(experiment, guided, config, split) -> what was made."""

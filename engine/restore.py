@@ -10,7 +10,7 @@ import runpy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from engine.build import Experiment, pick
 from engine.config import WRONG
-from engine.examples import read_given, read_picture
+from engine.examples import PICTURES, Made, check_finite, read_given, read_picture
 from engine.log import Progress
 from engine.randomness import EDITING, noise
 from engine.sample import first_normals, make_step, make_times, numbered
@@ -27,8 +27,8 @@ from samplers import DPS, Noise, block_means, enlarge, grey, lowpass, masked, pi
 from samplers.constraints import Projector
 from samplers.guidance import Guided
 from samplers.posterior import Forward
-
-Result = dict[str, Any]
+from sde_lib import Each, of_rows
+from sde_lib.motion import Rows
 
 
 class Known(NamedTuple):
@@ -98,13 +98,18 @@ def measured(config: ConfigDict, experiment: Experiment) -> Known:
 
     Raises: ValueError where there is no such function.
     """
-    path, _, name = config.edit.measure.rpartition(":")
+    text, shape = config.edit.measure, experiment.facts.shape
+    path, _, name = text.rpartition(":")
     if not path or not Path(path).is_file():
-        raise ValueError(f"edit.measure {config.edit.measure!r}: need FILE.py:FUNCTION, and that file")
+        raise ValueError(f"edit.measure {text!r}: need FILE.py:FUNCTION, and that file")
     try:
-        return Known(runpy.run_path(path)[name])
-    except WRONG as error:
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+        measure = runpy.run_path(path)[name]
+        found = measure(torch.zeros(2, *shape, device=experiment.device))
+    except (*WRONG, ArithmeticError, LookupError, NameError, RuntimeError) as error:
+        raise ValueError(f"edit.measure {text}: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != 2:
+        raise ValueError(f"edit.measure {text}: need a tensor of shape (B, *) for examples of shape (B, *{shape})")
+    return Known(measure)
 
 
 TASKS: dict[str, Callable[[ConfigDict, Experiment], Known]] = {
@@ -126,16 +131,19 @@ def read_mask(text: str, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"edit.mask is for pictures; the run has examples of shape {shape}")
     if not text:
         raise ValueError("edit.mask is empty: give a picture, white where pixels are known, or top,left,height,width")
-    numbers = [part.strip() for part in text.split(",")]
-    if all(part.isdecimal() for part in numbers):
-        _, rows, columns = shape
-        top, left, height, width = (*map(int, numbers), 0, 0, 0, 0)[:4]
-        if len(numbers) != 4 or not (0 < height <= rows - top and 0 < width <= columns - left):
-            raise ValueError(f"edit.mask {text}: need top,left,height,width of a box within {rows}x{columns} pixels")
-        known = torch.ones(rows, columns, dtype=torch.bool)
-        known[top : top + height, left : left + width] = False
-        return known
-    return read_picture(Path(text), (1, *shape[1:]))[0] > 127
+    if text.lower().endswith(PICTURES):
+        return read_picture(Path(text), (1, *shape[1:]))[0] > 127
+    (_, rows, columns), numbers = shape, [part.strip() for part in text.split(",")]
+    box = [int(number) for number in numbers if number.isdecimal()]
+    if not (len(box) == len(numbers) == 4 and 0 < box[2] <= rows - box[0] and 0 < box[3] <= columns - box[1]):
+        raise ValueError(
+            f"edit.mask {text}: need top,left,height,width of a box within {rows}x{columns} pixels, or a picture "
+            f"ending in {' or '.join(PICTURES)}"
+        )
+    top, left, height, width = box
+    known = torch.ones(rows, columns, dtype=torch.bool)
+    known[top : top + height, left : left + width] = False
+    return known
 
 
 # --- how it is restored -----------------------------------------------------------------------------------------------
@@ -176,9 +184,12 @@ def by_pigdm(problem: Problem, denoise: Guided) -> Tensor:
     """Guidance by the measurement, with the covariance of the first guess of the data."""
     config, experiment = problem.config, problem.experiment
     std, guess = config.edit.noise, experiment.gaussian.isotropic()
-    guided = pigdm(denoise, experiment.sde, problem.known.measure, problem.y, std, guess)
+
+    def lean(rows: Rows) -> Guided:
+        return pigdm(of_rows(denoise, rows), experiment.sde, problem.known.measure, problem.y[rows], std, guess)
+
     step, times = make_step(config, experiment), make_times(config, experiment)
-    return sample(step, guided, problem.latents, times, problem.draw)
+    return sample(step, Each(lean), problem.latents, times, problem.draw)
 
 
 def by_dps(problem: Problem, denoise: Guided) -> Tensor:
@@ -198,8 +209,8 @@ METHODS: dict[str, Callable[[Problem, Guided], Tensor]] = {
 
 def restore(
     name: str, experiment: Experiment, guided: Callable[[Tensor], Guided], config: ConfigDict, split: str
-) -> tuple[dict[str, Tensor], Result]:
-    """Rows of examples (N, *) to look at, encoded, the last but one restored; and what is to tell of them.
+) -> Made:
+    """Examples restored, beside what was known of them and what they were.
 
     Args:
         guided: from numbers (B,) to the denoiser of those examples.
@@ -221,6 +232,7 @@ def restore(
             if known.project and not settings.noise:
                 found = found - known.project(found) + known.project(here)
             misfit = known.measure(found) - y
+        check_finite(found, rows)
         parts.append((y, found, misfit.flatten(1)))
         progress.advance(len(rows))
     progress.close()
@@ -232,7 +244,7 @@ def restore(
         "misfit": misfit.square().mean().sqrt().item(),
         "rms_from_input": error.square().mean().sqrt().item(),
     }
-    return {**seen, "restored": found, "input": x}, told
+    return Made(found, {**seen, "restored": found, "input": x}, told)
 
 
 RESTORATIONS = {name: partial(restore, name) for name in TASKS}

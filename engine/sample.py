@@ -281,14 +281,16 @@ def write_samples(folder: Path, samples: Tensor, facts: DataFacts, **beside: Ten
     """Write decoded samples and what belongs to them as samples.npz, images (N, H, W, C), and grid.png."""
     arrays = {"samples": samples.movedim(1, -1) if is_image(facts) else samples, **beside}
     write_npz(folder / "samples.npz", **{key: value.cpu().numpy() for key, value in arrays.items()})
-    picture(folder / "grid.png", samples[:GRID_SAMPLES] if is_image(facts) else samples, facts)
+    label = beside.get("label")
+    classes = len(label.unique()) if label is not None else 0  # that are drawn in turn, a column each
+    picture(folder / "grid.png", samples[:GRID_SAMPLES] if is_image(facts) else samples, facts, classes)
 
 
-def picture(path: Path, samples: Tensor, facts: DataFacts) -> None:
+def picture(path: Path, samples: Tensor, facts: DataFacts, columns: int = 0) -> None:
     """A grid of images or a scatter plot of points; nothing for data of other kinds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if is_image(facts):
-        write_png(path, samples, levels=facts.levels)
+        write_png(path, samples, levels=facts.levels, columns=columns if columns > 1 else None)
     elif facts.shape == (2,):
         scatter_png(path, samples)
 

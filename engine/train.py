@@ -167,6 +167,8 @@ class Trainer:
         self.precision = pick(PRECISIONS, "precision", config.train.precision)
         check_at_least(1, config, "train.total_images", "train.batch_size")
         check_at_least(0, config, "optim.learning_rate", "optim.clip_norm", "train.keep_checkpoints")
+        if not 0 <= config.train.label_dropout <= 1:
+            raise ValueError(f"train.label_dropout {config.train.label_dropout}: need a share from 0 to 1")
         if config.network.get("num_classes", 0) not in (0, dataset.num_classes):
             raise ValueError(
                 f"network.num_classes {config.network.num_classes}: the data have {dataset.num_classes}; 0 ignores them"

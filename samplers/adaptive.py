@@ -10,7 +10,7 @@ from torch import Tensor
 from samplers.brownian import PLACES, motion
 from samplers.loop import Draw, Step
 from sde_lib import ADAPTIVE, SDE, Flow, Gaussian, NonFiniteError, NotConvergedError
-from sde_lib.denoiser import Denoiser
+from sde_lib.denoiser import Denoiser, of_rows
 from sde_lib.runge_kutta import check_tolerances
 
 Look, Increment = Callable[[Tensor, Tensor], Tensor], Callable[[], Tensor]
@@ -114,7 +114,7 @@ class StepControl(Step):
             return self.sde.time(log_snr).clamp(s, t).reshape(-1, *[1] * (x.ndim - 1)).to(x.device)
 
         def look(x: Tensor, t: Tensor) -> Tensor:
-            return denoise(x.to(dtype), t.to(dtype)).x0.double()
+            return of_rows(denoise, rows)(x.to(dtype), t.to(dtype)).x0.double()
 
         def increment() -> Tensor:
             later, now = (motion(keys[rows], p, x) for p in (place + size, place))

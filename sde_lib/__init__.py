@@ -8,7 +8,16 @@ from collections.abc import Callable
 from sde_lib.bound import Bound, Hybrid, VariationalBound, diffusion_bound, prior_term, variational_bound
 from sde_lib.classifier import Classification, Classifier
 from sde_lib.consistency import ConsistencyDistillation, ConsistencyModel, ConsistencyTraining, transport
-from sde_lib.denoiser import CHAIN_PARAMETERIZATIONS, INPUTS, LABELS, PARAMETERIZATIONS, Denoiser, Prediction
+from sde_lib.denoiser import (
+    CHAIN_PARAMETERIZATIONS,
+    INPUTS,
+    LABELS,
+    PARAMETERIZATIONS,
+    Denoiser,
+    Each,
+    Prediction,
+    of_rows,
+)
 from sde_lib.dequantization import DEQUANTIZATIONS
 from sde_lib.discrete import Discrete, ladder_ratio, ladder_size
 from sde_lib.exact import ExactDenoiser, GaussianMixture
@@ -84,6 +93,7 @@ __all__ = [
     "Denoiser",
     "Denoising",
     "Discrete",
+    "Each",
     "Exact",
     "ExactDenoiser",
     "Flow",
@@ -117,6 +127,7 @@ __all__ = [
     "ladder_size",
     "log_prob",
     "ncsn",
+    "of_rows",
     "prior_term",
     "sample_log_prob",
     "stratified",

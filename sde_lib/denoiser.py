@@ -206,9 +206,29 @@ class Denoiser(nn.Module):
         return (output, None) if output.shape == x.shape else output.chunk(2, dim=1)
 
 
-def told(network: nn.Module, x: Tensor, moment: Moment, sigma_data: float) -> Tensor:
-    """What a network of ours says of x: it is given c_in x, of unit variance, and log-SNR."""
-    return network(INPUTS["unit"](moment, sigma_data) * x, conditioning(moment.log_snr, x))
+class Each:
+    """A denoiser that knows the examples of a batch apart, as one with a label or a measurement for each does.
+
+    Solvers that leave out examples as they finish ask ``of`` for the denoiser of the rest.
+
+    Args:
+        make: from numbers in the batch to the denoiser of these examples.
+    """
+
+    def __init__(self, make: Callable[[Tensor | slice], Callable[..., Prediction]], rows: Tensor | slice = slice(None)):
+        self._make, self._denoise = make, make(rows)
+
+    def __call__(self, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        return self._denoise(x, t, **cond)
+
+    def of(self, rows: Tensor | slice) -> "Each":
+        """The denoiser of the examples of these numbers in the whole batch."""
+        return Each(self._make, rows)
+
+
+def of_rows(denoise: Callable[..., Prediction], rows: Tensor | slice) -> Callable[..., Prediction]:
+    """A denoiser for these examples of the batch; most tell no example from another."""
+    return denoise.of(rows) if isinstance(denoise, Each) else denoise
 
 
 def conditioning(label: Time, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from sde_lib.denoiser import Denoiser
+from sde_lib.denoiser import Denoiser, of_rows
 from sde_lib.gaussian import Gaussian
 from sde_lib.motion import NonFiniteError, Rows
 from sde_lib.process import SDE, Time
@@ -86,7 +86,7 @@ class Flow:
         if isinstance(angle, Tensor):
             t, slowness = t.to(y.dtype), slowness.to(y.dtype)
         cond = {key: value[rows] for key, value in self.cond.items()}
-        x0 = self.denoise(self.sde.alpha(t) * y, t, **cond).x0
+        x0 = of_rows(self.denoise, rows)(self.sde.alpha(t) * y, t, **cond).x0
         return (x0 - self.gaussian.posterior_mean(y, self._ratio(angle, y))) / slowness
 
     def motion(self, residual: Tensor, angle: Time, rows: Rows) -> Tensor:

@@ -246,23 +246,23 @@ MUTATIONS = [
     Mutation(
         "network input not scaled",
         "denoisers",
-        f"{DENOISER}:told",
-        "network(c_in * x",
-        "network(x",
+        f"{DENOISER}:Denoiser._ask",
+        "self.network(scale * x",
+        "self.network(x",
     ),
     Mutation(
         "network told alpha, not log-SNR",
         "denoisers",
-        f"{DENOISER}:told",
-        "conditioning(log_snr, x)",
-        "conditioning(alpha, x)",
+        f"{DENOISER}:Denoiser._ask",
+        "conditioning(self.label(self.sde, t, moment), x)",
+        "conditioning(moment.alpha, x)",
     ),
     Mutation(
         "log-SNR through bfloat16",
         "denoisers",
         f"{DENOISER}:conditioning",
-        "log_snr.flatten().to(x.device, torch.float32)",
-        "log_snr.flatten().to(x.device, torch.bfloat16).float()",
+        "label.flatten().to(x.device, torch.float32)",
+        "label.flatten().to(x.device, torch.bfloat16).float()",
     ),
     Mutation(
         "embedding of log-SNR under autocast",
@@ -813,8 +813,8 @@ MUTATIONS = [
         "engine: seeds by place in the batch",
         "sampling",
         "engine.sample:draw_pairs",
-        "Noise(seeds)",
-        "Noise(torch.arange(len(seeds)))",
+        "source(seeds)",
+        "source(torch.arange(len(seeds)))",
     ),
     Mutation(
         "engine: log-density in units of the encoded data",
@@ -866,7 +866,7 @@ MUTATIONS = [
         "consistency: a teacher told another state",
         "consistency",
         "sde_lib.consistency:transport",
-        "source.alpha(there) / alpha * x",
+        "source.at(there).alpha / alpha * x",
         "x",
     ),
     # --- classifier ---------------------------------------------------------------------------------------------------
@@ -880,9 +880,9 @@ MUTATIONS = [
     Mutation(
         "classifier told another time",
         "classifier",
-        "sde_lib.classifier:Classifier.forward",
-        "self.sde.at(t)",
-        "self.sde.at(0.9 * t + 0.1 * self.sde.t_max)",
+        "sde_lib.classifier:Classifier.told",
+        "moment = self.sde.at(t)",
+        "moment = self.sde.at(0.9 * t + 0.1 * self.sde.t_max)",
     ),
     # --- guidance -----------------------------------------------------------------------------------------------------
     Mutation(
@@ -1090,8 +1090,8 @@ MUTATIONS = [
         "Adams: one evaluation more",
         "likelihood",
         f"{ADAMS}:Adams.__call__",
-        "np.linspace(0, 1, self.evaluations)",
-        "np.linspace(0, 1, self.evaluations + 1)",
+        "self.evaluations * counts",
+        "(self.evaluations + 1) * counts",
     ),
     Mutation(
         "Adams: traces at every node",

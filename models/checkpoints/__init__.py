@@ -1,1 +1,59 @@
 """Readers of published weights: a file of somebody else becomes a config and weights of ours."""
+
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+
+from models.checkpoints import diffusers, edm, guided_diffusion, safe, score_sde
+from models.checkpoints.foreign import Foreign
+from models.checkpoints.safe import ForeignError
+
+FORMATS: dict[str, Callable[..., Foreign]] = {
+    "score_sde": score_sde.read,
+    "edm": edm.read,
+    "guided_diffusion": guided_diffusion.read,
+    "diffusers": diffusers.read,
+}
+"""(path, weights="ema" | "raw") -> what was read."""
+
+MARKS = {
+    "edm": "model.map_layer0.weight",
+    "guided_diffusion": "time_embed.0.weight",
+    "diffusers": "conv_in.weight",
+}
+"""Format -> a tensor that each of its state dicts has."""
+
+ENDINGS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pkl")
+"""How the names of files of weights end."""
+
+
+def recognise(path: str | PathLike) -> tuple[str, Path]:
+    """The format of a file or folder, by what it holds, and what its reader takes.
+
+    A folder is diffusers', or holds one file of weights; a file of diffusers' stands for its folder. Pickles named .pkl
+    are EDM's, whose reader refuses them with a recipe.
+
+    Raises: ForeignError for what is not there, cannot be read safely, or is of no format that is known.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / "model_index.json").is_file() or any((path / name).is_file() for name in diffusers.WEIGHTS):
+            return "diffusers", path
+        found = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
+        if len(found) != 1:
+            has = ", ".join(file.name for file in found[:3]) or "none"
+            raise ForeignError(f"{path} is no folder of diffusers, nor has it one file of weights: {has}; give the file")
+        path = found[0]
+    if path.suffix == ".pkl" and path.is_file():
+        return "edm", path
+    content = safe.read(path)
+    if score_sde.recognises(content):
+        return "score_sde", path
+    for name, mark in MARKS.items():
+        if mark in content:
+            return name, path.parent if name == "diffusers" else path
+    has = ", ".join(map(str, list(content)[:3])) or "nothing"
+    raise ForeignError(f"{path} is of none of the formats {', '.join(FORMATS)}: it has {has}; check which file it is")
+
+
+__all__ = ["ENDINGS", "FORMATS", "MARKS", "Foreign", "ForeignError", "recognise"]

@@ -1,0 +1,140 @@
+"""Import: somebody else's weights become a run, which every mode takes.
+
+    runs/NAME/  config.json  checkpoints/step_00000000/
+
+The config is what the reader says of sde, network, denoiser and codec, over that of the recipe ``cifar10``, or another
+one that --config names. Nothing is known of the data but their shape and levels: they are taken for images of a
+standard deviation of half their range's half, as CIFAR-10's are, with their mean in its middle.
+"""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+from torch import nn
+
+from configs import default
+from engine import checkpoint
+from engine.build import DataFacts, Experiment, build
+from engine.config import Options, conform, override, to_json
+from engine.files import write_text
+from engine.log import versions
+from engine.train import OPTIMIZERS
+from models.checkpoints import FORMATS, Foreign, recognise
+from sde_lib import Gaussian
+
+BATCH_NUMBERS = 256 * 3 * 32 * 32
+"""Most numbers in a batch, where a mode knows no better: 256 of CIFAR-10's images."""
+
+BATCHED = ("sample", "edit", "bound", "likelihood", "evaluate")
+"""Sections with a batch size that changes no result."""
+
+
+def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+    """Read ``--source`` and write a run in ``workdir``; say what it is.
+
+    Raises: ForeignError for a source that cannot be read; ValueError for a workdir that holds something, or a config
+        that takes other weights.
+    """
+    if not options.source:
+        raise ValueError(f"give --source, a file or folder of {', '.join(FORMATS)}")
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(f"{workdir} holds something already; choose another --workdir")
+    name, path = recognise(options.source)
+    foreign = FORMATS[name](path, weights=options.weights)
+    config = resolved(config, foreign)
+    override(config, options.overrides)
+    facts = facts_of(foreign, config.codec.low)
+    experiment = build(config, facts)
+    fill(experiment.network, foreign, config)
+    denoiser = experiment.denoiser(experiment.network, config)  # refuses a section denoiser that makes none
+
+    chosen = name == "score_sde" or (path / "unet_ema").is_dir()
+    origin = {"format": name, "source": path.name, "weights": options.weights if chosen else "only"}
+    save(config, workdir, experiment, foreign.step, denoiser.sigma_data, origin)
+    print(describe(config, experiment, origin))
+    then = f"--workdir {workdir} --mode sample"
+    if foreign.config.get("loss", {}).get("name") == "classification":
+        then = f"--workdir RUN --mode sample --config.guidance.classifier={workdir}"
+    print(f"files are in {workdir}; next: python run.py {then}")
+
+
+def resolved(recipe: ConfigDict, foreign: Foreign) -> ConfigDict:
+    """The recipe with the sections of the reader, and with what suits them.
+
+    Chains of NCSN's networks are sampled by a thousand Langevin moves, at their whole levels; all others by the default
+    sampler. Nothing says that a network knows images without their label: so labels are not left out, and all are drawn.
+    """
+    values = recipe.to_dict()
+    for section, told in foreign.config.items():
+        values[section] = told if section in default.CHOICES else {**values[section], **told}
+    config = conform(values)
+    config.data.path = config.data.test_path = ""
+    if config.sde.name != "edm":
+        config.loss.weight, config.loss.time_law = "simple", "uniform"
+    config.train.label_dropout = 0.0
+    sample, network = config.sample, config.network
+    sample.t_min = 1e-3 if config.sde.name in ("vpsde", "subvpsde") else 0.0
+    sample.label = "all" if network.get("num_classes", 0) and config.loss.name != "classification" else ""
+    if network.name in ("ncsn", "ncsnv2"):
+        sample.sampler, sample.grid, sample.steps = "ald", "levels", config.sde.num_levels
+        sample.langevin_steps = max(5, 1_000 // config.sde.num_levels)
+    for section in BATCHED:
+        config[section].batch_size = max(1, min(256, BATCH_NUMBERS // math.prod(foreign.shape)))
+    return config
+
+
+def facts_of(foreign: Foreign, low: float) -> DataFacts:
+    """Shape and levels as they are told; the standard deviation of CIFAR-10's images, and the longest diagonal."""
+    return DataFacts(foreign.shape, foreign.levels, 0.25 * (1 - low), (1 - low) * math.prod(foreign.shape) ** 0.5)
+
+
+def fill(network: nn.Module, foreign: Foreign, config: ConfigDict) -> None:
+    """Give the network of the config the weights that were read.
+
+    Raises: ValueError if an override has made it another one.
+    """
+    own = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    read = {name: tensor.shape for name, tensor in foreign.weights.items()}
+    odd = sorted(name for name in own | read if own.get(name) != read.get(name))
+    if odd:
+        raise ValueError(
+            f"the weights are not of the network {config.network.name} with these options, {odd[0]} and {len(odd) - 1} "
+            "more differ; leave --config.network out"
+        )
+    network.load_state_dict(foreign.weights)
+
+
+def save(
+    config: ConfigDict, workdir: Path, experiment: Experiment, step: int, sigma_data: float, origin: dict[str, str]
+) -> None:
+    """Write the checkpoint, then config.json, without which there is no run."""
+    network, facts = experiment.network, experiment.facts
+    average = checkpoint.ema_file(config.ema.rates[0])
+    middle = torch.full(facts.shape, 0.5 * (1 + config.codec.low), dtype=torch.float64)
+    parts = {checkpoint.RAW: network, average: network, checkpoint.GAUSSIAN: Gaussian(middle, facts.std**2)}
+    config.ema.rates = config.ema.rates[:1]
+    betas = (config.optim.beta1, config.optim.beta2)
+    optimizer = OPTIMIZERS[config.optim.name](
+        network.parameters(), config.optim.learning_rate, betas, weight_decay=config.optim.weight_decay, fused=True
+    )
+    state = {"optimizer": optimizer.state_dict(), "ema_updates": step, "time_law": {}}
+    meta = {"data": asdict(facts), "sigma_data": sigma_data, "ema": [average], "imported": origin}
+    checkpoint.save(workdir / "checkpoints", step, parts, state, {**meta, "versions": versions()})
+    write_text(workdir / "config.json", to_json(config, versions()))
+
+
+def describe(config: ConfigDict, experiment: Experiment, origin: dict[str, str]) -> str:
+    """What was read, in words."""
+    parameters = sum(p.numel() for p in experiment.network.parameters())
+    which = {"ema": "averaged weights", "raw": "raw weights", "only": "weights"}[origin["weights"]]
+    process = ", ".join(f"{key} {value:g}" for key, value in config.sde.items() if key != "name")
+    facts, told = experiment.facts, config.denoiser
+    return (
+        f"{origin['format']}: {config.network.name} with {parameters:,} parameters, {which} of {origin['source']}\n"
+        f"{config.sde.name} with {process}; the network estimates {told.parameterization} and is told {told.label}\n"
+        f"data of shape {facts.shape} in {facts.levels} levels from {config.codec.low:g} to 1; their standard deviation "
+        f"is taken to be {facts.std:g}"
+    )

@@ -1,0 +1,93 @@
+"""What guidance gains and what it costs: samples of several scales, beside real examples.
+
+Fidelity is how often a classifier finds the label that was asked for, and how near the samples are to the data;
+diversity is how far samples of one class are from each other, in units of real examples of that class.
+"""
+
+import copy
+import time
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from data import table
+from engine.build import check_at_least, read_dataset
+from engine.config import Options
+from engine.evaluate import batches, frechet_distance, labels, make_features
+from engine.files import replace, write_json
+from engine.guide import ALL
+from engine.log import versions
+from engine.sample import draw_run, is_image
+
+SHOWN = 10
+"""Samples of each scale in the picture."""
+
+
+def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+    """Draw with each of ``guidance.scales``; write sweep.json, grid.png and curve.png below ``workdir``/sweep.
+
+    The scale is that of what the section names: the classifier, or else the weaker run, or else the label.
+    """
+    settings, start = config.evaluate, time.perf_counter()
+    check_at_least(2, config, "evaluate.num_samples")
+    if not config.guidance.scales:
+        raise ValueError("guidance.scales is empty: give some, such as (0.0,1.0,2.0,4.0)")
+    key = "classifier_scale" if config.guidance.classifier else "weaker_scale" if config.guidance.weaker else "scale"
+    dataset = read_dataset(config, options.split or "test")
+    features = make_features(config, dataset)
+    real = features.of(batch["x"] for batch in batches(dataset, len(dataset), settings.batch_size))
+    spread = spreads(real, labels(dataset, len(dataset))) if dataset.num_classes else {}
+
+    rows, pictures = [], {}
+    for scale in config.guidance.scales:
+        changed = copy.deepcopy(config)
+        changed.guidance[key] = float(scale)
+        changed.sample.label = config.sample.label or ALL
+        drawn = draw_run(changed, workdir, options, settings.num_samples, settings.batch_size)
+        samples = drawn.experiment.codec.decode(drawn.x0).cpu()
+        vectors, label = features.of(samples.split(settings.batch_size)), drawn.label.cpu()
+        rows.append({key: scale, **measured(vectors, real, spread, label)})
+        if features.classify:
+            rows[-1]["accuracy"] = (features.classify(vectors).argmax(1) == label).double().mean().item()
+        print("  ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
+        pictures[f"{key} {scale:g}"] = list(samples[:SHOWN])
+    folder, facts = workdir / "sweep", drawn.experiment.facts
+    found = {"sweep": rows, "num_samples": settings.num_samples, "samples": drawn.manifest, "features": features.name}
+    write_json(folder / "sweep.json", {**found, "seconds": time.perf_counter() - start, "versions": versions()})
+    if is_image(facts):
+        shown = table(pictures, [[str(label) for label in drawn.label[:SHOWN].tolist()]], facts.levels)
+        replace(folder / "grid.png", lambda file: shown.save(file, format="PNG"))
+    curve(folder / "curve.png", rows, key)
+    print(f"files are in {folder}")
+
+
+def measured(samples: Tensor, real: Tensor, spread: dict[int, float], label: Tensor) -> dict[str, float]:
+    """Frechet distance to the real examples; spread within classes over that of the real ones."""
+    found = spreads(samples, label)
+    shares = [found[k] / spread[k] for k in found if spread.get(k)]
+    diversity = {"diversity": sum(shares) / len(shares)} if shares else {}
+    return {"frechet_distance": frechet_distance(samples, real), **diversity}
+
+
+def spreads(vectors: Tensor, label: Tensor) -> dict[int, float]:
+    """Mean distance between two vectors (N, F) of one class, for every class that has two."""
+    groups = {int(k): vectors[label == k] for k in label.unique()}
+    return {k: torch.pdist(group.double()).mean().item() for k, group in groups.items() if len(group) > 1}
+
+
+def curve(path: Path, rows: list[dict[str, float]], key: str) -> None:
+    """The curve of fidelity over diversity, a point a scale."""
+    from matplotlib.figure import Figure
+
+    if "diversity" not in rows[0]:
+        return
+    kinds = [kind for kind in ("accuracy", "frechet_distance") if kind in rows[0]]
+    figure = Figure(figsize=(5 * len(kinds), 4), dpi=100, layout="constrained")
+    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds):
+        axes.plot([row["diversity"] for row in rows], [row[kind] for row in rows], "o-")
+        for row in rows:
+            axes.annotate(f"{row[key]:g}", (row["diversity"], row[kind]), textcoords="offset points", xytext=(6, 4))
+        axes.set(xlabel="diversity within classes, real data = 1", ylabel=kind.replace("_", " "), title=key)
+    replace(path, lambda file: figure.savefig(file, format="png"))

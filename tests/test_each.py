@@ -1,0 +1,67 @@
+"""A denoiser that knows examples apart, under solvers that leave out those that have finished."""
+
+import pytest
+import torch
+
+from samplers import GRIDS, STEPS, Noise, classifier_free, pigdm, sample
+from sde_lib import SDES, Each, Gaussian, GaussianMixture, Prediction, of_rows
+
+MEANS = torch.tensor([[-2.0, 0.5], [0.3, -1.0], [1.5, 2.0]]).double()
+
+
+def labelled(sde):
+    """(x, t, label, keep) -> the exact denoiser of a point that the label names, or of all of them."""
+    points, whole = [GaussianMixture.of_points(mean[None]).denoiser(sde) for mean in MEANS], None
+    whole = GaussianMixture.of_points(MEANS).denoiser(sde)
+
+    def denoise(x, t, label, keep):
+        found = torch.stack([point(x, t).x0 for point in points])[label, torch.arange(len(x))]
+        return Prediction(torch.where(keep[:, None], found, whole(x, t).x0))
+
+    return denoise
+
+
+@pytest.mark.parametrize("name", ["ode", "dpm_adaptive", "adaptive_sde", "adams", "pc"])
+def test_labels_follow_their_examples(name):
+    """Each ends at the point of its own label, whenever the others have finished."""
+    sde, label = SDES["vpsde"](t_min=1e-3), torch.arange(30) % 3
+    denoise = labelled(sde)
+
+    def some(rows):
+        return lambda x, t: classifier_free(denoise, 2.0)(x, t, label=label[rows])
+
+    x = Noise(torch.arange(30))(torch.empty(30, 2, dtype=torch.float64))
+    step = STEPS[name](sde)
+    num = step.num_steps if step.num_steps < 50 else 50
+    found = sample(step, Each(some), x, GRIDS["log_snr"](sde, num), Noise(torch.arange(30)))
+    assert (found - MEANS[label]).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("name", ["ode", "dpm_adaptive"])
+def test_measurements_follow_their_examples(name):
+    """PiGDM of Gaussian data with a measurement for each example, against the same alone."""
+    sde, guess = SDES["vpsde"](t_min=1e-3), Gaussian(torch.zeros(2).double(), 0.5)
+    law = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 0.5)
+    y = torch.linspace(-2, 2, 9).double()[:, None]
+    x = Noise(torch.arange(9))(torch.empty(9, 2, dtype=torch.float64))
+
+    def lean(rows):
+        return pigdm(law.denoiser(sde), sde, lambda x: x[:, :1], y[rows], 0.0, guess)
+
+    times = GRIDS["log_snr"](sde, 1)
+    found = sample(STEPS[name](sde), Each(lean), x, times, Noise(torch.arange(9)))
+    alone = [
+        sample(STEPS[name](sde), lean(slice(k, k + 1)), x[k : k + 1], times, Noise(torch.arange(1))) for k in (0, 4)
+    ]
+    torch.testing.assert_close(found[[0, 4]], torch.cat(alone), rtol=1e-6, atol=1e-6)
+    assert (found[:, :1] - y).abs().max() < 0.01
+
+
+def test_most_denoisers_tell_no_example_from_another():
+    def denoise(x, t):
+        return Prediction(x)
+
+    assert of_rows(denoise, slice(1, 2)) is denoise
+    each = Each(lambda rows: lambda x, t: Prediction(torch.arange(5.0)[rows]))
+    assert of_rows(each, torch.tensor([3, 1]))(None, None).x0.tolist() == [3.0, 1.0]
+    assert of_rows(of_rows(each, torch.tensor([3, 1])), slice(0, 2))(None, None).x0.tolist() == [0.0, 1.0]
