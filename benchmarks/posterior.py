@@ -34,6 +34,7 @@ from samplers import (  # noqa: E402
     Noise,
     Step,
     masked,
+    moment_matching,
     pigdm,
     replacement,
     resampled,
@@ -107,6 +108,7 @@ def methods(sde: SDE, mixture: GaussianMixture, problem: Problem) -> dict[str, M
     guided = {
         "PiGDM, isotropic guess": pigdm(denoise, sde, problem.forward, problem.y, problem.std, guess.isotropic()),
         "PiGDM, full guess": pigdm(denoise, sde, problem.forward, problem.y, problem.std, guess),
+        "moment matching": moment_matching(denoise, sde, problem.forward, problem.y, problem.std),
         "exact conditional denoiser": exact,
     }
 

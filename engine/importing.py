@@ -64,8 +64,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 def resolved(recipe: ConfigDict, foreign: Foreign) -> ConfigDict:
     """The recipe with the sections of the reader, and with what suits them.
 
-    Chains of NCSN's networks are sampled by a thousand Langevin moves, at their whole levels; all others by the default
-    sampler. Nothing says that a network knows images without their label: so labels are not left out, and all are drawn.
+    Chains of NCSN's networks are sampled by a thousand Langevin moves, at their whole levels; all others by the sampler
+    of the recipe. Nothing says that a network knows images without their label: all labels are drawn, none left out.
     """
     values = recipe.to_dict()
     for section, told in foreign.config.items():
@@ -135,6 +135,6 @@ def describe(config: ConfigDict, experiment: Experiment, origin: dict[str, str])
     return (
         f"{origin['format']}: {config.network.name} with {parameters:,} parameters, {which} of {origin['source']}\n"
         f"{config.sde.name} with {process}; the network estimates {told.parameterization} and is told {told.label}\n"
-        f"data of shape {facts.shape} in {facts.levels} levels from {config.codec.low:g} to 1; their standard deviation "
-        f"is taken to be {facts.std:g}"
+        f"data of shape {facts.shape} in {facts.levels} levels from {config.codec.low:g} to 1, "
+        f"taken to have standard deviation {facts.std:g}"
     )

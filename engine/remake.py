@@ -32,6 +32,11 @@ def renew(experiment: Experiment, guided: Guide, config: ConfigDict, split: str)
         raise ValueError(f"--task sdedit begins at edit.strength, and {name} where it says; name another sample.grid")
     x = experiment.codec.encode(read_given(config, experiment, split)).to(experiment.device)
     start = depth_time(sde, settings.strength, experiment.sigma_data(config))
+    if not start > config.sample.t_min:
+        raise ValueError(
+            f"edit.strength {settings.strength} is less noise than where moves end; raise it, or lower sample.t_min "
+            f"{config.sample.t_min}"
+        )
     times = make_times(config, experiment, start)
     mask = read_mask(settings.mask, experiment.facts.shape).to(x.device) if settings.mask else None
     parts = []

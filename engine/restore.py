@@ -23,7 +23,20 @@ from engine.examples import PICTURES, Made, check_finite, read_given, read_pictu
 from engine.log import Progress
 from engine.randomness import EDITING, noise
 from engine.sample import first_normals, make_step, make_times, numbered
-from samplers import DPS, Noise, block_means, enlarge, grey, lowpass, masked, pigdm, replacement, resampled, sample
+from samplers import (
+    DPS,
+    Noise,
+    block_means,
+    enlarge,
+    grey,
+    lowpass,
+    masked,
+    moment_matching,
+    pigdm,
+    replacement,
+    resampled,
+    sample,
+)
 from samplers.constraints import Projector
 from samplers.guidance import Guided
 from samplers.posterior import Forward
@@ -192,6 +205,18 @@ def by_pigdm(problem: Problem, denoise: Guided) -> Tensor:
     return sample(step, Each(lean), problem.latents, times, problem.draw)
 
 
+def by_moments(problem: Problem, denoise: Guided) -> Tensor:
+    """Guidance by the measurement, with the covariance of the network itself."""
+    config, experiment = problem.config, problem.experiment
+
+    def lean(rows: Rows) -> Guided:
+        measured = problem.known.measure, problem.y[rows], config.edit.noise
+        return moment_matching(of_rows(denoise, rows), experiment.sde, *measured)
+
+    step, times = make_step(config, experiment), make_times(config, experiment)
+    return sample(step, Each(lean), problem.latents, times, problem.draw)
+
+
 def by_dps(problem: Problem, denoise: Guided) -> Tensor:
     """Every move goes on against the misfit."""
     config, experiment = problem.config, problem.experiment
@@ -202,6 +227,7 @@ def by_dps(problem: Problem, denoise: Guided) -> Tensor:
 METHODS: dict[str, Callable[[Problem, Guided], Tensor]] = {
     "replacement": by_replacement,
     "pigdm": by_pigdm,
+    "moment_matching": by_moments,
     "dps": by_dps,
 }
 """(problem, denoiser) -> restored examples, encoded."""
@@ -238,7 +264,7 @@ def restore(
     progress.close()
     y, found, misfit = (torch.cat(part) for part in zip(*parts, strict=True))
     seen = {"known": known.show(y)} if known.show else {}
-    error = codec.values(found.double()) - codec.values(x.double())
+    error = codec.decode(found).double() - codec.decode(x).double()
     told = {
         "method": settings.method,
         "misfit": misfit.square().mean().sqrt().item(),

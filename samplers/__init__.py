@@ -22,7 +22,7 @@ from samplers.loop import Step, sample, trajectory
 from samplers.multistep import Multistep
 from samplers.noise import Noise
 from samplers.pndm import PLMS, PNDM
-from samplers.posterior import DPS, pigdm
+from samplers.posterior import DPS, moment_matching, pigdm
 from samplers.predictor_corrector import PredictorCorrector
 from samplers.published import (
     DEIS,
@@ -129,6 +129,7 @@ __all__ = [
     "langevin_step_size",
     "lowpass",
     "masked",
+    "moment_matching",
     "pigdm",
     "replacement",
     "resampled",

@@ -42,7 +42,9 @@ def recognise(path: str | PathLike) -> tuple[str, Path]:
         found = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
         if len(found) != 1:
             has = ", ".join(file.name for file in found[:3]) or "none"
-            raise ForeignError(f"{path} is no folder of diffusers, nor has it one file of weights: {has}; give the file")
+            raise ForeignError(
+                f"{path} is no folder of diffusers, nor has it one file of weights: {has}; give the file"
+            )
         path = found[0]
     if path.suffix == ".pkl" and path.is_file():
         return "edm", path

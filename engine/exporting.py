@@ -1,0 +1,196 @@
+"""Export: a run as the files of another library, which its own code loads.
+
+RUN/export/diffusers/  model_index.json  unet/config.json  unet/diffusion_pytorch_model.safetensors
+                       scheduler/scheduler_config.json
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from engine import checkpoint
+from engine.build import Experiment, check_flow, load, pick
+from engine.config import Options
+from engine.files import replace, write_json
+from models.checkpoints.diffusers import (
+    EMBEDDINGS,
+    FIXED,
+    PREDICTIONS,
+    WEIGHTS,
+    adm_modules,
+    attention_names,
+    ddpm_modules,
+)
+from models.checkpoints.parts import names
+
+NETWORKS = {
+    "ddpm": {"blind": False, "resample_conv": True, "by_sigma": False},
+    "adm": {"scale_shift": False, "resample_blocks": False, "norm_group": 1, "embedding_mult": 4, "augment_dim": 0},
+}
+"""Network of ours that is a UNet2DModel -> the options that it then has."""
+
+LABELS = {"ddpm": "level", "iddpm": "level", "vpsde": "time"}
+"""Process that is a schedule of theirs -> how its network is told the level, so that theirs tells it the same."""
+
+CHAIN = 1_000
+"""Levels of the chain on which ``vpsde`` is sampled, the level k of theirs at t = k / 999."""
+
+
+def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+    """Write the run as ``--format`` has it, below ``workdir``/export.
+
+    Raises: ValueError if that library has no such network or process, naming all that stands in the way.
+    """
+    if not options.format:
+        raise ValueError(f"give --format ({' | '.join(FORMATS)})")
+    write, folder = pick(FORMATS, "format", options.format), workdir / "export" / options.format
+    experiment, denoiser, found = load(config, workdir, options)
+    check_flow(denoiser, workdir)
+    what = write(folder, config, experiment)
+    print(f"{what}, {options.weights} weights of step {checkpoint.read_meta(found)['step']}")
+    print(f"files are in {folder}")
+
+
+def write_diffusers(folder: Path, config: ConfigDict, experiment: Experiment) -> str:
+    """A pipeline of a UNet2DModel and a DDPMScheduler; returns what it is.
+
+    Raises: ValueError naming all that is in no UNet2DModel, DDPMScheduler or DDPMPipeline.
+    """
+    found = list(obstacles(config, experiment))
+    if found:
+        raise ValueError(f"diffusers' DDPMPipeline has no such run: {'; '.join(found)}")
+    unet, scheduler = unet_config(config, experiment.facts.shape), scheduler_config(config)
+    tensors = save_tensors(renamed(experiment.network, config.network.name), {"format": "pt"})
+    replace(folder / "unet" / WEIGHTS[0], lambda file: file.write(tensors))
+    write_json(folder / "unet" / "config.json", unet)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+    write_json(folder / "model_index.json", {"_class_name": "DDPMPipeline", **parts})
+    levels = f"{scheduler['num_train_timesteps']} levels, {scheduler['beta_schedule']}, {scheduler['prediction_type']}"
+    return f"{config.network.name} as a UNet2DModel, {config.sde.name} as a DDPMScheduler of {levels}"
+
+
+def obstacles(config: ConfigDict, experiment: Experiment) -> Iterator[str]:
+    """What stands in the way, each with what would not."""
+    network, sde, told = config.network, config.sde, config.denoiser
+    if network.name in NETWORKS:
+        for key, value in NETWORKS[network.name].items():
+            if network[key] != value:
+                yield f"network.{key} is {network[key]}, not {value}"
+        yield from unlike(config, experiment)
+    else:
+        yield f"network.name is {network.name}, not {' or '.join(NETWORKS)}"
+    if sde.name not in LABELS:
+        yield f"sde.name is {sde.name}, not {', '.join(LABELS)}"
+    elif told.label != LABELS[sde.name]:
+        yield f"denoiser.label is {told.label}, not {LABELS[sde.name]}"
+    if sde.name == "iddpm" and sde.offset != 0.008:
+        yield f"sde.offset is {sde.offset:g}, not 0.008"
+    if told.input != "raw":
+        yield f"denoiser.input is {told.input}, not raw"
+    if told.parameterization not in PREDICTIONS.values():
+        yield f"denoiser.parameterization is {told.parameterization}, not {', '.join(PREDICTIONS.values())}"
+    if (config.codec.name, experiment.low) != ("pixels", -1.0):
+        yield "its data are no pixels from -1 to 1"
+
+
+def unlike(config: ConfigDict, experiment: Experiment) -> Iterator[str]:
+    """What of a network of the right name is in no UNet2DModel."""
+    network, counts = config.network, widths(config.network)
+    attending = [count for count, attends in zip(counts, attention(network, experiment.facts.shape)) if attends]
+    if network.num_classes:
+        yield "its network knows classes, of which the pipeline tells none"
+    if counts[0] != network.channels:
+        yield f"network.channel_mult begins with {network.channel_mult[0]:g}, not 1"
+    if any(count % network.norm_groups for count in counts):
+        yield f"network.norm_groups {network.norm_groups} does not divide the channels of every level"
+    if attending and not network.get("attend_always", True):
+        yield "network.attend_always is False, and there are levels that attend"
+    if network.get("heads", 0) > 1:
+        yield f"network.heads is {network.heads}, not 0 or 1"
+    head = head_channels(network)
+    if head and any(count % head for count in (*attending, counts[-1])):
+        yield f"network.head_channels {head} does not divide the channels of every level that attends"
+
+
+def widths(network: ConfigDict) -> list[int]:
+    """Channels of each level."""
+    return [int(network.channels * multiple) for multiple in network.channel_mult]
+
+
+def attention(network: ConfigDict, shape: tuple[int, ...]) -> list[bool]:
+    """Whether each level attends."""
+    return [max(shape[1:]) // 2**level in network.attention for level in range(len(network.channel_mult))]
+
+
+def head_channels(network: ConfigDict) -> int:
+    """Channels of a head; 0 for a single head."""
+    return 0 if network.get("heads", 0) == 1 else network.head_channels
+
+
+def unet_config(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The config of the UNet2DModel."""
+    network, attends = config.network, attention(config.network, shape)
+    learned = network.get("learned_variance", False)
+    flip, shift, padding = next(key for key, name in EMBEDDINGS.items() if name == network.name)
+    return {
+        "_class_name": "UNet2DModel",
+        **FIXED,
+        "sample_size": shape[1] if shape[1] == shape[2] else list(shape[1:]),
+        "in_channels": shape[0],
+        "out_channels": shape[0] * (1 + learned),
+        "center_input_sample": not network.get("centred", True),
+        "flip_sin_to_cos": flip,
+        "freq_shift": shift,
+        "downsample_padding": padding,
+        "down_block_types": ["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
+        "up_block_types": ["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
+        "block_out_channels": widths(network),
+        "layers_per_block": network.num_blocks,
+        "dropout": network.dropout,
+        "attention_head_dim": head_channels(network) or None,
+        "norm_num_groups": network.norm_groups,
+        "norm_eps": network.norm_eps,
+        "num_class_embeds": None,
+    }
+
+
+def scheduler_config(config: ConfigDict) -> dict[str, Any]:
+    """The config of the DDPMScheduler, which clips estimates and draws variances as the sampler ancestral does."""
+    sde = config.sde
+    if sde.name == "iddpm":
+        levels, schedule = sde.num_levels, {"beta_schedule": "squaredcos_cap_v2"}
+    else:
+        levels, share = (CHAIN, CHAIN) if sde.name == "vpsde" else (sde.num_levels, 1)
+        betas = {"beta_start": sde.beta_min / share, "beta_end": sde.beta_max / share}
+        schedule = {"beta_schedule": "linear", **betas}
+    variance = "fixed_large" if config.sample.variance == 1 else "fixed_small"
+    predicted = {ours: theirs for theirs, ours in PREDICTIONS.items()}[config.denoiser.parameterization]
+    return {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": levels,
+        **schedule,
+        "prediction_type": predicted,
+        "variance_type": "learned_range" if config.network.get("learned_variance", False) else variance,
+        "clip_sample": config.guidance.threshold == "static",
+    }
+
+
+def renamed(network: nn.Module, name: str) -> dict[str, Tensor]:
+    """The weights under the names of a UNet2DModel; queries, keys and values are three tensors there."""
+    modules = ddpm_modules(network) if name == "ddpm" else adm_modules(network)
+    theirs = names(network, modules) | attention_names(network, modules, {})
+    found = {}
+    for ours, tensor in network.state_dict().items():
+        parts = (theirs[ours],) if isinstance(theirs[ours], str) else theirs[ours]
+        for part, chunk in zip(parts, tensor.cpu().chunk(len(parts)), strict=True):
+            found[part] = chunk.clone()
+    return found
+
+
+FORMATS: dict[str, Callable[[Path, ConfigDict, Experiment], str]] = {"diffusers": write_diffusers}
+"""What the user types after ``--format``: (folder, config, experiment) -> what was written."""

@@ -1,0 +1,395 @@
+"""Restoring from the command line: what is known stays, what is asked for is measured, every method with samplers."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import run as command_line
+import sde_lib
+from engine.build import DataFacts, build, load, read_dataset
+from engine.config import Options, stored
+from engine.config import load as load_config
+from engine.restore import METHODS, TASKS, read_mask
+from samplers import GRIDS, Ancestral, Noise, block_means, replacement, resampled, sample
+
+NUM = 4
+WORDS = ("--steps=3", f"--config.edit.num_examples={NUM}", "--config.edit.mask=2,3,4,2")
+WORDS += ("--config.sample.rtol=3e-2", "--config.sample.atol=3e-2")
+
+
+def inside():
+    """Where the box is, bool (8, 8)."""
+    unknown = torch.zeros(8, 8, dtype=torch.bool)
+    unknown[2:6, 3:5] = True
+    return unknown
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """A run on pictures with colours, made of a few waves."""
+    folder = tmp_path_factory.mktemp("colours")
+    generator = np.random.default_rng(0)
+    phases, grid = generator.uniform(0, 6, (60, 1, 1, 3)), np.arange(8.0)
+    waves = np.sin(grid[:, None, None] * 0.7 + grid[None, :, None] * 0.3 + phases)
+    np.save(folder / "waves.npy", (127.5 + 120 * waves).astype(np.uint8))
+    keys = {"data.name": "images", "data.path": folder / "waves.npy", "network.channels": 8, "optim.warmup_images": 0}
+    keys |= {"train.total_images": 160, "train.batch_size": 16, "train.sample_every": 0}
+    words = [f"--config.{key}={value}" for key, value in keys.items()]
+    line = ["run.py", "--mode=train", "--config=vpsde", "--device=cpu", f"--workdir={folder / 'run'}", *words]
+    assert command_line.main(line) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def restored():
+    """Restore examples of a run: (pictures (N, C, H, W), manifest)."""
+
+    def run(workdir, task, *words):
+        line = ["run.py", "--mode=edit", f"--task={task}", f"--workdir={workdir}", *WORDS, *map(str, words)]
+        assert command_line.main(line) == 0
+        folder = workdir / "edit" / task
+        found = np.load(folder / "samples.npz")["samples"]
+        return torch.from_numpy(found).movedim(-1, 1), json.loads((folder / "manifest.json").read_text())
+
+    return run
+
+
+def refused(capsys, workdir, status, message, *words):
+    """A command that fails with this message, in one line, and writes nothing."""
+    before = sorted(workdir.rglob("*"))
+    line = ["run.py", "--mode=edit", f"--workdir={workdir}", *WORDS, *map(str, words)]
+    assert command_line.main(line) == status
+    (said,) = capsys.readouterr().err.splitlines()
+    assert message in said
+    assert sorted(workdir.rglob("*")) == before
+
+
+def given(workdir, num=NUM):
+    """The first held-out examples of a run, as stored."""
+    return read_dataset(stored(workdir), "test").batch(range(num))["x"]
+
+
+# --- what is known stays ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sampler", ["adams", "pc", "ancestral", "ode"])
+def test_known_pixels_are_those_of_the_input(method, sampler, digits, restored):
+    """And the others are not, for every method with several samplers."""
+    steps = ("--steps=1",) if sampler == "ode" else ()
+    found, manifest = restored(digits, "inpaint", f"--config.edit.method={method}", f"--sampler={sampler}", *steps)
+    x, unknown = given(digits), inside()
+    assert (found.shape, found.dtype) == (x.shape, torch.uint8)
+    assert torch.equal(found[..., ~unknown], x[..., ~unknown])
+    assert (found[..., unknown] != x[..., unknown]).any()
+    assert manifest["method"] == method
+    assert manifest["misfit"] < 1e-6
+    assert manifest["rms_from_input"] > 0
+
+
+def test_the_unknown_part_of_the_input_does_not_count(digits, restored, tmp_path):
+    x, unknown = given(digits), inside()
+    x[..., unknown] = 16 - x[..., unknown]
+    np.save(tmp_path / "other.npy", x.movedim(1, -1).numpy())
+    for method in METHODS:
+        words = (f"--config.edit.method={method}", "--sampler=ancestral")
+        first, _ = restored(digits, "inpaint", *words)
+        second, _ = restored(digits, "inpaint", *words, f"--config.edit.input={tmp_path / 'other.npy'}")
+        assert torch.equal(first, second), method
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_block_means_are_those_of_the_input(factor, method, digits, restored):
+    """To half a level for the mean of pixels that are rounded, where none is cut."""
+    words = (f"--config.edit.factor={factor}", f"--config.edit.method={method}", "--sampler=ancestral")
+    found, manifest = restored(digits, "superres", *words)
+    assert manifest["misfit"] < 1e-6
+    means, expected = (block_means(x.double(), factor) for x in (found, given(digits)))
+    clear = (block_means(((found > 0) & (found < 16)).double(), factor) == 1) & (expected > 0)
+    assert clear.any()
+    assert (means - expected)[clear].abs().max() <= 0.5
+    assert not torch.equal(found, given(digits))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_colours_are_found_for_a_grey_picture(method, colours, restored):
+    found, manifest = restored(colours, "colorize", f"--config.edit.method={method}")
+    x = given(colours)
+    assert found.shape == x.shape == (NUM, 3, 8, 8)
+    assert manifest["misfit"] < 1e-6
+    clear = ((found > 0) & (found < 255)).all(1)
+    assert clear.any()
+    assert (found.double().mean(1) - x.double().mean(1))[clear].abs().max() <= 0.5
+    with Image.open(colours / "edit" / "colorize" / "grid.png") as picture:
+        assert picture.mode == "RGB"
+
+
+def test_noise_in_what_is_known_leaves_it_free(digits, restored):
+    """The input is not put back, for nobody knows it; and what was measured is off by as much."""
+    words = ("--config.edit.noise=0.3", "--sampler=ancestral")
+    found, manifest = restored(digits, "inpaint", *words, "--config.edit.method=pigdm")
+    assert not torch.equal(found[..., ~inside()], given(digits)[..., ~inside()])
+    assert 0.05 < manifest["misfit"] < 0.6
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+def known(task, shape=(1, 8, 8), **settings):
+    """A task on examples of a shape."""
+    config = load_config("vpsde")
+    config.device = "cpu"
+    for key, value in settings.items():
+        config.edit[key] = value
+    facts = DataFacts(shape, 17, 0.5, 1.0)
+    config.network.channels = 4
+    return TASKS[task](config, build(config, facts))
+
+
+def test_a_blur_weighs_neighbours_by_a_gaussian():
+    """One white pixel far from the edges; a constant stays, because edges repeat."""
+    found = known("deblur", (1, 16, 16), blur=1.2)
+    x = torch.zeros(1, 1, 16, 16)
+    x[0, 0, 8, 7] = 1
+    places = torch.arange(16.0)
+    lines = [torch.exp(-0.5 * ((places - at) / 1.2) ** 2) * ((places - at).abs() <= 4) for at in (8, 7)]
+    expected = torch.outer(*(line / line.sum() for line in lines))
+    torch.testing.assert_close(found.measure(x)[0, 0], expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found.measure(torch.full((2, 1, 16, 16), 0.7)), torch.full((2, 1, 16, 16), 0.7))
+    assert found.project is None
+
+
+def test_a_blur_wider_than_the_picture():
+    found = known("deblur", (1, 4, 4), blur=50.0).measure(torch.rand(1, 1, 4, 4))
+    assert found.std() < 0.03
+
+
+def test_the_longer_the_moves_of_dps_the_smaller_the_misfit(digits, restored):
+    words = ("--config.edit.method=dps", "--config.edit.blur=0.8", "--sampler=ancestral", "--steps=20")
+    found = [restored(digits, "deblur", *words, f"--config.edit.zeta={zeta}")[1]["misfit"] for zeta in (0, 0.3, 1)]
+    assert found[2] < 0.9 * found[1] < 0.8 * found[0]
+
+
+def test_deblurring_fits_what_was_measured(digits, restored):
+    """Better than pictures of other digits do."""
+    found, manifest = restored(digits, "deblur", "--config.edit.blur=0.8", "--sampler=ancestral", "--steps=20")
+    blur, codec = known("deblur", blur=0.8).measure, load(stored(digits), digits, Options())[0].codec
+    y, fits = (blur(codec.encode(x)) for x in (given(digits), found))
+    assert (fits - y).square().mean() < 0.5 * (fits - y.roll(1, 0)).square().mean()
+    assert manifest["misfit"] == pytest.approx((fits - y).square().mean().sqrt().item(), abs=0.1)
+
+
+@pytest.fixture
+def halves(tmp_path):
+    """A file with measurements: of the upper half, of its brightness squared; and what is none."""
+    path = tmp_path / "measurements.py"
+    path.write_text(
+        "import torch\n"
+        "def upper(x):\n    return x[:, :, :4]\n"
+        "def squared(x):\n    return x[:, :, :4] ** 2\n"
+        "def flat(x):\n    return x.flatten(1).sum(1)\n"
+        "def joined(x):\n    return x.sum(0)\n"
+        "def broken(x):\n    return x @ torch.ones(3, 3)\n"
+        "def misspelt(x):\n    return torhc.ones(1)\n"
+        "number = 3\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize(("method", "name"), [("pigdm", "upper"), ("dps", "upper"), ("dps", "squared")])
+def test_a_measurement_from_a_file(method, name, halves, digits, restored):
+    words = (f"--config.edit.measure={halves}:{name}", f"--config.edit.method={method}", "--steps=30")
+    found, manifest = restored(digits, "measured", *words, "--sampler=ancestral")
+    codec = load(stored(digits), digits, Options())[0].codec
+    x, y = (codec.encode(images)[:, :, :4] for images in (given(digits), found))
+    x, y = (x**2, y**2) if name == "squared" else (x, y)
+    assert (x - y).square().mean() < 0.5 * (x.roll(1, 0) - y).square().mean()
+    assert manifest["options"]["measure"] == f"{halves}:{name}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}:squared", "the measurement is not linear"),
+        ("{}:flat", "need a tensor of shape (B, *) for examples of shape (B, *(1, 8, 8))"),
+        ("{}:joined", "need a tensor of shape (B, *)"),
+        ("{}:broken", "RuntimeError: "),
+        ("{}:misspelt", "NameError: name 'torhc' is not defined"),
+        ("{}:number", "TypeError: 'int' object is not callable"),
+        ("{}:nothing", "KeyError: 'nothing'"),
+        ("{}", "need FILE.py:FUNCTION, and that file"),
+        ("{}.py:upper", "need FILE.py:FUNCTION, and that file"),
+        ("", "edit.measure '': need FILE.py:FUNCTION, and that file"),
+    ],
+)
+def test_measurements_that_are_none(text, message, halves, digits, capsys):
+    refused(capsys, digits, 2, message, "--task=measured", f"--config.edit.measure={text.format(halves)}")
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mask_is_a_box_or_a_picture_white_where_known(digits, restored, tmp_path):
+    shades = np.where(inside().numpy(), 127, 128).astype(np.uint8)
+    for name in ("mask.png", "MASK.PNG"):
+        Image.fromarray(shades).save(tmp_path / name)
+        assert torch.equal(read_mask(str(tmp_path / name), (1, 8, 8)), ~inside())
+    assert torch.equal(read_mask(" 2, 3,4 ,2", (3, 8, 8)), ~inside())
+    assert not read_mask("0,0,8,5", (1, 8, 5)).any()
+    box, _ = restored(digits, "inpaint")
+    picture, _ = restored(digits, "inpaint", f"--config.edit.mask={tmp_path / 'mask.png'}")
+    assert torch.equal(box, picture)
+
+
+@pytest.mark.parametrize("text", ["7,0,2,2", "0,7,2,2", "0,0,9,1", "0,0,1,9", "2,2,0,3", "1,2,3", "1,2,3,4,5"])
+def test_boxes_that_leave_the_picture(text, digits, capsys):
+    message = f"error: edit.mask {text}: need top,left,height,width of a box within 8x8 pixels"
+    refused(capsys, digits, 2, message, "--task=inpaint", f"--config.edit.mask={text}")
+
+
+@pytest.mark.parametrize("text", ["-1,0,2,2", "0,0,2.5,2", "mask", "mask.bmp"])
+def test_masks_that_are_neither_box_nor_picture(text, digits, capsys):
+    message = "of a box within 8x8 pixels, or a picture ending in .png or .jpg or .jpeg"
+    refused(capsys, digits, 2, message, "--task=inpaint", f"--config.edit.mask={text}")
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "status", "message"),
+    [
+        ("L", (8, 9), 2, "is of mode L and 8x9 pixels; the run needs L, 8x8: convert it"),
+        ("RGB", (8, 8), 2, "is of mode RGB and 8x8 pixels; the run needs L, 8x8: convert it"),
+        ("1", (8, 8), 2, "is of mode 1 and 8x8 pixels"),
+        ("", (), 3, "mask.png does not exist: check the path"),
+    ],
+)
+def test_masks_of_other_sides_or_modes(mode, size, status, message, digits, tmp_path, capsys):
+    if mode:
+        Image.new(mode, size).save(tmp_path / "mask.png")
+    refused(capsys, digits, status, message, "--task=inpaint", f"--config.edit.mask={tmp_path / 'mask.png'}")
+
+
+# --- what cannot be had -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--task=inpaint", "--config.edit.mask="), "edit.mask is empty: give a picture, white where pixels are known"),
+        (("--task=inpaint", "--config.edit.method=pigmd"), "unknown method 'pigmd'; did you mean 'pigdm'?"),
+        (("--task=inpaint", "--config.edit.noise=-1"), "edit.noise -1.0: need a standard deviation of 0 or more"),
+        (("--task=inpaint", "--config.edit.method=dps", "--config.edit.zeta=-1"), "zeta -1.0: need 0 or more"),
+        (
+            ("--task=inpaint", "--config.edit.method=replacement", "--config.edit.repeats=0"),
+            "repeats 0: need 1 or",
+        ),
+        (("--task=deblur", "--config.edit.method=replacement"), "puts in a part of the example, and this is none"),
+        (("--task=deblur", "--config.edit.blur=0"), "edit.blur 0.0: need a standard deviation above 0, in pixels"),
+        (("--task=superres", "--config.edit.factor=3"), "need (B, C, *) with sides that 3 divides"),
+        (("--task=superres", "--config.edit.factor=0"), "with sides that 0 divides"),
+        (("--task=colorize",), "--task colorize needs pictures with colours; the run has shape (1, 8, 8)"),
+        (("--task=inpaint", "--config.edit.num_examples=-1"), "edit.num_examples -1: need at least 0"),
+        (("--task=inpaint", "--batch_size=0"), "--batch_size"),
+        (("--task=inpant",), "unknown task 'inpant'; did you mean 'inpaint'?"),
+    ],
+)
+def test_settings_that_make_no_sense(words, message, digits, capsys):
+    refused(capsys, digits, 2, message, *words)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("inpaint", "edit.mask is for pictures; the run has examples of shape (2,)"),
+        ("colorize", "needs pictures with colours; the run has shape (2,)"),
+        ("superres", "need (B, C, *) with sides that 2 divides"),
+        ("deblur", "--task deblur needs signals or images; the run has shape (2,)"),
+    ],
+)
+def test_points_have_no_pixels(task, message, points, capsys):
+    refused(capsys, points, 2, message, f"--task={task}")
+
+
+def test_what_is_not_finite_is_told_by_its_number(digits, monkeypatch, capsys):
+    """In the second batch; nothing is written."""
+    original = sde_lib.Denoiser.forward
+
+    def broken(self, x, t, **cond):
+        x0 = original(self, x, t, **cond).x0.clone()
+        x0[1] = x0[1] * (torch.nan if len(x) == 2 else 1)
+        return sde_lib.Prediction(x0)
+
+    monkeypatch.setattr(sde_lib.Denoiser, "forward", broken)
+    words = ("--task=inpaint", "--config.edit.num_examples=5", "--batch_size=3", "--config.edit.method=replacement")
+    refused(capsys, digits, 4, "error: example 4: what was made is not finite", *words)
+
+
+# --- by hand, and again -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_replacement_goes_over_its_levels_again(repeats, digits, restored):
+    """By the library's own functions; so many evaluations."""
+    words = ("--config.edit.method=replacement", f"--config.edit.repeats={repeats}", "--config.edit.jump=2")
+    found, manifest = restored(digits, "inpaint", *words, "--sampler=ancestral", "--steps=6")
+    assert manifest["nfe"] == 6 * repeats + 1
+    experiment, denoise, _ = load(stored(digits), digits, Options())
+    sde, draw, x = experiment.sde, Noise(torch.arange(NUM)), experiment.codec.encode(given(digits))
+    constrain = replacement(x, lambda v: torch.where(inside(), 0, v), draw)
+    times = resampled(GRIDS[Ancestral.grid or sde.grid](sde, 6, None, 1e-3), 2, repeats)
+    with torch.no_grad():
+        expected = sample(Ancestral(sde), denoise, sde.prior_std * draw(x), times, draw, constrain)
+    assert torch.equal(found, experiment.codec.decode(expected))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sampler", ["ancestral", "ode"])
+def test_a_restoration_does_not_depend_on_the_batch_size(method, sampler, digits, restored):
+    """Noise in the measurement included."""
+    words = (f"--config.edit.method={method}", f"--sampler={sampler}", "--config.edit.noise=0.1")
+    steps = ("--steps=1",) if sampler == "ode" else ()
+    whole, some = (restored(digits, "inpaint", *words, *steps, f"--batch_size={size}")[0] for size in (64, 3))
+    difference = (whole.int() - some.int()).abs()
+    assert difference.max() <= (1 if sampler == "ode" else 0)
+    assert len(whole.unique(dim=0)) == NUM
+
+
+def test_the_seed_matters_and_nothing_else(digits, restored):
+    words = ("--config.edit.noise=0.1", "--sampler=ancestral")
+    first, again, other = (restored(digits, "inpaint", *words, f"--seed={seed}")[0] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_files_and_what_is_told(digits, restored, capsys):
+    """The picture has a row of what was known, of what was made and of the input; an image 64 pixels wide, 6 apart."""
+    found, manifest = restored(digits, "superres", "--split=train", "--seed=3", "--config.edit.num_examples=20")
+    folder, x = digits / "edit" / "superres", read_dataset(stored(digits), "train").batch(range(20))["x"]
+    assert {path.name for path in folder.iterdir()} == {"samples.npz", "grid.png", "manifest.json"}
+    assert manifest.items() >= {"task": "superres", "split": "train", "seed": 3, "num_examples": 20}.items()
+    assert manifest["options"].items() >= {"factor": 2, "sampler": "adams", "steps": 3}.items()
+    assert manifest["guidance"] == {}
+    error = (found.double() - x.double()).square().mean().sqrt().item()
+    assert manifest["rms_from_input"] == pytest.approx(error)
+    with Image.open(folder / "grid.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    left = pixels.shape[1] - 15 - 16 * 70
+    rows = [[pixels[30 + 70 * row :][:64:8, left + 70 * k :][:, :64:8] for k in (0, 9)] for row in range(3)]
+    for k, at in enumerate((0, 9)):
+        assert np.array_equal(rows[2][k], (x[at, 0].double() * 255 / 16).round())
+        assert np.array_equal(rows[1][k], (found[at, 0].double() * 255 / 16).round())
+        assert (rows[0][k][::2, ::2] == rows[0][k][1::2, 1::2]).all()
+    assert f"files are in {folder}" in capsys.readouterr().out
+
+
+def test_restorations_take_labels_and_guidance(digits, restored, monkeypatch):
+    plain, _ = restored(digits, "inpaint", "--sampler=ancestral")
+    words = (f"--config.guidance.weaker={digits}", "--config.guidance.weaker_scale=3", "--checkpoint=4")
+    leaned, manifest = restored(digits, "inpaint", "--sampler=ancestral", *words)
+    assert manifest["guidance"].items() >= {"weaker": str(digits), "weaker_scale": 3.0}.items()
+    assert not torch.equal(plain, leaned)
+    assert math.isfinite(manifest["misfit"])
