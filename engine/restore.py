@@ -31,7 +31,6 @@ from samplers import (
     grey,
     lowpass,
     masked,
-    moment_matching,
     pigdm,
     replacement,
     resampled,
@@ -205,18 +204,6 @@ def by_pigdm(problem: Problem, denoise: Guided) -> Tensor:
     return sample(step, Each(lean), problem.latents, times, problem.draw)
 
 
-def by_moments(problem: Problem, denoise: Guided) -> Tensor:
-    """Guidance by the measurement, with the covariance of the network itself."""
-    config, experiment = problem.config, problem.experiment
-
-    def lean(rows: Rows) -> Guided:
-        measured = problem.known.measure, problem.y[rows], config.edit.noise
-        return moment_matching(of_rows(denoise, rows), experiment.sde, *measured)
-
-    step, times = make_step(config, experiment), make_times(config, experiment)
-    return sample(step, Each(lean), problem.latents, times, problem.draw)
-
-
 def by_dps(problem: Problem, denoise: Guided) -> Tensor:
     """Every move goes on against the misfit."""
     config, experiment = problem.config, problem.experiment
@@ -227,7 +214,6 @@ def by_dps(problem: Problem, denoise: Guided) -> Tensor:
 METHODS: dict[str, Callable[[Problem, Guided], Tensor]] = {
     "replacement": by_replacement,
     "pigdm": by_pigdm,
-    "moment_matching": by_moments,
     "dps": by_dps,
 }
 """(problem, denoiser) -> restored examples, encoded."""

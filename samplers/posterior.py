@@ -116,6 +116,7 @@ def moment_matching(
 
     J is Cov[x_0 | x_t], whatever the data are, if the denoiser is right; so nothing has to be guessed, and what is left
     of the error is that p(x_0 | x_t) is taken for a Gaussian. Each iteration costs one more vector-Jacobian product.
+    The Jacobian of a small network can be far from symmetric; samples then run away, and ``pigdm`` is safer.
 
     Args:
         forward, y, std: as ``pigdm``.
