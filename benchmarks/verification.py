@@ -53,15 +53,12 @@ NOT_COMPARED = {
     "score_sde: ODE runs at rtol 1e-3 themselves": "the reference is 8e-3 from the closed form; ours is compared with "
     "the closed form.",
     "score_sde: numbers of function evaluations": "those of another solver, in t instead of log-SNR.",
-    "score_sde: the label tables (`ve_discrete_labels`)": "labels belong to the imported networks.",
-    "score_sde: inpainting and colourisation (`controllable`)": "no constraints here yet.",
-    "score_sde: networks, layers and checkpoints": "no reader of its checkpoints here yet.",
+    "score_sde: the label tables (`ve_discrete_labels`)": "compared with the networks that hear them.",
+    "score_sde: networks, layers and checkpoints": "compared in tests/test_checkpoints_score_sde.py.",
     "EDM: the midpoint rule, Heun and Euler in the time of VP or VE (other `ablation.*`)": "no such step here; ours "
     "move in sigma / alpha.",
-    "EDM: preconditioning of VE and iDDPM": "scales its input otherwise, or rounds sigma to a table; such networks "
-    "keep their own wrapper.",
     "EDM: random numbers from seeds (`stacked.*`)": "another generator, on purpose.",
-    "EDM: networks and layers": "no reader of its checkpoints here yet.",
+    "EDM: networks, layers and preconditioning": "compared in tests/test_checkpoints_edm.py.",
     "guided-diffusion: variances that are learned outright": "ours lie between the two bounds, as the paper has them.",
     "guided-diffusion: forward and posterior moments of single steps, `alphas_cumprod_next`, chains of another length "
     "than 1000": "the same tables in float32; the tables are compared in float64.",
@@ -70,13 +67,13 @@ NOT_COMPARED = {
     "guided-diffusion: single DDIM moves of a model of x0 with sigma below 0.1": "the reference's float32 keeps three "
     "digits there.",
     "guided-diffusion: log variances clipped at level 1": "a repair that a chain ending in a denoising does not need.",
-    "guided-diffusion: networks and layers": "no reader of its checkpoints here yet.",
+    "guided-diffusion: networks and layers": "compared in tests/test_checkpoints_guided_diffusion.py.",
     "diffusers: DPM-Solver of order 3": "its second difference lacks a factor of 2, and with it the third order.",
     "diffusers: LMS": "its last move, to sigma = 0, follows the polynomial; ours is the denoising.",
     "diffusers: ScoreSdeVe": "its ladder of noise levels follows its own time table; the predictor and corrector are "
     "compared with their original.",
     "diffusers: float32 runs": "float32 tables; the float64 runs of the same schedulers are compared.",
-    "diffusers: UNet2D": "no reader of its checkpoints here yet.",
+    "diffusers: UNet2D": "compared in tests/test_checkpoints_diffusers.py.",
 }
 
 
