@@ -21,8 +21,7 @@ examples:
   python run.py --config vesde --mode train --config.sde.sigma_max=20   any key of the config
   python run.py --mode selftest --dtype float64                         measure the library against closed forms
   python run.py --mode import --source edm-cifar10.pt                   somebody else's weights, into runs/edm-cifar10
-  python run.py --workdir runs/edm-cifar10 --mode sample                draw by them
-  python run.py --workdir runs/mine --mode export --format diffusers    a folder for DDPMPipeline
+  python run.py --workdir runs/vpsde --mode export --format diffusers   a folder for DDPMPipeline of diffusers
   python run.py --config mnist --mode data --config.data.path=photos    look at images of your own
   python run.py --config mnist --mode train --config.data.path=photos   train on them
 

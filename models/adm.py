@@ -290,7 +290,7 @@ class ADMClassifier(ADMEncoder):
         )
         sides = [side // 2 ** (len(channel_mult) - 1) for side in shape[1:]]
         self.pool = POOLS[pool](self, sides)
-        self.num_features = self.pool.num_features
+        self.num_classes, self.num_features = num_classes, self.pool.num_features
         self.output = zeroed(nn.Linear(self.num_features, num_classes))
 
     def features(self, x: Tensor, noise: Tensor) -> Tensor:

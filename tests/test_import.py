@@ -2,19 +2,21 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from foreign import malicious, malicious_pickle, without_end
-from parity.recordings import COPIES, column, per_sample
+from parity.recordings import COPIES, ROOT, column, per_sample
 from safetensors.torch import load_file, save_file
 
 import run as command_line
 from engine import checkpoint
 from engine.build import load_model
 from engine.config import Options, stored
-from models.checkpoints import FORMATS, MARKS, recognise
+from models.checkpoints import FORMATS, MARKS, edm, recognise
 from sde_lib.discrete import Discrete
 
 FOLDERS = {
@@ -45,6 +47,11 @@ def brought(source, workdir, *words):
     return workdir
 
 
+def meta_of(workdir):
+    """meta.json of the newest checkpoint of a run."""
+    return checkpoint.read_meta(checkpoint.find(workdir / "checkpoints"))
+
+
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
 def case(request, tmp_path_factory):
     """A recording, and the run that was imported from its weights."""
@@ -73,10 +80,8 @@ def refused(tmp_path, capsys, monkeypatch):
 def scores(denoise, io):
     """Of score_sde: our score, theirs."""
     chain = isinstance(denoise.sde, Discrete)  # is asked at whole levels, as it was trained
-    yield (
-        denoise.score(io["x"], column(denoise.sde.t_max - io["labels"].float() if chain else io["t"])),
-        io["score_model"],
-    )
+    t = denoise.sde.t_max - io["labels"].float() if chain else io["t"]
+    yield denoise.score(io["x"], column(t)), io["score_model"]
 
 
 def estimates_of_sigma(denoise, io):
@@ -137,12 +142,8 @@ def test_the_run_draws_samples(case, capsys):
     (drawn,) = (workdir / "samples").glob("*/samples.npz")
     config = stored(workdir)
     with np.load(drawn) as arrays:
-        assert arrays["samples"].shape == (2, *np.roll(checkpoint_facts(workdir)["shape"], -1))
+        assert arrays["samples"].shape == (2, *np.roll(meta_of(workdir)["data"]["shape"], -1))
         assert ("label" in arrays) == (config.network.get("num_classes", 0) > 0)
-
-
-def checkpoint_facts(workdir):
-    return checkpoint.read_meta(checkpoint.find(workdir / "checkpoints"))["data"]
 
 
 def test_what_is_said(capsys, tmp_path):
@@ -153,8 +154,7 @@ def test_what_is_said(capsys, tmp_path):
         "data of shape (3, 16, 16) in 256 levels from 0 to 1, taken to have standard deviation 0.25",
         f"files are in {workdir}; next: python run.py --workdir {workdir} --mode sample",
     ]
-    meta = checkpoint.read_meta(checkpoint.find(workdir / "checkpoints"))
-    assert meta["imported"] == {"format": "score_sde", "source": "checkpoint.pt", "weights": "raw"}
+    assert meta_of(workdir)["imported"] == {"format": "score_sde", "source": "checkpoint.pt", "weights": "raw"}
     guess = checkpoint.load_gaussian(checkpoint.find(workdir / "checkpoints"), (3, 16, 16))
     assert (guess.mean.unique().tolist(), guess.std) == ([0.5], 0.25)
 
@@ -170,6 +170,19 @@ def test_the_folder_is_named_after_the_source(tmp_path, monkeypatch, capsys):
 def test_a_classifier_is_told_how_to_guide(tmp_path, capsys):
     workdir = brought(next(case for case in CASES if case.name == CLASSIFIER), tmp_path / "run")
     assert f"--mode sample --config.guidance.classifier={workdir}" in capsys.readouterr().out
+
+
+def test_a_classifier_guides_a_run_of_the_same_noise(tmp_path):
+    plain = next(case for case in CASES if case.name == "tiny_song_skip_skip_vp")
+    workdir, words = brought(plain, tmp_path / "run"), ("--config.sde.name=vpsde", "--config.denoiser.label=time")
+    guide = brought(next(case for case in CASES if case.name == CLASSIFIER), tmp_path / "guide", *words)
+    drawn = []
+    for scale in (0.0, 100.0):
+        guided = (f"--config.guidance.classifier={guide}", f"--config.guidance.classifier_scale={scale}")
+        assert command("--mode=sample", f"--workdir={workdir}", "--num_samples=2", "--steps=3", *guided) == 0
+        with np.load(workdir / "samples" / "adams-3" / "samples.npz") as arrays:
+            drawn.append(arrays["samples"])
+    assert not np.array_equal(*drawn)
 
 
 def test_keys_are_overridden_in_the_config_of_the_source(tmp_path):
@@ -204,10 +217,10 @@ def test_training_goes_on_from_there(tmp_path):
     workdir = brought(VE, tmp_path / "run", "--config.train.batch_size=4", "--config.train.sample_every=0")
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
-    start = checkpoint.read_meta(checkpoint.find(workdir / "checkpoints"))["step"]
+    start = meta_of(workdir)["step"]
     words = (f"--config.data.path={tmp_path / 'images.npy'}", f"--config.train.total_images={4 * (start + 1)}")
     assert command("--mode=train", f"--workdir={workdir}", "--config.train.evaluate_every=0", *words) == 0
-    assert checkpoint.read_meta(checkpoint.find(workdir / "checkpoints"))["step"] == start + 1
+    assert meta_of(workdir)["step"] == start + 1
 
 
 # --- formats ----------------------------------------------------------------------------------------------------------
@@ -234,11 +247,7 @@ def test_every_format_has_a_mark():
 
 
 def test_without_a_source(refused):
-    assert "give --source, a file or folder of score_sde, edm, guided_diffusion, diffusers" in command_line_of(refused)
-
-
-def command_line_of(refused):
-    return refused("", status=2)
+    assert "give --source, a file or folder of score_sde, edm, guided_diffusion, diffusers" in refused("", status=2)
 
 
 def test_a_folder_that_holds_something(refused, tmp_path):
@@ -260,7 +269,7 @@ def test_another_network_than_the_source_has(refused):
     [
         (
             {"weight": torch.zeros(1)},
-            "is of none of the formats score_sde, edm, guided_diffusion, diffusers: it has weight",
+            "none of the formats score_sde, edm, guided_diffusion, diffusers: it has weight",
         ),
         ({}, "it has nothing"),
     ],
@@ -297,16 +306,12 @@ def test_a_truncated_file(refused, tmp_path, source):
 
 @pytest.mark.parametrize(
     ("source", "name"),
-    zip(
-        ONE_EACH,
-        (
-            "all_modules.4.Conv_0.weight",
-            "model.enc.8x8_block0.conv0.weight",
-            "middle_block.0.in_layers.2.weight",
-            "mid_block.resnets.0.conv1.weight",
-        ),
-        strict=True,
-    ),
+    [
+        (VE, "all_modules.4.Conv_0.weight"),
+        (COSINE, "model.enc.8x8_block0.conv0.weight"),
+        (LABELLED, "middle_block.0.in_layers.2.weight"),
+        (PIPELINE, "mid_block.resnets.0.conv1.weight"),
+    ],
     ids=FORMATS,
 )
 def test_a_missing_tensor(refused, tmp_path, source, name):
@@ -317,7 +322,7 @@ def test_a_missing_tensor(refused, tmp_path, source, name):
         save_file(tensors, path)
     else:
         content = torch.load(path, weights_only=True)
-        tensors = content["model"] if "model" in content else content
+        tensors = content.get("model", content)
         del tensors[next(key for key in tensors if key.endswith(name))]
         torch.save(content, path)
     assert f"missing {name}" in refused("copy", "--weights=raw")
@@ -330,7 +335,9 @@ def test_a_file_that_asks_for_more_is_not_run(refused, tmp_path, source):
     path.unlink()
     path = path.with_suffix(".bin")
     malicious(path, tmp_path / "ran", content)
-    assert "asks to run pathlib" in refused("copy")
+    line = refused("copy")
+    assert "asks to run " in line
+    assert "pathlib" in line
     torch.load(path, weights_only=False)
     assert (tmp_path / "ran").exists()  # it would have run
 
@@ -339,6 +346,36 @@ def test_a_pickle_of_edm_is_refused_with_a_recipe(refused, tmp_path):
     malicious_pickle(tmp_path / "edm-cifar10-32x32-cond-vp.pkl", tmp_path / "ran")
     line = refused("edm-cifar10-32x32-cond-vp.pkl")
     assert "holds code, so it is refused; where you trust it, run in EDM's folder: python -c" in line
+
+
+CODE = """
+import pickle, sys, torch
+from safetensors.torch import load_file
+
+class iDDPMPrecond(torch.nn.Module):
+    def state_dict(self):
+        return self.tensors
+
+if __name__ == "__main__":
+    import edm_code
+    network = edm_code.iDDPMPrecond()
+    network.tensors = load_file(sys.argv[1])
+    pickle.dump({"ema": network}, open("mine.pkl", "wb"))
+"""
+
+
+@pytest.mark.slow
+def test_the_recipe_makes_of_a_pickle_what_is_read(tmp_path):
+    """Run in a folder with code like EDM's; the recipe of the message is that of the docs."""
+    recipe = edm.RECIPE.split("run in EDM's folder: ")[1].strip()
+    assert f"{recipe} " in (ROOT / "docs" / "checkpoints.md").read_text()
+    (tmp_path / "edm_code.py").write_text(CODE)
+    subprocess.run([sys.executable, "edm_code.py", COSINE / "model.safetensors"], cwd=tmp_path, check=True)
+    subprocess.run(recipe.replace("python", sys.executable, 1) + " mine.pkl", shell=True, cwd=tmp_path, check=True)
+    workdirs = [brought(source, tmp_path / source.stem) for source in (COSINE, tmp_path / "mine.pt")]
+    converted, original = (load_model(stored(workdir), workdir, Options())[1] for workdir in workdirs)
+    weights = converted.network.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in original.network.state_dict().items())
 
 
 def test_a_config_that_lacks_a_key(refused, tmp_path):

@@ -42,9 +42,7 @@ def recognise(path: str | PathLike) -> tuple[str, Path]:
         found = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
         if len(found) != 1:
             has = ", ".join(file.name for file in found[:3]) or "none"
-            raise ForeignError(
-                f"{path} is no folder of diffusers, nor has it one file of weights: {has}; give the file"
-            )
+            raise ForeignError(f"{path} is no folder of diffusers, and its files of weights are: {has}; give one file")
         path = found[0]
     if path.suffix == ".pkl" and path.is_file():
         return "edm", path

@@ -1,0 +1,235 @@
+"""Examples made anew: by noise and back, and by the flows of two runs."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import run as command_line
+import sde_lib
+from engine import edit, remake
+from engine.build import load, read_dataset
+from engine.config import Options, stored
+from engine.sample import make_step
+from samplers import Ancestral, Noise
+from samplers.editing import depth_time, sdedit
+from samplers.grids import GRIDS
+from sde_lib.consistency import ConsistencyModel
+
+NUM = 4
+WORDS = (f"--config.edit.num_examples={NUM}", "--config.sample.rtol=1e-3", "--config.sample.atol=1e-3")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A run of the same data on another process, with labels."""
+    folder = tmp_path_factory.mktemp("other")
+    keys = {"network.channels": 8, "network.num_classes": 10, "optim.warmup_images": 0, "optim.learning_rate": 1e-2}
+    keys |= {"train.total_images": 320, "train.batch_size": 16, "train.sample_every": 0}
+    words = [f"--config.{key}={value}" for key, value in keys.items()]
+    line = ["run.py", "--mode=train", "--config=cosine", "--device=cpu", f"--workdir={folder}", *words]
+    assert command_line.main(line) == 0
+    return folder
+
+
+@pytest.fixture
+def made():
+    """Make examples anew: (samples, manifest)."""
+
+    def run(workdir, task, *words):
+        line = ["run.py", "--mode=edit", f"--task={task}", f"--workdir={workdir}", *WORDS, *map(str, words)]
+        assert command_line.main(line) == 0
+        folder = workdir / "edit" / task
+        found = np.load(folder / "samples.npz")["samples"]
+        found = torch.from_numpy(found)
+        return found.movedim(-1, 1) if found.ndim == 4 else found, json.loads((folder / "manifest.json").read_text())
+
+    return run
+
+
+def refused(capsys, workdir, status, message, *words):
+    """A command that fails with this message, in one line, and writes nothing."""
+    before = sorted(workdir.rglob("*"))
+    assert command_line.main(["run.py", "--mode=edit", f"--workdir={workdir}", *WORDS, *map(str, words)]) == status
+    (said,) = capsys.readouterr().err.splitlines()
+    assert message in said
+    assert sorted(workdir.rglob("*")) == before
+
+
+def given(workdir):
+    """The first held-out examples of a run, as stored."""
+    return read_dataset(stored(workdir), "test").batch(range(NUM))["x"]
+
+
+def apart(first, second):
+    """Root mean square difference."""
+    return (first.double() - second.double()).square().mean().sqrt().item()
+
+
+# --- noise and back ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["adams", "ancestral", "pc", "ode", "adaptive_sde"])
+def test_little_noise_gives_the_input_back_and_more_noise_less_of_it(sampler, digits, made):
+    steps = 1 if sampler in ("ode", "adaptive_sde") else 5
+    words = (f"--sampler={sampler}", f"--steps={steps}", "--config.sample.control_rtol=0.5")
+    words += ("--config.sample.control_atol=0.1",)
+    found = [made(digits, "sdedit", *words, f"--config.edit.strength={s}")[0] for s in (1e-3, 0.3, 0.95)]
+    off = [apart(x, given(digits)) for x in found]
+    assert off[0] < 0.25  # levels, of which its noise has a deviation of 0.2
+    assert 0.4 < off[1] < off[2] - 0.5
+
+
+def test_what_is_made_is_the_library_s(digits, made):
+    """Grid, noise and move by hand."""
+    words = ("--sampler=ancestral", "--steps=5", "--seed=7", "--config.edit.strength=0.6")
+    found, manifest = made(digits, "sdedit", *words)
+    config = stored(digits)
+    experiment, denoise, _ = load(config, digits, Options())
+    sde, x = experiment.sde, experiment.codec.encode(given(digits))
+    start = depth_time(sde, 0.6, experiment.sigma_data(config))
+    moment = sde.at(start)
+    share = moment.sigma**2 / ((moment.alpha * experiment.facts.std) ** 2 + moment.sigma**2)
+    assert share == pytest.approx(0.6, rel=1e-6)
+    times = GRIDS[Ancestral.grid or sde.grid](sde, 5, start, 1e-3)
+    with torch.no_grad():
+        expected = sdedit(Ancestral(sde), denoise, x, times, Noise(torch.arange(7, 7 + NUM)))
+    assert torch.equal(found, experiment.codec.decode(expected))
+    assert manifest["strength"] == 0.6
+    assert manifest["nfe"] == 6
+    files = {path.name for path in (digits / "edit" / "sdedit").iterdir()}
+    assert files == {"samples.npz", "grid.png", "manifest.json"}
+
+
+@pytest.mark.parametrize("sampler", ["adams", "ancestral", "pc"])
+def test_with_a_mask_the_known_part_stays(sampler, digits, made):
+    words = (f"--sampler={sampler}", "--steps=4", "--config.edit.strength=0.9")
+    found, _ = made(digits, "sdedit", *words, "--config.edit.mask=0,0,8,4")
+    x = given(digits)
+    assert torch.equal(found[..., 4:], x[..., 4:])
+    assert apart(found[..., :4], x[..., :4]) > 0.3
+    assert not torch.equal(made(digits, "sdedit", *words)[0][..., 4:], x[..., 4:])
+
+
+def test_the_corrector_of_pc_keeps_what_is_known(digits, made, monkeypatch):
+    """Its states are constrained, too: twice a step, and at the end."""
+    calls, original = [], remake.replacement
+
+    def listen(*args):
+        constrain = original(*args)
+        return lambda *state: calls.append(1) or constrain(*state)
+
+    monkeypatch.setattr(remake, "replacement", listen)
+    made(digits, "sdedit", "--sampler=pc", "--steps=4", "--config.edit.mask=0,0,8,4")
+    assert len(calls) == 4 + 4 + 1
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "pc", "ode"])
+def test_what_is_made_does_not_depend_on_the_batch_size(sampler, digits, made):
+    words = (f"--sampler={sampler}", f"--steps={1 if sampler == 'ode' else 3}", "--config.edit.strength=0.8")
+    whole, some = (made(digits, "sdedit", *words, f"--batch_size={size}")[0] for size in (64, 3))
+    assert torch.equal(whole, some)
+    assert not torch.equal(made(digits, "sdedit", *words, "--seed=1")[0], whole) or sampler == "ode"
+
+
+@pytest.mark.parametrize("task", ["sdedit", "translate"])
+def test_points_are_made_anew(task, points, made):
+    x = read_dataset(stored(points), "test").batch(range(NUM))["x"]
+    found, _ = made(points, task, f"--config.edit.other={points}", "--config.edit.strength=0.5", "--steps=4")
+    assert found.shape == (NUM, 2)
+    assert apart(found, x) < 1e-2 if task == "translate" else apart(found, x) > 1e-2
+    files = {path.name for path in (points / "edit" / task).iterdir()}
+    assert {"samples.npz", "manifest.json"} <= files
+
+
+def test_labels_lean_what_is_made(other, made):
+    words = ("--steps=4", "--config.edit.strength=0.9")
+    plain, _ = made(other, "sdedit", *words)
+    labelled, manifest = made(other, "sdedit", *words, "--label=all", "--config.guidance.scale=3")
+    assert not torch.equal(plain, labelled)
+    assert manifest["guidance"].items() >= {"label": "all", "scale": 3.0}.items()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (("--config.edit.strength=1.5",), 2, "depth 1.5: need a share of noise above"),
+        (("--config.edit.strength=0",), 2, "depth 0.0: need a share of noise above"),
+        (("--config.edit.strength=1e-4",), 2, "edit.strength 0.0001 is less noise than where moves end; raise it, or"),
+        (("--config.edit.mask=0,0,9,9",), 2, "edit.mask 0,0,9,9: need top,left,height,width of a box within 8x8"),
+        (("--config.sample.grid=levels.txt",), 3, "levels.txt cannot be read as text"),
+    ],
+)
+def test_settings_that_make_no_sense(words, status, message, digits, capsys):
+    refused(capsys, digits, status, message, "--task=sdedit", *words)
+
+
+def test_a_grid_from_a_file_does_not_begin_at_the_strength(digits, tmp_path, capsys):
+    (tmp_path / "levels.txt").write_text("100\n1\n0.1\n")
+    words = ("--task=sdedit", f"--config.sample.grid={tmp_path / 'levels.txt'}")
+    refused(capsys, digits, 2, "error: --task sdedit begins at edit.strength, and", *words)
+
+
+def test_what_is_not_finite_is_told_by_its_number(digits, monkeypatch, capsys):
+    original = sde_lib.Denoiser.forward
+
+    def broken(self, x, t, **cond):
+        return sde_lib.Prediction(original(self, x, t, **cond).x0 * (torch.nan if len(x) == 1 else 1))
+
+    monkeypatch.setattr(sde_lib.Denoiser, "forward", broken)
+    words = ("--task=sdedit", "--batch_size=3", "--steps=2")
+    refused(capsys, digits, 4, "error: example 3: what was made is not finite", *words)
+
+
+# --- from run to run --------------------------------------------------------------------------------------------------
+
+
+def test_to_itself_it_is_the_identity(digits, made):
+    """To the tolerance of the solver, and so is the way back."""
+    found, manifest = made(digits, "translate", f"--config.edit.other={digits}")
+    assert torch.equal(found, given(digits))
+    assert manifest["back_rms"] < 0.05
+
+
+def test_to_another_run_and_back(digits, other, made):
+    """By hand: encoded by one flow, decoded by the other; what comes back is the input."""
+    found, manifest = made(digits, "translate", f"--config.edit.other={other}")
+    config = stored(digits)
+    config.sample.rtol = config.sample.atol = 1e-4
+    ours, theirs = (load(stored(folder), folder, Options()) for folder in (digits, other))
+    x = ours[0].codec.encode(given(digits))
+    with torch.no_grad():
+        latents = make_step(config, ours[0], "ode").encode(ours[1], x)
+        expected = make_step(config, theirs[0], "ode").decode(theirs[1], latents)
+    assert (found.int() - ours[0].codec.decode(expected).int()).abs().max() <= 1
+    assert apart(found, given(digits)) > 0.5
+    assert manifest["back_rms"] < 0.1
+    assert manifest["options"]["other"] == str(other)
+
+
+def test_translation_does_not_depend_on_the_batch_size(digits, other, made):
+    whole, some = (made(digits, "translate", f"--config.edit.other={other}", f"--batch_size={b}")[0] for b in (64, 3))
+    assert (whole.int() - some.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("to", "status", "message"),
+    [
+        ("", 2, "edit.other is empty: give the folder of the run to translate to"),
+        ("points", 2, "knows data of shape (2,) in 0 levels from 0 up, this run data of shape (1, 8, 8) in 17 levels"),
+        ("tmp_path", 3, "config.json is missing; train one"),
+    ],
+)
+def test_runs_that_there_is_no_way_to(to, status, message, digits, request, capsys):
+    folder = request.getfixturevalue(to) if to else ""
+    refused(capsys, digits, status, message, "--task=translate", f"--config.edit.other={folder}")
+
+
+@pytest.mark.parametrize("which", ["own", "other"])
+def test_runs_without_a_flow_are_refused(which, digits, monkeypatch, capsys):
+    experiment, _, path = load(stored(digits), digits, Options())
+    consistent = experiment, ConsistencyModel(experiment.network, experiment.sde, 0.5), path
+    monkeypatch.setattr(edit if which == "own" else remake, "load", lambda *args: consistent)
+    words = ("--task=translate", f"--config.edit.other={digits}")
+    refused(capsys, digits, 2, "knows where the flow ends, not how it gets there", *words)
