@@ -7,6 +7,7 @@ a step around a step; its law is no posterior's. What they are worth is measured
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from samplers.guidance import Guided
 from samplers.loop import Draw, Step
-from sde_lib import SDE, Gaussian
+from sde_lib import SDE, Each, Gaussian, of_rows
 from sde_lib.denoiser import Denoiser, Prediction
+from sde_lib.motion import Rows
 from sde_lib.process import Time
 
 Forward = Callable[[Tensor], Tensor]
@@ -61,7 +63,10 @@ class DPS(Step):
         """The move with a denoiser that keeps the gradient of its first evaluation, and the way along it."""
         kept: list[Tensor] = []
 
-        def look(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        def look(rows: Rows) -> Guided:
+            return partial(ask, of_rows(denoise, rows))
+
+        def ask(denoise: Denoiser, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
             if kept:
                 return denoise(x, t, **cond)
             with torch.inference_mode(False), torch.enable_grad():
@@ -71,7 +76,7 @@ class DPS(Step):
                 kept.append(torch.autograd.grad(torch.linalg.vector_norm(misfit, dim=1).sum(), leaf)[0])
             return _detached(prediction)
 
-        moved = move(look)
+        moved = move(Each(look))
         return moved - self.zeta * kept[0]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from samplers import GRIDS, STEPS, Noise, classifier_free, pigdm, sample
+from samplers import DPS, GRIDS, STEPS, Noise, classifier_free, pigdm, sample
 from sde_lib import SDES, Each, Gaussian, GaussianMixture, Prediction, of_rows
 
 MEANS = torch.tensor([[-2.0, 0.5], [0.3, -1.0], [1.5, 2.0]]).double()
@@ -65,3 +65,18 @@ def test_most_denoisers_tell_no_example_from_another():
     each = Each(lambda rows: lambda x, t: Prediction(torch.arange(5.0)[rows]))
     assert of_rows(each, torch.tensor([3, 1]))(None, None).x0.tolist() == [3.0, 1.0]
     assert of_rows(of_rows(each, torch.tensor([3, 1])), slice(0, 2))(None, None).x0.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["ode", "dpm_adaptive"])
+def test_a_step_around_a_step_that_leaves_examples_out_knows_them_apart(name):
+    """DPS asks a network with a label for each example; with nothing amiss it is the step."""
+    sde, label = SDES["vpsde"](t_min=1e-3), torch.arange(6) % 3
+    denoise = labelled(sde)
+
+    def some(rows):
+        return lambda x, t: classifier_free(denoise, 1.0)(x, t, label=label[rows])
+
+    x, times = Noise(torch.arange(6))(torch.empty(6, 2, dtype=torch.float64)), GRIDS["log_snr"](sde, 1)
+    leaning = DPS(STEPS[name](sde), lambda x: 0 * x, torch.zeros(1, 2).double())
+    found = sample(leaning, Each(some), x, times, Noise(torch.arange(6)))
+    assert (found - MEANS[label]).abs().max() < 0.05

@@ -195,7 +195,7 @@ def test_a_process_that_is_killed_goes_on(tmp_path):
 def data_for(config, folder):
     """Overrides that replace the data and shrink the network of a config, but keep its levels and its recipe."""
     if config.data.name == "images":
-        channels, size = {"mnist": ("L", 28), "cifar10": ("RGB", 32)}[folder.name]
+        channels, size = ("L", 28) if folder.name == "mnist" else ("RGB", 32)
         rng = np.random.default_rng(0)
         for split, num in (("train", 12), ("test", 3)):
             (folder / split).mkdir(parents=True)
@@ -203,18 +203,24 @@ def data_for(config, folder):
                 pixels = rng.integers(256, size=(size, size, 3)).astype(np.uint8)
                 Image.fromarray(pixels).convert(channels).save(folder / split / f"{k:02d}.png")
         yield from (f"--config.data.path={folder / 'train'}", f"--config.data.test_path={folder / 'test'}")
-    if "channels" in config.network:
-        yield from ("--config.network.channels=8", "--config.network.num_blocks=1")
-    else:
-        yield "--config.network.width=16"
+    small = {"channels": 8, "num_blocks": 1, "width": 16, "dropout": 0.2}
+    yield from (f"--config.network.{key}={value}" for key, value in small.items() if key in config.network)
 
 
-@pytest.mark.parametrize("name", [name for name in names() if name != "default"])
+def recipes():
+    """The names of all configs; those that differ in little from others of their family are slow."""
+    for name in names():
+        alike = name.startswith("cifar10_") and name not in ("cifar10_ddpm_vp", "cifar10_ncsnpp_subvp")
+        if name != "default":
+            yield pytest.param(name, marks=[pytest.mark.slow] * alike)
+
+
+@pytest.mark.parametrize("name", list(recipes()))
 def test_each_config_trains_goes_on_samples_and_has_a_likelihood(name, tmp_path, monkeypatch, capsys):
     """The second half of the run again from a copy that lost its last checkpoint, as if killed right before it."""
     monkeypatch.setattr(plane, "NUM_CELLS", 4)
     monkeypatch.setattr(sample, "GRID_SAMPLES", 4)
-    tiny = [f"--config={name}", "--device=cpu", "--config.network.dropout=0.2", "--config.train.batch_size=4"]
+    tiny = [f"--config={name}", "--device=cpu", "--config.train.batch_size=4"]
     tiny += ["--config.train.total_images=16"]
     tiny += ["--config.train.checkpoint_every=2", "--config.train.log_every=1", "--config.train.sample_every=0"]
 
