@@ -340,7 +340,7 @@ def get_config() -> ConfigDict:
     config.edit.frames = 11  # of interpolate: pictures along a path, both ends included
     config.edit.depths = (0.3, 0.6, 0.9)  # of interpolate: share of noise in an encoding's variance, each in (0, 1)
     config.edit.input = ""  # of restorations, sdedit and translate: a .png, .jpg, .npy or .npz; empty: of the split
-    config.edit.num_examples = 64  # the first ones of the split, or of the input; 0 is all
+    config.edit.num_examples = 64  # of the input, or of the split, evenly spaced; of encode the first ones; 0 is all
     config.edit.method = "pigdm"  # of restorations: a key of METHODS: replacement | pigdm | dps
     config.edit.mask = ""  # of inpaint, sdedit: a picture, white where known, or a box to fill: top,left,height,width
     config.edit.factor = 2  # of superres: pixels a side that became one

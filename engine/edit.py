@@ -18,7 +18,7 @@ from data import DataError, table, write_gif
 from engine import checkpoint
 from engine.build import Experiment, check_at_least, check_flow, load, pick
 from engine.config import Options
-from engine.examples import read_examples
+from engine.examples import read_examples, spaced
 from engine.files import read_npz, replace, write_json, write_npz
 from engine.guide import Guide
 from engine.log import Progress, versions
@@ -90,8 +90,9 @@ def remake(
     result, rows, told = task(experiment, guided, config, split)
     write_samples(folder, experiment.codec.decode(result).cpu(), experiment.facts)
     if is_image(experiment.facts):
-        seen = {name: list(experiment.codec.decode(x[:SHOWN]).cpu()) for name, x in rows.items()}
-        shown = table(seen, [[str(k) for k in range(len(result[:SHOWN]))]], experiment.facts.levels)
+        which = spaced(len(result), SHOWN)
+        seen = {name: list(experiment.codec.decode(x[which]).cpu()) for name, x in rows.items()}
+        shown = table(seen, [list(map(str, which))], experiment.facts.levels)
         replace(folder / "grid.png", lambda file: shown.save(file, format="PNG"))
     about = {key: config.sample[key] for key in ("sampler", "steps", "grid", "t_min")}
     return {"options": {**dict(config.edit), **about}, "split": split, "num_examples": len(result), **told}
@@ -196,7 +197,7 @@ def encode(folder: Path, experiment: Experiment, denoise: Counted, config: Confi
 
 def compared(examples: Tensor, latents: Tensor, back: Tensor, levels: int) -> Picture:
     """Some of the examples, evenly spaced, under their numbers; below them their latents, and what these decode to."""
-    which = torch.linspace(0, len(examples) - 1, min(len(examples), SHOWN)).long()
+    which = torch.from_numpy(spaced(len(examples), SHOWN))
     shades = ((levels - 1) * (0.5 + latents / (2 * REACH)).clamp(0, 1)).round().to(torch.uint8)
     rows = {"examples": examples[which], "latents": shades[which], "and back": back[which]}
     return table({label: list(row) for label, row in rows.items()}, [[str(k) for k in which.tolist()]], levels)

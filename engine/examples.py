@@ -52,7 +52,7 @@ def read_examples(config: ConfigDict, experiment: Experiment, split: str) -> Dat
 
 
 def read_given(config: ConfigDict, experiment: Experiment, split: str) -> Tensor:
-    """What ``edit.input`` holds, or else the split; the first ``edit.num_examples``, as stored; (N, *).
+    """The first ``edit.num_examples`` of ``edit.input``, or as many of the split, evenly spaced, as stored; (N, *).
 
     Raises: DataError for a file that is missing or damaged; ValueError for examples of another form.
     """
@@ -65,7 +65,12 @@ def read_given(config: ConfigDict, experiment: Experiment, split: str) -> Tensor
             raise DataError(f"{path} holds no examples: check edit.input")
         return found[: most or len(found)]
     dataset = read_examples(config, experiment, split)
-    return dataset.batch(np.arange(min(most or len(dataset), len(dataset))))["x"]
+    return dataset.batch(spaced(len(dataset), most or len(dataset)))["x"]
+
+
+def spaced(num: int, most: int) -> np.ndarray:
+    """At most so many of the numbers 0 to num - 1, evenly spaced, both ends among them: splits may be in order."""
+    return np.linspace(0, num - 1, min(num, most)).astype(np.int64)
 
 
 def read_input(path: Path, facts: DataFacts) -> Tensor:

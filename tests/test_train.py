@@ -454,7 +454,8 @@ def test_labels_reach_the_network(tmp_path):
     trainer.network.register_forward_pre_hook(lambda m, args, cond: seen.append(cond["label"]), with_kwargs=True)
     (_,) = trainer.steps(1)
     held_out_of(trainer).losses(trainer.network)
-    assert [len(labels) for labels in seen] == [4, 360, 360]  # of the batch, held out, and of a silent network
+    # of the batch, held out, of a silent network, and twice for the effect of the label
+    assert [len(labels) for labels in seen] == [4, 360, 360, 360, 360]
     assert set(seen[1].tolist()) == set(range(10))
 
 
