@@ -276,7 +276,7 @@ def test_probes_are_unbiased_and_their_error_falls_with_the_root_of_their_number
         else:
             told = found.variance.mean().sqrt().item()
             assert told == pytest.approx(spreads[-1], rel=0.15, abs=1e-4)
-    assert spreads[0] > 0.05
+    assert spreads[0] > (0.05 if fresh and probe == "rademacher" else 0.1)  # turned probes have less noise to measure
     shares = [1, 0.5, 0] if probe == "orthogonal" else [1, 0.5, 0.25]
     for spread, share in zip(spreads[1:], shares[1:]):
         assert spread == pytest.approx(share * spreads[0], rel=0.2, abs=1e-3)
