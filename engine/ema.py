@@ -1,30 +1,52 @@
-"""Exponential moving averages of the weights."""
+"""Exponential moving averages of the weights, and averages of power-function profile."""
 
 import copy
+import math
+from functools import partial
 
 import torch
 from torch import nn
+
+WIDEST = math.sqrt(1 / 12)
+"""Width of the widest profile, which counts all updates alike."""
 
 
 class EMA:
     """Averages of a network's parameters, each in a network of its own, so that nothing is ever swapped.
 
-        average <- average + (1 - r) (parameters - average),    r = min(rate, (1 + n) / (10 + n)) with warm-up
+        average <- average + (1 - k) (parameters - average)
 
-    Kept in float32. Buffers are not averaged but copied: they hold tables and counts, which have no mean.
+        a rate       k = min(rate, (1 + n) / (10 + n)) with warm-up, else k = rate
+        a profile    k = (1 - 1 / t)^(gamma + 1),  t = n + 1
+
+    at update number n = 0, 1, ... A profile counts what came at tau by the power tau^gamma; its width is its standard
+    deviation over t, whatever t is. Kept in float32. Buffers are not averaged but copied: they hold tables and counts,
+    which have no mean.
 
     Args:
         network: what is followed, from its present state on.
         rates: share of an average that one update keeps, in [0, 1).
-        warmup: whether early updates, of number n, keep less, so that the initial weights are forgotten.
-    Raises: ValueError for a rate outside [0, 1) or no rate at all.
+        warmup: whether early updates of the rates keep less, so that the initial weights are forgotten.
+        profiles: widths, in (0, WIDEST); their averages are the last of ``networks``.
+    Raises: ValueError for a rate outside [0, 1), no rate at all, or a width that no profile has.
+    Reference: Karras et al. 2024, Analyzing and Improving the Training Dynamics of Diffusion Models, sec. 3.
     """
 
-    def __init__(self, network: nn.Module, rates: tuple[float, ...], warmup: bool = True) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        rates: tuple[float, ...],
+        warmup: bool = True,
+        profiles: tuple[float, ...] = (),
+    ) -> None:
         if not rates or not all(0 <= rate < 1 for rate in rates):
             raise ValueError(f"ema.rates {rates}: need one or more rates from 0 to below 1")
-        self.rates, self.warmup, self.num_updates = rates, warmup, 0
-        self.networks = [copy.deepcopy(network).float().eval().requires_grad_(False) for _ in rates]
+        if not all(0 < width < WIDEST for width in profiles):
+            raise ValueError(f"ema.profiles {profiles}: need widths above 0 and below {WIDEST:.3f}")
+        self.rates, self.warmup, self.profiles, self.num_updates = rates, warmup, profiles, 0
+        self._kept = [partial(kept_of_rate, rate, warmup) for rate in rates]
+        self._kept += [partial(kept_of_profile, exponent(width)) for width in profiles]
+        self.networks = [copy.deepcopy(network).float().eval().requires_grad_(False) for _ in self._kept]
         self._averages = [(list(average.parameters()), list(average.buffers())) for average in self.networks]
         self._followed = list(network.parameters()), list(network.buffers())
 
@@ -33,9 +55,32 @@ class EMA:
         """Move the averages towards the present parameters of the network."""
         parameters, buffers = self._followed
         parameters = [p.float() for p in parameters]
-        for rate, (average, copies) in zip(self.rates, self._averages, strict=True):
-            kept = min(rate, (1 + self.num_updates) / (10 + self.num_updates)) if self.warmup else rate
-            torch._foreach_lerp_(average, parameters, 1 - kept)
+        for kept, (average, copies) in zip(self._kept, self._averages, strict=True):
+            torch._foreach_lerp_(average, parameters, 1 - kept(self.num_updates))
             for target, buffer in zip(copies, buffers, strict=True):
                 target.copy_(buffer)
         self.num_updates += 1
+
+
+def kept_of_rate(rate: float, warmup: bool, n: int) -> float:
+    """Share of an exponential average that update number n keeps."""
+    return min(rate, (1 + n) / (10 + n)) if warmup else rate
+
+
+def kept_of_profile(gamma: float, n: int) -> float:
+    """Share of a power average that update number n keeps: (1 - 1 / t)^(gamma + 1), t = n + 1."""
+    return (n / (n + 1)) ** (gamma + 1)
+
+
+def width(gamma: float) -> float:
+    """Standard deviation of the law (gamma + 1) tau^gamma on [0, 1]."""
+    return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
+
+
+def exponent(sigma_rel: float) -> float:
+    """The gamma >= 0 of a profile of this width: the inverse of ``width``, by bisection."""
+    low, high = 0.0, 1 / sigma_rel
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if width(middle) > sigma_rel else (low, middle)
+    return (low + high) / 2

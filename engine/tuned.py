@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from engine import checkpoint
+from engine import posthoc
 from engine.build import options
 from engine.errors import CheckpointError
 from samplers import Multistep, Step
@@ -28,18 +28,17 @@ def asked(config: ConfigDict, step: Step, found: Path, weights: str) -> dict[str
 
     Args:
         found: the checkpoint.
-        weights: ``ema`` or ``raw``.
+        weights: as --weights names them.
     Raises: ValueError for a step that has no coefficients, or adds noise.
     """
     if not isinstance(step, Multistep) or step.coordinates.eta:
         raise ValueError(f"{type(step).__name__} has no coefficients to tune, or adds noise; use --sampler adams")
-    meta = checkpoint.read_meta(found)
     return {
         **options(type(step), config.sample),
         "t_min": config.sample.t_min,
         "std": step.coordinates.std,
         "weights": weights,
-        "weights_sha256": meta["sha256"][checkpoint.weights_file(meta, weights)],
+        "weights_sha256": posthoc.digest(found, weights),
     }
 
 

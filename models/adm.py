@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from models.blocks import Block, Stage, Style, attend
 from models.embeddings import LabelEmbedding, Positional
-from models.layers import convolution, double, halve, zeroed
-from models.unet import indivisible
+from models.layers import ascend, check_image, convolution, descend, double, halve, zeroed
 
 
 class Conditioning(nn.Module):
@@ -63,12 +62,8 @@ class ADMEncoder(nn.Module):
         augment_dim: int,
     ):
         super().__init__()
-        if len(shape) != 3:
-            name = type(self).__name__.lower()
-            raise ValueError(f"the {name} network takes images of shape (C, H, W), not {tuple(shape)}; use unet or mlp")
         levels, sides = len(channel_mult), shape[1:]
-        if any(side % 2 ** (levels - 1) for side in sides):
-            raise ValueError(indivisible(shape, levels))
+        check_image(shape, levels, type(self).__name__.lower())
         self.style = Style(scale_shift, eps=norm_eps, group=norm_group, groups=norm_groups)
         self.heads, self.head_channels, self.dropout, self.resample_blocks = (
             heads,
@@ -107,9 +102,7 @@ class ADMEncoder(nn.Module):
     def encode(self, x: Tensor, c: Tensor) -> list[Tensor]:
         """What the stem and each block write, from the finest grid to the coarsest, and at last the middle."""
         written = [self.stem(x)]
-        for stage in self.encoder:
-            written.append(stage(written[-1], c))
-        h = written[-1]
+        h = descend(self.encoder, written[-1], c, written)
         for stage in self.middle:
             h = stage(h, c)
         return [*written, h]
@@ -211,8 +204,7 @@ class ADM(ADMEncoder):
         *written, h = self.encode(x, c)
         for level, stages in enumerate(self.decoder):
             h = self.ups[level - 1](h, c) if level else h
-            for stage in stages:
-                h = stage(torch.cat([h, written.pop()], dim=1), c)
+            h = ascend(stages, h, c, written)
         return self.output(h)
 
 

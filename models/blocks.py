@@ -112,6 +112,18 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
+def initialise(network: nn.Module) -> None:
+    """Uniform weights whose variance is 2 / (inputs + outputs); what ends a block's branch or attention is zero."""
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, (Block, SelfAttention)):
+            zeroed(module.conv2 if isinstance(module, Block) else module.output)
+
+
 class Stage(nn.Module):
     """A block, followed by attention with so many heads; none where there are 0."""
 

@@ -1,6 +1,7 @@
 """Layers for signals (B, C, L) and images (B, C, H, W) alike: the rank is given once, at construction."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,41 @@ def double(x: Tensor) -> Tensor:
 def beside(values: Tensor, x: Tensor) -> Tensor:
     """A number an example, shaped to be multiplied with x: (B,) becomes (B, 1, ..., 1)."""
     return values.reshape(len(values), *[1] * (x.ndim - 1))
+
+
+def descend(stages: Iterable[nn.Module], h: Tensor, c: Tensor, written: list[Tensor]) -> Tensor:
+    """One stage after the other; what each writes is kept at the end of ``written``."""
+    for stage in stages:
+        h = stage(h, c)
+        written.append(h)
+    return h
+
+
+def ascend(stages: Iterable[nn.Module], h: Tensor, c: Tensor, written: list[Tensor]) -> Tensor:
+    """One stage after the other; each also reads what was kept last, and takes it away."""
+    for stage in stages:
+        h = stage(torch.cat([h, written.pop()], dim=1), c)
+    return h
+
+
+def check_image(shape: tuple[int, ...], levels: int, name: str) -> None:
+    """Raises: ValueError unless shape is (C, H, W) with sides that so many levels divide."""
+    if len(shape) != 3:
+        raise ValueError(f"the {name} network takes images of shape (C, H, W), not {tuple(shape)}; use unet or mlp")
+    if any(side % 2 ** (levels - 1) for side in shape[1:]):
+        raise ValueError(f"{indivisible(shape, levels)}, or take the unet network with network.pad=True")
+
+
+def indivisible(shape: tuple[int, ...], levels: int) -> str:
+    """Say which sides the levels do not divide, and the nearest shapes that they would."""
+    channels, *sides = shape
+    multiple = 2 ** (levels - 1)
+    smaller = (channels, *(max(multiple, side - side % multiple) for side in sides))
+    larger = (channels, *(side + -side % multiple for side in sides))
+    return (
+        f"shape {tuple(shape)} does not divide by {multiple}, as {levels} levels need; "
+        f"the nearest shapes that do are {smaller} and {larger}"
+    )
 
 
 class FiLM(nn.Module):

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import beside, convolution, zeroed
-from models.ncsnpp import check_image
+from models.layers import beside, check_image, convolution, zeroed
 
 Norm = Callable[[int], nn.Module]
 """A normalisation of so many channels, called as ``norm(x, level)``."""

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import Block, SelfAttention, Stage, Style
+from models.blocks import Block, Stage, Style, initialise
 from models.embeddings import Fourier, LabelEmbedding, Positional
-from models.layers import beside, convolution, zeroed
+from models.layers import ascend, beside, check_image, convolution, descend, zeroed
 from models.resampling import FIR, Down, Up
 
 
@@ -110,10 +110,6 @@ class OutputStart(nn.Module):
 
     def forward(self, h: Tensor, pyramid: Tensor | None) -> tuple[Tensor, Tensor]:
         return h, self.conv(F.silu(self.norm(h)))
-
-
-ENDINGS = {Block: "conv2", SelfAttention: "output", OutputSkip: "conv"}
-"""Where a branch ends: what is zero at initialisation."""
 
 
 class Level(nn.Module):
@@ -272,7 +268,12 @@ class NCSNpp(nn.Module):
         self.skips = progressive == "output_skip"
         if not self.skips:
             self.norm, self.output = style.norm(current), convolution(2, current, data_channels)
-        self._initialise()
+        initialise(self)
+        for module in self.modules():
+            if isinstance(module, OutputSkip):
+                zeroed(module.conv)
+        if not self.skips:
+            zeroed(self.output)
 
     def forward(self, x: Tensor, noise: Tensor, keep: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         c = self.conditioning(noise, keep, label)
@@ -280,9 +281,7 @@ class NCSNpp(nn.Module):
         h = self.stem(pyramid)
         written = [h]
         for level in self.encoder:
-            for stage in level.stages:
-                h = stage(h, c)
-                written.append(h)
+            h = descend(level.stages, h, c, written)
             if level.change is not None:
                 h, pyramid = level.pyramid(level.change(h, c), pyramid)
                 written.append(h)
@@ -290,8 +289,7 @@ class NCSNpp(nn.Module):
             h = stage(h, c)
         pyramid = None
         for level in self.decoder:
-            for stage in level.stages:
-                h = stage(torch.cat([h, written.pop()], dim=1), c)
+            h = ascend(level.stages, h, c, written)
             h, pyramid = level.pyramid(h, pyramid)
             h = h if level.change is None else level.change(h, c)
         out = pyramid if self.skips else self.output(F.silu(self.norm(h)))
@@ -303,27 +301,3 @@ class NCSNpp(nn.Module):
             sigma_min, sigma_max, num_levels = self.ladder
             noise = sigma_max * torch.exp(noise * (math.log(sigma_min / sigma_max) / (num_levels - 1)))
         return noise
-
-    def _initialise(self) -> None:
-        """Uniform weights whose variance is 2 / (inputs + outputs); what ends a branch is zero."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if type(module) in ENDINGS:
-                zeroed(getattr(module, ENDINGS[type(module)]))
-        if not self.skips:
-            zeroed(self.output)
-
-
-def check_image(shape: tuple[int, ...], levels: int, name: str) -> None:
-    """Raises: ValueError unless shape is (C, H, W) with sides that so many levels divide."""
-    if len(shape) != 3:
-        raise ValueError(f"the {name} network takes images (C, H, W), not {tuple(shape)}; use the unet network")
-    multiple = 2 ** (levels - 1)
-    if any(side % multiple for side in shape[1:]):
-        raise ValueError(
-            f"shape {tuple(shape)} does not divide by {multiple}, as {levels} levels need; use fewer levels in "
-            "network.channel_mult, or the unet network with network.pad=True"
-        )

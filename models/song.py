@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import Block, SelfAttention, Stage, Style
+from models.blocks import Block, Stage, Style, initialise
 from models.embeddings import Fourier, LabelEmbedding, Positional
-from models.layers import convolution, zeroed
+from models.layers import ascend, check_image, convolution, descend, zeroed
 from models.resampling import FIR, Down
-from models.unet import indivisible
 
 STYLE = Style(scale_shift=False, gain=math.sqrt(0.5), eps=1e-6, group=4)
 
@@ -99,11 +98,8 @@ class Song(nn.Module):
         augment_dim: int = 0,
     ):
         super().__init__()
-        if len(shape) != 3:
-            raise ValueError(f"the song network takes images of shape (C, H, W), not {tuple(shape)}; use unet or mlp")
         levels, sides = len(channel_mult), shape[1:]
-        if any(side % 2 ** (levels - 1) for side in sides):
-            raise ValueError(indivisible(shape, levels))
+        check_image(shape, levels, "song")
         for what, name, known in (
             ("embedding", embedding, ("positional", "fourier")),
             ("encoder", encoder, ("standard", "skip", "residual")),
@@ -152,18 +148,7 @@ class Song(nn.Module):
             self.decoder.append(stages)
             if decoder == "skip" or level == 0:
                 self.writers.append(nn.Sequential(STYLE.norm(current), nn.SiLU(), convolution(2, current, outputs)))
-        self.initialise()
-
-    def initialise(self) -> None:
-        """Uniform weights whose variance is 2 / (inputs + outputs); what ends a branch is zero."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, (Block, SelfAttention)):
-                zeroed(module.conv2 if isinstance(module, Block) else module.output)
+        initialise(self)
         for writer in self.writers:
             zeroed(writer[2])
 
@@ -202,16 +187,13 @@ class Song(nn.Module):
                 if self.readers:
                     image, h = self.read_again(image, h, level)
                 written.append(h)
-            for stage in stages:
-                h = stage(h, c)
-                written.append(h)
+            h = descend(stages, h, c, written)
         for stage in self.middle:
             h = stage(h, c)
         output = None
         for level, stages in enumerate(self.decoder):
             h = self.ups[level - 1](h, c) if level else h
-            for stage in stages:
-                h = stage(torch.cat([h, written.pop()], dim=1), c)
+            h = ascend(stages, h, c, written)
             if len(self.writers) > 1:
                 output = self.writers[level](h) + (0 if output is None else self.fir.double(output))
         return self.writers[0](h) if output is None else output

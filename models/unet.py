@@ -1,11 +1,21 @@
 """The U-Net of the DDPM++ family, for signals and images."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.embeddings import Conditioning
-from models.layers import Attention, ResidualBlock, convolution, double, group_norm, halve, zeroed
+from models.layers import (
+    Attention,
+    ResidualBlock,
+    ascend,
+    convolution,
+    descend,
+    double,
+    group_norm,
+    halve,
+    indivisible,
+    zeroed,
+)
 
 
 class Encoder(nn.Module):
@@ -60,9 +70,7 @@ class Encoder(nn.Module):
         h, written = self.stem(F.pad(x, [n for missing in reversed(self.missing) for n in (0, missing)])), []
         for level, stages in enumerate(self.encoder):
             h = halve(h) if level else h
-            for stage in stages:
-                h = stage(h, c)
-                written.append(h)
+            h = descend(stages, h, c, written)
         return written
 
 
@@ -122,8 +130,7 @@ class UNet(Encoder):
             h = stage(h, c)
         for level, stages in enumerate(self.decoder):
             h = double(h) if level else h
-            for stage in stages:
-                h = stage(torch.cat([h, written.pop()], dim=1), c)
+            h = ascend(stages, h, c, written)
         return self.output(h)[(..., *(slice(side) for side in x.shape[2:]))]
 
 
@@ -137,15 +144,3 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         return self.attention(self.block(x, c))
-
-
-def indivisible(shape: tuple[int, ...], levels: int) -> str:
-    """Say which sides the levels do not divide, and the nearest shapes that they would."""
-    channels, *sides = shape
-    multiple = 2 ** (levels - 1)
-    smaller = (channels, *(max(multiple, side - side % multiple) for side in sides))
-    larger = (channels, *(side + -side % multiple for side in sides))
-    return (
-        f"shape {tuple(shape)} does not divide by {multiple}, as {levels} levels need; "
-        f"the nearest shapes that do are {smaller} and {larger}"
-    )

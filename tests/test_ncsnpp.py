@@ -212,7 +212,7 @@ def test_memory_format_and_precision():
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ((2,), {}, r"takes images \(C, H, W\)"),
+        ((2,), {}, r"takes images of shape \(C, H, W\)"),
         ((3, 10, 8), {}, "does not divide by 4, as 3 levels need"),
         ((3, 8, 8), {"blocks": "vit"}, "unknown blocks 'vit'; known: biggan, ddpm"),
         ((3, 8, 8), {"progressive": "sum"}, "unknown progressive 'sum'"),

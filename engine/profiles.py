@@ -1,0 +1,66 @@
+"""The held-out loss of every average that a checkpoint has or can be given: which --weights are best."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from engine import checkpoint, posthoc
+from engine.build import load_model, read_dataset
+from engine.config import Options
+from engine.files import replace, write_json
+from engine.held_out import HeldOut
+from engine.log import versions
+
+WIDTHS = tuple(round(width, 3) for width in np.geomspace(0.01, 0.25, 13).tolist())
+"""Widths of the profiles that are compared, beside those that training tracked."""
+
+
+def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+    """Print the loss of each; write losses.json and profiles.png below ``workdir``/profiles.
+
+    Raises: CheckpointError for a run without profiles, or a damaged file.
+    """
+    start = time.perf_counter()
+    experiment, _, found = load_model(config, workdir, options)
+    meta = checkpoint.read_meta(found)
+    profiles, left_out = [], []
+    for width in sorted({*WIDTHS, *meta.get("profiles", [])}):
+        name = f"{posthoc.PROFILE}{width:g}"
+        try:
+            posthoc.combination(found, name)
+        except ValueError:
+            left_out.append(width)
+        else:
+            profiles.append(name)
+    held_out, losses = HeldOut(config, experiment, read_dataset(config, options.split or "test")), {}
+    for weights in ("raw", *(name.removesuffix(".safetensors") for name in meta["ema"]), *profiles):
+        posthoc.load_weights(found, weights, experiment.network)
+        losses[weights] = held_out.losses(experiment.network)["held_out_loss"]
+        print(f"{weights:<12} {losses[weights]:.5f}")
+    if left_out:
+        print(f"the snapshots do not tell widths of {', '.join(f'{width:g}' for width in left_out)}")
+    best, folder = min(losses, key=losses.get), workdir / "profiles"
+    told = {"losses": losses, "checkpoint_step": meta["step"], "seconds": time.perf_counter() - start}
+    write_json(folder / "losses.json", {**told, "versions": versions()})
+    plot(folder / "profiles.png", losses)
+    print(f"least: --weights {best}; files are in {folder}")
+
+
+def plot(path: Path, losses: dict[str, float]) -> None:
+    """The loss over the width of the profile, with those of the rates as horizontal lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    points = {float(name.removeprefix(posthoc.PROFILE)): loss for name, loss in losses.items() if ":" in name}
+    axes.semilogx(points.keys(), points.values(), "o-", label="profiles")
+    others = [name for name in losses if ":" not in name]
+    for k, name in enumerate(others, 1):
+        axes.axhline(losses[name], color=f"C{k}", linestyle="--", label=name)
+    axes.set(xlabel="width of the profile, relative to the length of training", ylabel="held-out loss")
+    axes.set_xticks(list(points), [f"{width:g}" for width in points], rotation=60)
+    axes.minorticks_off()
+    axes.legend()
+    replace(path, lambda file: figure.savefig(file, format="png"))
