@@ -1,7 +1,7 @@
 """Labels and guidance of a command: from a run's denoiser to the one that samples are drawn by.
 
 What the section ``guidance`` names is put together in one order: the label and its scale, the weaker run, the
-classifier, the levels between which all of this acts, the threshold.
+classifier, the pair of encoders, the levels between which all of this acts, the threshold.
 """
 
 import functools
@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from engine.build import Experiment, load, load_model, pick
-from engine.config import Options, stored
+from engine.config import Options
+from engine.encoders import Lean, make_lean
+from engine.related import check_data, check_noise, recipe_of
 from samplers import autoguidance, classifier, classifier_free, dynamic_threshold, static_threshold, within
 from samplers.guidance import Guided
 from sde_lib import Classifier, Denoiser, Each, transport
@@ -44,6 +46,7 @@ class Guide:
         self.conditional = config.network.get("num_classes", 0) > 0
         self.weaker = self._weaker(Path(self.settings.weaker)) if self.settings.weaker else None
         self.classify = self._classifier(Path(self.settings.classifier)) if self.settings.classifier else None
+        self.towards = self._towards()
         self.num_classes = self.classify.num_classes if self.classify else config.network.get("num_classes", 0)
         self.label = self._label(config.sample.label or (ALL if self.classify else ""), workdir)
         self._check_scale(workdir)
@@ -69,6 +72,10 @@ class Guide:
             "weaker": self.weaker,
             "classifier_scale": self.classify,
             "classifier": self.classify,
+            "encoder_scale": self.towards,
+            "encoder": self.towards,
+            "text": self.towards and settings.text,
+            "image": self.towards and settings.image,
             "quantile": settings.threshold == "dynamic",
             "threshold": settings.threshold != "none",
         }
@@ -82,7 +89,7 @@ class Guide:
     @property
     def leans(self) -> bool:
         """Whether anything but the label moves the estimates."""
-        return self.settings.scale != 1 or self.weaker is not None or self.classify is not None
+        return self.settings.scale != 1 or any((self.weaker, self.classify, self.towards))
 
     def labels(self, numbers: Tensor) -> Tensor | None:
         """The labels of the examples of these numbers (B,), int64; None without any."""
@@ -106,9 +113,27 @@ class Guide:
             guided = autoguidance(guided, functools.partial(self.weaker, **cond), settings.weaker_scale)
         if self.classify:
             guided = classifier(guided, sde, self.classify.log_prob(labels), settings.classifier_scale)
+        if self.towards:
+            guided = self.towards(guided)
         if self.leans:
             guided = within(guided, plain, sde, settings.low, settings.high)
         return self.limit(guided)
+
+    def _towards(self) -> Lean | None:
+        """Towards a text or an image.
+
+        Raises: ValueError for one of them without an encoder.
+        """
+        settings = self.settings
+        if settings.encoder:
+            return make_lean(self.config, self.experiment)
+        for key in ("text", "image"):
+            if settings[key]:
+                raise ValueError(
+                    f"guidance.{key} {settings[key]!r} needs a guidance.encoder: train one with --config clip, or give "
+                    "the folder of a CLIPModel"
+                )
+        return None
 
     def _label(self, text: str, workdir: Path) -> int | str | None:
         """The label of that text: ``ALL``, a number, or None for an empty one."""
@@ -155,31 +180,8 @@ class Guide:
         if not isinstance(classify, Classifier):
             raise ValueError(f"guidance.classifier {folder} is no classifier; train one with --config classifier")
         check_data("guidance.classifier", folder, theirs, self.experiment)
-        if recipe.sde.to_dict() != self.config.sde.to_dict():
-            raise ValueError(
-                f"guidance.classifier {folder} knows the noise of {recipe.sde.name}, not that of this run's "
-                f"{self.config.sde.name}; train one with --config classifier --config.sde.name={self.config.sde.name}"
-            )
+        check_noise("guidance.classifier", folder, recipe, self.config, "classifier")
         classes = self.config.network.get("num_classes", 0)
         if classes not in (0, classify.num_classes):
             raise ValueError(f"guidance.classifier {folder} knows {classify.num_classes} classes, this run {classes}")
         return classify
-
-
-def recipe_of(folder: Path, config: ConfigDict) -> ConfigDict:
-    """The config of another run, to be computed where this command is.
-
-    Raises: CheckpointError if there is no run.
-    """
-    recipe = stored(folder)
-    recipe.device, recipe.threads = config.device, config.threads
-    return recipe
-
-
-def check_data(key: str, folder: Path, theirs: Experiment, ours: Experiment) -> None:
-    """Raises: ValueError if the run in ``folder``, which ``key`` names, does not know examples encoded as ours are."""
-    known, needed = (
-        f"data of shape {e.facts.shape} in {e.facts.levels} levels from {e.low:g} up" for e in (theirs, ours)
-    )
-    if known != needed:
-        raise ValueError(f"{key} {folder} knows {known}, this run {needed}; train one on these data")

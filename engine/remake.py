@@ -10,8 +10,8 @@ from torch import Tensor
 from engine.build import Experiment, check_flow, load
 from engine.config import Options
 from engine.examples import Made, check_finite, read_given
-from engine.guide import check_data, recipe_of
 from engine.log import Progress
+from engine.related import check_data, recipe_of
 from engine.restore import read_mask
 from engine.sample import GRID_FILE, chosen, make_step, make_times, numbered
 from samplers import Noise, masked, replacement, sdedit, translate

@@ -5,10 +5,11 @@ method samples examples that would be measured so. What is known without noise i
 method.
 """
 
+import functools
+import itertools
 import math
 import runpy
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ from samplers import (
     replacement,
     resampled,
     sample,
+    trajectory,
 )
 from samplers.constraints import Projector
 from samplers.guidance import Guided
@@ -181,6 +183,9 @@ class Problem(NamedTuple):
 def by_replacement(problem: Problem, denoise: Guided) -> Tensor:
     """The known part put in at every move; with ``edit.repeats``, moves are gone again (RePaint).
 
+    With ``edit.noisy_mean`` what comes back is the last noisy state with the mean of the known part, as score_sde has
+    it, and the noise of t_min stays in the rest.
+
     Raises: ValueError where what is known is no part of the example.
     """
     config, experiment, known, settings = *problem[:3], problem.config.edit
@@ -189,7 +194,12 @@ def by_replacement(problem: Problem, denoise: Guided) -> Tensor:
     constrain = replacement(problem.x, known.project, problem.draw)
     step, times = make_step(config, experiment, constrain=constrain), make_times(config, experiment)
     times = resampled(times, settings.jump, settings.repeats)
-    return sample(step, denoise, problem.latents, times, problem.draw, constrain)
+    if not settings.noisy_mean:
+        return sample(step, denoise, problem.latents, times, problem.draw, constrain)
+    noisy = times[experiment.sde.sigma(times) > 0]
+    states = trajectory(step, denoise, problem.latents, noisy, problem.draw, constrain)
+    last = functools.reduce(lambda _, x: x, itertools.islice(states, len(noisy) - 1), problem.latents)
+    return constrain(last, experiment.sde.at(noisy[-1].item()).alpha, 0.0)
 
 
 def by_pigdm(problem: Problem, denoise: Guided) -> Tensor:
@@ -259,4 +269,4 @@ def restore(
     return Made(found, {**seen, "restored": found, "input": x}, told)
 
 
-RESTORATIONS = {name: partial(restore, name) for name in TASKS}
+RESTORATIONS = {name: functools.partial(restore, name) for name in TASKS}

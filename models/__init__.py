@@ -5,6 +5,7 @@ is a network too, ``(x, noise) -> logits``.
 """
 
 from models.adm import ADM, ADMClassifier
+from models.captioned import Captioned
 from models.classifier import Classifier
 from models.ddpm import DDPM
 from models.dit import DiT
@@ -18,6 +19,7 @@ NETWORKS = {
     "unet": UNet,
     "mlp": MLP,
     "classifier": Classifier,
+    "captioned": Captioned,
     "ddpm": DDPM,
     "ncsnpp": NCSNpp,
     "ncsn": NCSN,
@@ -28,7 +30,7 @@ NETWORKS = {
     "dit": DiT,
 }
 
-CLASSIFIERS = (Classifier, ADMClassifier)
+CLASSIFIERS = (Classifier, ADMClassifier, Captioned)
 """Networks that answer with logits."""
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "NCSN",
     "NETWORKS",
     "ADMClassifier",
+    "Captioned",
     "Classifier",
     "DiT",
     "NCSNpp",

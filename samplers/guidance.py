@@ -2,11 +2,13 @@
 
 What they give is a denoiser again, so they go into each other, and conditions pass through all of them. Two multiply
 the score of the condition, grad log p(y | x_t), by a scale: 0 ignores the condition, 1 samples p(x_0 | y) if the
-denoisers are right, more than 1 sharpens it beyond any law of x_0 and trades variety for fidelity.
+denoisers are right, more than 1 sharpens it beyond any law of x_0 and trades variety for fidelity. Two more take what
+encoders find alike for log p(y | x_t).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -61,13 +63,61 @@ def classifier(denoise: Denoiser, sde: SDE, log_prob: Callable[[Tensor, Time], T
     """
 
     def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
-        deeper = torch.is_grad_enabled() and x.requires_grad
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = x if deeper else x.detach().clone().requires_grad_()
+        with _differentiable(x) as (leaf, deeper):
             gradient = torch.autograd.grad(log_prob(leaf, t).sum(), leaf, create_graph=deeper)[0]
         alpha, sigma, _ = sde.at(t)
         x0, variance = denoise(x, t, **cond)
         return Prediction(x0 + scale * sigma**2 / alpha * gradient, variance)
+
+    return guided
+
+
+def embedding_guidance(
+    denoise: Denoiser, sde: SDE, encode: Callable[[Tensor, Time], Tensor], target: Tensor, scale: float
+) -> Guided:
+    """Guidance towards what a pair of encoders finds alike, by an encoder of noisy states.
+
+        x0 = x0(x) + scale sigma^2 / alpha grad <f(x_t, t), g>
+
+    The dot product is taken for a log-probability; of a pair trained by contrast it is that of the target given the
+    state, up to what all targets share.
+
+    Args:
+        encode: f, (x, t) -> (B, D), differentiable; one that ignores t is the same at every noise level.
+        target: g, the embedding of a text or of another image, in the scale of the pair's logits.
+        scale: of the gradient; below 0 it leans away from the target.
+    Shapes: target (B, D) or (1, D).
+    Reference: Nichol et al., "GLIDE", 2021, section 2.4. arXiv:2112.10741
+    """
+    return classifier(denoise, sde, lambda x, t: (encode(x, t) * target).sum(1), scale)
+
+
+def clean_embedding_guidance(
+    denoise: Denoiser, sde: SDE, encode: Callable[[Tensor], Tensor], target: Tensor, scale: float
+) -> Guided:
+    """As ``embedding_guidance``, by an encoder that has only seen clean data: it is shown the estimate of them.
+
+        x0 = x0(x) + scale sigma^2 / alpha grad_x <f(x0(x_t)), g>
+
+    The gradient goes through the denoiser, whose Jacobian, alpha / sigma^2 times the covariance of x_0 given x_t, turns
+    it to where data can go. So for Gaussian data and a linear encoder the flow ends in p(x_0) exp(scale <f(x_0), g>),
+    exactly; with the gradient stopped there it would not. One evaluation, and one vector-Jacobian product.
+
+    Args:
+        encode: f, x_0 -> (B, D), differentiable.
+        target, scale: as ``embedding_guidance``.
+    References: Nichol et al., 2021, section 2.4; Bansal et al., "Universal Guidance for Diffusion Models", 2023,
+        section 3.1, for estimates. arXiv:2302.07121
+    """
+
+    def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        with _differentiable(x) as (leaf, deeper):
+            x0, variance = denoise(leaf, t, **cond)
+            alike = (encode(x0) * target).sum()
+            gradient = torch.autograd.grad(alike, leaf, create_graph=deeper)[0]
+        alpha, sigma, _ = sde.at(t)
+        found = Prediction(x0 + scale * sigma**2 / alpha * gradient, variance)
+        return found if deeper else Prediction(*(None if part is None else part.detach() for part in found))
 
     return guided
 
@@ -167,6 +217,14 @@ def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995, low: float = -
         return Prediction(middle + half * (u.clamp(-bound, bound) / bound), variance)
 
     return clipped
+
+
+@contextmanager
+def _differentiable(x: Tensor) -> Iterator[tuple[Tensor, bool]]:
+    """Gradients on: x itself and True for whoever differentiates x already, else a leaf in its stead and False."""
+    deeper = torch.is_grad_enabled() and x.requires_grad
+    with torch.inference_mode(False), torch.enable_grad():
+        yield (x if deeper else x.detach().clone().requires_grad_()), deeper
 
 
 def _twice(value: Time) -> Time:

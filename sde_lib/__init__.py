@@ -8,6 +8,7 @@ from collections.abc import Callable
 from sde_lib.bound import Bound, Hybrid, VariationalBound, diffusion_bound, prior_term, variational_bound
 from sde_lib.classifier import Classification, Classifier
 from sde_lib.consistency import ConsistencyDistillation, ConsistencyModel, ConsistencyTraining, transport
+from sde_lib.contrastive import Contrastive, Pair
 from sde_lib.denoiser import (
     CHAIN_PARAMETERIZATIONS,
     INPUTS,
@@ -61,6 +62,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sliced": Sliced,
     "sliced_vr": SlicedVR,
     "classification": Classification,
+    "contrastive": Contrastive,
 }
 """The name of what is trained, to the loss."""
 
@@ -89,6 +91,7 @@ __all__ = [
     "ConsistencyDistillation",
     "ConsistencyModel",
     "ConsistencyTraining",
+    "Contrastive",
     "CosineSDE",
     "Denoiser",
     "Denoising",
@@ -110,6 +113,7 @@ __all__ = [
     "NonFiniteError",
     "NotConvergedError",
     "Objective",
+    "Pair",
     "Prediction",
     "RectifiedSDE",
     "SigmoidSDE",

@@ -78,6 +78,9 @@ class TimeLaw(ABC):
     def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
         """Times and their corrections, shaped as u."""
 
+    learns = False
+    """Whether ``observe`` changes the law."""
+
     def observe(self, sde: SDE, t: Tensor, loss: Tensor) -> None:  # noqa: B027, most laws learn nothing
         """Take note of the losses (B,), without correction, at times t (B, 1, ..., 1)."""
 
@@ -115,6 +118,8 @@ class LossAware(TimeLaw):
     """
 
     uniform_part = 1e-3
+
+    learns = True
 
     def __init__(self, bins: int = 100, history: int = 10) -> None:
         if bins < 1 or history < 1:
@@ -169,6 +174,8 @@ class Learned(TimeLaw):
     Reference: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, section 5.1, appendix I.
         arXiv:2107.00630
     """
+
+    learns = True
 
     def __init__(self, learning_rate: float = 0.01, num_sigmoids: int = 32) -> None:
         self.schedule = MonotoneSchedule(0.0, 1.0, num_sigmoids)  # of the share of the process's range of log-SNR

@@ -24,10 +24,16 @@ class Objective(ABC):
         model: what stands between the network and the loss: a class of ``(network, sde, ...)``, its options filled by
             name from the section ``denoiser`` of a config.
         generates: whether the model is a denoiser, so that a run can be sampled.
+        reads: whether the network has to know texts.
+        compares: whether the loss of an example depends on the others of its batch.
+        differentiates: whether it takes derivatives of the network by its input.
     """
 
     model: Callable = Denoiser
     generates: bool = True
+    reads: bool = False
+    compares: bool = False
+    differentiates: bool = False
 
     def __init__(self, sde: SDE) -> None:
         self.sde = sde

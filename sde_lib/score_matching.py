@@ -44,6 +44,8 @@ class Implicit(Objective):
     Reference: Hyvarinen, "Estimation of Non-Normalized Statistical Models by Score Matching", 2005, eq. 4, times 2.
     """
 
+    differentiates = True
+
     def __init__(self, sde: SDE, weight: Weight) -> None:
         super().__init__(sde)
         self.weight = weight

@@ -18,7 +18,7 @@ from engine.guide import Guide
 from engine.held_out import HeldOut
 from engine.randomness import kept
 from engine.sample import draw, draw_pairs, make_step, make_times
-from engine.train import Trainer
+from engine.trainer import Trainer
 from samplers import GRIDS, STEPS
 
 SMALL = {

@@ -12,8 +12,8 @@ import sde_lib
 from engine.build import DataFacts, build, load, read_dataset
 from engine.config import Options, stored
 from engine.config import load as load_config
-from engine.restore import METHODS, TASKS, read_mask
-from samplers import GRIDS, Ancestral, Noise, block_means, replacement, resampled, sample
+from engine.restore import METHODS, TASKS, Problem, read_mask
+from samplers import GRIDS, STEPS, Ancestral, Noise, block_means, replacement, resampled, sample, trajectory
 
 NUM = 4
 WORDS = ("--steps=3", f"--config.edit.num_examples={NUM}", "--config.edit.mask=2,3,4,2")
@@ -400,3 +400,58 @@ def test_restorations_take_guidance(method, digits, restored):
     assert torch.equal(plain, alone)
     assert not torch.equal(plain, leaned)
     assert manifest["guidance"].items() >= {"weaker": str(digits), "weaker_scale": 3.0}.items()
+
+
+# --- the end of score_sde ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["inpaint", "superres"])
+def test_the_noisy_mean_of_the_reference(task, digits):
+    """By hand: the last noisy state, whose known part is alpha times the example; off by default."""
+    config = stored(digits)
+    config.edit.mask, config.edit.method = "2,3,4,2", "replacement"
+    config.sample.sampler, config.sample.steps, config.sample.grid = "pc", 4, "uniform"
+    experiment, denoise, _ = load(config, digits, Options())
+    known, seeds, sde = TASKS[task](config, experiment), torch.arange(3), experiment.sde
+    x = experiment.codec.encode(given(digits, 3))
+
+    def restored_by(noisy_mean):
+        config.edit.noisy_mean = noisy_mean
+        draw = Noise(seeds)
+        latents = sde.prior_std * draw(x)
+        with torch.no_grad():
+            return METHODS["replacement"](
+                Problem(config, experiment, known, x, known.measure(x), latents, draw), denoise
+            )
+
+    draw = Noise(seeds)
+    latents, constrain = sde.prior_std * draw(x), replacement(x, known.project, draw)
+    step, times = STEPS["pc"](sde, constrain=constrain), GRIDS["uniform"](sde, 4, None, config.sample.t_min)
+    with torch.no_grad():
+        *_, last, data = trajectory(step, denoise, latents, times, draw, constrain)
+    end = sde.at(times[-1].item())
+    assert torch.equal(restored_by(True), constrain(last, end.alpha, 0.0))
+    assert torch.equal(restored_by(False), data)
+    torch.testing.assert_close(known.project(restored_by(True)), end.alpha * known.project(x))
+    rest = restored_by(True) - data
+    rest = rest - known.project(rest)
+    assert rest.abs().max() > 0.05 * end.sigma
+
+
+def test_known_pixels_are_those_of_the_input_with_a_noisy_mean(digits, restored):
+    words = ("--config.edit.method=replacement", "--sampler=ancestral")
+    noisy, manifest = restored(digits, "inpaint", *words, "--config.edit.noisy_mean=true", "--steps=12")
+    assert torch.equal(noisy[..., ~inside()], given(digits)[..., ~inside()])
+    assert manifest["options"]["noisy_mean"] is True
+    denoised, _ = restored(digits, "inpaint", *words, "--steps=12")
+    assert manifest["nfe"] == 12
+    assert noisy.shape == denoised.shape
+
+
+def test_a_noisy_mean_of_a_grid_that_ends_at_the_data(digits, restored):
+    """Its last move is the denoising, which is left out; with no other move the start comes back."""
+    words = ("--config.edit.method=replacement", "--sampler=ddim", "--config.edit.noisy_mean=true")
+    for steps in (1, 3):
+        found, manifest = restored(digits, "inpaint", *words, "--config.sample.grid=edm", f"--steps={steps}")
+        assert manifest["nfe"] == steps - 1
+        assert torch.equal(found[..., ~inside()], given(digits)[..., ~inside()])

@@ -1,0 +1,93 @@
+"""What ``guidance.encoder`` names: two encoders in one space, and the text or image that samples lean towards."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+
+from data import DataError
+from engine.build import Experiment, load_model
+from engine.config import Options
+from engine.examples import read_input
+from engine.related import check_data, check_noise, recipe_of
+from models.clip import Clip
+from samplers import clean_embedding_guidance, embedding_guidance
+from samplers.guidance import Guided
+from sde_lib import Pair
+
+Lean = Callable[[Guided], Guided]
+"""From a denoiser to one that leans towards the target."""
+
+
+def make_lean(config: ConfigDict, experiment: Experiment) -> Lean:
+    """Towards ``guidance.text``, or what ``guidance.image`` shows, by ``guidance.encoder``.
+
+    Raises: ValueError for an encoder without a target or of other data, or a text that it cannot read; CheckpointError,
+        DataError or ForeignError for files that are missing or damaged.
+    """
+    settings, folder = config.guidance, Path(config.guidance.encoder)
+    if bool(settings.text) == bool(settings.image):
+        what = "both are" if settings.text else "neither is"
+        raise ValueError(f"guidance.encoder leans towards guidance.text or guidance.image, and {what} given")
+    return (by_clip if is_clip(folder) else by_pair)(config, experiment, folder)
+
+
+def is_clip(folder: Path) -> bool:
+    """Whether a folder was written by transformers, whose config.json names the type of a model."""
+    try:
+        found = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and "model_type" in found
+
+
+def by_pair(config: ConfigDict, experiment: Experiment, folder: Path) -> Lean:
+    """By a run of ``--config clip``, which knows noisy states."""
+    recipe = recipe_of(folder, config)
+    theirs, pair, _ = load_model(recipe, folder, Options())
+    if not isinstance(pair, Pair):
+        raise ValueError(f"guidance.encoder {folder} is no pair of encoders; train one with --config clip")
+    check_data("guidance.encoder", folder, theirs, experiment)
+    check_noise("guidance.encoder", folder, recipe, config, "clip")
+    with torch.no_grad():
+        if config.guidance.text:
+            target = pair.aim(pair.network.tokens(config.guidance.text))
+        else:
+            target = pair.network.sharpness() * pair.embed(shown(config, experiment), experiment.sde.t_min)
+    return lambda denoise: embedding_guidance(
+        denoise, experiment.sde, pair.embed, target, config.guidance.encoder_scale
+    )
+
+
+def by_clip(config: ConfigDict, experiment: Experiment, folder: Path) -> Lean:
+    """By a CLIPModel of transformers, which is shown the estimate of the data.
+
+    Raises: ValueError for data that are no pictures.
+    """
+    facts = experiment.facts
+    if not facts.levels or len(facts.shape) != 3 or facts.shape[0] not in (1, 3):
+        raise ValueError(f"guidance.encoder {folder} sees pictures, and the run has examples of shape {facts.shape}")
+    clip = Clip.load(folder, experiment.device, experiment.low)
+    with torch.no_grad():
+        aim = clip.text(config.guidance.text) if config.guidance.text else clip.image(shown(config, experiment))
+    target = clip.sharpness * aim
+    return lambda denoise: clean_embedding_guidance(
+        denoise, experiment.sde, clip.image, target, config.guidance.encoder_scale
+    )
+
+
+def shown(config: ConfigDict, experiment: Experiment) -> torch.Tensor:
+    """The example of ``guidance.image``, encoded, (1, *).
+
+    Raises: DataError for a file that is missing, damaged or empty; ValueError for more than one example, or of another
+        form.
+    """
+    path = Path(config.guidance.image)
+    found = read_input(path, experiment.facts)
+    if len(found) == 0:
+        raise DataError(f"{path} holds no example: check guidance.image")
+    if len(found) > 1:
+        raise ValueError(f"guidance.image {path} holds {len(found)} examples: give one alone")
+    return experiment.codec.encode(found).to(experiment.device)

@@ -1,0 +1,118 @@
+"""Two encoders in one space: of noisy images, and of captions made of the names of their classes."""
+
+import math
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.classifier import Classifier
+
+SHARPEST = 100.0
+"""Largest inverse temperature, as published."""
+
+
+class Captioned(nn.Module):
+    """The trunk of the classifier beside the mean of word vectors, each with a last layer into the same space.
+
+    A caption is one of the templates with one of the names of a class; a text is any sequence of their words. Words
+    count, their order does not.
+
+    Args:
+        shape, channels, channel_mult, num_blocks, attention, dropout, pad: as of ``Classifier``.
+        num_classes: number of classes, as many as names.
+        names: what each class is called, alternatives between bars.
+        templates: captions with {} for the name.
+        dimensions: of the space.
+    Shapes: x (B, *shape), log_snr (B,); returns (B, num_classes), dot products with what is said of each class, or with
+        label int64 (N,) and u (N,) those with a caption of each, (B, N), which of them by a number in [0, 1).
+    Raises: ValueError unless each class has a name and each template a place for it.
+    Reference: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, section
+        2.4. arXiv:2103.00020
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int = 16,
+        channel_mult: tuple[int, ...] = (1, 2),
+        num_blocks: int = 1,
+        attention: tuple[int, ...] = (),
+        dropout: float = 0.1,
+        num_classes: int = 2,
+        pad: bool = False,
+        names: tuple[str, ...] = ("cat|kitten", "dog|puppy"),
+        templates: tuple[str, ...] = ("{}", "a {}"),
+        dimensions: int = 32,
+    ):
+        super().__init__()
+        if len(names) != num_classes:
+            raise ValueError(f"network.names has {len(names)} classes, network.num_classes is {num_classes}")
+        if not templates or any("{}" not in template for template in templates):
+            raise ValueError(f"network.templates {templates}: need captions with {{}} where the name of a class stands")
+        self.num_classes = num_classes
+        self.pictures = Classifier(shape, channels, channel_mult, num_blocks, attention, dropout, dimensions, pad)
+        self.pictures.output.reset_parameters()  # a zero has no direction
+        captions = [
+            [template.replace("{}", name).split() for template, name in product(templates, alternatives.split("|"))]
+            for alternatives in names
+        ]
+        self.words = sorted({word for said in captions for caption in said for word in caption})
+        longest = max(len(caption) for said in captions for caption in said)
+        self.register_buffer("captions", self._table(captions, longest), persistent=False)
+        self.register_buffer("num_captions", torch.tensor([len(said) for said in captions]), persistent=False)
+        self.vectors = nn.Embedding(len(self.words) + 1, 2 * dimensions, padding_idx=0)
+        self.sentence = nn.Sequential(
+            nn.Linear(2 * dimensions, 2 * dimensions), nn.SiLU(), nn.Linear(2 * dimensions, dimensions)
+        )
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def tokens(self, text: str) -> Tensor:
+        """The words of a text by number, (1, words).
+
+        Raises: ValueError for a text without words, or with a word that no caption has.
+        """
+        said = text.lower().split()
+        unknown = [word for word in said if word not in self.words]
+        if not said or unknown:
+            what = f"knows no word {unknown[0]!r}" if unknown else "needs a word at least"
+            raise ValueError(f"the text encoder {what}; its words are {', '.join(self.words)}")
+        return self._table([[said]], len(said))[0].to(self.captions.device)
+
+    def image(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        """Unit vectors of images, (B, dimensions)."""
+        return F.normalize(self.pictures(x, log_snr), dim=1)
+
+    features = image
+
+    def text(self, tokens: Tensor) -> Tensor:
+        """Unit vectors of texts, int64 (*, words) with 0 where there is none; (*, dimensions)."""
+        mean = self.vectors(tokens).sum(-2) / (tokens > 0).sum(-1, keepdim=True).clamp_min(1)
+        return F.normalize(self.sentence(mean), dim=-1)
+
+    def sharpness(self) -> Tensor:
+        """The inverse temperature of dot products."""
+        return self.log_sharpness.exp().clamp_max(SHARPEST)
+
+    def output(self, vectors: Tensor) -> Tensor:
+        """Logits of unit vectors (B, dimensions): dot products with the mean direction of each class's captions."""
+        there = torch.arange(self.captions.shape[1], device=self.captions.device) < self.num_captions[:, None]
+        said = self.text(self.captions) * there[..., None]
+        return self.sharpness() * vectors @ F.normalize(said.sum(1), dim=1).mT
+
+    def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None, u: Tensor | None = None) -> Tensor:
+        vectors = self.image(x, log_snr)
+        if label is None:
+            return self.output(vectors)
+        num = self.num_captions[label]
+        which = (u * num).long().clamp_max(num - 1)
+        return self.sharpness() * vectors @ self.text(self.captions[label, which]).mT
+
+    def _table(self, captions: list[list[list[str]]], longest: int) -> Tensor:
+        """Words by number from 1, (classes, captions, longest); 0 beyond the last."""
+        table = torch.zeros(len(captions), max(map(len, captions)), longest, dtype=torch.int64)
+        for k, said in enumerate(captions):
+            for j, caption in enumerate(said):
+                table[k, j, : len(caption)] = torch.tensor([1 + self.words.index(word) for word in caption])
+        return table
