@@ -14,6 +14,7 @@ examples:
   python run.py --config vpsde --mode evaluate --sampler heun           samples beside real digits, by a classifier
   python run.py --config conditional --mode sample --label 3            threes, by a run that knows labels
   python run.py --config conditional --mode sweep                       what guidance gains, scale by scale
+  python run.py --config vpsde --mode profiles                          the held-out loss of each average of the weights
   python run.py --config vpsde --mode edit --task superres              held-out digits from their coarse pixels
   python run.py --config vpsde --mode edit --task interpolate           paths between two held-out digits
   python run.py --config vpsde --mode edit --task encode                held-out digits to their latents, and back
@@ -27,12 +28,13 @@ examples:
 
 exit status:
   0 done; 1 unexpected, or a check of the selftest failed; 2 wrong usage or config; 3 data, checkpoint or disk;
-  4 numbers that are not finite; 5 a solver did not converge; 130 interrupted
+  4 numbers that are not finite; 5 a solver did not converge; 130 interrupted, 143 terminated
 """
 
 import dataclasses
 import functools
 import importlib
+import re
 import sys
 import textwrap
 import traceback
@@ -52,6 +54,7 @@ MODES = {
     "bound": "engine.bound",
     "evaluate": "engine.evaluate",
     "sweep": "engine.sweep",
+    "profiles": "engine.profiles",
     "edit": "engine.edit",
     "data": "engine.inspect",
     "import": "engine.importing",
@@ -62,6 +65,12 @@ MODES = {
 
 ALONE = {"selftest": "default", "import": "cifar10"}
 """Modes that start from no run, and the config that they take where none is named."""
+
+WEIGHTS = re.compile(r"ema|raw|ema[-:]\d*\.?\d+(e-?\d+)?")
+"""What --weights names."""
+
+SHARED = {"train", "sample", "evaluate", "likelihood", "bound"}
+"""Modes whose work the processes of torchrun share; of the others the first process does all."""
 
 DRAWING = {"sample", "evaluate"}
 """Modes that draw samples, and may tune the sampler first."""
@@ -99,7 +108,9 @@ def define_flags() -> flags.FlagValues:
     text("label", None, "class to draw: a number, or all (default: sample.label of the config)")
     number("seed", None, "of everything random (default: seed of the config)", lower_bound=0)
     text("device", None, "auto | cpu | cuda | mps ... (default: device of the config)")
-    choice("weights", Options.weights, ["ema", "raw"], "averaged weights or those of the last step")
+    text("weights", Options.weights, "ema | raw | ema-RATE | ema:WIDTH, averaged weights or those of the last step")
+    must = "must be <ema|raw>, ema-0.999 for the average of that rate, or ema:0.05 for the profile of that width"
+    flags.register_validator("weights", WEIGHTS.fullmatch, must, flag_values=values)
     choice("split", None, ["train", "test"], "which examples to take (default: by the mode)")
     choice("tune", None, ["grid"], "first fit times and coefficients of the sampler to the run, as --mode tune")
     text(
@@ -169,12 +180,19 @@ def run(argv: Sequence[str]) -> None:
     else:
         config, workdir = resolve(values.config, values.workdir, changes, values.mode)
     if values.mode == "import":
+        if options.weights not in ("ema", "raw"):
+            raise ValueError(f"--weights {options.weights}: a source holds ema or raw")
         options = dataclasses.replace(options, overrides=tuple(changes))
     elif values.mode in ALONE:
         override(config, changes)
+    ranks = importlib.import_module("engine.ranks")  # late: it brings torch
+    if values.mode not in SHARED and ranks.leave_to_first():
+        return
     try:
         if values.tune:
-            importlib.import_module(MODES["tune"]).run(config, workdir, options)
+            if ranks.rank() == 0:
+                importlib.import_module(MODES["tune"]).run(config, workdir, options)
+            ranks.wait_for_all()
         importlib.import_module(MODES[values.mode]).run(config, workdir, options)
     except OSError as error:
         if error.filename is not None:
@@ -194,7 +212,7 @@ def main(argv: Sequence[str]) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in argv:
             traceback.print_exc()
-        print(describe(error), file=sys.stderr)
+        print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in describe(error)), file=sys.stderr)
         return exit_status(error)
 
 

@@ -152,6 +152,31 @@ CHOICES = {
             "num_classes": 10,  # as many as the data have
             "pad": False,  # pad data whose sides the levels do not divide
         },
+        "captioned": {
+            "channels": 16,  # at the highest resolution
+            "channel_mult": (1, 2),  # channels of each level, in multiples of ``channels``; each level halves the sides
+            "num_blocks": 1,  # residual blocks a level
+            "attention": (),  # resolutions that attend, in pixels, such as (16,)
+            "dropout": 0.1,  # probability in [0, 1)
+            "num_classes": 10,  # as many as the data have
+            "pad": False,  # pad data whose sides the levels do not divide
+            # what each class is called in captions, alternatives between bars
+            "names": (
+                "zero|0",
+                "one|1",
+                "two|2",
+                "three|3",
+                "four|4",
+                "five|5",
+                "six|6",
+                "seven|7",
+                "eight|8",
+                "nine|9",
+            ),
+            # captions, with {} for the name
+            "templates": ("{}", "a {}", "the digit {}", "the number {}", "number {}", "a handwritten {}"),
+            "dimensions": 32,  # of the space of embeddings
+        },
         "adm": {
             "channels": 32,  # that channel_mult multiplies
             "channel_mult": (1.0, 2.0),  # channels of each level, in multiples of ``channels``; each halves the sides
@@ -224,13 +249,15 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of weights, data order, times and noise
     config.device = "auto"  # auto | cpu | cuda | cuda:1 | mps ...
-    config.threads = 1  # of the CPU; 0: as many as torch takes. Small networks gain nothing from more
+    config.threads = 0  # of the CPU; 0: one for a small network, for others as many as torch takes
 
     config.data = ConfigDict()
     config.data.name = "digits"  # a key of DATASETS
     config.data.path = ""  # of images: folder, zip, npy or npz; of pairs: the samples.npz that kept its latents
     config.data.test_path = ""  # the held-out examples where they lie apart; empty: see data.path
     config.data.mirror = False  # flip half of the training images left to right
+    config.data.max_pixels = 2**24  # of images: most in a file, width times height; larger ones are refused unread
+    config.data.skip_broken = False  # of images: leave out and count files that cannot be decoded, instead of stopping
 
     config.codec = ConfigDict()
     config.codec.name = "pixels"  # a key of CODECS
@@ -272,20 +299,28 @@ def get_config() -> ConfigDict:
     config.ema = ConfigDict()
     config.ema.rates = (0.999,)  # share of the average that is kept a step; the first one is sampled
     config.ema.warmup = True  # rate at step n at most (1 + n) / (10 + n)
+    config.ema.profiles = ()  # widths of profiles to track, such as (0.05,0.1), that others are rebuilt from afterwards
+    config.ema.snapshot_every = 100  # optimiser steps between two of their snapshots, as long as these are few
+    config.ema.max_snapshots = 32  # that stay on the disk; where they would be more, every second one is dropped
 
     config.train = ConfigDict()
     config.train.init = ""  # folder of a run whose averaged weights training starts from; empty: from random ones
     config.train.total_images = 160_000  # length of the run, in images
     config.train.batch_size = 64  # images an optimiser step, over all devices
     config.train.checkpoint_every = 1_000  # optimiser steps; 0 is only at the end
-    config.train.keep_checkpoints = 2  # newest ones that stay on the disk
+    config.train.keep_checkpoints = 2  # newest ones that stay on the disk; 0 keeps all
+    config.train.keep_every = 0  # optimiser steps: those that it divides stay too; 0 is none
+    config.train.microbatch = 0  # images that a device takes at a time, gradients added up; 0: all of its share
+    config.train.max_skipped = 10  # steps in a row that may have a loss or gradient that is not finite
+    config.train.deterministic = False  # of GPUs: the same bits every time, at some cost of speed
     config.train.log_every = 100  # optimiser steps; 0 is never
     config.train.sample_every = 1_000  # optimiser steps; 0 is never
     config.train.evaluate_every = 1_000  # optimiser steps between losses on held-out data; 0 is never
     config.train.precision = "float32"  # float32 | bfloat16, of the network only
     config.train.label_dropout = 0.1  # share of the examples whose label does not count, of networks with classes
     config.train.dequantize = True  # uniform noise of one level's width on levels; what likelihood then measures
-    config.train.compile = False  # torch.compile the network
+    config.train.recompute = False  # compute the blocks again for the gradient: less memory, a third more time
+    config.train.compile = "auto"  # true | false | auto: torch.compile the network, on CUDA alone; takes a minute
 
     config.sample = ConfigDict()
     config.sample.sampler = "adams"  # a key of STEPS
@@ -328,6 +363,10 @@ def get_config() -> ConfigDict:
     config.guidance.classifier_scale = 1.0  # of the classifier's gradient
     config.guidance.weaker = ""  # folder of a weaker run that the samples lean away from (autoguidance); empty: none
     config.guidance.weaker_scale = 2.0  # 1: the weaker run does not count
+    config.guidance.encoder = ""  # folder of a run of --config clip on the same noise, or of a CLIPModel; empty: none
+    config.guidance.text = ""  # of the encoder: what the samples lean towards, such as "a three"
+    config.guidance.image = ""  # of the encoder, instead of text: a .png, .jpg, .npy or .npz of one example
+    config.guidance.encoder_scale = 1.0  # of the gradient of the dot product
     config.guidance.low = 0.0  # lowest sigma / alpha at which any of this acts
     config.guidance.high = 1e9  # highest sigma / alpha at which any of this acts
     config.guidance.threshold = "none"  # none | static (clip x0 to the range of the data) | dynamic (shrink it)
@@ -350,6 +389,7 @@ def get_config() -> ConfigDict:
     config.edit.zeta = 1.0  # of dps: length of its moves against the misfit
     config.edit.jump = 10  # of replacement: moves before going back up, if repeats is above 1
     config.edit.repeats = 1  # of replacement: how often each stretch is gone (RePaint)
+    config.edit.noisy_mean = False  # of replacement: end at the last noisy state, as score_sde, not at its denoising
     config.edit.strength = 0.5  # of sdedit: share of noise in the variance, in (0, 1)
     config.edit.other = ""  # of translate: folder of the run to translate to
     config.edit.latents = ""  # of decode: the latents.npz of encode, or a samples.npz that kept its latents

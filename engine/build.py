@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from torch import nn
 
 from data import CODECS, DATASETS, Dataset, Identity, Pixels, examples, measure
-from engine import checkpoint, ranks
+from engine import checkpoint, posthoc, ranks
 from engine.config import Options, stored
 from engine.errors import unknown
 from models import CLASSIFIERS, NETWORKS
@@ -35,6 +35,13 @@ from sde_lib import (
 from sde_lib.consistency import ConsistencyModel
 from sde_lib.discrete import ladder_size
 from sde_lib.laws import Fixed
+
+
+THREADS = torch.get_num_threads()
+"""Of the CPU, that torch takes by itself: OMP_NUM_THREADS, or as many as there are cores."""
+
+LARGE = 50_000_000
+"""Parameters times positions of a network that gains by a second thread: see docs/scaling.md."""
 
 
 def pick(table: Mapping[str, Any], what: str, name: str) -> Any:
@@ -122,7 +129,7 @@ class Experiment:
 def read_dataset(config: ConfigDict, split: str) -> Dataset:
     """The examples of a split."""
     read = pick(DATASETS, "dataset", config.data.name)
-    return read(split=split, **options(read, {"path": config.data.path, "test_path": config.data.test_path}))
+    return read(split=split, **options(read, config.data))
 
 
 def make_codec(config: ConfigDict, levels: int) -> Pixels | Identity:
@@ -141,10 +148,18 @@ def first_guess(dataset: Dataset, codec: Pixels | Identity) -> Gaussian:
     return Gaussian.of(examples(dataset, codec), bin_width(codec) ** 2 / 12)
 
 
-def set_threads(config: ConfigDict) -> None:
-    """Compute on as many threads of the CPU as the config says; the last digits of a sum depend on it."""
-    if config.threads > 0:
-        torch.set_num_threads(config.threads)
+def set_threads(config: ConfigDict, shape: tuple[int, ...], network: nn.Module | None = None) -> None:
+    """Compute on as many threads of the CPU as the config says; the last digits of a sum depend on it.
+
+    By itself on one, and for a network whose parameters times positions are ``LARGE`` or more on all that torch takes.
+
+    Args:
+        shape: of an example.
+        network: None before there is one.
+    """
+    parameters = sum(p.numel() for p in network.parameters()) if network else 0
+    large = parameters * math.prod(shape[1:]) >= LARGE
+    torch.set_num_threads(config.threads or (THREADS if large else 1))
 
 
 def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None) -> Experiment:
@@ -155,7 +170,6 @@ def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None
     Raises: ValueError for a name that is in no table, a device that is not there, a shape that the network refuses.
     """
     pick(PARAMETERIZATIONS | CHAIN_PARAMETERIZATIONS, "parameterization", config.denoiser.parameterization)
-    set_threads(config)
     device = make_device(config.device)
     sde_spec = config.sde.to_dict()
     if sde_spec.get("sigma_max") == 0:
@@ -163,10 +177,12 @@ def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None
     if sde_spec.get("num_levels") == 0 and "sigma_max" in sde_spec:
         sde_spec["num_levels"] = ladder_size(sde_spec["sigma_min"], sde_spec["sigma_max"], math.prod(facts.shape))
     network = make(NETWORKS, "network", config.network, shape=facts.shape).to(device)
-    if isinstance(network, CLASSIFIERS) == pick(OBJECTIVES, "objective", config.loss.name).generates:
+    set_threads(config, facts.shape, network)
+    objective = pick(OBJECTIVES, "objective", config.loss.name)
+    if isinstance(network, CLASSIFIERS) == objective.generates or objective.reads > hasattr(network, "text"):
         raise ValueError(
             f"loss.name {config.loss.name!r} does not train the network {config.network.name!r}: "
-            "classification and classifier belong together"
+            "classification and classifier belong together, and contrastive and captioned"
         )
     return Experiment(
         facts=facts,
@@ -200,7 +216,7 @@ def load_model(config: ConfigDict, workdir: Path, options: Options) -> tuple[Exp
     meta = checkpoint.read_meta(found)
     facts = DataFacts.from_dict(meta["data"])
     experiment = build(config, facts, checkpoint.load_gaussian(found, facts.shape))
-    checkpoint.load_network(found, checkpoint.weights_file(meta, options.weights), experiment.network)
+    posthoc.load_weights(found, options.weights, experiment.network)
     network = experiment.network.eval().requires_grad_(False)
     return experiment, experiment.denoiser(network, config), found
 
@@ -233,7 +249,7 @@ def make_teacher(config: ConfigDict, experiment: Experiment) -> Callable:
         raise ValueError("loss.teacher is empty: give the folder of a trained run, such as runs/edm")
     folder = Path(config.loss.teacher)
     recipe = stored(folder)
-    recipe.device, recipe.threads = config.device, config.threads
+    recipe.device, recipe.threads = config.device, torch.get_num_threads()
     theirs, denoiser, _ = load(recipe, folder, Options())
     if type(denoiser) is not Denoiser:
         raise ValueError(f"loss.teacher {folder} is no denoiser but {recipe.loss.name}; give a run such as runs/edm")
@@ -317,3 +333,12 @@ def make_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used: {reason}; try --device cpu or auto") from None
     return device
+
+
+def check_precision(dtype: torch.dtype, device: torch.device) -> None:
+    """Raises: ValueError for bfloat16 on a GPU that does not compute in it."""
+    if dtype != torch.bfloat16 or device.type != "cuda":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise ValueError(f"train.precision bfloat16: {name} has none; take --config.train.precision=float32")

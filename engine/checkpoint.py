@@ -11,22 +11,26 @@ import io
 import json
 import math
 import os
-import pickle
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
 from engine.errors import CheckpointError
+from models.checkpoints.safe import unpacked
 from sde_lib import Gaussian
 
 RAW = "model.safetensors"
 GAUSSIAN = "gaussian.safetensors"
+MOST_NUMBERS = 2**26
+"""Most numbers in an example of a run that is read."""
 
 
 def ema_file(rate: float) -> str:
@@ -34,9 +38,23 @@ def ema_file(rate: float) -> str:
     return f"ema-{rate:g}.safetensors"
 
 
+def profile_file(width: float) -> str:
+    """Name of the file with the average of the profile of this width."""
+    return f"power-{width:g}.safetensors"
+
+
 def weights_file(meta: Mapping[str, Any], weights: str) -> str:
-    """Name of the file with the weights ``ema`` or ``raw`` of a checkpoint with this meta.json."""
-    return RAW if weights == "raw" else meta["ema"][0]
+    """Name of the file with the weights ``raw``, ``ema`` or ``ema-RATE`` of a checkpoint with this meta.json.
+
+    Raises: ValueError for a rate that the run did not keep.
+    """
+    if weights in ("raw", "ema"):
+        return RAW if weights == "raw" else meta["ema"][0]
+    name = ema_file(float(weights.removeprefix("ema-")))
+    if name not in meta["ema"]:
+        there = ", ".join(name.removesuffix(".safetensors") for name in meta["ema"])
+        raise ValueError(f"--weights {weights}: the run keeps raw, {there}")
+    return name
 
 
 def save(
@@ -74,6 +92,7 @@ def save(
         if target.exists():
             os.replace(target, former)
         os.replace(partial, target)
+        _flush(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         if former.exists() and not target.exists():
@@ -88,10 +107,16 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def forget(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints; 0 keeps all."""
-    for old in steps(folder)[: -keep or None] if keep else []:
-        shutil.rmtree(old)
+def forget(folder: Path, keep: int, every: int = 0) -> None:
+    """Delete all but the newest ``keep`` checkpoints and those of the steps that ``every`` divides; 0 keeps all.
+
+    What is deleted loses its name first, so that nobody takes half of it for a checkpoint.
+    """
+    old = [path for path in steps(folder)[: -keep or None] if not (every and _step(path) % every == 0)] if keep else []
+    for path in old:
+        os.replace(path, path.with_name(f".{path.name}.former"))
+    for path in folder.glob(".step_*.former"):
+        shutil.rmtree(path)
 
 
 def steps(folder: Path) -> list[Path]:
@@ -100,22 +125,74 @@ def steps(folder: Path) -> list[Path]:
 
 
 def find(folder: Path, which: str | None = None) -> Path:
-    """The newest checkpoint below ``folder``, or the one that a step or a path names.
+    """The newest whole checkpoint below ``folder``, or the one that a step or a path names.
 
-    Raises: CheckpointError if it is not there.
+    Newer ones that are damaged are told on standard error.
+
+    Raises: CheckpointError if it is not there, or all are damaged.
     """
     if which is not None:
         named = [path for path in (Path(which), folder / which) if (path / "meta.json").is_file()]
         if which.isdigit():
-            named = [path for path in steps(folder) if int(path.name.removeprefix("step_")) == int(which)]
+            named = [path for path in steps(folder) if _step(path) == int(which)]
         if not named:
             there = ", ".join(path.name for path in steps(folder)) or "none"
             raise CheckpointError(f"no checkpoint {which} in {folder}; there are: {there}")
         return named[0]
-    found = steps(folder)
-    if not found:
+    if not steps(folder):
         raise CheckpointError(f"no checkpoint in {folder}; train the run first with --mode train")
-    return found[-1]
+    damage = []
+    for path in reversed(steps(folder)):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            damage.append(error)
+            continue
+        for error in damage:
+            print(f"warning: {str(error).partition(';')[0]}; taking {path.name}", file=sys.stderr)
+        return path
+    raise damage[0]
+
+
+def newest(folder: Path) -> Path | None:
+    """What training goes on from: the newest whole checkpoint, if there is any.
+
+    Newer ones that are damaged are told, and set aside under another name: what follows takes their place.
+
+    Raises: CheckpointError if all are damaged.
+    """
+    if not steps(folder):
+        return None
+    found = find(folder)
+    for path in steps(folder):
+        if _step(path) > _step(found):
+            aside = path.with_name(f"damaged_{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+    return found
+
+
+def verify(path: Path) -> None:
+    """Raises: CheckpointError if a file of a checkpoint is not the one that was written."""
+    for name in read_meta(path)["sha256"]:
+        if name != "meta.json":
+            _read(path, name)
+
+
+class Meta(dict[str, Any]):
+    """The values of a meta.json, or those that it has of the data, of which none that is asked for may lack.
+
+    Args:
+        path: of the checkpoint.
+    Raises: CheckpointError for a key that is not there.
+    """
+
+    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise CheckpointError(f"{self.path / 'meta.json'} lacks {key}; {_remedy(self.path)}")
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -126,11 +203,11 @@ def read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads((path / "meta.json").read_text())
         own = _own_digest(meta)
-        if meta["sha256"]["meta.json"] != own:
+        if meta["sha256"]["meta.json"] != own or not _sound(meta):
             raise ValueError("these are not the values that were written")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path / 'meta.json'} is missing or damaged; {_remedy(path)}") from error
-    return meta
+    return Meta({key: Meta(value, path) if key == "data" else value for key, value in meta.items()}, path)
 
 
 def load_network(path: Path, name: str, network: nn.Module) -> None:
@@ -138,7 +215,7 @@ def load_network(path: Path, name: str, network: nn.Module) -> None:
 
     Raises: CheckpointError if the file is damaged, or holds weights of another network.
     """
-    tensors = load_tensors(_read(path, name))
+    tensors = _tensors(path, name)
     own = network.state_dict()
     if tensors.keys() != own.keys() or any(tensors[key].shape != own[key].shape for key in own):
         odd = sorted(
@@ -159,7 +236,7 @@ def load_gaussian(path: Path, shape: tuple[int, ...]) -> Gaussian | None:
     """
     if GAUSSIAN not in read_meta(path)["sha256"]:
         return None
-    tensors = load_tensors(_read(path, GAUSSIAN))
+    tensors = _tensors(path, GAUSSIAN)
     found = {name: (value.dtype, *value.shape) for name, value in tensors.items()}
     rank = tensors["variances"].numel() if "variances" in tensors else 0
     expected = {"mean": shape, "rest": (), "variances": (rank,), "directions": (math.prod(shape), rank)}
@@ -173,11 +250,22 @@ def load_state(path: Path) -> dict[str, Any]:
 
     Raises: CheckpointError if the file is damaged, or holds anything but tensors, numbers and containers of them.
     """
-    content = io.BytesIO(_read(path, "state.pt"))
+    content = _read(path, "state.pt")
     try:
-        return torch.load(content, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError) as error:
+        if unpacked(io.BytesIO(content)) > len(content):
+            raise ValueError("torch.save does not compress")
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # unpicklers raise errors of every kind on what they were not made for
         raise CheckpointError(f"{path / 'state.pt'} is not one that training wrote; {_remedy(path)}") from error
+
+
+def _tensors(path: Path, name: str) -> dict[str, torch.Tensor]:
+    """The tensors in a file of a checkpoint, which may have its digest and be none of safetensors."""
+    content = _read(path, name)
+    try:
+        return load_tensors(content)
+    except (SafetensorError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path / name} holds no tensors that can be read; {_remedy(path)}") from error
 
 
 def _read(path: Path, name: str) -> bytes:
@@ -193,6 +281,38 @@ def _read(path: Path, name: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != digests[name]:
         raise CheckpointError(f"{path / name} is truncated or damaged; {_remedy(path)}")
     return content
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def _flush(folder: Path) -> None:
+    """Put the names of a folder on the disk; Windows has no such call."""
+    if os.name == "posix":
+        directory = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _sound(meta: Mapping[str, Any]) -> bool:
+    """Whether what readers take from a meta.json is of its kind; a stranger's digests prove nothing.
+
+    Files lie in the folder itself; examples have sides, no more numbers than ``MOST_NUMBERS``, and finite moments.
+    """
+    data, averages = meta.get("data", {}), meta.get("ema", [RAW])
+    shape, numbers = data.get("shape", [1]), [data.get(key, 0) for key in ("levels", "std", "diameter")]
+    return (
+        all(Path(name).name == name for name in (*meta["sha256"], *averages))
+        and len(averages) > 0
+        and ("shape" not in data or data.keys() == {"shape", "levels", "std", "diameter"})
+        and all(type(side) is int and side > 0 for side in shape)
+        and 0 < math.prod(shape) <= MOST_NUMBERS
+        and all(type(number) in (int, float) and 0 <= number < math.inf for number in numbers)
+        and type(numbers[0]) is type(meta.get("step", 0)) is int
+    )
 
 
 def _own_digest(meta: Mapping[str, Any]) -> str:

@@ -21,12 +21,15 @@ MODEL = ("data", "codec", "sde", "network", "denoiser", "loss.name")
 RECIPE = ("seed", *MODEL, "loss", "optim", "ema", "train")
 """What a run that goes on must agree with, apart from ``FREE``."""
 
-FREE = {"train.total_images", "train.keep_checkpoints"} | {
-    f"train.{what}_every" for what in ("checkpoint", "log", "sample", "evaluate")
-}
+FREE = (
+    {"data.max_pixels"}
+    | {f"train.{key}" for key in ("total_images", "keep_checkpoints", "keep_every", "max_skipped")}
+    | {f"train.{key}" for key in ("microbatch", "recompute", "compile")}
+    | {f"train.{what}_every" for what in ("checkpoint", "log", "sample", "evaluate")}
+)
 """Keys that may change when a run goes on."""
 
-WRONG = (AttributeError, ImportError, KeyError, SyntaxError, TypeError, ValueError)
+WRONG = (AttributeError, ImportError, LookupError, OverflowError, RecursionError, SyntaxError, TypeError, ValueError)
 """What a config file that is not one raises."""
 
 
@@ -215,7 +218,7 @@ def assign(config: ConfigDict, key: str, value: object) -> None:
         raise unknown("config key", key, [name for name in known if name.startswith(f"{key}.")] or known)
     try:
         section[last] = typed(value, like)
-    except TypeError:
+    except (TypeError, OverflowError):  # an int may be too large for a float
         kind = "true or false" if isinstance(like, bool) else type(like).__name__
         raise ValueError(f"config key {key} takes {kind}, such as {like!r}, not {value!r}") from None
 
@@ -226,16 +229,21 @@ def literal(text: str, like: object) -> object:
         return text
     try:
         return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # what Python cannot read is a text
         return text
 
 
 def typed(value: object, like: object) -> object:
-    """``value`` in the type of ``like``: an int may stand for a float and a list for a tuple, nothing else."""
+    """``value`` in the type of ``like``: an int may stand for a float, a list for a tuple, a bool for its text.
+
+    A tuple that is empty by default is one of numbers; what takes true and false may take other words, too.
+    """
     if isinstance(like, tuple) and isinstance(value, (list, tuple)):
-        return tuple(typed(item, like[0]) for item in value) if like else tuple(value)
+        return tuple(typed(item, like[0] if like else 0.0 if type(item) is float else 0) for item in value)
     if type(like) is float and type(value) is int:
         return float(value)
+    if type(like) is str and type(value) is bool:
+        return str(value).lower()
     if type(value) is not type(like):
         raise TypeError
     return value

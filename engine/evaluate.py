@@ -23,7 +23,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from data import DataError, Dataset, order
 from data.dataset import SPLITS
-from engine import checkpoint
+from engine import checkpoint, ranks
 from engine.build import check_at_least, check_form, load_model, make_codec, make_device, read_dataset
 from engine.config import Options, stored
 from engine.errors import CheckpointError, unknown
@@ -42,6 +42,11 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     check_at_least(1, config, "evaluate.num_samples", "evaluate.batch_size", "evaluate.subsets")
     check_at_least(2, config, "evaluate.subset_size")
     check_at_least(0, config, "evaluate.num_examples")
+    if ranks.rank() > 0:  # shares in the drawing alone
+        if not settings.samples:
+            draw_run(config, workdir, options, settings.num_samples, settings.batch_size)
+        ranks.leave_to_first()
+        return
     datasets = {name: read_dataset(config, name) for name in SPLITS}
     features = make_features(config, datasets[split])
     given = read_samples(Path(settings.samples), datasets[split]) if settings.samples else None
@@ -59,6 +64,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         drawn = draw_run(config, workdir, options, num, settings.batch_size)
         check_form(datasets[split], drawn.experiment.facts)
         given = drawn.experiment.codec.decode(drawn.x0).cpu(), drawn.manifest
+    ranks.leave_to_first()
     samples, manifest = given
     vectors = features.of(samples.split(settings.batch_size))
     found = distances(vectors, real, split, settings.subsets, settings.subset_size, config.seed)
@@ -132,7 +138,7 @@ def classifier(config: ConfigDict, dataset: Dataset) -> Features:
     recipe = stored(folder)
     if OBJECTIVES[recipe.loss.name].generates:
         raise ValueError(f"the run in {folder} is no classifier; train one with --config classifier --mode train")
-    recipe.device, recipe.threads = config.device, config.threads
+    recipe.device, recipe.threads = config.device, torch.get_num_threads()
     experiment, classify, found = load_model(recipe, folder, Options())
     check_form(dataset, experiment.facts)
     meta = checkpoint.read_meta(found)

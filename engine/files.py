@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data import DataError
+from data.archives import unpack_arrays
 
 
 def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -38,11 +39,13 @@ def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
 
     Raises: DataError.
     """
+    if not path.exists():
+        raise DataError(f"{path} does not exist: check the path")
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {key: stored[key] for key in keys}
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist: check the path") from error
+        _, arrays = unpack_arrays(path, keys.__contains__)
+        return {key: arrays[key] for key in keys}
+    except DataError:
+        raise
     except Exception as error:  # numpy raises errors of many kinds on damaged files
         raise DataError(f"{path} is damaged or lacks {' or '.join(keys)}: delete it and make it again") from error
 

@@ -21,7 +21,7 @@ from engine.build import DataFacts, Experiment, build
 from engine.config import Options, conform, override, to_json
 from engine.files import write_text
 from engine.log import versions
-from engine.train import OPTIMIZERS
+from engine.trainer import OPTIMIZERS
 from models.checkpoints import FORMATS, Foreign, recognise
 from sde_lib import Gaussian
 

@@ -24,8 +24,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def say(text: str) -> None:
+    """Tell the user; of several processes the first alone speaks."""
+    if ranks.rank() == 0:
+        print(text, flush=True)
+
+
 class Metrics:
-    """Lines of metrics.jsonl, and the same numbers as TensorBoard scalars.
+    """Lines of metrics.jsonl, and the same numbers as TensorBoard scalars; of several processes the first writes.
 
     Args:
         folder: of the run.
@@ -33,8 +39,8 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        self.folder, self.path, self._board = folder, folder / "metrics.jsonl", None
-        if self.path.exists():
+        self.folder, self.path, self.step, self._board = folder, folder / "metrics.jsonl", step, None
+        if self.path.exists() and ranks.rank() == 0:
             kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
 
@@ -45,7 +51,7 @@ class Metrics:
         if self._board is None:  # imported late: it takes longer than the first training step
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
         for key, value in values.items():
             if isinstance(value, (int, float)) and key != "step":
                 self._board.add_scalar(key, value, values["step"])

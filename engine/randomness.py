@@ -33,13 +33,19 @@ def uniform(seed: int, purpose: int, positions: Tensor, like: Tensor) -> Tensor:
     return ((bits.double() + 0.5) * 2.0**-32).to(torch.float32).reshape(like.shape)
 
 
-def draw_times(step: int, like: Tensor, sde: SDE, law: TimeLaw) -> tuple[Tensor, Tensor]:
-    """Times of a global batch shaped as ``like`` (B, *), and their corrections; both (B, 1, ..., 1).
+def draw_times(
+    step: int, like: Tensor, sde: SDE, law: TimeLaw, first: int = 0, total: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Times of examples shaped as ``like`` (B, *), and their corrections; both (B, 1, ..., 1).
 
-    One time in each of B equal shares of the law; the shares move on by the golden ratio from step to step, so that
-    all times are visited evenly.
+    One time in each of as many equal shares of the law as the global batch has examples; the shares move on by the
+    golden ratio from step to step, so that all times are visited evenly.
+
+    Args:
+        first: number of the first of these examples in the global batch.
+        total: examples in the global batch; None if these are all.
     """
-    u = stratified(step * GOLDEN_RATIO % 1, 0, len(like), len(like)).to(like.device)
+    u = stratified(step * GOLDEN_RATIO % 1, first, len(like), total or len(like)).to(like.device)
     return law(sde, u.reshape(-1, *[1] * (like.ndim - 1)))
 
 
@@ -63,28 +69,35 @@ class Ahead:
 
     Args:
         draw: from the positions (N,) to one row for each, (N, *).
+        num: rows that are asked for at a time.
+        stride: from the position of one batch to that of the next, at least num.
         numbers: most numbers that are made at a time, if that is more than one batch.
     """
 
-    def __init__(self, draw: Callable[[Tensor], Tensor], numbers: int = 1 << 16) -> None:
-        self.draw, self.numbers = draw, numbers
-        self._start, self._rows = 0, torch.empty(0)
+    def __init__(self, draw: Callable[[Tensor], Tensor], num: int, stride: int, numbers: int = 1 << 16) -> None:
+        self.draw, self.num, self.stride, self.numbers = draw, num, stride, numbers
+        self._batches: dict[int, Tensor] = {}
 
-    def __call__(self, start: int, num: int) -> Tensor:
+    def __call__(self, start: int) -> Tensor:
         """The rows of positions start, ..., start + num - 1."""
-        if not self._start <= start <= start + num <= self._start + len(self._rows):
-            size = self._rows[:1].numel()
-            batches = max(1, self.numbers // (num * size)) if size else 1
-            self._start, self._rows = start, self.draw(positions(start, num * batches))
-        return self._rows[start - self._start :][:num]
+        if start not in self._batches:
+            size = sum(batch.numel() for batch in self._batches.values()) // max(len(self._batches), 1)
+            starts = range(start, start + self.stride * (max(1, self.numbers // size) if size else 1), self.stride)
+            rows = self.draw(torch.cat([positions(first, self.num) for first in starts]))
+            self._batches = dict(zip(starts, rows.split(self.num), strict=True))
+        return self._batches[start]
 
 
-def seed_dropout(seed: int, step: int, device: torch.device) -> None:
-    """Make what torch draws in this step a function of seed and step; ``torch.manual_seed`` takes 30 times as long."""
+def seed_dropout(seed: int, position: int, device: torch.device) -> None:
+    """Make what torch draws for a batch a function of the seed and of the position of its first example.
+
+    ``torch.manual_seed`` takes 30 times as long.
+    """
+    found = (seed + position) % 2**63
     if device.type == "cpu":
-        torch.default_generator.manual_seed(seed + step)
+        torch.default_generator.manual_seed(found)
     else:
-        torch.manual_seed(seed + step)
+        torch.manual_seed(found)
 
 
 def positions(start: int, num: int) -> Tensor:

@@ -15,14 +15,14 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from data import scatter_png, write_png
-from engine import checkpoint, plane, tuned
+from engine import checkpoint, plane, ranks, tuned
 from engine.build import DataFacts, Experiment, check_at_least, check_flow, load, options, pick
 from engine.config import Options
 from engine.errors import CheckpointError
 from engine.files import read_numbers, write_json, write_npz
 from engine.guide import Guide
 from engine.likelihood import Measurement, stderr
-from engine.log import Progress, versions
+from engine.log import Progress, say, versions
 from samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample
 from samplers.calibration import Tuned
 from samplers.grids import of_ratios
@@ -41,6 +41,8 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     check_at_least(1, config, "sample.num_samples", "sample.batch_size")
     num = config.sample.num_samples
     drawn = draw_run(config, workdir, given, num, config.sample.batch_size)
+    if ranks.rank() > 0:
+        return
     experiment, manifest = drawn.experiment, drawn.manifest
 
     folder = workdir / "samples" / f"{manifest['sampler']}-{manifest['steps']}"
@@ -81,7 +83,8 @@ class Drawn(NamedTuple):
 def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_size: int) -> Drawn:
     """The samples of the seeds ``seed`` to ``seed + num - 1``, by the sampler of the section ``sample``.
 
-    With log_prob by one solve of the probability flow, as the section ``likelihood`` says.
+    With log_prob by one solve of the probability flow, as the section ``likelihood`` says. Several processes share the
+    batches, and each returns all samples.
 
     Raises: ValueError for log_prob with another sampler than the flow, or a run that has none.
     """
@@ -108,14 +111,17 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
             return draw_pairs(experiment, guide(counted, seeds - config.seed), step, times, seeds, source)
 
         taken = {"noise": settings.noise, **options(kind, settings)}
-    progress, drawn, start = Progress(num, "samples"), [], time.perf_counter()
-    for first in range(0, num, batch_size):
-        seeds = torch.arange(first, min(first + batch_size, num)) + config.seed
-        drawn.append(draw_batch(seeds))
+    firsts, start = range(0, num, batch_size), time.perf_counter()
+    mine = firsts[ranks.rank() :: ranks.size()]
+    progress, drawn = Progress(sum(min(batch_size, num - first) for first in mine), "samples"), {}
+    for first in mine:
+        seeds = torch.arange(first, min(first + batch_size, num))
+        drawn[first] = draw_batch(seeds + config.seed)
         progress.advance(len(seeds))
     progress.close()
-    seconds, calls = time.perf_counter() - start, counted.calls / len(drawn)
-    latents, x0, *scores = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    latents, x0, *scores = ranks.all_rows(drawn, num)
+    calls = ranks.sum_over(torch.tensor(float(counted.calls))).item() / len(firsts)
+    seconds = time.perf_counter() - start
     manifest = {
         "sampler": settings.sampler,
         "steps": steps,
@@ -241,9 +247,9 @@ def planned(
         except (CheckpointError, ValueError) as error:
             if demanded:
                 raise
-            print(f"not tuned: {error}")
+            say(f"not tuned: {error}")
         else:
-            print(f"tuned by {path}")
+            say(f"tuned by {path}")
             return Tuned(step, plan), torch.tensor(plan.times, dtype=torch.float64), tuned.GRID
     return step, make_times(config, experiment), name
 

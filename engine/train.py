@@ -1,141 +1,149 @@
-"""Training: any objective, by default weighted denoising score matching; resumable bit for bit.
+"""Training a run, from its newest checkpoint on: steps, lines of metrics, pictures, checkpoints, and how it ends.
 
-A step is a function of the weights, the optimiser's state and ``images_seen``: data order, times, noise and dropout all
-follow from the seed and the position. So a run that was killed goes on by the same command as if nothing had happened.
+A line and a picture come before the checkpoint of their step. So whatever a run that was killed had written beyond its
+last checkpoint is written again, alike, and nothing is missing.
 """
 
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from ml_collections import ConfigDict
-from torch import Tensor
 
-from data import Dataset, batch_at
-from engine import checkpoint
-from engine.build import (
-    DataFacts,
-    build,
-    check_at_least,
-    conditions,
-    first_guess,
-    load_average,
-    make_codec,
-    make_objective,
-    make_time_law,
-    pick,
-    read_dataset,
-    set_threads,
-)
+from engine import ranks
+from engine.build import read_dataset
 from engine.config import Options, to_json
-from engine.ema import EMA
 from engine.files import write_text
 from engine.held_out import HeldOut
-from engine.log import Metrics, Progress, versions
-from engine.randomness import (
-    OBJECTIVE,
-    TRAINING,
-    Ahead,
-    dither,
-    dithers,
-    draw_times,
-    kept,
-    noise,
-    positions,
-    seed_dropout,
-)
+from engine.lock import only_writer
+from engine.log import Metrics, Progress, say, versions
 from engine.sample import preview
-from sde_lib import Denoiser, NonFiniteError
-
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from engine.signals import Asked, Stopped
+from engine.trainer import StepResult, Trainer
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Train the config in ``workdir``, from the newest checkpoint there."""
+    """Train the config in ``workdir``, from the newest checkpoint there.
+
+    Raises: Stopped after a checkpoint, if SIGTERM or Ctrl-C asked for it.
+    """
+    with only_writer(workdir), Asked() as asked:
+        train(config, workdir, asked)
+
+
+def train(config: ConfigDict, workdir: Path, asked: Asked) -> None:
+    """``run``, in a folder where nobody else trains."""
     trainer = Trainer(config, workdir, read_dataset(config, "train"))
     last_step = math.ceil(config.train.total_images / config.train.batch_size)
     if trainer.step >= last_step:
-        print(
-            f"{workdir} is trained already, on {trainer.images_seen} images; raise --config.train.total_images to go on"
-        )
+        done = f"{workdir} is trained already, on {trainer.images_seen} images"
+        say(f"{done}; raise --config.train.total_images to go on")
         return
-    print(trainer.describe(), flush=True)
-    held_out = HeldOut(config, trainer.experiment, read_dataset(config, "test"))
-    window, results, start = Window(config.train.batch_size), trainer.steps(last_step), trainer.step
+    say(trainer.describe())
+    held_out = HeldOut(config, trainer.experiment, read_dataset(config, "test")) if ranks.rank() == 0 else None
+    window, results, start = Window(trainer), trainer.steps(last_step), trainer.step
     first = next(results)  # a config whose first step fails leaves nothing behind
-    write_text(workdir / "config.json", to_json(config, versions()))
+    if ranks.rank() == 0:
+        write_text(workdir / "config.json", to_json(config, versions()))
     metrics = Metrics(workdir, start)
     progress = Progress(last_step * config.train.batch_size, "images", done=start * config.train.batch_size)
 
     for result in itertools.chain([first], results):
-        step, last = trainer.step, trainer.step == last_step
+        step, last, stop = trainer.step, trainer.step == last_step, asked.to_stop()
         log, evaluate, draw = (
             every > 0 and (last or step % every == 0)
             for every in (config.train.log_every, config.train.evaluate_every, config.train.sample_every)
         )
         save = last or (config.train.checkpoint_every > 0 and step % config.train.checkpoint_every == 0)
+        snap = trainer.snapshots.due(step)
         window.add(result)
         progress.advance(config.train.batch_size, window.note)
-        if not (log or evaluate or save or draw):
+        if not (log or evaluate or draw or snap or save or stop):
             continue
         with window.pause():
-            window.check(trainer)
-            if log or evaluate or save:  # a line at each checkpoint: a run that goes on from there begins a new one
+            window.look()
+            if log or evaluate or save:
                 line = {"step": step, "images_seen": trainer.images_seen, **window.close()}
-                line |= {"ema_distance": trainer.ema_distance()}
-                line |= held_out.losses(trainer.ema.networks[0]) if evaluate else {}
-                metrics.write(line)
-            if save:
-                trainer.save()
-            if draw and trainer.objective.generates:
+                if ranks.rank() == 0:
+                    line |= {"ema_distance": trainer.ema_distance()}
+                    line |= held_out.losses(trainer.ema.networks[0]) if evaluate else {}
+                    metrics.write(line)
+            if draw and trainer.objective.generates and ranks.rank() == 0:
                 picture = workdir / "samples" / f"step_{step:08d}.png"
                 preview(trainer.experiment, trainer.denoiser_of_average(), config, picture)
+            if snap and ranks.rank() == 0:
+                trainer.snapshots.keep(step)
+            if save or stop:
+                trainer.save(window.state_dict())
+        if stop and not last:
+            ranks.wait_for_all()  # the first one may still be writing
+            raise Stopped(asked.by, f"stopped at step {step}, with a checkpoint; run the same command to go on")
     progress.close()
-    print(f"trained on {trainer.images_seen} images, {progress.rate:.0f} a second, pauses included")
+    if ranks.rank() == 0:
+        conclude(trainer, progress, line)
+
+
+def conclude(trainer: Trainer, progress: Progress, line: Mapping[str, Any]) -> None:
+    """Say how it went, by the last line of the metrics, and what to do next."""
+    skipped = f", {trainer.skipped.count} steps skipped" if trainer.skipped.count else ""
+    say(f"trained on {trainer.images_seen} images, {progress.rate:.0f} a second, pauses included{skipped}")
     for key in ("loss", "held_out_loss", "held_out_loss_of_zero", "held_out_accuracy"):
         if key in line:
-            print(f"  {key:<22} {line[key]:.4f}")
-    then = f"; next: python run.py --workdir {workdir} --mode sample" if trainer.objective.generates else ""
-    print(f"weights, metrics and pictures are in {workdir}{then}")
+            say(f"  {key:<22} {line[key]:.4f}")
+    then = f"; next: python run.py --workdir {trainer.workdir} --mode sample" if trainer.objective.generates else ""
+    say(f"weights, metrics and pictures are in {trainer.workdir}{then}")
 
 
 class Window:
     """The steps since the last line of metrics: their mean loss and their speed, pauses not counted."""
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size, self.note = batch_size, ""
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.note = trainer, ""
+        self.at_once = trainer.experiment.device.type == "cpu"  # where it costs nothing to look at each step
         self._open()
+        if losses := trainer.window_state.get("losses"):
+            norms, rates = (trainer.window_state[key] for key in ("gradient_norms", "learning_rates"))
+            self.results = [
+                StepResult(torch.tensor(loss), torch.tensor(norm), rate)
+                for loss, norm, rate in zip(losses, norms, rates, strict=True)
+            ]
+            self.seen = len(losses)
 
-    def add(self, result: "StepResult") -> None:
+    def add(self, result: StepResult) -> None:
         """Count one step."""
         self.results.append(result)
+        if self.at_once:
+            self.look()
 
-    def check(self, trainer: "Trainer") -> None:
-        """Raises: NonFiniteError if a loss or gradient of these steps is not finite; nothing of them is saved then."""
-        numbers = torch.stack([torch.stack([r.loss, r.gradient_norm]) for r in self.results])
-        if not torch.isfinite(numbers).all():
-            first = trainer.step - len(self.results) + int((~torch.isfinite(numbers).all(1)).nonzero()[0]) + 1
-            raise NonFiniteError(
-                f"loss or gradient not finite at step {first}; the checkpoints before it are kept: train in another "
-                "--workdir with a lower optim.learning_rate, or with train.precision=float32"
-            )
+    def look(self) -> None:
+        """Look at the numbers of the steps that were not looked at yet.
+
+        Raises: NonFiniteError if too many in a row were not finite.
+        """
+        new = self.results[self.seen :]
+        begin, self.seen = self.trainer.step - len(new), len(self.results)
+        if new:
+            finite = torch.isfinite(torch.stack([r.loss + r.gradient_norm for r in new])).tolist()
+            for k, result in enumerate(new):
+                self.trainer.look(begin + k, result, finite[k])
 
     def close(self) -> dict[str, float]:
-        """The line of metrics, and a new window."""
-        loss = torch.stack([r.loss for r in self.results]).mean().item()
+        """The line of metrics, and a new window. The loss is the mean over steps that were not skipped."""
+        numbers = torch.stack([r.loss + 0 * r.gradient_norm for r in self.results])
+        loss = numbers[torch.isfinite(numbers)].mean().item()
         self.note = f"loss {loss:.4f}"
+        num = len(self.results) * self.trainer.config.train.batch_size
         line = {
             "loss": loss,
             "gradient_norm": self.results[-1].gradient_norm.item(),
             "learning_rate": self.results[-1].learning_rate,
-            "images_per_second": len(self.results) * self.batch_size / (time.perf_counter() - self.start),
+            "skipped_steps": self.trainer.skipped.count,
+            "images_per_second": num / (time.perf_counter() - self.start),
         }
         self._open()
         return line
@@ -147,177 +155,13 @@ class Window:
         yield
         self.start += time.perf_counter() - begin
 
+    def state_dict(self) -> dict[str, list[float]]:
+        """The steps of the open window, for a run that goes on."""
+        return {
+            "losses": [r.loss.item() for r in self.results],
+            "gradient_norms": [r.gradient_norm.item() for r in self.results],
+            "learning_rates": [r.learning_rate for r in self.results],
+        }
+
     def _open(self) -> None:
-        self.results, self.start = [], time.perf_counter()
-
-
-class StepResult(NamedTuple):
-    """Loss and norm of the gradient (0-d, still on the device, so that nothing waits for it), and the learning rate."""
-
-    loss: Tensor
-    gradient_norm: Tensor
-    learning_rate: float
-
-
-class Trainer:
-    """Network, averages and optimiser of a run, at some step; taken from the newest checkpoint where there is one."""
-
-    def __init__(self, config: ConfigDict, workdir: Path, dataset: Dataset) -> None:
-        self.config, self.workdir, self.dataset = config, workdir, dataset
-        self.precision = pick(PRECISIONS, "precision", config.train.precision)
-        check_at_least(1, config, "train.total_images", "train.batch_size")
-        check_at_least(0, config, "optim.learning_rate", "optim.clip_norm", "train.keep_checkpoints")
-        if not 0 <= config.train.label_dropout <= 1:
-            raise ValueError(f"train.label_dropout {config.train.label_dropout}: need a share from 0 to 1")
-        if config.network.get("num_classes", 0) not in (0, dataset.num_classes):
-            raise ValueError(
-                f"network.num_classes {config.network.num_classes}: the data have {dataset.num_classes}; 0 ignores them"
-            )
-        self.folder = workdir / "checkpoints"
-        found = checkpoint.find(self.folder) if checkpoint.steps(self.folder) else None
-        meta = checkpoint.read_meta(found) if found else {}
-        codec = make_codec(config, dataset.levels)
-        set_threads(config)
-        facts = DataFacts.from_dict(meta["data"]) if found else DataFacts.of(dataset, codec)
-        gaussian = checkpoint.load_gaussian(found, facts.shape) if found else None
-        torch.manual_seed(config.seed)
-        self.experiment = build(config, facts, gaussian or first_guess(dataset, codec))
-        if config.train.init and not found:
-            load_average(Path(config.train.init), self.experiment.network)
-        self.network = self.experiment.network.train()
-        self.parameters = list(self.network.parameters())
-        self.ema = EMA(self.network, config.ema.rates, config.ema.warmup)
-        optimizer = pick(OPTIMIZERS, "optimizer", config.optim.name)
-        self.optimizer = optimizer(
-            self.parameters,
-            lr=learning_rate(config, 0),
-            betas=(config.optim.beta1, config.optim.beta2),
-            weight_decay=config.optim.weight_decay,
-            fused=True,
-        )
-        self.step = 0
-        self.time_law = make_time_law(config)
-        if found:
-            self._load(found)
-        network = torch.compile(self.network) if config.train.compile else self.network
-        self.denoiser = self.experiment.denoiser(network, config)
-        self.objective = make_objective(config, self.experiment)
-        like = torch.empty(1, *facts.shape, device=self.experiment.device)
-        sde = self.experiment.sde
-        sde.tabulate(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))  # the laws of time ask for the ends
-        self.eps = Ahead(lambda where: noise(config.seed, TRAINING, where)(like.expand(len(where), *facts.shape)))
-        self.dither = Ahead(lambda where: dither(config.seed, where, like)) if dithers(config, facts) else None
-
-    @property
-    def images_seen(self) -> int:
-        """Examples that training has used so far, counting each use."""
-        return self.step * self.config.train.batch_size
-
-    def describe(self) -> str:
-        """What is about to be trained, on what, and where its files go."""
-        parameters = sum(p.numel() for p in self.network.parameters())
-        device, config = self.experiment.device, self.config
-        start = f"from step {self.step}" if self.step else "from the start"
-        return (
-            f"{config.network.name} with {parameters:,} parameters on {device} ({self.precision}), {config.sde.name}\n"
-            f"{len(self.dataset)} examples of shape {self.experiment.facts.shape} from {config.data.name}, "
-            f"sigma_data {self.denoiser.sigma_data:.4f}\n"
-            f"{config.train.total_images} images in batches of {config.train.batch_size}, {start}; "
-            f"files go to {self.workdir}"
-        )
-
-    def steps(self, last_step: int) -> Iterator[StepResult]:
-        """Train up to ``last_step``, yielding after each step."""
-        while self.step < last_step:
-            result = self._train_step()
-            self.step += 1
-            yield result
-
-    def _train_step(self) -> StepResult:
-        config, device = self.config, self.experiment.device
-        start, num = self.images_seen, config.train.batch_size
-        batch = batch_at(self.dataset, config.seed, start, num, mirror=config.data.mirror)
-        x = batch.pop("x").to(device)
-        x0 = self.experiment.codec.encode(x + self.dither(start, num) if self.dither else x)
-        cond = conditions(config, batch, device)
-        if cond:
-            cond["keep"] = kept(config.seed, positions(start, num), config.train.label_dropout).to(device)
-        t, correction = draw_times(self.step, x0, self.experiment.sde, self.time_law)
-        eps = batch["eps"].to(device) if "eps" in batch else self.eps(start, num)
-
-        seed_dropout(config.seed, self.step, device)
-        draw, progress = noise(config.seed, OBJECTIVE, positions(start, num)), start / config.train.total_images
-        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
-            losses = self.objective(self.denoiser, x0, eps, t, draw, progress, **cond)
-        self.time_law.observe(self.experiment.sde, t, losses.detach())
-        loss = (correction.flatten() * losses).mean()
-        loss.backward()
-        limit = config.optim.clip_norm or math.inf
-        norm = clip_gradients([p.grad for p in self.parameters], limit)
-        rate = learning_rate(config, self.images_seen)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update()
-        return StepResult(loss.detach(), norm, rate)
-
-    def denoiser_of_average(self) -> Denoiser:
-        """The denoiser with the first of the averages for its network."""
-        return self.experiment.denoiser(self.ema.networks[0], self.config)
-
-    def ema_distance(self) -> float:
-        """Distance of the weights from their average, relative to the size of the average."""
-        pairs = zip(self.network.parameters(), self.ema.networks[0].parameters(), strict=True)
-        apart, size = zip(*(((p - a).square().sum(), a.square().sum()) for p, a in pairs), strict=True)
-        return torch.sqrt(sum(apart) / sum(size)).item()
-
-    def save(self) -> None:
-        """Write a checkpoint of this step, and delete those that are too old."""
-        averages = dict(zip(map(checkpoint.ema_file, self.ema.rates), self.ema.networks, strict=True))
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "ema_updates": self.ema.num_updates,
-            "time_law": self.time_law.state_dict(),
-        }
-        meta = {
-            "images_seen": self.images_seen,
-            "data": asdict(self.experiment.facts),
-            "sigma_data": self.denoiser.sigma_data,
-            "ema": [checkpoint.ema_file(rate) for rate in self.ema.rates],
-            "versions": versions(),
-        }
-        parts = {checkpoint.RAW: self.network, **averages, checkpoint.GAUSSIAN: self.experiment.gaussian}
-        checkpoint.save(self.folder, self.step, parts, state, meta)
-        checkpoint.forget(self.folder, self.config.train.keep_checkpoints)
-
-    def _load(self, path: Path) -> None:
-        checkpoint.load_network(path, checkpoint.RAW, self.network)
-        for rate, average in zip(self.ema.rates, self.ema.networks, strict=True):
-            checkpoint.load_network(path, checkpoint.ema_file(rate), average)
-        state = checkpoint.load_state(path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.num_updates = state["ema_updates"]
-        self.time_law.load_state_dict(state.get("time_law", {}))  # earlier versions had no law that learns
-        self.step = checkpoint.read_meta(path)["step"]
-
-
-@torch.no_grad()
-def clip_gradients(gradients: list[Tensor], limit: float) -> Tensor:
-    """Scale the gradients in place so that the norm of all is at most ``limit``; returns the norm before, 0-d.
-
-    As ``torch.nn.utils.clip_grad_norm_``, in two thirds of its time on a small network.
-    """
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
-    return norm
-
-
-def learning_rate(config: ConfigDict, images_seen: int) -> float:
-    """Linear warm-up to optim.learning_rate, then constant or down to 0 along half a cosine."""
-    rise = min(1.0, (images_seen + config.train.batch_size) / max(config.optim.warmup_images, 1))
-    share = min(1.0, images_seen / config.train.total_images)
-    return config.optim.learning_rate * rise * pick(DECAYS, "decay", config.optim.decay)(share)
-
-
-DECAYS = {"constant": lambda share: 1.0, "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share))}
+        self.results, self.seen, self.start = [], 0, time.perf_counter()

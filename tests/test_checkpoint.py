@@ -131,6 +131,15 @@ def test_find_where_there_is_none(tmp_path):
         checkpoint.find(tmp_path / "checkpoints")
 
 
+@pytest.mark.parametrize(("keep", "every", "left"), [(0, 3, [1, 2, 10, 20]), (1, 10, [10, 20]), (1, 2, [2, 10, 20])])
+def test_forget_keeps_the_steps_of_a_multiple(tmp_path, keep, every, left):
+    for step in (1, 2, 10, 20):
+        save(tmp_path, step)
+    checkpoint.forget(tmp_path, keep, every)
+    assert [int(path.name.removeprefix("step_")) for path in checkpoint.steps(tmp_path)] == left
+    assert not list(tmp_path.glob(".*"))
+
+
 @pytest.mark.parametrize(("keep", "left"), [(0, 4), (1, 1), (3, 3), (4, 4), (9, 4)])
 def test_forget_keeps_the_newest(tmp_path, keep, left):
     for step in (1, 2, 10, 20):
@@ -339,19 +348,45 @@ GO_ON = ("--mode=train", "--config.train.total_images=32")
 
 @pytest.mark.parametrize("name", DAMAGED)
 @pytest.mark.parametrize("damage", ["missing", "truncated", "bit flipped"])
-def test_a_run_with_a_damaged_checkpoint_tells_how_to_go_on(call, name, damage):
-    """And what it tells works."""
+def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before_and_says_so(call, name, damage):
+    """Training sets the damaged one aside; what only reads leaves it where it is."""
     workdir, command = call
     newest = workdir / "checkpoints" / "step_00000004"
     DAMAGES[damage](newest / name)
-    before = contents(workdir)
+    harmed = contents(newest)
+    told = f"warning: {newest / name} "
+    status, (line,) = command("--mode=sample", "--steps=1", "--num_samples=2")
+    assert (status, contents(newest)) == (0, harmed)
+    assert line.startswith(told)
+    assert line.endswith("; taking step_00000002")
     status, (line,) = command(*GO_ON)
+    assert status == 0
+    assert line.startswith(told)
+    assert contents(newest.with_name("damaged_step_00000004")) == harmed
+    assert [path.name for path in checkpoint.steps(newest.parent)] == ["step_00000006", "step_00000008"]
+
+
+@pytest.mark.parametrize(
+    "mode", [("--mode=sample", "--num_samples=2"), ("--mode=train", "--config.train.total_images=32")]
+)
+def test_where_all_checkpoints_are_damaged_nothing_is_done(call, mode):
+    workdir, command = call
+    for path in checkpoint.steps(workdir / "checkpoints"):
+        (path / "meta.json").unlink()
+    before = contents(workdir / "checkpoints")
+    status, (line,) = command(*mode)
     assert status == 3
-    assert str(newest / name) in line
-    assert line.endswith("delete step_00000004 to go on from step_00000002")
-    assert contents(workdir) == before
-    shutil.rmtree(newest)
-    assert command(*GO_ON) == (0, [])
+    assert "step_00000004/meta.json is missing or damaged" in line
+    assert contents(workdir / "checkpoints") == before
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_checkpoint_that_was_asked_for_is_not_replaced(call, name):
+    """Sampling asks for no more than it reads."""
+    workdir, command = call
+    (workdir / "checkpoints" / "step_00000004" / name).write_bytes(b"")
+    status, lines = command("--mode=sample", "--steps=1", "--num_samples=2", "--checkpoint=4")
+    assert (status, len(lines)) == ((0, 0) if name in (checkpoint.RAW, "state.pt") else (3, 1))
 
 
 @pytest.mark.parametrize("kind", ["torch", "pickle"])

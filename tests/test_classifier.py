@@ -10,7 +10,7 @@ import run as command_line
 from engine.build import read_dataset
 from engine.config import load, override
 from engine.held_out import HeldOut
-from engine.train import Trainer
+from engine.trainer import Trainer
 from samplers import classifier as guided
 from sde_lib import Classification, Classifier, GaussianMixture
 

@@ -325,7 +325,7 @@ def weights(workdir):
 @pytest.mark.parametrize("name", ["consistency_training", "consistency"])
 def test_a_run_that_stopped_goes_on_bit_for_bit(name, digits, tmp_path, monkeypatch):
     """Over doublings of the steps, with dropout, from a teacher of another process."""
-    from engine.train import Trainer
+    from engine.trainer import Trainer
 
     keys = TINY | {"train.checkpoint_every": 3}
     if name == "consistency":

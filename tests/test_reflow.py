@@ -13,7 +13,7 @@ from engine import plane
 from engine.build import read_dataset
 from engine.config import load, override
 from engine.held_out import HeldOut
-from engine.train import Trainer
+from engine.trainer import Trainer
 from samplers import DDIM, GRIDS, Heun, Noise, sample
 from sde_lib import SDES, WEIGHTS, Prediction, denoising_loss
 

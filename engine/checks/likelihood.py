@@ -25,7 +25,7 @@ from engine.checks.rows import Row, Setting, distance, exactly, worst
 from engine.config import Options, override, to_json
 from engine.files import write_text
 from engine.randomness import DEQUANTIZATION, uniform
-from engine.train import Trainer
+from engine.trainer import Trainer
 from samplers import Noise
 from sde_lib import (
     ADAPTIVE,

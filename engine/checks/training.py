@@ -20,7 +20,7 @@ from engine.errors import CheckpointError
 from engine.held_out import HeldOut
 from engine.randomness import dither as dither_of
 from engine.randomness import draw_times
-from engine.train import Trainer, learning_rate
+from engine.trainer import Trainer, learning_rate
 from sde_lib import SDES, TIME_LAWS
 
 

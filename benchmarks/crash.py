@@ -1,0 +1,290 @@
+"""Break training runs in every way that machines break them, go on by the same command, and compare with a whole run.
+
+    python benchmarks/crash.py --kills 100
+    python benchmarks/crash.py --kills 20 --processes 2
+    python benchmarks/crash.py --kills 8 --others 1
+
+Weights, averages, the optimiser's state, the lines of metrics (but for their speed) and the pictures must be those of a
+run that nothing happened to, to the last bit. Prints a row a fault, as a table in Markdown, and exits with 1 if
+anything was lost.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from engine import checkpoint  # noqa: E402
+
+STEPS = 240
+KEYS = {
+    "network.channels": 8,
+    "network.dropout": 0.1,
+    "optim.warmup_images": 0,
+    "ema.rates": (0.999, 0.9),
+    "ema.profiles": (0.1,),
+    "ema.snapshot_every": 30,
+    "train.batch_size": 4,
+    "train.total_images": 4 * STEPS,
+    "train.checkpoint_every": 4,
+    "train.log_every": 3,
+    "train.evaluate_every": 60,
+    "train.sample_every": 120,
+}
+
+
+class Run:
+    """A training run in a folder, as a process that can be broken.
+
+    Args:
+        processes: started by torchrun if there are several.
+    """
+
+    def __init__(self, workdir: Path, processes: int, **changes: object) -> None:
+        self.workdir, keys = workdir, {**KEYS, **changes}
+        start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
+        start += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+        flags = ["--config=vpsde", "--mode=train", "--device=cpu", f"--workdir={workdir}"]
+        overrides = [f"--config.{key}={value}" for key, value in keys.items()]
+        self.command = (start if processes > 1 else [sys.executable]) + [str(ROOT / "run.py"), *flags, *overrides]
+
+    def start(self, **options: object) -> subprocess.Popen:
+        """Begin, or go on."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(self.command, env=environment, start_new_session=True, **pipes, **options)
+
+    def finish(self) -> tuple[int, str]:
+        """Go on to the end; the exit status and what was said on standard error."""
+        process = self.start()
+        _, errors = process.communicate()
+        return process.returncode, errors
+
+    def steps(self) -> list[Path]:
+        """The checkpoints that are there."""
+        return checkpoint.steps(self.workdir / "checkpoints")
+
+    def until(self, process: subprocess.Popen, happened: Callable[[], bool]) -> bool:
+        """Wait for something; whether it happened before the process ended."""
+        while process.poll() is None:
+            if happened():
+                return True
+            time.sleep(0.0005)
+        return False
+
+
+def send(process: subprocess.Popen, number: int) -> None:
+    """Send a signal to all processes of a run."""
+    if process.poll() is None:
+        os.killpg(process.pid, number)
+
+
+def state(run: Run) -> dict[str, object]:
+    """All that a run has found, with nothing that depends on the clock."""
+    last = run.steps()[-1]
+    found: dict[str, object] = {"step": last.name}
+    digests = checkpoint.read_meta(last)["sha256"]
+    found |= {name: digest for name, digest in digests.items() if name.endswith(".safetensors")}
+    found |= flat("state", checkpoint.load_state(last))
+    lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+    found["metrics"] = [{key: v for key, v in line.items() if key != "images_per_second"} for line in lines]
+    found |= {str(p.relative_to(run.workdir)): p.read_bytes() for p in sorted(run.workdir.glob("samples/*.png"))}
+    for path in checkpoint.steps(run.workdir / "snapshots"):
+        found[f"snapshot {path.name}"] = checkpoint.read_meta(path)["sha256"]["power-0.1.safetensors"]
+    return found
+
+
+def flat(name: str, value: object) -> dict[str, object]:
+    """A nested state as one level of names, tensors as bytes."""
+    if isinstance(value, dict):
+        return {key: v for inner, part in value.items() for key, v in flat(f"{name}.{inner}", part).items()}
+    return {name: value.numpy().tobytes() if isinstance(value, torch.Tensor) else value}
+
+
+def lost(run: Run, whole: dict[str, object]) -> list[str]:
+    """What differs from the run that nothing happened to."""
+    try:
+        found = state(run)
+    except (OSError, IndexError, checkpoint.CheckpointError) as error:
+        return [str(error)]
+    return sorted(key for key in found.keys() | whole.keys() if found.get(key) != whole.get(key))
+
+
+# --- SIGKILL ----------------------------------------------------------------------------------------------------------
+
+
+def moments(run: Run, rng: random.Random, whole: float) -> Iterator[Callable[[], bool]]:
+    """Ever new conditions for a kill: some time after the start, and in the middle of writing a checkpoint.
+
+    Args:
+        whole: seconds that a run takes.
+    """
+    folder = run.workdir / "checkpoints"
+
+    def after(seconds: float) -> Callable[[], bool]:
+        moment = time.perf_counter() + seconds
+        return lambda: time.perf_counter() > moment
+
+    def writing(seconds: float) -> Callable[[], bool]:
+        return lambda: bool(list(folder.glob(".step_*.partial"))) and time.sleep(seconds) is None
+
+    while True:
+        yield after(rng.uniform(0, 1.3 * whole))
+        yield writing(0)
+        yield writing(rng.uniform(0, 0.02))
+
+
+def kills(folder: Path, whole: dict[str, object], num: int, processes: int, begun: float) -> dict[str, object]:
+    """Kill a run again and again until it has come to its end, and another one, until there were ``num`` kills."""
+    rng, done, writing, runs, differing = random.Random(0), 0, 0, 0, []
+    while done < num:
+        run = Run(folder / f"killed-{runs}", processes)
+        again = moments(run, rng, begun)
+        while done < num:
+            process = run.start()
+            if not run.until(process, next(again)):
+                process.communicate()
+                if process.returncode:
+                    differing.append(f"exit status {process.returncode}")
+                break
+            send(process, signal.SIGKILL)
+            process.communicate()
+            writing += bool(list((run.workdir / "checkpoints").glob(".step_*.partial")))
+            done += 1
+        code, errors = run.finish()
+        differing += lost(run, whole) if code == 0 else [errors]
+        runs += 1
+        shutil.rmtree(run.workdir)
+        print(f"{done} kills, {runs} runs", file=sys.stderr, flush=True)
+    happened = f"{runs} runs went on to their ends; {writing} kills left half a checkpoint behind, which was ignored"
+    return {"fault": f"SIGKILL, {processes} processes" if processes > 1 else "SIGKILL", "times": done,
+            "happened": happened, "lost": differing}  # fmt: skip
+
+
+# --- other faults -----------------------------------------------------------------------------------------------------
+
+
+def stopped(run: Run, number: int) -> tuple[str, list[str]]:
+    """Ask a run to stop in the middle."""
+    process = run.start()
+    run.until(process, lambda: len(run.steps()) > 1)
+    begin = time.perf_counter()
+    send(process, number)
+    _, errors = process.communicate()
+    wrong = [] if process.returncode == 128 + number else [f"exit status {process.returncode}: {errors}"]
+    seconds = time.perf_counter() - begin
+    return f"a checkpoint at once, exit status {128 + number} after {seconds:.1f} s at most, went on", wrong
+
+
+def damage(run: Run, harm: Callable[[Path], object]) -> tuple[str, list[str]]:
+    """Kill a run and harm its newest checkpoint."""
+    process = run.start()
+    run.until(process, lambda: len(run.steps()) > 1 and int(run.steps()[-1].name.removeprefix("step_")) > 8)
+    send(process, signal.SIGKILL)
+    process.communicate()
+    harm(run.steps()[-1])
+    process = run.start()
+    run.until(process, lambda: bool(list((run.workdir / "checkpoints").glob("damaged_*"))))
+    _, errors = process.communicate()
+    told = "warning: " in errors and "taking step_" in errors
+    return "told in a line, set aside; went on from the checkpoint before", [] if told else [f"not told: {errors}"]
+
+
+def flip(path: Path) -> None:
+    """Turn over one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def full(run: Run) -> tuple[str, list[str]]:
+    """Let no file grow beyond a size, as a full disk or a quota does, from the second checkpoint on."""
+    process = run.start()
+    run.until(process, lambda: len(run.steps()) > 1)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    _, errors = process.communicate()
+    told = process.returncode == 3 and len(errors.splitlines()) == 1
+    return "exit status 3 and one line; the checkpoint before is whole; went on", [] if told else [errors]
+
+
+def second(run: Run) -> tuple[str, list[str]]:
+    """Start another command in the folder of a run."""
+    process = run.start()
+    run.until(process, lambda: len(run.steps()) > 0)
+    code, errors = Run(run.workdir, 1).finish()
+    told = code == 3 and "another command trains in" in errors
+    process.communicate()
+    return "exit status 3 and one line; the first run went on", [] if told else [f"{code}: {errors}"]
+
+
+OTHERS: dict[str, Callable[[Run], tuple[str, list[str]]]] = {
+    "SIGTERM": lambda run: stopped(run, signal.SIGTERM),
+    "SIGINT (Ctrl-C)": lambda run: stopped(run, signal.SIGINT),
+    "newest checkpoint: weights truncated": lambda run: damage(
+        run, lambda path: os.truncate(path / checkpoint.RAW, 1000)
+    ),
+    "newest checkpoint: a bit of an average turned": lambda run: damage(
+        run, lambda path: flip(path / "ema-0.999.safetensors")
+    ),
+    "newest checkpoint: state.pt missing": lambda run: damage(run, lambda path: (path / "state.pt").unlink()),
+    "newest checkpoint: meta.json empty": lambda run: damage(run, lambda path: (path / "meta.json").write_text("")),
+    "disk full": full,
+    "second command in the folder": second,
+}
+
+
+def other(folder: Path, whole: dict[str, object], name: str, times: int) -> dict[str, object]:
+    """A fault, so many times, each on a run of its own that then goes on to its end."""
+    differing, happened = [], ""
+    for k in range(times):
+        run = Run(folder / f"other-{k}", 1)
+        happened, wrong = OTHERS[name](run)
+        code, errors = run.finish()
+        differing += wrong + (lost(run, whole) if code == 0 else [errors])
+        shutil.rmtree(run.workdir)
+    print(name, differing, file=sys.stderr, flush=True)
+    return {"fault": name, "times": times, "happened": happened, "lost": differing}
+
+
+def main() -> int:
+    """Break runs, and say what was lost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100, help="SIGKILLs at random moments")
+    parser.add_argument("--others", type=int, default=0, help="how often each of the other faults")
+    parser.add_argument("--processes", type=int, default=1, help="that share a run, of the kills")
+    parser.add_argument("--folder", type=Path, default=None, help="for the runs (default: a temporary one)")
+    args = parser.parse_args()
+    folder = args.folder or Path(tempfile.mkdtemp())
+    rows = []
+    if args.kills:
+        run, begin = Run(folder / "whole", args.processes), time.perf_counter()
+        code, errors = run.finish()
+        if code:
+            raise SystemExit(f"the run that nothing should happen to failed: {errors}")
+        rows.append(kills(folder, state(run), args.kills, args.processes, time.perf_counter() - begin))
+    if args.others:
+        run = Run(folder / "alone", 1)
+        run.finish()
+        rows += [other(folder, state(run), name, args.others) for name in OTHERS]
+    print("| fault | injected | what happened | lost |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {row['fault']} | {row['times']} | {row['happened']} | {', '.join(row['lost']) or 'nothing'} |")
+    return int(any(row["lost"] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

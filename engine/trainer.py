@@ -1,0 +1,350 @@
+"""The state of training and one step of it: any objective, by default weighted denoising score matching.
+
+A step is a function of the weights, the optimiser's state and ``images_seen``: data order, times, noise and dropout all
+follow from the seed and the position. So a run that was killed goes on by the same command as if nothing had happened,
+and the examples of a step may be shared out over any number of processes.
+"""
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor, nn
+
+from data import Dataset, batch_at
+from engine import checkpoint, ranks
+from engine.build import (
+    DataFacts,
+    build,
+    check_at_least,
+    conditions,
+    first_guess,
+    load_average,
+    make_codec,
+    make_objective,
+    make_time_law,
+    pick,
+    set_threads,
+)
+from engine.config import to_json
+from engine.ema import EMA
+from engine.errors import CheckpointError
+from engine.log import versions
+from engine.posthoc import Snapshots, about, profiles
+from engine.randomness import (
+    OBJECTIVE,
+    TRAINING,
+    Ahead,
+    dither,
+    dithers,
+    draw_times,
+    kept,
+    noise,
+    positions,
+    seed_dropout,
+)
+from engine.skipped import Skipped, culprit, stop
+from sde_lib import Denoiser
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class StepResult(NamedTuple):
+    """Loss and norm of the gradient (0-d, still on the device, so that nothing waits for it), and the learning rate."""
+
+    loss: Tensor
+    gradient_norm: Tensor
+    learning_rate: float
+
+
+class Trainer:
+    """Network, averages and optimiser of a run, at some step; taken from the newest checkpoint where there is one.
+
+    A batch is shared out over the processes of the command, and each takes its share ``train.microbatch`` examples at a
+    time: the gradient is that of the mean over the whole batch.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, dataset: Dataset) -> None:
+        self.config, self.workdir, self.dataset = config, workdir, dataset
+        self.precision = pick(PRECISIONS, "precision", config.train.precision)
+        check(config, dataset)
+        self.first, self.num = ranks.share(config.train.batch_size)
+        self.folder = workdir / "checkpoints"
+        found = checkpoint.newest(self.folder)
+        meta = checkpoint.read_meta(found) if found else {}
+        check_same_data(dataset, meta, workdir)
+        codec = make_codec(config, dataset.levels)
+        set_threads(config)
+        facts = DataFacts.from_dict(meta["data"]) if found else DataFacts.of(dataset, codec)
+        gaussian = checkpoint.load_gaussian(found, facts.shape) if found else None
+        torch.manual_seed(config.seed)
+        if config.train.deterministic:
+            torch.use_deterministic_algorithms(True)
+        self.experiment = build(config, facts, gaussian or first_guess(dataset, codec))
+        if config.train.init and not found:
+            load_average(Path(config.train.init), self.experiment.network)
+        self.network = self.experiment.network.train()
+        self.parameters = list(self.network.parameters())
+        self.ema = EMA(self.network, config.ema.rates, config.ema.warmup, config.ema.profiles)
+        optimizer = pick(OPTIMIZERS, "optimizer", config.optim.name)
+        self.optimizer = optimizer(
+            self.parameters,
+            lr=learning_rate(config, 0),
+            betas=(config.optim.beta1, config.optim.beta2),
+            weight_decay=config.optim.weight_decay,
+            fused=True,
+        )
+        self.step = 0
+        self.skipped = Skipped(workdir / "skipped", config.train.max_skipped)
+        self.window_state: Mapping[str, Any] = {}
+        self.time_law = make_time_law(config)
+        if found:
+            self._load(found)
+        self.snapshots = Snapshots(workdir, self.ema, config.ema.snapshot_every, config.ema.max_snapshots, self.step)
+        self._check_processes()
+        self.parallel = ranks.parallel(self.network)
+        network = torch.compile(self.parallel) if config.train.compile else self.parallel
+        self.denoiser = self.experiment.denoiser(network, config)
+        self.objective = make_objective(config, self.experiment)
+        like = torch.empty(1, *facts.shape, device=self.experiment.device)
+        sde = self.experiment.sde
+        sde.tabulate(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))  # the laws of time ask for the ends
+        batches = {"num": self.num, "stride": config.train.batch_size}
+        self.eps = Ahead(
+            lambda where: noise(config.seed, TRAINING, where)(like.expand(len(where), *facts.shape)), **batches
+        )
+        self.dither = None
+        if dithers(config, facts):
+            self.dither = Ahead(lambda where: dither(config.seed, where, like), **batches)
+
+    @property
+    def images_seen(self) -> int:
+        """Examples that training has used so far, counting each use."""
+        return self.step * self.config.train.batch_size
+
+    def describe(self) -> str:
+        """What is about to be trained, on what, and where its files go."""
+        parameters = sum(p.numel() for p in self.network.parameters())
+        device, config = self.experiment.device, self.config
+        start = f"from step {self.step}" if self.step else "from the start"
+        shared = f" over {ranks.size()} processes" if ranks.size() > 1 else ""
+        return (
+            f"{config.network.name} with {parameters:,} parameters on {device} ({self.precision}), {config.sde.name}\n"
+            f"{len(self.dataset)} examples of shape {self.experiment.facts.shape} from {config.data.name}, "
+            f"sigma_data {self.denoiser.sigma_data:.4f}\n"
+            f"{config.train.total_images} images in batches of {config.train.batch_size}{shared}, {start}; "
+            f"files go to {self.workdir}"
+        )
+
+    def steps(self, last_step: int) -> Iterator[StepResult]:
+        """Train up to ``last_step``, yielding after each step."""
+        while self.step < last_step:
+            result = self._train_step()
+            self.step += 1
+            yield result
+
+    def _train_step(self) -> StepResult:
+        config, inputs = self.config, self._inputs(self.step)
+        size = config.train.microbatch or self.num
+        found = []
+        for begin in range(0, self.num, size):
+            part = {key: value[begin : begin + size] for key, value in inputs.items()}
+            whole = begin + size >= self.num
+            with contextlib.nullcontext() if whole else ranks.apart(self.parallel):
+                losses = self._losses(self.denoiser, part, self.step, begin)
+                # of this process's share; the gradient is the mean of that of all of them
+                ((part["correction"].flatten() * losses).sum() / self.num).backward()
+            found.append(losses.detach())
+        losses = torch.cat(found)
+        self._observe(inputs["t"], losses)
+        loss = ranks.sum_over((inputs["correction"].flatten() * losses).mean() / ranks.size())
+        norm = clip_gradients([p.grad for p in self.parameters], config.optim.clip_norm or math.inf)
+        rate = learning_rate(config, self.images_seen)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # The fused optimisers leave everything as it is where this says so, without a word to the host.
+        self.optimizer.found_inf = (~torch.isfinite(norm + loss)).float()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update()
+        return StepResult(loss, norm, rate)
+
+    def _inputs(self, step: int) -> dict[str, Tensor]:
+        """This process's share of a batch: x0, eps, t and its correction, and the conditions, a row an example."""
+        config, device, sde = self.config, self.experiment.device, self.experiment.sde
+        start = step * config.train.batch_size + self.first
+        batch = batch_at(self.dataset, config.seed, start, self.num, mirror=config.data.mirror)
+        x = batch.pop("x").to(device)
+        x0 = self.experiment.codec.encode(x + self.dither(start) if self.dither else x)
+        cond = conditions(config, batch, device)
+        if cond:
+            cond["keep"] = kept(config.seed, positions(start, self.num), config.train.label_dropout).to(device)
+        t, correction = draw_times(step, x0, sde, self.time_law, self.first, config.train.batch_size)
+        eps = batch["eps"].to(device) if "eps" in batch else self.eps(start)
+        return {"x0": x0, "eps": eps, "t": t, "correction": correction, **cond}
+
+    def _losses(self, denoiser: Denoiser, inputs: Mapping[str, Tensor], step: int, begin: int) -> Tensor:
+        """The losses (N,) of some inputs, the first of which has the number ``begin`` in this process's share."""
+        config, device = self.config, self.experiment.device
+        cond = {key: value for key, value in inputs.items() if key not in ("x0", "eps", "t", "correction")}
+        position = step * config.train.batch_size + self.first + begin
+        progress = step * config.train.batch_size / config.train.total_images
+        seed_dropout(config.seed, position, device)
+        draw = noise(config.seed, OBJECTIVE, positions(position, len(inputs["x0"])))
+        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+            return self.objective(denoiser, inputs["x0"], inputs["eps"], inputs["t"], draw, progress, **cond)
+
+    def _observe(self, t: Tensor, losses: Tensor) -> None:
+        """Let the law of time learn from the whole batch."""
+        if self.time_law.learns:
+            t, losses = ranks.joined(t), ranks.joined(losses)
+            if torch.isfinite(losses).all():
+                self.time_law.observe(self.experiment.sde, t, losses)
+
+    def look(self, step: int, result: StepResult, finite: bool) -> None:
+        """Count a step; if its numbers were not finite, keep what made them.
+
+        Raises: NonFiniteError after too many in a row, with the first layer that gave such numbers.
+        """
+        self.skipped.note(finite)
+        if finite:
+            return
+        inputs = self._inputs(step)
+        facts = {"loss": result.loss.item(), "gradient_norm": result.gradient_norm.item(), "weights_of": self.step}
+        self.skipped.keep(step + 1, inputs, self.network, facts)
+        if self.skipped.too_many:
+            denoiser = self.experiment.denoiser(self.network, self.config)
+            where = culprit(self.network, lambda: self._losses(denoiser, inputs, step, 0).sum())
+            raise stop(self.skipped, step + 1, where, checkpoint.newest(self.folder))
+
+    def denoiser_of_average(self) -> Denoiser:
+        """The denoiser with the first of the averages for its network."""
+        return self.experiment.denoiser(self.ema.networks[0], self.config)
+
+    def ema_distance(self) -> float:
+        """Distance of the weights from their average, relative to the size of the average."""
+        pairs = zip(self.network.parameters(), self.ema.networks[0].parameters(), strict=True)
+        apart, size = zip(*(((p - a).square().sum(), a.square().sum()) for p, a in pairs), strict=True)
+        return torch.sqrt(sum(apart) / sum(size)).item()
+
+    def save(self, window: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint of this step, with the open window of metrics, and delete those that are too old."""
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "ema_updates": self.ema.num_updates,
+            "time_law": self.time_law.state_dict(),
+            "skipped": self.skipped.state_dict(),
+            "window": dict(window or {}),
+        }
+        meta = {
+            "images_seen": self.images_seen,
+            "data": asdict(self.experiment.facts),
+            "data_sha256": fingerprint(self.dataset),
+            "sigma_data": self.denoiser.sigma_data,
+            "ema": [checkpoint.ema_file(rate) for rate in self.ema.rates],
+            "versions": versions(),
+            **about(self.ema),
+        }
+        parts = {checkpoint.RAW: self.network, **self._averages(), checkpoint.GAUSSIAN: self.experiment.gaussian}
+        if ranks.rank() == 0:
+            checkpoint.save(self.folder, self.step, parts, state, meta)
+            checkpoint.forget(self.folder, self.config.train.keep_checkpoints, self.config.train.keep_every)
+
+    def _averages(self) -> dict[str, nn.Module]:
+        rates = dict(zip(map(checkpoint.ema_file, self.ema.rates), self.ema.networks))
+        return {**rates, **profiles(self.ema)}
+
+    def _load(self, path: Path) -> None:
+        checkpoint.load_network(path, checkpoint.RAW, self.network)
+        for name, average in self._averages().items():
+            checkpoint.load_network(path, name, average)
+        state = checkpoint.load_state(path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.num_updates = state["ema_updates"]
+        self.time_law.load_state_dict(state.get("time_law", {}))  # earlier versions had no law that learns
+        self.skipped.load_state_dict(state.get("skipped", self.skipped.state_dict()))  # nor skipped a step
+        self.window_state = state.get("window", {})
+        self.step = checkpoint.read_meta(path)["step"]
+
+    def _check_processes(self) -> None:
+        """All processes must have started from the same config and weights, and draw noise of their own.
+
+        Raises: ValueError where they have not; CheckpointError where they read different checkpoints.
+        """
+        if len(set(ranks.digests(to_json(self.config).encode()))) > 1:
+            raise ValueError("the processes of this command have different configs; give all the same flags and files")
+        weights = b"".join(p.detach().cpu().numpy().tobytes() for p in self.parameters)
+        if len(set(ranks.digests(weights + str(self.step).encode()))) > 1:
+            raise CheckpointError(
+                f"the processes of this command read different checkpoints; all need the same {self.workdir}"
+            )
+        where = positions(self.images_seen + self.first, 1)
+        drawn = noise(self.config.seed, TRAINING, where)(torch.empty(1, 64)).numpy().tobytes()
+        assert len(set(ranks.digests(drawn))) == ranks.size()
+
+
+def check(config: ConfigDict, dataset: Dataset) -> None:
+    """Raises: ValueError for a value of the config that no training can have, or not on these data."""
+    check_at_least(1, config, "train.total_images", "train.batch_size", "ema.snapshot_every", "ema.max_snapshots")
+    check_at_least(0, config, "optim.learning_rate", "optim.clip_norm", "train.keep_checkpoints", "train.keep_every")
+    check_at_least(0, config, "train.microbatch", "train.max_skipped")
+    if not 0 <= config.train.label_dropout <= 1:
+        raise ValueError(f"train.label_dropout {config.train.label_dropout}: need a share from 0 to 1")
+    if config.network.get("num_classes", 0) not in (0, dataset.num_classes):
+        raise ValueError(
+            f"network.num_classes {config.network.num_classes}: the data have {dataset.num_classes}; 0 ignores them"
+        )
+    if config.train.batch_size % ranks.size():
+        raise ValueError(
+            f"train.batch_size {config.train.batch_size} does not divide over {ranks.size()} processes; take a "
+            f"multiple of {ranks.size()}"
+        )
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A digest of a dataset: of its size, its form and 64 of its examples."""
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(64, len(dataset))).astype(int))
+    found = hashlib.sha256(repr((len(dataset), dataset.shape, dataset.levels, dataset.num_classes)).encode())
+    for value in dataset.batch(rows).values():
+        found.update(value.numpy().tobytes())
+    return found.hexdigest()
+
+
+def check_same_data(dataset: Dataset, meta: Mapping[str, Any], workdir: Path) -> None:
+    """Raises: ValueError if a run that goes on was trained on other examples so far."""
+    if meta.get("data_sha256", fingerprint(dataset)) != fingerprint(dataset):
+        facts = meta["data"]
+        raise ValueError(
+            f"the run in {workdir} was trained on other examples (of shape {tuple(facts['shape'])}, {facts['levels']} "
+            f"levels; these are {len(dataset)} of shape {dataset.shape}, {dataset.levels} levels): give it the same "
+            "data.path, or choose another --workdir"
+        )
+
+
+@torch.no_grad()
+def clip_gradients(gradients: list[Tensor], limit: float) -> Tensor:
+    """Scale the gradients in place so that the norm of all is at most ``limit``; returns the norm before, 0-d.
+
+    As ``torch.nn.utils.clip_grad_norm_``, in two thirds of its time on a small network.
+    """
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def learning_rate(config: ConfigDict, images_seen: int) -> float:
+    """Linear warm-up to optim.learning_rate, then constant or down to 0 along half a cosine."""
+    rise = min(1.0, (images_seen + config.train.batch_size) / max(config.optim.warmup_images, 1))
+    share = min(1.0, images_seen / config.train.total_images)
+    return config.optim.learning_rate * rise * pick(DECAYS, "decay", config.optim.decay)(share)
+
+
+DECAYS = {"constant": lambda share: 1.0, "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share))}

@@ -1,0 +1,344 @@
+"""Faults while training: stopping when asked, numbers that are not finite, two commands in one folder, other data."""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_train import POINTS, ROOT, assert_same_run, metrics, steps, train, trainer_of
+from torch import nn
+
+from engine import checkpoint
+from engine.lock import only_writer
+from engine.skipped import culprit
+from engine.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run of eight steps on points that nothing happens to."""
+    workdir = tmp_path_factory.mktemp("straight")
+    assert train(workdir, 8, "points") == 0
+    return workdir
+
+
+@contextlib.contextmanager
+def before_step(monkeypatch, number, act):
+    """Call ``act`` with the trainer before it takes the step of this number, counted from 1."""
+    original = Trainer._train_step
+
+    def step(self):
+        if self.step + 1 == number:
+            act(self)
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", step)
+        yield
+
+
+# --- being asked to stop ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_asked_to_stop_ends_the_step_and_goes_on_alike(
+    number, status, straight, tmp_path, monkeypatch, capsys
+):
+    """In the middle of a window of metrics: its losses wait in the checkpoint."""
+    with before_step(monkeypatch, 5, lambda trainer: os.kill(os.getpid(), number)):
+        assert train(tmp_path, 8, "points") == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: stopped at step 5, with a checkpoint; run the same command to go on"
+    assert steps(tmp_path) == [3, 5]
+    assert [line["step"] for line in metrics(tmp_path)] == [2, 3, 4]
+    assert train(tmp_path, 8, "points") == 0
+    assert_same_run(tmp_path, straight, 8)
+
+
+def test_a_run_that_is_told_twice_to_end_by_its_machine_still_writes(tmp_path, monkeypatch):
+    def tell(trainer):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with before_step(monkeypatch, 5, tell):
+        assert train(tmp_path, 8, "points") == 143
+    assert steps(tmp_path) == [3, 5]
+
+
+def test_a_second_ctrl_c_interrupts_at_once(straight, tmp_path, monkeypatch):
+    def insist(trainer):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    with before_step(monkeypatch, 5, insist):
+        assert train(tmp_path, 8, "points") == 130
+    assert steps(tmp_path) == [3]
+    assert train(tmp_path, 8, "points") == 0
+    assert_same_run(tmp_path, straight, 8)
+
+
+def test_asked_during_the_last_step_a_run_is_done(straight, tmp_path, monkeypatch):
+    with before_step(monkeypatch, 8, lambda trainer: os.kill(os.getpid(), signal.SIGTERM)):
+        assert train(tmp_path, 8, "points") == 0
+    assert_same_run(tmp_path, straight, 8)
+
+
+def test_signals_mean_what_they_did_after_a_run(straight, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert train(tmp_path, 2, "points") == 0
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+# --- numbers that are not finite --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def spoiled(monkeypatch, *numbers, value=math.nan):
+    """Give the steps of these numbers, counted from 1, a first example that is not finite."""
+    original = Trainer._inputs
+
+    def inputs(self, step):
+        found = original(self, step)
+        if step + 1 in numbers:
+            found["x0"] = found["x0"].clone()
+            found["x0"][0, 0] = value
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_inputs", inputs)
+        yield
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_a_step_that_is_not_finite_moves_nothing(name, value, tmp_path, monkeypatch):
+    """The value 1e30 overflows only when it is squared."""
+    trainer = trainer_of(tmp_path, "points", optim__name=name, optim__weight_decay=0.1)
+    results = trainer.steps(8)
+    next(results)
+    before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
+    moments = [{key: value.clone() for key, value in state.items()} for state in trainer.optimizer.state.values()]
+    with spoiled(monkeypatch, 2, value=value):
+        result = next(results)
+    assert not math.isfinite(result.loss + result.gradient_norm)
+    assert all(torch.equal(value, before[key]) for key, value in trainer.network.state_dict().items())
+    for state, kept in zip(trainer.optimizer.state.values(), moments, strict=True):
+        assert all(torch.equal(state[key], kept[key]) for key in kept)
+    assert math.isfinite(next(results).loss)
+    assert any(not torch.equal(value, before[key]) for key, value in trainer.network.state_dict().items())
+
+
+def test_steps_that_are_not_finite_are_counted_and_kept(tmp_path, monkeypatch, capsys):
+    with spoiled(monkeypatch, 3, 4, 7):
+        assert train(tmp_path, 8, "points", train__max_skipped=2, network__dropout=0.0) == 0
+    lines = metrics(tmp_path)
+    assert [line["skipped_steps"] for line in lines] == [0, 1, 2, 2, 3]
+    assert [line["loss"] is None for line in lines] == [False, True, True, False, False]
+    assert "3 steps skipped" in capsys.readouterr().out
+    kept = sorted((tmp_path / "skipped").iterdir())
+    assert [path.name for path in kept] == ["step_00000003", "step_00000004", "step_00000007"]
+    inputs, weights = load_file(kept[0] / "inputs-0.safetensors"), load_file(kept[0] / "weights.safetensors")
+    assert inputs["x0"][0, 0].isnan()
+    assert inputs.keys() == {"x0", "eps", "t", "correction"}
+    trainer = trainer_of(tmp_path / "again", "points", network__dropout=0.0)
+    list(trainer.steps(2))
+    assert all(torch.equal(value, weights[key]) for key, value in trainer.network.state_dict().items())
+    facts = json.loads((kept[0] / "facts.json").read_text())
+    assert facts["step"] == 3
+    assert facts["loss"] == "nan"
+
+
+def test_too_many_in_a_row_end_the_run_and_name_the_layer(tmp_path, monkeypatch, capsys):
+    with spoiled(monkeypatch, 1, 4, 5, 6, 7):
+        assert train(tmp_path, 12, "points", train__max_skipped=2) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "loss or gradient not finite at step 6, the last of 3 in a row" in line
+    assert "the first layer whose output is not finite is " in line
+    assert "checkpoints/step_00000003 is the last good checkpoint" in line
+    assert str(tmp_path / "skipped") in line
+    assert "optim.learning_rate" in line
+    assert steps(tmp_path) == [3]
+
+
+def test_how_many_in_a_row_survives_a_stop(tmp_path, monkeypatch):
+    with spoiled(monkeypatch, 4, 5, 6), before_step(monkeypatch, 5, lambda _: os.kill(os.getpid(), signal.SIGTERM)):
+        assert train(tmp_path, 12, "points", train__max_skipped=2) == 143
+        assert steps(tmp_path) == [3, 5]
+        assert train(tmp_path, 12, "points", train__max_skipped=2) == 4
+
+
+class Stages(nn.Module):
+    """Three layers, of which one may be spoiled."""
+
+    def __init__(self, **odd):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(2, 2) for _ in range(3))
+        for name, value in odd.items():
+            with torch.no_grad():
+                getattr(self, name).weight.fill_(value)
+
+    def forward(self, x):
+        return self.third(self.second(self.first(x)))
+
+
+@pytest.mark.parametrize("name", ["first", "second", "third"])
+def test_the_culprit_is_the_first_layer(name):
+    network = Stages(**{name: math.inf})
+    where = culprit(network, lambda: network(torch.ones(1, 2)).sum())
+    assert where == f"the first layer whose output is not finite is {name} (Linear)"
+
+
+def test_the_culprit_may_be_what_the_first_layer_is_given():
+    network = Stages()
+    where = culprit(network, lambda: network(torch.full((1, 2), math.nan)).sum())
+    assert where.endswith("is first (Linear), from an input that is not finite")
+
+
+def test_the_culprit_may_be_the_loss_or_a_gradient():
+    network = Stages()
+    assert "the loss is not" in culprit(network, lambda: network(torch.ones(1, 2)).sum() / torch.zeros(()))
+    where = culprit(network, lambda: (network(torch.ones(1, 2)).sum() * 0).sqrt())
+    assert where.startswith("outputs and loss are finite, the gradient of ")
+
+
+# --- one folder, one command, the same data ---------------------------------------------------------------------------
+
+
+def test_a_second_command_is_refused_while_the_first_one_trains(tmp_path, capsys):
+    with only_writer(tmp_path):
+        assert train(tmp_path, 2, "points") == 3
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == f"error: another command trains in {tmp_path}; wait until it ends, or choose another --workdir"
+        assert steps(tmp_path) == []
+    assert train(tmp_path, 2, "points") == 0
+
+
+def test_the_lock_of_an_owner_that_was_killed_is_free(tmp_path):
+    program = f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
+    program += "from engine.lock import only_writer\n"
+    program += "with only_writer(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    owner = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout.readline() == "held\n"
+    assert train(tmp_path, 2, "points") == 3
+    owner.kill()
+    owner.wait()
+    assert train(tmp_path, 2, "points") == 0
+
+
+def test_nothing_is_left_of_a_run_that_could_not_begin(tmp_path):
+    assert train(tmp_path / "run", 2, "points", optim__name="nothing") == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch, capsys):
+    import numpy as np
+
+    path = tmp_path / "data.npy"
+    for seed in (0, 1):
+        np.save(path, np.random.default_rng(seed).integers(256, size=(40, 8, 8, 1)).astype(np.uint8))
+        status = train(tmp_path / "run", 4 + 4 * seed, "vpsde", data__name="images", data__path=path)
+        assert status == (0, 2)[seed]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "was trained on other examples" in line
+    assert "data.path" in line
+    assert steps(tmp_path / "run") == [3, 4]
+
+
+# --- a batch in parts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 8])
+def test_gradients_of_parts_add_up_to_that_of_the_batch(size, tmp_path):
+    losses, weights = [], []
+    for microbatch in (0, size):
+        changes = {"train__batch_size": 8, "train__microbatch": microbatch, "network__dropout": 0.0}
+        trainer = trainer_of(tmp_path / str(microbatch), **changes)
+        losses.append([result.loss.item() for result in trainer.steps(4)])
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.parameters]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=2e-4)
+
+
+def curve(workdir, processes, **changes):
+    """The losses of eight steps of a command of so many processes, and what it wrote on standard error."""
+    keys = POINTS | {"network.dropout": 0.0, "train.log_every": 1, "train.batch_size": 4, "train.total_images": 32}
+    keys |= {key.replace("__", "."): value for key, value in changes.items()}
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, *start, str(ROOT / "run.py"), "--mode=train", "--config=points", f"--workdir={workdir}"]
+    command += [f"--config.{key}={value}" for key, value in keys.items()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    found = [line["loss"] for line in metrics(workdir)] if (workdir / "metrics.jsonl").exists() else []
+    return done.returncode, found, done.stderr
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    """The same losses to rounding, one set of files, and each goes on where the other number of processes stopped."""
+    one, two = (curve(tmp_path / str(n), n, train__microbatch=n % 2)[:2] for n in (1, 2))
+    assert one[0] == two[0] == 0
+    assert len(one[1]) == 8
+    assert two[1] == pytest.approx(one[1], rel=1e-5)
+    folders = [Path(tmp_path / n / "checkpoints" / "step_00000008") for n in "12"]
+    own, others = (load_file(folder / checkpoint.RAW) for folder in folders)
+    for key, value in own.items():
+        torch.testing.assert_close(others[key], value, rtol=0, atol=1e-4)
+    code, more, _ = curve(tmp_path / "2", 1, train__total_images=48)
+    assert code == 0
+    assert len(more) == 12
+
+
+def test_a_batch_that_does_not_divide_over_processes_is_refused(tmp_path):
+    code, _, errors = curve(tmp_path, 2, train__batch_size=5, train__total_images=40)
+    assert code != 0
+    assert "error: train.batch_size 5 does not divide over 2 processes; take a multiple of 2" in errors
+
+
+# --- samples of several processes -------------------------------------------------------------------------------------
+
+
+def test_two_processes_draw_and_evaluate_as_one_does(digits, tmp_path):
+    """Five batches over two processes, the last one short."""
+    import shutil
+
+    import numpy as np
+
+    found, tiny = [], ["--steps=2", "--num_samples=18", "--batch_size=4", "--config.evaluate.features=identity"]
+    tiny += ["--config.evaluate.subset_size=9", "--config.evaluate.subsets=2", "--config.evaluate.num_examples=9"]
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        shutil.copytree(digits, workdir)
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if processes == 2 else []
+        for mode in ("sample", "evaluate"):
+            command = [sys.executable, *start, str(ROOT / "run.py"), f"--mode={mode}", f"--workdir={workdir}", *tiny]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("files are in") == 1
+        samples = np.load(workdir / "samples" / "adams-2" / "samples.npz")["samples"]
+        manifest = json.loads((workdir / "samples" / "adams-2" / "manifest.json").read_text())
+        metrics = json.loads((workdir / "evaluation" / "adams-2-identity-test.json").read_text())["metrics"]
+        found.append((samples.tobytes(), manifest["nfe"], metrics))
+    assert found[0] == found[1]
+
+
+def test_work_that_is_not_shared_is_done_once(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "run.py"),
+    ]
+    words = ["--mode=data", "--config=vpsde", f"--workdir={tmp_path}"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("a contact sheet is in") == 1
