@@ -6,7 +6,7 @@ from data.codecs import Identity, Pixels
 from data.dataset import DataError, Dataset
 from data.digits import read_digits
 from data.images import read_images
-from data.loader import batch_at, flips, indices, order
+from data.loader import batch_at, flips, indices, order, reader
 from data.pairs import read_pairs
 from data.pictures import scatter_png, table, write_gif, write_png
 from data.points import checkerboard, draw_points, eight_gaussians, moons, swiss_roll
@@ -45,6 +45,7 @@ __all__ = [
     "read_digits",
     "read_images",
     "read_pairs",
+    "reader",
     "scatter_png",
     "table",
     "write_gif",

@@ -1,50 +1,115 @@
 """Images in numpy files: .npy, or .npz with labels."""
 
+import math
+import os
 from pathlib import Path
 
 import numpy as np
 
-from data.dataset import DataError
+from data.archives import read_header, unpack_arrays
+from data.dataset import MOST_CLASSES, DataError
 
 IMAGE_KEYS = ("x", "images", "samples", "arr_0")
 LABEL_KEYS = ("labels", "y")
 
 
-def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+class Rows:
+    """Answers x[rows] as an array (N, C, H, W) of uint8 does, out of an .npy: memory holds what is asked for alone.
+
+    Args:
+        path: of the file.
+        offset: where in it the first example begins, in bytes.
+        stored: the shape of the array in it.
+    Raises: DataError if the layout is not known; on reading, if the file is not the one that it was.
+    """
+
+    def __init__(self, path: Path, offset: int, stored: tuple[int, ...]) -> None:
+        self.path, self.offset, self.stored = path, offset, stored
+        self.axis = _channel_axis(path, stored)
+        others = [size for axis, size in enumerate(stored) if axis not in (0, self.axis)]
+        self.shape = (stored[0], stored[self.axis] if self.axis else 1, *others)
+        with open(path, "rb") as file:
+            self.stamp = _stamp(file.fileno())
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        size, content = math.prod(self.stored[1:]), []
+        try:
+            with open(self.path, "rb") as file:
+                for row in rows:
+                    file.seek(self.offset + int(row) * size)
+                    content.append(file.read(size))
+                same = _stamp(file.fileno()) == self.stamp
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read any more ({error.strerror}): put it back") from error
+        if not same or any(len(each) != size for each in content):
+            raise DataError(f"{self.path} has changed since it was opened: run the command again when it is whole")
+        return _channels_first(
+            np.frombuffer(bytearray().join(content), np.uint8).reshape(-1, *self.stored[1:]), self.axis
+        )
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[np.arange(self.shape[0])], dtype)
+
+
+def read_array(path: Path) -> tuple[np.ndarray | Rows, np.ndarray | None]:
     """The images (N, C, H, W), uint8, and the labels (N,), int64, or None if the file has none.
 
-    An .npy of uint8 is mapped, not read: start-up takes no time and memory holds what is used. The file may hold
+    An .npy of uint8 is read as it is used: start-up takes no time and memory holds little. The file may hold
     (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3. Pickled objects are never loaded.
 
     Raises: DataError if the file is damaged, or does not hold whole numbers from 0 to 255 in one of these shapes.
     """
+    label = None
     try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            keys, arrays = ["x"], {"x": stored}
+        if path.suffix.lower() == ".npz":
+            keys, arrays = unpack_arrays(path, (IMAGE_KEYS + LABEL_KEYS).__contains__)
+            found = next((arrays[key] for key in IMAGE_KEYS if key in arrays), None)
+            label = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)
         else:
-            with stored:
-                keys = stored.files
-                arrays = {key: stored[key] for key in keys if key in IMAGE_KEYS + LABEL_KEYS}
+            keys, found = ["x"], _read_npy(path)
+    except DataError:
+        raise
     except Exception as error:  # numpy raises errors of many kinds on damaged files
         raise DataError(f"{path} is empty, damaged or holds Python objects: save it again as plain numbers") from error
-    images = next((arrays[key] for key in IMAGE_KEYS if key in arrays), None)
-    if images is None:
+    if found is None:
         raise DataError(f"{path} has the keys {', '.join(keys)}: name the images {' or '.join(IMAGE_KEYS)}")
-    if images.size == 0:
+    if math.prod(found.shape) == 0:
         raise DataError(f"{path} holds no images: check data.path and data.test_path")
-    label = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)
-    images = _whole(path, _channels_first(path, images))
-    return images, None if label is None else _classes(path, label, len(images))
+    if isinstance(found, np.ndarray):
+        found = _channels_first(_whole(path, found), _channel_axis(path, found.shape))
+    return found, None if label is None else _classes(path, label, found.shape[0])
 
 
-def _channels_first(path: Path, images: np.ndarray) -> np.ndarray:
-    if images.ndim == 3:
-        return images[:, None]
-    axes = [axis for axis in (1, 3) if images.ndim == 4 and images.shape[axis] in (1, 3)]
+def _read_npy(path: Path) -> np.ndarray | Rows:
+    """The array of an .npy, whose size has to be what its header says."""
+    with open(path, "rb") as file:
+        shape, fortran, dtype = read_header(file)
+        offset, size = file.tell(), os.fstat(file.fileno()).st_size
+        if offset + math.prod(shape) * dtype.itemsize != size:
+            raise ValueError(f"it says that its shape is {shape}, and has {size} bytes")
+        if dtype == np.uint8 and not fortran and math.prod(shape):
+            return Rows(path, offset, shape)
+        file.seek(0)
+        return np.load(file, allow_pickle=False)
+
+
+def _stamp(file: int) -> tuple[int, int]:
+    status = os.fstat(file)
+    return status.st_size, status.st_mtime_ns
+
+
+def _channel_axis(path: Path, shape: tuple[int, ...]) -> int | None:
+    """Which axis is that of the channels; None for gray images without one."""
+    if len(shape) == 3:
+        return None
+    axes = [axis for axis in (1, 3) if len(shape) == 4 and shape[axis] in (1, 3)]
     if len(axes) != 1:
-        raise DataError(f"{path} has the shape {images.shape}: save (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3")
-    return np.moveaxis(images, axes[0], 1)
+        raise DataError(f"{path} has the shape {shape}: save (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3")
+    return axes[0]
+
+
+def _channels_first(images: np.ndarray, axis: int | None) -> np.ndarray:
+    return images[:, None] if axis is None else np.moveaxis(images, axis, 1)
 
 
 def _whole(path: Path, images: np.ndarray) -> np.ndarray:
@@ -58,7 +123,9 @@ def _whole(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 def _classes(path: Path, label: np.ndarray, count: int) -> np.ndarray:
-    if label.shape != (count,) or label.dtype.kind not in "ui" or np.any(label < 0):
+    whole = label.shape == (count,) and label.dtype.kind in "ui"
+    if not whole or np.any(label < 0) or np.any(label >= MOST_CLASSES):
         found = f"labels of shape {label.shape}, {label.dtype}"
-        raise DataError(f"{path} has {found}: save one whole number from 0 up for each of the {count} images")
+        most = f"one whole number from 0 up, below {MOST_CLASSES:,},"
+        raise DataError(f"{path} has {found}: save {most} for each of the {count} images")
     return label.astype(np.int64)

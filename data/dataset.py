@@ -8,6 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 
 SPLITS = ("train", "test")
+MOST_CLASSES = 1_000_000  # a network has a row of numbers for each
 
 
 class DataError(Exception):

@@ -1,36 +1,47 @@
 """PNG and JPEG files, in a folder or a zip, as one array: each is decoded when it is first asked for."""
 
-import io
 import os
-import zipfile
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from data.archives import MOST_STORED, open_zip, unpack
 from data.dataset import DataError
+from data.decoding import MAX_PIXELS, BrokenImage, decode
 
-MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # colour modes as stored, and as read
 MOST_KEPT = 8 * 2**30  # bytes; the images of larger sets are decoded anew each time
 
 
 def list_files(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
     """The names of all files in a folder or zip, sorted, with / between folders; and a function from name to content.
 
-    Raises: DataError if path is no folder and no readable zip.
+    Links to files are followed, links to folders are not. Names of a zip are never places on the disk.
+
+    Raises: DataError if path is no folder and no readable zip, or a zip with names of places outside it.
     """
     if path.is_dir():
         found = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-        names, read = [file.relative_to(path).as_posix() for file in found], lambda name: (path / name).read_bytes()
+        names, read = [file.relative_to(path).as_posix() for file in found], lambda name: _content(path / name)
     elif path.suffix.lower() == ".zip":
-        try:
-            archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} is no readable zip file: copy or download it again") from error
-        names, read = archive.namelist(), archive.read
+        archive = open_zip(path)
+        names, read = archive.namelist(), lambda name: unpack(archive, name)
+        outside = next((name for name in names if name.startswith("/") or ".." in name.split("/")), None)
+        if outside is not None:
+            raise DataError(f"{path} has an entry {outside!r}, which is no place within it: pack it again")
     else:
         raise DataError(f"{path} is of no known kind: give a folder, a .zip, an .npy or an .npz of images")
     return sorted(names), read
+
+
+def _content(file: Path) -> bytes:
+    """What a file holds. Raises: BrokenImage if it is a device, a pipe or larger than any image; OSError."""
+    if not file.is_file():
+        raise BrokenImage(f"{file} is no file, or a link to none: remove it")
+    if file.stat().st_size > MOST_STORED:
+        raise BrokenImage(f"{file} has {file.stat().st_size:,} bytes and {MOST_STORED:,} are allowed: remove it")
+    return file.read_bytes()
 
 
 class ImageFiles:
@@ -42,12 +53,22 @@ class ImageFiles:
         path: where the files are, for messages.
         names: of the files, one image each.
         read: from a name to the file's content.
-    Raises: DataError, here or on reading, if an image is damaged, or differs from the first in size or channels.
+        max_pixels: most that an image may have.
+        skip_broken: whether the first image that can be read sets the shape, for ``whole`` to leave the others out.
+    Raises: DataError, here or on reading, if an image is broken, or differs from the first in size or channels.
     """
 
-    def __init__(self, path: Path, names: list[str], read: Callable[[str], bytes]) -> None:
-        self.path, self.names, self.read = path, names, read
-        self.shape = (len(names), *self._decode(0).shape)
+    def __init__(
+        self,
+        path: Path,
+        names: list[str],
+        read: Callable[[str], bytes],
+        max_pixels: int = MAX_PIXELS,
+        skip_broken: bool = False,
+    ) -> None:
+        self.path, self.names, self.read, self.max_pixels = path, names, read, max_pixels
+        self.first, pixels = self._first(len(names) if skip_broken else 1)
+        self.shape = (len(names), *pixels.shape)
         self.decoded = np.zeros(len(names), dtype=bool)
         self.kept = np.empty(self.shape, dtype=np.uint8) if np.prod(self.shape) <= MOST_KEPT else None
 
@@ -59,26 +80,49 @@ class ImageFiles:
             self.decoded[row] = True
         return self.kept[rows]
 
+    def whole(self, rows: np.ndarray) -> np.ndarray:
+        """Those of the rows whose images are not broken; the others are counted on standard error."""
+        broken = np.array([self._is_broken(row) for row in rows], dtype=bool)
+        if broken.any():
+            named = [self.names[row] for row in rows[broken]]
+            told = f"{', '.join(named[:3])}{f' and {len(named) - 3} more' if len(named) > 3 else ''}"
+            print(f"{self.path}: {len(named)} of {len(rows)} images are broken and left out: {told}", file=sys.stderr)
+        return rows[~broken]
+
+    def _is_broken(self, row: int) -> bool:
+        try:
+            self[np.array([row])]
+        except BrokenImage:
+            return True
+        return False
+
+    def _first(self, tries: int) -> tuple[int, np.ndarray]:
+        """Number and pixels of the first image that can be read among so many."""
+        for row in range(tries):
+            try:
+                return row, self._decode(row)
+            except BrokenImage:
+                if row == tries - 1:
+                    raise
+        raise DataError(f"{self.path} holds no images: check data.path and data.test_path")
+
     def _read(self, row: int) -> np.ndarray:
         pixels = self._decode(row)
         if pixels.shape != self.shape[1:]:
-            shapes = f"is {_describe(pixels.shape)}, unlike {self.names[0]}, which is {_describe(self.shape[1:])}"
+            first = self.names[self.first]
+            shapes = f"is {_describe(pixels.shape)}, unlike {first}, which is {_describe(self.shape[1:])}"
             raise DataError(f"{self.path / self.names[row]} {shapes}: make all images alike")
         return pixels
 
     def _decode(self, row: int) -> np.ndarray:
-        from PIL import Image
-
         file = self.path / self.names[row]
         try:
-            image = Image.open(io.BytesIO(self.read(self.names[row])), formats=("PNG", "JPEG"))
-            image.load()
-        except Exception as error:  # decoders raise errors of many kinds on damaged files
-            raise DataError(f"{file} is no whole PNG or JPEG image: replace or remove it") from error
-        if image.mode not in MODES:
-            raise DataError(f"{file} has the colour mode {image.mode}: convert it to gray or RGB of 8 bits")
-        pixels = np.asarray(image.convert(MODES[image.mode]))
-        return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+            content = self.read(self.names[row])
+        except DataError as error:
+            raise BrokenImage(str(error)) from error
+        except Exception as error:  # zipfile raises errors of many kinds on damaged entries
+            raise BrokenImage(f"{file} is no whole PNG or JPEG image: replace or remove it") from error
+        return decode(content, file, self.max_pixels)
 
 
 def _describe(shape: tuple[int, ...]) -> str:

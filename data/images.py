@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 
 from data.arrays import read_array
-from data.dataset import SPLITS, DataError, Dataset, check_split, hold_out
+from data.dataset import MOST_CLASSES, SPLITS, DataError, Dataset, check_split, hold_out
+from data.decoding import MAX_PIXELS
 from data.files import ImageFiles, list_files
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-def read_images(split: str, path: str, test_path: str = "") -> Dataset:
+def read_images(
+    split: str, path: str, test_path: str = "", max_pixels: int = MAX_PIXELS, skip_broken: bool = False
+) -> Dataset:
     """Gray or RGB images from a folder or a zip of PNG and JPEG files, or from a numpy file.
 
     The test split is all of test_path if that is given; else the subfolder test/, where path has train/ and test/;
@@ -28,14 +31,19 @@ def read_images(split: str, path: str, test_path: str = "") -> Dataset:
     Args:
         path: a folder, a .zip, an .npy or an .npz.
         test_path: the same, for testing only; empty for a part of path.
+        max_pixels: most that an image file may have; it is refused before it is decoded.
+        skip_broken: whether image files that cannot be decoded are left out of the split, which then has each decoded
+            at once, and counted on standard error; the splits of the others stay as they are.
     Shapes: examples (C, H, W), uint8, C = 1 or 3.
-    Raises: ValueError if path is empty. DataError if it is missing, without images or damaged; image files are
-        checked when they are decoded, by `batch`.
+    Raises: ValueError if path is empty or max_pixels below 1. DataError if path is missing, without images or damaged;
+        image files are checked when they are decoded, by `batch`.
     """
     check_split(split)
+    if max_pixels < 1:
+        raise ValueError(f"data.max_pixels {max_pixels}: need at least 1")
     if not path:
         raise ValueError("data.path is empty: give a folder, a .zip, an .npy or an .npz of images")
-    sources = [_open(Path(each)) for each in (path, test_path) if each]
+    sources = [_open(Path(each), max_pixels, skip_broken) for each in (path, test_path) if each]
     shapes = {source.x.shape[1:] for source in sources}
     if len(shapes) > 1:
         raise DataError(f"{path} and {test_path} hold images of different shapes {shapes}: make them alike")
@@ -43,6 +51,8 @@ def read_images(split: str, path: str, test_path: str = "") -> Dataset:
     chosen = SPLITS.index(split) if test_path else 0
     source = sources[chosen]
     rows = np.arange(source.x.shape[0]) if test_path else source.splits[split]
+    if skip_broken and isinstance(source.x, ImageFiles):
+        rows = source.x.whole(rows)
     if len(rows) == 0:
         raise DataError(f"{path} has too few images to leave any for {split}: add images or give data.test_path")
     return Dataset(source.x, rows, levels=256, label=labels[chosen], num_classes=num_classes)
@@ -57,12 +67,12 @@ class _Source:
     label: np.ndarray | None
 
 
-def _open(path: Path) -> _Source:
+def _open(path: Path, max_pixels: int, skip_broken: bool) -> _Source:
     if not path.exists():
         raise DataError(f"{path} does not exist: check data.path and data.test_path")
     if path.suffix.lower() in (".npy", ".npz"):
         x, label = read_array(path)
-        return _Source(x, hold_out(np.arange(len(x)), every=10), label)
+        return _Source(x, hold_out(np.arange(x.shape[0]), every=10), label)
     files, read = list_files(path)
     names = [name for name in files if name.lower().endswith(SUFFIXES) and not basename(name).startswith(".")]
     if not names:
@@ -77,7 +87,7 @@ def _open(path: Path) -> _Source:
     listings = [name for name in files if basename(name) == "dataset.json"]
     if listings:
         label = _listed_labels(path, listings, names, read)
-    return _Source(ImageFiles(path, names, read), splits, label)
+    return _Source(ImageFiles(path, names, read, max_pixels, skip_broken), splits, label)
 
 
 def _listed_labels(
@@ -96,8 +106,9 @@ def _listed_labels(
         return None
     for name in names:
         label = found.get(name)
-        if type(label) is not int or label < 0:
-            raise DataError(f"{path} labels {name} {label} in dataset.json: give each image a whole number from 0 up")
+        if type(label) is not int or not 0 <= label < MOST_CLASSES:
+            most = f"from 0 up, below {MOST_CLASSES:,}"
+            raise DataError(f"{path} labels {name} {label} in dataset.json: give each image a whole number {most}")
     return np.array([found[name] for name in names], dtype=np.int64)
 
 

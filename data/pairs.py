@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.archives import unpack_arrays
 from data.codecs import Identity, Pixels
 from data.dataset import DataError, Dataset, check_split, hold_out
 
 KEYS = ("latents", "x0", "levels")
+REAL = (np.float16, np.float32, np.float64)
 REMEDY = "write it with --mode sample --sampler heun --config.sample.keep_latents=true"
 
 
@@ -30,13 +32,18 @@ def read_pairs(split: str, path: str) -> Dataset:
     if not Path(path).is_file():
         raise DataError(f"{path} does not exist: {REMEDY}")
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            latents, x0, levels = (stored[key] for key in KEYS)
-            levels = int(levels)
+        _, arrays = unpack_arrays(Path(path), KEYS.__contains__)
+        latents, x0, levels = (arrays[key] for key in KEYS)
+        levels = int(levels)
+    except DataError:
+        raise
     except Exception as error:  # numpy raises errors of many kinds on damaged files
         raise DataError(f"{path} is damaged or does not hold {', '.join(KEYS)}: {REMEDY}") from error
-    if latents.shape != x0.shape or len(x0) < 2:
+    if latents.shape != x0.shape or x0.size < 2 or len(x0) < 2:
         raise DataError(f"{path} holds latents {latents.shape} for x0 {x0.shape}: {REMEDY}, for 2 or more samples")
+    real = latents.dtype in REAL and x0.dtype in REAL and np.isfinite(x0).all() and np.isfinite(latents).all()
+    if not real or levels not in (0, *range(2, 257)):
+        raise DataError(f"{path} holds {levels} levels, or latents or x0 that are not real numbers: {REMEDY}")
     codec = Pixels(levels) if levels else Identity()
     values = codec.values(torch.from_numpy(x0).double())
     if levels:

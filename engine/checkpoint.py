@@ -305,7 +305,9 @@ def _sound(meta: Mapping[str, Any]) -> bool:
     data, averages = meta.get("data", {}), meta.get("ema", [RAW])
     shape, numbers = data.get("shape", [1]), [data.get(key, 0) for key in ("levels", "std", "diameter")]
     return (
-        all(Path(name).name == name for name in (*meta["sha256"], *averages))
+        isinstance(averages, list)
+        and isinstance(shape, list)
+        and all(Path(name).name == name for name in (*meta["sha256"], *averages))
         and len(averages) > 0
         and ("shape" not in data or data.keys() == {"shape", "levels", "std", "diameter"})
         and all(type(side) is int and side > 0 for side in shape)

@@ -29,6 +29,9 @@ FREE = (
 )
 """Keys that may change when a run goes on."""
 
+REPEATED, MOST_REPEATED = ("network.depth", "network.num_blocks"), 1_000
+"""Keys that say how often a part is made, of a stranger's config too, and how often at most."""
+
 WRONG = (AttributeError, ImportError, LookupError, OverflowError, RecursionError, SyntaxError, TypeError, ValueError)
 """What a config file that is not one raises."""
 
@@ -182,6 +185,8 @@ def conform(values: Mapping) -> ConfigDict:
     for section, choices in default.CHOICES.items():
         given = values.get(section, {})
         name = given.get("name", config[section].name)
+        if not isinstance(name, str):
+            raise ValueError(f"{section}.name {name!r} is no name")
         config[section] = ConfigDict({**choices.get(name, given), "name": name}).lock()
     for key, value in flat(values).items():
         assign(config, key, value)
@@ -221,6 +226,8 @@ def assign(config: ConfigDict, key: str, value: object) -> None:
     except (TypeError, OverflowError):  # an int may be too large for a float
         kind = "true or false" if isinstance(like, bool) else type(like).__name__
         raise ValueError(f"config key {key} takes {kind}, such as {like!r}, not {value!r}") from None
+    if key in REPEATED and section[last] > MOST_REPEATED:
+        raise ValueError(f"config key {key} is {value}: at most {MOST_REPEATED} are made")
 
 
 def literal(text: str, like: object) -> object:

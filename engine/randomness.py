@@ -45,7 +45,8 @@ def draw_times(
         first: number of the first of these examples in the global batch.
         total: examples in the global batch; None if these are all.
     """
-    u = stratified(step * GOLDEN_RATIO % 1, first, len(like), total or len(like)).to(like.device)
+    u = stratified(step * GOLDEN_RATIO % 1, first, len(like), total or len(like))
+    u = u.to(like.device, non_blocking=like.is_cuda)
     return law(sde, u.reshape(-1, *[1] * (like.ndim - 1)))
 
 

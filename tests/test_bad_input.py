@@ -14,7 +14,7 @@ from PIL import Image
 
 import run as command_line
 from engine import log
-from engine.train import Trainer
+from engine.trainer import Trainer
 
 TINY = ("--device=cpu", "--config.network.channels=8", "--config.train.batch_size=4", "--config.train.total_images=8")
 TINY += ("--config.train.sample_every=0", "--config.train.evaluate_every=0")
@@ -323,6 +323,22 @@ def test_other_damaged_sources_of_data(refused, tmp_path):
     (tmp_path / "data.csv").write_text("1,2,3")
     for name in ("half.zip", "shape.npy", "text.npz", "data.csv"):
         assert f"error: {name} " in refused(3, "--mode=train", "--workdir=new", *IMAGES, f"--config.data.path={name}")
+
+
+def test_broken_images_are_left_out_where_the_config_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "own", GOOD | {"07.png": b"text"})
+    words = ["run.py", "--mode=data", "--workdir=new", *IMAGES, "--config.data.path=own"]
+    assert command_line.main(words) == 3
+    assert command_line.main([*words, "--config.data.skip_broken=true"]) == 0
+    assert "own: 1 of 18 images are broken and left out: 07.png" in capsys.readouterr().err
+
+
+def test_images_above_the_limit_of_the_config_are_refused(refused, tmp_path):
+    write(tmp_path / "own", GOOD)
+    words = ("--mode=data", "--workdir=new", *IMAGES, "--config.data.path=own")
+    assert "own/00.png has 8 x 8 pixels: scale it down" in refused(3, *words, "--config.data.max_pixels=63")
+    assert "data.max_pixels 0: need at least 1" in refused(2, *words, "--config.data.max_pixels=0")
 
 
 def test_no_path_at_all(refused):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import run as command_line
-from engine import checkpoint
+from engine import checkpoint, plane, sample
 from engine.errors import CheckpointError
 from sde_lib import Gaussian
 
@@ -331,8 +331,10 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def call(trained, tmp_path, capsys):
+def call(trained, tmp_path, capsys, monkeypatch):
     """A copy of the run, and a function that runs a command on it: (exit status, lines on standard error)."""
+    monkeypatch.setattr(sample, "picture", lambda *args: None)
+    monkeypatch.setattr(plane, "draw", lambda *args: None)
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import data.archives
 import data.files
 from data import (
     CODECS,
@@ -653,3 +655,178 @@ def test_a_failed_write_leaves_the_old_picture_and_nothing_else(tmp_path, monkey
         write_png(tmp_path / "grid.png", np.ones((1, 1, 8, 8), np.uint8))
     assert (tmp_path / "grid.png").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["grid.png"]
+
+
+# Files of strangers
+
+
+def zipped(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    """Write a packed zip."""
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def lying(path: Path, size: int) -> Path:
+    """Let the directory of a zip say another size of its first entry, unpacked."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02") + 24
+    content[at : at + 4] = size.to_bytes(4, "little")
+    path.write_bytes(content)
+    return path
+
+
+def header(shape: tuple[int, ...]) -> bytes:
+    """Of an .npy of uint8."""
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return content.getvalue()
+
+
+GOOD = {f"{i}.png": encoded(pixels(i)) for i in range(1, 9)}
+
+
+@pytest.mark.parametrize("true", [True, False])
+def test_a_zip_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch, true):
+    """The size that is told is over the limit; whether it is true makes no difference."""
+    monkeypatch.setattr(data.archives.unpack, "__defaults__", (1_000_000,))
+    path = zipped(tmp_path / "x.zip", {"0.png": bytes(5_000_000) if true else b"", **GOOD})
+    lying(path, 5_000_000)
+    with pytest.raises(DataError, match=r"x.zip/0.png unpacks to 5,000,000 bytes, of 1,000,000 allowed") as error:
+        read_images("train", str(path))
+    assert_names_the_file(error.value, "x.zip/0.png")
+
+
+def test_a_zip_that_says_less_than_it_unpacks_to_is_cut_there(tmp_path):
+    path = lying(zipped(tmp_path / "x.zip", {"0.png": bytes(5_000_000), **GOOD}), 1000)
+    with pytest.raises(DataError, match=r"x.zip/0.png is no whole PNG"):
+        read_images("train", str(path))
+
+
+def test_a_zip_in_a_zip_is_not_opened(tmp_path):
+    inner = zipped(tmp_path / "inner.zip", {"0.png": bytes(5_000_000)}).read_bytes()
+    assert numbers(read_images("test", str(zipped(tmp_path / "x.zip", {"inner.zip": inner, **GOOD})))) == [1]
+    with pytest.raises(DataError, match=r"x.zip/0.png is no whole PNG"):
+        read_images("train", str(zipped(tmp_path / "x.zip", {"0.png": inner, **GOOD})))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_that_unpack_before_they_count_are_refused(tmp_path, method):
+    with pytest.raises(DataError, match=r"another method than deflate: pack it again"):
+        read_images("train", str(zipped(tmp_path / "x.zip", GOOD, method)))
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/outside.png", "a/../../outside.png"])
+def test_names_of_places_outside_a_zip_are_refused(tmp_path, name):
+    path = zipped(tmp_path / "x.zip", {name: encoded(pixels(0)), **GOOD})
+    with pytest.raises(DataError, match=r"outside.png', which is no place within it") as error:
+        read_images("train", str(path))
+    assert_names_the_file(error.value, "x.zip")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+def test_arrays_that_claim_more_than_there_is_are_refused_before_memory_is_taken(tmp_path, name):
+    """100 GB on the word of a header; so is an .npz whose directory agrees with it."""
+    import tracemalloc
+
+    content = header((10**5, 1000, 1000)) + b"\0" * 99
+    path = tmp_path / name
+    path.write_bytes(content) if name == "x.npy" else zipped(path, {"x.npy": content})
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"damaged"):
+        read_images("train", str(path))
+    if name == "x.npz":
+        with pytest.raises(DataError, match=r"damaged"):
+            read_images("train", str(lying(path, 2**32 - 2)))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_arrays_that_unpack_to_too_much_together_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.archives, "MOST_UNPACKED", 1300)
+    np.savez_compressed(tmp_path / "x.npz", images=np.zeros((40, 5, 4), np.uint8), labels=np.zeros(40, np.int64))
+    assert (tmp_path / "x.npz").stat().st_size < 1300
+    with pytest.raises(DataError, match=r"x.npz/labels.npy unpacks to 448 bytes"):
+        read_images("train", str(tmp_path / "x.npz"))
+
+
+@pytest.mark.parametrize("change", ["shorter", "other", "gone"])
+def test_an_npy_that_changes_while_it_is_read_is_noticed(tmp_path, change):
+    """A mapped file that became shorter would end the process."""
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros((20, 50, 40), np.uint8))
+    train = read_images("train", str(path))
+    train.batch([0])
+    if change == "shorter":
+        path.write_bytes(path.read_bytes()[:9000])
+    elif change == "other":
+        np.save(path, np.ones((20, 50, 40), np.uint8))
+        os.utime(path, ns=(1, 1))
+    else:
+        path.unlink()
+    with pytest.raises(DataError, match=r"has changed since it was opened|cannot be read any more") as error:
+        train.batch([15])
+    assert_names_the_file(error.value, "x.npy")
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(place, monkeypatch):
+    path = write_files(place, {**GOOD, "0.png": encoded(pixels(0, height=300, width=400))})
+    with pytest.raises(DataError, match=r"0.png has 400 x 300 pixels: .* raise data.max_pixels from 1000") as error:
+        read_images("train", path, max_pixels=1000)
+    assert_names_the_file(error.value, f"{place.name}/0.png")
+    assert read_images("train", path, max_pixels=120_000).shape == (1, 300, 400)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"0.png has more pixels than Pillow opens"):
+        read_images("train", path, max_pixels=10**9)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "WEBP"])
+def test_other_formats_under_the_name_of_a_png_are_refused(place, kind):
+    with pytest.raises(DataError, match=r"0.png is no whole PNG or JPEG"):
+        read_images("train", write_files(place, {"0.png": encoded(pixels(0), kind), **GOOD}))
+
+
+def test_broken_images_are_left_out_on_demand_and_counted(place, capsys):
+    """The others keep their split and their order."""
+    files = GOOD | {"0.png": b"text", "3.png": GOOD["3.png"][:50], "9.png": encoded(pixels(9))}
+    path = write_files(place, {f"{name[0]:0>2}.png": content for name, content in files.items()})
+    assert numbers(read_images("train", path, skip_broken=True)) == [1, 2, 4, 5, 6, 7, 8, 9]
+    told = "1 of 9 images are broken and left out: 03.png"
+    assert capsys.readouterr().err == f"{path}: {told}\n"
+    with pytest.raises(DataError, match=r"too few images to leave any for test"):
+        read_images("test", path, skip_broken=True)
+    with pytest.raises(DataError, match=r"00.png is no whole"):
+        read_images("train", path)
+
+
+def test_a_set_of_broken_images_alone_is_refused(place):
+    with pytest.raises(DataError, match=r"2.png is no whole"):
+        read_images("train", write_files(place, {f"{i}.png": b"text" for i in range(3)}), skip_broken=True)
+
+
+def test_links_to_files_are_followed_and_pipes_are_not_waited_for(tmp_path):
+    write_files(tmp_path / "real", GOOD)
+    folder = tmp_path / "links"
+    folder.mkdir()
+    (folder / "around").symlink_to(folder)
+    for name in GOOD:
+        (folder / name).symlink_to(tmp_path / "real" / name)
+    assert numbers(read_images("train", str(folder))) == [2, 3, 4, 5, 6, 7, 8]
+    os.mkfifo(folder / "0.png")
+    with pytest.raises(DataError, match=r"links/0.png is no file, or a link to none: remove it"):
+        read_images("train", str(folder))
+    (folder / "0.png").unlink()
+    (folder / "0.png").symlink_to("nowhere")
+    assert numbers(read_images("train", str(folder), skip_broken=True)) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("label", [10**6, 2**63])
+def test_labels_that_no_network_has_a_row_for_are_refused(tmp_path, label):
+    listing = json.dumps({"labels": [[name, label] for name in GOOD]}).encode()
+    with pytest.raises(DataError, match=r"below 1,000,000"):
+        read_images("train", write_files(tmp_path / "x", {**GOOD, "dataset.json": listing}))
+    np.savez(tmp_path / "x.npz", x=np.zeros((4, 5, 4), np.uint8), y=np.full(4, label, np.uint64))
+    with pytest.raises(DataError, match=r"below 1,000,000"):
+        read_images("train", str(tmp_path / "x.npz"))

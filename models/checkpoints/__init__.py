@@ -5,14 +5,14 @@ from os import PathLike
 from pathlib import Path
 
 from models.checkpoints import diffusers, edm, guided_diffusion, safe, score_sde
-from models.checkpoints.foreign import Foreign
+from models.checkpoints.foreign import Foreign, guarded
 from models.checkpoints.safe import ForeignError
 
 FORMATS: dict[str, Callable[..., Foreign]] = {
-    "score_sde": score_sde.read,
-    "edm": edm.read,
-    "guided_diffusion": guided_diffusion.read,
-    "diffusers": diffusers.read,
+    "score_sde": guarded(score_sde.read),
+    "edm": guarded(edm.read),
+    "guided_diffusion": guarded(guided_diffusion.read),
+    "diffusers": guarded(diffusers.read),
 }
 """(path, weights="ema" | "raw") -> what was read."""
 
@@ -52,7 +52,7 @@ def recognise(path: str | PathLike) -> tuple[str, Path]:
     for name, mark in MARKS.items():
         if mark in content:
             return name, path.parent if name == "diffusers" else path
-    has = ", ".join(map(str, list(content)[:3])) or "nothing"
+    has = ", ".join(str(name)[:80] for name in list(content)[:3]) or "nothing"
     raise ForeignError(f"{path} is of none of the formats {', '.join(FORMATS)}: it has {has}; check which file it is")
 
 

@@ -1,12 +1,22 @@
 """What a reader of published weights hands over, and how it matches tensors with a network of ours."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.checkpoints.safe import ForeignError
+
+MOST_BLOCKS = 256
+MOST_LEVELS = 1_000_000
+MOST_NUMBERS = 2**26
+"""Most blocks a level of a network, levels of a chain, and numbers in an example, in files that can be read."""
+
+MALFORMED = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, RuntimeError, TypeError, ValueError)
+"""What a reader runs into where a file is of its format and says something else than it should."""
 
 
 class Foreign(NamedTuple):
@@ -69,6 +79,34 @@ def place(
 
 
 def skeleton(network: type[nn.Module], **options: Any) -> nn.Module:
-    """A network without memory, for names and shapes."""
+    """A network without memory, for names and shapes.
+
+    Raises: ValueError for more blocks than any network has; each would be made, whatever the file holds.
+    """
+    if options.get("num_blocks", 0) > MOST_BLOCKS:
+        raise ValueError(f"num_blocks {options['num_blocks']}: at most {MOST_BLOCKS} a level are read")
     with torch.device("meta"):
         return network(**options)
+
+
+def guarded(read: Callable[..., Foreign]) -> Callable[..., Foreign]:
+    """The same reader, for files that are of its format and hold nonsense: ForeignError is all that it raises for them.
+
+    So it does where an example or a chain is too large for any memory, which nothing in the weights speaks against.
+    """
+
+    def guard(path: str | PathLike, **options: Any) -> Foreign:
+        try:
+            foreign = read(path, **options)
+            levels = foreign.config["sde"].get("num_levels", 1)
+            fits = 0 < math.prod(foreign.shape) <= MOST_NUMBERS and min(foreign.shape) > 0 and 0 < levels <= MOST_LEVELS
+        except ForeignError:
+            raise
+        except MALFORMED as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ForeignError(f"{path} or a file beside it is damaged ({reason[:200]}); get it again") from error
+        if not fits:
+            raise ForeignError(f"{path}: no examples of shape {foreign.shape} in a chain of {levels} levels are read")
+        return foreign
+
+    return guard

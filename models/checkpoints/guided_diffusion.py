@@ -147,7 +147,10 @@ def architecture(tensors: Tensors, flags: dict[str, Any], classifies: bool) -> t
     """
     width, channels = tensors["time_embed.0.weight"].shape
     stem = tensors["input_blocks.0.0.weight"]
-    total = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("input_blocks."))
+    numbers = {int(name.split(".")[1]) for name in tensors if name.startswith("input_blocks.")}
+    total = len(numbers)
+    if numbers != set(range(total)):
+        raise ForeignError(f"{tensors.path}: the numbers of its input_blocks have gaps; get it again")
     strided = [name for name in tensors if re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name)]
     ups = {name.split(".")[1] for name in tensors if re.match(r"output_blocks\.\d+\.[12]\.(in_layers|conv)\.", name)}
     if classifies and not strided:

@@ -1,18 +1,17 @@
 """Reading files of other people: nothing in them is ever executed."""
 
-import pickle
 import pickletools
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 SCALAR = np.float64(0).__reduce__()[0]
@@ -36,6 +35,7 @@ def read(path: str | PathLike) -> dict[str, Any]:
     """The dict in a file of ``torch.save`` or of safetensors, which its first bytes tell apart; on the CPU.
 
     A pickle is read by an interpreter that knows tensors, plain containers and ``ALLOWED``, and calls nothing else.
+    Tensors are refused that take more bytes, as they are or unpacked, than there are in the file.
 
     Raises: ForeignError for a file that is not there, truncated, no checkpoint, or asks for anything else, by name.
     Reference: PyTorch's notes on serialization, ``torch.load`` with ``weights_only``.
@@ -43,15 +43,20 @@ def read(path: str | PathLike) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ForeignError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; give the checkpoint itself")
-    with path.open("rb") as file:
-        start = file.read(9)
+    start = b""
     try:
+        with path.open("rb") as file:
+            start = file.read(9)
         if start[8:] == b"{":
             return safetensors.torch.load_file(path)
+        if start[:2] == b"PK":
+            _check_unpacked(path)
         with safe_globals(ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the protocol: what cannot be read is refused
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, LookupError, OSError):
+    except ForeignError:
+        raise
+    except Exception:  # unpicklers raise errors of every kind on what they were not made for
         asked = sorted(_asked(path))
         if asked:
             wants = ", ".join(asked[:5])
@@ -61,7 +66,46 @@ def read(path: str | PathLike) -> dict[str, Any]:
         raise ForeignError(f"{path} is no checkpoint of PyTorch; check which file it is") from None
     if not isinstance(content, dict):
         raise ForeignError(f"{path} holds a {type(content).__name__}, not the dict of a checkpoint; check which it is")
+    _check_tensors(path, content)
     return content
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raises: ForeignError for an archive whose entries take more bytes than it has; torch.save does not compress."""
+    size, most = unpacked(path), path.stat().st_size
+    if size > most:
+        raise ForeignError(f"{path} has {most:,} bytes and unpacks to {size:,}, so it is refused; save it anew")
+
+
+def unpacked(file: str | PathLike | IO[bytes]) -> int:
+    """The bytes that the entries of a zip say they take together."""
+    with zipfile.ZipFile(file) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
+
+
+def _check_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Raises: ForeignError for tensors that are not plain, or that say they are larger together than twice the file.
+
+    A view of one number can claim any shape. Weights that are tied are counted once each.
+    """
+    most, seen, waiting = 2 * path.stat().st_size, set(), [content]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
+                raise ForeignError(f"{path} holds a tensor that is sparse, quantized or empty; save plain tensors")
+            most -= value.numel() * value.element_size()
+        elif isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            waiting += value
+    if most < 0:
+        raise ForeignError(
+            f"{path} holds tensors of more numbers than it has bytes for, so it is refused; save it anew"
+        )
 
 
 def _asked(path: Path) -> set[str]:
@@ -69,14 +113,14 @@ def _asked(path: Path) -> set[str]:
     try:
         with safe_globals(ALLOWED):
             return set(get_unsafe_globals_in_checkpoint(path))
-    except (ValueError, RuntimeError, OSError, pickle.UnpicklingError):  # no zip: a bare pickle, perhaps
+    except Exception:  # no zip: a bare pickle, perhaps; or one that nothing can be told of
         return set(_globals(path))
 
 
 def _globals(path: Path) -> Iterator[str]:
     """The names ``module.name`` that bare pickles want, one after the other in a file; torch's own left out."""
     pushed, memo = [], []
-    with path.open("rb") as file, suppress(ValueError):  # at the end, or where it breaks off
+    with suppress(ValueError, OSError), path.open("rb") as file:  # at the end, or where it breaks off
         while True:
             for operation, value, _ in pickletools.genops(file):
                 if operation.name == "MEMOIZE":

@@ -75,7 +75,7 @@ def read(path: str | Path, config: str | Path | None = None, weights: str = "ema
     path = Path(path)
     content = safe.read(path)
     if not recognises(content):
-        found = ", ".join(map(str, list(content)[:5]))
+        found = ", ".join(str(name)[:80] for name in list(content)[:5])
         raise ForeignError(f"{path} is no checkpoint of score_sde, which has model and ema: it has {found}")
     told = Config.read(Path(config) if config else beside(path))
     sections = told.sections()
@@ -127,8 +127,12 @@ def turned(name: str, tensor: Tensor, theirs: Mapping[str, Tensor]) -> Tensor:
 def check_levels(levels: Tensor, told: "Config", path: Path) -> None:
     """Raises: ForeignError unless the noise levels in the file are those of the config."""
     first, last = math.log(told["model.sigma_max"]), math.log(told["model.sigma_min"])
-    expected = torch.linspace(first, last, told["model.num_scales"], dtype=torch.float64).exp()
-    if levels.shape != expected.shape or not torch.allclose(levels.double(), expected, rtol=1e-4):
+    count = told["model.num_scales"]
+    if levels.shape != (count,):
+        has = f"noise levels of shape {tuple(levels.shape)}"
+        raise ForeignError(f"{path} has {has}, its config {count} of them; give the config it was trained with")
+    expected = torch.linspace(first, last, count, dtype=torch.float64).exp()
+    if not torch.allclose(levels.double(), expected, rtol=1e-4):
         has = f"{len(levels)} noise levels from {levels.max():g} to {levels.min():g}"
         means = f"{len(expected)} from {expected.max():g} to {expected.min():g}"
         raise ForeignError(f"{path} has {has}, its config {means}; give the config it was trained with")

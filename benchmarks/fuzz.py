@@ -1,0 +1,503 @@
+"""Files and words of strangers against every reader: damaged and hostile inputs, and what became of each.
+
+python benchmarks/fuzz.py --inputs 10000
+
+An input is fine, or refused by an error whose exit status is 2 to 5. Anything else is unexpected: another error, more
+than ten seconds, more than 1 GiB beyond what the imports take, a crash, a file that is changed, written or removed, a
+pickle's global, a process or connection. Unexpected inputs are kept below --out, with the line that repeats them.
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+RECORDED = ROOT / "tests" / "data"
+
+import run as command_line  # noqa: E402
+from benchmarks.fuzz_inputs import Files, changed_files, command, expression, signed  # noqa: E402
+from configs import default  # noqa: E402
+from engine.config import Options, flat, load, override, stored, to_json  # noqa: E402
+from engine.errors import describe, exit_status  # noqa: E402
+
+SECONDS = 10
+MEMORY = 2**30
+STEP = "checkpoints/step_00000001"
+
+WRITES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod"}
+WRITES |= {"shutil.rmtree", "shutil.copyfile", "shutil.move", "tempfile.mkstemp", "tempfile.mkdtemp"}
+RUNS = {
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "os.startfile",
+    "subprocess.Popen",
+    "pty.spawn",
+    "exec.shell",
+}
+RUNS |= {"socket.connect", "socket.bind", "urllib.Request", "pickle.find_class", "ctypes.dlopen"}
+"""Events of ``sys.audit`` that no reader may cause."""
+
+
+class Hang(BaseException):
+    """An input took longer than it may."""
+
+
+class Target(NamedTuple):
+    """A reader.
+
+    make: (rng) -> the files of an input.
+    read: (folder with these files) -> None, or an error.
+    seeds: files that the inputs are made of, the first of them whole; reading them imports what is imported late.
+    """
+
+    make: Callable[[random.Random], Files]
+    read: Callable[[Path], None]
+    seeds: list[Files]
+
+
+class Verdict(NamedTuple):
+    """What became of an input: ``accepted``, ``refused`` or ``unexpected``; why; and the seconds it took."""
+
+    kind: str
+    why: str
+    seconds: float
+
+
+# --- one input --------------------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """Collects what a reader does beyond reading, while it is on; there is one, for a hook is never removed."""
+
+    def __init__(self) -> None:
+        self.on, self.found = False, []
+        sys.addaudithook(self.hear)
+
+    def hear(self, event: str, arguments: tuple) -> None:
+        """Called by Python at every event."""
+        if self.on and (event in WRITES | RUNS or (event == "open" and writes(arguments))):
+            self.found.append(f"{event} {str(arguments[0])[:80] if arguments else ''}")
+
+
+def writes(arguments: tuple) -> bool:
+    """Whether the arguments of an event ``open`` are for writing."""
+    _, mode, flags = (*arguments, None, None)[:3]
+    written = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if isinstance(flags, int) else 0
+    return bool(written or set(str(mode or "")) & set("wax+"))
+
+
+def trial(read: Callable[[Path], None], files: Files, folder: Path, watch: Watch) -> Verdict:
+    """Put the files into an empty folder and read them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    kind, why, start = "accepted", "", time.monotonic()
+    signal.signal(signal.SIGALRM, _hang)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    watch.on, watch.found = True, []
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            read(folder)
+    except (Exception, SystemExit, Hang) as error:
+        kind = "refused" if exit_status(error) in (2, 3, 4, 5) and isinstance(error, Exception) else "unexpected"
+        why = f"longer than {SECONDS} s" if isinstance(error, Hang) else describe(error)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        watch.on = False
+    seconds = time.monotonic() - start
+    after = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    if watch.found:
+        kind, why = "unexpected", f"it did {', '.join(watch.found[:3])}"
+    elif after != files:
+        kind, why = "unexpected", "it changed a file"
+    return Verdict(kind, why, seconds)
+
+
+def _hang(signum: int, frame: object) -> None:
+    raise Hang
+
+
+# --- targets ----------------------------------------------------------------------------------------------------------
+
+
+class Harm:
+    """What would make a folder when it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("executed",)
+
+
+def recorded(folder: str, *names: str) -> Files:
+    """Files of a recording, by the names that they get here."""
+    return {name: (RECORDED / folder / name).read_bytes() for name in names}
+
+
+def foreign(name: str) -> list[Files]:
+    """Sources of each kind, one of them with code in its pickle."""
+    import torch
+
+    if name == "score_sde":
+        found = recorded("score_sde_models/ncsnpp_subvp", "checkpoint.pt", "config.json")
+        content, whole = torch.load(io.BytesIO(found["checkpoint.pt"]), weights_only=True), io.BytesIO()
+        averaged = [
+            value for key, value in content["model"].items() if ".NIN_" in key or not key.endswith((".W", "sigmas"))
+        ]
+        torch.save(content | {"ema": content["ema"] | {"shadow_params": averaged}}, whole)  # it was recorded without
+        seeds = [{"a.pth": whole.getvalue(), "config.json": found["config.json"]}]
+    elif name == "edm":
+        found = recorded("edm_models/tiny_song_skip_skip_vp", "model.safetensors", "config.json")
+        seeds = [found, recorded("edm_models/tiny_dhariwal_iddpm", "model.safetensors", "config.json")]
+    elif name == "guided_diffusion":
+        seeds = [
+            recorded(f"guided_diffusion/{tiny}", "state_dict.pt", "config.json")
+            for tiny in ("tiny_improved", "tiny_classifier_adaptive")
+        ]
+    else:
+        names = ("model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors")
+        seeds = [
+            recorded(f"diffusers/{tiny}", *names, "scheduler/scheduler_config.json")
+            for tiny in ("tiny_ddpm", "tiny_default")
+        ]
+    (weights,) = (name for name in seeds[0] if name.endswith((".pt", ".pth", ".safetensors")))
+    if weights.endswith("t") or weights.endswith("pth"):
+        harmful = io.BytesIO()
+        torch.save({"model": {}, "ema": Harm(), "time_embed.0.weight": torch.zeros(2, 2)}, harmful)
+        seeds += [seeds[0] | {weights: harmful.getvalue()}, seeds[0] | {weights: pickle.dumps(Harm(), 2)}]
+    return seeds
+
+
+def read_foreign(folder: Path) -> None:
+    """As the mode import does, up to the network."""
+    from engine.build import make
+    from engine.importing import facts_of, resolved
+    from models.checkpoints import FORMATS, recognise
+    from sde_lib import SDES
+
+    files = [path for path in folder.rglob("*") if path.suffix in (".pt", ".pth") and path.is_file()]
+    name, path = recognise(files[0] if len(files) == 1 else folder)
+    read = FORMATS[name](path)
+    config = resolved(load("cifar10"), read)
+    facts_of(read, config.codec.low)
+    make(SDES, "sde", config.sde)
+
+
+def checkpoint_seeds() -> list[Files]:
+    """A run of a small network, as training writes it."""
+    import torch
+
+    from engine import checkpoint
+    from engine.build import DataFacts, build
+    from engine.importing import save
+
+    config = load("points")
+    config.network.width, config.device = 8, "cpu"
+    facts = DataFacts((2,), 0, 1.0, 5.0)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        save(config, Path(folder), build(config, facts), 1, 1.0, {"format": "edm", "source": "x", "weights": "only"})
+        assert (Path(folder) / STEP / checkpoint.RAW).is_file()
+        return [{str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}]
+
+
+def read_checkpoint(folder: Path) -> None:
+    """As the modes that use a run, and as training that goes on."""
+    from engine import checkpoint
+    from engine.build import load as load_run
+
+    config = stored(folder)
+    for weights in ("ema", "raw"):
+        load_run(config, folder, Options(weights=weights))
+    checkpoint.load_state(checkpoint.find(folder / "checkpoints"))
+
+
+def png(number: int, kind: str = "PNG", side: int = 5) -> bytes:
+    """A small image."""
+    from PIL import Image
+
+    content, values = io.BytesIO(), np.random.default_rng(number).integers(256, size=(side, 4, 3), dtype=np.uint8)
+    Image.fromarray(values[..., 0] if number % 2 else values).save(content, format=kind)
+    return content.getvalue()
+
+
+def zipped(files: Files) -> bytes:
+    """The files as a zip."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, body in files.items():
+            archive.writestr(name, body)
+    return content.getvalue()
+
+
+def images(form: str) -> list[Files]:
+    """Small sets of images in a form."""
+    listing = json.dumps({"labels": [[f"{i:02}.png", i % 3] for i in range(12)]}).encode()
+    gray = {f"{i:02}.png": png(2 * i + 1) for i in range(12)}
+    sets = [gray | {"dataset.json": listing}, {f"{c}/{i}.png": png(2 * i) for c in "ab" for i in range(6)}]
+    if form == "folder":
+        return [{f"x/{name}": content for name, content in files.items()} for files in sets]
+    if form == "image":
+        kinds = [png(1, side=9), png(2, "JPEG", 30), png(2, side=9), png(2, "GIF"), png(2, "TIFF")]
+        return [{f"x/{split}/0.png": content for split in ("test", "train")} for content in kinds]
+    if form == "zip":
+        return [{"x.zip": zipped(files)} for files in sets]
+    rng, found = np.random.default_rng(0), []
+    x = rng.integers(256, size=(12, 5, 4, 3), dtype=np.uint8)
+    if form == "pairs":
+        noise = rng.standard_normal((12, 1, 5, 4))
+        for real in (np.float32, np.float64):
+            content = io.BytesIO()
+            np.savez_compressed(content, latents=noise, x0=np.tanh(noise).astype(real), levels=17)
+            found.append({"x.npz": content.getvalue()})
+        return found
+    for array in (x, x[..., 0], x.astype(np.float32), np.asfortranarray(x), np.array([{}, None], dtype=object)):
+        content = io.BytesIO()
+        if form == "npy":
+            np.save(content, array)
+        else:
+            np.savez(content, x=array, labels=np.arange(len(array)))
+        found.append({f"x.{form}": content.getvalue()})
+    return found
+
+
+def read_set(folder: Path) -> None:
+    """Both splits, some examples of each; in two of four the broken ones are left out, or the limit is small."""
+    from data import read_images
+
+    path = next((folder / name for name in ("x", "x.zip", "x.npy", "x.npz") if (folder / name).exists()), folder)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    for split in ("test", "train"):
+        dataset = read_images(split, str(path), skip_broken=bool(size & 1), max_pixels=2**24 if size & 2 else 20)
+        dataset.batch(range(min(4, len(dataset))))
+
+
+def read_paired(folder: Path) -> None:
+    """A set of pairs."""
+    from data import read_pairs
+
+    for split in ("test", "train"):
+        read_pairs(split, str(folder / "x.npz")).batch([0])
+
+
+def read_config(folder: Path) -> None:
+    """As --config x.json, and as the config.json of a run."""
+    load(str(folder / "config.json"))
+    stored(folder)
+
+
+def read_words(folder: Path) -> None:
+    """The words of words.json, as what stands behind the name of the program; nothing is run but the import."""
+    words = json.loads((folder / "words.json").read_text())
+    errors = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stderr(errors):
+        status = command_line.main(["run.py", *words])
+    if "Traceback" in errors.getvalue() and "--debug" not in words:
+        raise RuntimeError("a traceback without --debug")
+    lines = errors.getvalue().splitlines()
+    if status not in (0, 2, 3, 4, 5) or (status and "--debug" not in words and len(lines) != 1):
+        raise RuntimeError(f"status {status}: {lines}")
+    if status:
+        raise ValueError(lines[-1])
+
+
+def read_override(folder: Path) -> None:
+    """The changes of words.json on the default config, which can be written and read again."""
+    config = default.get_config()
+    override(config, json.loads((folder / "words.json").read_text()))
+    to_json(config)
+
+
+class Idle:
+    """A mode that does nothing."""
+
+    def run(self, *arguments: object) -> None:
+        """Nothing."""
+
+
+def words_maker(kind: str) -> Callable[[random.Random], Files]:
+    """Inputs of the command line, or of the overrides."""
+    keys = sorted(flat(default.get_config().to_dict()))
+    values = {name: [] for name in command_line.define_flags()}
+    values |= {"mode": [*command_line.MODES], "config": ["vpsde", "vesde", "a.json"], "workdir": ["w", "."]}
+    values |= {
+        "source": ["a.json", "words.json", "."],
+        "steps": ["1"],
+        "seed": ["0"],
+        "flagfile": ["words.json", "none"],
+    }
+
+    def make(rng: random.Random) -> Files:
+        if kind == "override":
+            words = [
+                [rng.choice([*keys, "", "x", "sde", "sde.x.y"]), expression(rng)] for _ in range(rng.choice([1, 1, 3]))
+            ]
+        else:
+            words = command(rng, values, keys)
+        return {"words.json": json.dumps(words).encode(), "a.json": b'{"seed": 3}'}
+
+    return make
+
+
+def idle_modes() -> None:
+    """Let the command line reach modes that do nothing, apart from the import."""
+    for name in command_line.MODES:
+        if name != "import":
+            sys.modules[f"idle_{name}"] = Idle()
+            command_line.MODES[name] = f"idle_{name}"
+
+
+def make_target(name: str) -> Target:
+    """The target of a name, with its seeds."""
+    importlib.import_module("torch._dynamo")  # as the first network does, for longer than an input may take
+    if name == "checkpoint":
+        seeds = checkpoint_seeds()
+
+        def make(rng: random.Random) -> Files:
+            files = changed_files(rng, seeds)
+            return signed(files, f"{STEP}/meta.json") if rng.randrange(4) else files
+
+        return Target(make, read_checkpoint, seeds)
+    if name in ("cli", "override"):
+        idle_modes()
+        importlib.import_module(command_line.MODES["import"])
+        make, read = words_maker(name), read_words if name == "cli" else read_override
+        words = ["--mode=data", "--config=vpsde"] if name == "cli" else [["seed", "3"]]
+        return Target(make, read, [{"words.json": json.dumps(words).encode()}])
+    if name == "config":
+        config, seed = default.get_config(), {"config.json": to_json(default.get_config(), {"torch": "2"}).encode()}
+        few = {key: value for key, value in config.to_dict().items() if key in ("seed", "sde", "network", "ema")}
+        seeds, read = [seed, {"config.json": json.dumps(few).encode()}], read_config
+    elif name in FOREIGN:
+        seeds, read = foreign(name), read_foreign
+    else:
+        seeds, read = images(name), read_paired if name == "pairs" else read_set
+    return Target(lambda rng: changed_files(rng, seeds), read, seeds)
+
+
+FOREIGN = ("score_sde", "edm", "guided_diffusion", "diffusers")
+TARGETS = ("checkpoint", *FOREIGN, "folder", "image", "zip", "npy", "npz", "pairs", "config", "override", "cli")
+
+
+# --- many inputs ------------------------------------------------------------------------------------------------------
+
+
+def inputs(target: Target, name: str, seed: int, start: int, count: int) -> Iterator[tuple[int, Files]]:
+    """The numbered inputs of a target."""
+    for number in range(start, start + count):
+        yield number, target.make(random.Random(f"{seed} {name} {number}"))
+
+
+def work(name: str, seed: int, start: int, count: int, folder: Path, out: Path) -> None:
+    """In a process of its own: one line for each input, and memory that ends where it should."""
+    target, watch = make_target(name), Watch()
+    warnings.simplefilter("ignore")
+    verdicts = [trial(target.read, files, folder / "seed", watch) for files in (*target.seeds, target.seeds[0])]
+    if verdicts[-1].kind != "accepted":
+        raise RuntimeError(f"{name}: what is whole is not accepted, so that nothing is measured: {verdicts[-1].why}")
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 8 * MEMORY, taken + 8 * MEMORY))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number, files in inputs(target, name, seed, start, count):
+        verdict = trial(target.read, files, folder / "input", watch)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        if grown > MEMORY:
+            verdict = Verdict("unexpected", f"{grown / MEMORY:.1f} GiB of memory", verdict.seconds)
+            before += grown // 1024
+        if verdict.kind == "unexpected":
+            keep(folder / "input", out, name, seed, number, verdict.why)
+        print(json.dumps([number, *verdict]), file=sys.__stdout__, flush=True)
+
+
+def fuzz(name: str, seed: int, start: int, count: int, out: Path) -> dict:
+    """All inputs of a target, in a process that is started again where it dies; what became of them."""
+    found = {"target": name, "inputs": 0, "accepted": 0, "refused": 0, "unexpected": 0, "longest": 0.0}
+    end = start + count
+    while start < end:
+        with tempfile.TemporaryDirectory() as folder:
+            words = [sys.executable, __file__, "--worker", folder, "--targets", name, "--seed", str(seed)]
+            words += ["--start", str(start), "--inputs", str(end - start), "--out", str(out)]
+            why = f"no answer in {12 * SECONDS} s"
+            with subprocess.Popen(words, stdout=subprocess.PIPE) as worker:
+                while select.select([worker.stdout], [], [], 12 * SECONDS)[0]:
+                    if not (line := worker.stdout.readline()):
+                        why = f"the process died with status {worker.wait()}"
+                        break
+                    number, *verdict = json.loads(line)
+                    start = number + 1
+                    count_in(found, Verdict(*verdict))
+                else:
+                    worker.kill()
+            if start < end:
+                if not Path(folder, "input").exists():
+                    raise RuntimeError(f"the worker for {name} does not start")
+                keep(Path(folder, "input"), out, name, seed, start, why)
+                count_in(found, Verdict("unexpected", why, 0.0))
+                start += 1
+    return found
+
+
+def count_in(found: dict, verdict: Verdict) -> None:
+    """Count a verdict."""
+    found["inputs"] += 1
+    found[verdict.kind] += 1
+    found["longest"] = max(found["longest"], verdict.seconds)
+
+
+def keep(files: Path, out: Path, name: str, seed: int, number: int, why: str) -> None:
+    """Keep the files of an unexpected input, with what became of it and the line that repeats it."""
+    kept = out / f"{name}-{seed}-{number}"
+    shutil.copytree(files, kept, dirs_exist_ok=True)
+    again = f"python benchmarks/fuzz.py --targets {name} --seed {seed} --start {number} --inputs 1"
+    (kept / "verdict.txt").write_text(f"{why}\n{again}\n")
+    print(f"{name} {number}: {why[:200]}", file=sys.stderr, flush=True)
+
+
+def main(argv: list[str]) -> int:
+    """Print the table; 1 where anything was unexpected."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--inputs", type=int, default=10_000, help="for each target")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0, help="number of the first input")
+    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "fuzz", help="where unexpected inputs are kept")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    names = given.targets.split(",")
+    if given.worker:
+        work(names[0], given.seed, given.start, given.inputs, given.worker, given.out)
+        return 0
+    print("| target | inputs | accepted | refused | unexpected | longest, s |\n|---|---|---|---|---|---|", flush=True)
+    total = 0
+    for name in names:
+        found = fuzz(name, given.seed, given.start, given.inputs, given.out)
+        total += found["unexpected"]
+        cells = (f"{found[key]:,}" for key in ("inputs", "accepted", "refused", "unexpected"))
+        print(f"| {name} | {' | '.join(cells)} | {found['longest']:.2f} |", flush=True)
+    return int(total > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
