@@ -34,6 +34,7 @@ exit status:
 import dataclasses
 import functools
 import importlib
+import os
 import re
 import sys
 import textwrap
@@ -43,8 +44,11 @@ from pathlib import Path
 
 from absl import flags
 
-from engine.config import Options, load, names, override, resolve
+from engine.config import Options, load, names, override, resolve, to_json
 from engine.errors import describe, exit_status, unknown
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+"""Threads that wait do not spin, which others on the machine would pay for; OpenMP reads it when torch is imported."""
 
 MODES = {
     "train": "engine.train",
@@ -163,6 +167,8 @@ def run(argv: Sequence[str]) -> None:
         _, *extra = values(rest)
     except flags.Error as error:
         raise ValueError(f"{error} (see --help)") from None
+    except RecursionError:  # absl compares an unknown name with those it knows, letter by letter
+        raise ValueError("a flag has a name of hundreds of letters, which none has (see --help)") from None
     if extra:
         raise ValueError(f"unexpected argument {extra[0]!r}; flags begin with -- (see --help)")
     if values.mode not in MODES:
@@ -188,12 +194,18 @@ def run(argv: Sequence[str]) -> None:
     ranks = importlib.import_module("engine.ranks")  # late: it brings torch
     if values.mode not in SHARED and ranks.leave_to_first():
         return
+    ranks.check_alike("configs", f"{to_json(config)}{options}".encode())
     try:
         if values.tune:
             if ranks.rank() == 0:
                 importlib.import_module(MODES["tune"]).run(config, workdir, options)
             ranks.wait_for_all()
         importlib.import_module(MODES[values.mode]).run(config, workdir, options)
+    except RuntimeError as error:
+        memory = importlib.import_module("engine.memory")
+        if not memory.ran_out(error):
+            raise
+        raise memory.explained(values.mode, config) from error
     except OSError as error:
         if error.filename is not None:
             raise

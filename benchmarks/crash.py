@@ -10,6 +10,7 @@ anything was lost.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -30,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from engine import checkpoint  # noqa: E402
 
-STEPS = 240
+STEPS = 120
 KEYS = {
     "network.channels": 8,
     "network.dropout": 0.1,
@@ -42,8 +43,8 @@ KEYS = {
     "train.total_images": 4 * STEPS,
     "train.checkpoint_every": 4,
     "train.log_every": 3,
-    "train.evaluate_every": 60,
-    "train.sample_every": 120,
+    "train.evaluate_every": 40,
+    "train.sample_every": 60,
 }
 
 
@@ -140,11 +141,20 @@ def moments(run: Run, rng: random.Random, whole: float) -> Iterator[Callable[[],
         return lambda: time.perf_counter() > moment
 
     def writing(seconds: float) -> Callable[[], bool]:
-        return lambda: bool(list(folder.glob(".step_*.partial"))) and time.sleep(seconds) is None
+        begin = time.time()  # what an earlier kill has left behind does not count
+
+        def begun() -> bool:
+            with contextlib.suppress(FileNotFoundError):
+                if any(path.stat().st_mtime > begin for path in folder.glob(".step_*.partial")):
+                    time.sleep(seconds)
+                    return True
+            return False
+
+        return begun
 
     while True:
-        yield after(rng.uniform(0, 1.3 * whole))
         yield writing(0)
+        yield after(rng.uniform(0, 0.6 * whole))
         yield writing(rng.uniform(0, 0.02))
 
 
@@ -168,8 +178,8 @@ def kills(folder: Path, whole: dict[str, object], num: int, processes: int, begu
         code, errors = run.finish()
         differing += lost(run, whole) if code == 0 else [errors]
         runs += 1
+        print(f"{done} kills, {runs} runs, {differing or 'nothing'} lost", file=sys.stderr, flush=True)
         shutil.rmtree(run.workdir)
-        print(f"{done} kills, {runs} runs", file=sys.stderr, flush=True)
     happened = f"{runs} runs went on to their ends; {writing} kills left half a checkpoint behind, which was ignored"
     return {"fault": f"SIGKILL, {processes} processes" if processes > 1 else "SIGKILL", "times": done,
             "happened": happened, "lost": differing}  # fmt: skip

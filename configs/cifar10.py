@@ -7,7 +7,6 @@ from configs import default
 
 def get_config() -> ConfigDict:
     config = default.get_config()
-    config.threads = 0
     config.data.name = "images"
     config.data.path = "datasets/cifar10-train.zip"
     config.data.test_path = "datasets/cifar10-test.zip"

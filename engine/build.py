@@ -36,7 +36,6 @@ from sde_lib.consistency import ConsistencyModel
 from sde_lib.discrete import ladder_size
 from sde_lib.laws import Fixed
 
-
 THREADS = torch.get_num_threads()
 """Of the CPU, that torch takes by itself: OMP_NUM_THREADS, or as many as there are cores."""
 
@@ -299,7 +298,7 @@ def make_objective(config: ConfigDict, experiment: Experiment) -> Objective:
 
 def conditions(config: ConfigDict, batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """What the network is told of a batch beside x and the noise level: the label, if it knows classes."""
-    return {"label": batch["label"].to(device)} if config.network.get("num_classes") else {}
+    return {"label": put(batch["label"], device)} if config.network.get("num_classes") else {}
 
 
 def check_form(dataset: Dataset, facts: DataFacts) -> None:
@@ -314,6 +313,11 @@ def check_at_least(least: int, config: ConfigDict, *keys: str) -> None:
     for section, key in (dotted.split(".") for dotted in keys):
         if not config[section][key] >= least:
             raise ValueError(f"{section}.{key} {config[section][key]}: need at least {least}")
+
+
+def put(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """x on the device; the host does not wait until a GPU has it."""
+    return x.to(device, non_blocking=device.type == "cuda")
 
 
 def make_device(name: str) -> torch.device:

@@ -4,6 +4,7 @@ A class of ours carries its own status, so that naming it here needs no import:
 
     selftest.FailedChecks               1     a check that measured too much
     CheckpointError, data.DataError     3     missing or damaged
+    OutOfMemory                         3     too large for the device
     sde_lib.NonFiniteError              4     numbers that are not finite
     sde_lib.NotConvergedError           5     a solver that gave up
 """
@@ -24,6 +25,12 @@ REMEDIES = {
     errno.EEXIST: "; choose another --workdir",
     errno.ENOTDIR: "; choose another --workdir",
 }
+
+
+class OutOfMemory(Exception):
+    """What does not fit into the memory of a device. The message says what does."""
+
+    exit_status = 3
 
 
 class CheckpointError(Exception):

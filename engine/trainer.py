@@ -8,6 +8,8 @@ and the examples of a step may be shared out over any number of processes.
 import contextlib
 import hashlib
 import math
+import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +20,13 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from data import Dataset, batch_at
-from engine import checkpoint, ranks
+from data import Dataset, reader
+from engine import checkpoint, memory, ranks
 from engine.build import (
     DataFacts,
     build,
     check_at_least,
+    check_precision,
     conditions,
     first_guess,
     load_average,
@@ -31,12 +34,12 @@ from engine.build import (
     make_objective,
     make_time_law,
     pick,
+    put,
     set_threads,
 )
-from engine.config import to_json
 from engine.ema import EMA
-from engine.errors import CheckpointError
-from engine.log import versions
+from engine.errors import CheckpointError, OutOfMemory
+from engine.log import say, versions
 from engine.posthoc import Snapshots, about, profiles
 from engine.randomness import (
     OBJECTIVE,
@@ -51,10 +54,12 @@ from engine.randomness import (
     seed_dropout,
 )
 from engine.skipped import Skipped, culprit, stop
-from sde_lib import Denoiser
+from sde_lib import OBJECTIVES, Denoiser
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+COMPILE = {"auto": None, "true": True, "false": False}
+"""Whether the network is compiled; None leaves it to the device."""
 
 
 class StepResult(NamedTuple):
@@ -82,13 +87,15 @@ class Trainer:
         meta = checkpoint.read_meta(found) if found else {}
         check_same_data(dataset, meta, workdir)
         codec = make_codec(config, dataset.levels)
-        set_threads(config)
+        set_threads(config, dataset.shape)
         facts = DataFacts.from_dict(meta["data"]) if found else DataFacts.of(dataset, codec)
         gaussian = checkpoint.load_gaussian(found, facts.shape) if found else None
         torch.manual_seed(config.seed)
         if config.train.deterministic:
             torch.use_deterministic_algorithms(True)
         self.experiment = build(config, facts, gaussian or first_guess(dataset, codec))
+        check_precision(self.precision, self.experiment.device)
+        self.compiled = compiles(config, self.experiment.device)
         if config.train.init and not found:
             load_average(Path(config.train.init), self.experiment.network)
         self.network = self.experiment.network.train()
@@ -110,13 +117,24 @@ class Trainer:
             self._load(found)
         self.snapshots = Snapshots(workdir, self.ema, config.ema.snapshot_every, config.ema.max_snapshots, self.step)
         self._check_processes()
+        if config.train.recompute:
+            memory.recompute(self.network)
         self.parallel = ranks.parallel(self.network)
-        network = torch.compile(self.parallel) if config.train.compile else self.parallel
+        network = torch.compile(self.parallel) if self.compiled else self.parallel
         self.denoiser = self.experiment.denoiser(network, config)
         self.objective = make_objective(config, self.experiment)
         like = torch.empty(1, *facts.shape, device=self.experiment.device)
         sde = self.experiment.sde
         sde.tabulate(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))  # the laws of time ask for the ends
+        self.read = reader(
+            dataset,
+            self.experiment.device,
+            config.seed,
+            batch_size=self.num,
+            stride=config.train.batch_size,
+            mirror=config.data.mirror,
+            ahead=batches_ahead(self.experiment.device),
+        )
         batches = {"num": self.num, "stride": config.train.batch_size}
         self.eps = Ahead(
             lambda where: noise(config.seed, TRAINING, where)(like.expand(len(where), *facts.shape)), **batches
@@ -135,9 +153,13 @@ class Trainer:
         parameters = sum(p.numel() for p in self.network.parameters())
         device, config = self.experiment.device, self.config
         start = f"from step {self.step}" if self.step else "from the start"
+        num = torch.get_num_threads()
+        policy = f"s, {os.environ.get('OMP_WAIT_POLICY', 'active')} while they wait" if num > 1 else ""
+        threads = f", {num} thread{policy}" if device.type == "cpu" else ""
         shared = f" over {ranks.size()} processes" if ranks.size() > 1 else ""
         return (
-            f"{config.network.name} with {parameters:,} parameters on {device} ({self.precision}), {config.sde.name}\n"
+            f"{config.network.name} with {parameters:,} parameters on {device} ({self.precision}{threads}), "
+            f"{config.sde.name}\n"
             f"{len(self.dataset)} examples of shape {self.experiment.facts.shape} from {config.data.name}, "
             f"sigma_data {self.denoiser.sigma_data:.4f}\n"
             f"{config.train.total_images} images in batches of {config.train.batch_size}{shared}, {start}; "
@@ -146,10 +168,44 @@ class Trainer:
 
     def steps(self, last_step: int) -> Iterator[StepResult]:
         """Train up to ``last_step``, yielding after each step."""
+        start, first = time.perf_counter(), self.compiled
         while self.step < last_step:
-            result = self._train_step()
+            result = self._attempt()
+            if first:
+                result.loss.item()
+                say(f"compiled the network and took a step in {time.perf_counter() - start:.1f} s")
+                first = False
             self.step += 1
             yield result
+
+    def _attempt(self) -> StepResult:
+        try:
+            return self._train_step()
+        except RuntimeError as error:
+            if not memory.ran_out(error):
+                raise
+        raise self._too_large()  # after the except clause, which keeps what had been allocated
+
+    def _too_large(self) -> OutOfMemory:
+        """The error of a step that this process has no memory for; the other processes are not asked."""
+        config, size = self.config, min(self.config.train.microbatch or self.num, self.num)
+        self.optimizer.zero_grad(set_to_none=True)
+        denoiser = self.experiment.denoiser(self.network, config)
+
+        def attempt(num: int) -> None:
+            moments = [] if self.optimizer.state else [torch.empty_like(p) for p in 2 * self.parameters]
+            part = {key: value[:num] for key, value in self._inputs(self.step).items()}
+            losses = self._losses(denoiser, part, self.step, 0)
+            torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
+            del moments
+
+        fitting = memory.largest(attempt, size // 2)
+        remedy = f"train.microbatch={fitting}"
+        if pick(OBJECTIVES, "objective", config.loss.name).compares:
+            remedy = f"train.batch_size={fitting * ranks.size()}"
+        less = "" if config.train.recompute else ", or --config.train.recompute=true"
+        found = f"{fitting} fit: add --config.{remedy}" if fitting else "not even one fits: take a smaller network"
+        return OutOfMemory(f"out of memory on {self.experiment.device} with {size} examples at a time; {found}{less}")
 
     def _train_step(self) -> StepResult:
         config, inputs = self.config, self._inputs(self.step)
@@ -181,14 +237,14 @@ class Trainer:
         """This process's share of a batch: x0, eps, t and its correction, and the conditions, a row an example."""
         config, device, sde = self.config, self.experiment.device, self.experiment.sde
         start = step * config.train.batch_size + self.first
-        batch = batch_at(self.dataset, config.seed, start, self.num, mirror=config.data.mirror)
-        x = batch.pop("x").to(device)
+        batch = self.read(start)
+        x = put(batch.pop("x"), device)
         x0 = self.experiment.codec.encode(x + self.dither(start) if self.dither else x)
         cond = conditions(config, batch, device)
         if cond:
-            cond["keep"] = kept(config.seed, positions(start, self.num), config.train.label_dropout).to(device)
+            cond["keep"] = put(kept(config.seed, positions(start, self.num), config.train.label_dropout), device)
         t, correction = draw_times(step, x0, sde, self.time_law, self.first, config.train.batch_size)
-        eps = batch["eps"].to(device) if "eps" in batch else self.eps(start)
+        eps = put(batch["eps"], device) if "eps" in batch else self.eps(start)
         return {"x0": x0, "eps": eps, "t": t, "correction": correction, **cond}
 
     def _losses(self, denoiser: Denoiser, inputs: Mapping[str, Tensor], step: int, begin: int) -> Tensor:
@@ -275,12 +331,10 @@ class Trainer:
         self.step = checkpoint.read_meta(path)["step"]
 
     def _check_processes(self) -> None:
-        """All processes must have started from the same config and weights, and draw noise of their own.
+        """All processes must have started from the same weights, and draw noise of their own.
 
-        Raises: ValueError where they have not; CheckpointError where they read different checkpoints.
+        Raises: CheckpointError where they read different checkpoints.
         """
-        if len(set(ranks.digests(to_json(self.config).encode()))) > 1:
-            raise ValueError("the processes of this command have different configs; give all the same flags and files")
         weights = b"".join(p.detach().cpu().numpy().tobytes() for p in self.parameters)
         if len(set(ranks.digests(weights + str(self.step).encode()))) > 1:
             raise CheckpointError(
@@ -307,6 +361,31 @@ def check(config: ConfigDict, dataset: Dataset) -> None:
             f"train.batch_size {config.train.batch_size} does not divide over {ranks.size()} processes; take a "
             f"multiple of {ranks.size()}"
         )
+    whole = ranks.size() == 1 and config.train.microbatch in (0, config.train.batch_size)
+    if pick(OBJECTIVES, "objective", config.loss.name).compares and not whole:
+        raise ValueError(
+            f"loss.name {config.loss.name!r} compares the examples of a batch, which has to stay whole: leave "
+            "train.microbatch at 0 and start one process"
+        )
+
+
+def compiles(config: ConfigDict, device: torch.device) -> bool:
+    """Whether the network is compiled: by itself on CUDA, where that pays.
+
+    Raises: ValueError for a word that says neither, or an objective that needs second derivatives, which neither
+        compiled networks have nor those that compute their blocks twice.
+    """
+    chosen = pick(COMPILE, "train.compile", config.train.compile.lower())
+    differentiates = pick(OBJECTIVES, "objective", config.loss.name).differentiates
+    if differentiates and (chosen or config.train.recompute):
+        key = "compile" if chosen else "recompute"
+        raise ValueError(f"train.{key} true: loss.name {config.loss.name!r} needs second derivatives; leave it out")
+    return device.type == "cuda" and not differentiates if chosen is None else chosen
+
+
+def batches_ahead(device: torch.device) -> int:
+    """Batches to read before their time: two, or beside a GPU this process's share of the cores, up to 16."""
+    return 2 if device.type == "cpu" else max(2, min(16, (os.cpu_count() or 1) // ranks.on_this_machine()))
 
 
 def fingerprint(dataset: Dataset) -> str:

@@ -4,16 +4,17 @@ Published ones are told the noise level in their own way, see ``sde_lib.denoiser
 is a network too, ``(x, noise) -> logits``.
 """
 
+from models import blocks
 from models.adm import ADM, ADMClassifier
 from models.captioned import Captioned
 from models.classifier import Classifier
 from models.ddpm import DDPM
-from models.dit import DiT
-from models.mlp import MLP
-from models.ncsn import NCSN, NCSNv2
+from models.dit import DiT, TransformerBlock
+from models.mlp import MLP, LinearBlock
+from models.ncsn import NCSN, DilatedBlock, NCSNv2, Refine
 from models.ncsnpp import NCSNpp
 from models.song import Song
-from models.unet import UNet
+from models.unet import Stage, UNet
 
 NETWORKS = {
     "unet": UNet,
@@ -33,8 +34,12 @@ NETWORKS = {
 CLASSIFIERS = (Classifier, ADMClassifier, Captioned)
 """Networks that answer with logits."""
 
+BLOCKS = (Stage, blocks.Stage, blocks.Block, TransformerBlock, LinearBlock, DilatedBlock, Refine)
+"""What networks are made of: modules that may be computed twice to keep less for the gradient."""
+
 __all__ = [
     "ADM",
+    "BLOCKS",
     "CLASSIFIERS",
     "DDPM",
     "MLP",

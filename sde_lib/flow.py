@@ -93,7 +93,7 @@ class Flow:
         """du/dtheta, from the residual."""
         ratio = self._ratio(angle, residual)
         motion = -self.gaussian.apply(lambda v: (v + ratio**2) ** -0.5, residual)
-        finite = torch.isfinite(motion).flatten(1).all(1)
+        finite = torch.isfinite(motion.flatten(1).sum(1))  # a tenth of the cost of asking each number
         if not finite.all():
             bad = int((~finite).nonzero()[0])
             example = bad if isinstance(rows, slice) else int(rows[bad])

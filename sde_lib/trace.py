@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sde_lib.motion import Rows
 
-CHUNK = 8
-"""Products with a Jacobian that are taken at once: more are no faster, and need the memory."""
+CHUNK, FEW = 8, 1 << 12
+"""Products with a Jacobian that are taken at once, and how many numbers they may have: more are no faster."""
 
 
 def exact_trace(x: Tensor) -> Tensor:
@@ -190,9 +190,10 @@ def traces(value: Tensor, at: Tensor, probes: Tensor, create_graph: bool = False
     Shapes: value, at (B, *), probes (K, P, B, *); returns (B, K).
     """
     vectors, grad = probes.flatten(0, 1), functools.partial(torch.autograd.grad, value, at, retain_graph=True)
-    if create_graph:
-        products = ((grad(v, create_graph=True)[0][None], v[None]) for v in vectors)
+    at_once = 1 if create_graph else min(CHUNK, FEW // at.numel())
+    if at_once < 2 or len(vectors) < 2:
+        products = ((grad(v, create_graph=create_graph)[0][None], v[None]) for v in vectors)
     else:
-        products = ((grad(part, is_grads_batched=True)[0], part) for part in vectors.split(CHUNK))
+        products = ((grad(part, is_grads_batched=True)[0], part) for part in vectors.split(at_once))
     forms = torch.cat([(product * part).flatten(2).sum(2) for product, part in products])
     return forms.mT.unflatten(1, probes.shape[:2]).sum(2)

@@ -57,9 +57,11 @@ def test_the_exact_trace_is_that_of_the_jacobian(shape):
     torch.testing.assert_close(found, torch.stack([jacobian.trace() for jacobian in jacobians])[:, None])
 
 
+@pytest.mark.parametrize("few", [0, 60, 1 << 12])
 @pytest.mark.parametrize("num", [1, 3, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
-def test_every_estimate_is_the_form_of_its_own_probe_and_example(num):
+def test_every_estimate_is_the_form_of_its_own_probe_and_example(num, few, monkeypatch):
     """v^T J v, however many products are taken at once."""
+    monkeypatch.setattr("sde_lib.trace.FEW", few)
     x, v = normals(4, *SHAPE).requires_grad_(), normals(num, 2, 4, *SHAPE, seed=1)
     found = traces(bent(x), x, v)
     for k in range(4):
@@ -68,6 +70,16 @@ def test_every_estimate_is_the_form_of_its_own_probe_and_example(num):
         torch.testing.assert_close(found[k], forms)
     assert found.shape == (4, num)
     assert not found.requires_grad
+
+
+def test_large_examples_take_their_products_one_by_one():
+    """The backward of channels_last networks knows nothing else, and images are faster so."""
+    taken = []
+    x = normals(1 << 7, 1 << 5).requires_grad_()
+    value = x**2
+    value.register_hook(lambda gradient: taken.append(gradient.shape))
+    traces(value, x, normals(3, 1, 1 << 7, 1 << 5, seed=1))
+    assert taken == 3 * [x.shape]
 
 
 def test_a_trace_can_be_differentiated():
