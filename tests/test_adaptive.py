@@ -72,12 +72,15 @@ def test_dpm_adaptive_draws_nothing(mixture):
     assert noise.calls == 0
 
 
+@pytest.mark.parametrize("process", ["vpsde", "vesde"])
 @pytest.mark.parametrize("kind", BOTH)
-def test_a_sample_does_not_depend_on_its_batch(sde, shaped_mixture, kind):
+def test_a_sample_does_not_depend_on_its_batch(process, shaped_mixture, kind):
+    """To rounding, and on every rank; on every process, test_steps.py."""
+    sde = SDES[process]()
     x, denoise, times = terminal(shaped_mixture, sde, 12), shaped_mixture.denoiser(sde), GRIDS["log_snr"](sde, 2)
 
     def run(rows):
-        return sample(kind(sde), denoise, x[rows], times, Noise(torch.arange(12)[rows]))
+        return sample(kind(sde, 0.2, 0.2), denoise, x[rows], times, Noise(torch.arange(12)[rows]))
 
     whole = run(slice(0, 12))
     for rows in (slice(5, 6), slice(3, 9)):

@@ -64,8 +64,9 @@ def test_variance_of_a_point_stays_along_the_ladder():
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_where_the_variance_stands_down_many_close_levels(num_steps):
     ratio, variance = 1.0005, 1.0
+    size = langevin_step_size(ratio, num_steps)
     for _ in range(20_000):
-        variance = after(variance, ratio, num_steps, langevin_step_size(ratio, num_steps))
+        variance = after(variance, ratio, num_steps, size)
     assert variance == pytest.approx(2 * num_steps / (2 * num_steps - 1), rel=2e-3)
 
 

@@ -1,5 +1,6 @@
 """Posterior sampling against the exact posteriors of Gaussians and mixtures."""
 
+import functools
 import math
 
 import pytest
@@ -309,12 +310,13 @@ def test_dps_goes_against_the_misfit_of_a_first_evaluation_that_it_has_anyway(sd
     assert ask.calls == 1
 
 
-@pytest.mark.parametrize("make", [DDIM, Adams, Ancestral, ODE, Heun])
-def test_dps_of_zeta_zero_is_the_step(sde, plane, make):
+@pytest.mark.parametrize("kind", [DDIM, Adams, Ancestral, ODE, Heun])
+def test_dps_of_zeta_zero_is_the_step(sde, plane, kind):
     """Which is told its times, and keeps its past."""
+    make = functools.partial(kind, **({"rtol": 0.03, "atol": 0.03} if kind is ODE else {}))
     x, times = sde.prior_std * normals(2, 2), GRIDS["log_snr"](sde, 4)
     step = DPS(make(sde), lambda x: x[:, :1], torch.zeros(2, 1).double(), 0.0)
-    assert (step.grid, step.num_steps, step.sde) == (make.grid, make.num_steps, sde)
+    assert (step.grid, step.num_steps, step.sde) == (kind.grid, kind.num_steps, sde)
     found = sample(step, plane.denoiser(sde), x, times, Noise(torch.arange(2)))
     assert torch.equal(found, sample(make(sde), plane.denoiser(sde), x, times, Noise(torch.arange(2))))
 

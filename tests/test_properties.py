@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_steps import ALONE
 from torch import nn
 
 from data import Identity, Pixels
@@ -233,7 +234,7 @@ def test_one_step_of_anything_is_finite_and_keeps_its_type(name, step, data, sha
         t, s = sde.t_max, sde.t_min
     mixture = gaussian(shape[1:], dtype)
     x = sde.perturb(mixture.means.reshape(1, *shape[1:]) + normals(shape, dtype), normals(shape, dtype, seed=1), t)
-    move = STEPS[step](sde)
+    move = STEPS[step](sde, **ALONE.get(step, {}))
     move.reset([t, s])
     moved = move(mixture.denoiser(sde, variance=0.5), x, t, s, Noise(torch.arange(shape[0])))
     assert (moved.shape, moved.dtype, moved.device) == (x.shape, dtype, x.device)

@@ -4,18 +4,21 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_train import POINTS, ROOT, assert_same_run, metrics, steps, train, trainer_of
 from torch import nn
 
+import run as command_line
 from engine import checkpoint
 from engine.lock import only_writer
 from engine.skipped import culprit
@@ -240,8 +243,6 @@ def test_nothing_is_left_of_a_run_that_could_not_begin(tmp_path):
 
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch, capsys):
-    import numpy as np
-
     path = tmp_path / "data.npy"
     for seed in (0, 1):
         np.save(path, np.random.default_rng(seed).integers(256, size=(40, 8, 8, 1)).astype(np.uint8))
@@ -302,43 +303,34 @@ def test_a_batch_that_does_not_divide_over_processes_is_refused(tmp_path):
     assert "error: train.batch_size 5 does not divide over 2 processes; take a multiple of 2" in errors
 
 
-# --- samples of several processes -------------------------------------------------------------------------------------
+# --- work of several processes ----------------------------------------------------------------------------------------
 
 
-def test_two_processes_draw_and_evaluate_as_one_does(digits, tmp_path):
-    """Five batches over two processes, the last one short."""
-    import shutil
-
-    import numpy as np
-
-    found, tiny = [], ["--steps=2", "--num_samples=18", "--batch_size=4", "--config.evaluate.features=identity"]
-    tiny += ["--config.evaluate.subset_size=9", "--config.evaluate.subsets=2", "--config.evaluate.num_examples=9"]
-    for processes in (1, 2):
-        workdir = tmp_path / str(processes)
+def test_two_processes_draw_and_evaluate_as_one_does_and_do_once_what_is_not_shared(digits, tmp_path, capfd):
+    """Five batches over two processes, the last one short. One start of torchrun shows it all."""
+    tiny = ["--steps=2", "--num_samples=18", "--config.sample.batch_size=4", "--config.evaluate.batch_size=4"]
+    tiny += [
+        f"--config.evaluate.{word}" for word in ("features=identity", "subset_size=9", "subsets=2", "num_examples=9")
+    ]
+    program, found = tmp_path / "program.py", []
+    program.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport run\n"
+        "for mode in sys.argv[1].split(','):\n    assert run.main(['run.py', f'--mode={mode}', *sys.argv[2:]]) == 0\n"
+    )
+    for start in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]):
+        workdir = tmp_path / str(len(found))
         shutil.copytree(digits, workdir)
-        start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if processes == 2 else []
-        for mode in ("sample", "evaluate"):
-            command = [sys.executable, *start, str(ROOT / "run.py"), f"--mode={mode}", f"--workdir={workdir}", *tiny]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            assert done.stdout.count("files are in") == 1
+        if start:
+            words = [str(program), "sample,evaluate,data", f"--workdir={workdir}", *tiny]
+            subprocess.run([sys.executable, *start, *words], check=True)
+        else:
+            for mode in ("sample", "evaluate", "data"):
+                assert command_line.main(["run.py", f"--mode={mode}", f"--workdir={workdir}", *tiny]) == 0
+        out = capfd.readouterr().out
+        assert out.count("files are in") == 2
+        assert out.count("a contact sheet is in") == 1
         samples = np.load(workdir / "samples" / "adams-2" / "samples.npz")["samples"]
         manifest = json.loads((workdir / "samples" / "adams-2" / "manifest.json").read_text())
         metrics = json.loads((workdir / "evaluation" / "adams-2-identity-test.json").read_text())["metrics"]
         found.append((samples.tobytes(), manifest["nfe"], metrics))
     assert found[0] == found[1]
-
-
-def test_work_that_is_not_shared_is_done_once(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(ROOT / "run.py"),
-    ]
-    words = ["--mode=data", "--config=vpsde", f"--workdir={tmp_path}"]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("a contact sheet is in") == 1
