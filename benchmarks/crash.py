@@ -180,7 +180,7 @@ def kills(folder: Path, whole: dict[str, object], num: int, processes: int, begu
         runs += 1
         print(f"{done} kills, {runs} runs, {differing or 'nothing'} lost", file=sys.stderr, flush=True)
         shutil.rmtree(run.workdir)
-    happened = f"{runs} runs went on to their ends; {writing} kills left half a checkpoint behind, which was ignored"
+    happened = f"{runs} runs went on to their ends; after {writing} kills half a checkpoint lay there, and was ignored"
     return {"fault": f"SIGKILL, {processes} processes" if processes > 1 else "SIGKILL", "times": done,
             "happened": happened, "lost": differing}  # fmt: skip
 
@@ -197,7 +197,7 @@ def stopped(run: Run, number: int) -> tuple[str, list[str]]:
     _, errors = process.communicate()
     wrong = [] if process.returncode == 128 + number else [f"exit status {process.returncode}: {errors}"]
     seconds = time.perf_counter() - begin
-    return f"a checkpoint at once, exit status {128 + number} after {seconds:.1f} s at most, went on", wrong
+    return f"a checkpoint at once, exit status {128 + number} after {seconds:.1f} s, went on", wrong
 
 
 def damage(run: Run, harm: Callable[[Path], object]) -> tuple[str, list[str]]:
