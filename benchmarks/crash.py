@@ -88,10 +88,15 @@ class Run:
         return False
 
 
-def send(process: subprocess.Popen, number: int) -> None:
-    """Send a signal to all processes of a run."""
+def send(run: Run, process: subprocess.Popen, number: int) -> None:
+    """Send a signal to a run; SIGKILL, which nobody passes on, to all processes that torchrun has started for it."""
     if process.poll() is None:
         os.killpg(process.pid, number)
+    if number == signal.SIGKILL:
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"--workdir={run.workdir}".encode() in (folder / "cmdline").read_bytes().split(b"\0"):
+                    os.kill(int(folder.name), number)
 
 
 def state(run: Run) -> dict[str, object]:
@@ -171,7 +176,7 @@ def kills(folder: Path, whole: dict[str, object], num: int, processes: int, begu
                 if process.returncode:
                     differing.append(f"exit status {process.returncode}")
                 break
-            send(process, signal.SIGKILL)
+            send(run, process, signal.SIGKILL)
             process.communicate()
             writing += bool(list((run.workdir / "checkpoints").glob(".step_*.partial")))
             done += 1
@@ -193,7 +198,7 @@ def stopped(run: Run, number: int) -> tuple[str, list[str]]:
     process = run.start()
     run.until(process, lambda: len(run.steps()) > 1)
     begin = time.perf_counter()
-    send(process, number)
+    send(run, process, number)
     _, errors = process.communicate()
     wrong = [] if process.returncode == 128 + number else [f"exit status {process.returncode}: {errors}"]
     seconds = time.perf_counter() - begin
@@ -204,7 +209,7 @@ def damage(run: Run, harm: Callable[[Path], object]) -> tuple[str, list[str]]:
     """Kill a run and harm its newest checkpoint."""
     process = run.start()
     run.until(process, lambda: len(run.steps()) > 1 and int(run.steps()[-1].name.removeprefix("step_")) > 8)
-    send(process, signal.SIGKILL)
+    send(run, process, signal.SIGKILL)
     process.communicate()
     harm(run.steps()[-1])
     process = run.start()

@@ -151,6 +151,11 @@ class Guide:
     def _check_scale(self, workdir: Path) -> None:
         """Raises: ValueError where the run cannot be without its label, or there is none to scale."""
         scale = self.settings.scale
+        if self.conditional and self.label is None and not self.config.train.label_dropout:
+            raise ValueError(
+                f"{workdir} was trained with train.label_dropout 0 and knows no image without its label: add --label 0 "
+                f"or --label {ALL}"
+            )
         if scale == 1:
             return
         if self.label is None or not self.conditional:

@@ -194,6 +194,10 @@ def test_a_scale_needs_label_dropout_in_training(scale, certain, drawn, capsys):
     drawn(certain, "--label=1")
 
 
+def test_a_run_that_always_had_a_label_needs_one(certain, capsys):
+    refused(capsys, 2, "knows no image without its label: add --label 0 or --label all", f"--workdir={certain}")
+
+
 # --- where it acts, and thresholds ------------------------------------------------------------------------------------
 
 
