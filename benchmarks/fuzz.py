@@ -371,7 +371,8 @@ def idle_modes() -> None:
 
 def make_target(name: str) -> Target:
     """The target of a name, with its seeds."""
-    importlib.import_module("torch._dynamo")  # as the first network does, for longer than an input may take
+    if name == "checkpoint" or name in FOREIGN:
+        importlib.import_module("torch._dynamo")  # as the first network does, for longer than an input may take
     if name == "checkpoint":
         seeds = checkpoint_seeds()
 

@@ -314,8 +314,9 @@ def test_two_processes_draw_and_evaluate_as_one_does_and_do_once_what_is_not_sha
     ]
     program, found = tmp_path / "program.py", []
     program.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport run\n"
-        "for mode in sys.argv[1].split(','):\n    assert run.main(['run.py', f'--mode={mode}', *sys.argv[2:]]) == 0\n"
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\nimport run\nown = dict(os.environ)\n"
+        "for mode in sys.argv[1].split(','):\n    os.environ.update(own)  # each command begins as torchrun starts it\n"
+        "    assert run.main(['run.py', f'--mode={mode}', *sys.argv[2:]]) == 0\n"
     )
     for start in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]):
         workdir = tmp_path / str(len(found))
