@@ -174,7 +174,7 @@ def cached(name: str, make: Callable[[], Tensor]) -> Tensor:
     path = CACHE / name
     if not path.exists():
         torch.save(make(), path)
-    return torch.load(path)
+    return torch.load(path, weights_only=True)
 
 
 def _hash(*parts: object) -> str:

@@ -175,7 +175,11 @@ def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None
         sde_spec["sigma_max"] = facts.diameter
     if sde_spec.get("num_levels") == 0 and "sigma_max" in sde_spec:
         sde_spec["num_levels"] = ladder_size(sde_spec["sigma_min"], sde_spec["sigma_max"], math.prod(facts.shape))
-    network = make(NETWORKS, "network", config.network, shape=facts.shape).to(device)
+    try:
+        network = make(NETWORKS, "network", config.network, shape=facts.shape).to(device)
+    except RuntimeError as error:  # sizes that no memory holds, such as a stranger's config may give
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the network {config.network.name} cannot be made: {reason}; make it smaller") from error
     set_threads(config, facts.shape, network)
     objective = pick(OBJECTIVES, "objective", config.loss.name)
     if isinstance(network, CLASSIFIERS) == objective.generates or objective.reads > hasattr(network, "text"):

@@ -306,8 +306,8 @@ def test_a_batch_that_does_not_divide_over_processes_is_refused(tmp_path):
 # --- work of several processes ----------------------------------------------------------------------------------------
 
 
-def test_two_processes_draw_and_evaluate_as_one_does_and_do_once_what_is_not_shared(digits, tmp_path, capfd):
-    """Five batches over two processes, the last one short. One start of torchrun shows it all."""
+def test_two_processes_draw_and_evaluate_as_one_does(digits, tmp_path, capfd):
+    """Five batches over two processes, the last one short. One start of torchrun does both."""
     tiny = ["--steps=2", "--num_samples=18", "--config.sample.batch_size=4", "--config.evaluate.batch_size=4"]
     tiny += [
         f"--config.evaluate.{word}" for word in ("features=identity", "subset_size=9", "subsets=2", "num_examples=9")
@@ -322,16 +322,22 @@ def test_two_processes_draw_and_evaluate_as_one_does_and_do_once_what_is_not_sha
         workdir = tmp_path / str(len(found))
         shutil.copytree(digits, workdir)
         if start:
-            words = [str(program), "sample,evaluate,data", f"--workdir={workdir}", *tiny]
+            words = [str(program), "sample,evaluate", f"--workdir={workdir}", *tiny]
             subprocess.run([sys.executable, *start, *words], check=True)
         else:
-            for mode in ("sample", "evaluate", "data"):
+            for mode in ("sample", "evaluate"):
                 assert command_line.main(["run.py", f"--mode={mode}", f"--workdir={workdir}", *tiny]) == 0
-        out = capfd.readouterr().out
-        assert out.count("files are in") == 2
-        assert out.count("a contact sheet is in") == 1
+        assert capfd.readouterr().out.count("files are in") == 2
         samples = np.load(workdir / "samples" / "adams-2" / "samples.npz")["samples"]
         manifest = json.loads((workdir / "samples" / "adams-2" / "manifest.json").read_text())
         metrics = json.loads((workdir / "evaluation" / "adams-2-identity-test.json").read_text())["metrics"]
         found.append((samples.tobytes(), manifest["nfe"], metrics))
     assert found[0] == found[1]
+
+
+def test_work_that_is_not_shared_is_done_once(tmp_path):
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "run.py")]
+    words = ["--mode=data", "--config=vpsde", f"--workdir={tmp_path}"]
+    done = subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("a contact sheet is in") == 1
