@@ -1385,21 +1385,21 @@ MUTATIONS = [
     Mutation(
         "EMA warm-up of 10 steps forgotten",
         "training",
-        "engine.ema:EMA.update",
-        "(10 + self.num_updates)",
-        "(1 + self.num_updates)",
+        "engine.ema:kept_of_rate",
+        "(10 + n)",
+        "(1 + n)",
     ),
     Mutation(
         "learning rate falls from half its height",
         "training",
-        "engine.train:learning_rate",
+        "engine.trainer:learning_rate",
         "min(1.0, images_seen /",
         "min(1.0, 0.5 + images_seen /",
     ),
     Mutation(
         "learning rate warms up in steps for images",
         "training",
-        "engine.train:learning_rate",
+        "engine.trainer:learning_rate",
         "(images_seen + config.train.batch_size)",
         "(images_seen / config.train.batch_size)",
     ),
@@ -1407,8 +1407,8 @@ MUTATIONS = [
         "times from half of their law",
         "training",
         "engine.randomness:draw_times",
-        "len(like), len(like))",
-        "len(like), 2 * len(like))",
+        "total or len(like))",
+        "2 * (total or len(like)))",
     ),
     Mutation(
         "dither not centred", "training", "engine.randomness:dither", "like.shape[1:])) - 0.5", "like.shape[1:]))"
@@ -1416,28 +1416,28 @@ MUTATIONS = [
     Mutation(
         "resume forgets the optimiser's moments",
         "training",
-        "engine.train:Trainer._load",
+        "engine.trainer:Trainer._load",
         'self.optimizer.load_state_dict(state["optimizer"])',
         "pass",
     ),
     Mutation(
         "resume counts EMA updates from 0",
         "training",
-        "engine.train:Trainer._load",
+        "engine.trainer:Trainer._load",
         'self.ema.num_updates = state["ema_updates"]',
         "pass",
     ),
     Mutation(
         "resume takes the raw weights for the average",
         "training",
-        "engine.train:Trainer._load",
-        "checkpoint.load_network(path, checkpoint.ema_file(rate), average)",
+        "engine.trainer:Trainer._load",
+        "checkpoint.load_network(path, name, average)",
         "checkpoint.load_network(path, checkpoint.RAW, average)",
     ),
     Mutation(
         "resume starts the data anew",
         "training",
-        "engine.train:Trainer._load",
+        "engine.trainer:Trainer._load",
         'self.step = checkpoint.read_meta(path)["step"]',
         "self.step = 0",
     ),
@@ -1449,13 +1449,13 @@ MUTATIONS = [
         "False",
     ),
     Mutation(
-        "training without learning", "training", "engine.train:Trainer._train_step", "self.optimizer.step()", "pass"
+        "training without learning", "training", "engine.trainer:Trainer._train_step", "self.optimizer.step()", "pass"
     ),
     Mutation(
         "data order not a function of the position",
         "training",
-        "engine.train:Trainer._train_step",
-        "self.dataset, config.seed, start",
-        "self.dataset, config.seed + id(self), start",
+        "engine.trainer:Trainer._inputs",
+        "self.read(start)",
+        "self.read(start + id(self) % 97)",
     ),
 ]
