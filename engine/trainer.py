@@ -85,7 +85,9 @@ class Trainer:
         self.folder = workdir / "checkpoints"
         found = checkpoint.newest(self.folder)
         meta = checkpoint.read_meta(found) if found else {}
-        check_same_data(dataset, meta, workdir)
+        self.fingerprint = fingerprint(dataset)
+        if meta.get("data_sha256", self.fingerprint) != self.fingerprint:
+            raise other_data(dataset, meta["data"], workdir)
         codec = make_codec(config, dataset.levels)
         set_threads(config, dataset.shape)
         facts = DataFacts.from_dict(meta["data"]) if found else DataFacts.of(dataset, codec)
@@ -303,7 +305,7 @@ class Trainer:
         meta = {
             "images_seen": self.images_seen,
             "data": asdict(self.experiment.facts),
-            "data_sha256": fingerprint(self.dataset),
+            "data_sha256": self.fingerprint,
             "sigma_data": self.denoiser.sigma_data,
             "ema": [checkpoint.ema_file(rate) for rate in self.ema.rates],
             "versions": versions(),
@@ -397,15 +399,13 @@ def fingerprint(dataset: Dataset) -> str:
     return found.hexdigest()
 
 
-def check_same_data(dataset: Dataset, meta: Mapping[str, Any], workdir: Path) -> None:
-    """Raises: ValueError if a run that goes on was trained on other examples so far."""
-    if meta.get("data_sha256", fingerprint(dataset)) != fingerprint(dataset):
-        facts = meta["data"]
-        raise ValueError(
-            f"the run in {workdir} was trained on other examples (of shape {tuple(facts['shape'])}, {facts['levels']} "
-            f"levels; these are {len(dataset)} of shape {dataset.shape}, {dataset.levels} levels): give it the same "
-            "data.path, or choose another --workdir"
-        )
+def other_data(dataset: Dataset, facts: Mapping[str, Any], workdir: Path) -> ValueError:
+    """The error of a run that should go on with other examples than it was trained on so far."""
+    return ValueError(
+        f"the run in {workdir} was trained on other examples (of shape {tuple(facts['shape'])}, {facts['levels']} "
+        f"levels; these are {len(dataset)} of shape {dataset.shape}, {dataset.levels} levels): give it the same "
+        "data.path, or choose another --workdir"
+    )
 
 
 @torch.no_grad()
