@@ -411,6 +411,13 @@ def test_nothing_in_a_file_is_run(tmp_path, form):
     assert (tmp_path / "ran").exists()  # it would have run
 
 
+@pytest.mark.parametrize("start", [b"", b"\x80\x04", b"        {"])
+def test_a_word_that_claims_more_bytes_than_there_are_is_not_given_memory(tmp_path, start):
+    (tmp_path / "model.pth").write_bytes(start + b"\x8d" + (2**62).to_bytes(8, "little") + b"word")
+    with pytest.raises(ForeignError, match=r"model\.pth is (truncated|no checkpoint)"):
+        safe.read(tmp_path / "model.pth")
+
+
 def test_scalars_of_numpy_are_read_and_no_other_object(tmp_path):
     torch.save({"lr": np.float64(0.5)}, tmp_path / "scalar.pth")
     assert safe.read(tmp_path / "scalar.pth") == {"lr": 0.5}

@@ -1,5 +1,6 @@
 """Reading files of other people: nothing in them is ever executed."""
 
+import mmap
 import pickletools
 import warnings
 import zipfile
@@ -120,9 +121,14 @@ def _asked(path: Path) -> set[str]:
 def _globals(path: Path) -> Iterator[str]:
     """The names ``module.name`` that bare pickles want, one after the other in a file; torch's own left out."""
     pushed, memo = [], []
-    with suppress(ValueError, OSError), path.open("rb") as file:  # at the end, or where it breaks off
+    # at the end, or where it breaks off; a map, for a file would set aside whatever length a damaged word claims
+    with (
+        suppress(ValueError, OSError),
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
         while True:
-            for operation, value, _ in pickletools.genops(file):
+            for operation, value, _ in pickletools.genops(content):
                 if operation.name == "MEMOIZE":
                     memo.append(pushed[-1] if pushed else "")
                 elif operation.name in ("BINGET", "LONG_BINGET") and value < len(memo):
