@@ -19,8 +19,8 @@ _HALF, _MASK = np.uint64(32), np.uint64(0xFFFFFFFF)
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
 _WEYL = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_MOST_AHEAD, _MOST_NORMALS = 32, 1 << 17
-"""Draws, and normals, that are made at a time at most: draws of a small batch share the cost of each operation."""
+_MOST_AHEAD, _MOST_NORMALS, _MOST_STATES = 32, 1 << 17, 512
+"""Draws, normals and first states that are made at a time at most: small draws share the cost of each operation."""
 
 
 class Noise:
@@ -37,18 +37,27 @@ class Noise:
 
     def __init__(self, seeds: Tensor, stream: int = 0, start: int = 0) -> None:
         self.seeds, self.stream, self.draw = seeds, stream, start
+        self._states, self._first_state = torch.empty(0), 0
         self._buffer: Tensor | None = None
         self._first = 0
 
     def __call__(self, like: Tensor) -> Tensor:
         """The next draw, shaped as ``like`` (B, *), in its dtype and on its device."""
         if self._buffer is None or not self._has(like):
-            num = max(1, min(_MOST_AHEAD, _MOST_NORMALS // like.numel()))
-            bits = random_bits(self.seeds, self.stream, self.draw, num, like[0].numel(), like.device)
-            z = normals(bits).movedim(0, 2).flatten(2)[..., : like[0].numel()]
-            self._buffer, self._first = z.reshape(num, *like.shape).to(like.dtype), self.draw
+            states = self._ahead(max(1, min(_MOST_AHEAD, _MOST_NORMALS // like.numel())), like.device)
+            z = normals(splitmix_halves(states, like[0].numel())).movedim(0, 2).flatten(2)[..., : like[0].numel()]
+            self._buffer, self._first = z.reshape(len(states), *like.shape).to(like.dtype), self.draw
         self.draw += 1
         return self._buffer[self.draw - 1 - self._first]
+
+    def _ahead(self, num: int, device: torch.device) -> Tensor:
+        """The states that the next ``num`` draws, or fewer, start from; they are made many at a time."""
+        first = self.draw - self._first_state
+        if self._states.device != device or not 0 <= first < len(self._states):
+            most = max(num, _MOST_STATES // len(self.seeds))
+            self._states, self._first_state = states(self.seeds, self.stream, self.draw, most, device), self.draw
+            first = 0
+        return self._states[first : first + num]
 
     def _has(self, like: Tensor) -> bool:
         buffer = self._buffer
@@ -68,14 +77,19 @@ def random_bits(
 
     The number may be one for each example, (B,).
     """
+    return splitmix_halves(states(seeds, stream, draw, num_draws, device), size)
+
+
+def states(
+    seeds: Tensor, stream: int, draw: int | np.ndarray, num_draws: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Where the SplitMix64 sequence of each draw starts, from number ``draw`` on; words as int64, (num_draws, B)."""
     words, stream = seeds.cpu().numpy().view(np.uint64), np.uint64(stream)
     counter = np.zeros((4, num_draws, len(words)), dtype=np.uint64)
     counter[0] = draw + np.arange(num_draws)[:, None]
     counter[1], counter[2] = stream & _MASK, stream >> _HALF
     high, low = philox(counter, np.stack([words & _MASK, words >> _HALF])[:, None])[:2]
-    start = torch.from_numpy((high << _HALF | low).view(np.int64)).to(device)
-    bits = splitmix(start[..., None], (size + 1) // 2)
-    return torch.stack([(bits >> 32).bitwise_and_(0xFFFFFFFF), bits & 0xFFFFFFFF])
+    return torch.from_numpy((high << _HALF | low).view(np.int64)).to(device)
 
 
 def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
@@ -92,9 +106,24 @@ def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
 def splitmix(start: Tensor, num: int) -> Tensor:
     """The next ``num`` outputs of SplitMix64 from each state (*, 1); 64-bit words as int64, (*, num)."""
     z = start + _GOLDEN * torch.arange(1, num + 1, device=start.device)
-    z.bitwise_xor_((z >> 30).bitwise_and_(0x3FFFFFFFF)).mul_(-0x40A7B892E31B1A47)
-    z.bitwise_xor_((z >> 27).bitwise_and_(0x1FFFFFFFFF)).mul_(-0x6B2FB644ECCEEE15)
-    return z.bitwise_xor_((z >> 31).bitwise_and_(0x1FFFFFFFF))
+    shifted = torch.empty_like(z)
+
+    def mix(shift: int) -> Tensor:
+        torch.bitwise_right_shift(z, shift, out=shifted)
+        return z.bitwise_xor_(shifted.bitwise_and_((1 << 64 - shift) - 1))  # the sign goes along with a shift
+
+    mix(30).mul_(-0x40A7B892E31B1A47)
+    mix(27).mul_(-0x6B2FB644ECCEEE15)
+    return mix(31)
+
+
+def splitmix_halves(start: Tensor, size: int) -> Tensor:
+    """``size`` uniform 32-bit integers as int64 from each state (*): upper halves, lower halves; (2, *, size / 2)."""
+    words = splitmix(start[..., None], (size + 1) // 2)
+    halves = words.new_empty(2, *words.shape)
+    torch.bitwise_and(words, 0xFFFFFFFF, out=halves[1])
+    torch.bitwise_and(words.bitwise_right_shift_(32), 0xFFFFFFFF, out=halves[0])
+    return halves
 
 
 def normals(bits: Tensor) -> Tensor:
@@ -102,13 +131,17 @@ def normals(bits: Tensor) -> Tensor:
 
         sign sqrt(-2 log u) (cos(angle), sin(angle)),    u in (0, 1], sign +1 or -1, angle in [-pi/2, pi/2]
 
-    The logarithm, sine and cosine are correct to a few units in the last place; the largest normal is 6.8.
+    The logarithm, sine and cosine are correct to a few units in the last place; the largest normal is 6.8. In memory
+    the two of a row (2, *, n) lie one after the other, so that ``movedim(0, -2).flatten(-2)`` moves nothing.
     """
     radius_bits, angle_bits = bits
     radius = _log(radius_bits.float().add_(0.5).mul_(2.0**-32)).mul_(-2.0).sqrt_()
-    radius.mul_((1 - 2 * (angle_bits & 1)).float())
-    sin, cos = _sin_cos((angle_bits >> 1).float().mul_(math.pi * 2.0**-31).sub_(0.5 * math.pi))
-    return torch.stack([cos.mul_(radius), sin.mul_(radius)])
+    radius.view(torch.int32).bitwise_xor_((angle_bits << 31).to(torch.int32))  # the lowest bit is the sign
+    sin, cos = _sin_cos((angle_bits & 0xFFFFFFFE).float().mul_(math.pi * 2.0**-32).sub_(0.5 * math.pi))
+    z = radius.new_empty(*radius.shape[:-1], 2, radius.shape[-1]).movedim(-2, 0)
+    torch.mul(cos, radius, out=z[0])
+    torch.mul(sin, radius, out=z[1])
+    return z
 
 
 def _log(u: Tensor) -> Tensor:

@@ -456,16 +456,16 @@ MUTATIONS = [
     Mutation(
         "noise by place in the batch, not by seed",
         "noise",
-        "samplers.noise:random_bits",
+        "samplers.noise:states",
         "seeds.cpu().numpy().view(np.uint64)",
         "np.arange(len(seeds), dtype=np.uint64)",
     ),
     Mutation(
         "the same noise at every draw",
         "noise",
-        "samplers.noise:Noise.__call__",
-        "self.stream, self.draw, num",
-        "self.stream, 0, num",
+        "samplers.noise:Noise._ahead",
+        "self.stream, self.draw, most",
+        "self.stream, 0, most",
     ),
     Mutation("every run has the same noise", "noise", "engine.randomness:_stream", "16 * seed + purpose", "purpose"),
     # --- grids --------------------------------------------------------------------------------------------------------
