@@ -183,24 +183,50 @@ class AdaptiveSDE(StepControl):
 
 
 class DPMAdaptive(StepControl):
-    """DPM-Solver-12: the first-order move controls that of second order. Two evaluations a try.
+    """DPM-Solver-12 or -23: a move of one order controls that of the next. As many evaluations a try as the order.
 
-        low = bridge(x, x0),    high = the bridge with the noise seen at its middle,    power = 1 / 2
+    Moves are bridges by a noise that is constant, with h = log(r_t / r_s) and eps_i seen after a share i of h:
+
+        12: low by eps,                        high by eps_(1/2)
+        23: low by eps + 3/2 (eps_(1/3) - eps),  high by eps + 3/2 w(h) (eps_(2/3) - eps),
+            eps_(2/3) after eps + 2 w(2h / 3) (eps_(1/3) - eps),    w(h) = 1 / h - 1 / (exp(h) - 1)
 
     Args:
         control_rtol, control_atol: as ``StepControl``.
-    Raises: as ``StepControl``.
-    Reference: Lu et al., "DPM-Solver", 2022, appendix C. arXiv:2206.00927
+        order: of ``high``, 2 or 3.
+    Raises: as ``StepControl``; ValueError for another order.
+    Reference: Lu et al., "DPM-Solver", 2022, algorithms 1, 2 and appendix C. arXiv:2206.00927
     """
 
-    power = 0.5
+    def __init__(self, sde: SDE, control_rtol: float = 0.05, control_atol: float = 0.0078, order: int = 3) -> None:
+        super().__init__(sde, control_rtol, control_atol)
+        if order not in (2, 3):
+            raise ValueError(f"order {order}: dpm_adaptive has orders 2 and 3")
+        self.order, self.power = order, 1 / order
 
     def propose(self, look: Look, x: Tensor, t: Tensor, s: Tensor, increment: Increment) -> tuple[Tensor, Tensor]:
-        sde, x0 = self.sde, look(x, t)
-        middle = sde.time(0.5 * (sde.log_snr(t) + sde.log_snr(s)))
-        y, _ = sde.bridge(x, x0, t, middle)
-        eps = sde.eps(y, look(y, middle), middle)
-        return sde.bridge(x, x0, t, s)[0], sde.bridge(x, sde.x0(x, eps, t), t, s)[0]
+        sde, (late, early) = self.sde, (self.sde.log_snr(time) for time in (t, s))
+        eps = sde.eps(x, look(x, t), t)
+
+        def move(noise: Tensor, time: Tensor) -> Tensor:
+            return sde.bridge(x, sde.x0(x, noise, t), t, time)[0]
+
+        def seen(noise: Tensor, share: float) -> Tensor:
+            time = sde.time(torch.lerp(late, early, share))
+            y = move(noise, time)
+            return sde.eps(y, look(y, time), time)
+
+        if self.order == 2:
+            return move(eps, s), move(seen(eps, 1 / 2), s)
+        h = 0.5 * (early - late)
+        first = seen(eps, 1 / 3) - eps
+        second = seen(eps + 2 * _slope_weight(2 * h / 3) * first, 2 / 3) - eps
+        return move(eps + 1.5 * first, s), move(eps + 1.5 * _slope_weight(h) * second, s)
+
+
+def _slope_weight(h: Tensor) -> Tensor:
+    """w(h): the mean of a share of the way from 0 to h under the weight with which the move takes noise there."""
+    return 1 / h - 1 / torch.expm1(h)
 
 
 _MAX_MOVES = 10_000

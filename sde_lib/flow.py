@@ -14,6 +14,7 @@ Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, eq
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,21 @@ from sde_lib.denoiser import Denoiser, of_rows
 from sde_lib.gaussian import Gaussian
 from sde_lib.motion import NonFiniteError, Rows
 from sde_lib.process import SDE, Time
+
+
+class Place(NamedTuple):
+    """A place on the way, as what is worked out there takes it: numbers, or tensors with one for each example.
+
+    angle, time: theta and t, numbers or (b, 1, ..., 1).
+    alpha, slowness: the scale of the signal, and sin theta cos theta; so too.
+    ratio: r = sigma / alpha, a number or (b, 1).
+    """
+
+    angle: Time
+    time: Time
+    alpha: Time
+    slowness: Time
+    ratio: Time
 
 
 class Flow:
@@ -73,42 +89,41 @@ class Flow:
         Shapes: u (b, *); returns (b, *) and (b, K), here K = 0.
         Raises: NonFiniteError naming example, time and log-SNR.
         """
-        residual = self.residual(self.position(u, angle), angle, rows)
-        return self.motion(residual, angle, rows), u.new_zeros(len(u), 0)
+        place = self.at(angle, u)
+        residual = self.residual(self.position(u, place), place, rows)
+        return self.motion(residual, place, rows), u.new_zeros(len(u), 0)
 
-    def position(self, u: Tensor, angle: Time) -> Tensor:
-        """y = x / alpha, from u."""
-        return self.gaussian.colour(u, self._ratio(angle, u))
-
-    def residual(self, y: Tensor, angle: Time, rows: Rows) -> Tensor:
-        """x0 - x0_gaussian at y, over sin theta cos theta: minus its trace is the divergence of the motion."""
-        t, slowness = self.time(angle), _sin_cos(angle)
+    def at(self, angle: Time, like: Tensor) -> Place:
+        """The place that an angle is, in the dtype of ``like``."""
+        t, ratio, slowness = self.time(angle), self.ratio(angle), _sin_cos(angle)
         if isinstance(angle, Tensor):
-            t, slowness = t.to(y.dtype), slowness.to(y.dtype)
-        cond = {key: value[rows] for key, value in self.cond.items()}
-        x0 = of_rows(self.denoise, rows)(self.sde.alpha(t) * y, t, **cond).x0
-        return (x0 - self.gaussian.posterior_mean(y, self._ratio(angle, y))) / slowness
+            t, ratio, slowness = (value.to(like.dtype) for value in (t, ratio.reshape(-1, 1), slowness))
+        return Place(angle, t, self.sde.alpha(t), slowness, ratio)
 
-    def motion(self, residual: Tensor, angle: Time, rows: Rows) -> Tensor:
+    def position(self, u: Tensor, place: Place) -> Tensor:
+        """y = x / alpha, from u."""
+        return self.gaussian.colour(u, place.ratio)
+
+    def residual(self, y: Tensor, place: Place, rows: Rows) -> Tensor:
+        """x0 - x0_gaussian at y, over sin theta cos theta: minus its trace is the divergence of the motion."""
+        cond = {key: value[rows] for key, value in self.cond.items()}
+        x0 = of_rows(self.denoise, rows)(place.alpha * y, place.time, **cond).x0
+        return (x0 - self.gaussian.posterior_mean(y, place.ratio)) / place.slowness
+
+    def motion(self, residual: Tensor, place: Place, rows: Rows) -> Tensor:
         """du/dtheta, from the residual."""
-        ratio = self._ratio(angle, residual)
-        motion = -self.gaussian.apply(lambda v: (v + ratio**2) ** -0.5, residual)
+        motion = self.gaussian.apply(lambda v: -((v + place.ratio**2) ** -0.5), residual)
         finite = torch.isfinite(motion.flatten(1).sum(1))  # a tenth of the cost of asking each number
         if not finite.all():
             bad = int((~finite).nonzero()[0])
             example = bad if isinstance(rows, slice) else int(rows[bad])
-            place = self.place(angle[bad].item() if isinstance(angle, Tensor) else angle)
-            raise NonFiniteError(f"the network is not finite {place}; check the weights and the data", example)
+            where = self.place(place.angle[bad].item() if isinstance(place.angle, Tensor) else place.angle)
+            raise NonFiniteError(f"the network is not finite {where}; check the weights and the data", example)
         return motion
 
     def place(self, angle: float) -> str:
         """Where theta is, in words."""
         return f"at t = {self.time(angle):.4g}, log-SNR {-2 * math.log(self.ratio(angle)):.4g}"
-
-    def _ratio(self, angle: Time, like: Tensor) -> Time:
-        """r as the Gaussian takes it: a number, or (b, 1)."""
-        ratio = self.ratio(angle)
-        return ratio.reshape(-1, 1).to(like.dtype) if isinstance(ratio, Tensor) else ratio
 
 
 def trapezoidal(denoise: Denoiser, sde: SDE, x: Tensor, x0: Tensor, t: Time, s: Time, **cond: Tensor) -> Tensor:

@@ -113,10 +113,12 @@ class Gaussian:
 
         Shapes: z (B, *); function from a number or (r,) to what broadcasts against (B, r).
         """
-        flat = z.flatten(1)
-        rest = function(self.rest)
-        along = (function(self.variances) - rest) * (flat @ self.directions)
-        return torch.addmm(rest * flat, along, self.directions.mT).view(z.shape)
+        flat, rest = z.flatten(1), function(self.rest)
+        scaled = rest * flat
+        if len(self.variances):
+            along = (function(self.variances) - rest) * (flat @ self.directions)
+            scaled = scaled.addmm_(along, self.directions.mT)
+        return scaled.view(z.shape)
 
     def trace(self, function: Callable[[Tensor], Tensor]) -> Time:
         """The trace of function(C): a number, or (B,) float64 for a function from (r,) to (B, r)."""

@@ -66,9 +66,10 @@ class TracedFlow(Flow):
         if not traced:
             return super().__call__(angle, u, rows)
         with torch.inference_mode(False), torch.enable_grad():
-            y = self.position(u.detach().clone(), angle).requires_grad_()
-            residual = self.residual(y, angle, rows)
-            motion = self.motion(residual.detach(), angle, rows)
+            place = self.at(angle, u)
+            y = self.position(u.detach().clone(), place).requires_grad_()
+            residual = self.residual(y, place, rows)
+            motion = self.motion(residual.detach(), place, rows)
             return motion, -traces(residual, y, self.vectors(rows))
 
 

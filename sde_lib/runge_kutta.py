@@ -40,20 +40,19 @@ class DormandPrince:
         step, calls = torch.full_like(progress, 0.05), torch.ones_like(rows)
 
         def evaluate(progress: Tensor, u: Tensor) -> State:
-            rates = motion((start + span * progress).reshape(-1, *[1] * (u.ndim - 1)), u, rows)
-            return tuple(span * rate for rate in rates)
+            return motion((start + span * progress).reshape(-1, *[1] * (u.ndim - 1)), u, rows)
 
         first = evaluate(progress, u)
         state = u, torch.zeros_like(first[1])
         result = tuple(torch.empty_like(part) for part in state)
         for _ in range(_MAX_STEPS):
             step = torch.minimum(step, 1 - progress)
-            stages = [first]
+            stages, move = [first], span * step
             for node, weights in zip(NODES, STAGES, strict=True):
-                stages.append(evaluate(progress + node * step, _combine(state, step, weights, stages)[0]))
+                proposal = _combine(state, move, weights, stages)
+                stages.append(evaluate(progress + node * step, proposal[0]))
             calls[rows] += len(NODES)
-            proposal = _combine(state, step, STAGES[-1], stages[:-1])
-            error = self._error(state, proposal, step, stages)
+            error = self._error(state, proposal, move, stages)
             accept = error <= 1
             progress = torch.where(accept, progress + step, progress)
             state, first = _choose(accept, proposal, state), _choose(accept, stages[-1], first)
@@ -75,14 +74,16 @@ class DormandPrince:
             int(rows[bad]),
         )
 
-    def _error(self, state: State, proposal: State, step: Tensor, stages: list[State]) -> Tensor:
+    def _error(self, state: State, proposal: State, move: Tensor, stages: list[State]) -> Tensor:
         """Estimated error over tolerance for each example: root mean square of the end point, worst integral; (B,)."""
-        estimate = _combine(tuple(torch.zeros_like(p) for p in state), step, _ERROR, stages)
         (u, integrals) = (
-            (error / (self.atol + self.rtol * torch.maximum(old.abs(), new.abs()))).flatten(1).square()
-            for old, new, error in zip(state, proposal, estimate, strict=True)
+            _weighted(_ERROR, rates)
+            .div_(torch.maximum(old.abs(), new.abs()).mul_(self.rtol).add_(self.atol))
+            .flatten(1)
+            .square_()
+            for old, new, rates in zip(state, proposal, zip(*stages, strict=True), strict=True)
         )
-        return torch.cat([u.mean(1, keepdim=True), integrals], 1).amax(1).sqrt().to(step)
+        return torch.cat([u.mean(1, keepdim=True), integrals], 1).amax(1).sqrt().to(move) * move.abs()
 
 
 def check_tolerances(rtol: float, atol: float) -> tuple[float, float]:
@@ -111,12 +112,21 @@ STAGES = (
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
-def _combine(state: State, step: Tensor, weights: tuple[float, ...], stages: list[State]) -> State:
-    """state + step * sum_i weights_i stages_i, part by part."""
+def _combine(state: State, move: Tensor, weights: tuple[float, ...], stages: list[State]) -> State:
+    """state + move * sum_i weights_i stages_i, part by part."""
     return tuple(
-        part + _rowwise(step, part) * sum(w * s[i] for w, s in zip(weights, stages, strict=True) if w)
-        for i, part in enumerate(state)
+        torch.addcmul(part, _rowwise(move, part), _weighted(weights, rates))
+        for part, rates in zip(state, zip(*stages, strict=True), strict=True)
     )
+
+
+def _weighted(weights: tuple[float, ...], rates: tuple[Tensor, ...]) -> Tensor:
+    """sum_i weights_i rates_i."""
+    first, *others = ((w, rate) for w, rate in zip(weights, rates, strict=True) if w)
+    total = first[0] * first[1]
+    for w, rate in others:
+        total.add_(rate, alpha=w)
+    return total
 
 
 def _choose(accept: Tensor, new: State, old: State) -> State:

@@ -92,9 +92,10 @@ def check(setting: Setting) -> Iterator[Row]:
         yield Row(f"corrector {name}: one move against the closed form", found, 1000 * setting.rounding)
     found = worst(put_in(s, setting) for s in known)
     yield Row("edm: level and state where noise is put in, against the closed form", found, 2000 * setting.rounding)
-    for name, form in PROPOSALS.items():
-        found = worst(proposal(STEPS[name](SDES[s]()), form, s) for s in known)
-        yield Row(f"{name}: both of its proposals against the closed form", found, 1e-10)
+    for name, options, form in PROPOSALS:
+        found = worst(proposal(STEPS[name](SDES[s](), **options), form, s) for s in known)
+        title = f"{name}, order {options['order']}" if options else name
+        yield Row(f"{title}: both of its proposals against the closed form", found, 1e-10)
     for name, (step, order) in EVEN_ORDERS.items():
         lost = order - even_order(step, setting)
         yield Row(f"{name}, times even in sigma: what its order lacks of {order}", lost, 0.4)
@@ -398,34 +399,54 @@ def put_in(sde_name: str, setting: Setting) -> float:
 def proposal(step: StepControl, form: Callable, sde_name: str) -> float:
     """Both states that a step with control proposes, from the closed form's, in float64."""
     setting = Setting(torch.device("cpu"), torch.float64)
-    logs = torch.tensor([-1.0, 0.0], dtype=torch.float64)
-    times = [*step.sde.time(logs).tolist(), step.sde.time(logs.mean()).item()]
-    places = [Process(*map(float, PROCESSES[sde_name](exactly(v).numpy()))) for v in times]
+    shares = torch.tensor([0, 1, 1 / 3, 1 / 2, 2 / 3], dtype=torch.float64)
+    times = step.sde.time(shares - 1).tolist()  # log-SNR -1 to 0
+    p, q, *between = (Process(*map(float, PROCESSES[sde_name](exactly(v).numpy()))) for v in times)
     mixture = GaussianMixture(setting.tensor([1.0]), setting.tensor([[MEAN] * 4]), VARIANCE).denoiser(step.sde, SHARE)
-    x, z = places[0].sigma * setting.normals(2, 4), setting.normals(2, 4, seed=1)
+    x, z = p.sigma * setting.normals(2, 4), setting.normals(2, 4, seed=1)
     t, s = (torch.full((2, 1), time, dtype=torch.float64) for time in times[:2])
     found = step.propose(lambda x, t: mixture(x, t).x0, x, t, s, lambda: z)
-    return worst(relative(state, exact) for state, exact in zip(found, form(exactly(x), *places, exactly(z))))
+    return worst(relative(state, exact) for state, exact in zip(found, form(exactly(x), p, q, between, exactly(z))))
 
 
-def by_sde(x: Tensor, p: Process, q: Process, middle: Process, z: Tensor) -> tuple[Tensor, Tensor]:
+def by_sde(x: Tensor, p: Process, q: Process, between: list[Process], z: Tensor) -> tuple[Tensor, Tensor]:
     """Ancestral moves by the first estimate, and by its mean with the one that this leads to."""
     low = posterior(x, x0_of(x, p), p, q, z)
     return low, posterior(x, 0.5 * (x0_of(x, p) + x0_of(low, q)), p, q, z)
 
 
-def by_dpm(x: Tensor, p: Process, q: Process, middle: Process, z: Tensor) -> tuple[Tensor, Tensor]:
+def eps_of(x: Tensor, p: Process) -> Tensor:
+    """(x - alpha x0) / sigma."""
+    return (x - p.alpha * x0_of(x, p)) / p.sigma
+
+
+def by_dpm_12(x: Tensor, p: Process, q: Process, between: list[Process], z: Tensor) -> tuple[Tensor, Tensor]:
     """DDIM's moves by the first noise, and by that half of the way in log-SNR."""
 
     def move(to: Process, eps: Tensor) -> Tensor:
         return to.alpha * (x - p.sigma * eps) / p.alpha + to.sigma * eps
 
-    eps = (x - p.alpha * x0_of(x, p)) / p.sigma
-    y = move(middle, eps)
-    return move(q, eps), move(q, (y - middle.alpha * x0_of(y, middle)) / middle.sigma)
+    return move(q, eps_of(x, p)), move(q, eps_of(move(between[1], eps_of(x, p)), between[1]))
 
 
-PROPOSALS = {"adaptive_sde": by_sde, "dpm_adaptive": by_dpm}
+def by_dpm_23(x: Tensor, p: Process, q: Process, between: list[Process], z: Tensor) -> tuple[Tensor, Tensor]:
+    """DPM-Solver-2 with its look at a third, and DPM-Solver-3, as the paper's algorithms have them; h = 1 / 2."""
+    (third, _, last), r1, r2, h, eps = between, 1 / 3, 2 / 3, 0.5, eps_of(x, p)
+    u1 = third.alpha / p.alpha * x - third.sigma * math.expm1(r1 * h) * eps
+    d1 = eps_of(u1, third) - eps
+    u2 = last.alpha / p.alpha * x - last.sigma * math.expm1(r2 * h) * eps
+    u2 = u2 - last.sigma * r2 / r1 * (math.expm1(r2 * h) / (r2 * h) - 1) * d1
+    d2 = eps_of(u2, last) - eps
+    plain = q.alpha / p.alpha * x - q.sigma * math.expm1(h) * eps
+    low = plain - q.sigma / (2 * r1) * math.expm1(h) * d1
+    return low, plain - q.sigma / r2 * (math.expm1(h) / h - 1) * d2
+
+
+PROPOSALS: list[tuple[str, dict[str, int], Callable]] = [
+    ("adaptive_sde", {}, by_sde),
+    ("dpm_adaptive", {"order": 2}, by_dpm_12),
+    ("dpm_adaptive", {"order": 3}, by_dpm_23),
+]
 """Closed forms of what a step with control proposes."""
 
 
