@@ -3,6 +3,7 @@
 Everything follows from a ``random.Random``, so that an input is known by its target, seed and number.
 """
 
+import copy
 import hashlib
 import io
 import json
@@ -119,7 +120,8 @@ def hostile_json(rng: random.Random, content: bytes, other: bytes) -> bytes:
                 [-holder[key], holder[key] * 1_000_003, rng.choice(NUMBERS), float(rng.choice(NUMBERS[:12]))]
             )
         else:
-            holder[key] = rng.choice([rng.choice(HOSTILE), rng.choice(NUMBERS), rng.choice(list(_entries(root)))[1]])
+            new = rng.choice([rng.choice(HOSTILE), rng.choice(NUMBERS), rng.choice(list(_entries(root)))[1]])
+            holder[key] = copy.deepcopy(new)  # for one that holds itself is no JSON
     return json.dumps(root[0]).encode()
 
 

@@ -320,7 +320,12 @@ def get_config() -> ConfigDict:
     config.train.label_dropout = 0.1  # share of the examples whose label does not count, of networks with classes
     config.train.dequantize = True  # uniform noise of one level's width on levels; what likelihood then measures
     config.train.recompute = False  # compute the blocks again for the gradient: less memory, a third more time
+    config.train.sharding = False  # spread weights, gradients, moments and averages over the processes of the command
     config.train.compile = "auto"  # true | false | auto: torch.compile the network, on CUDA alone; takes a minute
+
+    config.inference = ConfigDict()  # how a trained network is run, in every mode but train
+    config.inference.precision = "float32"  # float32 | bfloat16, of the network only
+    config.inference.compile = False  # torch.compile it: takes a minute, for thousands of evaluations on a GPU
 
     config.sample = ConfigDict()
     config.sample.sampler = "adams"  # a key of STEPS

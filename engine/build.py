@@ -16,6 +16,8 @@ from data import CODECS, DATASETS, Dataset, Identity, Pixels, examples, measure
 from engine import checkpoint, posthoc, ranks
 from engine.config import Options, stored
 from engine.errors import unknown
+from engine.inference import frozen
+from engine.precision import PRECISIONS, check_precision
 from models import CLASSIFIERS, NETWORKS
 from sde_lib import (
     CHAIN_PARAMETERIZATIONS,
@@ -220,7 +222,9 @@ def load_model(config: ConfigDict, workdir: Path, options: Options) -> tuple[Exp
     facts = DataFacts.from_dict(meta["data"])
     experiment = build(config, facts, checkpoint.load_gaussian(found, facts.shape))
     posthoc.load_weights(found, options.weights, experiment.network)
-    network = experiment.network.eval().requires_grad_(False)
+    precision = pick(PRECISIONS, "precision", config.inference.precision)
+    check_precision(precision, experiment.device, "inference")
+    network = frozen(experiment.network, precision, config.inference.compile)
     return experiment, experiment.denoiser(network, config), found
 
 
@@ -341,12 +345,3 @@ def make_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used: {reason}; try --device cpu or auto") from None
     return device
-
-
-def check_precision(dtype: torch.dtype, device: torch.device) -> None:
-    """Raises: ValueError for bfloat16 on a GPU that does not compute in it."""
-    if dtype != torch.bfloat16 or device.type != "cuda":
-        return
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
-        name = torch.cuda.get_device_name(device)
-        raise ValueError(f"train.precision bfloat16: {name} has none; take --config.train.precision=float32")

@@ -18,6 +18,7 @@ from engine import checkpoint, ranks
 from engine.build import Experiment, check_at_least, check_flow, check_form, load, options, pick, read_dataset
 from engine.config import Options
 from engine.files import write_json, write_npz
+from engine.inference import Parts
 from engine.log import Progress, versions
 from engine.randomness import DEQUANTIZATION, PROBES, noise, uniform
 from engine.rows import Rows
@@ -79,10 +80,11 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     checks = min(settings.check_examples, num) if speaks else 0
     checked = measurement.check(dataset, checks) if checks else None
     batches = rows.missing(num, settings.batch_size)
-    progress = Progress(sum(map(len, batches)), "examples")
-    for examples in batches:
-        rows.append(examples, measurement.score(dataset, examples))
-        progress.advance(len(examples))
+    progress, parts = Progress(sum(map(len, batches)), "examples"), Parts()
+    for batch in batches:
+        for examples, columns in parts(functools.partial(measurement.score, dataset), batch):
+            rows.append(examples, columns)
+            progress.advance(len(examples))
     progress.close()
     ranks.wait_for_all()
     if not speaks:

@@ -21,6 +21,7 @@ from engine.config import Options
 from engine.errors import CheckpointError
 from engine.files import read_numbers, write_json, write_npz
 from engine.guide import Guide
+from engine.inference import Parts
 from engine.likelihood import Measurement, stderr
 from engine.log import Progress, say, versions
 from samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample
@@ -113,14 +114,23 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         taken = {"noise": settings.noise, **options(kind, settings)}
     firsts, start = range(0, num, batch_size), time.perf_counter()
     mine = firsts[ranks.rank() :: ranks.size()]
-    progress, drawn = Progress(sum(min(batch_size, num - first) for first in mine), "samples"), {}
+    progress, drawn, parts = Progress(sum(min(batch_size, num - first) for first in mine), "samples"), {}, Parts()
+    calls, number = 0, 0
+
+    def draw_part(seeds: Tensor) -> tuple[Tensor, ...]:
+        counted.calls = 0
+        return draw_batch(seeds)
+
     for first in mine:
-        seeds = torch.arange(first, min(first + batch_size, num))
-        drawn[first] = draw_batch(seeds + config.seed)
-        progress.advance(len(seeds))
+        columns = []
+        for seeds, part in parts(draw_part, config.seed + torch.arange(first, min(first + batch_size, num))):
+            columns.append(part)
+            calls, number = calls + counted.calls, number + 1
+            progress.advance(len(seeds))
+        drawn[first] = tuple(map(torch.cat, zip(*columns, strict=True)))
     progress.close()
     latents, x0, *scores = ranks.all_rows(drawn, num)
-    calls = ranks.sum_over(torch.tensor(float(counted.calls))).item() / len(firsts)
+    calls, number = ranks.sum_over(torch.tensor([float(calls), number])).tolist()
     seconds = time.perf_counter() - start
     manifest = {
         "sampler": settings.sampler,
@@ -128,7 +138,7 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         "grid": grid,
         "options": taken,
         "guidance": guide.told(),
-        "nfe": calls,
+        "nfe": calls / number,
         "seconds": seconds,
         "num_samples": num,
         "seed": config.seed,

@@ -1,0 +1,21 @@
+"""In which numbers a network computes; all around it is float32 or better."""
+
+import sys
+
+import torch
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def check_precision(dtype: torch.dtype, device: torch.device, section: str = "train") -> None:
+    """Tell of a CPU that imitates bfloat16, many times slower than float32.
+
+    Raises: ValueError for bfloat16 on a GPU that does not compute in it.
+    """
+    if dtype != torch.bfloat16:
+        return
+    remedy = f"take --config.{section}.precision=float32"
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"{section}.precision bfloat16: {torch.cuda.get_device_name(device)} has none; {remedy}")
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        print(f"warning: this CPU imitates bfloat16, many times slower than float32; {remedy}", file=sys.stderr)

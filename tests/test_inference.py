@@ -1,0 +1,166 @@
+"""How trained networks are run: bfloat16, compiled, and in parts where memory ends."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import run as command_line
+from engine import inference, precision
+from engine.errors import OutOfMemory
+from engine.inference import Frozen, Parts, frozen
+
+DEVICE = torch.OutOfMemoryError("CUDA out of memory")
+ALLOCATOR = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried")
+
+
+class Linear(nn.Module):
+    """A product, of which it tells the precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = nn.Linear(3, 3), []
+
+    def forward(self, x, label):
+        y = self.layer(x)
+        self.seen.append(y.dtype)
+        return y
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return Linear()
+
+
+X, LABEL = torch.linspace(-1, 1, 12).reshape(4, 3), torch.zeros(4)
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_that_is_run_as_it_is_is_itself(network):
+    assert frozen(network, torch.float32, False) is network
+    assert not any(p.requires_grad for p in network.parameters())
+    assert not network.training
+
+
+def test_bfloat16_is_of_the_network_alone(network):
+    low, expected = frozen(network, torch.bfloat16, False)(X, LABEL), network(X, LABEL)
+    assert network.seen == [torch.bfloat16, torch.float32]
+    torch.testing.assert_close(low.float(), expected, rtol=0.02, atol=0.02)
+    assert (low.float() != expected).any()
+
+
+def test_a_cpu_that_imitates_bfloat16_says_so(monkeypatch, capsys):
+    for has in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
+        precision.check_precision(torch.bfloat16, torch.device("cpu"), "inference")
+    precision.check_precision(torch.float32, torch.device("cpu"))
+    told = "warning: this CPU imitates bfloat16, many times slower than float32; "
+    assert capsys.readouterr().err == f"{told}take --config.inference.precision=float32\n"
+
+
+def samples(workdir, *flags):
+    assert command_line.main(["run.py", "--mode=sample", f"--workdir={workdir}", "--num_samples=6", *flags]) == 0
+    with np.load(next(workdir.glob("samples/*/samples.npz"))) as file:
+        return torch.from_numpy(file["samples"]).double()
+
+
+def test_samples_in_bfloat16_are_near_those_in_float32(points):
+    exact, low = (samples(points, f"--config.inference.precision={name}") for name in ("float32", "bfloat16"))
+    assert 1e-4 < (exact - low).abs().median() < 0.1
+
+
+def test_an_unknown_precision_is_refused(points, capsys):
+    line = ["run.py", "--mode=sample", f"--workdir={points}", "--config.inference.precision=float8"]
+    assert command_line.main(line) == 2
+    assert capsys.readouterr().err == "error: unknown precision 'float8'; did you mean 'float32' or 'bfloat16'?\n"
+
+
+# --- compiled ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def marked(monkeypatch):
+    """torch.compile that only tells who was called."""
+    seen = []
+
+    def compiled(network, **options):
+        return lambda x, label: (seen.append(len(x)), network(x, label))[1]
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    return seen
+
+
+def test_the_first_shape_is_compiled_and_others_run_as_they_are(network, marked):
+    fast = Frozen(network, torch.float32, True)
+    with torch.no_grad():
+        for num in (4, 4, 2, 4):
+            assert torch.equal(fast(X[:num], LABEL[:num]), network(X[:num], LABEL[:num]))
+    assert marked == [4, 4, 4]
+
+
+def test_what_asks_for_gradients_is_not_compiled(network, marked):
+    fast = Frozen(network, torch.float32, True)
+    x = X.clone().requires_grad_()
+    assert torch.autograd.grad(fast(x, LABEL).sum(), x)[0].abs().sum() > 0
+    assert marked == []
+
+
+@pytest.mark.slow
+def test_compiled_samples_are_those_of_the_network(points):
+    plain, fast = (samples(points, f"--config.inference.compile={name}") for name in ("false", "true"))
+    torch.testing.assert_close(plain, fast, rtol=1e-3, atol=1e-3)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def room(most, error):
+    """Work for which there is memory for so many examples at a time."""
+
+    def work(examples):
+        if len(examples) > most:
+            raise error
+        return 2 * torch.as_tensor(examples)
+
+    return work
+
+
+@pytest.mark.parametrize("error", [DEVICE, ALLOCATOR])
+def test_where_memory_ends_halves_are_taken(error, capsys):
+    parts, sizes, found = Parts(), [], []
+    for batch in torch.arange(20).split(10):
+        for part, doubled in parts(room(3, error), batch):
+            sizes.append(len(part))
+            found.append(doubled)
+    assert sizes == [2] * 10
+    assert torch.equal(torch.cat(found), 2 * torch.arange(20))
+    assert capsys.readouterr().out.splitlines() == [
+        "out of memory with 10 examples at a time; going on with 5",
+        "out of memory with 5 examples at a time; going on with 2",
+    ]
+
+
+def test_a_single_example_that_is_too_large_ends_it():
+    with pytest.raises(OutOfMemory, match="with one example at a time; take a smaller network"):
+        list(Parts()(room(0, DEVICE), [7, 8]))
+
+
+def test_other_errors_are_not_taken_for_it():
+    with pytest.raises(RuntimeError, match="mat1"):
+        list(Parts()(room(1, RuntimeError("mat1 and mat2 shapes")), [7, 8]))
+
+
+def test_samples_do_not_depend_on_the_parts(points, monkeypatch, capsys):
+    whole, original = samples(points), inference.Parts
+
+    class Small(original):
+        def __call__(self, work, examples):
+            limited = room(2, DEVICE)
+            return super().__call__(lambda part: (limited(part), work(part))[1], examples)
+
+    monkeypatch.setattr("engine.sample.Parts", Small)
+    torch.testing.assert_close(samples(points), whole, rtol=1e-5, atol=1e-5)
+    assert "going on with 1" in capsys.readouterr().out
