@@ -1,8 +1,8 @@
 """What training needs of a machine: threads and how they wait, memory, reading ahead, work an image.
 
-    python benchmarks/scaling.py threads memory reading work
+    python benchmarks/scaling.py threads memory sharding reading work
 
-The threads' contenders take turns in one run; medians.
+What is timed against each other takes turns in one run; medians.
 """
 
 import gc
@@ -136,6 +136,42 @@ def start_of(event) -> int:  # noqa: ANN001, of a class that has no public name
     return event.start_ns()
 
 
+def sharding() -> None:
+    """What each of 1, 2 and 4 processes keeps of a network in training, and its time for a step over one unsharded."""
+    path = images(32)
+    print("\nMB that a process keeps at most; steps over gloo\n")
+    print("| processes | parameters | moments | average | together | step, over one unsharded |")
+    print("|---:|---:|---:|---:|---:|---:|", flush=True)
+    for num in (1, 2, 4):
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num}"]
+        subprocess.run([*start, __file__, "shard", path], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+
+
+def shard(path: str) -> None:
+    """One of several processes of ``sharding``; the first one prints the line."""
+    import torch
+
+    from engine import ranks
+
+    keys = {"data__name": "images", "data__path": path, "data__test_path": "", "threads": 1}
+    keys |= {"network__channels": 32, "train__batch_size": 4, "train__precision": "float32"}
+    both = [trainer("cifar10", train__sharding=sharding, **keys) for sharding in (False, True)]
+    steps, taken = [made.steps(10**9) for made in both], ([], [])
+    for _ in range(1 + ROUNDS):
+        for one, seconds in zip(steps, taken):
+            begin = time.perf_counter()
+            next(one)
+            seconds.append(time.perf_counter() - begin)
+    plain, spread = (statistics.median(seconds[1:]) for seconds in taken)
+    own = both[1]
+    moments = [value for state in own.optimizer.state.values() for value in state.values() if value.ndim]
+    parts = [own.parameters, moments, list(own.ema.networks[0].parameters())]
+    kept = torch.tensor([sum(ranks.local(tensor).nbytes for tensor in part) / 2**20 for part in parts])
+    kept = ranks.joined(torch.cat([kept, kept.sum()[None]])[None]).amax(0).tolist()
+    if ranks.rank() == 0:
+        print(f"| {ranks.size()} | {' | '.join(f'{part:.2f}' for part in kept)} | {spread / plain:.2f} |", flush=True)
+
+
 def reading() -> None:
     """Milliseconds a step of 40 ms beside a dataset that takes 20 ms for a batch."""
     from data.loader import Prefetched
@@ -201,11 +237,13 @@ IMAGENET_64 = {
 """Dhariwal, Nichol, 2021, table 11; Karras et al., 2022, table 7: the network of ImageNet-64."""
 
 
-SECTIONS = {"threads": threads, "memory": memory, "reading": reading, "work": work}
+SECTIONS = {"threads": threads, "memory": memory, "sharding": sharding, "reading": reading, "work": work}
+WORKERS = {"worker": worker, "shard": shard}
+"""Processes that a section starts."""
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["worker"]:
-        worker(*sys.argv[2:])
+    if set(sys.argv[1:2]) & set(WORKERS):
+        WORKERS[sys.argv[1]](*sys.argv[2:])
     else:
         for section in sys.argv[1:] or SECTIONS:
             SECTIONS[section]()

@@ -86,7 +86,7 @@ def ours(given: Mapping[str, Any]) -> tuple[Actions, Any]:
     def bare() -> float:
         with torch.autocast(device.type, trainer.precision, enabled=trainer.precision != torch.float32):
             trainer.network(x, torch.full((len(x),), 500.0, device=device)).float().square().mean().backward()
-        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.optimizer.zero_grad()
         return 1
 
     def waits() -> float:

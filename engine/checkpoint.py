@@ -23,6 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
+from engine import ranks
 from engine.errors import CheckpointError
 from models.checkpoints.safe import unpacked
 from sde_lib import Gaussian
@@ -226,7 +227,7 @@ def load_network(path: Path, name: str, network: nn.Module) -> None:
             f"{path / name} holds another network, {odd[0]} and {len(odd) - 1} more differ; "
             "leave --config out to take the config of the run, or take the network of its config.json"
         )
-    network.load_state_dict(tensors)
+    network.load_state_dict({key: ranks.spread(value, own[key]) for key, value in tensors.items()})
 
 
 def load_gaussian(path: Path, shape: tuple[int, ...]) -> Gaussian | None:

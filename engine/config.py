@@ -24,7 +24,7 @@ RECIPE = ("seed", *MODEL, "loss", "optim", "ema", "train")
 FREE = (
     {"data.max_pixels"}
     | {f"train.{key}" for key in ("total_images", "keep_checkpoints", "keep_every", "max_skipped")}
-    | {f"train.{key}" for key in ("microbatch", "recompute", "compile")}
+    | {f"train.{key}" for key in ("microbatch", "recompute", "compile", "sharding")}
     | {f"train.{what}_every" for what in ("checkpoint", "log", "sample", "evaluate")}
 )
 """Keys that may change when a run goes on."""

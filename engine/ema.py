@@ -2,10 +2,14 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from engine import ranks
 
 WIDEST = math.sqrt(1 / 12)
 """Width of the widest profile, which counts all updates alike."""
@@ -21,7 +25,7 @@ class EMA:
 
     at update number n = 0, 1, ... A profile counts what came at tau by the power tau^gamma; its width is its standard
     deviation over t, whatever t is. Kept in float32. Buffers are not averaged but copied: they hold tables and counts,
-    which have no mean.
+    which have no mean. Averages of a network that is spread over processes are spread, too, but for what is ``whole``.
 
     Args:
         network: what is followed, from its present state on.
@@ -47,19 +51,45 @@ class EMA:
         self._kept = [partial(kept_of_rate, rate, warmup) for rate in rates]
         self._kept += [partial(kept_of_profile, exponent(width)) for width in profiles]
         self.networks = [copy.deepcopy(network).float().eval().requires_grad_(False) for _ in self._kept]
-        self._averages = [(list(average.parameters()), list(average.buffers())) for average in self.networks]
+        self._own = self.networks
+        self._averages = [([ranks.local(p) for p in own.parameters()], list(own.buffers())) for own in self._own]
         self._followed = list(network.parameters()), list(network.buffers())
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the averages towards the present parameters of the network."""
         parameters, buffers = self._followed
-        parameters = [p.float() for p in parameters]
+        parameters = [ranks.local(p).float() for p in parameters]
         for kept, (average, copies) in zip(self._kept, self._averages, strict=True):
             torch._foreach_lerp_(average, parameters, 1 - kept(self.num_updates))
             for target, buffer in zip(copies, buffers, strict=True):
                 target.copy_(buffer)
         self.num_updates += 1
+
+    @torch.no_grad()
+    def distance(self) -> Tensor:
+        """Of the network from the first average, relative to the size of that, 0-d; all processes take part."""
+        pairs = zip(self._followed[0], self._own[0].parameters(), strict=True)
+        sums = (((p - a).square().sum(), a.square().sum()) for p, a in pairs)
+        apart, size = zip(*(map(ranks.whole, pair) for pair in sums), strict=True)
+        return torch.sqrt(sum(apart) / sum(size))
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Let ``networks`` be whole in the first process meanwhile; all processes take part.
+
+        The first of them lies where the network does, to be looked at, the others in the memory of the machine.
+        """
+        if self.networks is not self._own:
+            yield
+            return
+        places = [self._followed[0][0].device, *["cpu"] * len(self._own)]
+        to_place = [partial(ranks.to_first, device=place) for place in places]
+        self.networks = [ranks.whole_network(own, get) for own, get in zip(self._own, to_place)]
+        try:
+            yield
+        finally:
+            self.networks = self._own
 
 
 def kept_of_rate(rate: float, warmup: bool, n: int) -> float:

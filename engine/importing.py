@@ -118,7 +118,7 @@ def save(
     config.ema.rates = config.ema.rates[:1]
     betas = (config.optim.beta1, config.optim.beta2)
     optimizer = OPTIMIZERS[config.optim.name](
-        network.parameters(), config.optim.learning_rate, betas, weight_decay=config.optim.weight_decay, fused=True
+        network.parameters(), config.optim.learning_rate, betas, config.optim.weight_decay
     )
     state = {"optimizer": optimizer.state_dict(), "ema_updates": step, "time_law": {}}
     meta = {"data": asdict(facts), "sigma_data": sigma_data, "ema": [average], "imported": origin}

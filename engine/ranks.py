@@ -3,15 +3,19 @@
 The first one speaks and writes results; the others do a share of the work.
 """
 
+import copy
 import functools
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+
+from engine.memory import outermost
 
 
 def rank() -> int:
@@ -111,7 +115,7 @@ def check_alike(what: str, content: bytes) -> None:
         raise ValueError(f"the processes of this command have different {what}; give all the same flags and files")
 
 
-def parallel(network: torch.nn.Module) -> torch.nn.Module:
+def parallel(network: nn.Module) -> nn.Module:
     """The network, with gradients that are the mean over all processes."""
     if size() == 1:
         return network
@@ -120,9 +124,91 @@ def parallel(network: torch.nn.Module) -> torch.nn.Module:
     return DistributedDataParallel(network, process_group=_everyone(), broadcast_buffers=False)
 
 
-def apart(network: torch.nn.Module) -> AbstractContextManager:
-    """Let gradients of a ``parallel`` network add up in each process, without a word to the others."""
-    return network.no_sync() if size() > 1 else nullcontext()
+def sharded(network: nn.Module) -> nn.Module:
+    """As ``parallel``, with parameters and gradients spread over the processes: each keeps its rows of every tensor.
+
+    Block by block they are gathered to be computed with, and let go again. The network that is given keeps the same
+    rows, as DTensors; what is made of these, averages and moments, is spread too.
+    """
+    if size() == 1:
+        return network
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard
+
+    device = next(network.parameters()).device
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index)  # fully_shard asks for the present one
+    shard = functools.partial(
+        fully_shard, mesh=DeviceMesh.from_group(_everyone(), device.type), reshard_after_forward=True
+    )
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # into which nobody writes
+    tensors = [*network.parameters(), *network.buffers()]
+    working = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})  # other modules, the same tensors
+    for block in outermost(working):
+        shard(block)
+    shard(working)
+    for own, module in zip(network.modules(), working.modules(), strict=True):
+        for name, rows in module.named_parameters(recurse=False):
+            setattr(own, name, rows)
+    return working
+
+
+def apart(network: nn.Module) -> AbstractContextManager:
+    """Let gradients of a ``parallel`` network add up in each process, without a word to the others.
+
+    Those of a ``sharded`` one are spread at once: whole ones would take the memory that it is there to save.
+    """
+    return network.no_sync() if hasattr(network, "no_sync") else nullcontext()
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether this process keeps only its rows of a tensor."""
+    return hasattr(tensor, "full_tensor")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process keeps of a tensor: its rows, or all."""
+    return tensor.to_local() if is_spread(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The rows of all processes, who all take part; a tensor that is not spread as it is."""
+    return tensor.full_tensor() if is_spread(tensor) else tensor
+
+
+def to_first(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """As ``whole``, on a device of the first process alone: nothing is left of it in the others."""
+    if not is_spread(tensor):
+        return tensor
+    found = tensor.full_tensor()
+    return found.to(device) if rank() == 0 else found.new_empty(0)
+
+
+def spread(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that all processes have whole, kept as ``like`` is: the inverse of ``whole``."""
+    if not is_spread(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_network(network: nn.Module, get: Callable[[Tensor], Tensor] = whole) -> nn.Module:
+    """A copy of a network that is spread, with whole parameters; one that is not, itself. All processes take part.
+
+    Args:
+        get: makes one whole, ``whole`` or ``to_first``.
+    """
+    found = [p for p in network.parameters() if is_spread(p)]
+    if not found:
+        return network
+    return copy.deepcopy(network, {id(p): nn.Parameter(get(p.detach()), p.requires_grad) for p in found})
+
+
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of all tensors together, 0-d; of those that are spread, over the rows of all processes."""
+    own = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([local(tensor) for tensor in tensors])))
+    return sum_over(own.square()).sqrt() if any(map(is_spread, tensors)) else own
 
 
 @functools.cache

@@ -65,12 +65,12 @@ def train(config: ConfigDict, workdir: Path, asked: Asked) -> None:
         progress.advance(config.train.batch_size, window.note)
         if not (log or evaluate or draw or snap or save or stop):
             continue
-        with window.pause():
+        with window.pause(), trainer.ema.whole():
             window.look()
             if log or evaluate or save:
                 line = {"step": step, "images_seen": trainer.images_seen, **window.close()}
+                line |= {"ema_distance": trainer.ema.distance().item()}
                 if ranks.rank() == 0:
-                    line |= {"ema_distance": trainer.ema_distance()}
                     line |= held_out.losses(trainer.ema.networks[0]) if evaluate else {}
                     metrics.write(line)
             if draw and trainer.objective.generates and ranks.rank() == 0:

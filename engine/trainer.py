@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +20,15 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from data import Dataset, reader
 from engine import checkpoint, memory, ranks
+from engine.adam import Adam, AdamW
 from engine.build import (
     DataFacts,
     build,
     check_at_least,
-    check_precision,
     conditions,
     first_guess,
     load_average,
@@ -41,6 +43,7 @@ from engine.ema import EMA
 from engine.errors import CheckpointError, OutOfMemory
 from engine.log import say, versions
 from engine.posthoc import Snapshots, about, profiles
+from engine.precision import PRECISIONS, check_precision
 from engine.randomness import (
     OBJECTIVE,
     TRAINING,
@@ -56,8 +59,7 @@ from engine.randomness import (
 from engine.skipped import Skipped, culprit, stop
 from sde_lib import OBJECTIVES, Denoiser
 
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
 COMPILE = {"auto": None, "true": True, "false": False}
 """Whether the network is compiled; None leaves it to the device."""
 
@@ -101,6 +103,10 @@ class Trainer:
         if config.train.init and not found:
             load_average(Path(config.train.init), self.experiment.network)
         self.network = self.experiment.network.train()
+        if found:
+            checkpoint.load_network(found, checkpoint.RAW, self.network)
+        self._check_processes(meta["step"] if found else 0)
+        self.parallel = (ranks.sharded if config.train.sharding else ranks.parallel)(self.network)
         self.parameters = list(self.network.parameters())
         self.ema = EMA(self.network, config.ema.rates, config.ema.warmup, config.ema.profiles)
         optimizer = pick(OPTIMIZERS, "optimizer", config.optim.name)
@@ -109,7 +115,6 @@ class Trainer:
             lr=learning_rate(config, 0),
             betas=(config.optim.beta1, config.optim.beta2),
             weight_decay=config.optim.weight_decay,
-            fused=True,
         )
         self.step = 0
         self.skipped = Skipped(workdir / "skipped", config.train.max_skipped)
@@ -118,10 +123,8 @@ class Trainer:
         if found:
             self._load(found)
         self.snapshots = Snapshots(workdir, self.ema, config.ema.snapshot_every, config.ema.max_snapshots, self.step)
-        self._check_processes()
         if config.train.recompute:
-            memory.recompute(self.network)
-        self.parallel = ranks.parallel(self.network)
+            memory.recompute(self.parallel)
         network = torch.compile(self.parallel) if self.compiled else self.parallel
         self.denoiser = self.experiment.denoiser(network, config)
         self.objective = make_objective(config, self.experiment)
@@ -191,7 +194,12 @@ class Trainer:
     def _too_large(self) -> OutOfMemory:
         """The error of a step that this process has no memory for; the other processes are not asked."""
         config, size = self.config, min(self.config.train.microbatch or self.num, self.num)
-        self.optimizer.zero_grad(set_to_none=True)
+        less = "" if config.train.recompute else ", or --config.train.recompute=true"
+        failed = f"out of memory on {self.experiment.device} with {size} examples at a time"
+        if any(map(ranks.is_spread, self.parameters)):  # what fits is not known without the others
+            smaller = f"try --config.train.microbatch={size // 2}" if size > 1 else "take a smaller network"
+            return OutOfMemory(f"{failed}; {smaller}{less}, or more processes")
+        self.optimizer.zero_grad()
         denoiser = self.experiment.denoiser(self.network, config)
 
         def attempt(num: int) -> None:
@@ -205,9 +213,8 @@ class Trainer:
         remedy = f"train.microbatch={fitting}"
         if pick(OBJECTIVES, "objective", config.loss.name).compares:
             remedy = f"train.batch_size={fitting * ranks.size()}"
-        less = "" if config.train.recompute else ", or --config.train.recompute=true"
         found = f"{fitting} fit: add --config.{remedy}" if fitting else "not even one fits: take a smaller network"
-        return OutOfMemory(f"out of memory on {self.experiment.device} with {size} examples at a time; {found}{less}")
+        return OutOfMemory(f"{failed}; {found}{less}")
 
     def _train_step(self) -> StepResult:
         config, inputs = self.config, self._inputs(self.step)
@@ -225,15 +232,11 @@ class Trainer:
         self._observe(inputs["t"], losses)
         loss = ranks.sum_over((inputs["correction"].flatten() * losses).mean() / ranks.size())
         norm = clip_gradients([p.grad for p in self.parameters], config.optim.clip_norm or math.inf)
-        rate = learning_rate(config, self.images_seen)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        # The fused optimisers leave everything as it is where this says so, without a word to the host.
-        self.optimizer.found_inf = (~torch.isfinite(norm + loss)).float()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.lr = learning_rate(config, self.images_seen)
+        self.optimizer.step(found_inf=(~torch.isfinite(norm + loss)).float())
+        self.optimizer.zero_grad()
         self.ema.update()
-        return StepResult(loss, norm, rate)
+        return StepResult(loss, norm, self.optimizer.lr)
 
     def _inputs(self, step: int) -> dict[str, Tensor]:
         """This process's share of a batch: x0, eps, t and its correction, and the conditions, a row an example."""
@@ -277,26 +280,22 @@ class Trainer:
             return
         inputs = self._inputs(step)
         facts = {"loss": result.loss.item(), "gradient_norm": result.gradient_norm.item(), "weights_of": self.step}
-        self.skipped.keep(step + 1, inputs, self.network, facts)
+        network = ranks.whole_network(self.network)
+        self.skipped.keep(step + 1, inputs, network, facts)
         if self.skipped.too_many:
-            denoiser = self.experiment.denoiser(self.network, self.config)
-            where = culprit(self.network, lambda: self._losses(denoiser, inputs, step, 0).sum())
+            denoiser = self.experiment.denoiser(network, self.config)
+            where = culprit(network, lambda: self._losses(denoiser, inputs, step, 0).sum())
             raise stop(self.skipped, step + 1, where, checkpoint.newest(self.folder))
 
     def denoiser_of_average(self) -> Denoiser:
         """The denoiser with the first of the averages for its network."""
         return self.experiment.denoiser(self.ema.networks[0], self.config)
 
-    def ema_distance(self) -> float:
-        """Distance of the weights from their average, relative to the size of the average."""
-        pairs = zip(self.network.parameters(), self.ema.networks[0].parameters(), strict=True)
-        apart, size = zip(*(((p - a).square().sum(), a.square().sum()) for p, a in pairs), strict=True)
-        return torch.sqrt(sum(apart) / sum(size)).item()
-
     def save(self, window: Mapping[str, Any] | None = None) -> None:
         """Write a checkpoint of this step, with the open window of metrics, and delete those that are too old."""
+        to_disk = partial(ranks.to_first, device="cpu")
         state = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": tree_map_only(Tensor, to_disk, self.optimizer.state_dict()),
             "ema_updates": self.ema.num_updates,
             "time_law": self.time_law.state_dict(),
             "skipped": self.skipped.state_dict(),
@@ -311,17 +310,18 @@ class Trainer:
             "versions": versions(),
             **about(self.ema),
         }
-        parts = {checkpoint.RAW: self.network, **self._averages(), checkpoint.GAUSSIAN: self.experiment.gaussian}
-        if ranks.rank() == 0:
-            checkpoint.save(self.folder, self.step, parts, state, meta)
-            checkpoint.forget(self.folder, self.config.train.keep_checkpoints, self.config.train.keep_every)
+        raw = ranks.whole_network(self.network, to_disk)
+        with self.ema.whole():
+            parts = {checkpoint.RAW: raw, **self._averages(), checkpoint.GAUSSIAN: self.experiment.gaussian}
+            if ranks.rank() == 0:
+                checkpoint.save(self.folder, self.step, parts, state, meta)
+                checkpoint.forget(self.folder, self.config.train.keep_checkpoints, self.config.train.keep_every)
 
     def _averages(self) -> dict[str, nn.Module]:
         rates = dict(zip(map(checkpoint.ema_file, self.ema.rates), self.ema.networks))
         return {**rates, **profiles(self.ema)}
 
     def _load(self, path: Path) -> None:
-        checkpoint.load_network(path, checkpoint.RAW, self.network)
         for name, average in self._averages().items():
             checkpoint.load_network(path, name, average)
         state = checkpoint.load_state(path)
@@ -332,17 +332,17 @@ class Trainer:
         self.window_state = state.get("window", {})
         self.step = checkpoint.read_meta(path)["step"]
 
-    def _check_processes(self) -> None:
+    def _check_processes(self, step: int) -> None:
         """All processes must have started from the same weights, and draw noise of their own.
 
         Raises: CheckpointError where they read different checkpoints.
         """
-        weights = b"".join(p.detach().cpu().numpy().tobytes() for p in self.parameters)
-        if len(set(ranks.digests(weights + str(self.step).encode()))) > 1:
+        weights = b"".join(p.detach().cpu().numpy().tobytes() for p in self.network.parameters())
+        if len(set(ranks.digests(weights + str(step).encode()))) > 1:
             raise CheckpointError(
                 f"the processes of this command read different checkpoints; all need the same {self.workdir}"
             )
-        where = positions(self.images_seen + self.first, 1)
+        where = positions(step * self.config.train.batch_size + self.first, 1)
         drawn = noise(self.config.seed, TRAINING, where)(torch.empty(1, 64)).numpy().tobytes()
         assert len(set(ranks.digests(drawn))) == ranks.size()
 
@@ -374,15 +374,19 @@ def check(config: ConfigDict, dataset: Dataset) -> None:
 def compiles(config: ConfigDict, device: torch.device) -> bool:
     """Whether the network is compiled: by itself on CUDA, where that pays.
 
-    Raises: ValueError for a word that says neither, or an objective that needs second derivatives, which neither
-        compiled networks have nor those that compute their blocks twice.
+    Raises: ValueError for a word that says neither, a network that is sharded, or an objective that needs second
+        derivatives, which neither compiled networks have nor sharded ones nor those that compute their blocks twice.
     """
     chosen = pick(COMPILE, "train.compile", config.train.compile.lower())
     differentiates = pick(OBJECTIVES, "objective", config.loss.name).differentiates
-    if differentiates and (chosen or config.train.recompute):
-        key = "compile" if chosen else "recompute"
+    asked = {"compile": chosen, "recompute": config.train.recompute, "sharding": config.train.sharding}
+    for key in filter(asked.get, asked if differentiates else ()):
         raise ValueError(f"train.{key} true: loss.name {config.loss.name!r} needs second derivatives; leave it out")
-    return device.type == "cuda" and not differentiates if chosen is None else chosen
+    if chosen and config.train.sharding:
+        raise ValueError(
+            "train.compile true: a sharded network is not compiled; leave out train.compile or train.sharding"
+        )
+    return device.type == "cuda" and not differentiates and not config.train.sharding if chosen is None else chosen
 
 
 def batches_ahead(device: torch.device) -> int:
@@ -414,8 +418,8 @@ def clip_gradients(gradients: list[Tensor], limit: float) -> Tensor:
 
     As ``torch.nn.utils.clip_grad_norm_``, in two thirds of its time on a small network.
     """
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    norm = ranks.norm(gradients)
+    torch._foreach_mul_([ranks.local(gradient) for gradient in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 

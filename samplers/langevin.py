@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from samplers.loop import Draw, Step
@@ -87,6 +86,8 @@ def langevin_step_size(ratio: float, num_steps: int) -> float:
     Returns: h / sigma^2 in [0, 1).
     Reference: Song, Ermon, 2020, proposition 3 and technique 4. arXiv:2006.09011
     """
+
+    from scipy.optimize import minimize_scalar  # takes long to import, and only this asks for it
 
     def excess(h: float) -> float:
         left = (1 - h) ** (2 * num_steps)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from sde_lib.motion import Motion, Solution
@@ -106,6 +105,8 @@ def spline_weights(nodes: np.ndarray) -> np.ndarray:
     first = 1 + np.flatnonzero(gaps[1:] > _GROWTH * gaps[:-1]).max(initial=-1)
     trapezoids = 0.5 * (np.append(gaps[:first], 0) + np.append(0, gaps[:first]))
     inner = nodes[first:]
+    from scipy.interpolate import make_interp_spline  # takes long to import, and only likelihoods need it
+
     degree = 5 if len(inner) >= 12 else min(3, len(inner) - 1)
     spline = make_interp_spline(inner, np.eye(len(inner)), degree).integrate(inner[0], inner[-1])
     return np.append(np.zeros(first), spline) + np.append(trapezoids, np.zeros(len(nodes) - first - 1))

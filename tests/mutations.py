@@ -1456,7 +1456,11 @@ MUTATIONS = [
         "False",
     ),
     Mutation(
-        "training without learning", "training", "engine.trainer:Trainer._train_step", "self.optimizer.step()", "pass"
+        "training without learning",
+        "training",
+        "engine.trainer:Trainer._train_step",
+        "self.optimizer.step(found_inf=(~torch.isfinite(norm + loss)).float())",
+        "pass",
     ),
     Mutation(
         "data order not a function of the position",

@@ -20,8 +20,9 @@ from configs import default
 from data import DataError, Dataset, batch_at, loader, reader
 from data.loader import Prefetched, Resident, num_bytes
 from engine import build, memory, ranks
-from engine.build import check_precision, set_threads
+from engine.build import set_threads
 from engine.config import FREE, conform, load, override
+from engine.precision import check_precision
 from engine.trainer import batches_ahead, check, compiles
 from models import NETWORKS
 from sde_lib import OBJECTIVES
@@ -368,7 +369,7 @@ def test_other_modes_say_which_size_to_try(points, monkeypatch, capsys):
     def fail(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("engine.sample.draw_pairs", fail)
+    monkeypatch.setattr("engine.sample.draw_run", fail)
     line = ["run.py", "--mode=sample", f"--workdir={points}", "--batch_size=48", "--num_samples=50"]
     assert command_line.main(line) == 3
     assert capsys.readouterr().err == "error: out of memory with sample.batch_size 48; try --batch_size 24\n"
@@ -487,18 +488,19 @@ sys.exit(run.main([sys.argv[0], *sys.argv[2:]]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("how", "sharding", "message"),
     [
-        ("differ", "error: the processes of this command have different configs; give all the same flags and files"),
-        ("full", "error: out of memory on cpu with 2 examples at a time; 1 fit: add --config.train.microbatch=1"),
+        ("differ", False, "error: the processes of this command have different configs; give all the same flags and"),
+        ("full", False, "error: out of memory on cpu with 2 examples at a time; 1 fit: add --config.train.microbatch"),
+        ("full", True, "error: out of memory on cpu with 2 examples at a time; try --config.train.microbatch=1"),
     ],
 )
-def test_processes_that_cannot_go_on_end_without_a_hang(how, message, tmp_path):
+def test_processes_that_cannot_go_on_end_without_a_hang(how, sharding, message, tmp_path):
     """One that runs out of memory says so by itself, and the others, which wait for it, are ended."""
     (tmp_path / "apart.py").write_text(APART)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(tmp_path / "apart.py"), how, "--mode=train", "--config=vpsde", f"--workdir={tmp_path / 'run'}"]
-    command += [f"--config.{key}={value}" for key, value in DIGITS.items()]
+    command += [f"--config.{key}={value}" for key, value in (DIGITS | {"train.sharding": sharding}).items()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode != 0

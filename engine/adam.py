@@ -1,0 +1,98 @@
+"""Adam by torch's fused kernels: one pass over parameters, gradients and moments."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine import ranks
+
+
+class Adam:
+    """Adam, as ``torch.optim.Adam(fused=True)`` to the last bit, and its state as that one's.
+
+        m <- beta1 m + (1 - beta1) g,    v <- beta2 v + (1 - beta2) g^2,    g the gradient plus weight_decay p
+        p <- p - lr m / (1 - beta1^n) / (sqrt(v / (1 - beta2^n)) + 1e-8)
+
+    Making one of torch's imports its compiler, which takes as long as torch itself; so this calls the kernels.
+
+    Attributes:
+        lr: of the next step.
+    Args:
+        parameters: float32 on one device; those without a gradient are left alone.
+    Reference: Kingma, Ba, "Adam: A Method for Stochastic Optimization", 2014. arXiv:1412.6980
+    """
+
+    kernel = staticmethod(torch._fused_adam_)
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float = 0.0
+    ) -> None:
+        self.parameters, self.lr, self.betas, self.weight_decay = list(parameters), lr, betas, weight_decay
+        self.state: dict[int, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def step(self, found_inf: Tensor | None = None) -> None:
+        """Move the parameters along their gradients; nothing moves where ``found_inf`` is 1, a 0-d tensor."""
+        with_gradient = [i for i, p in enumerate(self.parameters) if p.grad is not None]
+        for i in with_gradient:
+            if i not in self.state:
+                self.state[i] = _moments(self.parameters[i])
+        parameters = [self.parameters[i] for i in with_gradient]
+        first, second, steps = (
+            [ranks.local(self.state[i][key]) for i in with_gradient] for key in ("exp_avg", "exp_avg_sq", "step")
+        )
+        torch._foreach_add_(steps, 1)
+        self.kernel(
+            [ranks.local(p) for p in parameters],
+            [ranks.local(p.grad) for p in parameters],
+            first,
+            second,
+            [],
+            steps,
+            lr=self.lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=self.weight_decay,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+            found_inf=found_inf,
+        )
+        if found_inf is not None:
+            torch._foreach_sub_(steps, [found_inf] * len(steps))
+
+    def zero_grad(self) -> None:
+        """Let go of the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's: ``step``, ``exp_avg`` and ``exp_avg_sq`` of each parameter, by its number."""
+        group = {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay, "eps": 1e-8}
+        return {"state": dict(self.state), "param_groups": [{**group, "params": list(range(len(self.parameters)))}]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the moments of a ``state_dict``; the settings stay."""
+        self.state = {}
+        for i, moments in state["state"].items():
+            p = self.parameters[i]
+            own = {key: moments[key].to(p.device, p.dtype) for key in ("step", "exp_avg", "exp_avg_sq")}
+            self.state[i] = {
+                key: ranks.spread(value, p) if value.shape == p.shape else value for key, value in own.items()
+            }
+
+
+class AdamW(Adam):
+    """As ``Adam``, with a decay that goes past the moments: p <- p - lr weight_decay p.
+
+    Reference: Loshchilov, Hutter, "Decoupled Weight Decay Regularization", 2019. arXiv:1711.05101
+    """
+
+    kernel = staticmethod(torch._fused_adamw_)
+
+
+def _moments(parameter: Tensor) -> dict[str, Tensor]:
+    first, second = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    return {"step": torch.zeros((), device=parameter.device), "exp_avg": first, "exp_avg_sq": second}
