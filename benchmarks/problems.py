@@ -19,8 +19,12 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from engine import tuned  # noqa: E402
 from engine.build import load  # noqa: E402
 from engine.config import Options, stored  # noqa: E402
+from engine.sample import make_step  # noqa: E402
+from samplers import Step  # noqa: E402
+from samplers.calibration import Tuned  # noqa: E402
 from sde_lib import SDE, SDES, Denoiser, Flow, Gaussian, GaussianMixture, Prediction  # noqa: E402
 from sde_lib.process import Time  # noqa: E402
 from sde_lib.runge_kutta import DormandPrince  # noqa: E402
@@ -136,6 +140,19 @@ def trained(workdir: Path, num: int, seed: int) -> Problem:
     content = tuple(denoise.state_dict().values())
     denoise, loose = denoise.double().requires_grad_(False), DormandPrince(1e-6, 1e-7)
     return problem(experiment.sde, denoise, gaussian, experiment.gaussian.dimensions, content, num, seed, loose)
+
+
+def calibrated(workdir: Path, num: int) -> tuple[Step, Tensor]:
+    """The step and the times of ``run.py --mode sample --sampler adams`` for a run that was tuned down to its t_min.
+
+    Raises: CheckpointError or ValueError where there is no plan of this many moves, or it was made for something else.
+    """
+    config = stored(workdir)
+    config.sample.t_min = 0.0
+    experiment, _, found = load(config, workdir, Options())
+    step = make_step(config, experiment, "adams")
+    plan = tuned.read(tuned.place(workdir, "adams", num), tuned.asked(config, step, found, Options().weights))
+    return Tuned(step, plan), torch.tensor(plan.times, dtype=torch.float64)
 
 
 def problem(

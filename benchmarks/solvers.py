@@ -3,6 +3,7 @@
     pip install -e .[bench]
     OMP_NUM_THREADS=1 python benchmarks/solvers.py                    on mixtures, whose denoiser is exact
     OMP_NUM_THREADS=1 python benchmarks/solvers.py runs/vpsde ...     on trained networks, against their own flow
+    OMP_NUM_THREADS=1 python benchmarks/solvers.py runs/vpsde --tuned     ours by the calibrations of the run
     OMP_NUM_THREADS=1 python benchmarks/solvers.py --overhead         milliseconds a step beyond the network
 
 Everything is float64. A start is carried to the last noisy time with a given number of evaluations, and compared there
@@ -10,6 +11,7 @@ with the exact flow: root mean square over starts and coordinates, which the few
 the median over starts of the root mean square over coordinates. Every other solver is tried on every fixed grid, and
 the best of all for each number of evaluations, known only afterwards, stands against our one default. --chosen FILE
 compares on new starts with those that were best in an earlier run, so that luck with the starts counts for nobody.
+--tuned takes the plans of ``run.py --mode tune --config.sample.t_min=0``, made from other starts than these.
 What is not ours is worked out once and kept by ``benchmarks/problems.py``; --fresh works it out again.
 """
 
@@ -22,6 +24,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +36,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.peers import Peer, peers  # noqa: E402
-from benchmarks.problems import CACHE, MIXTURES, PROCESSES, Problem, exact, trained  # noqa: E402
+from benchmarks.problems import CACHE, MIXTURES, PROCESSES, Problem, calibrated, exact, trained  # noqa: E402
+from engine.errors import CheckpointError  # noqa: E402
 from samplers import GRIDS, STEPS, Adams, Step  # noqa: E402
 from sde_lib import SDE, SDES, Gaussian, Prediction  # noqa: E402
 
@@ -46,6 +50,10 @@ FLOWS = ("ddim", "heun", "dpm", "dpmpp_2m", "dpmpp_3m", "deis", "ipndm", "vab", 
 """Our steps that follow the flow, whose orders are measured."""
 ORDER_MOVES = (100, 200, 400)
 OVERHEAD_MOVES, OVERHEAD_ROUNDS = (20, 50), 15
+
+
+Own = Callable[[int], tuple[Step, Tensor]]
+"""Of ours, by number of evaluations: a step and its times."""
 
 
 class Error(NamedTuple):
@@ -62,10 +70,10 @@ class Best(NamedTuple):
     name: str
 
 
-def ours(sde: SDE, gaussian: Gaussian, dimensions: float, num: int) -> tuple[Step, Tensor]:
+def ours(problem: Problem, num: int) -> tuple[Step, Tensor]:
     """Our default for this number of evaluations: the step and its times."""
-    times = GRIDS["mixture"](sde, num, std=gaussian.std, dimensions=dimensions)
-    return Adams(sde, gaussian=gaussian), times
+    times = GRIDS["mixture"](problem.sde, num, std=problem.gaussian.std, dimensions=problem.dimensions)
+    return Adams(problem.sde, gaussian=problem.gaussian), times
 
 
 def error(problem: Problem, y: Tensor) -> Error:
@@ -146,8 +154,14 @@ def again(problem: Problem, row: str, num: int, by: str, options: argparse.Names
     return Best(getattr(errors[num], by), row)
 
 
-def table(name: str, problem: Problem, options: argparse.Namespace) -> dict[str, dict[str, dict[str, object]]]:
-    """Print ours beside the best peers; all numbers, by number of evaluations and kind of error."""
+def table(
+    name: str, problem: Problem, own: Own, options: argparse.Namespace
+) -> dict[str, dict[str, dict[str, object]]]:
+    """Print ours beside the best peers; all numbers, by number of evaluations and kind of error.
+
+    Args:
+        own: ours; where it has nothing for a number of evaluations, its error is the row.
+    """
     print(name, end=" ", file=sys.stderr, flush=True)
     earlier = json.loads(options.chosen.read_text())["tables"][name] if options.chosen else None
     found, cells = {} if earlier else survey(problem, options), {}
@@ -156,10 +170,14 @@ def table(name: str, problem: Problem, options: argparse.Namespace) -> dict[str,
         f"{'best by median':42s} {'median':>8s} {'ours':>8s} {'ratio':>7s}"
     )
     for num in options.evaluations:
-        own = error(problem, walk(problem, *ours(problem.sde, problem.gaussian, problem.dimensions, num)))
+        try:
+            reached = error(problem, walk(problem, *own(num)))
+        except (CheckpointError, ValueError) as missing:
+            print(f"{num:3d} {missing}", flush=True)
+            continue
         cells[str(num)], line = {}, []
         for by in Error._fields:
-            mine = getattr(own, by)
+            mine = getattr(reached, by)
             peer = (
                 again(problem, earlier[str(num)][by]["peer"][1], num, by, options) if earlier else best(found, num, by)
             )
@@ -174,6 +192,8 @@ def table(name: str, problem: Problem, options: argparse.Namespace) -> dict[str,
 def summary(tables: dict[str, dict]) -> None:
     """Print what the ratios of all cells come to."""
     cells = [(name, num, cell) for name, rows in tables.items() for num, cell in rows.items()]
+    if not cells:
+        return
     for by in Error._fields:
         ratios = {f"{name} at {num}": cell[by]["ratio"] for name, num, cell in cells}
         mean = math.exp(statistics.fmean(math.log(ratio) for ratio in ratios.values()))
@@ -237,7 +257,7 @@ def overhead() -> dict[str, list[float]]:
     def contenders(num: int) -> dict[str, Callable[[], Tensor]]:
         times = GRIDS["log_snr"](sde, num)
         ratios = torch.exp(-0.5 * sde.log_snr(times))
-        found = {"ours": lambda: walk(problem, *ours(sde, gaussian, math.inf, num))}
+        found = {"ours": lambda: walk(problem, *ours(problem, num))}
         for name, peer in peers(sde)[0].items():
             found[name] = lambda peer=peer: peer.solve(lambda y, ratio: zero.x0, y, ratios)
         return found
@@ -266,11 +286,14 @@ def main() -> None:
     parser.add_argument("--evaluations", nargs="+", type=int, default=EVALUATIONS, help="numbers to compare at")
     parser.add_argument("--peers", default="", help="regular expression of the names to compare with; default: all")
     parser.add_argument("--chosen", type=Path, help="the --json of an earlier run with another seed")
+    parser.add_argument("--tuned", action="store_true", help="the plans of the runs in place of our default")
     parser.add_argument("--json", type=Path, help="file for all numbers")
     parser.add_argument("--plot", type=Path, help="file for a picture of the medians")
     parser.add_argument("--fresh", action="store_true", help="work out again what was kept")
     parser.add_argument("--overhead", action="store_true", help="time steps instead")
     options = parser.parse_args()
+    if options.tuned and not options.runs:
+        parser.error("--tuned is of runs; name their folders")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)  # diffusers: of options that it will drop
     for package, version in peers(SDES["edm"]())[1].items():
@@ -282,7 +305,8 @@ def main() -> None:
         numbers["tables"] = tables = {}
         with torch.no_grad():
             for name, make in problems(options).items():
-                tables[name] = table(name, make(), options)
+                problem, own = make()
+                tables[name] = table(name, problem, own, options)
             print()
             summary(tables)
             if options.plot:
@@ -293,16 +317,21 @@ def main() -> None:
         options.json.write_text(json.dumps(numbers, indent=1))
 
 
-def problems(options: argparse.Namespace) -> dict[str, Callable[[], Problem]]:
-    """What is asked for, by name."""
+def problems(options: argparse.Namespace) -> dict[str, Callable[[], tuple[Problem, Own]]]:
+    """What is asked for, by name, and what of ours is to solve it."""
+
+    def of_run(run: Path) -> tuple[Problem, Own]:
+        found = trained(run, options.num or STARTS_OF_RUN, options.seed)
+        return found, partial(calibrated, run) if options.tuned else partial(ours, found)
+
+    def of_mixture(mixture: str, process: str) -> tuple[Problem, Own]:
+        found = exact(mixture, process, options.num or STARTS[mixture], options.seed)
+        return found, partial(ours, found)
+
     if options.runs:
-        return {
-            run.name: lambda run=run: trained(run, options.num or STARTS_OF_RUN, options.seed) for run in options.runs
-        }
+        return {run.name: partial(of_run, run) for run in options.runs}
     return {
-        f"{mixture}/{process}": lambda m=mixture, p=process: exact(m, p, options.num or STARTS[m], options.seed)
-        for mixture in MIXTURES
-        for process in PROCESSES
+        f"{mixture}/{process}": partial(of_mixture, mixture, process) for mixture in MIXTURES for process in PROCESSES
     }
 
 

@@ -1,4 +1,4 @@
-"""A residual network for points."""
+"""A residual network for points, and for small examples of any shape."""
 
 import math
 
@@ -12,16 +12,17 @@ from models.layers import FiLM, zeroed
 class MLP(nn.Module):
     """Residual blocks of two linear layers on vectors, steered by log-SNR and label; zero at initialisation.
 
+    An example of more dimensions is the vector of its numbers; the network knows nothing of which are neighbours.
+
     Args:
-        shape: (D,), of one example.
+        shape: of one example.
         width: number of channels inside, an even number.
         depth: number of residual blocks.
         dropout: share of the activations that training sets to zero, 0 to 1.
         num_classes: number of labels, 0 for an unconditional network.
         blind: whether the network is not told the noise level.
         learned_variance: whether a second half of the output tells the variance of a reverse move, see ``Prediction``.
-    Shapes: x (B, D), log_snr (B,), keep bool (B,), label int64 (B,); returns (B, D) or (B, 2 D).
-    Raises: ValueError if shape is not (D,).
+    Shapes: x (B, C, *), log_snr (B,), keep bool (B,), label int64 (B,); returns (B, C, *) or (B, 2 C, *).
     """
 
     def __init__(
@@ -35,20 +36,19 @@ class MLP(nn.Module):
         learned_variance: bool = False,
     ):
         super().__init__()
-        if len(shape) != 1:
-            raise ValueError(f"the mlp network takes points of shape (D,), not {tuple(shape)}; use the unet network")
+        self.answer = (shape[0] * (1 + learned_variance), *shape[1:])
         self.conditioning = Conditioning(width, num_classes, blind)
-        self.stem = nn.Linear(shape[0], width)
+        self.stem = nn.Linear(math.prod(shape), width)
         self.blocks = nn.ModuleList(LinearBlock(width, dropout) for _ in range(depth))
-        outputs = shape[0] * (1 + learned_variance)
-        self.output = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(nn.Linear(width, outputs)))
+        outputs = zeroed(nn.Linear(width, math.prod(self.answer)))
+        self.output = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), outputs)
 
     def forward(self, x: Tensor, log_snr: Tensor, keep: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         c = self.conditioning(log_snr, keep, label)
-        h = self.stem(x)
+        h = self.stem(x.flatten(1))
         for block in self.blocks:
             h = block(h, c)
-        return self.output(h)
+        return self.output(h).unflatten(1, self.answer)
 
 
 class LinearBlock(nn.Module):

@@ -237,7 +237,6 @@ def test_an_unknown_name_is_told_with_its_neighbours():
     [
         (POINTS, {"network__name": "mlp"}, "codec pixels .* use codec identity"),
         (IMAGES, {"codec__name": "identity"}, "codec identity .* use codec pixels"),
-        (IMAGES, {"network__name": "mlp"}, r"points of shape \(D,\), not \(1, 8, 8\)"),
         (POINTS, {"codec__name": "identity"}, r"\(C, H, W\), not \(2,\)"),
         (IMAGES, {"network__channel_mult": (1, 1, 1, 1, 1)}, "does not divide by 16"),
         (IMAGES, {"denoiser__parameterization": "noise"}, "unknown parameterization 'noise'"),

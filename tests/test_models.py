@@ -16,6 +16,7 @@ PUBLISHED = UNET | {"attention": (4,), "num_blocks": 1, "dropout": 0.0}
 ADM = {"channels": 16, "channel_mult": (1, 2), "attention": (4, 8), "heads": 2}
 CASES = {
     "mlp": ("mlp", (2,), {"width": 16, "depth": 2, "num_classes": 3}),
+    "mlp of an image": ("mlp", (3, 2, 4), {"width": 16, "depth": 2, "num_classes": 3}),
     "signal": ("unet", (2, 16), UNET),
     "image": ("unet", (1, 8, 8), UNET),
     "non-square": ("unet", (3, 8, 4), UNET | {"num_blocks": 2, "channel_mult": (1, 1, 2)}),
@@ -125,6 +126,20 @@ def test_keep_chooses_between_label_and_null_label(network):
     torch.testing.assert_close(mixed[keep], labelled[keep])
     torch.testing.assert_close(mixed[~keep], null[~keep])
     assert (labelled - null).abs().amax(tuple(range(1, x.ndim))).min() > 1e-4
+
+
+def test_an_mlp_sees_an_image_as_the_vector_of_its_pixels():
+    """With the weights of one that was made for vectors: the variance is the second half of both answers."""
+    torch.manual_seed(0)
+    made = {"width": 16, "depth": 1, "learned_variance": True}
+    images, vectors = MLP((2, 3, 4), **made), MLP((24,), **made)
+    for parameter in images.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    vectors.load_state_dict(images.state_dict())
+    x, log_snr = torch.randn(5, 2, 3, 4), torch.linspace(-4, 4, 5)
+    found = images(x, log_snr)
+    assert found.shape == (5, 4, 3, 4)
+    assert torch.equal(found.flatten(1), vectors(x.flatten(1), log_snr))
 
 
 def test_unconditional_network_ignores_the_label():
@@ -240,9 +255,7 @@ def test_a_classifier_needs_classes(num_classes):
         NETWORKS["classifier"]((1, 8, 8), num_classes=num_classes)
 
 
-@pytest.mark.parametrize(
-    ("name", "shape"), [("mlp", (1, 8, 8)), ("unet", (2,)), ("unet", (1, 4, 4, 4)), ("classifier", (2,))]
-)
+@pytest.mark.parametrize(("name", "shape"), [("unet", (2,)), ("unet", (1, 4, 4, 4)), ("classifier", (2,))])
 def test_wrong_rank_is_refused(name, shape):
     with pytest.raises(ValueError, match="shape"):
         NETWORKS[name](shape)

@@ -259,6 +259,17 @@ def test_each_config_trains_goes_on_samples_and_has_a_likelihood(name, tmp_path,
     assert math.isfinite(json.loads(found.read_text())["nats"])
 
 
+def test_an_mlp_takes_images(tmp_path):
+    """Two steps are one and another; what the run draws has the shape of the data."""
+    images = {"data__name": "digits", "codec__name": "pixels", "optim__decay": "constant"}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder, num_steps in ((whole, 2), (parts, 1), (parts, 2)):
+        assert train(folder, num_steps, "points", **images) == 0
+    assert digests(whole, 2) == digests(parts, 2)
+    assert command_line.main(["run.py", "--mode=sample", f"--workdir={parts}", "--num_samples=3", "--steps=3"]) == 0
+    assert np.load(parts / "samples" / "adams-3" / "samples.npz")["samples"].shape == (3, 8, 8, 1)
+
+
 def test_a_run_that_is_done_says_so_and_changes_nothing(straight, capsys):
     before = {path: path.stat().st_mtime_ns for path in straight.rglob("*")}
     assert train(straight, 8, ema__rates=(0.999, 0.9), train__evaluate_every=8) == 0

@@ -6,7 +6,10 @@ import shutil
 import pytest
 from test_sample import command
 
+from benchmarks import problems
+from benchmarks.solvers import error, ours, walk
 from engine import plane, tune
+from engine.errors import CheckpointError
 
 FLAGS = ("--sampler=adams", "--steps=3")
 
@@ -69,6 +72,25 @@ def test_tuning_and_drawing_in_one_command(points_run):
     assert (status, manifest["grid"], manifest["nfe"]) == (0, "tuned", 3)
     kept = json.loads((points_run / "tuned" / "adams-3.json").read_text())
     assert (kept["grid"], len(kept["plan"]["times"])) == ("edm", 3)
+
+
+def test_the_benchmark_of_solvers_takes_it_too(points_run, tmp_path, monkeypatch):
+    """Down to its own last time, and from other starts; a plan for another is none."""
+    monkeypatch.setattr(problems, "CACHE", tmp_path)
+    with pytest.raises(CheckpointError, match="make it with --mode tune --sampler adams --steps 3"):
+        problems.calibrated(points_run, 3)
+    assert command("--mode=tune", f"--workdir={points_run}", *FLAGS) == 0
+    with pytest.raises(ValueError, match=r"made for t_min 0\.001, not 0\.0"):
+        problems.calibrated(points_run, 3)
+    assert command("--mode=tune", f"--workdir={points_run}", *FLAGS, "--config.sample.t_min=0") == 0
+    kept = json.loads((points_run / "tuned" / "adams-3.json").read_text())
+    problem = problems.trained(points_run, 200, 0)
+    step, times = problems.calibrated(points_run, 3)
+    tuned, default = error(problem, walk(problem, step, times)), error(problem, walk(problem, *ours(problem, 3)))
+    assert times.tolist() == kept["plan"]["times"]
+    gain = kept["held_out"]["before"]["median"] / kept["held_out"]["after"]["median"]
+    assert gain > 1.05
+    assert default.median / tuned.median == pytest.approx(gain, rel=0.2)
 
 
 @pytest.mark.parametrize(
