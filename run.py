@@ -46,6 +46,7 @@ from absl import flags
 
 from engine.config import Options, load, names, override, resolve, to_json
 from engine.errors import describe, exit_status, unknown
+from engine.malloc import keep_freed
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 """Threads that wait do not spin, which others on the machine would pay for; OpenMP reads it when torch is imported."""
@@ -218,6 +219,7 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(help_text(), end="")
         return 0
+    keep_freed()
     try:
         run(argv)
         return 0

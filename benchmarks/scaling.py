@@ -1,6 +1,6 @@
 """What training needs of a machine: threads and how they wait, memory, reading ahead, work an image.
 
-    python benchmarks/scaling.py threads memory sharding reading work
+    python benchmarks/scaling.py threads allocator memory sharding reading work
 
 What is timed against each other takes turns in one run; medians.
 """
@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -105,6 +107,69 @@ def threads() -> None:
             print(f"| {name} | {f'{num} that spin' if num else 'nobody of ours'} | {cells} |", flush=True)
         for process in workers:
             process.kill()
+
+
+def allocator() -> None:
+    """Milliseconds and page faults with freed memory kept, over those with the allocator as it comes."""
+    print("\n| work | ms, as it comes | ms, kept | ratio | page faults, as it comes | kept |")
+    print("|---|---:|---:|---:|---:|---:|")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    for name in JOBS:
+        commands = [[sys.executable, __file__, "allocating", name, kept] for kept in ("", "kept")]
+        workers = [subprocess.Popen(command, **pipes) for command in commands]
+        taken: list[list[list[float]]] = [[], []]
+        for _ in range(3 * ROUNDS):
+            for process, answers in zip(workers, taken, strict=True):
+                process.stdin.write("\n")
+                process.stdin.flush()
+                answers.append([float(word) for word in process.stdout.readline().split()])
+        for process in workers:
+            process.kill()
+        (plain, faults), (kept, fewer) = ([statistics.median(column) for column in zip(*rows)] for rows in taken)
+        print(f"| {name} | {plain:.2f} | {kept:.2f} | {kept / plain:.2f} | {faults:.0f} | {fewer:.0f} |", flush=True)
+
+
+def steps_of(size: tuple[int, int]) -> Callable[[], object]:
+    """A step of training on images of that side, by a network of so many channels."""
+    keys = {"data__name": "images", "data__path": images(size[0]), "threads": 1, "train__batch_size": 16}
+    found = trainer("vpsde", network__channels=size[1], train__total_images=10**9, **keys).steps(10**9)
+    return lambda: next(found)
+
+
+def normals() -> Callable[[], object]:
+    """Noise of 16 images of 3x32x32, keyed by their seeds."""
+    import torch
+
+    from samplers import Noise
+
+    noise, like = Noise(torch.arange(16)), torch.zeros(16, 3, 32, 32)
+    return lambda: noise(like)
+
+
+JOBS = {
+    "noise of 16 images": normals,
+    **{f"training step, {name}": partial(steps_of, size) for name, size in NETWORKS.items()},
+}
+
+
+def allocating(name: str, kept: str) -> None:
+    """Work for ``SECONDS`` whenever a line comes in; answer with milliseconds of CPU time and page faults of one."""
+    from engine.malloc import keep_freed
+
+    if kept:
+        keep_freed()
+    import torch
+
+    torch.set_num_threads(1)
+    work = JOBS[name]()
+    for _ in range(3):
+        work()
+    for _ in sys.stdin:
+        start, faults, num = time.process_time(), getrusage(RUSAGE_SELF).ru_minflt, 0
+        while num == 0 or time.process_time() - start < SECONDS:
+            work()
+            num += 1
+        print(1e3 * (time.process_time() - start) / num, (getrusage(RUSAGE_SELF).ru_minflt - faults) / num, flush=True)
 
 
 def memory() -> None:
@@ -237,8 +302,9 @@ IMAGENET_64 = {
 """Dhariwal, Nichol, 2021, table 11; Karras et al., 2022, table 7: the network of ImageNet-64."""
 
 
-SECTIONS = {"threads": threads, "memory": memory, "sharding": sharding, "reading": reading, "work": work}
-WORKERS = {"worker": worker, "shard": shard}
+SECTIONS = {"threads": threads, "allocator": allocator, "memory": memory, "sharding": sharding, "reading": reading}
+SECTIONS |= {"work": work}
+WORKERS = {"worker": worker, "allocating": allocating, "shard": shard}
 """Processes that a section starts."""
 
 if __name__ == "__main__":

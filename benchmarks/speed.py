@@ -57,12 +57,14 @@ def ours(given: Mapping[str, Any]) -> tuple[Actions, Any]:
 
     from data import Dataset
     from engine.config import load
+    from engine.malloc import keep_freed
     from engine.trainer import Trainer
     from samplers import GRIDS, NOISES, STEPS, Noise, sample
     from samplers.adaptive import motion
     from sde_lib import Flow, Gaussian, Hutchinson
     from sde_lib.likelihood import TracedFlow
 
+    keep_freed()  # as run.py does
     config = load("cifar10_ddpmpp_vp")
     config.device, config.threads = given["device"], given["threads"]
     config.network.channels, config.network.num_blocks = given["channels"], given["blocks"]
