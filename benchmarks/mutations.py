@@ -22,7 +22,7 @@ PAGE = """# Selftest
 
     python run.py --mode selftest [--device cuda] [--dtype float64]
 
-measures the library on your machine against closed forms, in under a minute on two cores, without a config, data or a
+measures the library on your machine against closed forms, in about a minute, without a config, data or a
 trained network: exact denoisers of Gaussians and mixtures stand in for one. Each row of the table says what was
 measured, what is allowed, and whether it passed; `selftest.json` below the workdir (`runs/selftest` by default) holds
 the same. A row that fails, a number that is not finite, or an exception makes the exit status 1. A wrong dtype or a
