@@ -21,6 +21,8 @@ class Adam:
         lr: of the next step.
     Args:
         parameters: float32 on one device; those without a gradient are left alone.
+        betas: decays of the two moments, from 0 to below 1.
+    Raises: ValueError for other betas.
     Reference: Kingma, Ba, "Adam: A Method for Stochastic Optimization", 2014. arXiv:1412.6980
     """
 
@@ -29,6 +31,9 @@ class Adam:
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float = 0.0
     ) -> None:
+        for number, beta in enumerate(betas, 1):
+            if not 0 <= beta < 1:
+                raise ValueError(f"optim.beta{number} {beta}: need 0 to below 1")
         self.parameters, self.lr, self.betas, self.weight_decay = list(parameters), lr, betas, weight_decay
         self.state: dict[int, dict[str, Tensor]] = {}
 

@@ -350,7 +350,8 @@ class Trainer:
 def check(config: ConfigDict, dataset: Dataset) -> None:
     """Raises: ValueError for a value of the config that no training can have, or not on these data."""
     check_at_least(1, config, "train.total_images", "train.batch_size", "ema.snapshot_every", "ema.max_snapshots")
-    check_at_least(0, config, "optim.learning_rate", "optim.clip_norm", "train.keep_checkpoints", "train.keep_every")
+    check_at_least(0, config, "optim.learning_rate", "optim.weight_decay", "optim.clip_norm")
+    check_at_least(0, config, "train.keep_checkpoints", "train.keep_every")
     check_at_least(0, config, "train.microbatch", "train.max_skipped")
     if not 0 <= config.train.label_dropout <= 1:
         raise ValueError(f"train.label_dropout {config.train.label_dropout}: need a share from 0 to 1")
