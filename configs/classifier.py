@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     config.loss.time_law = "lognormal"
     config.loss.time_mean = -2.0
     config.loss.time_std = 2.0
+    config.loss.time_tail = 0.0
     config.optim.learning_rate = 4e-3
     config.train.total_images = 60_000
     config.train.dequantize = False

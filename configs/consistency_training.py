@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
     config.loss.name = "consistency_training"
     config.loss.time_mean = -1.1
     config.loss.time_std = 2.0
+    config.loss.time_tail = 0.0
     config.loss.last_steps = 160
     config.optim.learning_rate = 4e-3
     config.train.total_images = 100_000

@@ -278,6 +278,7 @@ def get_config() -> ConfigDict:
     config.loss.time_law = "lognormal"  # a key of TIME_LAWS or LEARNING_LAWS
     config.loss.time_mean = -0.5  # of log(sigma / alpha), for the law lognormal
     config.loss.time_std = 1.0  # of log(sigma / alpha), for the law lognormal
+    config.loss.time_tail = 0.05  # share of the law lognormal that is uniform in log(sigma / alpha), over all levels
     config.loss.projections = 1  # of sliced and sliced_vr: random directions an example
     config.loss.probe = "rademacher"  # of sliced and sliced_vr: a key of PROBES
     config.loss.teacher = ""  # of consistency_distillation: folder of a trained run, such as runs/edm

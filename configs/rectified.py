@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     config.loss.time_law = "logit_normal"
     config.loss.time_mean = 0.0
     config.loss.time_std = 1.0
+    config.loss.time_tail = 0.0
     config.sample.sampler = "heun"
     config.sample.steps = 50
     config.sample.t_min = 0.0

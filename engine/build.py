@@ -282,7 +282,7 @@ def make_weight(config: ConfigDict, sigma_data: float) -> Callable:
 
 def make_time_law(config: ConfigDict) -> TimeLaw:
     """The law of time, ``(sde, u) -> (t, correction)``."""
-    values = {**config.loss, "mean": config.loss.time_mean, "std": config.loss.time_std}
+    values = {**config.loss, "mean": config.loss.time_mean, "std": config.loss.time_std, "tail": config.loss.time_tail}
     law = pick({**TIME_LAWS, **LEARNING_LAWS}, "time law", config.loss.time_law)
     if config.loss.time_law in LEARNING_LAWS:
         return law(**options(law, values))

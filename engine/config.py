@@ -29,6 +29,9 @@ FREE = (
 )
 """Keys that may change when a run goes on."""
 
+FORMERLY = {"loss": {"time_tail": 0.0}}
+"""What runs did that were written before there was such a key, where that is not the default."""
+
 REPEATED, MOST_REPEATED = ("network.depth", "network.num_blocks"), 1_000
 """Keys that say how often a part is made, of a stranger's config too, and how often at most."""
 
@@ -202,6 +205,8 @@ def from_json(text: str) -> ConfigDict:
     """The config of a text of ``to_json``, without loss: from_json(to_json(config)) == config, tuples included."""
     values = json.loads(text)
     values.pop("versions", None)
+    for section, formerly in FORMERLY.items():
+        values[section] = {**formerly, **values.get(section, {})}
     return conform(values)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import convolution, zeroed
+from models.layers import Dropout, convolution, zeroed
 
 
 class Style(NamedTuple):
@@ -62,7 +62,7 @@ class Block(nn.Module):
         self.norm1, self.conv1 = style.norm(channels_in), convolution(2, channels_in, channels_out)
         self.affine = nn.Linear(width, channels_out * (1 + style.scale_shift))
         self.norm2, self.conv2 = style.norm(channels_out), zeroed(convolution(2, channels_out, channels_out))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         same = channels_in == channels_out and not project
         self.shortcut = nn.Identity() if same else convolution(2, channels_in, channels_out, kernel=1)
 
@@ -73,8 +73,8 @@ class Block(nn.Module):
             scale, shift = c.chunk(2, dim=1)
             h = F.silu(shift + self.norm2(h) * (1 + scale))
         else:
-            h = F.silu(self.norm2(h + c))
-        h = self.conv2(self.dropout(h)).add_(self.shortcut(self.resample(x)))  # nothing reads it for its gradient
+            h = F.silu(self.norm2(h.add_(c)))  # in place: no gradient needs what a convolution wrote
+        h = self.conv2(self.dropout(h)).add_(self.shortcut(self.resample(x)))
         return h if self.style.gain == 1 else h.mul_(self.style.gain)
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from models.blocks import attend
 from models.embeddings import LabelEmbedding, Positional
-from models.layers import zeroed
+from models.layers import Dropout, zeroed
 
 WAVES = 256
 
@@ -121,7 +121,7 @@ class TransformerBlock(nn.Module):
         self.qkv, self.mixed = nn.Linear(width, 3 * width), nn.Linear(width, width)
         hidden = mlp_mult * width
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.steer(c).chunk(6, dim=1)

@@ -77,6 +77,24 @@ def indivisible(shape: tuple[int, ...], levels: int) -> str:
     )
 
 
+class Dropout(nn.Dropout):
+    """Set a share p of the activations to zero in training, and make up for it in the others.
+
+        y = x m / (1 - p),    m = 1 with probability 1 - p, else 0
+
+    As torch's, in less than half of its time on a CPU: there four of m come from one random number of 64 bits, which
+    makes p a multiple of 2^-16.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = min(round(2**16 * self.p), 2**16 - 1)
+        if not (self.training and x.is_cpu and share > 0 and self.p < 1):
+            return super().forward(x)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= share - 2**15
+        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - share))
+
+
 class FiLM(nn.Module):
     """Scale and shift each channel by a function of the conditioning vector; the identity at initialisation.
 
@@ -114,7 +132,7 @@ class ResidualBlock(nn.Module):
         self.norm1, self.conv1 = group_norm(channels_in), convolution(rank, channels_in, channels_out)
         self.norm2, self.conv2 = group_norm(channels_out), zeroed(convolution(rank, channels_out, channels_out))
         self.film = FiLM(channels_out, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         same = channels_in == channels_out
         self.shortcut = nn.Identity() if same else convolution(rank, channels_in, channels_out, kernel=1)
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.embeddings import Conditioning
-from models.layers import FiLM, zeroed
+from models.layers import Dropout, FiLM, zeroed
 
 
 class MLP(nn.Module):
@@ -59,7 +59,7 @@ class LinearBlock(nn.Module):
         self.norm1, self.linear1 = nn.LayerNorm(width), nn.Linear(width, width)
         self.norm2, self.linear2 = nn.LayerNorm(width), zeroed(nn.Linear(width, width))
         self.film = FiLM(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         h = self.linear1(F.silu(self.norm1(x)))

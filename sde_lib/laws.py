@@ -43,23 +43,33 @@ def log_snr_uniform(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
     return t, torch.ones_like(u)
 
 
-def lognormal(sde: SDE, u: Tensor, mean: float = -1.2, std: float = 1.2) -> tuple[Tensor, Tensor]:
+def lognormal(sde: SDE, u: Tensor, mean: float = -1.2, std: float = 1.2, tail: float = 0.0) -> tuple[Tensor, Tensor]:
     """log(sigma / alpha) normal, cut at the ends of the interval. The objective itself. Karras et al., 2022, table 1.
+
+    A share of the draws, ``tail``, is uniform in log-SNR instead, over the whole interval: samplers begin at its noisy
+    end, which a normal law may never draw.
 
     On the process ``rectified``, sigma / alpha = t / (1 - t), and this is the logit-normal law of t. Esser et al.,
     2024, section 3.1. arXiv:2403.03206
 
     Args:
         mean, std: of the logarithm of the noise-to-signal ratio, std positive.
-    Raises: ValueError for another std.
+        tail: from 0 to below 1; it takes the lowest u.
+    Raises: ValueError for another std or tail.
     """
     if not std > 0:
         raise ValueError(f"loss.time_std {std}: need a deviation above 0")
-    lowest, highest = (_normal_cdf((-0.5 * l - mean) / std) for l in reversed(_log_snr_range(sde)))
+    if not 0 <= tail < 1:
+        raise ValueError(f"loss.time_tail {tail}: need a share from 0 to below 1")
+    least, most = _log_snr_range(sde)
+    lowest, highest = (_normal_cdf((-0.5 * l - mean) / std) for l in (most, least))
+    place = (u.double() - tail) / (1 - tail)  # below 0 in the tail
     # A quantile of exactly 0 or 1 is infinitely far out; the clamp of t brings it back to the end of the interval.
-    z = torch.special.ndtri(lowest + (highest - lowest) * u.double()).clamp(-38, 38)
-    t = sde.time(-2 * (mean + std * z)).to(u.dtype).clamp(sde.t_min, sde.t_max)
-    return t, torch.ones_like(u)
+    z = torch.special.ndtri((lowest + (highest - lowest) * place).clamp(0, 1)).clamp(-38, 38)
+    log_snr = -2 * (mean + std * z)
+    if tail:
+        log_snr = torch.where(place < 0, most + (least - most) * u.double() / tail, log_snr)
+    return sde.time(log_snr).to(u.dtype).clamp(sde.t_min, sde.t_max), torch.ones_like(u)
 
 
 TIME_LAWS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {

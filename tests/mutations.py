@@ -358,7 +358,8 @@ MUTATIONS = [
         "sde.time(highest + (lowest - highest) * u)",
         "sde.time(lowest + (highest - lowest) * u)",
     ),
-    Mutation("log-normal law of the variance", "losses", f"{LAWS}:lognormal", "sde.time(-2 * (", "sde.time(-1 * ("),
+    Mutation("log-normal law of the variance", "losses", f"{LAWS}:lognormal", "log_snr = -2 * (", "log_snr = -1 * ("),
+    Mutation("log-normal law: its tail normal too", "losses", f"{LAWS}:lognormal", "if tail:", "if not tail:"),
     Mutation("strata of the local batch", "losses", f"{LAWS}:stratified", "/ total", "/ num"),
     # --- bound --------------------------------------------------------------------------------------------------------
     Mutation(

@@ -78,6 +78,7 @@ TRAINING = {
     "--config.denoiser.sigma_data=-1": "sigma_data -1.0: need the standard deviation of the data, above 0",
     "--config.loss.weight=simpel": "unknown weight 'simpel'; did you mean 'simple'?",
     "--config.loss.time_law=lognorml": "unknown time law 'lognorml'; did you mean 'lognormal'",
+    "--config.loss.time_tail=1": "loss.time_tail 1.0: need a share from 0 to below 1",
     "--config.loss.time_std=0": "loss.time_std 0.0: need a deviation above 0",
     "--config.loss.name=hybrid": "VPSDE has no levels to bound the likelihood by: use --config ddpm or iddpm",
     "--config.optim.name=sgd": "unknown optimizer 'sgd'; known: adam, adamw",

@@ -1,6 +1,7 @@
 """Configs: every file loads, keys and types are those of default.py, JSON loses nothing, overrides are checked."""
 
 import inspect
+import json
 
 import pytest
 
@@ -52,6 +53,15 @@ def test_keys_and_types_are_those_of_default(name):
         for c in (config, known)
     )
     assert keys == expected
+
+
+def test_a_run_of_before_keeps_its_law():
+    """It has no tail, and says nothing of one."""
+    config = load("vpsde")
+    assert config.loss.time_tail > 0
+    values = json.loads(to_json(config))
+    del values["loss"]["time_tail"]
+    assert from_json(json.dumps(values)).loss.time_tail == 0
 
 
 @pytest.mark.parametrize("name", names())

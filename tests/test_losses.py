@@ -193,6 +193,17 @@ def test_times_stay_in_the_interval(sde, law):
         assert weigh(weight)(sde, t).isfinite().all()
 
 
+@pytest.mark.parametrize("tail", [0.05, 0.3])
+def test_a_tail_of_the_lognormal_law_is_uniform_in_log_snr(sde, tail):
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    t, _ = TIME_LAWS["lognormal"](sde, u, tail=tail)
+    num = round(tail * 1000)
+    evenly = (torch.arange(num, dtype=torch.float64) + 0.5) / num
+    torch.testing.assert_close(share_of_log_snr(sde, t[:num]), evenly, rtol=1e-8, atol=1e-8)
+    evenly = (torch.arange(1000 - num, dtype=torch.float64) + 0.5) / (1000 - num)
+    torch.testing.assert_close(share_of_lognormal(sde, t[num:]), evenly, rtol=1e-8, atol=1e-8)
+
+
 def test_uncorrected_laws_say_so(sde):
     u = torch.rand(5, generator=torch.Generator().manual_seed(0))
     for law in ("uniform", "log_snr", "lognormal"):

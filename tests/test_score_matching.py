@@ -180,6 +180,7 @@ def test_options_are_checked_and_come_from_the_config():
 def test_one_noise_level_is_the_log_normal_law_without_width(sde):
     config = sliced.get_config()
     config.loss.time_law, config.loss.time_mean, config.loss.time_std = "lognormal", -1.0, 1e-6
+    config.loss.time_tail = 0.0
     t, correction = make_time_law(config)(sde, torch.linspace(0, 1 - 2**-24, 100, dtype=torch.float64))
     torch.testing.assert_close(sde.log_snr(t), torch.full_like(t, 2.0), rtol=0, atol=1e-4)
     assert (correction == 1).all()

@@ -37,10 +37,13 @@ def share_of_log_snr(book: Callable[[np.ndarray], Process], t: np.ndarray, ends:
 
 
 def share_of_lognormal(book: Callable[[np.ndarray], Process], t: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Probability of a lower log(sigma / alpha) under a normal law, cut at the ends."""
-    mean, std = default.get_config().loss.time_mean, default.get_config().loss.time_std
-    low, high = (-0.5 * book(ends).log_snr - mean) / std
-    return truncnorm(low, high).cdf((-0.5 * book(t).log_snr - mean) / std)
+    """u of a law whose first part is uniform in log(sigma / alpha), and whose rest is normal in it, cut at the ends."""
+    loss = default.get_config().loss
+    low, high = (-0.5 * book(ends).log_snr - loss.time_mean) / loss.time_std
+    normal = truncnorm(low, high).cdf((-0.5 * book(t).log_snr - loss.time_mean) / loss.time_std)
+    in_tail = np.arange(len(t)) < loss.time_tail * len(t)  # of u in rising order
+    tail = loss.time_tail
+    return np.where(in_tail, tail * share_of_log_snr(book, t, ends), tail + (1 - tail) * normal)
 
 
 LAW_FORMS: dict[str, Callable] = {
