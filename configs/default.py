@@ -346,7 +346,7 @@ def get_config() -> ConfigDict:
     config.sample.variant = "bh2"  # of unipc: bh1 | bh2
     config.sample.epsilon = 0.0  # of ald: step size at the last noise level, in units of the data squared; 0: fitted
     config.sample.langevin_steps = 5  # of ald: Langevin moves at each time
-    config.sample.solver = "dopri5"  # of ode: a key of ADAPTIVE
+    config.sample.solver = "dopri5"  # of ode: a key of ADAPTIVE or TORCHDIFFEQ
     config.sample.rtol = 1e-4  # of ode: relative tolerance
     config.sample.atol = 1e-4  # of ode: absolute tolerance
     config.sample.control_rtol = 0.05  # of adaptive_sde and dpm_adaptive: relative tolerance of a move

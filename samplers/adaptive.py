@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samplers.brownian import PLACES, motion
 from samplers.loop import Draw, Step
-from sde_lib import ADAPTIVE, SDE, Flow, Gaussian, NonFiniteError, NotConvergedError
+from sde_lib import ADAPTIVE, SDE, TORCHDIFFEQ, Flow, Gaussian, NonFiniteError, NotConvergedError
 from sde_lib.denoiser import Denoiser, of_rows
 from sde_lib.runge_kutta import check_tolerances
 
@@ -22,8 +22,9 @@ class ODE(Step):
     A grid of a single step is the whole trajectory; a longer one lets a constraint act in between.
 
     Args:
-        solver: a key of ``ADAPTIVE``: ``dopri5`` controls the error of each example by itself, so that a sample does
-            not depend on its batch; those of torchdiffeq have one step size for the batch.
+        solver: a key of ``ADAPTIVE`` or ``TORCHDIFFEQ``: ``dopri5`` controls the error of each example by itself, so
+            that a sample does not depend on its batch; those of torchdiffeq have one step size for the batch, or take
+            one step in each move, as ``torchdiffeq_rk4`` does.
         rtol, atol: relative and absolute tolerance, positive.
         gaussian: first guess of the data, default N(0, I); one of their mean and scale saves evaluations.
     Raises: NotConvergedError where the tolerance cannot be met; ValueError for an unknown solver or a tolerance that is
@@ -41,9 +42,10 @@ class ODE(Step):
         atol: float = 1e-4,
         gaussian: Gaussian | None = None,
     ) -> None:
-        if solver not in ADAPTIVE:
-            raise ValueError(f"unknown solver {solver!r}; known: {', '.join(sorted(ADAPTIVE))}")
-        self.sde, self.solve, self.gaussian = sde, ADAPTIVE[solver](rtol, atol), gaussian
+        known = ADAPTIVE | TORCHDIFFEQ
+        if solver not in known:
+            raise ValueError(f"unknown solver {solver!r}; known: {', '.join(known)}")
+        self.sde, self.solve, self.gaussian = sde, known[solver](rtol, atol), gaussian
 
     def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         return self.follow(denoise, x, t, s)

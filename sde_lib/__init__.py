@@ -33,7 +33,7 @@ from sde_lib.process import SDE
 from sde_lib.processes import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedSDE, SubVPSDE, ddpm, iddpm, ncsn
 from sde_lib.schedules import LaplaceSDE, LearnedSDE, LogisticSDE, MonotoneSchedule, SigmoidSDE
 from sde_lib.score_matching import Implicit, Sliced, SlicedVR, explicit
-from sde_lib.solvers import ADAPTIVE, SOLVERS
+from sde_lib.solvers import ADAPTIVE, SOLVERS, TORCHDIFFEQ
 from sde_lib.trace import PROBES, Exact, Hutchinson
 
 SDES: dict[str, Callable[..., SDE]] = {
@@ -82,6 +82,7 @@ __all__ = [
     "SDES",
     "SOLVERS",
     "TIME_LAWS",
+    "TORCHDIFFEQ",
     "VESDE",
     "VPSDE",
     "WEIGHTS",

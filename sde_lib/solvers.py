@@ -12,11 +12,12 @@ from sde_lib.runge_kutta import DormandPrince, State, check_tolerances
 
 
 class Torchdiffeq:
-    """An adaptive solver of torchdiffeq, one step size for the whole batch: an independent reference.
+    """A solver of torchdiffeq, one step size for the whole batch: an independent reference.
 
     Args:
-        rtol, atol: tolerances, relative and absolute, positive.
-        method: dopri5 | dopri8 | bosh3 | adaptive_heun.
+        rtol, atol: tolerances, relative and absolute, positive; of adaptive methods.
+        method: dopri8 | dopri5 | bosh3 | fehlberg2 | adaptive_heun, or one that takes a single step from start to end:
+            euler | midpoint | heun2 | heun3 | rk4.
     Raises: as ``DormandPrince``.
     """
 
@@ -48,7 +49,7 @@ class Torchdiffeq:
         begin, finish = torch.tensor([0.0, 1.0], dtype=torch.float64, device=u.device)
         columns = [torch.zeros_like(rate) for rate in rates(begin, (u,))[1:]]
         try:  # a first step of its own choice may look far beyond the end; step_t lets the last one end there
-            options = {"first_step": 0.05, "step_t": finish[None]}
+            options = {} if self.method in SINGLE else {"first_step": 0.05, "step_t": finish[None]}
             span, tolerances = torch.stack([begin, finish]), {"rtol": self.rtol, "atol": self.atol}
             solution = odeint(rates, (u, *columns), span, method=self.method, options=options, **tolerances)
         except AssertionError as error:  # torchdiffeq's way to say that the step vanished
@@ -64,6 +65,15 @@ ADAPTIVE: dict[str, Callable[[float, float], DormandPrince | Torchdiffeq]] = {
     "torchdiffeq_dopri8": functools.partial(Torchdiffeq, method="dopri8"),
 }
 """(rtol, atol) -> solver."""
+
+SINGLE = ("euler", "midpoint", "heun2", "heun3", "rk4")
+"""Methods of torchdiffeq whose steps are as long as they are told."""
+
+TORCHDIFFEQ: dict[str, Callable[[float, float], Torchdiffeq]] = {
+    f"torchdiffeq_{method}": functools.partial(Torchdiffeq, method=method)
+    for method in ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", *SINGLE)
+}
+"""(rtol, atol) -> solver, of the sampler ``ode``: those of ``SINGLE`` take one step in each move of its grid."""
 
 SOLVERS: dict[str, Callable] = {"adams": Adams, **ADAPTIVE}
 """What the user types after ``likelihood.solver``: the solver, from those of its options that a config has."""

@@ -12,8 +12,8 @@ from scipy.interpolate import CubicSpline, make_interp_spline
 from test_flow import GUESSES, first_guess
 from test_steps import terminal
 
-from samplers import STEPS
-from sde_lib import ADAPTIVE, SDES, SOLVERS, Flow, NonFiniteError, NotConvergedError
+from samplers import GRIDS, STEPS
+from sde_lib import ADAPTIVE, SDES, SOLVERS, TORCHDIFFEQ, Flow, NonFiniteError, NotConvergedError
 from sde_lib.adams import Adams, integration_weights, spline_weights
 from sde_lib.denoiser import Prediction
 from sde_lib.nodes import mixture as ratios
@@ -166,6 +166,28 @@ def test_torchdiffeq_agrees_with_ours(sde, plane, method):
     ours, theirs = DormandPrince(1e-6, 1e-6)(flow, u, *ends), Torchdiffeq(1e-6, 1e-6, method)(flow, u, *ends)
     torch.testing.assert_close(theirs.u, ours.u, rtol=2e-5, atol=2e-5)
     assert theirs.integrals.shape == ours.integrals.shape == (2, 0)
+
+
+@pytest.mark.parametrize("sde_name", ["vpsde", "vesde", "subvpsde"])
+@pytest.mark.parametrize("name", TORCHDIFFEQ)
+def test_the_sampler_takes_the_methods_of_torchdiffeq(sde_name, plane, name):
+    """Adaptive ones come near their tolerance; the others have the order of their books in the number of moves."""
+    sde, orders = SDES[sde_name](), {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
+    denoise, x, gaussian = plane.denoiser(sde), terminal(plane, sde, 4), first_guess("isotropic", plane)
+    expected = STEPS["ode"](sde, rtol=1e-9, atol=1e-9, gaussian=gaussian).follow(denoise, x, sde.t_max, sde.t_min)
+    step = STEPS["ode"](sde, solver=name, rtol=1e-5, atol=1e-5, gaussian=gaussian)
+    order = orders.get(name.removeprefix("torchdiffeq_"))
+    if order is None:
+        found = step.follow(denoise, x, sde.t_max, sde.t_min)
+        assert (found - expected).abs().max() < (1e-2 if name == "torchdiffeq_fehlberg2" else 1e-3)
+        return
+    errors = []
+    for moves in (40, 80):
+        end = x
+        for t, s in itertools.pairwise(GRIDS["angle"](sde, moves, std=gaussian.std).tolist()):
+            end = step(denoise, end, t, s, None)
+        errors.append((end - expected).square().mean().sqrt().item())
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.5)
 
 
 def test_each_example_has_its_own_steps():
