@@ -27,8 +27,8 @@ class ODE(Step):
             one step in each move, as ``torchdiffeq_rk4`` does.
         rtol, atol: relative and absolute tolerance, positive.
         gaussian: first guess of the data, default N(0, I); one of their mean and scale saves evaluations.
-    Raises: NotConvergedError where the tolerance cannot be met; ValueError for an unknown solver or a tolerance that is
-        not positive.
+    Raises: NotConvergedError where the tolerance cannot be met; ValueError for an unknown solver, a tolerance that is
+        not positive, or a solver of one step a move where there is a single move.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, section 4.3. arXiv:2011.13456
     """
 
@@ -45,7 +45,11 @@ class ODE(Step):
         known = ADAPTIVE | TORCHDIFFEQ
         if solver not in known:
             raise ValueError(f"unknown solver {solver!r}; known: {', '.join(known)}")
-        self.sde, self.solve, self.gaussian = sde, known[solver](rtol, atol), gaussian
+        self.sde, self.solver, self.solve, self.gaussian = sde, solver, known[solver](rtol, atol), gaussian
+
+    def reset(self, times: list[float]) -> None:
+        if len(times) == 2:
+            self._check_whole()
 
     def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         return self.follow(denoise, x, t, s)
@@ -60,11 +64,20 @@ class ODE(Step):
 
         Examples count as states at t_min: nobody put noise into them.
         """
+        self._check_whole()
         return self.follow(denoise, x, self.sde.t_min, self.sde.t_max) / self.sde.prior_std
 
     def decode(self, denoise: Denoiser, latents: Tensor) -> Tensor:
         """Inverse of ``encode`` to the solver's tolerance; so no denoising follows."""
+        self._check_whole()
         return self.follow(denoise, self.sde.prior_std * latents, self.sde.t_max, self.sde.t_min)
+
+    def _check_whole(self) -> None:
+        if not self.solve.adaptive:
+            raise ValueError(
+                f"solver {self.solver!r} takes one step in each move, and here is a single one; sample with --steps 20 "
+                "or more, or take an adaptive solver such as dopri5"
+            )
 
 
 class StepControl(Step):

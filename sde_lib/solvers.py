@@ -18,14 +18,14 @@ class Torchdiffeq:
         rtol, atol: tolerances, relative and absolute, positive; of adaptive methods.
         method: dopri8 | dopri5 | bosh3 | fehlberg2 | adaptive_heun, or one that takes a single step from start to end:
             euler | midpoint | heun2 | heun3 | rk4.
+    Attributes:
+        adaptive: whether it chooses its steps.
     Raises: as ``DormandPrince``.
     """
 
-    adaptive = True
-
     def __init__(self, rtol: float = 1e-5, atol: float = 1e-5, method: str = "dopri5") -> None:
         self.rtol, self.atol = check_tolerances(rtol, atol)
-        self.method = method
+        self.method, self.adaptive = method, method not in SINGLE
 
     def __str__(self) -> str:
         return f"rtol {self.rtol:g}, atol {self.atol:g}"
@@ -49,7 +49,7 @@ class Torchdiffeq:
         begin, finish = torch.tensor([0.0, 1.0], dtype=torch.float64, device=u.device)
         columns = [torch.zeros_like(rate) for rate in rates(begin, (u,))[1:]]
         try:  # a first step of its own choice may look far beyond the end; step_t lets the last one end there
-            options = {} if self.method in SINGLE else {"first_step": 0.05, "step_t": finish[None]}
+            options = {"first_step": 0.05, "step_t": finish[None]} if self.adaptive else {}
             span, tolerances = torch.stack([begin, finish]), {"rtol": self.rtol, "atol": self.atol}
             solution = odeint(rates, (u, *columns), span, method=self.method, options=options, **tolerances)
         except AssertionError as error:  # torchdiffeq's way to say that the step vanished
@@ -59,13 +59,6 @@ class Torchdiffeq:
         return Solution(solution[0][-1], integrals, counts, counts)
 
 
-ADAPTIVE: dict[str, Callable[[float, float], DormandPrince | Torchdiffeq]] = {
-    "dopri5": DormandPrince,
-    "torchdiffeq_dopri5": Torchdiffeq,
-    "torchdiffeq_dopri8": functools.partial(Torchdiffeq, method="dopri8"),
-}
-"""(rtol, atol) -> solver."""
-
 SINGLE = ("euler", "midpoint", "heun2", "heun3", "rk4")
 """Methods of torchdiffeq whose steps are as long as they are told."""
 
@@ -74,6 +67,12 @@ TORCHDIFFEQ: dict[str, Callable[[float, float], Torchdiffeq]] = {
     for method in ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", *SINGLE)
 }
 """(rtol, atol) -> solver, of the sampler ``ode``: those of ``SINGLE`` take one step in each move of its grid."""
+
+ADAPTIVE: dict[str, Callable[[float, float], DormandPrince | Torchdiffeq]] = {
+    "dopri5": DormandPrince,
+    **{name: TORCHDIFFEQ[name] for name in ("torchdiffeq_dopri5", "torchdiffeq_dopri8")},
+}
+"""(rtol, atol) -> solver, also of likelihoods: of an order that makes small tolerances cheap."""
 
 SOLVERS: dict[str, Callable] = {"adams": Adams, **ADAPTIVE}
 """What the user types after ``likelihood.solver``: the solver, from those of its options that a config has."""

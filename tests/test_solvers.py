@@ -12,13 +12,13 @@ from scipy.interpolate import CubicSpline, make_interp_spline
 from test_flow import GUESSES, first_guess
 from test_steps import terminal
 
-from samplers import GRIDS, STEPS
+from samplers import GRIDS, STEPS, sample
 from sde_lib import ADAPTIVE, SDES, SOLVERS, TORCHDIFFEQ, Flow, NonFiniteError, NotConvergedError
 from sde_lib.adams import Adams, integration_weights, spline_weights
 from sde_lib.denoiser import Prediction
 from sde_lib.nodes import mixture as ratios
 from sde_lib.runge_kutta import DormandPrince
-from sde_lib.solvers import Torchdiffeq
+from sde_lib.solvers import SINGLE, Torchdiffeq
 
 SPANS = [(0.2, 1.4), (1.4, 0.2)]
 ENDS = (1e-3, math.pi / 2 - 1e-3)
@@ -188,6 +188,20 @@ def test_the_sampler_takes_the_methods_of_torchdiffeq(sde_name, plane, name):
             end = step(denoise, end, t, s, None)
         errors.append((end - expected).square().mean().sqrt().item())
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.5)
+
+
+@pytest.mark.parametrize("name", [f"torchdiffeq_{method}" for method in SINGLE])
+def test_one_step_from_noise_to_data_is_refused(plane, name):
+    sde = SDES["vpsde"]()
+    step, denoise, x = STEPS["ode"](sde, solver=name), plane.denoiser(sde), terminal(plane, sde, 2)
+    for whole in (
+        lambda: sample(step, denoise, x, GRIDS["angle"](sde, 1), torch.randn_like),
+        lambda: step.encode(denoise, x),
+        lambda: step.decode(denoise, x),
+    ):
+        with pytest.raises(ValueError, match=f"solver '{name}' takes one step in each move, and here is a single one"):
+            whole()
+    assert sample(step, denoise, x, GRIDS["angle"](sde, 2), torch.randn_like).shape == x.shape
 
 
 def test_each_example_has_its_own_steps():
