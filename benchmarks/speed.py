@@ -26,6 +26,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -130,15 +131,48 @@ def ours(given: Mapping[str, Any]) -> tuple[Actions, Any]:
         draw(counted, 1, "ode")
         return calls
 
+    def asked() -> float:
+        times = torch.linspace(0.1, 0.9, len(x), device=device).reshape(-1, 1, 1, 1)
+        with torch.no_grad():
+            for _ in range(MOVES):
+                instant(x, times)
+        return MOVES
+
+    def of_scipy() -> float:
+        from scipy.integrate import solve_ivp
+
+        def rate(t: float, state: np.ndarray) -> np.ndarray:
+            x = torch.from_numpy(state).float().reshape(len(seeds), *SHAPE)
+            score = sde.score(x, instant(x, t).x0, t)
+            return (sde.drift(t) * x - 0.5 * sde.diffusion(t) ** 2 * score).flatten().numpy()
+
+        with torch.no_grad():
+            start = (sde.prior_std * x).flatten().numpy()
+            return solve_ivp(rate, (sde.t_max, sde.t_min), start, rtol=1e-4, atol=1e-4).nfev
+
     def path() -> float:
         noise = NOISES["brownian"](seeds)
         for move in noise.moves(MOVES):
             move(x)
         return MOVES
 
+    def tree() -> float:
+        from torchsde import BrownianTree
+
+        sigmas = (GRIDS["karras"](sde, MOVES) / sde.t_max).tolist()  # k-diffusion asks at the noise levels of its grid
+        path = BrownianTree(0.0, torch.zeros_like(x), 1.0, entropy=0)
+        for late, early in pairwise(sigmas):
+            path(early, late)
+        return MOVES
+
     def tents() -> float:
         motion(seeds, 100 * seeds % (1 << 16), x)
         return 1
+
+    def plain() -> float:
+        for _ in range(MOVES):
+            torch.randn_like(x)
+        return MOVES
 
     return {
         "train": train,
@@ -151,8 +185,12 @@ def ours(given: Mapping[str, Any]) -> tuple[Actions, Any]:
         "move of ddim": lambda: draw(instant, MOVES, "ddim"),
         "move of euler_maruyama": lambda: draw(instant, MOVES),
         "evaluation of ode": solve,
+        "of these, the denoiser": asked,
+        "evaluation of scipy's RK45, the denoiser included": of_scipy,
         "Brownian increment": path,
+        "increment of torchsde's BrownianTree": tree,
         "Brownian motion at any place": tents,
+        "torch.randn": plain,
     }, trainer.network
 
 
@@ -501,20 +539,32 @@ PROBED = ("one probe", "four probes")
 
 def parts(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], rounds: int) -> None:
     """What a sampler costs beyond its network."""
-    contender = Contender("ours", {**options, "who": "ours"})
-    names = [
-        "move of ddim",
-        "move of euler_maruyama",
-        "evaluation of ode",
-        "Brownian increment",
-        "Brownian motion at any place",
-    ]
-    turns([contender], tuple(names), 3 * rounds)
+    tree = "increment of torchsde's BrownianTree"
+    names = {
+        "ours": (
+            "move of ddim",
+            "move of euler_maruyama",
+            "evaluation of ode",
+            "of these, the denoiser",
+            "Brownian increment",
+            "Brownian motion at any place",
+        ),
+        "others": (  # a process of their own: the threads of numpy would wait beside ours
+            "torch.randn",
+            "evaluation of scipy's RK45, the denoiser included",
+            *[tree] * bool(importlib.util.find_spec("torchsde")),
+        ),
+    }
+    contenders = {name: Contender(name, {**options, "who": "ours"}) for name in names}
+    for _ in range(3 * rounds):
+        for name, contender in contenders.items():
+            turns([contender], names[name], 1)
     print(f"\nBeyond the network, batch {options['batch']}, ms")
     table("part", "ms")
-    for name in names:
-        line(name, f"{1e3 * contender.median(name):.3f}")
-    contender.close()
+    for name, contender in contenders.items():
+        for part in names[name]:
+            line(part, f"{1e3 * contender.median(part):.3f}")
+        contender.close()
 
 
 FIRST_STEP = """

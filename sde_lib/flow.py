@@ -13,15 +13,17 @@ noise, and near both the motion is slow. (It is dx/dt = f x - g^2 score / 2 in o
 Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, eq. 13. arXiv:2011.13456
 """
 
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sde_lib.denoiser import Denoiser, of_rows
-from sde_lib.gaussian import Gaussian
-from sde_lib.motion import NonFiniteError, Rows
+from sde_lib.gaussian import Gaussian, Noised
+from sde_lib.motion import NonFiniteError, Rate, Rows
 from sde_lib.process import SDE, Time
 
 
@@ -30,14 +32,14 @@ class Place(NamedTuple):
 
     angle, time: theta and t, numbers or (b, 1, ..., 1).
     alpha, slowness: the scale of the signal, and sin theta cos theta; so too.
-    ratio: r = sigma / alpha, a number or (b, 1).
+    guess: the law of y = x / alpha if the first guess were right.
     """
 
     angle: Time
     time: Time
     alpha: Time
     slowness: Time
-    ratio: Time
+    guess: Noised
 
 
 class Flow:
@@ -89,33 +91,41 @@ class Flow:
         Shapes: u (b, *); returns (b, *) and (b, K), here K = 0.
         Raises: NonFiniteError naming example, time and log-SNR.
         """
-        place = self.at(angle, u)
+        return self.move(self.at(angle, u), u, rows, traced)
+
+    def ahead(self, angles: Tensor, u: Tensor) -> Sequence[Rate]:
+        """The motion at each of the angles (N, b, 1, ..., 1), for states like u (b, *)."""
+        return [functools.partial(self.move, place) for place in _unbound(self.at(angles, u))]
+
+    def move(self, place: Place, u: Tensor, rows: Rows = slice(None), traced: bool = True) -> tuple[Tensor, Tensor]:
+        """As when called, at a place that is worked out."""
         residual = self.residual(self.position(u, place), place, rows)
         return self.motion(residual, place, rows), u.new_zeros(len(u), 0)
 
     def at(self, angle: Time, like: Tensor) -> Place:
-        """The place that an angle is, in the dtype of ``like``."""
+        """The place that an angle is, or (N, b, 1, ..., 1) are, in the dtype of ``like`` (b, *)."""
         t, ratio, slowness = self.time(angle), self.ratio(angle), _sin_cos(angle)
         if isinstance(angle, Tensor):
-            t, ratio, slowness = (value.to(like.dtype) for value in (t, ratio.reshape(-1, 1), slowness))
-        return Place(angle, t, self.sde.alpha(t), slowness, ratio)
+            t, slowness = t.to(like.dtype), slowness.to(like.dtype)
+            ratio = ratio.flatten(angle.ndim - like.ndim + 1).to(like.dtype)
+        return Place(angle, t, self.sde.alpha(t), slowness, self.gaussian.noised(ratio))
 
     def position(self, u: Tensor, place: Place) -> Tensor:
         """y = x / alpha, from u."""
-        return self.gaussian.colour(u, place.ratio)
+        return self.gaussian.scale(place.guess.spread, u).add_(self.gaussian.mean)
 
     def residual(self, y: Tensor, place: Place, rows: Rows) -> Tensor:
-        """x0 - x0_gaussian at y, over sin theta cos theta: minus its trace is the divergence of the motion."""
+        """x0_gaussian - x0 at y, over sin theta cos theta: its Jacobian has the trace of that of the motion."""
         cond = {key: value[rows] for key, value in self.cond.items()}
         x0 = of_rows(self.denoise, rows)(place.alpha * y, place.time, **cond).x0
-        return (x0 - self.gaussian.posterior_mean(y, place.ratio)) / place.slowness
+        mean = self.gaussian.mean
+        return self.gaussian.scale(place.guess.kept, y - mean).add_(mean).sub_(x0).div_(place.slowness)
 
     def motion(self, residual: Tensor, place: Place, rows: Rows) -> Tensor:
         """du/dtheta, from the residual."""
-        motion = self.gaussian.apply(lambda v: -((v + place.ratio**2) ** -0.5), residual)
-        finite = torch.isfinite(motion.flatten(1).sum(1))  # a tenth of the cost of asking each number
-        if not finite.all():
-            bad = int((~finite).nonzero()[0])
+        motion = self.gaussian.scale(place.guess.narrow, residual)
+        if not math.isfinite(motion.sum().item()):  # a tenth of the cost of asking each number
+            bad = int(torch.isfinite(motion.flatten(1).sum(1)).int().argmin())
             example = bad if isinstance(rows, slice) else int(rows[bad])
             where = self.place(place.angle[bad].item() if isinstance(place.angle, Tensor) else place.angle)
             raise NonFiniteError(f"the network is not finite {where}; check the weights and the data", example)
@@ -137,6 +147,13 @@ def trapezoidal(denoise: Denoiser, sde: SDE, x: Tensor, x0: Tensor, t: Time, s: 
     late, early = sde.at(t), sde.at(s)
     ratio = late.sigma / late.alpha * (early.alpha / early.sigma)
     return torch.lerp(x0, denoise(y, s, **cond).x0, 0.5 * ratio)
+
+
+def _unbound(place: Any) -> Sequence[Any]:
+    """The N places that are one to the outside, whatever is nested in it."""
+    if isinstance(place, Tensor):
+        return place.unbind()
+    return [type(place)(*parts) for parts in zip(*map(_unbound, place), strict=True)]
 
 
 def _sin_cos(angle: Time) -> Time:

@@ -7,6 +7,7 @@ solve. Solvers, control variates and priors take it out, and work on the rest.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,29 @@ from sde_lib.process import Time
 
 MOST_DIRECTIONS = 64
 EXAMPLES_A_DIRECTION = 8  # with fewer, directions fit these examples and the guess denies others
+
+
+class Spectrum(NamedTuple):
+    """A function of C = U diag(v) U^T + rest (I - U U^T), as it acts.
+
+    rest: what it makes of the variance of the directions that U leaves out, a number or (b, 1).
+    along: what it makes of v, less that, (r,) or (b, r).
+    """
+
+    rest: Time
+    along: Tensor
+
+
+class Noised(NamedTuple):
+    """The law of y = x_0 + r eps, for x_0 ~ N(mean, C).
+
+    spread, narrow: (C + r^2)^(1/2) and its inverse.
+    kept: C (C + r^2)^(-1), what of y - mean is expected to be in the data.
+    """
+
+    spread: Spectrum
+    narrow: Spectrum
+    kept: Spectrum
 
 
 class Gaussian:
@@ -113,11 +137,19 @@ class Gaussian:
 
         Shapes: z (B, *); function from a number or (r,) to what broadcasts against (B, r).
         """
-        flat, rest = z.flatten(1), function(self.rest)
-        scaled = rest * flat
+        return self.scale(self.spectrum(function), z)
+
+    def spectrum(self, function: Callable[[Time], Time]) -> Spectrum:
+        """function(C), before it is known what it acts on."""
+        rest = function(self.rest)
+        return Spectrum(rest, function(self.variances) - rest)
+
+    def scale(self, spectrum: Spectrum, z: Tensor) -> Tensor:
+        """function(C) z; z (B, *), and so returned."""
+        flat = z.flatten(1)
+        scaled = spectrum.rest * flat
         if len(self.variances):
-            along = (function(self.variances) - rest) * (flat @ self.directions)
-            scaled = scaled.addmm_(along, self.directions.mT)
+            scaled = scaled.addmm_(spectrum.along * (flat @ self.directions), self.directions.mT)
         return scaled.view(z.shape)
 
     def trace(self, function: Callable[[Tensor], Tensor]) -> Time:
@@ -127,16 +159,22 @@ class Gaussian:
         found = values[..., :rank].sum(-1) + (self.mean.numel() - rank) * values[..., rank]
         return found if found.ndim else found.item()
 
-    def whiten(self, y: Tensor, ratio: Time) -> Tensor:
-        """u = (C + r^2)^(-1/2) (y - mean): unit variance in all directions, for y = x_0 + r eps.
+    def noised(self, ratio: Time) -> Noised:
+        """The law of y = x_0 + r eps.
 
-        Shapes: y (B, *); r a number or (B, 1), and so below.
+        Shapes: r a number or (B, 1), and so below.
         """
-        return self.apply(lambda v: (v + ratio**2) ** -0.5, y - self.mean)
+        square = ratio**2
+        functions = (lambda v: (v + square) ** 0.5, lambda v: (v + square) ** -0.5, lambda v: v / (v + square))
+        return Noised(*map(self.spectrum, functions))
+
+    def whiten(self, y: Tensor, ratio: Time) -> Tensor:
+        """u = (C + r^2)^(-1/2) (y - mean): unit variance in all directions, for y = x_0 + r eps (B, *)."""
+        return self.scale(self.noised(ratio).narrow, y - self.mean)
 
     def colour(self, u: Tensor, ratio: Time) -> Tensor:
         """Inverse of ``whiten``."""
-        return self.mean + self.apply(lambda v: (v + ratio**2) ** 0.5, u)
+        return self.mean + self.scale(self.noised(ratio).spread, u)
 
     def log_volume(self, ratio: Time) -> Time:
         """log det (C + r^2)^(1/2): what ``colour`` does to a volume. A number, or (B,) float64."""
@@ -144,7 +182,7 @@ class Gaussian:
 
     def posterior_mean(self, y: Tensor, ratio: Time) -> Tensor:
         """E[x_0 | y] for y = x_0 + r eps, by Gaussian conditioning: mean + C (C + r^2)^(-1) (y - mean)."""
-        return self.mean + self.apply(lambda v: v / (v + ratio**2), y - self.mean)
+        return self.mean + self.scale(self.noised(ratio).kept, y - self.mean)
 
 
 _WIDTH = MOST_DIRECTIONS + MOST_DIRECTIONS // 2  # of the subspace, in which the leading directions settle sooner

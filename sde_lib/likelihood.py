@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sde_lib.denoiser import Denoiser
-from sde_lib.flow import Flow
+from sde_lib.flow import Flow, Place
 from sde_lib.gaussian import Gaussian
 from sde_lib.motion import NonFiniteError, Rows, Solution
 from sde_lib.process import SDE, Time
@@ -62,15 +62,18 @@ class TracedFlow(Flow):
         super().__init__(flow.sde, flow.denoise, flow.gaussian, **flow.cond)
         self.vectors = vectors
 
-    def __call__(self, angle: Time, u: Tensor, rows: Rows = slice(None), traced: bool = True) -> tuple[Tensor, Tensor]:
+    def at(self, angle: Time, like: Tensor) -> Place:
+        with torch.inference_mode(False):  # autograd keeps no tensors that were made under it
+            return super().at(angle, like)
+
+    def move(self, place: Place, u: Tensor, rows: Rows = slice(None), traced: bool = True) -> tuple[Tensor, Tensor]:
         if not traced:
-            return super().__call__(angle, u, rows)
+            return super().move(place, u, rows)
         with torch.inference_mode(False), torch.enable_grad():
-            place = self.at(angle, u)
             y = self.position(u.detach().clone(), place).requires_grad_()
             residual = self.residual(y, place, rows)
             motion = self.motion(residual.detach(), place, rows)
-            return motion, -traces(residual, y, self.vectors(rows))
+            return motion, traces(residual, y, self.vectors(rows))
 
 
 def standard_prior(sde: SDE, gaussian: Gaussian, x: Tensor) -> Tensor:
@@ -167,7 +170,7 @@ def _along(
     solver, trace = solver or DormandPrince(), trace or Exact()
     if solver.adaptive and trace.fresh:
         raise ValueError("a solver that adapts its steps needs the same probes all along: set fresh=False")
-    with torch.inference_mode(False):  # autograd keeps no tensors that were made under it
+    with torch.inference_mode(False):
         gaussian = (gaussian or Gaussian.standard(state)).like(state)
         cond = {key: value.clone() for key, value in cond.items()}
     flow = Flow(sde, denoise, gaussian, **cond)

@@ -44,6 +44,13 @@ class NotConvergedError(ExampleError):
     exit_status = 5
 
 
+class Rate(Protocol):
+    """A motion at an angle."""
+
+    def __call__(self, u: Tensor, rows: Rows = ..., traced: bool = True) -> tuple[Tensor, Tensor]:
+        """As ``Motion``."""
+
+
 class Motion(Protocol):
     """What can be followed: ``sde_lib.flow.Flow``, or ``sde_lib.likelihood.TracedFlow``, which measures on the way."""
 
@@ -54,6 +61,14 @@ class Motion(Protocol):
             angle: a number, or (b, 1, ..., 1) float64 with one for each example.
             rows: numbers of these b examples in the batch, for whatever else belongs to an example.
             traced: whether the rates are asked for at this place; where not, they may have any K.
+        """
+
+    def ahead(self, angles: Tensor, u: Tensor) -> Sequence[Rate]:
+        """The motion at each of N places that a step will visit, with what the states there do not change worked out.
+
+        Args:
+            angles: (N, b, 1, ..., 1) float64.
+            u: examples (b, *) in the dtype and on the device of the states to come.
         """
 
     def place(self, angle: float) -> str:

@@ -1,9 +1,11 @@
 """The adaptive solver: an error below the tolerance, for as many evaluations as it takes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from sde_lib.motion import Motion, NotConvergedError, Solution
+from sde_lib.motion import Motion, NotConvergedError, Rate, Solution
 
 State = tuple[Tensor, Tensor]
 
@@ -37,30 +39,34 @@ class DormandPrince:
         """Follow the motion of u (B, *) from the angle ``start`` to ``end``, in either order."""
         span, rows = end - start, torch.arange(len(u), device=u.device)
         progress = torch.zeros(len(u), dtype=torch.float64, device=u.device)  # share of the way done, 0 to 1
-        step, calls = torch.full_like(progress, 0.05), torch.ones_like(rows)
+        step, nodes = torch.full_like(progress, 0.05), progress.new_tensor(NODES)[:, None]
+        calls, asked = torch.empty_like(rows), 1
 
-        def evaluate(progress: Tensor, u: Tensor) -> State:
-            return motion((start + span * progress).reshape(-1, *[1] * (u.ndim - 1)), u, rows)
+        def ahead(places: Tensor) -> Sequence[Rate]:
+            return motion.ahead((start + span * places).reshape(len(places), -1, *[1] * (u.ndim - 1)), u)
 
-        first = evaluate(progress, u)
+        first = ahead(progress[None])[0](u, rows)
         state = u, torch.zeros_like(first[1])
         result = tuple(torch.empty_like(part) for part in state)
         for _ in range(_MAX_STEPS):
             step = torch.minimum(step, 1 - progress)
-            stages, move = [first], span * step
-            for node, weights in zip(NODES, STAGES, strict=True):
-                proposal = _combine(state, move, weights, stages)
-                stages.append(evaluate(progress + node * step, proposal[0]))
-            calls[rows] += len(NODES)
-            error = self._error(state, proposal, move, stages)
+            motions, rates, move = [first[0]], [first[1]], tuple(_rowwise(span * step, part) for part in state)
+            for rate, weights in zip(ahead(progress + nodes * step), STAGES, strict=True):
+                proposal = _combine(state[0], move[0], weights, motions)
+                for found, part in zip((motions, rates), rate(proposal, rows), strict=True):
+                    found.append(part)
+            asked += len(NODES)
+            proposal = proposal, _combine(state[1], move[1], STAGES[-1], rates[:-1])
+            error = self._error(state, proposal, span * step, (motions, rates))
             accept = error <= 1
             progress = torch.where(accept, progress + step, progress)
-            state, first = _choose(accept, proposal, state), _choose(accept, stages[-1], first)
+            state, first = _choose(accept, proposal, state), _choose(accept, (motions[-1], rates[-1]), first)
             step = step * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 2.0)
             going = progress < 1 - 1e-12
             if not going.all():
                 for whole, part in zip(result, state, strict=True):
                     whole[rows[~going]] = part[~going]
+                calls[rows[~going]] = asked
                 rows, progress, step = rows[going], progress[going], step[going]
                 state, first = _choose_rows(going, state), _choose_rows(going, first)
             if len(rows) == 0:
@@ -70,18 +76,18 @@ class DormandPrince:
         bad = int(lost.int().argmax())
         raise NotConvergedError(
             f"the solver is stuck {motion.place(start + span * progress[bad].item())}, with a step of "
-            f"{abs(span) * step[bad]:.1g} after {calls[rows[bad]]} evaluations; raise the tolerances ({self})",
+            f"{abs(span) * step[bad]:.1g} after {asked} evaluations; raise the tolerances ({self})",
             int(rows[bad]),
         )
 
-    def _error(self, state: State, proposal: State, move: Tensor, stages: list[State]) -> Tensor:
+    def _error(self, state: State, proposal: State, move: Tensor, stages: tuple[list[Tensor], list[Tensor]]) -> Tensor:
         """Estimated error over tolerance for each example: root mean square of the end point, worst integral; (B,)."""
         (u, integrals) = (
-            _weighted(_ERROR, rates)
+            _weighted(_ERROR, found)
             .div_(torch.maximum(old.abs(), new.abs()).mul_(self.rtol).add_(self.atol))
             .flatten(1)
             .square_()
-            for old, new, rates in zip(state, proposal, zip(*stages, strict=True), strict=True)
+            for old, new, found in zip(state, proposal, stages, strict=True)
         )
         return torch.cat([u.mean(1, keepdim=True), integrals], 1).amax(1).sqrt().to(move) * move.abs()
 
@@ -112,15 +118,12 @@ STAGES = (
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
-def _combine(state: State, move: Tensor, weights: tuple[float, ...], stages: list[State]) -> State:
-    """state + move * sum_i weights_i stages_i, part by part."""
-    return tuple(
-        torch.addcmul(part, _rowwise(move, part), _weighted(weights, rates))
-        for part, rates in zip(state, zip(*stages, strict=True), strict=True)
-    )
+def _combine(start: Tensor, move: Tensor, weights: tuple[float, ...], rates: list[Tensor]) -> Tensor:
+    """start + move * sum_i weights_i rates_i."""
+    return torch.addcmul(start, move, _weighted(weights, rates))
 
 
-def _weighted(weights: tuple[float, ...], rates: tuple[Tensor, ...]) -> Tensor:
+def _weighted(weights: tuple[float, ...], rates: list[Tensor]) -> Tensor:
     """sum_i weights_i rates_i."""
     first, *others = ((w, rate) for w, rate in zip(weights, rates, strict=True) if w)
     total = first[0] * first[1]

@@ -9,6 +9,8 @@ from test_steps import terminal
 
 from sde_lib import Flow, Gaussian, GaussianMixture, NonFiniteError
 from sde_lib.denoiser import Prediction
+from sde_lib.likelihood import TracedFlow
+from sde_lib.trace import Exact
 
 GUESSES = ("standard", "isotropic", "leading", "full")
 
@@ -68,6 +70,24 @@ def test_each_example_may_have_its_own_angle_and_number(sde, shaped_mixture, gue
     together, _ = flow(angles.reshape(3, *[1] * (u.ndim - 1)), u, rows)
     alone = torch.cat([flow(angles[k].item(), u[k : k + 1], rows[k : k + 1])[0] for k in range(3)])
     torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-8)
+
+
+def test_places_ahead_are_worked_out_together_as_alone(sde, shaped_mixture, guess):
+    """Bit for bit, in number as in kind; and where autograd keeps them, under inference mode too."""
+    flow, u = Flow(sde, shaped_mixture.denoiser(sde), guess), terminal(shaped_mixture, sde, 3) / sde.prior_std
+    traced, rows = TracedFlow(flow, Exact().start(u)), torch.arange(3)
+    angles = torch.tensor([[0.1, 0.2, 0.3], [0.7, 0.8, 0.9]], dtype=torch.float64)
+    angles = angles.reshape(2, 3, *[1] * (u.ndim - 1))
+    for motion in (flow, traced):
+        with torch.inference_mode():
+            rates = motion.ahead(angles, u)
+            found = [rate(u, rows) for rate in rates]
+        assert len(rates) == 2
+        for angle, (moved, divergence) in zip(angles, found):
+            expected = motion(angle, u, rows)
+            assert torch.equal(moved, expected[0])
+            assert torch.equal(divergence, expected[1])
+        assert found[0][1].shape == (3, motion is traced)
 
 
 def test_where_the_guess_is_right_nothing_moves(sde, shaped_mixture):

@@ -40,6 +40,9 @@ class Followed:
         motion, rates = self.function(angle, u, numbers)
         return motion, rates if traced else u.new_zeros(len(u), 0)
 
+    def ahead(self, angles, u):
+        return [functools.partial(self, angle) for angle in angles]
+
     def place(self, angle):
         return f"at angle {angle:.3g}"
 
