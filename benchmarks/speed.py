@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/speed.py --score_sde PATH
 
-PATH is a checkout of yang-song/score_sde_pytorch; diffusers is taken where it can be imported. What is not there is
-left out. ``--only training,sampling,likelihood,parts,starting`` names sections. With one thread the numbers are CPU
-time, which other processes on the machine touch least; with more they are wall time.
+PATH is a checkout of yang-song/score_sde_pytorch; diffusers and torchsde are taken where they can be imported. What is
+not there is left out. ``--only training,sampling,batches,likelihood,parts,starting`` names sections. With one thread
+the numbers are CPU time, which other processes on the machine touch least; with more they are wall time.
 
 The network is DDPM++ on images (3, 32, 32) with 32 channels at the finest level and 2 blocks a level. Each contender is
 a process of its own, and they take turns, so that all meet the same machine; medians. Operations are those of
@@ -519,6 +519,18 @@ def sampling(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]],
         contender.close()
 
 
+def batches(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], rounds: int) -> None:
+    """The network on more and fewer images at a time."""
+    contenders = [Contender(str(num), {**options, "who": "ours", "batch": num}) for num in (4, 8, 16, 32, 64, 128, 256)]
+    turns(contenders, ("forward",), rounds)
+    print("\nForward, by the size of the batch")
+    table("batch", "forward, ms", "images/s")
+    for contender in contenders:
+        seconds = contender.median("forward")
+        line(contender.label, f"{1e3 * seconds:.1f}", f"{int(contender.label) / seconds:.1f}")
+        contender.close()
+
+
 def likelihood(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], rounds: int) -> None:
     """An evaluation of the flow with the divergence, in forwards."""
     contenders = [Contender("ours", {**options, "who": "ours"})]
@@ -603,6 +615,7 @@ def starting(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]],
 SECTIONS = {
     "training": training,
     "sampling": sampling,
+    "batches": batches,
     "likelihood": likelihood,
     "parts": parts,
     "starting": starting,

@@ -358,7 +358,7 @@ def get_config() -> ConfigDict:
     config.sample.noise = "independent"  # a key of NOISES: brownian gives twice the steps the same path
     config.sample.num_samples = 64
     config.sample.keep_latents = False  # write the noise and the end point of each sample too, for the dataset pairs
-    config.sample.batch_size = 256  # samples drawn at a time; changes no sample
+    config.sample.batch_size = 0  # samples drawn at a time, which changes none; 0: as many as fill the device
     config.sample.t_min = 1e-3  # time of the last denoising; 0: the earliest of the SDE
 
     config.sample.label = ""  # class to draw, or all: every class in turn; empty: without a label
@@ -415,7 +415,7 @@ def get_config() -> ConfigDict:
     config.evaluate.num_samples = 1_000  # that are drawn
     config.evaluate.reference = ""  # an .npz of an earlier evaluation with features of the real data; empty: made anew
     config.evaluate.num_examples = 0  # real ones of each split; 0 is all
-    config.evaluate.batch_size = 256  # samples and examples at a time; changes no number
+    config.evaluate.batch_size = 0  # samples and examples at a time, which changes no number; 0: as for sample
     config.evaluate.subsets = 100  # of the kernel distance
     config.evaluate.subset_size = 300  # samples in each; at most as many as there are of samples and of either split
 
@@ -434,6 +434,6 @@ def get_config() -> ConfigDict:
     config.likelihood.repeats = 1  # independent estimates of each example, of which the mean is taken
     config.likelihood.num_examples = 0  # of the split; 0 is all
     config.likelihood.check_examples = 8  # on which the solver is checked by a better one; 0 is no check
-    config.likelihood.batch_size = 256  # examples solved at a time
+    config.likelihood.batch_size = 0  # examples solved at a time; 0: as many as fill the device
     config.likelihood.t_min = 0.0  # time of the data; 0: the earliest of the SDE, or that of truncated_normal
     return config.lock()

@@ -28,6 +28,7 @@ from engine.build import check_at_least, check_form, load_model, make_codec, mak
 from engine.config import Options, stored
 from engine.errors import CheckpointError, unknown
 from engine.files import read_npz, write_json, write_npz
+from engine.inference import usual
 from engine.log import versions
 from engine.sample import draw_run
 from sde_lib import OBJECTIVES
@@ -39,9 +40,9 @@ Metrics = dict[str, dict[str, float | None]]
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """Compare samples with a split; write <workdir>/evaluation/<sampler>-<steps>-<features>-<split>.json."""
     settings, split, start = config.evaluate, options.split or "test", time.perf_counter()
-    check_at_least(1, config, "evaluate.num_samples", "evaluate.batch_size", "evaluate.subsets")
+    check_at_least(1, config, "evaluate.num_samples", "evaluate.subsets")
     check_at_least(2, config, "evaluate.subset_size")
-    check_at_least(0, config, "evaluate.num_examples")
+    check_at_least(0, config, "evaluate.num_examples", "evaluate.batch_size")
     if ranks.rank() > 0:  # shares in the drawing alone
         if not settings.samples:
             draw_run(config, workdir, options, settings.num_samples, settings.batch_size)
@@ -66,9 +67,10 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         given = drawn.experiment.codec.decode(drawn.x0).cpu(), drawn.manifest
     ranks.leave_to_first()
     samples, manifest = given
-    vectors = features.of(samples.split(settings.batch_size))
+    size = settings.batch_size or usual(samples.shape[1:])
+    vectors = features.of(samples.split(size))
     found = distances(vectors, real, split, settings.subsets, settings.subset_size, config.seed)
-    found |= novelty(identity(config, datasets["test"]), samples, datasets, sizes, settings.batch_size)
+    found |= novelty(identity(config, datasets["test"]), samples, datasets, sizes, size)
     if features.classify:
         found |= classes(features.classify, vectors, real["test"], labels(datasets["test"], sizes["test"]))
     result = {
@@ -220,7 +222,7 @@ def reference(
     path = Path(config.evaluate.reference or folder / f"reference-{tag}.npz")
     if config.evaluate.reference or path.is_file():
         return read_reference(path, protocol), protocol
-    size = config.evaluate.batch_size
+    size = config.evaluate.batch_size or usual(datasets["test"].shape)
     real = {s: features.of(batch["x"] for batch in batches(datasets[s], sizes[s], size)) for s in SPLITS}
     write_npz(path, protocol=np.array(json.dumps(protocol)), **{split: real[split].numpy() for split in SPLITS})
     return real, protocol

@@ -20,16 +20,11 @@ from engine import checkpoint
 from engine.build import DataFacts, Experiment, build
 from engine.config import Options, conform, override, to_json
 from engine.files import write_text
+from engine.inference import usual
 from engine.log import versions
 from engine.trainer import OPTIMIZERS
 from models.checkpoints import FORMATS, Foreign, recognise
 from sde_lib import Gaussian
-
-BATCH_NUMBERS = 256 * 3 * 32 * 32
-"""Most numbers in a batch, where a mode knows no better: 256 of CIFAR-10's images."""
-
-BATCHED = ("sample", "edit", "bound", "likelihood", "evaluate")
-"""Sections with a batch size that changes no result."""
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -81,8 +76,7 @@ def resolved(recipe: ConfigDict, foreign: Foreign) -> ConfigDict:
     if network.name in ("ncsn", "ncsnv2"):
         sample.sampler, sample.grid, sample.steps = "ald", "levels", config.sde.num_levels
         sample.langevin_steps = max(5, 1_000 // config.sde.num_levels)
-    for section in BATCHED:
-        config[section].batch_size = max(1, min(256, BATCH_NUMBERS // math.prod(foreign.shape)))
+    config.edit.batch_size = config.bound.batch_size = usual(foreign.shape)
     return config
 
 

@@ -1,14 +1,17 @@
 """How a trained network is run: in which precision, compiled or not, and how many examples at a time."""
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from engine import ranks
 from engine.errors import OutOfMemory
 from engine.log import say
-from engine.memory import ran_out
+from engine.memory import largest, ran_out
 
 Rows = TypeVar("Rows", Tensor, list[int])
 
@@ -26,6 +29,8 @@ class Frozen(nn.Module):
     Shapes: as the network's.
     """
 
+    trying: ClassVar[bool] = False
+
     def __init__(self, network: nn.Module, precision: torch.dtype, compiled: bool) -> None:
         super().__init__()
         self.network, self.precision = network, precision
@@ -34,7 +39,7 @@ class Frozen(nn.Module):
 
     def forward(self, x: Tensor, label: Tensor, **cond: Tensor) -> Tensor:
         network = self.network
-        if self.compiled is not None and not torch.is_grad_enabled():
+        if self.compiled is not None and not Frozen.trying and not torch.is_grad_enabled():
             self.shape = self.shape or x.shape
             network = self.compiled if x.shape == self.shape else network
         with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
@@ -47,6 +52,63 @@ def frozen(network: nn.Module, precision: torch.dtype, compiled: bool) -> nn.Mod
     if precision == torch.float32 and not compiled:
         return network
     return Frozen(network, precision, compiled)
+
+
+NUMBERS = 256 * 3 * 32 * 32
+"""In the examples that are taken at a time where nobody says how many; in those a CPU is fastest with, an eighth."""
+
+MOST, TRIED = 4096, 16
+"""Examples at a time on a GPU at most, and those that are tried."""
+
+
+def usual(shape: Sequence[int]) -> int:
+    """How many examples of a shape to take at a time, for work on any device: 256 up to 32x32, fewer of larger ones."""
+    return max(1, min(256, NUMBERS // math.prod(shape)))
+
+
+def filling(num: int, shape: Sequence[int], device: torch.device, evaluate: Callable[[int], object]) -> int:
+    """How many of ``num`` examples to take at a time, so that they fill the device; the same in all processes.
+
+    On a GPU as many as have half of its memory in an evaluation, a power of two. It is all of its memory that counts,
+    whatever else has some of it, so that a seed has the same batches, and the same rounding, each time. On a CPU as
+    many as are fastest. Several processes have a share each, however few examples there are.
+
+    Args:
+        shape: of an example.
+        evaluate: makes one evaluation of so many examples, as the work will make it.
+    """
+    most = _fitting(min(num, TRIED), device, evaluate) if device.type == "cuda" else _fastest(shape)
+    least = min(most, -(-num // ranks.size()))
+    return max(1, int(ranks.joined(torch.tensor([least])).min()))
+
+
+def _fastest(shape: Sequence[int]) -> int:
+    """How many examples a CPU is fastest with: 32 of size 3x32x32 (docs/performance.md), fewer of larger ones."""
+    return min(512, NUMBERS // 8 // math.prod(shape))
+
+
+def _fitting(num: int, device: torch.device, evaluate: Callable[[int], object]) -> int:
+    """How many examples have half of a GPU's memory, by what ``num`` of them take; 0 for less than one."""
+    with _as_it_is():
+        num = largest(evaluate, num)  # once without measuring, for what is allocated once
+        if num == 0:
+            return 0
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        evaluate(num)
+    each = (torch.cuda.max_memory_allocated(device) - before) / num
+    room = torch.cuda.get_device_properties(device).total_memory / 2
+    return min(MOST, 1 << int(math.log2(max(1.0, room / max(each, 1.0)))))
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    """Within, networks that are compiled run without, and what they see does not count as a first shape."""
+    Frozen.trying = True
+    try:
+        yield
+    finally:
+        Frozen.trying = False
 
 
 class Parts:

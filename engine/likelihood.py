@@ -18,7 +18,7 @@ from engine import checkpoint, ranks
 from engine.build import Experiment, check_at_least, check_flow, check_form, load, options, pick, read_dataset
 from engine.config import Options
 from engine.files import write_json, write_npz
-from engine.inference import Parts
+from engine.inference import Parts, filling
 from engine.log import Progress, versions
 from engine.randomness import DEQUANTIZATION, PROBES, noise, uniform
 from engine.rows import Rows
@@ -35,6 +35,7 @@ from sde_lib import (
     sample_log_prob,
 )
 from sde_lib import PROBES as PROBE_KINDS
+from sde_lib.adams import Adams
 from sde_lib.dequantization import data_time
 from sde_lib.likelihood import Solver, check_time
 from sde_lib.motion import ExampleError
@@ -49,8 +50,8 @@ COPY = 1 << 40
 def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     """Score each example of a split; write <split>-<dequantization>.json, and .npz with a row for each."""
     settings, split = config.likelihood, given.split or "test"
-    check_at_least(1, config, *(f"likelihood.{key}" for key in ("probes", "batch_size", "samples", "repeats")))
-    check_at_least(0, config, "likelihood.num_examples", "likelihood.check_examples")
+    check_at_least(1, config, *(f"likelihood.{key}" for key in ("probes", "samples", "repeats")))
+    check_at_least(0, config, *(f"likelihood.{key}" for key in ("batch_size", "num_examples", "check_examples")))
     experiment, denoiser, found = load(config, workdir, given)
     check_flow(denoiser, workdir)
     check_dequantization(settings.dequantization, experiment.facts.levels)
@@ -79,7 +80,13 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         print(f"{others[0]} is of other settings, seed, checkpoint, weights or data: starting anew", flush=True)
     checks = min(settings.check_examples, num) if speaks else 0
     checked = measurement.check(dataset, checks) if checks else None
-    batches = rows.missing(num, settings.batch_size)
+    batch_size = settings.batch_size or filling(
+        num,
+        experiment.facts.shape,
+        experiment.device,
+        lambda number: measurement.shortest().score(dataset, list(range(number))),
+    )
+    batches = rows.missing(num, batch_size)
     progress, parts = Progress(sum(map(len, batches)), "examples"), Parts()
     for batch in batches:
         for examples, columns in parts(functools.partial(measurement.score, dataset), batch):
@@ -153,6 +160,10 @@ class Measurement(NamedTuple):
         like = torch.zeros(1, *shape)
         measurement._trace(torch.tensor([0]), settings.probes, False).start(like)  # refuses more than there can be
         return measurement
+
+    def shortest(self) -> "Measurement":
+        """The same in two evaluations, for what it takes of memory."""
+        return self._replace(solver=Adams(2))
 
     def told(self) -> dict[str, Any]:
         """What of it a file says beside a result: the time of the data, their noise over their scale, and the trace."""

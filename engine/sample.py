@@ -21,7 +21,7 @@ from engine.config import Options
 from engine.errors import CheckpointError
 from engine.files import read_numbers, write_json, write_npz
 from engine.guide import Guide
-from engine.inference import Parts
+from engine.inference import Parts, filling
 from engine.likelihood import Measurement, stderr
 from engine.log import Progress, say, versions
 from samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample
@@ -39,7 +39,8 @@ GRID_SAMPLES = 64
 
 def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     """Draw samples and write samples.npz, a picture and manifest.json below ``workdir``/samples."""
-    check_at_least(1, config, "sample.num_samples", "sample.batch_size")
+    check_at_least(1, config, "sample.num_samples")
+    check_at_least(0, config, "sample.batch_size")
     num = config.sample.num_samples
     drawn = draw_run(config, workdir, given, num, config.sample.batch_size)
     if ranks.rank() > 0:
@@ -84,6 +85,7 @@ class Drawn(NamedTuple):
 def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_size: int) -> Drawn:
     """The samples of the seeds ``seed`` to ``seed + num - 1``, by the sampler of the section ``sample``.
 
+    So many at a time, or for 0 as many as fill the device.
     With log_prob by one solve of the probability flow, as the section ``likelihood`` says. Several processes share the
     batches, and each returns all samples.
 
@@ -112,6 +114,17 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
             return draw_pairs(experiment, guide(counted, seeds - config.seed), step, times, seeds, source)
 
         taken = {"noise": settings.noise, **options(kind, settings)}
+
+    def evaluate(number: int) -> None:
+        seeds = config.seed + torch.arange(number)
+        if given.log_prob:
+            draw_scored(measurement.shortest(), seeds)
+        else:
+            with torch.no_grad():
+                x = experiment.sde.prior_std * first_normals(experiment, Noise(seeds))
+                guide(denoiser, seeds - config.seed)(x, experiment.sde.t_max)
+
+    batch_size = batch_size or filling(num, experiment.facts.shape, experiment.device, evaluate)
     firsts, start = range(0, num, batch_size), time.perf_counter()
     mine = firsts[ranks.rank() :: ranks.size()]
     progress, drawn, parts = Progress(sum(min(batch_size, num - first) for first in mine), "samples"), {}, Parts()

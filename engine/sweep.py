@@ -18,6 +18,7 @@ from engine.config import Options
 from engine.evaluate import batches, frechet_distance, labels, make_features
 from engine.files import replace, write_json
 from engine.guide import ALL
+from engine.inference import usual
 from engine.log import versions
 from engine.sample import draw_run, is_image
 
@@ -32,12 +33,13 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """
     settings, start = config.evaluate, time.perf_counter()
     check_at_least(2, config, "evaluate.num_samples")
+    check_at_least(0, config, "evaluate.batch_size")
     if not config.guidance.scales:
         raise ValueError("guidance.scales is empty: give some, such as (0.0,1.0,2.0,4.0)")
     key = "classifier_scale" if config.guidance.classifier else "weaker_scale" if config.guidance.weaker else "scale"
     dataset = read_dataset(config, options.split or "test")
-    features = make_features(config, dataset)
-    real = features.of(batch["x"] for batch in batches(dataset, len(dataset), settings.batch_size))
+    features, size = make_features(config, dataset), settings.batch_size or usual(dataset.shape)
+    real = features.of(batch["x"] for batch in batches(dataset, len(dataset), size))
     spread = spreads(real, labels(dataset, len(dataset))) if dataset.num_classes else {}
 
     rows, pictures = [], {}
@@ -47,7 +49,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         changed.sample.label = config.sample.label or ALL
         drawn = draw_run(changed, workdir, options, settings.num_samples, settings.batch_size)
         samples = drawn.experiment.codec.decode(drawn.x0).cpu()
-        vectors, label = features.of(samples.split(settings.batch_size)), drawn.label.cpu()
+        vectors, label = features.of(samples.split(size)), drawn.label.cpu()
         rows.append({key: scale, **measured(vectors, real, spread, label)})
         if features.classify:
             rows[-1]["accuracy"] = (features.classify(vectors).argmax(1) == label).double().mean().item()

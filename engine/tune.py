@@ -14,6 +14,7 @@ from engine import tuned
 from engine.build import check_flow, load
 from engine.config import Options
 from engine.files import write_json
+from engine.inference import usual
 from engine.log import versions
 from engine.randomness import TUNING, noise, positions
 from engine.sample import chosen, first_normals, make_step, make_times
@@ -48,9 +49,10 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
 
     start = time.perf_counter()
     x = sde.prior_std * first_normals(experiment, noise(config.seed, TUNING, positions(0, REFERENCES)))
+    size = config.sample.batch_size or usual(experiment.facts.shape)
     flow = ODE(sde, rtol=TOLERANCE, atol=TOLERANCE, gaussian=experiment.gaussian.isotropic())
     with torch.no_grad():
-        ends = [flow.follow(denoiser, part, times[0], times[-1]) for part in x.split(config.sample.batch_size)]
+        ends = [flow.follow(denoiser, part, times[0], times[-1]) for part in x.split(size)]
     plan, before, after = calibrate(step, denoiser, x, torch.cat(ends), times, ITERATIONS, BATCH_SIZE)
     seconds = time.perf_counter() - start
 

@@ -135,7 +135,7 @@ SAMPLING = {
     "--config.sample.steps=-1": "num_steps -1: need at least one step",
     "--num_samples=0": "positive",
     "--config.sample.num_samples=0": "sample.num_samples 0: need at least 1",
-    "--config.sample.batch_size=0": "sample.batch_size 0: need at least 1",
+    "--config.sample.batch_size=-1": "sample.batch_size -1: need at least 0",
     "--config.sample.t_min=1e-9": "times from 1.0 to 1e-09: need 1e-05 <= end",
     "--config.sample.t_min=3": "times from 1.0 to 3.0: need 1e-05 <= end",
     "--weights=best": "<ema|raw>",

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import run as command_line
-from engine import inference, precision
+from engine import inference, precision, ranks
 from engine.errors import OutOfMemory
-from engine.inference import Frozen, Parts, frozen
+from engine.inference import MOST, Frozen, Parts, filling, frozen
 
 DEVICE = torch.OutOfMemoryError("CUDA out of memory")
 ALLOCATOR = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried")
@@ -164,3 +164,85 @@ def test_samples_do_not_depend_on_the_parts(points, monkeypatch, capsys):
     monkeypatch.setattr("engine.sample.Parts", Small)
     torch.testing.assert_close(samples(points), whole, rtol=1e-5, atol=1e-5)
     assert "going on with 1" in capsys.readouterr().out
+
+
+# --- batches that fill a device ---------------------------------------------------------------------------------------
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def never(num):
+    raise AssertionError("nothing to try")
+
+
+@pytest.mark.parametrize(
+    ("shape", "num", "expected"),
+    [((1, 8, 8), 1000, 512), ((3, 32, 32), 300, 32), ((3, 64, 64), 300, 8), ((3, 2048, 2048), 5, 1), ((2,), 7, 7)],
+)
+def test_a_cpu_takes_as_many_as_are_fastest(shape, num, expected):
+    assert filling(num, shape, CPU, never) == expected
+
+
+def test_several_processes_have_equal_shares(monkeypatch):
+    """Of the least that any of them takes, so that all cut alike."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(ranks, "joined", lambda rows: torch.cat([rows, rows + 3]))
+    assert filling(64, (2,), CPU, never) == 16
+    assert filling(65, (2,), CPU, never) == 17
+    monkeypatch.setattr(ranks, "joined", lambda rows: torch.cat([rows, rows - 3]))
+    assert filling(64, (2,), CPU, never) == 13
+
+
+class Card:
+    """A GPU's memory, in the functions that tell of it: an evaluation has some for each example, and some for all."""
+
+    def __init__(self, monkeypatch, total, each, once=0):
+        self.total_memory, self.each, self.once, self.asked, self.peak = total, each, once, [], 0
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: setattr(self, "peak", self.held))
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: self.held)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: self)
+        self.held = 1000
+
+    def evaluate(self, num):
+        self.asked.append(num)
+        if not self.held - 1000:  # what is allocated once stays
+            self.held += self.once
+        if self.held + num * self.each > self.total_memory:
+            raise DEVICE
+        self.peak = max(self.peak, self.held + num * self.each)
+
+
+@pytest.mark.parametrize(
+    ("total", "each", "num", "expected", "asked"),
+    [
+        (1 << 30, 1 << 20, 10_000, 512, [16, 16]),
+        (1 << 30, 3 << 20, 10_000, 128, [16, 16]),
+        (1 << 30, 3 << 20, 100, 100, [16, 16]),
+        (1 << 30, 1, 10_000, MOST, [16, 16]),
+        (1 << 30, 0, 10_000, MOST, [16, 16]),
+        (1 << 30, 1 << 20, 3, 3, [3, 3]),
+        (1 << 30, 200 << 20, 10_000, 2, [16, 8, 4, 4]),
+        (1 << 30, 2 << 30, 10_000, 1, [16, 8, 4, 2, 1]),
+    ],
+)
+def test_a_gpu_takes_as_many_as_have_half_of_its_memory(monkeypatch, total, each, num, expected, asked):
+    card = Card(monkeypatch, total, each, once=1 << 20)
+    assert filling(num, (3, 32, 32), CUDA, card.evaluate) == expected
+    assert card.asked == asked
+
+
+def test_what_is_tried_is_not_compiled(monkeypatch, network, marked):
+    """Nor is it the first shape; whatever goes wrong, what comes afterwards is compiled."""
+    fast, _ = Frozen(network, torch.float32, True), Card(monkeypatch, 1 << 30, 0)
+
+    @torch.no_grad()
+    def evaluate(num):
+        fast(X[:num], LABEL[:num])
+
+    assert filling(4, (3,), CUDA, evaluate) == 4
+    with pytest.raises(AssertionError):
+        filling(4, (3,), CUDA, never)
+    assert marked == []
+    evaluate(2)
+    assert marked == [2]
