@@ -59,6 +59,7 @@ def ours(given: Mapping[str, Any]) -> tuple[Actions, Any]:
 
     from data import Dataset
     from engine.config import load
+    from engine.inference import frozen
     from engine.malloc import keep_freed
     from engine.trainer import Trainer
     from samplers import GRIDS, NOISES, STEPS, Noise, sample
@@ -80,7 +81,8 @@ def ours(given: Mapping[str, Any]) -> tuple[Actions, Any]:
     sde, device = experiment.sde, experiment.device
     x, seeds = torch.randn(given["batch"], *SHAPE, device=device), torch.arange(given["batch"])
     network = trainer.ema.networks[0]
-    denoise, instant = trainer.denoiser_of_average(), experiment.denoiser(Instant(), config)
+    used = frozen(network, getattr(torch, given.get("inference", "float32")), given.get("compiled", False))
+    denoise, instant = experiment.denoiser(used, config), experiment.denoiser(Instant(), config)
     gaussian = Gaussian.standard(x)
 
     def train() -> float:
@@ -132,7 +134,7 @@ def ours(given: Mapping[str, Any]) -> tuple[Actions, Any]:
         return calls
 
     def asked() -> float:
-        times = torch.linspace(0.1, 0.9, len(x), device=device).reshape(-1, 1, 1, 1)
+        times = torch.linspace(0.1, 0.9, len(x), device=device).reshape(-1, *[1] * (x.ndim - 1))
         with torch.no_grad():
             for _ in range(MOVES):
                 instant(x, times)

@@ -866,7 +866,7 @@ def test_a_process_that_fails_ends_the_other_and_one_goes_on(how, copied, undist
         ("t_min=-1e-9 dequantization=truncated_normal", "likelihood at t = -1e-09: the network was trained on "),
         ("t_min=1.0", "likelihood at t = 1.0: the network was trained on [1e-05, 1.0]"),
         ("probes=0", "likelihood.probes 0: need at least 1"),
-        ("batch_size=0", "likelihood.batch_size 0: need at least 1"),
+        ("batch_size=-1", "likelihood.batch_size -1: need at least 0"),
         ("num_examples=-3", "likelihood.num_examples -3: need at least 0"),
         ("check_examples=-1", "likelihood.check_examples -1: need at least 0"),
         ("samples=0", "likelihood.samples 0: need at least 1"),
