@@ -48,8 +48,12 @@ from engine.config import Options, load, names, override, resolve, to_json
 from engine.errors import describe, exit_status, unknown
 from engine.malloc import keep_freed
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-"""Threads that wait do not spin, which others on the machine would pay for; OpenMP reads it when torch is imported."""
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+"""Threads that wait for each other spin for some microseconds and then sleep: longer, and others on the machine pay for
+it; less, and they are slow to wake (docs/scaling.md). OpenMP reads it when torch is imported."""
+
+if not WAITING.keys() & os.environ.keys():
+    os.environ.update(WAITING)
 
 MODES = {
     "train": "engine.train",

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 POLICIES = {
     "as it comes": {},
-    "1,000 spins": {"GOMP_SPINCOUNT": "1000"},
+    "1,000 spins": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
     "10,000 spins": {"GOMP_SPINCOUNT": "10000"},
     "passive": {"OMP_WAIT_POLICY": "passive"},
 }
@@ -98,13 +98,14 @@ def threads() -> None:
         workers = [start(n, policy, size) for n, policy in contenders]
         for process in workers:
             ask(process)
-        for num in (0, most):
+        for num in (0, 1, most):
             others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(num)]
             taken = [[ask(process) for process in workers] for _ in range(ROUNDS)]
             for other in others:
                 other.kill()
             cells = " | ".join(f"{statistics.median(column):.1f}" for column in zip(*taken, strict=True))
-            print(f"| {name} | {f'{num} that spin' if num else 'nobody of ours'} | {cells} |", flush=True)
+            beside = {0: "nobody of ours", 1: "1 that spins"}.get(num, f"{num} that spin")
+            print(f"| {name} | {beside} | {cells} |", flush=True)
         for process in workers:
             process.kill()
 

@@ -159,8 +159,9 @@ class Trainer:
         device, config = self.experiment.device, self.config
         start = f"from step {self.step}" if self.step else "from the start"
         num = torch.get_num_threads()
-        policy = f"s, {os.environ.get('OMP_WAIT_POLICY', 'active')} while they wait" if num > 1 else ""
-        threads = f", {num} thread{policy}" if device.type == "cpu" else ""
+        spins, policy = os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY", "active")
+        waiting = f"s, {f'{spins} spins' if spins else policy} while they wait" if num > 1 else ""
+        threads = f", {num} thread{waiting}" if device.type == "cpu" else ""
         shared = f" over {ranks.size()} processes" if ranks.size() > 1 else ""
         return (
             f"{config.network.name} with {parameters:,} parameters on {device} ({self.precision}{threads}), "

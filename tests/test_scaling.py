@@ -408,14 +408,21 @@ def test_threads_follow_the_size_of_the_network(given, parameters, expected, mon
     assert found == [expected, given or 1]
 
 
-@pytest.mark.parametrize("given", [None, "active"])
-def test_waiting_threads_do_not_spin_unless_they_are_told_to(given):
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "passive 1000"),
+        ({"OMP_WAIT_POLICY": "active"}, "active None"),
+        ({"GOMP_SPINCOUNT": "7"}, "None 7"),
+    ],
+)
+def test_waiting_threads_spin_briefly_unless_they_are_told_otherwise(given, expected):
     """Said before torch is there to read it."""
-    program = "import run, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    program = f"import run, os, sys; print(*map(os.environ.get, {names}), 'torch' in sys.modules)"
+    environment = {key: value for key, value in os.environ.items() if key not in names} | given
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout == f"{given or 'passive'} False\n"
+    assert done.stdout == f"{expected} False\n"
 
 
 def test_threads_are_told(tmp_path, monkeypatch):
@@ -423,6 +430,9 @@ def test_threads_are_told(tmp_path, monkeypatch):
     assert "on cpu (torch.float32, 1 thread), vpsde" in trainer.describe()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    assert "on cpu (torch.float32, 2 threads, 1000 spins while they wait), vpsde" in trainer.describe()
+    monkeypatch.delenv("GOMP_SPINCOUNT")
     assert "on cpu (torch.float32, 2 threads, passive while they wait), vpsde" in trainer.describe()
 
 
