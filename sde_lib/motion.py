@@ -4,6 +4,7 @@ A solver is called as ``solver(motion, u, start, end) -> Solution``; ``refined()
 ``adaptive`` tells whether it needs a motion that says the same when it is asked again.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -66,10 +67,13 @@ class Motion(Protocol):
     def ahead(self, angles: Tensor, u: Tensor) -> Sequence[Rate]:
         """The motion at each of N places that a step will visit, with what the states there do not change worked out.
 
+        For a class that inherits from this one and says nothing of it: nothing is worked out.
+
         Args:
             angles: (N, b, 1, ..., 1) float64.
             u: examples (b, *) in the dtype and on the device of the states to come.
         """
+        return [functools.partial(self, angle) for angle in angles]
 
     def place(self, angle: float) -> str:
         """Where that is, in words."""

@@ -16,6 +16,7 @@ from samplers import GRIDS, STEPS, sample
 from sde_lib import ADAPTIVE, SDES, SOLVERS, TORCHDIFFEQ, Flow, NonFiniteError, NotConvergedError
 from sde_lib.adams import Adams, integration_weights, spline_weights
 from sde_lib.denoiser import Prediction
+from sde_lib.motion import Motion
 from sde_lib.nodes import mixture as ratios
 from sde_lib.runge_kutta import DormandPrince
 from sde_lib.solvers import SINGLE, Torchdiffeq
@@ -25,7 +26,7 @@ ENDS = (1e-3, math.pi / 2 - 1e-3)
 """As of a flow: the ends are near 0 and pi / 2, where the nodes are dense."""
 
 
-class Followed:
+class Followed(Motion):
     """A motion that is a function of (angle, u, rows) -> (motion, rates), with a record of what it was asked."""
 
     def __init__(self, function):
@@ -39,9 +40,6 @@ class Followed:
         numbers = torch.arange(len(u)) if isinstance(rows, slice) else rows
         motion, rates = self.function(angle, u, numbers)
         return motion, rates if traced else u.new_zeros(len(u), 0)
-
-    def ahead(self, angles, u):
-        return [functools.partial(self, angle) for angle in angles]
 
     def place(self, angle):
         return f"at angle {angle:.3g}"

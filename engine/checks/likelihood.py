@@ -177,7 +177,7 @@ def at_rest(setting: Setting) -> Iterator[Row]:
     yield Row("right first guess: log-density by two evaluations, nats", found, 1e5 * setting.rounding)
 
 
-class Circle:
+class Circle(Motion):
     """A motion with a closed form: u turns by the angle times the speed, and the rate is a cosine."""
 
     def __init__(self, speed: float = 1.0) -> None:
