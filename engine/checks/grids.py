@@ -63,7 +63,7 @@ def check(setting: Setting) -> Iterator[Row]:
     ratios, given = np.geomspace(49.0, 0.02, 9), []
     for sde in (SDES["vesde"](sigma_max=49.0), SDES["edm"](sigma_max=49.0)):
         noisy, data = of_ratios(sde, [*ratios, 0.0])[:-1], of_ratios(sde, [*ratios, 0.0])[-1:]
-        given += [distance(exactly(sde.sigma(noisy)) / ratios, np.ones(9)), sde.sigma(data).item()]
+        given += [distance(exactly(sde.sigma(noisy)).numpy() / ratios, np.ones(9)), sde.sigma(data).item()]
     yield Row("noise levels that were given: those of the times", worst(given), 1e-9)
     chains = [sde for sde in (make() for make in SDES.values()) if isinstance(sde, Discrete)]
     for name, form in LEVELS.items():
