@@ -55,7 +55,7 @@ def frozen(network: nn.Module, precision: torch.dtype, compiled: bool) -> nn.Mod
 
 
 NUMBERS = 256 * 3 * 32 * 32
-"""In the examples that are taken at a time where nobody says how many; in those a CPU is fastest with, an eighth."""
+"""In the examples that are taken at a time where nobody says how many: 256 of CIFAR-10's images."""
 
 MOST, TRIED = 4096, 16
 """Examples at a time on a GPU at most, and those that are tried."""
@@ -71,7 +71,7 @@ def filling(num: int, shape: Sequence[int], device: torch.device, evaluate: Call
 
     On a GPU as many as have half of its memory in an evaluation, a power of two. It is all of its memory that counts,
     whatever else has some of it, so that a seed has the same batches, and the same rounding, each time. On a CPU as
-    many as are fastest. Several processes have a share each, however few examples there are.
+    many as it is fast with. Several processes have a share each, however few examples there are.
 
     Args:
         shape: of an example.
@@ -83,7 +83,7 @@ def filling(num: int, shape: Sequence[int], device: torch.device, evaluate: Call
 
 
 def _fastest(shape: Sequence[int]) -> int:
-    """How many examples a CPU is fastest with: 32 of size 3x32x32 (docs/performance.md), fewer of larger ones."""
+    """How many examples a CPU is fast with: 32 of size 3x32x32 (docs/performance.md), fewer of larger ones."""
     return min(512, NUMBERS // 8 // math.prod(shape))
 
 
