@@ -1,4 +1,4 @@
-"""What every test shares: exact distributions of several ranks, trained runs, and one thread so that runs repeat."""
+"""Shared fixtures: exact distributions of several ranks, trained runs, and one thread so that runs repeat."""
 
 import pytest
 import torch
@@ -9,10 +9,37 @@ from sde_lib import SDES, GaussianMixture
 torch.set_num_threads(1)
 
 
-@pytest.fixture(params=sorted(SDES))
+REPRESENTATIVE = {"vpsde", "vesde", "rectified", "ddpm"}
+"""Processes that stand for the others in products: both limits of the noise, a bridge to the data, discrete levels."""
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in REPRESENTATIVE)) for name in SDES])
 def sde(request):
-    """Each process with its defaults."""
+    """A process with its defaults: the representative ones, and all of them with the slow tests.
+
+    ``test_every_process_takes_the_same_way_in_log_snr`` shows why four are enough: a step that is right on one process
+    is right on all. The unit tests of processes cover each of them.
+    """
     return SDES[request.param]()
+
+
+def pytest_collection_modifyitems(items):
+    """Of the product of processes, ranks and the other parameters of a test, the quick suite runs a Latin square.
+
+    Process i, rank j and case k run where (i + j + k) % 3 = 0, so each pair of the three runs once. The rest is slow.
+    """
+    groups = {}
+    for item in items:
+        if {"sde", "shaped_mixture"} <= set(item.fixturenames) and hasattr(item, "callspec"):
+            chosen = dict(item.callspec.params)
+            process, shape = chosen.pop("sde"), chosen.pop("shaped_mixture")
+            case = tuple(f"{key}={chosen[key]}" for key in sorted(chosen))
+            groups.setdefault(item.function, []).append((item, process, shape, case))
+    for members in groups.values():
+        processes, shapes, cases = (list(dict.fromkeys(member[k] for member in members)) for k in (1, 2, 3))
+        for item, process, shape, case in members:
+            if (processes.index(process) + shapes.index(shape) + cases.index(case)) % len(shapes):
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

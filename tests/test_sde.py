@@ -30,6 +30,13 @@ from sde_lib import (
     ncsn,
 )
 
+
+@pytest.fixture(params=sorted(SDES))
+def sde(request):
+    """Every process with its defaults: these are the unit tests of processes."""
+    return SDES[request.param]()
+
+
 getcontext().prec = 40
 PI = Decimal("3.141592653589793238462643383279502884197")
 
