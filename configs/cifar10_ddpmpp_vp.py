@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config = cifar10.get_config()
     config.network = default.choose("network", "ncsnpp")
     config.denoiser.parameterization = "eps"
-    config.denoiser.label = "time"
+    config.denoiser.c_noise = "time"
     config.denoiser.input = "raw"
     config.loss.weight = "simple"
     config.loss.time_law = "uniform"

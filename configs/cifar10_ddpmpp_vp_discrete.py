@@ -8,7 +8,7 @@ from configs import cifar10_ddpmpp_vp, default
 def get_config() -> ConfigDict:
     config = cifar10_ddpmpp_vp.get_config()
     config.sde = default.choose("sde", "ddpm")
-    config.denoiser.label = "level"
+    config.denoiser.c_noise = "level"
     config.sample.sampler = "ancestral"
     config.sample.grid = "levels"
     config.sample.t_min = 0.0

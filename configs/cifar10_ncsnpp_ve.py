@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.network.centred = False
     config.network.by_sigma = True
     config.denoiser.parameterization = "score"
-    config.denoiser.label = "sigma"
+    config.denoiser.c_noise = "sigma"
     config.ema.rates = (0.999,)
     config.sample.sampler = "pc"
     config.sample.t_min = 1e-5

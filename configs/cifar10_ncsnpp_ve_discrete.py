@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     config.sde = default.choose("sde", "ncsn", num_levels=1_000)
     config.network.embedding = "positional"
     config.network.ladder = (0.01, 50.0, 1_000.0)
-    config.denoiser.label = "level_from_noise"
+    config.denoiser.c_noise = "level_from_noise"
     config.sample.grid = "levels"
     config.sample.t_min = 0.0
     return config

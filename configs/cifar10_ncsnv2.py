@@ -9,7 +9,7 @@ def get_config() -> ConfigDict:
     config = cifar10_ncsn.get_config()
     config.sde = default.choose("sde", "ncsn")
     config.network = default.choose("network", "ncsnv2", centred=False)
-    config.denoiser.label = "sigma"
+    config.denoiser.c_noise = "sigma"
     config.optim.learning_rate = 1e-4
     config.ema.rates = (0.999,)
     config.sample.steps = 232

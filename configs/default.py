@@ -269,7 +269,7 @@ def get_config() -> ConfigDict:
     config.denoiser = ConfigDict()
     config.denoiser.parameterization = "edm"  # what the network predicts: eps | x0 | v | edm | score ...
     config.denoiser.sigma_data = 0.0  # standard deviation of the encoded data; 0: measured on the training data
-    config.denoiser.label = "log_snr"  # a key of LABELS: how the network is told the noise level
+    config.denoiser.c_noise = "log_snr"  # a key of C_NOISE: the noise conditioning of the network
     config.denoiser.input = "unit"  # a key of INPUTS: unit | raw, by what the network's input is scaled
 
     config.loss = ConfigDict()

@@ -29,6 +29,9 @@ FREE = (
 )
 """Keys that may change when a run goes on."""
 
+RENAMED = {"denoiser": {"label": "c_noise"}}
+"""Keys of runs that were written under an earlier name, by section."""
+
 FORMERLY = {"loss": {"time_tail": 0.0}}
 """What runs did that were written before there was such a key, where that is not the default."""
 
@@ -207,6 +210,9 @@ def from_json(text: str) -> ConfigDict:
     values.pop("versions", None)
     for section, formerly in FORMERLY.items():
         values[section] = {**formerly, **values.get(section, {})}
+    for section, names in RENAMED.items():
+        given = values.get(section, {})
+        values[section] = {names.get(key, key): value for key, value in given.items()}
     return conform(values)
 
 

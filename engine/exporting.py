@@ -33,8 +33,8 @@ NETWORKS = {
 }
 """Network of ours that is a UNet2DModel -> the options that it then has."""
 
-LABELS = {"ddpm": "level", "iddpm": "level", "vpsde": "time"}
-"""Process that is a schedule of theirs -> how its network is told the level, so that theirs tells it the same."""
+C_NOISE = {"ddpm": "level", "iddpm": "level", "vpsde": "time"}
+"""Process that is a schedule of theirs -> the noise conditioning that theirs computes."""
 
 CHAIN = 1_000
 """Levels of the chain on which ``vpsde`` is sampled, the level k of theirs at t = k / 999."""
@@ -84,10 +84,10 @@ def obstacles(config: ConfigDict, experiment: Experiment) -> Iterator[str]:
         yield from unlike(config, experiment)
     else:
         yield f"network.name is {network.name}, not {' or '.join(NETWORKS)}"
-    if sde.name not in LABELS:
-        yield f"sde.name is {sde.name}, not {', '.join(LABELS)}"
-    elif told.label != LABELS[sde.name]:
-        yield f"denoiser.label is {told.label}, not {LABELS[sde.name]}"
+    if sde.name not in C_NOISE:
+        yield f"sde.name is {sde.name}, not {', '.join(C_NOISE)}"
+    elif told.c_noise != C_NOISE[sde.name]:
+        yield f"denoiser.c_noise is {told.c_noise}, not {C_NOISE[sde.name]}"
     if sde.name == "iddpm" and sde.offset != 0.008:
         yield f"sde.offset is {sde.offset:g}, not 0.008"
     if told.input != "raw":

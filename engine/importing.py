@@ -128,7 +128,8 @@ def describe(config: ConfigDict, experiment: Experiment, origin: dict[str, str])
     facts, told = experiment.facts, config.denoiser
     return (
         f"{origin['format']}: {config.network.name} with {parameters:,} parameters, {which} of {origin['source']}\n"
-        f"{config.sde.name} with {process}; the network estimates {told.parameterization} and is told {told.label}\n"
+        f"{config.sde.name} with {process}; "
+        f"the network estimates {told.parameterization}, conditioned on {told.c_noise}\n"
         f"data of shape {facts.shape} in {facts.levels} levels from {config.codec.low:g} to 1, "
         f"taken to have standard deviation {facts.std:g}"
     )

@@ -37,13 +37,13 @@ class Frozen(nn.Module):
         self.compiled = torch.compile(network, mode="reduce-overhead", dynamic=False) if compiled else None
         self.shape: torch.Size | None = None
 
-    def forward(self, x: Tensor, label: Tensor, **cond: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, **cond: Tensor) -> Tensor:
         network = self.network
         if self.compiled is not None and not Frozen.trying and not torch.is_grad_enabled():
             self.shape = self.shape or x.shape
             network = self.compiled if x.shape == self.shape else network
         with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
-            return network(x, label, **cond)
+            return network(x, c_noise, **cond)
 
 
 def frozen(network: nn.Module, precision: torch.dtype, compiled: bool) -> nn.Module:

@@ -1,7 +1,7 @@
 """Networks ``(x, noise, keep=None, label=None) -> tensor of x's shape``; each owns its null condition.
 
-Published ones are told the noise level in their own way, see ``sde_lib.denoiser.LABELS``; ours as log-SNR. A classifier
-is a network too, ``(x, noise) -> logits``.
+The noise conditioning of ours is log-SNR, that of published ones a row of ``sde_lib.denoiser.C_NOISE``. A classifier is
+a network too, ``(x, noise) -> logits``.
 """
 
 from models import blocks

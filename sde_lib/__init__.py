@@ -10,9 +10,9 @@ from sde_lib.classifier import Classification, Classifier
 from sde_lib.consistency import ConsistencyDistillation, ConsistencyModel, ConsistencyTraining, transport
 from sde_lib.contrastive import Contrastive, Pair
 from sde_lib.denoiser import (
+    C_NOISE,
     CHAIN_PARAMETERIZATIONS,
     INPUTS,
-    LABELS,
     PARAMETERIZATIONS,
     Denoiser,
     Each,
@@ -69,10 +69,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
 __all__ = [
     "ADAPTIVE",
     "CHAIN_PARAMETERIZATIONS",
+    "C_NOISE",
     "DEQUANTIZATIONS",
     "EDMSDE",
     "INPUTS",
-    "LABELS",
     "LEARNING_LAWS",
     "OBJECTIVES",
     "PARAMETERIZATIONS",

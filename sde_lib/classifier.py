@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_lib.denoiser import INPUTS, LABELS, conditioning
+from sde_lib.denoiser import C_NOISE, INPUTS, conditioning
 from sde_lib.objective import Draw, Objective
 from sde_lib.process import SDE, Time
 
@@ -17,22 +17,22 @@ REPORTED_LOG_SNR = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0)
 class Classifier(nn.Module):
     """A network as a classifier of the states of one SDE.
 
-        log p(y | x_t) = log softmax F(c_in x, label),    c_in and label as of ``Denoiser``
+        log p(y | x_t) = log softmax F(c_in x, c_noise),    c_in and c_noise as of ``Denoiser``
 
     Args:
-        network: called as ``network(x, label)`` with label (B,) float32; returns logits (B, K).
+        network: called as ``network(x, c_noise)`` with c_noise (B,) float32; returns logits (B, K).
         sde: the process that noised the data.
         sigma_data: standard deviation of the data, positive.
-        label: a key of ``LABELS``.
+        c_noise: a key of ``C_NOISE``.
         input: a key of ``INPUTS``.
     Shapes: x (B, *); t a number, or a tensor that is 0-d or (B, 1, ..., 1); returns (B, K).
     """
 
     def __init__(
-        self, network: nn.Module, sde: SDE, sigma_data: float, label: str = "log_snr", input: str = "unit"
+        self, network: nn.Module, sde: SDE, sigma_data: float, c_noise: str = "log_snr", input: str = "unit"
     ) -> None:
         super().__init__()
-        self.label, self.scale = LABELS[label], INPUTS[input]
+        self.c_noise, self.scale = C_NOISE[c_noise], INPUTS[input]
         self.network, self.sde, self.sigma_data = network, sde, sigma_data
 
     def forward(self, x: Tensor, t: Time) -> Tensor:
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
     def told(self, network: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Time) -> Tensor:
         """What the network, or its features, say of x."""
         moment = self.sde.at(t)
-        return network(self.scale(moment, self.sigma_data) * x, conditioning(self.label(self.sde, t, moment), x))
+        return network(self.scale(moment, self.sigma_data) * x, conditioning(self.c_noise(self.sde, t, moment), x))
 
     @property
     def num_classes(self) -> int:

@@ -19,9 +19,9 @@ class Pair(Classifier):
     As a classifier its logits are the dot products with the captions of each class.
 
     Args:
-        network: a classifier with ``image(x, label)`` and ``text(tokens)``, unit vectors (B, D), and ``sharpness()``,
+        network: a classifier with ``image(x, c_noise)`` and ``text(tokens)``, unit vectors (B, D), and ``sharpness()``,
             e^s; told labels and numbers in [0, 1), it answers with dot products with a caption of each, (B, B).
-        sde, sigma_data, label, input: as ``Classifier``.
+        sde, sigma_data, c_noise, input: as ``Classifier``.
     Reference: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
         arXiv:2103.00020
     """

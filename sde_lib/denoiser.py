@@ -102,7 +102,7 @@ def _nearest_level(sde: SDE, t: Time, moment: Moment) -> Time:
     return below - 1 + (moment.sigma / moment.alpha > (low + high) / 2)
 
 
-LABELS: dict[str, Callable[[SDE, Time, Moment], Time]] = {
+C_NOISE: dict[str, Callable[[SDE, Time, Moment], Time]] = {
     "log_snr": lambda sde, t, moment: moment.log_snr,
     "time": lambda sde, t, moment: 999 * t,
     "level": lambda sde, t, moment: t - 1,
@@ -114,9 +114,9 @@ LABELS: dict[str, Callable[[SDE, Time, Moment], Time]] = {
     "log_half_sigma": lambda sde, t, moment: -moment.log_snr / 2 - math.log(2),
     "edm": lambda sde, t, moment: -moment.log_snr / 8,
 }
-"""(sde, t, sde.at(t)) -> how a network is told the noise level. Ours hear log-SNR; the others are those of published
-weights: of score_sde's VP and sub-VP; of chains, level 1 or the noisiest being 0, counted in thousandths or rounded; of
-its VE; of EDM's VE, log(sigma / 2); of EDM, log(sigma) / 4."""
+"""(sde, t, sde.at(t)) -> c_noise, the noise conditioning of a network. Ours take log-SNR; the others are those of
+published weights: of score_sde's VP and sub-VP; of chains, level 1 or the noisiest being 0, counted in thousandths or
+rounded; of its VE; of EDM's VE, log(sigma / 2); of EDM, log(sigma) / 4. Karras et al., 2022, table 1."""
 
 INPUTS: dict[str, Callable[[Moment, float], Time]] = {
     "unit": lambda moment, sigma_data: ((moment.alpha * sigma_data) ** 2 + moment.sigma**2) ** -0.5,
@@ -128,25 +128,26 @@ INPUTS: dict[str, Callable[[Moment, float], Time]] = {
 class Denoiser(nn.Module):
     """A network as a denoiser of one SDE.
 
-        x0 = c_skip x + c_out F(c_in x, label),    c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2),    label = log_snr
+        x0 = c_skip x + c_out F(c_in x, c_noise),    c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2),
+        c_noise = log_snr
 
-    The network is told log-SNR and given input of unit variance, so what it learned does not depend on the SDE: the
-    same network wrapped for another SDE gives the same x0 at the same log-SNR and scaled state (but for ``score`` and
-    ``flow``, which change with the scale of x). Published weights were trained otherwise, and say how. Coefficients are
-    float32 or better whatever autocast chooses for the network.
+    The network is conditioned on log-SNR and given input of unit variance, so what it learned does not depend on the
+    SDE: the same network wrapped for another SDE gives the same x0 at the same log-SNR and scaled state (but for
+    ``score`` and ``flow``, which change with the scale of x). Published weights were trained otherwise, and say how.
+    Coefficients are float32 or better whatever autocast chooses for the network.
 
     Args:
-        network: called as ``network(x, label, **cond)`` with label (B,) float32; returns the shape of x, or twice its
-            channels, of which the second half is 2 ``Prediction.variance`` - 1.
+        network: called as ``network(x, c_noise, **cond)`` with c_noise (B,) float32; returns the shape of x, or exactly
+            twice its channels, of which the second half is 2 ``Prediction.variance`` - 1.
         sde: the process that noised the data.
         parameterization: a key of ``PARAMETERIZATIONS`` or, for a chain, ``CHAIN_PARAMETERIZATIONS``: what the network
             estimates.
         sigma_data: standard deviation of the data, positive.
-        label: a key of ``LABELS``.
+        c_noise: a key of ``C_NOISE``.
         input: a key of ``INPUTS``.
     Shapes: x (B, *); t a number, or a tensor that is 0-d or (B, 1, ..., 1).
     Raises: ValueError for an unknown name, a parameterization that the SDE has not, a sigma_data that is not positive,
-        a t of another shape.
+        a t of another shape; when called, a network that returns another shape.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class Denoiser(nn.Module):
         sde: SDE,
         parameterization: str,
         sigma_data: float,
-        label: str = "log_snr",
+        c_noise: str = "log_snr",
         input: str = "unit",
     ) -> None:
         super().__init__()
@@ -168,10 +169,10 @@ class Denoiser(nn.Module):
             )
         if not sigma_data > 0:
             raise ValueError(f"sigma_data {sigma_data}: need the standard deviation of the data, above 0")
-        for what, name, names in (("label", label, LABELS), ("input", input, INPUTS)):
+        for what, name, names in (("c_noise", c_noise, C_NOISE), ("input", input, INPUTS)):
             if name not in names:
                 raise ValueError(f"unknown {what} {name!r}; known: {', '.join(names)}")
-        self.label, self.scale = LABELS[label], INPUTS[input]
+        self.c_noise, self.scale = C_NOISE[c_noise], INPUTS[input]
         self.network, self.sde, self.sigma_data = network, sde, sigma_data
         self.coefficients = known[parameterization]
 
@@ -201,9 +202,16 @@ class Denoiser(nn.Module):
         """F, and the second half of the network's output if it has one."""
         scale = self.scale(moment, self.sigma_data)
         scale = scale.to(x.dtype) if isinstance(scale, Tensor) else scale
-        label = conditioning(self.label(self.sde, t, moment), x)
-        output = self.network(scale * x, label, **cond).to(x.dtype)
-        return (output, None) if output.shape == x.shape else output.chunk(2, dim=1)
+        c_noise = conditioning(self.c_noise(self.sde, t, moment), x)
+        output = self.network(scale * x, c_noise, **cond).to(x.dtype)
+        if output.shape == x.shape:
+            return output, None
+        if output.shape != (len(x), 2 * x.shape[1], *x.shape[2:]):
+            raise ValueError(
+                f"the network returns shape {tuple(output.shape)} for x of shape {tuple(x.shape)}: need the same, or "
+                "exactly twice the channels, of which the second half is the learned variance"
+            )
+        return output.chunk(2, dim=1)
 
 
 class Each:
@@ -231,11 +239,11 @@ def of_rows(denoise: Callable[..., Prediction], rows: Tensor | slice) -> Callabl
     return denoise.of(rows) if isinstance(denoise, Each) else denoise
 
 
-def conditioning(label: Time, x: Tensor) -> Tensor:
+def conditioning(c_noise: Time, x: Tensor) -> Tensor:
     """The noise level as networks take it: float32, one for each example of x, on its device; (B,)."""
-    if not isinstance(label, Tensor):
-        return torch.full((len(x),), label, dtype=torch.float32, device=x.device)
-    if label.ndim > 0 and label.shape != (len(x),) + (1,) * (x.ndim - 1):
-        shapes = f"time of shape {tuple(label.shape)} for x of shape {tuple(x.shape)}"
+    if not isinstance(c_noise, Tensor):
+        return torch.full((len(x),), c_noise, dtype=torch.float32, device=x.device)
+    if c_noise.ndim > 0 and c_noise.shape != (len(x),) + (1,) * (x.ndim - 1):
+        shapes = f"time of shape {tuple(c_noise.shape)} for x of shape {tuple(x.shape)}"
         raise ValueError(f"{shapes}: need a number, or a tensor that is 0-d or (B, 1, ..., 1)")
-    return label.flatten().to(x.device, torch.float32).expand(len(x))
+    return c_noise.flatten().to(x.device, torch.float32).expand(len(x))

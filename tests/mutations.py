@@ -254,15 +254,15 @@ MUTATIONS = [
         "network told alpha, not log-SNR",
         "denoisers",
         f"{DENOISER}:Denoiser._ask",
-        "conditioning(self.label(self.sde, t, moment), x)",
+        "conditioning(self.c_noise(self.sde, t, moment), x)",
         "conditioning(moment.alpha, x)",
     ),
     Mutation(
         "log-SNR through bfloat16",
         "denoisers",
         f"{DENOISER}:conditioning",
-        "label.flatten().to(x.device, torch.float32)",
-        "label.flatten().to(x.device, torch.bfloat16).float()",
+        "c_noise.flatten().to(x.device, torch.float32)",
+        "c_noise.flatten().to(x.device, torch.bfloat16).float()",
     ),
     Mutation(
         "embedding of log-SNR under autocast",

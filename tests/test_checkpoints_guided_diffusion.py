@@ -66,7 +66,7 @@ def test_the_gradient_of_the_classifier_is_theirs(folder):
     foreign, recording = of(folder)
     spec, told = dict(foreign.config["sde"]), foreign.config["denoiser"]
     sde = SDES[spec.pop("name")](**spec)
-    classify = Classifier(network(foreign), sde, told["sigma_data"], told["label"], told["input"])
+    classify = Classifier(network(foreign), sde, told["sigma_data"], told["c_noise"], told["input"])
     for i, t in enumerate((recording["timesteps"].double() + 1).tolist()):
         x = recording["x"][i : i + 1].clone().requires_grad_()
         (gradient,) = torch.autograd.grad(classify.log_prob(recording["y"][i : i + 1])(x, t).sum(), x)
@@ -176,22 +176,22 @@ def test_levels_of_an_encoder_follow_from_shapes(tmp_path, levels, pool):
 
 
 @pytest.mark.parametrize(
-    ("flags", "label"),
+    ("flags", "c_noise"),
     [
         ({"diffusion_steps": 4000, "rescale_timesteps": True}, "level_of_1000"),
         ({"diffusion_steps": 4000, "rescale_timesteps": False}, "level"),
         ({}, "level"),
     ],
 )
-def test_levels_are_told_in_their_unit(tmp_path, flags, label):
+def test_levels_are_told_in_their_unit(tmp_path, flags, c_noise):
     shutil.copy(UNET / "state_dict.pt", tmp_path / "mine.pt")
     flags = {"image_size": 8, "num_heads": 2, **flags}
     (tmp_path / "mine.json").write_text(json.dumps(flags))
     foreign = guided_diffusion.read(tmp_path / "mine.pt")
-    assert foreign.config["denoiser"]["label"] == label
+    assert foreign.config["denoiser"]["c_noise"] == c_noise
     denoise, steps = denoiser(foreign), flags.get("diffusion_steps", 1000)
-    told = denoise.label(denoise.sde, float(steps), denoise.sde.at(float(steps)))
-    assert told == pytest.approx((steps - 1) * (1000 / steps if label == "level_of_1000" else 1))
+    told = denoise.c_noise(denoise.sde, float(steps), denoise.sde.at(float(steps)))
+    assert told == pytest.approx((steps - 1) * (1000 / steps if c_noise == "level_of_1000" else 1))
     assert denoise.sde.alpha(torch.tensor(float(steps)).double()).log() == pytest.approx(-5.05, abs=0.03)
 
 

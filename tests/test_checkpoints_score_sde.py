@@ -193,7 +193,7 @@ def test_processes_and_what_networks_are_told(tmp_path, changes, sde, denoiser, 
     (tmp_path / "config.json").write_text(json.dumps(config(**changes)))
     sections = Config.read(tmp_path / "config.json").sections()
     assert sections["sde"] == pytest.approx(sde)
-    assert sections["denoiser"] == {"parameterization": denoiser[0], "label": denoiser[1], "input": "raw"}
+    assert sections["denoiser"] == {"parameterization": denoiser[0], "c_noise": denoiser[1], "input": "raw"}
     assert sections["codec"] == {"name": "pixels", "low": low}
     assert sections["network"]["centred"] == (low == -1.0)
 

@@ -64,6 +64,12 @@ def test_a_run_of_before_keeps_its_law():
     assert from_json(json.dumps(values)).loss.time_tail == 0
 
 
+def test_a_run_of_before_keeps_its_noise_conditioning():
+    values = load("cifar10_ddpmpp_vp").to_dict()
+    values["denoiser"]["label"] = values["denoiser"].pop("c_noise")
+    assert from_json(json.dumps(values)) == load("cifar10_ddpmpp_vp")
+
+
 @pytest.mark.parametrize("name", names())
 def test_json_loses_nothing(name):
     config = load(name)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sde_lib import PARAMETERIZATIONS, SDES, VPSDE, Denoiser
-from sde_lib.denoiser import LABELS
+from sde_lib.denoiser import C_NOISE
 
 # (alpha, sigma, sigma_data, x0, eps) -> what the network estimates, by definition.
 TARGETS = {
@@ -142,6 +142,14 @@ def test_twice_the_channels_tell_the_variance(sde):
     assert alone.variance is None
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 3), (2, 3, 3), (2, 6, 3), (2, 2, 6), (2, 4, 6), (4, 2, 3), (2, 4)])
+def test_an_output_of_any_other_shape_is_refused(shape):
+    denoise = Denoiser(Fixed(torch.zeros(shape)), VPSDE(), "eps", SIGMA_DATA)
+    for call in (denoise, denoise.score):
+        with pytest.raises(ValueError, match=r"returns shape .* for x of shape \(2, 2, 3\): need the same, or exactly"):
+            call(torch.zeros(2, 2, 3), 0.5)
+
+
 def test_conditions_reach_the_network():
     network = Fixed(torch.zeros(2, 3))
     label, keep = torch.tensor([1, 2]), torch.tensor([True, False])
@@ -202,14 +210,14 @@ def test_levels_are_told_rounded_in_noise_or_in_thousandths():
     between = torch.linspace(1, 50, 200, dtype=torch.float64)
     expected = (ratio(between)[:, None] - ratio(levels)).abs().argmin(1)
     for t, nearest in ((levels, levels - 1), (between, expected)):
-        told = LABELS["nearest_level"](sde, t, sde.at(t))
+        told = C_NOISE["nearest_level"](sde, t, sde.at(t))
         torch.testing.assert_close(told, nearest.double(), rtol=0, atol=0)
-        assert [LABELS["nearest_level"](sde, one, sde.at(one)) for one in t.tolist()] == nearest.tolist()
-    assert LABELS["nearest_level"](sde, 0.1, sde.at(0.1)) == -1
-    torch.testing.assert_close(LABELS["level_of_1000"](sde, levels, sde.at(levels)), 20 * (levels - 1))
+        assert [C_NOISE["nearest_level"](sde, one, sde.at(one)) for one in t.tolist()] == nearest.tolist()
+    assert C_NOISE["nearest_level"](sde, 0.1, sde.at(0.1)) == -1
+    torch.testing.assert_close(C_NOISE["level_of_1000"](sde, levels, sde.at(levels)), 20 * (levels - 1))
 
 
 def test_edm_told_half_the_noise():
     sde = SDES["vesde"]()
     t = torch.tensor([0.1, 0.9], dtype=torch.float64)
-    torch.testing.assert_close(LABELS["log_half_sigma"](sde, t, sde.at(t)), torch.log(sde.sigma(t) / 2))
+    torch.testing.assert_close(C_NOISE["log_half_sigma"](sde, t, sde.at(t)), torch.log(sde.sigma(t) / 2))

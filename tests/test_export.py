@@ -14,13 +14,13 @@ from models.checkpoints.diffusers import ADM, FIXED
 SMALL = {"channels": 8, "num_blocks": 2, "attention": (4,), "norm_groups": 4, "head_channels": 4}
 PLAIN = {"name": "adm", "channel_mult": (1, 1.5), "scale_shift": False, "resample_blocks": False, "norm_group": 1}
 RUNS = {
-    "chain": ("ddpm", {"name": "ddpm", "channel_mult": (1, 3), **SMALL}, {"label": "level"}),
+    "chain": ("ddpm", {"name": "ddpm", "channel_mult": (1, 3), **SMALL}, {"c_noise": "level"}),
     "vp": (
         "vpsde",
         {"name": "ddpm", "channel_mult": (1, 2), **SMALL, "head_channels": 0},
-        {"label": "time", "parameterization": "eps"},
+        {"c_noise": "time", "parameterization": "eps"},
     ),
-    "cosine": ("iddpm", {**PLAIN, **SMALL, "learned_variance": True}, {"label": "level"}),
+    "cosine": ("iddpm", {**PLAIN, **SMALL, "learned_variance": True}, {"c_noise": "level"}),
 }
 """Config, and keys of its network and denoiser."""
 
@@ -179,7 +179,7 @@ def refusal(capsys, workdir, *words):
 def test_a_run_of_other_parts_is_refused_with_all_that_differs(digits, capsys):
     line = refusal(capsys, digits, "--format=diffusers")
     assert line == (
-        "error: diffusers' DDPMPipeline has no such run: network.name is unet, not ddpm or adm; denoiser.label is "
+        "error: diffusers' DDPMPipeline has no such run: network.name is unet, not ddpm or adm; denoiser.c_noise is "
         "log_snr, not time; denoiser.input is unit, not raw; denoiser.parameterization is edm, not eps, x0, v"
     )
 
@@ -202,7 +202,7 @@ def test_unknown_formats_are_refused(digits, capsys):
         ("chain", {"num_classes": 10}, {}, "its network knows classes"),
         ("chain", {"resample_conv": False}, {}, "network.resample_conv is False, not True"),
         ("chain", {"blind": True}, {}, "network.blind is True, not False"),
-        ("chain", {}, {"label": "log_sigma"}, "denoiser.label is log_sigma, not level"),
+        ("chain", {}, {"c_noise": "log_sigma"}, "denoiser.c_noise is log_sigma, not level"),
         ("chain", {}, {"parameterization": "score"}, "denoiser.parameterization is score, not eps, x0, v"),
         ("cosine", {"heads": 2}, {}, "network.heads is 2, not 0 or 1"),
         ("cosine", {"head_channels": 8}, {}, "network.head_channels 8 does not divide the channels"),
@@ -218,5 +218,5 @@ def test_networks_that_are_none_of_theirs_are_refused(tmp_path, capsys, name, ne
 
 
 def test_a_process_that_is_no_schedule_of_theirs_is_refused(tmp_path, capsys):
-    workdir = trained(tmp_path / "run", "vesde", RUNS["vp"][1], {"label": "sigma", "parameterization": "eps"})
+    workdir = trained(tmp_path / "run", "vesde", RUNS["vp"][1], {"c_noise": "sigma", "parameterization": "eps"})
     assert refusal(capsys, workdir, "--format=diffusers").endswith("sde.name is vesde, not ddpm, iddpm, vpsde")

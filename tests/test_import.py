@@ -150,7 +150,7 @@ def test_what_is_said(capsys, tmp_path):
     workdir = brought(VE, tmp_path / "run")
     assert capsys.readouterr().out.splitlines() == [
         "score_sde: ncsnpp with 81,993 parameters, raw weights of checkpoint.pt",
-        "vesde with sigma_max 348, sigma_min 0.01, t_min 1e-05; the network estimates score and is told sigma",
+        "vesde with sigma_max 348, sigma_min 0.01, t_min 1e-05; the network estimates score, conditioned on sigma",
         "data of shape (3, 16, 16) in 256 levels from 0 to 1, taken to have standard deviation 0.25",
         f"files are in {workdir}; next: python run.py --workdir {workdir} --mode sample",
     ]
@@ -174,7 +174,7 @@ def test_a_classifier_is_told_how_to_guide(tmp_path, capsys):
 
 def test_a_classifier_guides_a_run_of_the_same_noise(tmp_path):
     plain = next(case for case in CASES if case.name == "tiny_song_skip_skip_vp")
-    workdir, words = brought(plain, tmp_path / "run"), ("--config.sde.name=vpsde", "--config.denoiser.label=time")
+    workdir, words = brought(plain, tmp_path / "run"), ("--config.sde.name=vpsde", "--config.denoiser.c_noise=time")
     guide = brought(next(case for case in CASES if case.name == CLASSIFIER), tmp_path / "guide", *words)
     drawn = []
     for scale in (0.0, 100.0):
@@ -261,7 +261,7 @@ def test_another_network_than_the_source_has(refused):
     line = refused(PIPELINE, "--config.network.num_blocks=2", status=2)
     assert "the weights are not of the network ddpm with these options, " in line
     assert "unknown config key 'sde.levels'" in refused(PIPELINE, "--config.sde.levels=2", status=2)
-    assert "unknown label 'noise'" in refused(PIPELINE, "--config.denoiser.label=noise", status=2)
+    assert "unknown c_noise 'noise'" in refused(PIPELINE, "--config.denoiser.c_noise=noise", status=2)
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def process(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     name = told.get("_class_name", "DDPMScheduler")
     if name == "ScoreSdeVeScheduler":
         sde = {"name": "vesde", "sigma_min": told.get("sigma_min", 0.01), "sigma_max": told.get("sigma_max", 1348.0)}
-        told_sigma = {"parameterization": "score", "sigma_data": 0.5, "label": "sigma", "input": "raw"}
+        told_sigma = {"parameterization": "score", "sigma_data": 0.5, "c_noise": "sigma", "input": "raw"}
         return {**sde, "t_min": told.get("sampling_eps", 1e-5)}, told_sigma
     schedule, prediction = told.get("beta_schedule", "linear"), told.get("prediction_type", "epsilon")
     if "beta_schedule" not in told and name not in ("DDPMScheduler", "DDIMScheduler"):
@@ -212,7 +212,7 @@ def process(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ForeignError(
             f"{path}: beta_schedule {schedule!r} is no process of ours; linear and squaredcos_cap_v2 are"
         )
-    return sde, {"parameterization": PREDICTIONS[prediction], "sigma_data": 0.5, "label": "level", "input": "raw"}
+    return sde, {"parameterization": PREDICTIONS[prediction], "sigma_data": 0.5, "c_noise": "level", "input": "raw"}
 
 
 def ends(first: str, second: str) -> dict[str, str]:

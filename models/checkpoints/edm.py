@@ -35,24 +35,24 @@ RECIPE = (
 PRECONDITIONINGS: dict[str, dict[str, dict[str, Any]]] = {
     "VPPrecond": {
         "sde": {"name": "vpsde", "beta_min": 0.1, "beta_max": 20.0, "t_min": 1e-5},
-        "denoiser": {"parameterization": "eps", "sigma_data": 1.0, "label": "time", "input": "unit"},
+        "denoiser": {"parameterization": "eps", "sigma_data": 1.0, "c_noise": "time", "input": "unit"},
     },
     "VEPrecond": {
         "sde": {"name": "vesde", "sigma_min": 0.02, "sigma_max": 100.0, "t_min": 1e-5},
         "denoiser": {
             "parameterization": "scaled_score",
             "sigma_data": 0.5,
-            "label": "log_half_sigma",
+            "c_noise": "log_half_sigma",
             "input": "raw",
         },
     },
     "iDDPMPrecond": {
         "sde": {"name": "iddpm", "num_levels": 1000, "offset": 0.008},
-        "denoiser": {"parameterization": "eps", "sigma_data": 1.0, "label": "nearest_level", "input": "unit"},
+        "denoiser": {"parameterization": "eps", "sigma_data": 1.0, "c_noise": "nearest_level", "input": "unit"},
     },
     "EDMPrecond": {
         "sde": {"name": "edm", "sigma_min": 0.002, "sigma_max": 80.0},
-        "denoiser": {"parameterization": "edm", "sigma_data": 0.5, "label": "edm", "input": "unit"},
+        "denoiser": {"parameterization": "edm", "sigma_data": 0.5, "c_noise": "edm", "input": "unit"},
     },
 }
 """Their class -> our process and denoiser. Karras et al., 2022, table 1."""

@@ -299,4 +299,4 @@ def denoiser(flags: dict[str, Any], path: str | PathLike) -> dict[str, Any]:
             raise ForeignError(f"{path}: the flags lack rescale_timesteps, True by default in improved diffusion alone")
         level = "level_of_1000" if rescaled else "level"
     parameterization = "x0" if flags.get("predict_xstart") else "eps"
-    return {"parameterization": parameterization, "sigma_data": 0.5, "label": level, "input": "raw"}
+    return {"parameterization": parameterization, "sigma_data": 0.5, "c_noise": level, "input": "raw"}

@@ -298,20 +298,20 @@ class Config:
             "beta_max": float(self.get("model.beta_max", 20.0)),
         }
         if kind == "subvpsde" or (kind == "vpsde" and continuous):
-            sde, label, parameterization = {"name": kind, **rates}, "time", "eps"
+            sde, c_noise, parameterization = {"name": kind, **rates}, "time", "eps"
         elif kind == "vpsde":
             sde = {"name": "ddpm", "num_levels": count, **{key: rate / count for key, rate in rates.items()}}
-            label, parameterization = "level", "eps"
+            c_noise, parameterization = "level", "eps"
         elif kind == "vesde" and continuous:
             sde = {"name": "vesde", "sigma_min": low, "sigma_max": high}
-            label, parameterization = "sigma", "score"
+            c_noise, parameterization = "sigma", "score"
         elif kind == "vesde":
             sde = {"name": "ncsn", "sigma_min": low, "sigma_max": high, "num_levels": count}
-            label, parameterization = "level_from_noise", "score"
+            c_noise, parameterization = "level_from_noise", "score"
         else:
             raise ForeignError(f"{self.path}: unknown training.sde {kind!r}; known: vpsde, subvpsde, vesde")
-        discrete, own = label in ("level", "level_from_noise"), name in ("ncsn", "ncsnv2_64")
-        if own and label != "level_from_noise":
+        discrete, own = c_noise in ("level", "level_from_noise"), name in ("ncsn", "ncsnv2_64")
+        if own and c_noise != "level_from_noise":
             raise ForeignError(f"{self.path}: the network {name} needs vesde and training.continuous False")
         if not (own or discrete or self.fourier) and self["model.scale_by_sigma"]:
             raise ForeignError(f"{self.path}: scale_by_sigma needs embedding_type fourier or training.continuous False")
@@ -319,9 +319,9 @@ class Config:
         for key, value in expected.items():
             if (given := self.get(f"model.{key}", value)).lower() != value.lower():
                 raise ForeignError(f"{self.path}: the network {name} has model.{key} {value} here, not {given}")
-        denoiser = {"parameterization": parameterization, "label": label, "input": "raw"}
+        denoiser = {"parameterization": parameterization, "c_noise": c_noise, "input": "raw"}
         if name == "ncsnv2_64":
-            denoiser["label"] = "sigma"
+            denoiser["c_noise"] = "sigma"
         codec = {"name": "pixels", "low": -1.0 if self["data.centered"] else 0.0}
         return {"sde": sde, "network": self.network(low, high, count), "denoiser": denoiser, "codec": codec}
 
