@@ -14,7 +14,7 @@ from torch import Tensor
 from engine import checkpoint
 from engine.build import Experiment, check_at_least, check_flow, check_form, read_dataset
 from engine.config import Options
-from engine.files import replace, write_json, write_npz
+from engine.files import write_json, write_npz
 from engine.likelihood import stderr
 from engine.log import Progress, versions
 from engine.randomness import BOUND, noise, positions
@@ -29,6 +29,7 @@ from sde_lib import (
     variational_bound,
 )
 from sde_lib.bound import decoder_time
+from storage.writing import replace
 
 Estimator = Callable[[Tensor, Noise], VariationalBound]
 """From data (B, *) and the noise of these examples to their bounds."""

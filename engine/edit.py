@@ -19,7 +19,7 @@ from engine import checkpoint
 from engine.build import Experiment, check_at_least, check_flow, load, pick
 from engine.config import Options
 from engine.examples import read_examples, spaced
-from engine.files import read_npz, replace, write_json, write_npz
+from engine.files import read_npz, write_json, write_npz
 from engine.guide import Guide
 from engine.log import Progress, versions
 from engine.remake import REMAKES
@@ -30,6 +30,7 @@ from samplers.editing import depth_time, flow_path, slerp, stochastic_path
 from samplers.grids import karras
 from samplers.guidance import Guided
 from sde_lib import NonFiniteError
+from storage.writing import replace
 
 PRIOR = "prior draws"
 """Label of the one path that has no examples at its ends."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from engine import checkpoint
 from engine.build import Experiment, check_flow, load, pick
 from engine.config import Options
-from engine.files import replace, write_json
+from engine.files import write_json
 from models.checkpoints.diffusers import (
     EMBEDDINGS,
     FIXED,
@@ -26,6 +26,7 @@ from models.checkpoints.diffusers import (
     ddpm_modules,
 )
 from models.checkpoints.parts import names
+from storage.writing import replace
 
 NETWORKS = {
     "ddpm": {"blind": False, "resample_conv": True, "by_sigma": False},

@@ -1,32 +1,16 @@
-"""Results on the disk: written under a temporary name and renamed, so that nobody finds half a file."""
+"""Results on the disk: JSON and arrays, and lists of numbers that a user writes."""
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from data import DataError
 from data.archives import unpack_arrays
-
-
-def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let ``write`` fill a file beside ``path``, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file."""
-    replace(path, lambda file: file.write(text.encode()))
+from storage.reading import read_text
+from storage.writing import replace, write_text
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -56,9 +40,10 @@ def read_numbers(path: Path) -> list[float]:
     Raises: DataError for a missing file; ValueError naming the line that is no number.
     """
     try:
-        lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+        lines = [line.partition("#")[0].strip() for line in read_text(path).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as text: check the path") from error
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise DataError(f"{path} cannot be read as text ({reason}): check the path") from error
     found = []
     for number, line in enumerate(lines, 1):
         if line:

@@ -19,12 +19,12 @@ from configs import default
 from engine import checkpoint
 from engine.build import DataFacts, Experiment, build
 from engine.config import Options, conform, override, to_json
-from engine.files import write_text
 from engine.inference import usual
 from engine.log import versions
 from engine.trainer import OPTIMIZERS
 from models.checkpoints import FORMATS, Foreign, recognise
 from sde_lib import Gaussian
+from storage.writing import write_text
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import ranks
-from engine.files import write_text
+from storage.writing import write_text
 
 
 def versions() -> dict[str, str]:

@@ -7,11 +7,11 @@ import torch
 from ml_collections import ConfigDict
 
 from engine.build import Experiment
-from engine.files import replace
 from samplers import Heun, Noise, trajectory
 from samplers.grids import log_snr
 from sde_lib import Denoiser, log_prob
 from sde_lib.adams import Adams
+from storage.writing import replace
 
 NUM_PATHS, NUM_TIMES, NUM_CELLS = 80, 60, 80
 

@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from engine import checkpoint, posthoc
 from engine.build import load_model, read_dataset
 from engine.config import Options
-from engine.files import replace, write_json
+from engine.files import write_json
 from engine.held_out import HeldOut
 from engine.log import versions
+from storage.writing import replace
 
 WIDTHS = tuple(round(width, 3) for width in np.geomspace(0.01, 0.25, 13).tolist())
 """Widths of the profiles that are compared, beside those that training tracked."""

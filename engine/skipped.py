@@ -11,8 +11,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from engine import ranks
-from engine.files import replace, write_json
+from engine.files import write_json
 from sde_lib import NonFiniteError
+from storage.writing import replace
 
 MOST_KEPT = 3
 

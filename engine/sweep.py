@@ -16,11 +16,12 @@ from data import table
 from engine.build import check_at_least, read_dataset
 from engine.config import Options
 from engine.evaluate import batches, frechet_distance, labels, make_features
-from engine.files import replace, write_json
+from engine.files import write_json
 from engine.guide import ALL
 from engine.inference import usual
 from engine.log import versions
 from engine.sample import draw_run, is_image
+from storage.writing import replace
 
 SHOWN = 10
 """Samples of each scale in the picture."""

@@ -18,13 +18,13 @@ from ml_collections import ConfigDict
 from engine import ranks
 from engine.build import read_dataset
 from engine.config import Options, to_json
-from engine.files import write_text
 from engine.held_out import HeldOut
 from engine.lock import only_writer
 from engine.log import Metrics, Progress, say, versions
 from engine.sample import preview
 from engine.signals import Asked, Stopped
 from engine.trainer import StepResult, Trainer
+from storage.writing import write_text
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:

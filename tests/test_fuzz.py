@@ -245,7 +245,7 @@ def test_signs_that_would_steer_a_terminal_are_told_as_text(tmp_path, capsys):
 FILES = [ROOT / "run.py"]
 FILES += [
     f
-    for p in ("benchmarks", "configs", "data", "engine", "models", "samplers", "sde_lib")
+    for p in ("benchmarks", "configs", "data", "engine", "models", "samplers", "sde_lib", "storage")
     for f in (ROOT / p).rglob("*.py")
 ]
 UNSAFE = {"eval", "exec", "os.system", "os.popen", "shutil.unpack_archive", "torch.hub.load", "torch.jit.load"}

@@ -122,7 +122,7 @@ def test_a_full_disk_is_told(groups, call, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("engine.files.os.replace", full)
+    monkeypatch.setattr("storage.writing.os.replace", full)
     status, out, (line,) = call("--device", "cpu")
     assert status == 3
     assert out.count("passed") == 3

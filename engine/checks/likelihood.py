@@ -23,7 +23,6 @@ from engine import likelihood
 from engine.build import read_dataset
 from engine.checks.rows import Row, Setting, distance, exactly, worst
 from engine.config import Options, override, to_json
-from engine.files import write_text
 from engine.randomness import DEQUANTIZATION, uniform
 from engine.trainer import Trainer
 from samplers import Noise
@@ -48,6 +47,7 @@ from sde_lib.adams import Adams
 from sde_lib.motion import Motion, Solution
 from sde_lib.process import Time
 from sde_lib.runge_kutta import DormandPrince
+from storage.writing import write_text
 
 DIMENSIONS, SEED = 4, 40
 

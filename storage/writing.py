@@ -1,0 +1,249 @@
+"""Writing: nobody finds half a file, and nothing is written or deleted through a link.
+
+A new file gets a temporary name of its own in the folder of its target, and is renamed when it is whole. So a link
+that has the name of the target is replaced, and the file that it leads to stays as it is. While its writer lives, it
+holds a lock on the temporary file; temporary files without one are leftovers of killed commands and are deleted.
+"""
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from storage.reading import check_regular, refused
+
+try:
+    import fcntl
+except ImportError:  # Windows, where leftovers stay
+    fcntl = None
+
+PARTIAL = ".partial"
+"""The ending of temporary names."""
+
+_roots: list[Path] = []
+
+
+@contextmanager
+def confined(root: Path) -> Iterator[None]:
+    """While it is entered, refuse to write and delete outside ``root``, and through links to folders below it.
+
+    ``root`` itself may be a link.
+    """
+    _roots.append(Path(os.path.abspath(root)))
+    try:
+        yield
+    finally:
+        _roots.pop()
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and those above it, where they are not there yet.
+
+    Raises: Refused where the path leads through a link below the confining root; OSError.
+    """
+    _check_place(path / "x")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, and rename it once it is on the disk.
+
+    Raises: Refused where the path leads through a link below the confining root; OSError.
+    """
+    with _temporary(path, _new_file) as (partial, descriptor):
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    flush_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, as ``replace`` does."""
+    replace(path, lambda file: file.write(text.encode()))
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside ``target`` under a temporary name; it is deleted at the end, unless it was renamed.
+
+    Raises: Refused where the path leads through a link below the confining root; OSError.
+    """
+    with _temporary(target, _new_folder) as (partial, descriptor):
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def create(path: Path, content: bytes) -> None:
+    """Write a file that must not exist yet, down to the disk.
+
+    Raises: FileExistsError; Refused where the path leads through a link below the confining root; OSError.
+    """
+    _check_place(path)
+    with os.fdopen(_new_file(path), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def append(path: Path, text: str) -> None:
+    """Append a text to a regular file, which is made if it is not there.
+
+    Raises: Refused for a link, a pipe or a device; OSError.
+    """
+    _check_place(path)
+    try:
+        descriptor = os.open(path, _flags("O_WRONLY", "O_APPEND", "O_CREAT", "O_NONBLOCK"), 0o666)
+    except OSError as error:
+        reasons = {errno.ELOOP: "it is a link, and nothing is written through links", errno.ENXIO: "it is a pipe"}
+        if error.errno in reasons:
+            raise refused(path, errno.EINVAL, f"{reasons[error.errno]}: remove it") from None
+        raise
+    with os.fdopen(descriptor, "ab") as file:
+        check_regular(path, os.fstat(descriptor))
+        file.write(text.encode())
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link (and not the file that it leads to) or a whole folder; nothing where there is none.
+
+    Raises: Refused where the path leads through a link below the confining root; OSError.
+    """
+    _check_place(path)
+    with suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+
+
+def rename(path: Path, target: Path) -> None:
+    """Rename a file or folder; a file, or an empty folder, of the new name is replaced.
+
+    Raises: Refused where a path leads through a link below the confining root; OSError.
+    """
+    _check_place(path)
+    _check_place(target)
+    os.replace(path, target)
+
+
+def flush_folder(folder: Path) -> None:
+    """Put the names of a folder on the disk; Windows has no such call."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _check_place(path: Path) -> None:
+    """Raises: Refused if the path is outside the confining root, or leads through a link below it."""
+    if not _roots:
+        return
+    root, place = _roots[-1], Path(os.path.abspath(path))
+    if not place.is_relative_to(root):
+        raise refused(path, errno.EINVAL, f"it is outside {root}, and this command writes nowhere else")
+    for folder in place.parents:
+        if root in (place, folder):
+            return
+        if folder.is_symlink():
+            raise refused(
+                folder,
+                errno.EINVAL,
+                "it is a link inside the run, and nothing is written or deleted through it: put a folder in its "
+                "place, or link the whole run",
+            )
+
+
+def _flags(*names: str) -> int:
+    """The flags of a file that is opened for writing and of no link."""
+    found = 0
+    for name in (*names, "O_NOFOLLOW", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
+        found |= getattr(os, name, 0)
+    return found
+
+
+def _new_file(path: Path) -> int:
+    return os.open(path, _flags("O_WRONLY", "O_CREAT", "O_EXCL"), 0o666)
+
+
+def _new_folder(path: Path) -> int | None:
+    path.mkdir()
+    return os.open(path, _flags("O_RDONLY", "O_DIRECTORY")) if fcntl else None
+
+
+@contextmanager
+def _temporary(target: Path, make: Callable[[Path], int | None]) -> Iterator[tuple[Path, int | None]]:
+    """A new file or folder under a temporary name, with its descriptor, which the caller closes; it stays locked."""
+    make_folder(target.parent)
+    _sweep(target)
+    path, descriptor = _claim(target, make)
+    lock = None if descriptor is None else os.dup(descriptor)
+    try:
+        yield path, descriptor
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _claim(target: Path, make: Callable[[Path], int | None]) -> tuple[Path, int | None]:
+    """The path and the descriptor of a new file or folder that is locked."""
+    while True:
+        path = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
+        try:
+            descriptor = make(path)
+        except FileExistsError:
+            continue
+        if _lock(descriptor) and not _is(path, descriptor):  # taken for a leftover before it was locked
+            os.close(descriptor)
+            continue
+        return path, descriptor
+
+
+def _sweep(target: Path) -> None:
+    """Delete the leftovers of commands that were killed while they wrote the same target."""
+    begin = f".{target.name}."
+    for path in target.parent.iterdir():
+        if fcntl and path.name.startswith(begin) and path.name.endswith(PARTIAL):
+            with suppress(OSError):  # a link, or gone by now
+                descriptor = os.open(path, _flags("O_RDONLY", "O_NONBLOCK"))
+                try:
+                    if _lock(descriptor) and _is(path, descriptor):
+                        remove(path)
+                finally:
+                    os.close(descriptor)
+
+
+def _lock(descriptor: int | None) -> bool:
+    """Lock a file or folder for as long as its descriptor is open; False if another holds it, or there are no locks."""
+    if descriptor is None or not fcntl:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    """Whether a path leads to what a descriptor has open."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
