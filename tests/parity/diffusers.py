@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from parity.recordings import Comparison, Group, Recording, per_sample, replay
+from parity.recordings import Comparison, Group, Recording, parameters, per_sample, replay
 from samplers import DDIM, GRIDS, PLMS, PNDM, Ancestral, DPMSolverPP, Heun, Multistep, Step, UniPC, sample, trajectory
-from sde_lib import EDMSDE, SDE, VPSDE, GaussianMixture, Prediction
+from sde_lib import EDMSDE, SDE, VPSDE, Discrete, GaussianMixture, Prediction
 
 CHAINS: dict[str, Callable[[SDE], Step]] = {
     "ddpm_small": Ancestral,
@@ -80,7 +80,14 @@ TO_LAST_LEVEL: dict[str, Callable[[SDE], Step]] = {
 }
 """Multistep schedulers that stop at the first level of DDPM's chain."""
 
-FIRST_LEVEL = torch.tensor([(1e-4 / (1 - 1e-4)) ** 0.5], dtype=torch.float64)
+
+def chain(recording: Recording, name: str) -> Discrete:
+    """The linear chain of a scheduler, as its recorded configuration has it."""
+    cases = parameters(recording.name)["cases"].items()
+    about = next(case["full_config"] for run, case in cases if run.startswith(f"{name}.") and "full_config" in case)
+    assert about["beta_schedule"] == "linear"
+    num_levels, ends = about["num_train_timesteps"], (about["beta_start"], about["beta_end"])
+    return VPSDE(*(num_levels * beta for beta in ends)).discretize(num_levels)
 
 
 def runs(recording: Recording) -> Iterator[tuple[str, str, int]]:
@@ -97,10 +104,10 @@ def mixture(recording: Recording, size: int) -> GaussianMixture:
 
 
 def chains(recording: Recording) -> Iterator[Comparison]:
-    sde = VPSDE(0.1, 20.0).discretize(1000)
     for run, name, size in runs(recording):
         if name not in CHAINS:
             continue
+        sde = chain(recording, name)
         levels = recording[f"{run}.timesteps"].double() + 1
         if name == "ddim_trailing":
             levels = GRIDS["levels"](sde, len(levels))
@@ -111,12 +118,12 @@ def chains(recording: Recording) -> Iterator[Comparison]:
 
 def multistep(recording: Recording) -> Iterator[Comparison]:
     """The last state, and the levels at which the denoiser was asked, one after the other."""
-    sde = VPSDE(0.1, 20.0).discretize(1000)
     for run, name, size in runs(recording):
         if name not in MULTISTEP:
             continue
-        num_steps, asked = int(run.split(".")[1]), []
-        times = GRIDS["levels"](sde, num_steps - 1, start=1001 - 1000 // num_steps, end=1)
+        sde, num_steps, asked = chain(recording, name), int(run.split(".")[1]), []
+        num_levels = int(sde.t_max)
+        times = GRIDS["levels"](sde, num_steps - 1, start=1 + num_levels - num_levels // num_steps, end=1)
         exact, x = mixture(recording, size).denoiser(sde), recording[f"noise{size}.initial"].double()
 
         def denoise(x: torch.Tensor, t: float, exact: Callable = exact, asked: list = asked) -> Prediction:
@@ -151,7 +158,8 @@ def multistep_ladders(recording: Recording) -> Iterator[Comparison]:
         if name not in TO_DATA | TO_LAST_LEVEL:
             continue
         calls, draw = recording[f"{run}.sigma_of_each_model_call_f64"], replay(recording[f"noise{size}.bank"])
-        sigmas = calls if name in TO_DATA else torch.cat([calls, FIRST_LEVEL])
+        first = torch.exp(-0.5 * chain(recording, name).log_snr(torch.ones(1, dtype=torch.float64)))
+        sigmas = calls if name in TO_DATA else torch.cat([calls, first])
         sde = EDMSDE(sigmas[-1].item(), sigmas[0].item())
         x = recording[f"noise{size}.initial"].double()
         x = x * (1 + sde.t_max**2) ** 0.5

@@ -11,17 +11,36 @@ from parity.recordings import Comparison, Group, Recording, column, gaussian, pa
 from parity.score_sde import zeros
 from samplers import DDIM, GRIDS, Heun, sample
 from samplers.churn import Churn
-from sde_lib import EDMSDE, VESDE, VPSDE, WEIGHTS, Denoiser, denoising_loss
+from sde_lib import EDMSDE, SDE, VESDE, VPSDE, WEIGHTS, Denoiser, denoising_loss
+from sde_lib.losses import Weight
 
-LOSSES = {
-    "vp": (VPSDE(0.1, 20.0, t_min=1e-5), lambda rnd: 1 + rnd * (1e-5 - 1), WEIGHTS["simple"]),
-    "ve": (VESDE(0.02, 100.0, t_min=0.0), lambda rnd: rnd, WEIGHTS["simple"]),
-    "edm": (EDMSDE(), lambda rnd: torch.exp(1.2 * rnd - 1.2), partial(WEIGHTS["edm"], sigma_data=0.5)),
-}
-"""The three published losses: process, time of the recorded random number, weight on the error of the data."""
+Loss = tuple[SDE, Callable[[Tensor], Tensor], Weight]
+"""Process, time of the recorded random number, weight on the squared error of x0."""
 
-PRECONDITIONING = {"EDMPrecond": (EDMSDE(), "edm", 0.5), "VPPrecond": (VPSDE(0.1, 20.0), "eps", 1.0)}
-"""The published wrappers: process, parameterization, sigma_data."""
+
+def vp_loss(beta_d: float = 19.9, beta_min: float = 0.1, epsilon_t: float = 1e-5) -> Loss:
+    sde = VPSDE(beta_min, beta_min + beta_d, t_min=epsilon_t)
+    return sde, lambda rnd: 1 + rnd * (epsilon_t - 1), WEIGHTS["simple"]
+
+
+def ve_loss(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Loss:
+    return VESDE(sigma_min, sigma_max, t_min=0.0), lambda rnd: rnd, WEIGHTS["simple"]
+
+
+def edm_loss(P_mean: float = -1.2, P_std: float = 1.2, sigma_data: float = 0.5) -> Loss:
+    return EDMSDE(), lambda rnd: torch.exp(P_std * rnd + P_mean), partial(WEIGHTS["edm"], sigma_data=sigma_data)
+
+
+LOSSES = {"VPLoss": vp_loss, "VELoss": ve_loss, "EDMLoss": edm_loss}
+"""The published losses by their names, with their defaults."""
+
+
+def preconditioned(about: dict) -> tuple[SDE, str, float]:
+    """Process, parameterization and sigma_data of a published wrapper."""
+    attributes = about["attributes"]
+    if about["precond"] == "EDMPrecond":
+        return EDMSDE(), "edm", attributes["sigma_data"]
+    return VPSDE(attributes["beta_min"], attributes["beta_min"] + attributes["beta_d"]), "eps", 1.0
 
 
 class Answer(nn.Module):
@@ -38,14 +57,14 @@ class Answer(nn.Module):
 
 def preconditioning(recording: Recording) -> Iterator[Comparison]:
     """What goes into the network and what is made of its output; the VP state is alpha times theirs."""
-    name = parameters(recording.name.replace("/io", "/config"))["precond"]
-    sde, parameterization, sigma_data = PRECONDITIONING[name]
+    about = parameters(recording.name.replace("/io", "/config"))
+    sde, parameterization, sigma_data = preconditioned(about)
     network = Answer(recording["F"])
     t = sde.time(-2 * torch.log(column(recording["sigma"]).double()))
     x = sde.alpha(t) * recording["x"]
     yield "D", Denoiser(network, sde, parameterization, sigma_data)(x, t).x0, recording["D"]
     yield "net_in", network.x, recording["net_in"]
-    if name == "EDMPrecond":
+    if about["precond"] == "EDMPrecond":
         yield "noise_labels", -network.log_snr / 8, recording["noise_labels"]
     else:
         log_snr = -2 * torch.log(recording["vp_sigma_of_t"])
@@ -56,10 +75,17 @@ def preconditioning(recording: Recording) -> Iterator[Comparison]:
 def losses(recording: Recording) -> Iterator[Comparison]:
     """Means over the dimensions of the published, unreduced losses."""
     x0 = recording["images"].double()
-    for case, (sde, time, weight) in LOSSES.items():
+    for case, about in recording.cases.items():
+        sde, time, weight = LOSSES[about["cls"]](**about["kwargs"])
         t, eps = time(recording[f"{case}.rnd"].double()), recording[f"{case}.noise"].double()
         loss = denoising_loss(sde, gaussian(recording, x0.shape[1:]).denoiser(sde), weight, x0, eps, t)
         yield f"{case}.loss", loss, recording[f"{case}.loss"].flatten(1).mean(1)
+
+
+def limits(options: dict) -> tuple[float, float]:
+    """The noise levels between which a case samples: its own, within those of its network."""
+    low, high = options["kwargs"].get("sigma_min", 0.002), options["kwargs"].get("sigma_max", 80.0)
+    return max(low, options["net_sigma_min"]), min(high, float(options["net_sigma_max"]))
 
 
 def sampler(recording: Recording) -> Iterator[Comparison]:
@@ -69,8 +95,7 @@ def sampler(recording: Recording) -> Iterator[Comparison]:
         edm = case.startswith("edm.") or (keywords["discretization"], keywords["schedule"]) == ("edm", "linear")
         if not edm or keywords.get("S_churn") or keywords.get("alpha", 1) != 1:
             continue
-        sigma_min = max(keywords.get("sigma_min", 0.002), options["net_sigma_min"])
-        sigma_max = min(keywords.get("sigma_max", 80.0), float(options["net_sigma_max"]))
+        sigma_min, sigma_max = limits(options)
         sde, num_steps = EDMSDE(sigma_min, sigma_max), keywords.get("num_steps", 18)
         times = GRIDS["karras"](sde, num_steps - 1, rho=keywords.get("rho", 7))
         yield f"{case}.sigma_steps", times, recording[f"{case}.sigma_steps"][:-1]
@@ -86,10 +111,12 @@ def churn(recording: Recording) -> Iterator[Comparison]:
         if not (case.startswith("edm.") and keywords.get("S_churn")):
             continue
         low, high = keywords.get("S_min", 0.0), keywords.get("S_max", math.inf)
-        sde, noise = EDMSDE(0.002, 160.0), recording[f"{case}.noise"]
-        times = GRIDS["karras"](sde, keywords["num_steps"] - 1, start=80.0)
+        sigma_min, sigma_max = limits(options)
+        sde, noise = EDMSDE(sigma_min, 2 * sigma_max), recording[f"{case}.noise"]
+        times = GRIDS["karras"](sde, keywords.get("num_steps", 18) - 1, start=sigma_max, rho=keywords.get("rho", 7))
         step = Churn(sde, keywords["S_churn"], low, high, keywords.get("S_noise", 1.0))
-        x, denoise = recording[f"{case}.latents"].double() * 80.0, gaussian(recording, (3, 3, 3)).denoiser(sde)
+        x = recording[f"{case}.latents"].double() * sigma_max
+        denoise = gaussian(recording, x.shape[1:]).denoiser(sde)
         drawn = noise[(times >= low) & (times <= high)]
         yield f"{case}.x", sample(step, denoise, x, times, replay(drawn)), recording[f"{case}.x"]
 
@@ -97,7 +124,11 @@ def churn(recording: Recording) -> Iterator[Comparison]:
 def sampler_on_the_iddpm_grid(recording: Recording) -> Iterator[Comparison]:
     """Euler, and Heun with a network that rounds sigma to its table, at the recorded noise levels."""
     table = recording["iddpm_u"].double()
-    for case, step in {"ablation.iddpm_linear_none_euler": DDIM, "ablation.iddpm_rounded_net": Heun}.items():
+    for case, options in recording.cases.items():
+        keywords = options["kwargs"]
+        if (keywords.get("discretization"), keywords.get("schedule")) != ("iddpm", "linear"):
+            continue
+        step = {"euler": DDIM, "heun": Heun}[keywords["solver"]]
         times = recording[f"{case}.sigma_steps"][:-1]
         sde = EDMSDE(times[-1].item(), times[0].item())
         x = recording[f"{case}.latents"].double() * sde.t_max
@@ -106,7 +137,7 @@ def sampler_on_the_iddpm_grid(recording: Recording) -> Iterator[Comparison]:
         def rounded(x: Tensor, t: float, exact: Callable = exact) -> Tensor:
             return exact(x, table[(table - t).abs().argmin()].item())
 
-        denoise = rounded if case.endswith("rounded_net") else exact
+        denoise = exact if options["net_round_sigma"] == "identity" else rounded
         yield f"{case}.x", sample(step(sde), denoise, x, times, zeros), recording[f"{case}.x"]
 
 

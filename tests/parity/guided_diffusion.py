@@ -26,29 +26,35 @@ from sde_lib.bound import Bound, Hybrid, kl, log_prob_bins, log_prob_data, step_
 from sde_lib.denoiser import Prediction
 from sde_lib.process import reverse_std
 
-THINNED = ("spaced0", "spaced1", "spaced2", "spaced3", "spaced4", "spaced5")
-"""The recorded selections of levels from a chain of 1000; the others are from chains of other lengths."""
+PUBLISHED_LEVELS = 1000
+"""Levels of the published chain, for recordings that do not name another number."""
 
 
 @cache
-def chain(schedule: str) -> Discrete:
-    """DDPM's linear chain is ours; the cosine one comes as its betas."""
+def chain(schedule: str, num_levels: int = PUBLISHED_LEVELS) -> Discrete:
+    """DDPM's linear chain, scaled to its number of levels, is ours; the cosine one comes as its betas."""
     if schedule == "linear":
-        return VPSDE(0.1, 20.0).discretize(1000)
-    return Discrete.of_betas(Recording("guided_diffusion/tables")[f"{schedule}1000.betas"])
+        return VPSDE(0.1, 20.0).discretize(num_levels)
+    return Discrete.of_betas(Recording("guided_diffusion/tables")[f"{schedule}{num_levels}.betas"])
 
 
 def tables(recording: Recording, schedule: str) -> Iterator[Comparison]:
     """Marginals at the levels; the posterior out of the bridge."""
-    level = torch.arange(1, 1001, dtype=torch.float64)
-    alpha, sigma, _ = chain(schedule).at(level)
+    for name, num_levels in parameters(recording.name)["schedules"]:
+        if name == schedule:
+            yield from _tables(recording, f"{schedule}{num_levels}", chain(schedule, num_levels))
+
+
+def _tables(recording: Recording, prefix: str, sde: Discrete) -> Iterator[Comparison]:
+    level = torch.arange(1, sde.t_max + 1, dtype=torch.float64)
+    alpha, sigma, _ = sde.at(level)
     zero, one = torch.zeros_like(level), torch.ones_like(level)
-    of_x0, std = chain(schedule).bridge(zero, one, level, level - 1, eta=1.0)
-    of_x, _ = chain(schedule).bridge(one, zero, level, level - 1, eta=1.0)
+    of_x0, std = sde.bridge(zero, one, level, level - 1, eta=1.0)
+    of_x, _ = sde.bridge(one, zero, level, level - 1, eta=1.0)
     ours = {
-        "betas": chain(schedule).transition(level - 1, level)[1] ** 2,
+        "betas": sde.transition(level - 1, level)[1] ** 2,
         "alphas_cumprod": alpha**2,
-        "alphas_cumprod_prev": chain(schedule).alpha(level - 1) ** 2,
+        "alphas_cumprod_prev": sde.alpha(level - 1) ** 2,
         "sqrt_alphas_cumprod": alpha,
         "sqrt_one_minus_alphas_cumprod": sigma,
         "log_one_minus_alphas_cumprod": 2 * torch.log(sigma),
@@ -59,20 +65,24 @@ def tables(recording: Recording, schedule: str) -> Iterator[Comparison]:
         "posterior_mean_coef2": of_x,
     }
     for name, values in ours.items():
-        if f"{schedule}1000.{name}" in recording:
-            yield f"{schedule}1000.{name}", values, recording[f"{schedule}1000.{name}"]
+        if f"{prefix}.{name}" in recording:
+            yield f"{prefix}.{name}", values, recording[f"{prefix}.{name}"]
 
 
 def respaced(recording: Recording) -> Iterator[Comparison]:
     """The betas of a chain that keeps only some levels: its transitions between them."""
+    about, whole = parameters(recording.name), Recording("guided_diffusion/tables")
     for key in recording.arrays:
         case, *rest = key.split(".")
-        if case not in THINNED or rest[-1] != "timestep_map":
+        if rest[-1] != "timestep_map":
             continue
+        schedule, num_levels = rest[0], about["respacing"][case]["num_timesteps"]
+        if schedule != "linear" and f"{schedule}{num_levels}.betas" not in whole:
+            continue  # the cosine chain of this length was not recorded
         late = recording[key].double() + 1
         early = torch.cat([torch.zeros(1).double(), late[:-1]])
-        b = chain(rest[0]).transition(early, late)[1]
-        yield f"{case}.{rest[0]}.betas", b**2, recording[f"{case}.{rest[0]}.betas"]
+        b = chain(schedule, num_levels).transition(early, late)[1]
+        yield f"{case}.{schedule}.betas", b**2, recording[f"{case}.{schedule}.betas"]
 
 
 def steps(recording: Recording) -> Iterator[Comparison]:
@@ -82,9 +92,14 @@ def steps(recording: Recording) -> Iterator[Comparison]:
     a model are compared where sigma is above 0.1.
     """
     levels, outputs = (recording["t"].double() + 1).tolist(), recording["model_output"][:, :3].split(1)
-    for case in parameters(recording.name)["cases"]:
+    about = parameters(recording.name)
+    for case in about["cases"]:
         schedule, kind = case.split(".")
-        sde, x, still = chain(schedule), recording[f"{schedule}.x_t"], torch.zeros_like(recording["x_start"])
+        sde, x, still = (
+            chain(schedule, about["T"]),
+            recording[f"{schedule}.x_t"],
+            torch.zeros_like(recording["x_start"]),
+        )
         plain = [estimate(sde, kind, f) for f in outputs]
         for name, denoisers in {"noclip": plain, "clip": [clipped(denoise) for denoise in plain]}.items():
             if f"{case}.{name}.mean" in recording:
@@ -127,8 +142,15 @@ def published_log_ndtr(x: Tensor) -> Tensor:
 
 
 def published(function: Callable, *args, **kwargs) -> Tensor:
-    """What a function of ours gives with the distribution and the bins of the reference: 256 levels from -1 to 1."""
-    bins = partial(log_prob_bins, edge=256 / 255)
+    """The value of a function of ours with the distribution and the bins of the reference: 256 levels from -1 to 1.
+
+    The bins of those levels fill [-256/255, 256/255]; ours fill [-1, 1], which the caller of ``log_prob_bins`` gives as
+    ``edge``, so the edge is replaced there.
+    """
+
+    def bins(x0: Tensor, mean: Tensor, std: Tensor, bin_width: float, edge: float) -> Tensor:
+        return log_prob_bins(x0, mean, std, bin_width, edge=256 / 255)
+
     with patch("torch.special.log_ndtr", published_log_ndtr), patch("sde_lib.bound.log_prob_bins", bins):
         return function(*args, **kwargs)
 
@@ -153,11 +175,12 @@ def in_bits(nats: Tensor, like: Tensor) -> Tensor:
 def predictions(recording: Recording) -> Iterator[tuple[str, str, Discrete, Tensor, Tensor, Prediction]]:
     """(case, kind, chain, level, x_t, what the network says) in double precision; our variances have bounds."""
     level, output = column(recording["t"].double() + 1), recording["model_output"].double()
-    for case in parameters(recording.name)["cases"]:
+    about = parameters(recording.name)
+    for case in about["cases"]:
         schedule, kind = case.split(".")
         if kind == "eps_learned":
             continue
-        sde, x = chain(schedule), recording[f"{schedule}.x_t"].double()
+        sde, x = chain(schedule, about["T"]), recording[f"{schedule}.x_t"].double()
         found = estimate(sde, kind, output[:, :3])(x, level).x0
         yield case, kind, sde, level, x, Prediction(found, share_of(sde, kind, level, output[:, 3:]))
 
@@ -181,11 +204,12 @@ def step_bounds(recording: Recording) -> Iterator[Comparison]:
             if f"{case}.{name}.vb_bpd" in recording:
                 yield f"{case}.{name}.vb_bpd", ours[rows], recording[f"{case}.{name}.vb_bpd"][rows]
     for schedule in ("linear", "cosine"):
-        yield f"{schedule}.prior_bpd", in_bits(prior_term(chain(schedule), x0), x0), recording[f"{schedule}.prior_bpd"]
+        sde = chain(schedule, parameters(recording.name)["T"])
+        yield f"{schedule}.prior_bpd", in_bits(prior_term(sde, x0), x0), recording[f"{schedule}.prior_bpd"]
 
 
 def objectives(recording: Recording) -> Iterator[Comparison]:
-    """Training losses: rescaled_kl is our bound, rescaled_mse our hybrid; others count one level of 1000."""
+    """Training losses: rescaled_kl is our bound, rescaled_mse our hybrid; the others count one level of T."""
     x0, eps = recording["x_start"].double(), recording["q_noise"].double()
     for case, kind, sde, level, _, prediction in predictions(recording):
         if not kind.endswith("_range"):
@@ -196,16 +220,16 @@ def objectives(recording: Recording) -> Iterator[Comparison]:
         simple, whole, both = hybrid.simple(*told), published(bound, *told), published(hybrid, *told)
         ours = {
             "mse.mse": simple,
-            "mse.vb": whole / 1000,
-            "mse.loss": simple + whole / 1000,
+            "mse.vb": whole / sde.t_max,
+            "mse.loss": simple + whole / sde.t_max,
             "rescaled_mse.loss": both,
-            "kl.loss": whole / 1000,
+            "kl.loss": whole / sde.t_max,
         }
         rows = slice(int(kind.startswith("x0")), None)
         for name, values in ours.items():
             yield f"{case}.training.{name}", values[rows], recording[f"{case}.training.{name}"][rows]
-        theirs = recording[f"{case}.training.rescaled_kl.loss"] / 1000
-        yield f"{case}.training.rescaled_kl.loss", whole[rows] / 1000, theirs[rows]
+        theirs = recording[f"{case}.training.rescaled_kl.loss"] / sde.t_max
+        yield f"{case}.training.rescaled_kl.loss", whole[rows] / sde.t_max, theirs[rows]
 
 
 def laws(recording: Recording) -> Iterator[Comparison]:

@@ -71,7 +71,13 @@ class Group(NamedTuple):
 
     def recordings(self) -> list[str]:
         """Those of the files that are here, with the array that is needed."""
-        return [name for name in self.files if find(f"{name}.npz").exists() and self.needs in Recording(name)]
+        return [name for name in self.files if not self.missing(name)]
+
+    def missing(self, name: str) -> str:
+        """Why a file cannot be compared; empty if it can."""
+        if not find(f"{name}.npz").exists():
+            return f"{name}.npz is not here"
+        return "" if self.needs in Recording(name) else f"{name}.npz has no {self.needs} here"
 
 
 def find(path: str) -> Path:

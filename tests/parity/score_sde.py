@@ -275,7 +275,7 @@ def constrained_runs(recording: Recording, precision: str = "") -> Iterator[Comp
             constrain = replacement(known, project, lambda x, draw=draw: mixing(_COLOURS)(draw(x)))
         times = GRIDS["uniform"](sde, num_levels - 1).tolist()
         time_of = dict(zip(range(num_levels, 0, -1), times))
-        step = PredictorCorrector(chain, corrector="langevin_batch")
+        step = PredictorCorrector(chain, "reverse_diffusion", "langevin_batch", options["snr"], options["n_steps"])
         prior = recording[f"{case}.prior_noise{precision}"] * sde.prior_std
         x = prior - masked(mask)(prior) + project(known.to(prior))
         for level, t in time_of.items():
