@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -91,20 +90,20 @@ def test_reading_runs_ahead_of_the_steps_and_not_for_ever():
 
 
 def test_a_step_waits_for_its_batch_alone():
-    """Reading takes half of the time of a step, and the step none of it."""
+    """Not for the next one, which is read in the meantime."""
+    reading_next, may_end = threading.Event(), threading.Event()
 
     def read(start):
-        time.sleep(0.02)
-        return {}
+        if start == 2:
+            reading_next.set()
+            assert may_end.wait(timeout=60)
+        return {"x": start}
 
-    ahead, waited = Prefetched(read, stride=1, ahead=1), []
-    for step in range(12):
-        start = time.perf_counter()
-        ahead(step)
-        waited.append(time.perf_counter() - start)
-        time.sleep(0.04)
-    assert waited[0] >= 0.02
-    assert sorted(waited[1:])[5] < 0.005
+    ahead = Prefetched(read, stride=1, ahead=1)
+    assert [ahead(0), ahead(1)] == [{"x": 0}, {"x": 1}]  # would wait for a minute and fail if it took batch 2 as well
+    assert reading_next.wait(timeout=60)
+    may_end.set()
+    assert ahead(2) == {"x": 2}
 
 
 def test_an_error_of_reading_is_raised_by_the_step_that_needs_the_batch():
