@@ -10,6 +10,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from data.dataset import DataError
+from storage.reading import open_file
 
 MOST_UNPACKED = 8 * 2**30  # bytes that the arrays of an .npz may take together
 MOST_STORED = 2**28  # bytes that an image or a listing may take, before it is decoded
@@ -22,9 +23,10 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     Raises: DataError if it is none.
     """
     try:
-        return zipfile.ZipFile(path)
+        return zipfile.ZipFile(open_file(path, math.inf))
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is no readable zip file: copy or download it again") from error
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise DataError(f"{path} is no readable zip file{reason}: copy or download it again") from error
 
 
 def unpack(archive: zipfile.ZipFile, name: str, most: int = MOST_STORED) -> bytes:
@@ -45,17 +47,17 @@ def unpack_arrays(path: Path, wanted: Callable[[str], bool]) -> tuple[list[str],
 
     Raises: DataError for arrays that are too large. ValueError, and what zipfile raises, for damaged ones.
     """
-    with zipfile.ZipFile(path) as archive:
+    with open_file(path, math.inf) as file, zipfile.ZipFile(file) as archive:
         entries = {name.removesuffix(".npy"): name for name in archive.namelist()}
         found, left = {}, MOST_UNPACKED
         for key in filter(wanted, entries):
-            with _entry(archive, entries[key], left) as file:
-                shape, _, dtype = read_header(file)
+            with _entry(archive, entries[key], left) as entry:
+                shape, _, dtype = read_header(entry)
                 size = archive.getinfo(entries[key]).file_size
-                if file.tell() + math.prod(shape) * dtype.itemsize != size:
+                if entry.tell() + math.prod(shape) * dtype.itemsize != size:
                     raise ValueError(f"{key} says that its shape is {shape}, and has {size} bytes")
-            with archive.open(entries[key]) as file:
-                found[key] = npy.read_array(file, allow_pickle=False)
+            with archive.open(entries[key]) as entry:
+                found[key] = npy.read_array(entry, allow_pickle=False)
             left -= size
     return list(entries), found
 

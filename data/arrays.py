@@ -8,6 +8,7 @@ import numpy as np
 
 from data.archives import read_header, unpack_arrays
 from data.dataset import MOST_CLASSES, DataError
+from storage.reading import Refused, open_file
 
 IMAGE_KEYS = ("x", "images", "samples", "arr_0")
 LABEL_KEYS = ("labels", "y")
@@ -28,13 +29,13 @@ class Rows:
         self.axis = _channel_axis(path, stored)
         others = [size for axis, size in enumerate(stored) if axis not in (0, self.axis)]
         self.shape = (stored[0], stored[self.axis] if self.axis else 1, *others)
-        with open(path, "rb") as file:
+        with open_file(path, math.inf) as file:
             self.stamp = _stamp(file.fileno())
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         size, content = math.prod(self.stored[1:]), []
         try:
-            with open(self.path, "rb") as file:
+            with open_file(self.path, math.inf) as file:
                 for row in rows:
                     file.seek(self.offset + int(row) * size)
                     content.append(file.read(size))
@@ -67,7 +68,7 @@ def read_array(path: Path) -> tuple[np.ndarray | Rows, np.ndarray | None]:
             label = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)
         else:
             keys, found = ["x"], _read_npy(path)
-    except DataError:
+    except (DataError, Refused):
         raise
     except Exception as error:  # numpy raises errors of many kinds on damaged files
         raise DataError(f"{path} is empty, damaged or holds Python objects: save it again as plain numbers") from error
@@ -82,7 +83,7 @@ def read_array(path: Path) -> tuple[np.ndarray | Rows, np.ndarray | None]:
 
 def _read_npy(path: Path) -> np.ndarray | Rows:
     """The array of an .npy, whose size has to be what its header says."""
-    with open(path, "rb") as file:
+    with open_file(path, math.inf) as file:
         shape, fortran, dtype = read_header(file)
         offset, size = file.tell(), os.fstat(file.fileno()).st_size
         if offset + math.prod(shape) * dtype.itemsize != size:

@@ -1,11 +1,13 @@
 """The handwritten digits that come with scikit-learn: 1,797 gray images of 8 x 8 pixels in 17 levels."""
 
+import gzip
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from data.dataset import DataError, Dataset, check_split, hold_out
+from storage.reading import TEXT, open_file
 
 
 def read_digits(split: str) -> Dataset:
@@ -25,7 +27,8 @@ def read_digits(split: str) -> Dataset:
     file = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
     if not file.is_file():
         raise DataError(f"{file} is missing: reinstall scikit-learn")
-    table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    with open_file(file, TEXT) as packed, gzip.open(packed) as lines:
+        table = np.loadtxt(lines, delimiter=",", dtype=np.uint8)
     x, label = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].astype(np.int64)
     splits = hold_out(np.argsort(label, kind="stable"), every=5)
     return Dataset(x, splits[split], levels=17, label=label, num_classes=10)

@@ -10,6 +10,7 @@ import numpy as np
 from data.archives import MOST_STORED, open_zip, unpack
 from data.dataset import DataError
 from data.decoding import MAX_PIXELS, BrokenImage, decode
+from storage.reading import Refused, read_bytes
 
 MOST_KEPT = 8 * 2**30  # bytes; the images of larger sets are decoded anew each time
 
@@ -36,12 +37,13 @@ def list_files(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
 
 
 def _content(file: Path) -> bytes:
-    """What a file holds. Raises: BrokenImage if it is a device, a pipe or larger than any image; OSError."""
-    if not file.is_file():
-        raise BrokenImage(f"{file} is no file, or a link to none: remove it")
-    if file.stat().st_size > MOST_STORED:
-        raise BrokenImage(f"{file} has {file.stat().st_size:,} bytes and {MOST_STORED:,} are allowed: remove it")
-    return file.read_bytes()
+    """The content of a file. Raises: BrokenImage for a device, a pipe, more bytes than an image has; OSError."""
+    try:
+        return read_bytes(file, MOST_STORED)
+    except FileNotFoundError as error:
+        raise BrokenImage(f"{file} is a link to no file: remove it") from error
+    except Refused as error:
+        raise BrokenImage(f"{file} is no image: {error.strerror}; remove it") from error
 
 
 class ImageFiles:

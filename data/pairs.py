@@ -8,6 +8,7 @@ import torch
 from data.archives import unpack_arrays
 from data.codecs import Identity, Pixels
 from data.dataset import DataError, Dataset, check_split, hold_out
+from storage.reading import Refused
 
 KEYS = ("latents", "x0", "levels")
 REAL = (np.float16, np.float32, np.float64)
@@ -29,13 +30,13 @@ def read_pairs(split: str, path: str) -> Dataset:
     check_split(split)
     if not path:
         raise ValueError(f"data.path is empty: give a samples.npz with pairs; {REMEDY}")
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise DataError(f"{path} does not exist: {REMEDY}")
     try:
         _, arrays = unpack_arrays(Path(path), KEYS.__contains__)
         latents, x0, levels = (arrays[key] for key in KEYS)
         levels = int(levels)
-    except DataError:
+    except (DataError, Refused):
         raise
     except Exception as error:  # numpy raises errors of many kinds on damaged files
         raise DataError(f"{path} is damaged or does not hold {', '.join(KEYS)}: {REMEDY}") from error

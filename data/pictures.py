@@ -1,15 +1,15 @@
 """Pictures to look at: a grid of images, a table of images that moves, or a scatter plot of points."""
 
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from storage.writing import replace
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -43,8 +43,7 @@ def write_png(path: str | Path, images: Tensor | np.ndarray, levels: int = 256, 
     for i, image in enumerate(shown):
         top, left = i // columns * high + GAP, i % columns * wide + GAP
         grid[:, top : top + height * zoom, left : left + width * zoom] = image
-    with _replacing(path) as temporary:
-        _as_picture(grid).save(temporary, format="PNG")
+    replace(Path(path), lambda file: _as_picture(grid).save(file, format="PNG"))
 
 
 def table(
@@ -81,8 +80,8 @@ def table(
 def write_gif(path: str | Path, pictures: Sequence["Picture"], milliseconds: int = 120) -> None:
     """Write pictures as an animation that runs forth and back for ever, each shown for so many milliseconds."""
     first, *others = [*pictures, *pictures[-2:0:-1]]
-    with _replacing(path) as temporary:
-        first.save(temporary, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
+    options = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0}
+    replace(Path(path), lambda file: first.save(file, format="GIF", **options))
 
 
 def scatter_png(path: str | Path, points: Tensor | np.ndarray, title: str = "") -> None:
@@ -99,8 +98,7 @@ def scatter_png(path: str | Path, points: Tensor | np.ndarray, title: str = "") 
     figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
     axes = figure.add_subplot(title=title, aspect="equal")
     axes.scatter(*points.T.numpy(), s=2, alpha=0.5, linewidths=0)
-    with _replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    replace(Path(path), lambda file: figure.savefig(file, format="png"))
 
 
 def _magnify(images: Tensor, levels: int, zoom: int) -> Tensor:
@@ -114,14 +112,3 @@ def _as_picture(image: Tensor) -> "Picture":
     from PIL import Image
 
     return Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy())
-
-
-@contextmanager
-def _replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside path, renamed to it when all is written: no reader finds half a file."""
-    temporary = Path(f"{path}.partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,8 +10,6 @@ import hashlib
 import io
 import json
 import math
-import os
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +25,8 @@ from engine import ranks
 from engine.errors import CheckpointError
 from models.checkpoints.safe import unpacked
 from sde_lib import Gaussian
+from storage.reading import half_of_memory, read_bytes, read_text
+from storage.writing import create, flush_folder, remove, rename, replacing_folder
 
 RAW = "model.safetensors"
 GAUSSIAN = "gaussian.safetensors"
@@ -73,7 +73,7 @@ def save(
         meta: JSON values that describe the checkpoint.
     """
     target = folder / f"step_{step:08d}"
-    partial, former = (target.with_name(f".{target.name}.{what}") for what in ("partial", "former"))
+    former = target.with_name(f".{target.name}.former")
     contents = {name: save_tensors(_contiguous(part)) for name, part in parts.items()}
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
@@ -82,30 +82,27 @@ def save(
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     digests["meta.json"] = _own_digest(meta)
     contents["meta.json"] = json.dumps({**meta, "sha256": digests}, indent=2).encode()
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with replacing_folder(target) as partial:
         for name, content in contents.items():
-            with open(partial / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        if target.exists():
-            os.replace(target, former)
-        os.replace(partial, target)
-        _flush(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if former.exists() and not target.exists():
-            os.replace(former, target)
-        raise
-    shutil.rmtree(former, ignore_errors=True)
+            create(partial / name, content)
+        flush_folder(partial)
+        try:
+            if target.exists():
+                remove(former)
+                rename(target, former)
+            rename(partial, target)
+        except BaseException:
+            if former.exists() and not target.exists():
+                rename(former, target)
+            raise
+        flush_folder(folder)
+    remove(former)
     return target
 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(path, half_of_memory())).hexdigest()
 
 
 def forget(folder: Path, keep: int, every: int = 0) -> None:
@@ -115,9 +112,9 @@ def forget(folder: Path, keep: int, every: int = 0) -> None:
     """
     old = [path for path in steps(folder)[: -keep or None] if not (every and _step(path) % every == 0)] if keep else []
     for path in old:
-        os.replace(path, path.with_name(f".{path.name}.former"))
+        rename(path, path.with_name(f".{path.name}.former"))
     for path in folder.glob(".step_*.former"):
-        shutil.rmtree(path)
+        remove(path)
 
 
 def steps(folder: Path) -> list[Path]:
@@ -168,8 +165,8 @@ def newest(folder: Path) -> Path | None:
     for path in steps(folder):
         if _step(path) > _step(found):
             aside = path.with_name(f"damaged_{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(path, aside)
+            remove(aside)
+            rename(path, aside)
     return found
 
 
@@ -202,7 +199,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     Raises: CheckpointError if it is missing or damaged.
     """
     try:
-        meta = json.loads((path / "meta.json").read_text())
+        meta = json.loads(read_text(path / "meta.json"))
         own = _own_digest(meta)
         if meta["sha256"]["meta.json"] != own or not _sound(meta):
             raise ValueError("these are not the values that were written")
@@ -276,7 +273,7 @@ def _read(path: Path, name: str) -> bytes:
         there = ", ".join(sorted(digests))
         raise CheckpointError(f"{path} has no {name}; it has {there}")
     try:
-        content = (path / name).read_bytes()
+        content = read_bytes(path / name, half_of_memory())
     except OSError as error:
         raise CheckpointError(f"{path / name} cannot be read ({error.strerror}); {_remedy(path)}") from error
     if hashlib.sha256(content).hexdigest() != digests[name]:
@@ -286,16 +283,6 @@ def _read(path: Path, name: str) -> bytes:
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
-
-
-def _flush(folder: Path) -> None:
-    """Put the names of a folder on the disk; Windows has no such call."""
-    if os.name == "posix":
-        directory = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
 def _sound(meta: Mapping[str, Any]) -> bool:

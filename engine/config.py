@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from engine.errors import CheckpointError, unknown
+from storage.reading import read_text
 
 FOLDER = Path(default.__file__).parent
 
@@ -90,7 +91,7 @@ def load(name_or_path: str) -> ConfigDict:
         raise ValueError(f"no config file {name_or_path}; known names: {', '.join(names())}")
     try:
         if path.suffix == ".json":
-            return from_json(path.read_text())
+            return from_json(read_text(path))
         return conform(runpy.run_path(str(path))["get_config"]().to_dict())
     except WRONG as error:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
@@ -134,7 +135,7 @@ def stored(folder: Path) -> ConfigDict:
         name = folder.name if folder.name in names() else "NAME"
         raise CheckpointError(f"no run in {folder}: {path} is missing; train one with --config {name} --mode train")
     try:
-        return from_json(path.read_text())
+        return from_json(read_text(path))
     except WRONG as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it or choose another --workdir") from error
 

@@ -16,6 +16,7 @@ from models.clip import Clip
 from samplers import clean_embedding_guidance, embedding_guidance
 from samplers.guidance import Guided
 from sde_lib import Pair
+from storage.reading import read_text
 
 Lean = Callable[[Guided], Guided]
 """From a denoiser to one that leans towards the target."""
@@ -37,7 +38,7 @@ def make_lean(config: ConfigDict, experiment: Experiment) -> Lean:
 def is_clip(folder: Path) -> bool:
     """Whether a folder was written by transformers, whose config.json names the type of a model."""
     try:
-        found = json.loads((folder / "config.json").read_text())
+        found = json.loads(read_text(folder / "config.json"))
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and "model_type" in found

@@ -32,6 +32,7 @@ from engine.inference import usual
 from engine.log import versions
 from engine.sample import draw_run
 from sde_lib import OBJECTIVES
+from storage.reading import half_of_memory, open_file, read_text
 
 Metrics = dict[str, dict[str, float | None]]
 """Name -> {"samples": number, "floor": number}, and "spread" where the numbers are means."""
@@ -169,7 +170,8 @@ def inception(config: ConfigDict, dataset: Dataset) -> Features:
         )
     device = make_device(config.device)
     try:
-        torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run code from the file
+        with open_file(path, half_of_memory()) as file:  # torch-fidelity itself would run code from it
+            torch.load(file, map_location="cpu", weights_only=True)
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device).eval()
     except Exception as error:  # torch raises errors of many kinds on damaged files
         reason = getattr(error, "strerror", None) or "it does not hold the weights of Inception v3"
@@ -254,7 +256,7 @@ def read_samples(path: Path, dataset: Dataset) -> tuple[Tensor, dict[str, Any]]:
     """
     samples = torch.from_numpy(read_npz(path, "samples")["samples"])
     try:
-        manifest = json.loads(path.with_name("manifest.json").read_text())
+        manifest = json.loads(read_text(path.with_name("manifest.json")))
         levels, *_ = (manifest[key] for key in ("levels", "sampler", "steps", "nfe", "seed"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path.with_name('manifest.json')} is missing or damaged; sample again") from error

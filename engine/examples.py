@@ -1,5 +1,6 @@
 """Examples to edit, the first of a split or those of a file; and what was made of them."""
 
+import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,11 +10,13 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from data import DataError, Dataset
+from data.archives import MOST_STORED
 from data.arrays import read_array
 from data.decoding import MAX_PIXELS
 from engine.build import DataFacts, Experiment, check_at_least, check_form, read_dataset
 from engine.files import read_npz
 from sde_lib import NonFiniteError
+from storage.reading import Refused, read_bytes
 
 PICTURES = (".png", ".jpg", ".jpeg")
 MODES = {1: "L", 3: "RGB"}
@@ -116,12 +119,14 @@ def read_picture(path: Path, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"{path} is a picture, and the run has examples of shape {shape}")
     channels, height, width = shape
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        with Image.open(io.BytesIO(read_bytes(path, MOST_STORED)), formats=("PNG", "JPEG")) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError("too many pixels")
             image.load()
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: check the path") from error
+    except Refused as error:
+        raise DataError(f"{path} is no picture: {error.strerror}") from error
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         raise DataError(f"{path} is no picture that can be read: save it again as PNG") from error
     if (image.mode, image.size) != (MODES[channels], (width, height)):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engine import ranks
-from storage.writing import write_text
+from storage.reading import LINES, read_text
+from storage.writing import append, make_folder, write_text
 
 
 def versions() -> dict[str, str]:
@@ -41,17 +42,16 @@ class Metrics:
     def __init__(self, folder: Path, step: int) -> None:
         self.folder, self.path, self.step, self._board = folder, folder / "metrics.jsonl", step, None
         if self.path.exists() and ranks.rank() == 0:
-            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+            kept = [line for line in read_text(self.path, LINES).splitlines() if _step_of(line) <= step]
             write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line, and write its numbers to TensorBoard."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps({key: _finite(value) for key, value in values.items()}) + "\n")
+        append(self.path, json.dumps({key: _finite(value) for key, value in values.items()}) + "\n")
         if self._board is None:  # imported late: it takes longer than the first training step
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1)
+            self._board = SummaryWriter(str(make_folder(self.folder / "tensorboard")), purge_step=self.step + 1)
         for key, value in values.items():
             if isinstance(value, (int, float)) and key != "step":
                 self._board.add_scalar(key, value, values["step"])

@@ -12,8 +12,6 @@ Reference: Karras et al. 2024, sec. 3.2 and appendix C.
 """
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +23,7 @@ from torch import nn
 from engine import checkpoint, ranks
 from engine.ema import EMA, WIDEST, exponent
 from engine.errors import CheckpointError
+from storage.writing import remove, rename
 
 FOLDER = "snapshots"
 PROFILE = "ema:"
@@ -63,8 +62,8 @@ class Snapshots:
         for path in checkpoint.steps(self.folder) if ranks.rank() == 0 else []:
             if unwanted(int(path.name.removeprefix("step_"))):
                 gone = path.with_name(f".{path.name}.former")  # half of it is no snapshot
-                os.replace(path, gone)
-                shutil.rmtree(gone)
+                rename(path, gone)
+                remove(gone)
 
 
 def spacing(step: int, every: int, most: int) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from engine import ranks
+from storage.reading import LINES, read_text
+from storage.writing import append, make_folder, remove
 
 
 class Rows:
@@ -40,9 +42,8 @@ class Rows:
     def append(self, examples: Sequence[int], columns: Mapping[str, np.ndarray]) -> None:
         """Keep the rows of a batch: its examples, and (N,) of each column."""
         line = json.dumps({"example": list(examples), **{key: column.tolist() for key, column in columns.items()}})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a") as file:
-            file.write(f"\n{line}")  # begins one of its own after one that was cut off
+        make_folder(self.folder)
+        append(self.path, f"\n{line}")  # begins a line of its own after one that was cut off
 
     def collect(self, num: int) -> dict[str, np.ndarray]:
         """All rows of the examples 0, ..., num - 1 as columns (num,), for when every process has appended its own.
@@ -65,13 +66,13 @@ class Rows:
     def forget(self) -> None:
         """Delete all files of this name, for the numbers are kept elsewhere now."""
         for path in self.folder.glob(self.all):
-            path.unlink()
+            remove(path)
 
     def _read(self) -> dict[int, dict[str, float]]:
         """The rows that answer what is asked, by example."""
         found = {}
         for path in sorted(self.folder.glob(self.own)):
-            for batch in map(_whole, path.read_text(errors="replace").splitlines()):
+            for batch in map(_whole, read_text(path, LINES, errors="replace").splitlines()):
                 columns = zip(*batch.values(), strict=True)
                 found |= {example: dict(zip(list(batch)[1:], row, strict=True)) for example, *row in columns}
         return found

@@ -317,7 +317,6 @@ def write_samples(folder: Path, samples: Tensor, facts: DataFacts, **beside: Ten
 
 def picture(path: Path, samples: Tensor, facts: DataFacts, columns: int = 0) -> None:
     """A grid of images or a scatter plot of points; nothing for data of other kinds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if is_image(facts):
         write_png(path, samples, levels=facts.levels, columns=columns if columns > 1 else None)
     elif facts.shape == (2,):

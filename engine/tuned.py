@@ -13,6 +13,7 @@ from engine.errors import CheckpointError
 from samplers import Multistep, Step
 from samplers.calibration import Plan
 from samplers.multistep import Move
+from storage.reading import read_text
 
 GRID = "tuned"
 """What ``sample.grid`` says to have a calibration, or an error where there is none."""
@@ -52,7 +53,7 @@ def read(path: Path, wanted: Mapping[str, Any]) -> Plan:
     if not path.is_file():
         raise CheckpointError(f"there is no {path}; {remedy}, or leave sample.grid empty")
     try:
-        kept = json.loads(path.read_text())
+        kept = json.loads(read_text(path))
         made, numbers = kept["made_for"], kept["plan"]
         plan = Plan(**{**numbers, "moves": [Move(**move) for move in numbers["moves"]]})
         if not len(plan.times) == len(plan.seen) == len(plan.moves) > 1:

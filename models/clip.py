@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.checkpoints.safe import ForeignError
+from storage.reading import half_of_memory, open_file, read_text
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the colours that the published models see, for folders that do not say."""
@@ -67,6 +68,8 @@ class Clip:
         disable_progress_bar()
         set_verbosity_error()
         try:
+            for file in folder.iterdir():  # transformers would open a pipe or a device
+                open_file(file, half_of_memory()).close()
             model, told = CLIPModel.from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
             )
@@ -121,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise ForeignError(f"{path} is damaged: fetch it again") from error
     return found if isinstance(found, dict) else {}

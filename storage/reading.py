@@ -34,25 +34,21 @@ def open_file(path: str | os.PathLike, most: float) -> BinaryIO:
 
     Raises: Refused for a pipe, a device, a socket, or a file of more bytes; OSError.
     """
-    extra = (getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"))
     try:
-        descriptor = os.open(path, functools.reduce(int.__or__, extra, os.O_RDONLY))
+        file = open(path, "rb", opener=_open)  # noqa: SIM115 (the caller closes it)
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket, which only a connection opens
             raise refused(path, errno.EINVAL, "it is a socket and not a regular file") from None
         raise
     try:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        status = os.fstat(file.fileno())
         check_regular(path, status)
         if status.st_size > most:
-            size = f"it has {status.st_size:,} bytes, of {int(most):,} allowed"
-            raise refused(path, errno.EFBIG, size)
-        return os.fdopen(descriptor, "rb")
+            raise refused(path, errno.EFBIG, f"it has {status.st_size:,} bytes, of {int(most):,} allowed")
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
+    return file
 
 
 def read_bytes(path: str | os.PathLike, most: float) -> bytes:
@@ -90,6 +86,11 @@ def check_regular(path: str | os.PathLike, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
         raise refused(path, errno.EINVAL, f"it is {kind} and not a regular file")
+
+
+def _open(path: str, flags: int) -> int:
+    """The descriptor of a file, without waiting for the writer of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
 def refused(path: str | os.PathLike, number: int, reason: str) -> Refused:

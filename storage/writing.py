@@ -7,6 +7,7 @@ holds a lock on the temporary file; temporary files without one are leftovers of
 
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -22,8 +23,8 @@ try:
 except ImportError:  # Windows, where leftovers stay
     fcntl = None
 
-PARTIAL = ".partial"
-"""The ending of temporary names."""
+LEFTOVER = re.compile(r"\.(.+\.[0-9a-f]{8}|step_\d+)\.partial")
+"""Temporary names, and those that checkpoints had in earlier versions."""
 
 _roots: list[Path] = []
 
@@ -69,9 +70,14 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     flush_folder(path.parent)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, as ``replace`` does."""
+    replace(path, lambda file: file.write(content))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, as ``replace`` does."""
-    replace(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
 
 
 @contextmanager
@@ -152,6 +158,19 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def sweep(folder: Path) -> None:
+    """Delete the leftovers in a folder of commands that were killed while they wrote there."""
+    for path in folder.iterdir():
+        if fcntl and LEFTOVER.fullmatch(path.name):
+            with suppress(OSError):  # a link, or gone by now
+                descriptor = os.open(path, _flags("O_RDONLY", "O_NONBLOCK"))
+                try:
+                    if _lock(descriptor) and _is(path, descriptor):
+                        remove(path)
+                finally:
+                    os.close(descriptor)
+
+
 def _check_place(path: Path) -> None:
     """Raises: Refused if the path is outside the confining root, or leads through a link below it."""
     if not _roots:
@@ -191,8 +210,7 @@ def _new_folder(path: Path) -> int | None:
 @contextmanager
 def _temporary(target: Path, make: Callable[[Path], int | None]) -> Iterator[tuple[Path, int | None]]:
     """A new file or folder under a temporary name, with its descriptor, which the caller closes; it stays locked."""
-    make_folder(target.parent)
-    _sweep(target)
+    sweep(make_folder(target.parent))
     path, descriptor = _claim(target, make)
     lock = None if descriptor is None else os.dup(descriptor)
     try:
@@ -205,7 +223,7 @@ def _temporary(target: Path, make: Callable[[Path], int | None]) -> Iterator[tup
 def _claim(target: Path, make: Callable[[Path], int | None]) -> tuple[Path, int | None]:
     """The path and the descriptor of a new file or folder that is locked."""
     while True:
-        path = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
+        path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         try:
             descriptor = make(path)
         except FileExistsError:
@@ -214,20 +232,6 @@ def _claim(target: Path, make: Callable[[Path], int | None]) -> tuple[Path, int 
             os.close(descriptor)
             continue
         return path, descriptor
-
-
-def _sweep(target: Path) -> None:
-    """Delete the leftovers of commands that were killed while they wrote the same target."""
-    begin = f".{target.name}."
-    for path in target.parent.iterdir():
-        if fcntl and path.name.startswith(begin) and path.name.endswith(PARTIAL):
-            with suppress(OSError):  # a link, or gone by now
-                descriptor = os.open(path, _flags("O_RDONLY", "O_NONBLOCK"))
-                try:
-                    if _lock(descriptor) and _is(path, descriptor):
-                        remove(path)
-                finally:
-                    os.close(descriptor)
 
 
 def _lock(descriptor: int | None) -> bool:

@@ -646,8 +646,8 @@ def test_a_failed_write_leaves_the_old_picture_and_nothing_else(tmp_path, monkey
     write_png(tmp_path / "grid.png", np.zeros((1, 1, 8, 8), np.uint8))
     before = (tmp_path / "grid.png").read_bytes()
 
-    def fill_the_disk(image, path, format):
-        Path(path).write_bytes(b"half")
+    def fill_the_disk(image, file, format):
+        file.write(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(Image.Image, "save", fill_the_disk)
@@ -815,7 +815,7 @@ def test_links_to_files_are_followed_and_pipes_are_not_waited_for(tmp_path):
         (folder / name).symlink_to(tmp_path / "real" / name)
     assert numbers(read_images("train", str(folder))) == [2, 3, 4, 5, 6, 7, 8]
     os.mkfifo(folder / "0.png")
-    with pytest.raises(DataError, match=r"links/0.png is no file, or a link to none: remove it"):
+    with pytest.raises(DataError, match=r"links/0.png is no image: it is a pipe and not a regular file; remove it"):
         read_images("train", str(folder))
     (folder / "0.png").unlink()
     (folder / "0.png").symlink_to("nowhere")

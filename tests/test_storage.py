@@ -117,14 +117,16 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
 
 
 def test_leftovers_are_deleted_unless_their_writer_lives(tmp_path):
-    dead, alive, other, link = (tmp_path / f".{name}.partial" for name in ("a.1", "a.2", "ab.3", "a.4"))
+    names = ("a.00000001", "b.00000002", "step_00000008", "theirs", "a.00000005")
+    dead, alive, former, other, link = (tmp_path / f".{name}.partial" for name in names)
     for file in (dead, alive, other):
         file.touch()
-    link.symlink_to("ab.3")
+    former.mkdir()
+    link.symlink_to(other.name)
     with open(alive) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        writing.write_text(tmp_path / "a", "new")
-    assert {path.name for path in tmp_path.iterdir()} == {"a", alive.name, other.name, link.name}
+        writing.write_text(tmp_path / "c", "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"c", alive.name, other.name, link.name}
 
 
 def test_two_writers_of_one_file_disturb_each_other_not(tmp_path):

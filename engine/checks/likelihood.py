@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from configs import default
+from data.archives import unpack_arrays
 from engine import likelihood
 from engine.build import read_dataset
 from engine.checks.rows import Row, Setting, distance, exactly, worst
@@ -47,6 +48,7 @@ from sde_lib.adams import Adams
 from sde_lib.motion import Motion, Solution
 from sde_lib.process import Time
 from sde_lib.runge_kutta import DormandPrince
+from storage.reading import read_text
 from storage.writing import write_text
 
 DIMENSIONS, SEED = 4, 40
@@ -394,7 +396,7 @@ def untrained(data: str, dequantization: str, changes: dict[str, str | int], set
         trainer.save()
         likelihood.run(config, workdir, Options())
         (path,) = (workdir / "likelihood").glob("*.json")
-        result, columns = json.loads(path.read_text()), dict(np.load(path.with_suffix(".npz")))
+        result, columns = json.loads(read_text(path)), unpack_arrays(path.with_suffix(".npz"), bool)[1]
 
     sde, std, copies = trainer.experiment.sde, trainer.denoiser.sigma_data, config.likelihood.samples
     values, levels = exactly(read_dataset(config, "test").batch(np.arange(4))["x"]), 17 if data == "digits" else 0

@@ -24,6 +24,8 @@ from engine.randomness import dither as dither_of
 from engine.randomness import draw_times
 from engine.trainer import Trainer, learning_rate
 from sde_lib import SDES, TIME_LAWS
+from storage.reading import half_of_memory, read_bytes
+from storage.writing import write_bytes
 
 
 def check(setting: Setting) -> Iterator[Row]:
@@ -184,13 +186,13 @@ def damaged(path: Path, trainer: Trainer) -> int:
     readers = {"state.pt": checkpoint.load_state, "meta.json": checkpoint.read_meta}
     readers[checkpoint.GAUSSIAN] = lambda path: checkpoint.load_gaussian(path, trainer.experiment.facts.shape)
     for name in checkpoint.read_meta(path)["sha256"]:
-        content = (path / name).read_bytes()
+        content = read_bytes(path / name, half_of_memory())
         for spoilt in (content[:-1] + bytes([content[-1] ^ 1]), content[:-1]):
-            (path / name).write_bytes(spoilt)
+            write_bytes(path / name, spoilt)
             try:
                 readers.get(name, lambda path, name=name: checkpoint.load_network(path, name, network))(path)
                 taken += 1
             except CheckpointError:
                 continue
-        (path / name).write_bytes(content)
+        write_bytes(path / name, content)
     return taken

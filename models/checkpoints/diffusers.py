@@ -17,6 +17,7 @@ from models.checkpoints.foreign import Foreign
 from models.checkpoints.parts import Dialect, Tensors, names, with_null
 from models.checkpoints.safe import ForeignError
 from models.ddpm import DDPM
+from storage.reading import read_text
 
 DIALECT = Dialect(
     block={part: part for part in ("norm1", "conv1", "norm2", "conv2")}
@@ -118,9 +119,10 @@ def load(path: Path) -> dict[str, Any]:
     Raises: ForeignError if it is not there, or none.
     """
     try:
-        content = json.loads(path.read_text())
-    except OSError:
-        raise ForeignError(f"{path} is not there; give the folder of a pipeline or of a UNet2DModel") from None
+        content = json.loads(read_text(path))
+    except OSError as error:
+        reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise ForeignError(f"{path} {reason}; give the folder of a pipeline or of a UNet2DModel") from None
     except ValueError:
         content = None
     if not isinstance(content, dict):

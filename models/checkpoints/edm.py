@@ -18,6 +18,7 @@ from models.checkpoints.foreign import Foreign
 from models.checkpoints.parts import Dialect, Tensors, linear_attention, names, value_fastest, with_null
 from models.checkpoints.safe import ForeignError
 from models.song import Song
+from storage.reading import read_text
 
 DIALECT = Dialect(
     block={"affine": "affine"}
@@ -122,7 +123,7 @@ def find_preconditioning(path: Path, tensors: Tensors) -> tuple[str, dict[str, f
     for beside in (path.with_suffix(".json"), path.with_name("config.json"), path.with_name("training_options.json")):
         if beside.is_file():
             try:
-                told = json.loads(beside.read_text())
+                told = json.loads(read_text(beside))
                 told = told.get("network_kwargs", told)
                 precond = (told.get("precond") or told["class_name"]).rpartition(".")[2]
                 arguments = {name: value for name, value in told.items() if isinstance(value, float)}

@@ -16,6 +16,7 @@ from models.blocks import Block, SelfAttention
 from models.checkpoints.foreign import Foreign
 from models.checkpoints.parts import Dialect, Tensors, as_it_is, head_first, linear_attention, names, with_null
 from models.checkpoints.safe import ForeignError
+from storage.reading import read_text
 
 DIALECT = Dialect(
     block={
@@ -116,13 +117,13 @@ def find_flags(path: Path) -> dict[str, Any]:
     for beside in (path.with_suffix(".json"), path.with_name("config.json")):
         if beside.is_file():
             try:
-                told = json.loads(beside.read_text())
+                told = json.loads(read_text(beside))
                 return dict(told.get("kwargs", told))
             except (ValueError, TypeError, AttributeError):
                 raise ForeignError(f'{beside} is no JSON of flags; write one such as {{"num_heads": 4}}') from None
     for beside in (path.with_suffix(".flags"), path.with_name("flags.txt")):
         if beside.is_file():
-            words = re.findall(r"--(\w+)[ =]+(\S+)", beside.read_text().replace('"', " "))
+            words = re.findall(r"--(\w+)[ =]+(\S+)", read_text(beside).replace('"', " "))
             return {name: literal(value) for name, value in words}
     if path.stem in PUBLISHED:
         return PUBLISHED[path.stem]

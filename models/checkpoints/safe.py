@@ -1,6 +1,8 @@
 """Reading files of other people: nothing in them is ever executed."""
 
+import math
 import mmap
+import os
 import pickletools
 import warnings
 import zipfile
@@ -14,6 +16,8 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from storage.reading import Refused, half_of_memory, open_file
 
 SCALAR = np.float64(0).__reduce__()[0]
 """What a pickled scalar of numpy is rebuilt with."""
@@ -42,21 +46,24 @@ def read(path: str | PathLike) -> dict[str, Any]:
     Reference: PyTorch's notes on serialization, ``torch.load`` with ``weights_only``.
     """
     path = Path(path)
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         raise ForeignError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; give the checkpoint itself")
     start = b""
     try:
-        with path.open("rb") as file:
-            start = file.read(9)
-        if start[8:] == b"{":
-            return safetensors.torch.load_file(path)
-        if start[:2] == b"PK":
-            _check_unpacked(path)
-        with safe_globals(ALLOWED), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the protocol: what cannot be read is refused
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with open_file(path, half_of_memory()) as file:
+            start, size = file.read(9), os.fstat(file.fileno()).st_size
+            file.seek(0)
+            if start[8:] == b"{":
+                return safetensors.torch.load(file.read(size))
+            if start[:2] == b"PK":
+                _check_unpacked(path, file, size)
+            with safe_globals(ALLOWED), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the protocol: what cannot be read is refused
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except ForeignError:
         raise
+    except Refused as error:
+        raise ForeignError(f"{path} is not read: {error.strerror}; give a checkpoint") from None
     except Exception:  # unpicklers raise errors of every kind on what they were not made for
         asked = sorted(_asked(path))
         if asked:
@@ -67,29 +74,30 @@ def read(path: str | PathLike) -> dict[str, Any]:
         raise ForeignError(f"{path} is no checkpoint of PyTorch; check which file it is") from None
     if not isinstance(content, dict):
         raise ForeignError(f"{path} holds a {type(content).__name__}, not the dict of a checkpoint; check which it is")
-    _check_tensors(path, content)
+    _check_tensors(path, size, content)
     return content
 
 
-def _check_unpacked(path: Path) -> None:
+def _check_unpacked(path: Path, file: IO[bytes], most: int) -> None:
     """Raises: ForeignError for an archive whose entries take more bytes than it has; torch.save does not compress."""
-    size, most = unpacked(path), path.stat().st_size
+    size = unpacked(file)
+    file.seek(0)
     if size > most:
         raise ForeignError(f"{path} has {most:,} bytes and unpacks to {size:,}, so it is refused; save it anew")
 
 
-def unpacked(file: str | PathLike | IO[bytes]) -> int:
+def unpacked(file: IO[bytes]) -> int:
     """The bytes that the entries of a zip say they take together."""
     with zipfile.ZipFile(file) as archive:
         return sum(entry.file_size for entry in archive.infolist())
 
 
-def _check_tensors(path: Path, content: dict[str, Any]) -> None:
+def _check_tensors(path: Path, size: int, content: dict[str, Any]) -> None:
     """Raises: ForeignError for tensors that are not plain, or that say they are larger together than twice the file.
 
     A view of one number can claim any shape. Weights that are tied are counted once each.
     """
-    most, seen, waiting = 2 * path.stat().st_size, set(), [content]
+    most, seen, waiting = 2 * size, set(), [content]
     while waiting:
         value = waiting.pop()
         if id(value) in seen:
@@ -112,8 +120,8 @@ def _check_tensors(path: Path, content: dict[str, Any]) -> None:
 def _asked(path: Path) -> set[str]:
     """The names that a pickle wants beyond the allowed ones; found without running it, for the message alone."""
     try:
-        with safe_globals(ALLOWED):
-            return set(get_unsafe_globals_in_checkpoint(path))
+        with safe_globals(ALLOWED), open_file(path, math.inf) as file:
+            return set(get_unsafe_globals_in_checkpoint(file))
     except Exception:  # no zip: a bare pickle, perhaps; or one that nothing can be told of
         return set(_globals(path))
 
@@ -124,7 +132,7 @@ def _globals(path: Path) -> Iterator[str]:
     # at the end, or where it breaks off; a map, for a file would set aside whatever length a damaged word claims
     with (
         suppress(ValueError, OSError),
-        path.open("rb") as file,
+        open_file(path, math.inf) as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
         while True:

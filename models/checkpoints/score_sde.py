@@ -20,6 +20,7 @@ from models.embeddings import Fourier
 from models.ncsn import NCSN, NCSNv2
 from models.ncsnpp import InputSkip, NCSNpp
 from models.resampling import Down, Up
+from storage.reading import read_text
 
 NETWORKS = {
     "ddpm": ("ddpm", DDPM),
@@ -238,7 +239,7 @@ class Config:
         Raises: ForeignError for a file that is not there or no config.
         """
         try:
-            text = path.read_text()
+            text = read_text(path)
             values = _assignments(text) if path.suffix == ".py" else json.loads(text)
             if not isinstance(values, dict):
                 raise ValueError("it holds no keys")
