@@ -4,8 +4,13 @@ The checks are those of ``engine/checks``; docs/selftest.md says which mistakes 
 """
 
 import math
+import multiprocessing
+import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -34,8 +39,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     setting = make_setting(config.device, options.dtype)
     rows, start = [], time.perf_counter()
     print(f"{'group':11}{'what':91}{'measured':>9}{'allowed':>9}")
-    for group in CHECKS:
-        for row in results(group, setting):
+    for group, found in every_group(setting, workers(setting.device)):
+        for row in found:
             print(line(group, row), flush=True)
             rows.append((group, row))
     seconds = time.perf_counter() - start
@@ -66,6 +71,30 @@ def make_setting(device: str, dtype: str) -> Setting:
     except (TypeError, RuntimeError):
         raise ValueError(f"dtype {dtype} cannot be used on {setting.device}; try --dtype float32") from None
     return setting
+
+
+def workers(device: torch.device) -> int:
+    """Processes that share the groups: one per core of a CPU, and one alone on an accelerator."""
+    return min(os.cpu_count() or 1, len(CHECKS)) if device.type == "cpu" else 1
+
+
+def every_group(setting: Setting, num_workers: int) -> Iterator[tuple[str, Iterable[Row]]]:
+    """Each group and its rows in the order of the table, computed by this many processes."""
+    if num_workers == 1:
+        yield from ((group, results(group, setting)) for group in CHECKS)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's threads
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin_worker) as pool:
+        yield from zip(CHECKS, pool.map(_all_results, CHECKS, repeat(setting)))
+
+
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+
+
+def _all_results(group: str, setting: Setting) -> list[Row]:
+    return list(results(group, setting))
 
 
 def results(group: str, setting: Setting) -> Iterator[Row]:

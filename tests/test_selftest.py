@@ -28,6 +28,7 @@ def groups(monkeypatch):
         "other": lambda setting: iter([Row("one number", 0.1, 0.2)]),
     }
     monkeypatch.setattr(selftest, "CHECKS", table)
+    monkeypatch.setattr(selftest, "workers", lambda device: 1)  # other processes have the table of the library
     return table
 
 
@@ -87,6 +88,14 @@ def test_an_exception_is_a_failed_row_and_the_others_go_on(groups, call):
     assert status == 1
     assert "stopped by ArithmeticError: no such number" in out
     assert out.count("one number") == 2
+
+
+def test_several_processes_give_the_rows_of_one(monkeypatch):
+    monkeypatch.setattr(selftest, "CHECKS", {group: CHECKS[group] for group in ("grids", "codecs")})
+    alone, shared = ([(group, list(rows)) for group, rows in selftest.every_group(CPU, num)] for num in (1, 2))
+    assert [group for group, _ in alone] == ["grids", "codecs"]
+    assert all(rows for _, rows in alone)
+    assert shared == alone
 
 
 # --- what it refuses --------------------------------------------------------------------------------------------------
