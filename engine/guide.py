@@ -19,7 +19,7 @@ from engine.encoders import Lean, make_lean
 from engine.related import check_data, check_noise, recipe_of
 from samplers import autoguidance, classifier, classifier_free, dynamic_threshold, static_threshold, within
 from samplers.guidance import Guided
-from sde_lib import Classifier, Denoiser, Each, transport
+from sde_lib import Classifier, Denoiser, Each, of_rows, transport
 
 ALL = "all"
 """What ``sample.label`` says to have every class in turn."""
@@ -101,7 +101,7 @@ class Guide:
     def __call__(self, denoise: Denoiser, numbers: Tensor) -> Each:
         """The guided denoiser for the examples of these numbers (B,)."""
         numbers = numbers.to(self.experiment.device)
-        return Each(lambda rows: self._lean(denoise, numbers[rows]))
+        return Each(lambda rows: self._lean(of_rows(denoise, rows), numbers[rows]))
 
     def _lean(self, denoise: Denoiser, numbers: Tensor) -> Guided:
         settings, labels, sde = self.settings, self.labels(numbers), self.experiment.sde

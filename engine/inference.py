@@ -1,8 +1,10 @@
 """How a trained network is run: in which precision, compiled or not, and how many examples at a time."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import ClassVar, TypeVar
 
 import torch
@@ -16,42 +18,51 @@ from engine.memory import largest, ran_out
 Rows = TypeVar("Rows", Tensor, list[int])
 
 
-class Frozen(nn.Module):
-    """A network whose weights stay, as the section ``inference`` says it is run.
+CALLS = ("forward", "features", "image")
+"""Methods of a network that take states and their noise conditioning."""
 
-    The network alone computes in ``precision``: the state, the coefficients of the denoiser and the solver keep their
-    own. Compiled is what sees the first shape of a batch, outside of gradients; other shapes, such as a last small
-    batch, would each take as long again and run as they are.
+
+class InferenceCall:
+    """A method of a network as the section ``inference`` says it is run.
+
+    It alone computes in ``precision``: the state, the coefficients of the denoiser and the solver keep their own. Only
+    the first shape of a batch is compiled, outside of gradients; other shapes, such as a last small batch, would each
+    take as long again and run as they are.
 
     Args:
+        call: the method, ``(x, c_noise, **cond) -> Tensor``.
         precision: float32 or bfloat16.
         compiled: whether it is compiled; on CUDA into a graph that is started as a whole.
-    Shapes: as the network's.
     """
 
     trying: ClassVar[bool] = False
 
-    def __init__(self, network: nn.Module, precision: torch.dtype, compiled: bool) -> None:
-        super().__init__()
-        self.network, self.precision = network, precision
-        self.compiled = torch.compile(network, mode="reduce-overhead", dynamic=False) if compiled else None
+    def __init__(self, call: Callable[..., Tensor], precision: torch.dtype, compiled: bool) -> None:
+        self.call, self.precision = call, precision
+        self.compiled = torch.compile(call, mode="reduce-overhead", dynamic=False) if compiled else None
         self.shape: torch.Size | None = None
 
-    def forward(self, x: Tensor, c_noise: Tensor, **cond: Tensor) -> Tensor:
-        network = self.network
-        if self.compiled is not None and not Frozen.trying and not torch.is_grad_enabled():
+    def __call__(self, x: Tensor, *args: Tensor, **cond: Tensor) -> Tensor:
+        call = self.call
+        if self.compiled is not None and not InferenceCall.trying and not torch.is_grad_enabled():
             self.shape = self.shape or x.shape
-            network = self.compiled if x.shape == self.shape else network
+            call = self.compiled if x.shape == self.shape else call
         with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
-            return network(x, c_noise, **cond)
+            return call(x, *args, **cond)
 
 
 def frozen(network: nn.Module, precision: torch.dtype, compiled: bool) -> nn.Module:
-    """The network for use, without gradients of its weights; itself where it is run as it is."""
+    """The network for use, without gradients of its weights; itself where it is run as it is.
+
+    Otherwise a shallow copy with other ``CALLS``: weights, attributes and all other methods are those of the network.
+    """
     network = network.eval().requires_grad_(False)
     if precision == torch.float32 and not compiled:
         return network
-    return Frozen(network, precision, compiled)
+    used = copy.copy(network)
+    for name in filter(partial(hasattr, type(network)), CALLS):
+        setattr(used, name, InferenceCall(getattr(network, name), precision, compiled and name == "forward"))
+    return used
 
 
 NUMBERS = 256 * 3 * 32 * 32
@@ -104,11 +115,11 @@ def _fitting(num: int, device: torch.device, evaluate: Callable[[int], object]) 
 @contextmanager
 def _as_it_is() -> Iterator[None]:
     """Within, networks that are compiled run without, and what they see does not count as a first shape."""
-    Frozen.trying = True
+    InferenceCall.trying = True
     try:
         yield
     finally:
-        Frozen.trying = False
+        InferenceCall.trying = False
 
 
 class Parts:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -121,7 +122,16 @@ def parallel(network: nn.Module) -> nn.Module:
         return network
     from torch.nn.parallel import DistributedDataParallel
 
-    return DistributedDataParallel(network, process_group=_everyone(), broadcast_buffers=False)
+    class Parallel(DistributedDataParallel):
+        """Its attributes and methods are those of the network."""
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(super().__getattr__("module"), name)
+
+    return Parallel(network, process_group=_everyone(), broadcast_buffers=False)
 
 
 def sharded(network: nn.Module) -> nn.Module:

@@ -27,8 +27,9 @@ from engine.log import Progress, say, versions
 from samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample
 from samplers.calibration import Tuned
 from samplers.grids import of_ratios
-from sde_lib import SDE, SOLVERS, Denoiser, NonFiniteError, Prediction
+from sde_lib import SDE, SOLVERS, Denoiser, Each, NonFiniteError, Prediction, of_rows
 from sde_lib.motion import ExampleError
+from sde_lib.process import Time
 
 GRID_FILE = ".txt"
 """How the name of a grid ends that is a file: of noise levels sigma / alpha, one a line, from the noise to the data."""
@@ -328,12 +329,13 @@ def is_image(facts: DataFacts) -> bool:
     return facts.levels > 0 and len(facts.shape) == 3 and facts.shape[0] in (1, 3)
 
 
-class Counted:
+class Counted(Each):
     """A denoiser that counts its calls."""
 
     def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser, self.calls = denoiser, 0
+        self.calls = 0
+        super().__init__(lambda rows: partial(self._count, of_rows(denoiser, rows)))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Prediction:
+    def _count(self, denoiser: Callable[..., Prediction], x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         self.calls += 1
-        return self.denoiser(*args, **kwargs)
+        return denoiser(x, t, **cond)

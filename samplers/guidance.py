@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from sde_lib import SDE
-from sde_lib.denoiser import Denoiser, Prediction
+from sde_lib.denoiser import Denoiser, Prediction, per_example
 from sde_lib.process import Time
 
 Guided = Callable[..., Prediction]
 """``(x, t, **cond) -> Prediction``, as any denoiser."""
 
 
+@per_example
 def classifier_free(denoise: Denoiser, scale: float) -> Guided:
     """Guidance by the difference that the condition makes to one network.
 
@@ -47,6 +48,7 @@ def classifier_free(denoise: Denoiser, scale: float) -> Guided:
     return guided
 
 
+@per_example
 def classifier(denoise: Denoiser, sde: SDE, log_prob: Callable[[Tensor, Time], Tensor], scale: float) -> Guided:
     """Guidance by the gradient of a classifier of noisy states.
 
@@ -72,6 +74,7 @@ def classifier(denoise: Denoiser, sde: SDE, log_prob: Callable[[Tensor, Time], T
     return guided
 
 
+@per_example
 def embedding_guidance(
     denoise: Denoiser, sde: SDE, encode: Callable[[Tensor, Time], Tensor], target: Tensor, scale: float
 ) -> Guided:
@@ -92,6 +95,7 @@ def embedding_guidance(
     return classifier(denoise, sde, lambda x, t: (encode(x, t) * target).sum(1), scale)
 
 
+@per_example
 def clean_embedding_guidance(
     denoise: Denoiser, sde: SDE, encode: Callable[[Tensor], Tensor], target: Tensor, scale: float
 ) -> Guided:
@@ -122,6 +126,7 @@ def clean_embedding_guidance(
     return guided
 
 
+@per_example
 def autoguidance(denoise: Denoiser, weaker: Denoiser, scale: float) -> Guided:
     """Guidance away from the mistakes of a weaker version of the model: smaller, or trained for less.
 
@@ -147,6 +152,7 @@ def autoguidance(denoise: Denoiser, weaker: Denoiser, scale: float) -> Guided:
     return guided
 
 
+@per_example
 def within(guided: Guided, denoise: Denoiser, sde: SDE, low: float = 0.0, high: float = math.inf) -> Guided:
     """Guidance at some noise levels alone: ``guided`` where low <= sigma / alpha <= high, else ``denoise``.
 
@@ -175,6 +181,7 @@ def within(guided: Guided, denoise: Denoiser, sde: SDE, low: float = 0.0, high: 
     return choose
 
 
+@per_example
 def static_threshold(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Guided:
     """Keep estimates among the values that data have: x0 clipped to [low, high].
 
@@ -190,6 +197,7 @@ def static_threshold(denoise: Denoiser, low: float = -1.0, high: float = 1.0) ->
     return clipped
 
 
+@per_example
 def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995, low: float = -1.0, high: float = 1.0) -> Guided:
     """Keep estimates among the values that data have, by as little clipping as a share of the entries allows.
 

@@ -36,12 +36,13 @@ class Classifier(nn.Module):
         self.network, self.sde, self.sigma_data = network, sde, sigma_data
 
     def forward(self, x: Tensor, t: Time) -> Tensor:
-        return self.told(self.network, x, t).to(x.dtype)
+        return self.told(self.network, x, t)
 
     def told(self, network: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Time) -> Tensor:
-        """What the network, or its features, say of x."""
+        """Output of the network, or of one of its methods, at a state x; in the dtype of x."""
         moment = self.sde.at(t)
-        return network(self.scale(moment, self.sigma_data) * x, conditioning(self.c_noise(self.sde, t, moment), x))
+        c_noise = conditioning(self.c_noise(self.sde, t, moment), x)
+        return network(self.scale(moment, self.sigma_data) * x, c_noise).to(x.dtype)
 
     @property
     def num_classes(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sde_lib.denoiser import Coefficients, Denoiser, Prediction
+from sde_lib.denoiser import Coefficients, Denoiser, Prediction, per_example
 from sde_lib.flow import trapezoidal
 from sde_lib.objective import Draw, Objective
 from sde_lib.process import SDE, Moment, Time
@@ -113,6 +113,7 @@ def neighbours(sde: SDE, t: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
     return t, s
 
 
+@per_example
 def transport(denoise: Callable, source: SDE, sde: SDE) -> Callable:
     """A denoiser of the process ``source`` as one of ``sde``: asked at the same log-SNR and the same x / alpha.
 

@@ -3,9 +3,10 @@
 A denoiser is anything called as ``denoise(x, t, **cond) -> Prediction``; the exact ones of ``sde_lib.exact`` included.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -237,6 +238,23 @@ class Each:
 def of_rows(denoise: Callable[..., Prediction], rows: Tensor | slice) -> Callable[..., Prediction]:
     """A denoiser for these examples of the batch; most tell no example from another."""
     return denoise.of(rows) if isinstance(denoise, Each) else denoise
+
+
+def per_example(wrap: Callable[..., Callable[..., Prediction]]) -> Callable[..., Callable[..., Prediction]]:
+    """Decorator of functions from denoisers to a denoiser: where one of those is an ``Each``, so is the result."""
+
+    @functools.wraps(wrap)
+    def wrapped(*args: Any, **options: Any) -> Callable[..., Prediction]:
+        if not any(isinstance(value, Each) for value in (*args, *options.values())):
+            return wrap(*args, **options)
+
+        def make(rows: Tensor | slice) -> Callable[..., Prediction]:
+            of = functools.partial(of_rows, rows=rows)
+            return wrap(*map(of, args), **{name: of(value) for name, value in options.items()})
+
+        return Each(make)
+
+    return wrapped
 
 
 def conditioning(c_noise: Time, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 import run as command_line
 from engine import inference, precision, ranks
 from engine.errors import OutOfMemory
-from engine.inference import MOST, Frozen, Parts, filling, frozen
+from engine.inference import MOST, Parts, filling, frozen
 
 DEVICE = torch.OutOfMemoryError("CUDA out of memory")
 ALLOCATOR = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried")
@@ -33,7 +33,7 @@ def network():
     return Linear()
 
 
-X, LABEL = torch.linspace(-1, 1, 12).reshape(4, 3), torch.zeros(4)
+X, C_NOISE = torch.linspace(-1, 1, 12).reshape(4, 3), torch.zeros(4)
 
 
 # --- precision --------------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def test_a_network_that_is_run_as_it_is_is_itself(network):
 
 
 def test_bfloat16_is_of_the_network_alone(network):
-    low, expected = frozen(network, torch.bfloat16, False)(X, LABEL), network(X, LABEL)
+    low, expected = frozen(network, torch.bfloat16, False)(X, C_NOISE), network(X, C_NOISE)
     assert network.seen == [torch.bfloat16, torch.float32]
     torch.testing.assert_close(low.float(), expected, rtol=0.02, atol=0.02)
     assert (low.float() != expected).any()
@@ -86,25 +86,25 @@ def marked(monkeypatch):
     """torch.compile that only tells who was called."""
     seen = []
 
-    def compiled(network, **options):
-        return lambda x, label: (seen.append(len(x)), network(x, label))[1]
+    def compiled(call, **options):
+        return lambda x, c_noise: (seen.append(len(x)), call(x, c_noise))[1]
 
     monkeypatch.setattr(torch, "compile", compiled)
     return seen
 
 
 def test_the_first_shape_is_compiled_and_others_run_as_they_are(network, marked):
-    fast = Frozen(network, torch.float32, True)
+    fast = frozen(network, torch.float32, True)
     with torch.no_grad():
         for num in (4, 4, 2, 4):
-            assert torch.equal(fast(X[:num], LABEL[:num]), network(X[:num], LABEL[:num]))
+            assert torch.equal(fast(X[:num], C_NOISE[:num]), network(X[:num], C_NOISE[:num]))
     assert marked == [4, 4, 4]
 
 
 def test_what_asks_for_gradients_is_not_compiled(network, marked):
-    fast = Frozen(network, torch.float32, True)
+    fast = frozen(network, torch.float32, True)
     x = X.clone().requires_grad_()
-    assert torch.autograd.grad(fast(x, LABEL).sum(), x)[0].abs().sum() > 0
+    assert torch.autograd.grad(fast(x, C_NOISE).sum(), x)[0].abs().sum() > 0
     assert marked == []
 
 
@@ -234,11 +234,11 @@ def test_a_gpu_takes_as_many_as_have_half_of_its_memory(monkeypatch, total, each
 
 def test_what_is_tried_is_not_compiled(monkeypatch, network, marked):
     """Nor is it the first shape; whatever goes wrong, what comes afterwards is compiled."""
-    fast, _ = Frozen(network, torch.float32, True), Card(monkeypatch, 1 << 30, 0)
+    fast, _ = frozen(network, torch.float32, True), Card(monkeypatch, 1 << 30, 0)
 
     @torch.no_grad()
     def evaluate(num):
-        fast(X[:num], LABEL[:num])
+        fast(X[:num], C_NOISE[:num])
 
     assert filling(4, (3,), CUDA, evaluate) == 4
     with pytest.raises(AssertionError):
