@@ -28,8 +28,13 @@ examples:
 
 exit status:
   0 done; 1 unexpected, or a check of the selftest failed; 2 wrong usage or config; 3 data, checkpoint or disk;
-  4 numbers that are not finite; 5 a solver did not converge; 130 interrupted, 143 terminated
+  4 numbers that are not finite; 5 a solver did not converge; 130 interrupted, 141 output closed, 143 terminated
 """
+
+if __name__ == "__main__":  # before the imports that take a second
+    from engine.terminal import end_on_interrupt
+
+    end_on_interrupt()
 
 import dataclasses
 import functools
@@ -43,10 +48,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from engine.config import Options, load, names, override, resolve, to_json
 from engine.errors import describe, exit_status, unknown
 from engine.malloc import keep_freed
+from engine.terminal import drop_output, flush_output, open_output, raise_on_interrupt
+from storage.writing import confined
 
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 """Threads that wait for each other spin for some microseconds and then sleep: longer, and others on the machine pay for
@@ -197,20 +205,21 @@ def run(argv: Sequence[str]) -> None:
     elif values.mode in ALONE:
         override(config, changes)
     ranks = importlib.import_module("engine.ranks")  # late: it brings torch
+    ranks.check_environment()
     if values.mode not in SHARED and ranks.leave_to_first():
         return
-    ranks.check_alike("configs", f"{to_json(config)}{options}".encode())
+    ranks.check_alike("configs", f"{to_json(config)}{options}".encode(errors="surrogateescape"))
     try:
         if values.tune:
             if ranks.rank() == 0:
-                importlib.import_module(MODES["tune"]).run(config, workdir, options)
+                start("tune", config, workdir, options)
             ranks.wait_for_all()
-        importlib.import_module(MODES[values.mode]).run(config, workdir, options)
-    except RuntimeError as error:
+        start(values.mode, config, workdir, options)
+    except (RuntimeError, MemoryError) as error:
         memory = importlib.import_module("engine.memory")
         if not memory.ran_out(error):
             raise
-        raise memory.explained(values.mode, config) from error
+        raise memory.explained(values.mode, config, error) from error
     except OSError as error:
         if error.filename is not None:
             raise
@@ -218,16 +227,26 @@ def run(argv: Sequence[str]) -> None:
         raise OSError(error.errno or 0, error.strerror or str(error), str(workdir)) from error
 
 
+def start(mode: str, config: ConfigDict, workdir: Path, options: Options) -> None:
+    """Run a mode, which writes below ``workdir`` alone."""
+    module = importlib.import_module(MODES[mode])
+    raise_on_interrupt()
+    with confined(workdir):
+        module.run(config, workdir, options)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit status."""
-    if {"-h", "--help"} & set(argv):
-        print(help_text(), end="")
-        return 0
     keep_freed()
     try:
-        run(argv)
+        if {"-h", "--help"} & set(argv):
+            print(help_text(), end="")
+        else:
+            run(argv)
+        flush_output()
         return 0
     except (Exception, KeyboardInterrupt) as error:
+        drop_output(error)
         if "--debug" in argv:
             traceback.print_exc()
         print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in describe(error)), file=sys.stderr)
@@ -235,4 +254,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    open_output()
     sys.exit(main(sys.argv))

@@ -8,7 +8,7 @@ import numpy as np
 
 from data.archives import read_header, unpack_arrays
 from data.dataset import MOST_CLASSES, DataError
-from storage.reading import Refused, open_file
+from storage.reading import obstacle, open_file
 
 IMAGE_KEYS = ("x", "images", "samples", "arr_0")
 LABEL_KEYS = ("labels", "y")
@@ -68,9 +68,11 @@ def read_array(path: Path) -> tuple[np.ndarray | Rows, np.ndarray | None]:
             label = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)
         else:
             keys, found = ["x"], _read_npy(path)
-    except (DataError, Refused):
+    except DataError:
         raise
     except Exception as error:  # numpy raises errors of many kinds on damaged files
+        if reason := obstacle(error):
+            raise DataError(f"{path} cannot be read: {reason}") from error
         raise DataError(f"{path} is empty, damaged or holds Python objects: save it again as plain numbers") from error
     if found is None:
         raise DataError(f"{path} has the keys {', '.join(keys)}: name the images {' or '.join(IMAGE_KEYS)}")

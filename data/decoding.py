@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset import DataError
+from storage.reading import obstacle
 
 MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # colour modes as stored, and as read
 MAX_PIXELS = 2**24  # 4096 x 4096
@@ -38,6 +39,8 @@ def decode(content: bytes, file: Path, max_pixels: int = MAX_PIXELS) -> np.ndarr
     except Image.DecompressionBombError as error:
         raise BrokenImage(f"{file} has more pixels than Pillow opens: scale it down or remove it") from error
     except Exception as error:  # decoders raise errors of many kinds on damaged files
+        if reason := obstacle(error):
+            raise DataError(f"{file} cannot be read: {reason}") from error
         raise BrokenImage(f"{file} is no whole PNG or JPEG image: replace or remove it") from error
     if pixels > max_pixels:
         size = f"{image.width} x {image.height} pixels"

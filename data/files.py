@@ -10,7 +10,7 @@ import numpy as np
 from data.archives import MOST_STORED, open_zip, unpack
 from data.dataset import DataError
 from data.decoding import MAX_PIXELS, BrokenImage, decode
-from storage.reading import Refused, read_bytes
+from storage.reading import Refused, obstacle, read_bytes
 
 MOST_KEPT = 8 * 2**30  # bytes; the images of larger sets are decoded anew each time
 
@@ -123,6 +123,8 @@ class ImageFiles:
         except DataError as error:
             raise BrokenImage(str(error)) from error
         except Exception as error:  # zipfile raises errors of many kinds on damaged entries
+            if reason := obstacle(error):
+                raise DataError(f"{file} cannot be read: {reason}") from error
             raise BrokenImage(f"{file} is no whole PNG or JPEG image: replace or remove it") from error
         return decode(content, file, self.max_pixels)
 

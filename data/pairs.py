@@ -8,7 +8,7 @@ import torch
 from data.archives import unpack_arrays
 from data.codecs import Identity, Pixels
 from data.dataset import DataError, Dataset, check_split, hold_out
-from storage.reading import Refused
+from storage.reading import obstacle
 
 KEYS = ("latents", "x0", "levels")
 REAL = (np.float16, np.float32, np.float64)
@@ -36,9 +36,11 @@ def read_pairs(split: str, path: str) -> Dataset:
         _, arrays = unpack_arrays(Path(path), KEYS.__contains__)
         latents, x0, levels = (arrays[key] for key in KEYS)
         levels = int(levels)
-    except (DataError, Refused):
+    except DataError:
         raise
     except Exception as error:  # numpy raises errors of many kinds on damaged files
+        if reason := obstacle(error):
+            raise DataError(f"{path} cannot be read: {reason}") from error
         raise DataError(f"{path} is damaged or does not hold {', '.join(KEYS)}: {REMEDY}") from error
     if latents.shape != x0.shape or x0.size < 2 or len(x0) < 2:
         raise DataError(f"{path} holds latents {latents.shape} for x0 {x0.shape}: {REMEDY}, for 2 or more samples")

@@ -13,12 +13,13 @@ import difflib
 import errno
 from collections.abc import Iterable
 
-EXIT_STATUS = {ValueError: 2, OSError: 3, KeyboardInterrupt: 130}
+EXIT_STATUS = {ValueError: 2, BrokenPipeError: 141, OSError: 3, KeyboardInterrupt: 130}
 """Exceptions of Python that users meet, and their status; any other exception is a defect and ends with 1."""
 
 REMEDIES = {
     errno.ENOSPC: "; free some space and run the same command to go on",
     errno.EDQUOT: "; free some space and run the same command to go on",
+    errno.EPIPE: ": the reader closed it, as head does; a run keeps its last checkpoint",
     errno.EACCES: "; choose a place that you may write to with --workdir",
     errno.EPERM: "; choose a place that you may write to with --workdir",
     errno.EROFS: "; choose a place that you may write to with --workdir",

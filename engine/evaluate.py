@@ -32,7 +32,7 @@ from engine.inference import usual
 from engine.log import versions
 from engine.sample import draw_run
 from sde_lib import OBJECTIVES
-from storage.reading import half_of_memory, open_file, read_text
+from storage.reading import half_of_memory, obstacle, open_file, read_text
 
 Metrics = dict[str, dict[str, float | None]]
 """Name -> {"samples": number, "floor": number}, and "spread" where the numbers are means."""
@@ -174,7 +174,7 @@ def inception(config: ConfigDict, dataset: Dataset) -> Features:
             torch.load(file, map_location="cpu", weights_only=True)
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device).eval()
     except Exception as error:  # torch raises errors of many kinds on damaged files
-        reason = getattr(error, "strerror", None) or "it does not hold the weights of Inception v3"
+        reason = obstacle(error) or "it does not hold the weights of Inception v3"
         raise DataError(f"evaluate.inception_path {path} cannot be used ({reason}): fetch it again") from error
 
     def extract(x: Tensor) -> Tensor:

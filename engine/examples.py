@@ -16,7 +16,7 @@ from data.decoding import MAX_PIXELS
 from engine.build import DataFacts, Experiment, check_at_least, check_form, read_dataset
 from engine.files import read_npz
 from sde_lib import NonFiniteError
-from storage.reading import Refused, read_bytes
+from storage.reading import obstacle, read_bytes
 
 PICTURES = (".png", ".jpg", ".jpeg")
 MODES = {1: "L", 3: "RGB"}
@@ -125,9 +125,9 @@ def read_picture(path: Path, shape: tuple[int, ...]) -> Tensor:
             image.load()
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: check the path") from error
-    except Refused as error:
-        raise DataError(f"{path} is no picture: {error.strerror}") from error
     except Exception as error:  # decoders raise errors of many kinds on damaged files
+        if reason := obstacle(error):
+            raise DataError(f"{path} cannot be read: {reason}") from error
         raise DataError(f"{path} is no picture that can be read: save it again as PNG") from error
     if (image.mode, image.size) != (MODES[channels], (width, height)):
         raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 
 from data import DataError
 from data.archives import unpack_arrays
-from storage.reading import Refused, read_text
+from storage.reading import obstacle, read_text
 from storage.writing import replace, write_text
 
 
@@ -28,9 +28,11 @@ def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
     try:
         _, arrays = unpack_arrays(path, keys.__contains__)
         return {key: arrays[key] for key in keys}
-    except (DataError, Refused):
+    except DataError:
         raise
     except Exception as error:  # numpy raises errors of many kinds on damaged files
+        if reason := obstacle(error):
+            raise DataError(f"{path} cannot be read: {reason}") from error
         raise DataError(f"{path} is damaged or lacks {' or '.join(keys)}: delete it and make it again") from error
 
 

@@ -31,6 +31,14 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def check_name(workdir: Path) -> None:
+    """Raises: ValueError for a folder whose name is not UTF-8, where TensorBoard cannot write."""
+    try:
+        str(workdir).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name of --workdir {workdir} is not UTF-8, as TensorBoard needs it; rename it") from None
+
+
 class Metrics:
     """Lines of metrics.jsonl, and the same numbers as TensorBoard scalars; of several processes the first writes.
 

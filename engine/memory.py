@@ -27,9 +27,10 @@ def outermost(module: nn.Module) -> Iterator[nn.Module]:
             yield from outermost(child)
 
 
-def ran_out(error: RuntimeError) -> bool:
+def ran_out(error: BaseException) -> bool:
     """Whether the memory of a device, or of the machine, was too small."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def largest(attempt: Callable[[int], object], size: int) -> int:
@@ -47,8 +48,10 @@ def largest(attempt: Callable[[int], object], size: int) -> int:
     return 0
 
 
-def explained(mode: str, config: ConfigDict) -> OutOfMemory:
+def explained(mode: str, config: ConfigDict, error: BaseException) -> OutOfMemory:
     """The error of a command that ran out of memory in this mode, beside its steps of training."""
+    if isinstance(error, MemoryError):  # of numpy or of Python, whose arrays are no batches of a network
+        return OutOfMemory(f"out of memory: {str(error) or 'an object is too large'}; take fewer or smaller examples")
     size = config[mode].get("batch_size", 1) if mode in config and mode != "train" else 1
     if size > 1:
         return OutOfMemory(f"out of memory with {mode}.batch_size {size}; try --batch_size {size // 2}")

@@ -39,6 +39,21 @@ def on_this_machine() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", size()))
 
 
+def check_environment() -> None:
+    """Raises: ValueError where the variables of torchrun contradict each other, or some are missing."""
+    given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    remedy = "start the processes with torchrun, or unset RANK and WORLD_SIZE to run one"
+    for name, text in given.items():
+        if text is not None and not text.isdecimal():
+            raise ValueError(f"the environment has {name}={text!r}, which is no number; {remedy}")
+    if size() < 1 or rank() >= size():
+        told = ", ".join(f"{name} {given[name] or 'not set'}" for name in ("RANK", "WORLD_SIZE"))
+        raise ValueError(f"the environment has {told}: RANK runs from 0 to WORLD_SIZE - 1; {remedy}")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if size() > 1 and missing:
+        raise ValueError(f"the environment has WORLD_SIZE {size()} and lacks {', '.join(missing)}; {remedy}")
+
+
 def wait_for_all() -> None:
     """Go on when all have come here, however long it takes: where one fails, torchrun ends the others."""
     if size() > 1:

@@ -20,7 +20,7 @@ from engine.build import read_dataset
 from engine.config import Options, to_json
 from engine.held_out import HeldOut
 from engine.lock import only_writer
-from engine.log import Metrics, Progress, say, versions
+from engine.log import Metrics, Progress, check_name, say, versions
 from engine.sample import preview
 from engine.signals import Asked, Stopped
 from engine.trainer import StepResult, Trainer
@@ -32,6 +32,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 
     Raises: Stopped after a checkpoint, if SIGTERM or Ctrl-C asked for it.
     """
+    check_name(workdir)
     with only_writer(workdir), Asked() as asked:
         train(config, workdir, asked)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.checkpoints.safe import ForeignError
-from storage.reading import half_of_memory, open_file, read_text
+from storage.reading import half_of_memory, obstacle, open_file, read_text
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the colours that the published models see, for folders that do not say."""
@@ -80,6 +80,8 @@ class Clip:
             mean, std = tuple(seen.get("image_mean", MEAN)), tuple(seen.get("image_std", STD))
             return cls(model.float().to(device), lambda text: tokenizer(text)["input_ids"], mean, std, low)
         except Exception as error:  # transformers raises errors of many kinds on damaged files
+            if reason := obstacle(error):
+                raise ForeignError(f"{getattr(error, 'filename', None) or folder} cannot be read: {reason}") from error
             reason = " ".join(str(error).split())[:120]
             raise ForeignError(f"{folder} holds no CLIPModel that can be read ({reason}): fetch it again") from error
 

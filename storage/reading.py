@@ -70,6 +70,18 @@ def read_text(path: str | os.PathLike, most: float = TEXT, errors: str = "strict
     return read_bytes(path, most).decode(errors=errors)
 
 
+def obstacle(error: BaseException) -> str | None:
+    """Why a file cannot be read whatever its content: too little memory, or the disk; None for damaged content.
+
+    Decoders raise an OSError without a number, or for an invalid position in the file, where the content is damaged.
+    """
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the words of torch's allocator
+        return "it does not fit into the memory of this machine"
+    if isinstance(error, Refused) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
+        return error.strerror
+    return None
+
+
 @functools.cache
 def half_of_memory() -> float:
     """Most bytes of a file of weights that is read whole: half of this machine's memory, for its tensors take as much.

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from storage.reading import Refused, half_of_memory, open_file
+from storage.reading import half_of_memory, obstacle, open_file
 
 SCALAR = np.float64(0).__reduce__()[0]
 """What a pickled scalar of numpy is rebuilt with."""
@@ -62,9 +62,9 @@ def read(path: str | PathLike) -> dict[str, Any]:
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except ForeignError:
         raise
-    except Refused as error:
-        raise ForeignError(f"{path} is not read: {error.strerror}; give a checkpoint") from None
-    except Exception:  # unpicklers raise errors of every kind on what they were not made for
+    except Exception as error:  # unpicklers raise errors of every kind on what they were not made for
+        if reason := obstacle(error):
+            raise ForeignError(f"{path} cannot be read: {reason}") from error
         asked = sorted(_asked(path))
         if asked:
             wants = ", ".join(asked[:5])

@@ -1,0 +1,70 @@
+"""Standard output whose errors name it, and Ctrl-C while there is nothing to lose yet."""
+
+import io
+import os
+import signal
+import sys
+
+OUTPUT = "standard output"
+"""The name that errors of writing to the terminal, a pipe or a redirection have."""
+
+
+class _Output(io.FileIO):
+    """Standard output, unbuffered."""
+
+    def write(self, content: bytes) -> int | None:
+        try:
+            return super().write(content)
+        except OSError as error:
+            raise type(error)(error.errno, error.strerror, OUTPUT) from None
+
+
+def open_output() -> None:
+    """Let errors of standard output name it, so that a full disk is not blamed on the run; and escape what no text is.
+
+    Names of files that are not UTF-8 are written with escapes. A closed output takes all and keeps nothing.
+    """
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+        return
+    old = sys.stdout
+    buffer = io.BufferedWriter(_Output(old.fileno(), "wb", closefd=False))
+    options = {"line_buffering": old.line_buffering, "write_through": old.write_through}
+    sys.stdout = io.TextIOWrapper(buffer, encoding=old.encoding, errors="backslashreplace", **options)
+
+
+def flush_output() -> None:
+    """Write what is buffered.
+
+    Raises: OSError that names standard output.
+    """
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def drop_output(error: BaseException) -> None:
+    """After an error of standard output, let what is still buffered vanish: Python would try again at its end."""
+    if isinstance(error, OSError) and error.filename == OUTPUT:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def end_on_interrupt() -> None:
+    """Let Ctrl-C end the process at once, while modules are imported and nothing is written yet.
+
+    A command in the background, whose parent let it ignore Ctrl-C, still ignores it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def raise_on_interrupt() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again: from here on there is something to keep."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(number: int, frame: object) -> None:
+    os.write(2, b"error: interrupted before anything was done\n")
+    os._exit(128 + number)
