@@ -5,7 +5,6 @@ last checkpoint is written again, alike, and nothing is missing.
 """
 
 import itertools
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +39,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 def train(config: ConfigDict, workdir: Path, asked: Asked) -> None:
     """``run``, in a folder where nobody else trains."""
     trainer = Trainer(config, workdir, read_dataset(config, "train"))
-    last_step = math.ceil(config.train.total_images / config.train.batch_size)
+    last_step, seen = trainer.last_step(), trainer.images_seen
     if trainer.step >= last_step:
         done = f"{workdir} is trained already, on {trainer.images_seen} images"
         say(f"{done}; raise --config.train.total_images to go on")
@@ -52,7 +51,7 @@ def train(config: ConfigDict, workdir: Path, asked: Asked) -> None:
     if ranks.rank() == 0:
         write_text(workdir / "config.json", to_json(config, versions()))
     metrics = Metrics(workdir, start)
-    progress = Progress(last_step * config.train.batch_size, "images", done=start * config.train.batch_size)
+    progress = Progress(seen + (last_step - start) * config.train.batch_size, "images", done=seen)
 
     for result in itertools.chain([first], results):
         step, last, stop = trainer.step, trainer.step == last_step, asked.to_stop()

@@ -1452,8 +1452,8 @@ MUTATIONS = [
         "resume starts the data anew",
         "training",
         "engine.trainer:Trainer._load",
-        'self.step = checkpoint.read_meta(path)["step"]',
-        "self.step = 0",
+        'meta["step"], images_at(meta, self.config)',
+        "0, 0",
     ),
     Mutation(
         "checkpoint: digests not compared",
