@@ -18,7 +18,7 @@ from engine import ranks
 from engine.build import read_dataset
 from engine.config import Options, to_json
 from engine.held_out import HeldOut
-from engine.lock import only_writer
+from engine.lock import Writer, only_writer
 from engine.log import Metrics, Progress, check_name, say, versions
 from engine.sample import preview
 from engine.signals import Asked, Stopped
@@ -29,14 +29,14 @@ from storage.writing import write_text
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """Train the config in ``workdir``, from the newest checkpoint there.
 
-    Raises: Stopped after a checkpoint, if SIGTERM or Ctrl-C asked for it.
+    Raises: Stopped after a checkpoint, if a signal asked for it.
     """
     check_name(workdir)
-    with only_writer(workdir), Asked() as asked:
-        train(config, workdir, asked)
+    with only_writer(workdir) as writer, Asked() as asked:
+        train(config, workdir, asked, writer)
 
 
-def train(config: ConfigDict, workdir: Path, asked: Asked) -> None:
+def train(config: ConfigDict, workdir: Path, asked: Asked, writer: Writer) -> None:
     """``run``, in a folder where nobody else trains."""
     trainer = Trainer(config, workdir, read_dataset(config, "train"))
     last_step, seen = trainer.last_step(), trainer.images_seen
@@ -48,6 +48,7 @@ def train(config: ConfigDict, workdir: Path, asked: Asked) -> None:
     held_out = HeldOut(config, trainer.experiment, read_dataset(config, "test")) if ranks.rank() == 0 else None
     window, results, start = Window(trainer), trainer.steps(last_step), trainer.step
     first = next(results)  # a config whose first step fails leaves nothing behind
+    writer.check()
     if ranks.rank() == 0:
         write_text(workdir / "config.json", to_json(config, versions()))
     metrics = Metrics(workdir, start)
@@ -66,6 +67,7 @@ def train(config: ConfigDict, workdir: Path, asked: Asked) -> None:
         if not (log or evaluate or draw or snap or save or stop):
             continue
         with window.pause(), trainer.ema.whole():
+            writer.check()
             window.look()
             if log or evaluate or save:
                 line = {"step": step, "images_seen": trainer.images_seen, **window.close()}

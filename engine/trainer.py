@@ -248,7 +248,7 @@ class Trainer:
         return StepResult(loss, norm, self.optimizer.lr)
 
     def position(self, step: int) -> int:
-        """Images seen before ``step``, a step of this command: those of earlier ones may have had another batch size."""
+        """Images seen before a step of this command; earlier commands may have had another batch size."""
         return self.images_seen + (step - self.step) * self.config.train.batch_size
 
     def last_step(self) -> int:
@@ -424,9 +424,8 @@ def tell_changes(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -
     """Say in a line where a run goes on with other arithmetic than its checkpoint was computed with."""
     changes = [f"{key} {before[key]} -> {now[key]}" for key in before.keys() & now.keys() if before[key] != now[key]]
     if changes:
-        say(
-            f"from step {step} on sums are rounded differently ({', '.join(sorted(changes))}): bits differ from here on"
-        )
+        listed = ", ".join(sorted(changes))
+        say(f"from step {step} on sums are rounded differently ({listed}): bits differ from here on")
 
 
 def fingerprint(dataset: Dataset) -> str:
