@@ -1458,8 +1458,8 @@ MUTATIONS = [
     Mutation(
         "checkpoint: digests not compared",
         "training",
-        "engine.checkpoint:_read",
-        "hashlib.sha256(content).hexdigest() != digests[name]",
+        "engine.checkpoint:_content",
+        "hashlib.sha256(content).hexdigest() != digest",
         "False",
     ),
     Mutation(

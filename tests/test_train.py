@@ -142,7 +142,7 @@ MOMENTS = {
     "in a step": (Trainer, "_train_step", 6, 3),
     "before a line of metrics": (Metrics, "write", 4, 3),
     "between a line of metrics and its checkpoint": (Trainer, "save", 2, 3),
-    "before a checkpoint has its name": (checkpoint.os, "fsync", 8, 3),
+    "before a checkpoint has its name": (checkpoint, "rename", 2, 3),
     "right after a checkpoint": (checkpoint, "forget", 2, 6),
 }
 """Where a run is killed, and the checkpoint that is left."""
