@@ -11,6 +11,7 @@ from filelock import lock_descriptor
 from engine import ranks
 from engine.errors import CheckpointError
 from engine.log import say
+from storage.writing import make_folder
 
 NAME = ".lock"
 
@@ -69,7 +70,7 @@ def acquired(workdir: Path) -> int:
     Raises: CheckpointError if another command holds the lock.
     """
     while True:
-        workdir.mkdir(parents=True, exist_ok=True)
+        make_folder(workdir)
         try:
             descriptor = os.open(workdir / NAME, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except FileNotFoundError:  # the folder was deleted since

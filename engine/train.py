@@ -51,7 +51,7 @@ def train(config: ConfigDict, workdir: Path, asked: Asked, writer: Writer) -> No
     writer.check()
     if ranks.rank() == 0:
         write_text(workdir / "config.json", to_json(config, versions()))
-    metrics = Metrics(workdir, start)
+    metrics = Metrics(workdir, start, trainer.metric_lines)
     progress = Progress(seen + (last_step - start) * config.train.batch_size, "images", done=seen)
 
     for result in itertools.chain([first], results):
@@ -81,7 +81,8 @@ def train(config: ConfigDict, workdir: Path, asked: Asked, writer: Writer) -> No
             if snap and ranks.rank() == 0:
                 trainer.snapshots.keep(step)
             if save or stop:
-                trainer.save(window.state_dict())
+                metrics.flush()
+                trainer.save(window.state_dict(), metric_lines=metrics.lines)
         if stop and not last:
             ranks.wait_for_all()  # the first one may still be writing
             raise Stopped(asked.by, f"stopped at step {step}, with a checkpoint; run the same command to go on")

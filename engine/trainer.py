@@ -119,6 +119,7 @@ class Trainer:
         self.step = self.images_seen = 0
         self.skipped = Skipped(workdir / "skipped", config.train.max_skipped)
         self.window_state: Mapping[str, Any] = {}
+        self.metric_lines = meta.get("metric_lines")
         self.time_law = make_time_law(config)
         if found:
             self._load(found)
@@ -309,8 +310,13 @@ class Trainer:
         """The denoiser with the first of the averages for its network."""
         return self.experiment.denoiser(self.ema.networks[0], self.config)
 
-    def save(self, window: Mapping[str, Any] | None = None) -> None:
-        """Write a checkpoint of this step, with the open window of metrics, and delete those that are too old."""
+    def save(self, window: Mapping[str, Any] | None = None, **beside: Any) -> None:
+        """Write a checkpoint of this step, and delete those that are too old.
+
+        Args:
+            window: the open window of metrics.
+            beside: JSON values of the files beside it, for its meta.json.
+        """
         to_disk = partial(ranks.to_first, device="cpu")
         state = {
             "optimizer": tree_map_only(Tensor, to_disk, self.optimizer.state_dict()),
@@ -327,6 +333,7 @@ class Trainer:
             "ema": [checkpoint.ema_file(rate) for rate in self.ema.rates],
             "arithmetic": self.arithmetic(),
             "versions": versions(),
+            **beside,
             **about(self.ema),
         }
         raw = ranks.whole_network(self.network, to_disk)

@@ -8,6 +8,7 @@ import os
 import pty
 import shutil
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from test_train import POINTS, ROOT, assert_same_run, metrics, steps, train, tra
 from torch import nn
 
 import run as command_line
-from engine import checkpoint, lock
+from engine import checkpoint, lock, sample
 from engine.lock import only_writer
 from engine.skipped import culprit
 from engine.trainer import Trainer
@@ -276,6 +277,88 @@ def test_the_culprit_may_be_the_loss_or_a_gradient():
     assert "the loss is not" in culprit(network, lambda: network(torch.ones(1, 2)).sum() / torch.zeros(()))
     where = culprit(network, lambda: (network(torch.ones(1, 2)).sum() * 0).sqrt())
     assert where.startswith("outputs and loss are finite, the gradient of ")
+
+
+# --- a loss of power --------------------------------------------------------------------------------------------------
+
+
+class Disk:
+    """What a loss of power would leave: sizes of files and names in folders, as of their last fsync."""
+
+    def __init__(self, monkeypatch):
+        self.sizes, self.names, self.sync = {}, {}, os.fsync
+        monkeypatch.setattr(os, "fsync", self.fsync)
+
+    def fsync(self, descriptor):
+        self.sync(descriptor)
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            folder = os.open(".", os.O_RDONLY, dir_fd=descriptor)
+            self.names[status.st_ino] = {entry.name: entry.inode() for entry in os.scandir(folder)}
+            os.close(folder)
+        else:
+            self.sizes[status.st_ino] = status.st_size
+
+    def has(self, path, root):
+        """Whether a file, and each name on the way to it from the folder ``root``, is there as it is now."""
+        status, names = path.stat(), []
+        while path != root:
+            names.append(self.names.get(path.parent.stat().st_ino, {}).get(path.name) == path.stat().st_ino)
+            path = path.parent
+        return all(names) and self.sizes.get(status.st_ino) == status.st_size
+
+
+def test_what_a_checkpoint_depends_on_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """And the checkpoint itself before an older one is deleted."""
+    disk, workdir, renamed, forgot = Disk(monkeypatch), tmp_path / "new" / "run", checkpoint.rename, checkpoint.forget
+    named = []
+
+    def rename(path, target):
+        if target.name.startswith("step_"):
+            files = [workdir / "config.json", workdir / "metrics.jsonl", *path.iterdir()]
+            files += [workdir / "samples" / f"{target.name}.png"]
+            assert [file for file in files if not disk.has(file, path if file.parent == path else tmp_path)] == []
+            named.append(target)
+        renamed(path, target)
+
+    def forget(folder, *args):
+        assert disk.has(named[-1] / "meta.json", tmp_path)
+        forgot(folder, *args)
+
+    monkeypatch.setattr(checkpoint, "rename", rename)
+    monkeypatch.setattr(checkpoint, "forget", forget)
+    monkeypatch.setattr(sample, "GRID_SAMPLES", 4)
+    changes = {"train__log_every": 1, "train__sample_every": 1, "train__keep_checkpoints": 1}
+    assert train(workdir, 6, **changes) == 0
+    assert [path.name for path in named] == ["step_00000003", "step_00000006"]
+
+
+def test_lines_of_metrics_that_are_lost_are_told_once(straight, tmp_path, capsys):
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert checkpoint.read_meta(tmp_path / "checkpoints" / "step_00000008")["metric_lines"] == len(lines) == 5
+    path.write_text("".join(lines[:3]))
+    for number, told in ((10, [f"{path} has 3 of the 5 lines up to step 8; the others are lost"]), (12, [])):
+        assert train(tmp_path, number, "points") == 0
+        assert [line for line in capsys.readouterr().out.splitlines() if "lost" in line] == told
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["[]", '{"step": "three"}', '{"step": null}', '{"loss": 1}', "7", "\0" * 40, "[" * 100_000, "a note", "\udcff"],
+)
+def test_odd_lines_of_metrics_are_told_and_kept_aside(odd, straight, tmp_path, capsys):
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "metrics.jsonl"
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    before = b"".join([first, odd.encode(errors="surrogateescape") + b"\n", *others])
+    path.write_bytes(before)
+    assert train(tmp_path, 10, "points") == 0
+    told = f"{path}: lines that are no metrics are left out (1); the file as it was is damaged_metrics.jsonl"
+    assert told in capsys.readouterr().out
+    assert path.read_bytes().startswith(b"".join([first, *others]))
+    assert (tmp_path / "damaged_metrics.jsonl").read_bytes() == before
 
 
 # --- one folder, one command, the same data ---------------------------------------------------------------------------
