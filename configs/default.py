@@ -255,6 +255,7 @@ def get_config() -> ConfigDict:
     config.data.name = "digits"  # a key of DATASETS
     config.data.path = ""  # of images: folder, zip, npy or npz; of pairs: the samples.npz that kept its latents
     config.data.test_path = ""  # the held-out examples where they lie apart; empty: see data.path
+    config.data.size = 0  # of image files: pixels a side after a centre crop to a square and resizing; 0: as stored
     config.data.mirror = False  # flip half of the training images left to right
     config.data.max_pixels = 2**24  # of images: most in a file, width times height; larger ones are refused unread
     config.data.skip_broken = False  # of images: leave out and count files that cannot be decoded, instead of stopping
@@ -361,7 +362,7 @@ def get_config() -> ConfigDict:
     config.sample.batch_size = 0  # samples drawn at a time, which changes none; 0: as many as fill the device
     config.sample.t_min = 1e-3  # time of the last denoising; 0: the earliest of the SDE
 
-    config.sample.label = ""  # class to draw, or all: every class in turn; empty: without a label
+    config.sample.label = ""  # number or name of the class to draw, or all: every one in turn; empty: without a label
 
     config.guidance = ConfigDict()  # of sample, evaluate, sweep and edit
     config.guidance.scale = 1.0  # of the label's score, without a classifier: 0 ignores it, more than 1 sharpens
@@ -371,7 +372,7 @@ def get_config() -> ConfigDict:
     config.guidance.weaker_scale = 2.0  # 1: the weaker run does not count
     config.guidance.encoder = ""  # folder of a run of --config clip on the same noise, or of a CLIPModel; empty: none
     config.guidance.text = ""  # of the encoder: what the samples lean towards, such as "a three"
-    config.guidance.image = ""  # of the encoder, instead of text: a .png, .jpg, .npy or .npz of one example
+    config.guidance.image = ""  # of the encoder, instead of text: an image, .npy or .npz of one example
     config.guidance.encoder_scale = 1.0  # of the gradient of the dot product
     config.guidance.low = 0.0  # lowest sigma / alpha at which any of this acts
     config.guidance.high = 1e9  # highest sigma / alpha at which any of this acts
@@ -384,7 +385,7 @@ def get_config() -> ConfigDict:
     config.edit.second = -1  # of interpolate: number of the example at the other end
     config.edit.frames = 11  # of interpolate: pictures along a path, both ends included
     config.edit.depths = (0.3, 0.6, 0.9)  # of interpolate: share of noise in an encoding's variance, each in (0, 1)
-    config.edit.input = ""  # of restorations, sdedit and translate: a .png, .jpg, .npy or .npz; empty: of the split
+    config.edit.input = ""  # of restorations, sdedit and translate: an image, .npy or .npz; empty: of the split
     config.edit.num_examples = 64  # of the input, or of the split, evenly spaced; of encode the first ones; 0 is all
     config.edit.method = "pigdm"  # of restorations: a key of METHODS: replacement | pigdm | dps
     config.edit.mask = ""  # of inpaint, sdedit: a picture, white where known, or a box to fill: top,left,height,width

@@ -5,6 +5,7 @@ from functools import partial
 from data.codecs import Identity, Pixels
 from data.dataset import DataError, Dataset
 from data.digits import read_digits
+from data.files import ImageFiles
 from data.images import read_images
 from data.loader import batch_at, flips, indices, order, reader
 from data.pairs import read_pairs
@@ -33,6 +34,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Identity",
+    "ImageFiles",
     "Pixels",
     "Statistics",
     "batch_at",

@@ -11,7 +11,7 @@ from data.dataset import MOST_CLASSES, DataError
 from storage.reading import obstacle, open_file
 
 IMAGE_KEYS = ("x", "images", "samples", "arr_0")
-LABEL_KEYS = ("labels", "y")
+LABEL_KEYS = ("labels", "y", "arr_1")
 
 
 class Rows:

@@ -1,5 +1,6 @@
 """A dataset: raw examples, drawn by number."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import ArrayLike
 
 SPLITS = ("train", "test")
 MOST_CLASSES = 1_000_000  # a network has a row of numbers for each
+MOST_BYTES = 2**31  # that the examples of a batch may take as stored, and those that are read ahead with it
 
 
 class DataError(Exception):
@@ -22,12 +24,15 @@ class Dataset:
     """The examples of one split, as they are stored: codecs turn them into what the diffusion sees.
 
     Args:
-        x: an array of examples (N, *shape), or anything that has `shape` and answers x[rows] with such an array.
+        x: an array of examples (N, *shape), or anything that has `shape` and answers x[rows] with such an array,
+            of uint8 if it has no `dtype`.
         rows: which examples of x belong to the split.
         levels: number of values an entry can take, 0 to levels - 1; 0 for real-valued data.
         label: class of each example of x, 0 to num_classes - 1.
         num_classes: 0 for data without labels.
         eps: noise that each example of x belongs to, standard normal and shaped as x; None where it is drawn afresh.
+        classes: the name of each class, if classes have names; else empty.
+        notes: lines for the user on how the examples were read and on files that were left out.
     """
 
     x: Any
@@ -36,6 +41,8 @@ class Dataset:
     label: np.ndarray | None = None
     num_classes: int = 0
     eps: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,13 +52,29 @@ class Dataset:
         """Shape of one example: (C, H, W) or (D,)."""
         return tuple(self.x.shape[1:])
 
+    @property
+    def example_bytes(self) -> int:
+        """Bytes of one example as batches hold it, without its label."""
+        arrays = [array for array in (self.x, self.eps) if array is not None]
+        return math.prod(self.shape) * sum(getattr(array, "dtype", np.dtype(np.uint8)).itemsize for array in arrays)
+
+    def check_size(self, num: int) -> None:
+        """Raises: DataError if so many examples take more than ``MOST_BYTES``."""
+        if num * self.example_bytes > MOST_BYTES:
+            raise DataError(
+                f"{num} examples of shape {self.shape} take {num * self.example_bytes:,} bytes at once, of "
+                f"{MOST_BYTES:,} allowed: take smaller batches, or smaller images by data.size"
+            )
+
     def batch(self, indices: ArrayLike) -> dict[str, torch.Tensor]:
         """The examples with these numbers, each from 0 to len - 1.
 
         Shapes: indices (B,); returns x (B, *shape), uint8 or float32, label (B,) int64 if there are classes, and eps as
             x, float32, if the examples have their own.
+        Raises: DataError before any is read, if they take more than ``MOST_BYTES``.
         """
         rows = self.rows[np.asarray(indices)]
+        self.check_size(len(rows))
         batch = {"x": torch.from_numpy(np.ascontiguousarray(self.x[rows]))}
         if self.label is not None:
             batch["label"] = torch.from_numpy(self.label[rows])

@@ -1,39 +1,90 @@
-"""PNG and JPEG files, in a folder or a zip, as one array: each is decoded when it is first asked for."""
+"""Image files, in a folder or a zip, as one array: each is decoded when it is first needed."""
 
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from data.archives import MOST_STORED, open_zip, unpack
 from data.dataset import DataError
-from data.decoding import MAX_PIXELS, BrokenImage, decode
+from data.decoding import MAX_PIXELS, BrokenImage, decode, pixels, square
+from data.layout import listed
 from storage.reading import Refused, obstacle, read_bytes
 
 MOST_KEPT = 8 * 2**30  # bytes; the images of larger sets are decoded anew each time
 
 
-def list_files(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
-    """The names of all files in a folder or zip, sorted, with / between folders; and a function from name to content.
+class Files(NamedTuple):
+    """The files of a folder or zip.
 
-    Links to files are followed, links to folders are not. Names of a zip are never places on the disk.
+    Args:
+        names: of all files, sorted, relative to the folder or zip, with / between folders.
+        folders: the names of all folders, likewise.
+        read: from a name to the content of the file.
+        notes: lines on what is left out.
+    """
 
-    Raises: DataError if path is no folder and no readable zip, or a zip with names of places outside it.
+    names: list[str]
+    folders: list[str]
+    read: Callable[[str], bytes]
+    notes: list[str]
+
+
+def list_files(path: Path) -> Files:
+    """The files of a folder or zip. Links to files and to folders are followed; names of a zip are never paths on disk.
+
+    Raises: DataError if path is no folder and no readable zip, has a folder that cannot be listed, or is a zip with
+        names of places outside it.
     """
     if path.is_dir():
-        found = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-        names, read = [file.relative_to(path).as_posix() for file in found], lambda name: _content(path / name)
-    elif path.suffix.lower() == ".zip":
-        archive = open_zip(path)
-        names, read = archive.namelist(), lambda name: unpack(archive, name)
-        outside = next((name for name in names if name.startswith("/") or ".." in name.split("/")), None)
-        if outside is not None:
-            raise DataError(f"{path} has an entry {outside!r}, which is no place within it: pack it again")
-    else:
-        raise DataError(f"{path} is of no known kind: give a folder, a .zip, an .npy or an .npz of images")
-    return sorted(names), read
+        return _list_folder(path)
+    if path.suffix.lower() == ".zip":
+        return _list_zip(path)
+    raise DataError(f"{path} is of no known kind: give a folder, a .zip, an .npy or an .npz of images")
+
+
+def _list_folder(path: Path) -> Files:
+    """Each folder is read once, by its own name rather than by a link to it, so that links in a circle end."""
+    names, folders, repeated = [], [], []
+    visited, waiting = set(), [path]
+    while waiting:
+        for place, inner, files in os.walk(waiting.pop(0), onerror=_cannot_list):
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in visited:
+                repeated.append(Path(place).relative_to(path).as_posix())
+                inner.clear()
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            waiting += [link for link in map(Path(place).joinpath, sorted(inner)) if link.is_symlink()]
+            folders += [Path(place, name).relative_to(path).as_posix() for name in inner]
+            names += [Path(place, name).relative_to(path).as_posix() for name in files]
+    notes = [f"links to folders that are read already, left out: {listed(sorted(repeated))}"] if repeated else []
+    return Files(sorted(names), sorted({*folders} - {*repeated}), lambda name: _content(path / name), notes)
+
+
+def _list_zip(path: Path) -> Files:
+    """Backslashes, which some programs of Windows write, stand between folders too."""
+    archive = open_zip(path)
+    entries = {name.replace("\\", "/"): name for name in archive.namelist()}
+    outside = next((name for name in entries if name.startswith("/") or ".." in name.split("/")), None)
+    if outside is not None:
+        raise DataError(f"{path} has an entry {outside!r}, which is no place within it: pack it again")
+    names = sorted(name for name in entries if not name.endswith("/"))
+    folders = {parent for name in entries for parent in _parents(name)}
+    return Files(names, sorted(folders), lambda name: unpack(archive, entries[name]), [])
+
+
+def _parents(name: str) -> list[str]:
+    """All folders in the name of an entry."""
+    parts = name.split("/")[:-1]
+    return ["/".join(parts[: k + 1]) for k in range(len(parts))]
+
+
+def _cannot_list(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be listed ({error.strerror}): make it readable or remove it") from error
 
 
 def _content(file: Path) -> bytes:
@@ -49,7 +100,8 @@ def _content(file: Path) -> bytes:
 class ImageFiles:
     """Answers x[rows] as an array (N, C, H, W) of uint8 does; the first image sets the shape of all.
 
-    Decoded images are kept in memory, unless the whole set would take more than 8 GiB.
+    Gray images among RGB ones have three equal channels. Decoded images are kept in memory, unless the whole set would
+    take more than 8 GiB.
 
     Args:
         path: where the files are, for messages.
@@ -57,6 +109,7 @@ class ImageFiles:
         read: from a name to the file's content.
         max_pixels: most that an image may have.
         skip_broken: whether the first image that can be read sets the shape, for ``whole`` to leave the others out.
+        size: pixels a side that images are cropped and resized to, by ``decoding.square``; 0 leaves them as stored.
     Raises: DataError, here or on reading, if an image is broken, or differs from the first in size or channels.
     """
 
@@ -67,16 +120,21 @@ class ImageFiles:
         read: Callable[[str], bytes],
         max_pixels: int = MAX_PIXELS,
         skip_broken: bool = False,
+        size: int = 0,
     ) -> None:
-        self.path, self.names, self.read, self.max_pixels = path, names, read, max_pixels
-        self.first, pixels = self._first(len(names) if skip_broken else 1)
-        self.shape = (len(names), *pixels.shape)
+        self.path, self.names, self.read, self.max_pixels, self.size = path, names, read, max_pixels, size
+        self.stored = np.zeros((len(names), 2), dtype=np.int32)  # width and height, once decoded
+        self.first, first = self._first(len(names) if skip_broken else 1)
+        self.shape = (len(names), *first.shape)
         self.decoded = np.zeros(len(names), dtype=bool)
         self.kept = np.empty(self.shape, dtype=np.uint8) if np.prod(self.shape) <= MOST_KEPT else None
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         if self.kept is None:
-            return np.stack([self._read(row) for row in rows])
+            found = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
+            for place, row in enumerate(rows):
+                found[place] = self._read(row)
+            return found
         for row in rows[~self.decoded[rows]]:
             self.kept[row] = self._read(row)
             self.decoded[row] = True
@@ -86,10 +144,18 @@ class ImageFiles:
         """Those of the rows whose images are not broken; the others are counted on standard error."""
         broken = np.array([self._is_broken(row) for row in rows], dtype=bool)
         if broken.any():
-            named = [self.names[row] for row in rows[broken]]
-            told = f"{', '.join(named[:3])}{f' and {len(named) - 3} more' if len(named) > 3 else ''}"
-            print(f"{self.path}: {len(named)} of {len(rows)} images are broken and left out: {told}", file=sys.stderr)
+            named = listed([self.names[row] for row in rows[broken]], 3)
+            print(
+                f"{self.path}: {broken.sum()} of {len(rows)} images are broken and left out: {named}", file=sys.stderr
+            )
         return rows[~broken]
+
+    def describe_stored(self) -> str:
+        """The sizes in pixels of the images that have been decoded, as stored, and how many of them were enlarged."""
+        sizes = self.stored[self.stored.any(1)]
+        low, high = (" x ".join(map(str, size)) for size in (sizes.min(0), sizes.max(0)))
+        enlarged = int((sizes.min(1) < self.size).sum())
+        return f"{len(sizes)} images decoded, stored as {low} to {high} pixels; {enlarged} of them were enlarged"
 
     def _is_broken(self, row: int) -> bool:
         try:
@@ -109,12 +175,15 @@ class ImageFiles:
         raise DataError(f"{self.path} holds no images: check data.path and data.test_path")
 
     def _read(self, row: int) -> np.ndarray:
-        pixels = self._decode(row)
-        if pixels.shape != self.shape[1:]:
+        found = self._decode(row)
+        if found.shape[1:] != self.shape[2:] or len(found) > self.shape[1]:
             first = self.names[self.first]
-            shapes = f"is {_describe(pixels.shape)}, unlike {first}, which is {_describe(self.shape[1:])}"
-            raise DataError(f"{self.path / self.names[row]} {shapes}: make all images alike")
-        return pixels
+            shapes = f"is {_describe(found.shape)}, unlike {first}, which is {_describe(self.shape[1:])}"
+            remedy = "make all images alike"
+            if found.shape[1:] != self.shape[2:]:
+                remedy = "set data.size to crop and resize all to squares of so many pixels a side"
+            raise DataError(f"{self.path / self.names[row]} {shapes}: {remedy}")
+        return found
 
     def _decode(self, row: int) -> np.ndarray:
         file = self.path / self.names[row]
@@ -125,8 +194,10 @@ class ImageFiles:
         except Exception as error:  # zipfile raises errors of many kinds on damaged entries
             if reason := obstacle(error):
                 raise DataError(f"{file} cannot be read: {reason}") from error
-            raise BrokenImage(f"{file} is no whole PNG or JPEG image: replace or remove it") from error
-        return decode(content, file, self.max_pixels)
+            raise BrokenImage(f"{file} is no whole PNG, JPEG or WebP image: replace or remove it") from error
+        picture = decode(content, file, self.max_pixels)
+        self.stored[row] = picture.size
+        return pixels(square(picture, self.size) if self.size else picture)
 
 
 def _describe(shape: tuple[int, ...]) -> str:

@@ -1,10 +1,10 @@
-"""Images of one size on disk: their split into train and test, and their labels."""
+"""Images on disk: their split into train and test, and their labels."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from posixpath import basename, commonpath, dirname, join
+from pathlib import Path
+from posixpath import basename, dirname, join
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,27 @@ from data.arrays import read_array
 from data.dataset import MOST_CLASSES, SPLITS, DataError, Dataset, check_split, hold_out
 from data.decoding import MAX_PIXELS
 from data.files import ImageFiles, list_files
+from data.layout import LISTING, is_hidden, lay_out, listed, natural
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+MOST_SIZE = 2**14  # pixels a side
 
 
 def read_images(
-    split: str, path: str, test_path: str = "", max_pixels: int = MAX_PIXELS, skip_broken: bool = False
+    split: str,
+    path: str,
+    test_path: str = "",
+    max_pixels: int = MAX_PIXELS,
+    skip_broken: bool = False,
+    size: int = 0,
 ) -> Dataset:
-    """Gray or RGB images from a folder or a zip of PNG and JPEG files, or from a numpy file.
+    """Gray or RGB images from a folder or a zip of PNG, JPEG and WebP files, or from a numpy file.
 
-    The test split is all of test_path if that is given; else the subfolder test/, where path has train/ and test/;
-    else every tenth image in the order of the names.
+    The test split is test_path if that is given; else the subfolder test or val of path, where path has that beside
+    train (``layout.SPLIT_FOLDERS``); else every tenth image in the order of the names.
 
     Labels are those in dataset.json, {"labels": [[name, class], ...]} with null for no labels, or those in the .npz.
-    Without a dataset.json, images that lie one folder deep are labelled by their folder, in alphabetical order.
+    Without a dataset.json, images that lie one folder deep are labelled by their folder, in natural order: 2 before 10.
+    The folders are the names of the classes; with a dataset.json too, if it has one number for each folder.
 
     Args:
         path: a folder, a .zip, an .npy or an .npz.
@@ -34,60 +41,77 @@ def read_images(
         max_pixels: most that an image file may have; it is refused before it is decoded.
         skip_broken: whether image files that cannot be decoded are left out of the split, which then has each decoded
             at once, and counted on standard error; the splits of the others stay as they are.
+        size: pixels a side of the squares that image files are cropped and resized to (``decoding.square``); 0 leaves
+            them as stored.
     Shapes: examples (C, H, W), uint8, C = 1 or 3.
-    Raises: ValueError if path is empty or max_pixels below 1. DataError if path is missing, without images or damaged;
-        image files are checked when they are decoded, by `batch`.
+    Raises: ValueError if path is empty, max_pixels below 1, size below 0, or size is given for a numpy file. DataError
+        if path is missing, without images or damaged, or its folders are neither splits nor classes; image files are
+        checked when they are decoded, by `batch`.
     """
     check_split(split)
     if max_pixels < 1:
         raise ValueError(f"data.max_pixels {max_pixels}: need at least 1")
+    if not 0 <= size <= MOST_SIZE:
+        raise ValueError(f"data.size {size}: need 1 to {MOST_SIZE:,} pixels a side, or 0 for images as stored")
     if not path:
         raise ValueError("data.path is empty: give a folder, a .zip, an .npy or an .npz of images")
-    sources = [_open(Path(each), max_pixels, skip_broken) for each in (path, test_path) if each]
+    sources = [_open(Path(each), max_pixels, skip_broken, size) for each in (path, test_path) if each]
     shapes = {source.x.shape[1:] for source in sources}
     if len(shapes) > 1:
         raise DataError(f"{path} and {test_path} hold images of different shapes {shapes}: make them alike")
-    labels, num_classes = _number_classes([source.label for source in sources])
+    labels, num_classes, classes = _number_classes(sources)
     chosen = SPLITS.index(split) if test_path else 0
-    source = sources[chosen]
-    rows = np.arange(source.x.shape[0]) if test_path else source.splits[split]
+    source, label = sources[chosen], labels[chosen]
+    rows = source.rows(split, whole=bool(test_path))
     if skip_broken and isinstance(source.x, ImageFiles):
         rows = source.x.whole(rows)
     if len(rows) == 0:
         raise DataError(f"{path} has too few images to leave any for {split}: add images or give data.test_path")
-    return Dataset(source.x, rows, levels=256, label=labels[chosen], num_classes=num_classes)
+    notes = [*source.notes]
+    if any(each.label is not None for each in sources) and not num_classes:
+        without = next(place for place, each in zip((path, test_path), sources, strict=False) if each.label is None)
+        notes.append(f"no labels: {without} has none")
+    if num_classes:
+        notes += _without_images(split, label[rows], num_classes, classes)
+    return Dataset(source.x, rows, 256, label, num_classes, classes=classes, notes=tuple(notes))
 
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """All that one path holds; label has an entry an image: a number, or the name of a folder."""
+    """All that one path holds; label has an entry an image: a number, or the name of a folder.
+
+    names: of the classes, if label holds numbers and there are names.
+    """
 
     x: Any
-    splits: dict[str, np.ndarray]
     label: np.ndarray | None
+    names: tuple[str, ...] = ()
+    splits: dict[str, np.ndarray] | None = None
+    notes: tuple[str, ...] = ()
+
+    def rows(self, split: str, whole: bool) -> np.ndarray:
+        """The images of a split: those in its folder; or else all, if the split is whole, or its part of them."""
+        every = np.arange(self.x.shape[0])
+        return (self.splits or (dict.fromkeys(SPLITS, every) if whole else hold_out(every, every=10)))[split]
 
 
-def _open(path: Path, max_pixels: int, skip_broken: bool) -> _Source:
+def _open(path: Path, max_pixels: int, skip_broken: bool, size: int) -> _Source:
     if not path.exists():
         raise DataError(f"{path} does not exist: check data.path and data.test_path")
     if path.suffix.lower() in (".npy", ".npz"):
-        x, label = read_array(path)
-        return _Source(x, hold_out(np.arange(x.shape[0]), every=10), label)
-    files, read = list_files(path)
-    names = [name for name in files if name.lower().endswith(SUFFIXES) and not basename(name).startswith(".")]
-    if not names:
-        raise DataError(f"{path} holds no {', '.join(SUFFIXES)} files: check data.path and data.test_path")
-    depth = len(PurePosixPath(commonpath([dirname(name) for name in names])).parts)
-    parts = [name.split("/")[depth:] for name in names]  # below the folder that holds them all
-    splits = hold_out(np.arange(len(names)), every=10)
-    if {part[0] for part in parts} >= set(SPLITS):
-        splits = {split: np.flatnonzero([part[0] == split for part in parts]) for split in SPLITS}
-        parts = [part[1:] for part in parts]
-    label = np.array([part[0] for part in parts]) if all(len(part) == 2 for part in parts) else None
-    listings = [name for name in files if basename(name) == "dataset.json"]
-    if listings:
-        label = _listed_labels(path, listings, names, read)
-    return _Source(ImageFiles(path, names, read, max_pixels, skip_broken), splits, label)
+        if size:
+            raise ValueError(f"data.size {size} is for image files, not for {path}: resize the array, or leave it out")
+        return _Source(*read_array(path))
+    files = list_files(path)
+    listings = [name for name in files.names if basename(name) == LISTING and not is_hidden(name)]
+    layout = lay_out(path, files.names, files.folders, listed=bool(listings))
+    label = _listed_labels(path, listings, layout.names, files.read) if listings else layout.label
+    x = ImageFiles(path, layout.names, files.read, max_pixels, skip_broken, size)
+    notes = [*files.notes, *layout.notes]
+    if size:
+        notes.append(f"images are cropped to the square at their centre and resized to {size} x {size} (Lanczos)")
+    names = _listed_names(layout.names, label) if listings and label is not None else ()
+    return _Source(x, label, names, layout.splits, tuple(notes))
 
 
 def _listed_labels(
@@ -112,14 +136,36 @@ def _listed_labels(
     return np.array([found[name] for name in names], dtype=np.int64)
 
 
-def _number_classes(labels: list[np.ndarray | None]) -> tuple[list[np.ndarray | None], int]:
-    """One numbering of the classes of all sources, and their number; no labels unless every source has them."""
+def _listed_names(names: list[str], label: np.ndarray) -> tuple[str, ...]:
+    """The folder of each class, if the images of every class lie in one folder of their own; else empty."""
+    folders = {number: basename(dirname(name)) for name, number in zip(names, label.tolist(), strict=True)}
+    pairs = {(basename(dirname(name)), number) for name, number in zip(names, label.tolist(), strict=True)}
+    known = sorted(folders) == list(range(len(folders))) and len(pairs) == len(folders) == len({*folders.values()})
+    return tuple(folders[number] for number in sorted(folders)) if known and len(folders) > 1 else ()
+
+
+def _number_classes(sources: Sequence[_Source]) -> tuple[list[np.ndarray | None], int, tuple[str, ...]]:
+    """One numbering of the classes of all sources, their number, and their names, if they have some.
+
+    Labels count only where every source has them.
+    """
+    labels = [source.label for source in sources]
     if any(label is None for label in labels):
-        return [None] * len(labels), 0
+        return [None] * len(labels), 0, ()
     kinds = {label.dtype.kind for label in labels}
     if kinds == {"i"}:
-        return labels, 1 + max(int(label.max()) for label in labels)
+        names = {source.names for source in sources}
+        return labels, 1 + max(int(label.max()) for label in labels), names.pop() if len(names) == 1 else ()
     if kinds != {"U"}:
         raise DataError("data.path and data.test_path do not both number their classes: give both a dataset.json")
-    folders, numbers = np.unique(np.concatenate(labels), return_inverse=True)
-    return np.split(numbers, [len(labels[0])])[: len(labels)], len(folders)
+    classes = tuple(sorted(set(np.concatenate(labels).tolist()), key=natural))
+    number = {name: k for k, name in enumerate(classes)}
+    return [np.array([number[name] for name in label.tolist()]) for label in labels], len(classes), classes
+
+
+def _without_images(split: str, label: np.ndarray, num_classes: int, classes: tuple[str, ...]) -> list[str]:
+    """A line on the classes that no image of a split has, if there are any."""
+    empty = np.flatnonzero(np.bincount(label, minlength=num_classes) == 0)
+    if len(empty) == 0:
+        return []
+    return [f"classes without images in {split}: {listed(f'{k} {classes[k]}' if classes else f'{k}' for k in empty)}"]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.dataset import Dataset
+from data.dataset import MOST_BYTES, Dataset
 
 Batch = dict[str, Tensor]
 
@@ -58,8 +58,11 @@ def reader(
 
     Args:
         stride: from the position of one batch to that of the next.
-        ahead: batches to read before their time.
+        ahead: batches to read before their time; fewer where they would take more than ``MOST_BYTES`` together.
+    Raises: DataError if one batch takes more.
     """
+    dataset.check_size(batch_size)
+    ahead = min(ahead, MOST_BYTES // (batch_size * dataset.example_bytes) - 1)
     if device.type == "cuda" and num_bytes(dataset) <= RESIDENT * torch.cuda.mem_get_info(device)[0]:
         return Resident(dataset, device, seed, batch_size, mirror)
 
@@ -76,6 +79,10 @@ def num_bytes(dataset: Dataset) -> int:
     return len(dataset) * sum(value[0].nbytes for value in dataset.batch([0]).values())
 
 
+AT_A_TIME = 2**26
+"""Bytes of examples that are copied to an accelerator at a time."""
+
+
 class Resident:
     """Batches out of a copy of the whole dataset on the device: nothing is copied to it in a step but now and then.
 
@@ -87,8 +94,7 @@ class Resident:
     """Whose numbers and coins are copied to the device at a time."""
 
     def __init__(self, dataset: Dataset, device: torch.device, seed: int, batch_size: int, mirror: bool) -> None:
-        whole = dataset.batch(np.arange(len(dataset)))
-        self.whole = {key: value.to(device) for key, value in whole.items()}
+        self.whole = on_device(dataset, device)
         self.seed, self.batch_size, self.mirror, self.num, self.device = seed, batch_size, mirror, len(dataset), device
         self.positions = max(self.positions, batch_size)
         self.first, self.rows, self.flips = 0, torch.empty(0), torch.empty(0)
@@ -102,6 +108,22 @@ class Resident:
         place = slice(images_seen - self.first, images_seen - self.first + self.batch_size)
         batch = {key: value[self.rows[place]] for key, value in self.whole.items()}
         return mirrored(batch, self.flips[place]) if self.mirror else batch
+
+
+def on_device(dataset: Dataset, device: torch.device) -> Batch:
+    """All examples, copied to the device a few at a time, so that the host never holds them all."""
+    size = max(1, AT_A_TIME // dataset.example_bytes)
+    whole: Batch = {}
+    for start in range(0, len(dataset), size):
+        part = dataset.batch(np.arange(start, min(start + size, len(dataset))))
+        if not whole:
+            whole = {
+                key: torch.empty(len(dataset), *value.shape[1:], dtype=value.dtype, device=device)
+                for key, value in part.items()
+            }
+        for key, value in part.items():
+            whole[key][start : start + size] = value.to(device)
+    return whole
 
 
 class Prefetched:

@@ -14,6 +14,8 @@ from data.loader import order
 MOST_EXAMPLES = 10_000
 MOST_PAIRED = 2_000
 MOST_ENTRIES = 2**25
+MOST_PAIRED_ENTRIES = 2**27
+MOST_MEASURED = 2**31  # entries of the examples that are measured, so that large images do not take hours
 AT_A_TIME = 500
 
 
@@ -42,9 +44,10 @@ class Statistics:
 
 
 def measure(dataset: Dataset, codec: Pixels | Identity) -> Statistics:
-    """Statistics of up to 10,000 examples, taken by a fixed shuffle.
+    """Statistics of up to 10,000 examples and 2^31 entries, taken by a fixed shuffle.
 
-    The diameter is exact up to 2,000 examples; beyond that it is that of 2,000 of them, which can only be too small.
+    The diameter is exact up to 2,000 examples and 2^27 entries; beyond that it is that of as many of them, which can
+    only be too small.
 
     Reference: Song, Ermon, "Improved Techniques for Training Score-Based Generative Models", 2020, technique 1
     (sigma_max). arXiv:2006.09011. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
@@ -52,17 +55,18 @@ def measure(dataset: Dataset, codec: Pixels | Identity) -> Statistics:
     """
     sample = _sample(dataset)
     total, squares, low, high = 0.0, 0.0, float("inf"), float("-inf")
-    paired = []
-    for numbers in np.array_split(sample, -(-len(sample) // AT_A_TIME)):
+    paired, size = [], _at_a_time(dataset)
+    most_paired = min(MOST_PAIRED, MOST_PAIRED_ENTRIES // math.prod(dataset.shape))
+    for numbers in np.array_split(sample, -(-len(sample) // size)):
         x = codec.encode(dataset.batch(numbers)["x"]).flatten(1)
-        if len(paired) * AT_A_TIME < MOST_PAIRED:
+        if not paired or len(paired) * size < most_paired:
             paired.append(x)
         total += x.sum(dtype=torch.float64).item()
         squares += x.double().square().sum().item()
         low, high = min(low, x.min().item()), max(high, x.max().item())
     entries = len(sample) * x.shape[1]
     mean = total / entries
-    near = torch.cat(paired) - mean
+    near = torch.cat(paired).sub_(mean)
     return Statistics(
         count=len(dataset),
         measured=len(sample),
@@ -79,12 +83,18 @@ def examples(dataset: Dataset, codec: Pixels | Identity) -> Tensor:
     """The encoded examples that ``measure`` looks at, or the first of them, up to 2^25 entries; (N, *) float32."""
     numbers = _sample(dataset)[: max(1, MOST_ENTRIES // math.prod(dataset.shape))]
     x = torch.empty(len(numbers), *dataset.shape)
-    for start in range(0, len(x), AT_A_TIME):
-        rows = slice(start, start + AT_A_TIME)
+    size = _at_a_time(dataset)
+    for start in range(0, len(x), size):
+        rows = slice(start, start + size)
         x[rows] = codec.encode(dataset.batch(numbers[rows])["x"])
     return x
 
 
 def _sample(dataset: Dataset) -> np.ndarray:
     """Numbers of up to 10,000 examples, by a fixed shuffle."""
-    return order(0, 0, len(dataset))[:MOST_EXAMPLES]
+    return order(0, 0, len(dataset))[: max(1, min(MOST_EXAMPLES, MOST_MEASURED // math.prod(dataset.shape)))]
+
+
+def _at_a_time(dataset: Dataset) -> int:
+    """Examples to encode at a time: ``AT_A_TIME``, or as many as have ``MOST_ENTRIES`` entries."""
+    return max(1, min(AT_A_TIME, MOST_ENTRIES // math.prod(dataset.shape)))

@@ -1,6 +1,5 @@
 """Examples to edit, the first of a split or those of a file; and what was made of them."""
 
-import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +11,12 @@ from torch import Tensor
 from data import DataError, Dataset
 from data.archives import MOST_STORED
 from data.arrays import read_array
-from data.decoding import MAX_PIXELS
+from data.decoding import SUFFIXES, decode, pixels
 from engine.build import DataFacts, Experiment, check_at_least, check_form, read_dataset
 from engine.files import read_npz
 from sde_lib import NonFiniteError
-from storage.reading import obstacle, read_bytes
+from storage.reading import read_bytes
 
-PICTURES = (".png", ".jpg", ".jpeg")
 MODES = {1: "L", 3: "RGB"}
 """Channels, to what Pillow calls such pictures."""
 
@@ -51,7 +49,7 @@ def read_examples(config: ConfigDict, experiment: Experiment, split: str) -> Dat
     Raises: ValueError if they are not of the form that the run was trained on.
     """
     dataset = read_dataset(config, split)
-    check_form(dataset, experiment.facts)
+    check_form(config, dataset, experiment.facts)
     return dataset
 
 
@@ -85,14 +83,14 @@ def read_input(path: Path, facts: DataFacts) -> Tensor:
 
     Raises: DataError for a file that is missing or damaged; ValueError for one of another kind or form.
     """
-    if path.suffix.lower() in PICTURES:
+    if path.suffix.lower() in SUFFIXES:
         shades = read_picture(path, facts.shape).double()
         if not facts.levels:
             raise ValueError(f"{path} is a picture, and the run has examples of real numbers; give an .npz")
         return (shades * (facts.levels - 1) / 255).round().to(torch.uint8)[None]
     kinds = (".npy", ".npz") if facts.levels else (".npz",)
     if path.suffix not in kinds:
-        raise ValueError(f"{path}: need a file ending in {' or '.join((*PICTURES, *kinds) if facts.levels else kinds)}")
+        raise ValueError(f"{path}: need a file ending in {' or '.join((*SUFFIXES, *kinds) if facts.levels else kinds)}")
     if not path.exists():
         raise DataError(f"{path} does not exist: check the path")
     if facts.levels:
@@ -109,29 +107,21 @@ def read_input(path: Path, facts: DataFacts) -> Tensor:
 
 
 def read_picture(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """A picture of this shape, (C, H, W) uint8.
+    """A picture of this shape, (C, H, W) uint8, read as the images of a dataset are (``data.decoding.decode``).
 
-    Raises: DataError if it is missing or damaged; ValueError for other sides or another mode.
+    Raises: DataError if it is missing, damaged or transparent; ValueError for other sides or another mode.
     """
-    from PIL import Image
-
     if len(shape) != 3 or shape[0] not in MODES:
         raise ValueError(f"{path} is a picture, and the run has examples of shape {shape}")
     channels, height, width = shape
     try:
-        with Image.open(io.BytesIO(read_bytes(path, MOST_STORED)), formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError("too many pixels")
-            image.load()
+        picture = decode(read_bytes(path, MOST_STORED), path)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: check the path") from error
-    except Exception as error:  # decoders raise errors of many kinds on damaged files
-        if reason := obstacle(error):
-            raise DataError(f"{path} cannot be read: {reason}") from error
-        raise DataError(f"{path} is no picture that can be read: save it again as PNG") from error
-    if (image.mode, image.size) != (MODES[channels], (width, height)):
-        raise ValueError(
-            f"{path} is of mode {image.mode} and {image.width}x{image.height} pixels; the run needs {MODES[channels]}, "
-            f"{width}x{height}: convert it"
-        )
-    return torch.from_numpy(np.array(image)).reshape(height, width, channels).movedim(-1, 0)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if (picture.mode, picture.size) != (MODES[channels], (width, height)):
+        found = f"{picture.mode} and {picture.width}x{picture.height} pixels"
+        needed = f"{MODES[channels]}, {width}x{height}"
+        raise ValueError(f"{path} is of mode {found}; the run needs {needed}: convert it")
+    return torch.from_numpy(pixels(picture).copy())

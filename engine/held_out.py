@@ -1,6 +1,7 @@
 """The loss on held-out data."""
 
 import copy
+import math
 from itertools import pairwise
 
 import torch
@@ -13,6 +14,9 @@ from engine.randomness import HELD_OUT, OBJECTIVE, dither, dithers, draw_times, 
 from sde_lib import Denoiser
 
 HELD_OUT_EXAMPLES = 512
+HELD_OUT_ENTRIES = 2**27
+"""Most numbers in those examples: 512 images of 3 x 256 x 256 and fewer larger ones."""
+
 NOISE_BINS = (-20.0, -8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0, 20.0)
 """Borders in log-SNR of the bins that the held-out loss is told by; the outer two take everything beyond."""
 
@@ -21,7 +25,7 @@ class HeldOut:
     """The loss on fixed draws of (x, t, eps) from the test split: comparable between steps, and between runs."""
 
     def __init__(self, config: ConfigDict, experiment: Experiment, dataset: Dataset) -> None:
-        num = min(HELD_OUT_EXAMPLES, len(dataset))
+        num = min(HELD_OUT_EXAMPLES, len(dataset), max(1, HELD_OUT_ENTRIES // math.prod(dataset.shape)))
         batch = batch_at(dataset, config.seed, 0, num)
         device = experiment.device
         where = positions(0, num)

@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.decoding import SUFFIXES
 from engine.build import Experiment, pick
 from engine.config import WRONG
-from engine.examples import PICTURES, Made, check_finite, read_given, read_picture
+from engine.examples import Made, check_finite, read_given, read_picture
 from engine.log import Progress
 from engine.randomness import EDITING, noise
 from engine.sample import first_normals, make_step, make_times, numbered
@@ -145,14 +146,14 @@ def read_mask(text: str, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"edit.mask is for pictures; the run has examples of shape {shape}")
     if not text:
         raise ValueError("edit.mask is empty: give a picture, white where pixels are known, or top,left,height,width")
-    if text.lower().endswith(PICTURES):
+    if text.lower().endswith(SUFFIXES):
         return read_picture(Path(text), (1, *shape[1:]))[0] > 127
     (_, rows, columns), numbers = shape, [part.strip() for part in text.split(",")]
     box = [int(number) for number in numbers if number.isdecimal()]
     if not (len(box) == len(numbers) == 4 and 0 < box[2] <= rows - box[0] and 0 < box[3] <= columns - box[1]):
         raise ValueError(
             f"edit.mask {text}: need top,left,height,width of a box within {rows}x{columns} pixels, or a picture "
-            f"ending in {' or '.join(PICTURES)}"
+            f"ending in {' or '.join(SUFFIXES)}"
         )
     top, left, height, width = box
     known = torch.ones(rows, columns, dtype=torch.bool)

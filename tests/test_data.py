@@ -244,9 +244,18 @@ def test_dataset_json_without_labels_is_stronger_than_folders(place, listing):
     assert read_images("train", path).num_classes == 0
 
 
-@pytest.mark.parametrize("names", [["a.png", "cat/b.png"], ["cat/a/1.png", "dog/2.png"], ["all/1.png", "all/2.png"]])
-def test_folders_of_unequal_depth_or_just_one_are_no_classes(place, names):
-    path = write_files(place, {name: encoded(pixels(i)) for i, name in enumerate(names)})
+def test_just_one_folder_is_no_class(place):
+    path = write_files(place, {f"all/{i}.png": encoded(pixels(i)) for i in range(2)})
+    assert read_images("train", path).num_classes == 0
+
+
+@pytest.mark.parametrize("names", [["a.png", "cat/b.png"], ["cat/a/1.png", "dog/2.png"]])
+def test_folders_of_unequal_depth_stop_unless_a_listing_says_what_they_are(place, names):
+    files = {name: encoded(pixels(i)) for i, name in enumerate(names)}
+    with pytest.raises(DataError, match=r"holds images . and . folders deep .*dataset.json") as error:
+        read_images("train", write_files(place, files))
+    assert_names_the_file(error.value, place.name)
+    path = write_files(place, {**files, "dataset.json": b'{"labels": null}'})
     assert read_images("train", path).num_classes == 0
 
 
@@ -263,7 +272,9 @@ def test_test_path_is_a_set_of_its_own_with_the_same_classes(tmp_path):
 def test_labels_need_both_paths(tmp_path):
     train = write_files(tmp_path / "train", {f"{kind}/1.png": encoded(pixels(0)) for kind in CLASSES})
     test = write_files(tmp_path / "test", {"1.png": encoded(pixels(1))})
-    assert read_images("train", train, test).num_classes == read_images("test", train, test).num_classes == 0
+    found = [read_images(split, train, test) for split in ("train", "test")]
+    assert [each.num_classes for each in found] == [0, 0]
+    assert [each.notes for each in found] == [(f"no labels: {test} has none",)] * 2
 
 
 def test_jpeg_black_and_white_and_palettes_are_read(tmp_path):
@@ -443,7 +454,7 @@ def test_a_truncated_image_is_refused(place, kind, share, position):
     files = {f"{i}.{suffix}": whole for i in range(8)}
     files[f"{position}.{suffix}"] = whole[: int(share * len(whole))]
     path = write_files(place, files)
-    with pytest.raises(DataError, match=r"no whole PNG or JPEG") as error:
+    with pytest.raises(DataError, match=r"no whole PNG, JPEG or WebP") as error:
         read_images("train", path).batch(range(7))
     assert_names_the_file(error.value, f"{place.name}/{position}.{suffix}")
 
@@ -472,12 +483,11 @@ def test_mixed_sizes_and_channels_are_refused(place, odd, message):
     assert_names_the_file(error.value, f"{place.name}/5.png")
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16"])
-def test_other_colour_modes_are_refused(tmp_path, mode):
-    Image.new(mode, (4, 5)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=f"colour mode {mode}.*convert") as error:
+def test_other_colour_modes_are_refused(tmp_path):
+    Image.new("CMYK", (4, 5)).save(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=r"colour mode CMYK.*convert") as error:
         read_images("train", str(tmp_path))
-    assert_names_the_file(error.value, "a.png")
+    assert_names_the_file(error.value, "a.jpg")
 
 
 def test_paths_of_different_shapes_are_refused(tmp_path):
@@ -782,9 +792,9 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(place, monk
         read_images("train", path, max_pixels=10**9)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "WEBP"])
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP"])
 def test_other_formats_under_the_name_of_a_png_are_refused(place, kind):
-    with pytest.raises(DataError, match=r"0.png is no whole PNG or JPEG"):
+    with pytest.raises(DataError, match=r"0.png is no whole PNG, JPEG or WebP"):
         read_images("train", write_files(place, {"0.png": encoded(pixels(0), kind), **GOOD}))
 
 

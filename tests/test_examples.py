@@ -85,13 +85,13 @@ def test_real_numbers(tmp_path):
         (GREY, "x.npz", {"y": levels(GREY)}, DataError, "has the keys y: name the images"),
         (GREY, "x.npy", "text", DataError, "is empty, damaged or holds Python objects"),
         (GREY, "x.npy", None, DataError, "x.npy does not exist: check the path"),
-        (GREY, "x.gif", "text", ValueError, "need a file ending in .png or .jpg or .jpeg or .npy or .npz"),
+        (GREY, "x.gif", "text", ValueError, "need a file ending in .png or .jpg or .jpeg or .webp or .npy or .npz"),
         (GREY, "x.png", None, DataError, "x.png does not exist: check the path"),
-        (GREY, "x.png", "text", DataError, "x.png is no picture that can be read: save it again as PNG"),
+        (GREY, "x.png", "text", DataError, "x.png is no whole PNG, JPEG or WebP image: replace or remove it"),
         (GREY, "x.png", Image.new("L", (6, 4)), ValueError, "is of mode L and 6x4 pixels; the run needs L, 4x6"),
         (GREY, "x.png", Image.new("RGB", (4, 6)), ValueError, "is of mode RGB and 4x6 pixels; the run needs L, 4x6"),
         (COLOUR, "x.png", Image.new("L", (4, 6)), ValueError, "is of mode L and 4x6 pixels; the run needs RGB, 4x6"),
-        (COLOUR, "x.png", Image.new("RGBA", (4, 6)), ValueError, "is of mode RGBA and 4x6 pixels; the run needs RGB"),
+        (COLOUR, "x.png", Image.new("RGBA", (4, 6)), DataError, "x.png has transparent pixels: flatten it"),
         (POINTS, "x.png", Image.new("L", (4, 6)), ValueError, "is a picture, and the run has examples of shape (2,)"),
         (REAL, "x.png", Image.new("L", (4, 6)), ValueError, "is a picture, and the run has examples of real numbers"),
         (POINTS, "x.npy", np.zeros((3, 2)), ValueError, "need a file ending in .npz"),
@@ -120,7 +120,7 @@ def test_half_a_picture_is_damaged(tmp_path):
     path = tmp_path / "x.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40)).astype(np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(DataError, match="is no picture that can be read"):
+    with pytest.raises(DataError, match="is no whole PNG, JPEG or WebP"):
         read_picture(path, (1, 60, 40))
 
 
