@@ -28,8 +28,7 @@ examples:
 
 exit status:
   0 done; 1 unexpected, or a check of the selftest failed; 2 wrong usage or config; 3 data, checkpoint or disk;
-  4 numbers that are not finite; 5 a solver did not converge; 129 hung up, 130 interrupted, 141 output closed,
-  143 terminated
+  4 numbers that are not finite; 5 a solver did not converge; 130 interrupted, 141 output closed, 143 terminated
 """
 
 if __name__ == "__main__":  # before the imports that take a second
@@ -123,7 +122,7 @@ def define_flags() -> flags.FlagValues:
     number("steps", None, "moves from noise to data (default: sample.steps)", lower_bound=1)
     number("num_samples", None, "how many to draw (default: sample.num_samples)", lower_bound=1)
     number("batch_size", None, "examples at a time (default: batch_size of the mode's section)", lower_bound=1)
-    text("label", None, "class to draw: a number, or all (default: sample.label of the config)")
+    text("label", None, "class to draw: its number or name, or all (default: sample.label of the config)")
     number("seed", None, "of everything random (default: seed of the config)", lower_bound=0)
     text("device", None, "auto | cpu | cuda | mps ... (default: device of the config)")
     text("weights", Options.weights, "ema | raw | ema-RATE | ema:WIDTH, averaged weights or those of the last step")

@@ -45,7 +45,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     experiment, denoiser, found = load(config, workdir, options)
     check_flow(denoiser, workdir)
     facts, dataset = experiment.facts, read_dataset(config, split)
-    check_form(dataset, facts)
+    check_form(config, dataset, facts)
     num = min(settings.num_examples or len(dataset), len(dataset))
     counted = Counted(denoiser)
     evaluate, about = (chain if isinstance(experiment.sde, Discrete) else continuous)(config, experiment, counted)

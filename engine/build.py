@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,23 +71,27 @@ class DataFacts:
         levels: number of values an entry can take, 0 for real-valued data.
         std: standard deviation of the encoded training data.
         diameter: largest distance between two encoded training examples.
+        classes: the name of each class, in the order of their numbers; empty if they have none. Runs trained before
+            there was such a key have none either.
     """
 
     shape: tuple[int, ...]
     levels: int
     std: float
     diameter: float
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, dataset: Dataset, codec: Pixels | Identity) -> "DataFacts":
         """Measured on a dataset."""
         measured = measure(dataset, codec)
-        return cls(dataset.shape, dataset.levels, measured.std, measured.diameter)
+        return cls(dataset.shape, dataset.levels, measured.std, measured.diameter, dataset.classes)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DataFacts":
         """Inverse of ``dataclasses.asdict``, through JSON."""
-        return cls(**{**values, "shape": tuple(values["shape"])})
+        classes = tuple(map(str, values.get("classes", ())))
+        return cls(**{**values, "shape": tuple(values["shape"]), "classes": classes})
 
 
 @dataclass(frozen=True)
@@ -309,11 +314,29 @@ def conditions(config: ConfigDict, batch: Mapping[str, torch.Tensor], device: to
     return {"label": put(batch["label"], device)} if config.network.get("num_classes") else {}
 
 
-def check_form(dataset: Dataset, facts: DataFacts) -> None:
-    """Raises: ValueError if examples of the dataset are not of the form that the run was trained on."""
+def check_form(config: ConfigDict, dataset: Dataset, facts: DataFacts) -> None:
+    """Raises: ValueError if examples of the dataset are not of the form, or classes, that the run was trained on."""
+    check_classes(config, dataset, facts)
     if (dataset.shape, dataset.levels) != (facts.shape, facts.levels):
         given = f"the data have shape {dataset.shape} and {dataset.levels} levels"
         raise ValueError(f"{given}, the run {facts.shape}, {facts.levels}")
+
+
+def check_classes(config: ConfigDict, dataset: Dataset, facts: DataFacts) -> None:
+    """Raises: ValueError if a run with classes would take the numbers of the dataset's classes for others.
+
+    A run without names was trained when class folders were numbered in the order of their text, 10 before 2.
+    """
+    if not config.network.get("num_classes") or not dataset.classes:
+        return
+    known = facts.classes or tuple(sorted(dataset.classes))
+    if known != dataset.classes:
+        k = next(k for k, pair in enumerate(itertools.zip_longest(known, dataset.classes)) if pair[0] != pair[1])
+        ours, theirs = ((*names, None)[min(k, len(names))] for names in (known, dataset.classes))
+        raise ValueError(
+            f"class {k} is {ours!r} in the run and {theirs!r} in the data: give data with the same class folders, or a "
+            "dataset.json with the numbers of the run"
+        )
 
 
 def check_at_least(least: int, config: ConfigDict, *keys: str) -> None:

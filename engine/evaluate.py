@@ -64,7 +64,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 
     if given is None:
         drawn = draw_run(config, workdir, options, num, settings.batch_size)
-        check_form(datasets[split], drawn.experiment.facts)
+        check_form(config, datasets[split], drawn.experiment.facts)
         given = drawn.experiment.codec.decode(drawn.x0).cpu(), drawn.manifest
     ranks.leave_to_first()
     samples, manifest = given
@@ -143,7 +143,7 @@ def classifier(config: ConfigDict, dataset: Dataset) -> Features:
         raise ValueError(f"the run in {folder} is no classifier; train one with --config classifier --mode train")
     recipe.device, recipe.threads = config.device, torch.get_num_threads()
     experiment, classify, found = load_model(recipe, folder, Options())
-    check_form(dataset, experiment.facts)
+    check_form(recipe, dataset, experiment.facts)
     meta = checkpoint.read_meta(found)
 
     def extract(x: Tensor) -> Tensor:

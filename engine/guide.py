@@ -6,6 +6,7 @@ classifier, the pair of encoders, the levels between which all of this acts, the
 
 import functools
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Guide:
     def __init__(self, config: ConfigDict, workdir: Path, experiment: Experiment) -> None:
         self.config, self.settings, self.experiment = config, config.guidance, experiment
         self.conditional = config.network.get("num_classes", 0) > 0
+        self.classes = experiment.facts.classes
         self.weaker = self._weaker(Path(self.settings.weaker)) if self.settings.weaker else None
         self.classify = self._classifier(Path(self.settings.classifier)) if self.settings.classifier else None
         self.towards = self._towards()
@@ -82,6 +84,8 @@ class Guide:
         found = {key: settings[key] for key, acts in keys.items() if acts}
         if self.label is not None:
             found["label"] = self.label
+            if self.classes:
+                found["class"] = self.label if self.label == ALL else self.classes[self.label]
         if self.leans:
             found |= {"low": settings.low, "high": settings.high}
         return found
@@ -136,7 +140,7 @@ class Guide:
         return None
 
     def _label(self, text: str, workdir: Path) -> int | str | None:
-        """The label of that text: ``ALL``, a number, or None for an empty one."""
+        """The label of a text: ``ALL``, a number, or None for an empty one. A name goes before a number."""
         if not text:
             return None
         if self.num_classes == 0:
@@ -144,9 +148,15 @@ class Guide:
                 f"--label {text}: {workdir} was trained without labels; train with --config conditional, or name a "
                 "guidance.classifier"
             )
-        if text != ALL and not (text.isdecimal() and int(text) < self.num_classes):
-            raise ValueError(f"--label {text}: need 0 to {self.num_classes - 1}, or {ALL}")
-        return ALL if text == ALL else int(text)
+        if text == ALL:
+            return ALL
+        if text in self.classes:
+            return self.classes.index(text)
+        if text.isdecimal() and int(text) < self.num_classes:
+            return int(text)
+        near = get_close_matches(text, self.classes)
+        names = f", the name of a class{f', such as {near[0]}' if near else ''}" if self.classes else ""
+        raise ValueError(f"--label {text}: need 0 to {self.num_classes - 1}{names}, or {ALL}")
 
     def _check_scale(self, workdir: Path) -> None:
         """Raises: ValueError where the run cannot be without its label, or there is none to scale."""
@@ -189,4 +199,7 @@ class Guide:
         classes = self.config.network.get("num_classes", 0)
         if classes not in (0, classify.num_classes):
             raise ValueError(f"guidance.classifier {folder} knows {classify.num_classes} classes, this run {classes}")
+        if classes and self.classes and theirs.facts.classes not in ((), self.classes):
+            raise ValueError(f"guidance.classifier {folder} numbers its classes otherwise: train one on the same data")
+        self.classes = theirs.facts.classes or self.classes
         return classify

@@ -1,15 +1,22 @@
 """A look at a dataset before training: count, shape, range, suggested scales of noise, and a contact sheet."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from data import measure, order
+from data import Dataset, ImageFiles, measure, order
 from engine.build import DataFacts, make_codec, read_dataset
 from engine.config import Options
 from engine.files import write_json
+from engine.log import say
 from engine.sample import GRID_SAMPLES, picture
+
+SHOWN_ENTRIES = 2**26
+"""Most numbers in the examples of a contact sheet: 64 images of 3 x 512 x 512, and fewer larger ones."""
+
+NAMED_CLASSES = 20
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -18,17 +25,31 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     dataset = read_dataset(config, split)
     codec = make_codec(config, dataset.levels)
     found = measure(dataset, codec)
-    facts = DataFacts(dataset.shape, dataset.levels, found.std, found.diameter)
+    facts = DataFacts(dataset.shape, dataset.levels, found.std, found.diameter, dataset.classes)
     kind = f"whole numbers 0 to {dataset.levels - 1}" if dataset.levels else "real numbers"
     labels = f"{dataset.num_classes} classes" if dataset.num_classes else "no labels"
-    print(f"{config.data.name}, {split}: {found.count} examples of shape {found.shape}, {kind}, {labels}")
-    print(f"encoded by {config.codec.name}, measured on {found.measured}:")
-    print(f"  range [{found.low:.4f}, {found.high:.4f}], mean {found.mean:.4f}, standard deviation {found.std:.4f}")
-    print(f"  suggested sigma_data {found.std:.3f} (taken where denoiser.sigma_data is 0)")
-    print(f"  suggested sigma_max {found.diameter:.3g}, the largest distance found (taken where sde.sigma_max is 0)")
+    say(f"{config.data.name}, {split}: {found.count} examples of shape {found.shape}, {kind}, {labels}")
+    for line in remarks(dataset):
+        say(f"  {line}")
+    if config.data.size and isinstance(dataset.x, ImageFiles):
+        say(f"  {dataset.x.describe_stored()}")
+    say(f"encoded by {config.codec.name}, measured on {found.measured}:")
+    say(f"  range [{found.low:.4f}, {found.high:.4f}], mean {found.mean:.4f}, standard deviation {found.std:.4f}")
+    say(f"  suggested sigma_data {found.std:.3f} (taken where denoiser.sigma_data is 0)")
+    say(f"  suggested sigma_max {found.diameter:.3g}, the largest distance found (taken where sde.sigma_max is 0)")
     folder = workdir / "data"
-    write_json(folder / f"{split}.json", {**asdict(found), "levels": dataset.levels, "classes": dataset.num_classes})
-    shown = GRID_SAMPLES if len(dataset.shape) == 3 else 2_000
+    about = {"levels": dataset.levels, "classes": dataset.num_classes, "class_names": dataset.classes}
+    write_json(folder / f"{split}.json", {**asdict(found), **about, "notes": dataset.notes})
+    most = max(1, min(GRID_SAMPLES, SHOWN_ENTRIES // math.prod(dataset.shape)))
+    shown = most if len(dataset.shape) == 3 else 2_000
     examples = dataset.batch(order(config.seed, 0, len(dataset))[:shown])["x"]
     picture(folder / f"{split}.png", codec.decode(codec.encode(examples)), facts)
-    print(f"a contact sheet is in {folder}")
+    say(f"a contact sheet is in {folder}")
+
+
+def remarks(dataset: Dataset) -> list[str]:
+    """Lines on a dataset: the names of its classes by their number, and how its examples were read."""
+    names = [f"{number} {name}" for number, name in enumerate(dataset.classes)]
+    more = f", ... {names[-1]}" if len(names) > NAMED_CLASSES else ""
+    classes = [f"classes: {', '.join(names[: NAMED_CLASSES - 1 if more else NAMED_CLASSES])}{more}"] if names else []
+    return [*classes, *dataset.notes]

@@ -58,7 +58,7 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     measurement = Measurement.of(config, experiment, denoiser)
     check_copies(measurement)
     dataset = read_dataset(config, split)
-    check_form(dataset, experiment.facts)
+    check_form(config, dataset, experiment.facts)
     num = min(settings.num_examples or len(dataset), len(dataset))
 
     folder, name, start = workdir / "likelihood", f"{split}-{settings.dequantization}", time.perf_counter()

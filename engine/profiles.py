@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from engine import checkpoint, posthoc
-from engine.build import load_model, read_dataset
+from engine.build import check_form, load_model, read_dataset
 from engine.config import Options
 from engine.files import write_json
 from engine.held_out import HeldOut
@@ -35,7 +35,9 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
             left_out.append(width)
         else:
             profiles.append(name)
-    held_out, losses = HeldOut(config, experiment, read_dataset(config, options.split or "test")), {}
+    dataset, losses = read_dataset(config, options.split or "test"), {}
+    check_form(config, dataset, experiment.facts)
+    held_out = HeldOut(config, experiment, dataset)
     for weights in ("raw", *(name.removesuffix(".safetensors") for name in meta["ema"]), *profiles):
         posthoc.load_weights(found, weights, experiment.network)
         losses[weights] = held_out.losses(experiment.network)["held_out_loss"]

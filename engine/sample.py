@@ -20,7 +20,7 @@ from engine.build import DataFacts, Experiment, check_at_least, check_flow, load
 from engine.config import Options
 from engine.errors import CheckpointError
 from engine.files import read_numbers, write_json, write_npz
-from engine.guide import Guide
+from engine.guide import ALL, Guide
 from engine.inference import Parts, filling
 from engine.likelihood import Measurement, stderr
 from engine.log import Progress, say, versions
@@ -58,6 +58,9 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     write_json(folder / "manifest.json", manifest)
     done = f"{num} samples in {manifest['seconds']:.1f} s, {manifest['nfe']:g} evaluations each"
     print(f"{done}, from step {manifest['checkpoint_step']} ({given.weights})")
+    guidance = manifest["guidance"]
+    if guidance.get("class", ALL) != ALL:
+        say(f"of class {guidance['label']}, {guidance['class']}")
     if density := manifest.get("log_prob"):
         nats = f"{density['nats']:.3f} +- {density['nats_stderr']:.3f} nats in units of the data"
         print(f"log-density {nats} ({density['solver']}; trace {density['trace']})")

@@ -70,3 +70,25 @@ def test_looking_needs_no_run_and_leaves_one_alone(look, tmp_path):
     look("--config=vpsde")
     assert (tmp_path / "run" / "note.txt").read_text() == "mine"
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_photos_of_other_sizes_with_classes(look, tmp_path, capsys):
+    """All that was done to them is printed and written: crop and size, names of classes, files left out."""
+    for folder, size in {"2": (40, 30), "10": (8, 20)}.items():
+        (tmp_path / "own" / folder).mkdir(parents=True)
+        for k in range(12):
+            Image.new("RGB", size, (20 * k, 0, 255)).save(tmp_path / "own" / folder / f"{k:02}.jpg")
+    (tmp_path / "own" / "10" / "a.gif").touch()
+    words = ("--config=mnist", f"--config.data.path={tmp_path / 'own'}")
+    assert command_line.main(["run.py", "--mode=data", f"--workdir={tmp_path / 'run'}", *words]) == 3
+    assert "set data.size to crop and resize" in capsys.readouterr().err
+    found, out = look(*words, "--config.data.size=16")
+    assert (found["count"], found["shape"], found["class_names"]) == (21, [3, 16, 16], ["2", "10"])
+    lines = [
+        "classes: 0 2, 1 10",
+        "files left out: 1 .gif; images are .png, .jpg, .jpeg, .webp",
+        "images are cropped to the square at their centre and resized to 16 x 16 (Lanczos)",
+        "22 images decoded, stored as 8 x 20 to 40 x 30 pixels; 11 of them were enlarged",
+    ]
+    assert all(f"  {line}\n" in out for line in lines)
+    assert found["notes"] == lines[1:3]
