@@ -28,7 +28,8 @@ examples:
 
 exit status:
   0 done; 1 unexpected, or a check of the selftest failed; 2 wrong usage or config; 3 data, checkpoint or disk;
-  4 numbers that are not finite; 5 a solver did not converge; 130 interrupted, 141 output closed, 143 terminated
+  4 numbers that are not finite; 5 a solver did not converge; 129 hung up, 130 interrupted, 141 output closed,
+  143 terminated
 """
 
 if __name__ == "__main__":  # before the imports that take a second

@@ -10,8 +10,10 @@ import hashlib
 import io
 import json
 import math
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,14 @@ from engine import ranks
 from engine.errors import CheckpointError
 from models.checkpoints.safe import unpacked
 from sde_lib import Gaussian
-from storage.reading import half_of_memory, read_bytes, read_text
+from storage.reading import Refused, half_of_memory, read_bytes, read_text
 from storage.writing import create, flush_folder, remove, rename, replacing_folder
 
 RAW = "model.safetensors"
 GAUSSIAN = "gaussian.safetensors"
+NAME = re.compile(r"step_[0-9]{8,}")
+"""Name of a checkpoint's folder: any other folder, such as a copy, is none."""
+
 MOST_NUMBERS = 2**26
 """Most numbers in an example of a run that is read."""
 
@@ -119,7 +124,7 @@ def forget(folder: Path, keep: int, every: int = 0) -> None:
 
 def steps(folder: Path) -> list[Path]:
     """The whole checkpoints below ``folder``, from the oldest to the newest."""
-    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+    return sorted((p for p in folder.glob("step_*") if NAME.fullmatch(p.name) and p.is_dir()), key=_step)
 
 
 def find(folder: Path, which: str | None = None) -> Path:
@@ -127,11 +132,11 @@ def find(folder: Path, which: str | None = None) -> Path:
 
     Newer ones that are damaged are told on standard error.
 
-    Raises: CheckpointError if it is not there, or all are damaged.
+    Raises: CheckpointError if it is not there, one cannot be read now, or all are damaged.
     """
     if which is not None:
         named = [path for path in (Path(which), folder / which) if (path / "meta.json").is_file()]
-        if which.isdigit():
+        if which.isdecimal():
             named = [path for path in steps(folder) if _step(path) == int(which)]
         if not named:
             there = ", ".join(path.name for path in steps(folder)) or "none"
@@ -142,14 +147,14 @@ def find(folder: Path, which: str | None = None) -> Path:
     damage = []
     for path in reversed(steps(folder)):
         try:
-            verify(path)
-        except CheckpointError as error:
+            _verify(path)
+        except Damage as error:
             damage.append(error)
             continue
         for error in damage:
-            print(f"warning: {str(error).partition(';')[0]}; taking {path.name}", file=sys.stderr)
+            print(f"warning: {error}; taking {path.name}", file=sys.stderr)
         return path
-    raise damage[0]
+    raise CheckpointError(f"{damage[0]}; {NO_OTHER}")
 
 
 def newest(folder: Path) -> Path | None:
@@ -172,9 +177,8 @@ def newest(folder: Path) -> Path | None:
 
 def verify(path: Path) -> None:
     """Raises: CheckpointError if a file of a checkpoint is not the one that was written."""
-    for name in read_meta(path)["sha256"]:
-        if name != "meta.json":
-            _read(path, name)
+    with _remedied(path):
+        _verify(path)
 
 
 class Meta(dict[str, Any]):
@@ -198,13 +202,8 @@ def read_meta(path: Path) -> dict[str, Any]:
 
     Raises: CheckpointError if it is missing or damaged.
     """
-    try:
-        meta = json.loads(read_text(path / "meta.json"))
-        own = _own_digest(meta)
-        if meta["sha256"]["meta.json"] != own or not _sound(meta):
-            raise ValueError("these are not the values that were written")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{path / 'meta.json'} is missing or damaged; {_remedy(path)}") from error
+    with _remedied(path):
+        meta = _meta(path)
     return Meta({key: Meta(value, path) if key == "data" else value for key, value in meta.items()}, path)
 
 
@@ -266,19 +265,74 @@ def _tensors(path: Path, name: str) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path / name} holds no tensors that can be read; {_remedy(path)}") from error
 
 
+class Damage(Exception):
+    """A file of a checkpoint that is not the one that was written. The message names it."""
+
+
 def _read(path: Path, name: str) -> bytes:
     """A file of a checkpoint, if it is the one that was written."""
-    digests = read_meta(path).get("sha256", {})
+    digests = read_meta(path)["sha256"]
     if name not in digests:
         there = ", ".join(sorted(digests))
         raise CheckpointError(f"{path} has no {name}; it has {there}")
+    with _remedied(path):
+        return _content(path / name, digests[name])
+
+
+def _verify(path: Path) -> None:
+    """Raises: Damage if a file is not the one that was written, or the folder is a copy of another step's; OSError."""
+    meta = _meta(path)
+    for name, digest in meta["sha256"].items():
+        if name != "meta.json":
+            _content(path / name, digest)
+    if NAME.fullmatch(path.name) and meta.get("step") != _step(path):
+        raise Damage(f"{path} is a copy of the checkpoint of step {meta.get('step')}")
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    """The values of meta.json.
+
+    Raises: Damage if it is missing or not the one that was written; OSError if it cannot be read now.
+    """
     try:
-        content = read_bytes(path / name, half_of_memory())
-    except OSError as error:
-        raise CheckpointError(f"{path / name} cannot be read ({error.strerror}); {_remedy(path)}") from error
-    if hashlib.sha256(content).hexdigest() != digests[name]:
-        raise CheckpointError(f"{path / name} is truncated or damaged; {_remedy(path)}")
+        with _absence(path / "meta.json"):
+            meta = json.loads(read_text(path / "meta.json"))
+        own = _own_digest(meta)
+        if meta["sha256"]["meta.json"] != own or not _sound(meta):
+            raise ValueError("these are not the values that were written")
+    except (Damage, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise Damage(f"{path / 'meta.json'} is missing or damaged") from error
+    return meta
+
+
+def _content(file: Path, digest: str) -> bytes:
+    """The bytes of a file.
+
+    Raises: Damage if it is missing or has another digest; OSError if it cannot be read now.
+    """
+    with _absence(file):
+        content = read_bytes(file, half_of_memory())
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise Damage(f"{file} is truncated or damaged")
     return content
+
+
+@contextmanager
+def _absence(file: Path) -> Iterator[None]:
+    """Take a file that is not there, or no regular file, for damage; other errors of reading may pass."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, Refused) as error:
+        raise Damage(f"{file} cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def _remedied(path: Path) -> Iterator[None]:
+    """Add to the damage of a checkpoint what to do."""
+    try:
+        yield
+    except Damage as error:
+        raise CheckpointError(f"{error}; {_remedy(path)}") from error
 
 
 def _step(path: Path) -> int:
@@ -314,11 +368,23 @@ def _own_digest(meta: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
+NO_OTHER = "restore it from a copy, or train again in another --workdir"
+
+
 def _remedy(path: Path) -> str:
-    others = [other.name for other in steps(path.parent) if other != path]
-    if others:
-        return f"delete {path.name} to go on from {others[-1]}"
-    return "restore it from a copy, or train again in another --workdir"
+    """What to do about a damaged checkpoint: go on from the newest other one that is whole."""
+    for other in reversed(steps(path.parent)):
+        if other != path and _is_whole(other):
+            return f"delete {path.name} to go on from {other.name}"
+    return NO_OTHER
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _verify(path)
+    except (Damage, OSError):
+        return False
+    return True
 
 
 def _contiguous(part: nn.Module | Gaussian) -> dict[str, torch.Tensor]:

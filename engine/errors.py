@@ -16,7 +16,11 @@ from collections.abc import Iterable
 EXIT_STATUS = {ValueError: 2, BrokenPipeError: 141, OSError: 3, KeyboardInterrupt: 130}
 """Exceptions of Python that users meet, and their status; any other exception is a defect and ends with 1."""
 
+AGAIN = "; it may pass: run the same command again"
+"""The remedy for errors of a disk or a machine that are no damage."""
+
 REMEDIES = {
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT), AGAIN),
     errno.ENOSPC: "; free some space and run the same command to go on",
     errno.EDQUOT: "; free some space and run the same command to go on",
     errno.EPIPE: ": the reader closed it, as head does; a run keeps its last checkpoint",

@@ -46,10 +46,11 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     fill(experiment.network, foreign, config)
     denoiser = experiment.denoiser(experiment.network, config)  # refuses a section denoiser that makes none
 
-    chosen = name == "score_sde" or (path / "unet_ema").is_dir()
-    origin = {"format": name, "source": path.name, "weights": options.weights if chosen else "only"}
+    origin = {"format": name, "source": path.name, "weights": options.weights if foreign.choice else "only"}
     save(config, workdir, experiment, foreign.step, denoiser.sigma_data, origin)
     print(describe(config, experiment, origin))
+    if foreign.wrapper:
+        print(f"the weights were in a wrapper: {foreign.wrapper}")
     then = f"--workdir {workdir} --mode sample"
     if foreign.config.get("loss", {}).get("name") == "classification":
         then = f"--workdir RUN --mode sample --config.guidance.classifier={workdir}"

@@ -1,19 +1,46 @@
 """One writer a folder."""
 
+import errno
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import lock_descriptor
 
 from engine import ranks
 from engine.errors import CheckpointError
+from engine.log import say
+from storage.writing import make_folder
 
 NAME = ".lock"
 
+WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+"""Errors of file systems that have no locks."""
+
+
+class Writer:
+    """The one command that writes in a folder.
+
+    Args:
+        workdir: the folder.
+        descriptor: of its lock file; None in processes that hold no lock.
+    """
+
+    def __init__(self, workdir: Path, descriptor: int | None) -> None:
+        self.workdir, self.descriptor = workdir, descriptor
+
+    def check(self) -> None:
+        """Raises: CheckpointError if the folder was moved or deleted, where another command may train by now."""
+        if self.descriptor is not None and not leads_to(self.workdir / NAME, self.descriptor):
+            raise CheckpointError(
+                f"{self.workdir} was moved or deleted during training; to go on from the last checkpoint, give its new "
+                "place by --workdir"
+            )
+
 
 @contextmanager
-def only_writer(workdir: Path) -> Iterator[None]:
+def only_writer(workdir: Path) -> Iterator[Writer]:
     """Be the only command that trains in a folder. The system frees the lock when its owner ends, however that happens.
 
     Of several processes the first one holds it for all.
@@ -21,20 +48,57 @@ def only_writer(workdir: Path) -> Iterator[None]:
     Raises: CheckpointError if another command trains there.
     """
     if ranks.rank() > 0:
-        yield
+        yield Writer(workdir, None)
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(workdir / NAME)
+    descriptor = acquired(workdir)
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise CheckpointError(
-            f"another command trains in {workdir}; wait until it ends, or choose another --workdir"
-        ) from None
-    try:
-        yield
+        yield Writer(workdir, descriptor)
     finally:
-        lock.release()
-        if [path.name for path in workdir.iterdir()] == [NAME]:  # nothing came of it
-            (workdir / NAME).unlink()
-            workdir.rmdir()
+        if leads_to(workdir / NAME, descriptor) and [path.name for path in workdir.iterdir()] == [NAME]:
+            with suppress(PermissionError):  # Windows deletes no open file
+                (workdir / NAME).unlink()  # nothing came of it
+                workdir.rmdir()
+        os.close(descriptor)
+
+
+def acquired(workdir: Path) -> int:
+    """The descriptor of the folder's lock file, locked.
+
+    A file that has lost its name before it was locked guards nothing: its last owner has deleted it, or the folder was
+    moved. The next one is tried then.
+
+    Raises: CheckpointError if another command holds the lock.
+    """
+    while True:
+        make_folder(workdir)
+        try:
+            descriptor = os.open(workdir / NAME, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except FileNotFoundError:  # the folder was deleted since
+            continue
+        if not locked(descriptor, workdir):
+            os.close(descriptor)
+            raise CheckpointError(
+                f"another command trains in {workdir}; wait until it ends, or choose another --workdir"
+            )
+        if leads_to(workdir / NAME, descriptor):
+            return descriptor
+        os.close(descriptor)
+
+
+def locked(descriptor: int, workdir: Path) -> bool:
+    """Lock a file, unless another process has; a file system without locks is told."""
+    try:
+        return lock_descriptor(descriptor, blocking=False)
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        say(f"the file system of {workdir} has no locks: start no other command that trains there")
+        return True
+
+
+def leads_to(path: Path, descriptor: int) -> bool:
+    """Whether a path leads to the file that is open."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except OSError:
+        return False

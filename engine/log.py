@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engine import ranks
-from storage.reading import LINES, read_text
-from storage.writing import append, make_folder, write_text
+from storage.reading import LINES, read_bytes, read_text
+from storage.writing import append, flush, make_folder, write_bytes, write_text
 
 
 def versions() -> dict[str, str]:
@@ -45,17 +45,45 @@ class Metrics:
     Args:
         folder: of the run.
         step: the step that training goes on from; later lines of an interrupted run are dropped.
+        lines: number of lines up to that step, from its checkpoint; None if unknown.
+
+    Attributes:
+        lines: number of lines in the file.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self.folder, self.path, self.step, self._board = folder, folder / "metrics.jsonl", step, None
-        if self.path.exists() and ranks.rank() == 0:
-            kept = [line for line in read_text(self.path, LINES).splitlines() if _step_of(line) <= step]
-            write_text(self.path, "".join(f"{line}\n" for line in kept))
+    def __init__(self, folder: Path, step: int, lines: int | None = None) -> None:
+        self.folder, self.path, self.step, self.lines, self._board = folder, folder / "metrics.jsonl", step, 0, None
+        if ranks.rank() > 0:
+            return
+        if self.path.exists():
+            self._resume()
+        if self.lines < (lines or 0):
+            say(f"{self.path} has {self.lines} of the {lines} lines up to step {step}; the others are lost")
+
+    def _resume(self) -> None:
+        """Keep the lines up to the step. A file with others than lines of metrics is also kept as it was."""
+        text = read_text(self.path, LINES, errors="replace")
+        *whole, last = text.split("\n")
+        if _step_of(last) is not None:  # else it was cut off, and is written again
+            whole.append(last)
+        found = [(_step_of(line), line) for line in whole if line]
+        kept = [line for step, line in found if step is not None and step <= self.step]
+        if odd := sum(step is None for step, _ in found):
+            aside = self.path.with_name(f"damaged_{self.path.name}")
+            write_bytes(aside, read_bytes(self.path, LINES))
+            say(f"{self.path}: lines that are no metrics are left out ({odd}); the file as it was is {aside.name}")
+        self.lines = len(kept)
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def flush(self) -> None:
+        """Put all lines on the disk, before a checkpoint that counts them."""
+        if self.lines:
+            flush(self.path)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line, and write its numbers to TensorBoard."""
         append(self.path, json.dumps({key: _finite(value) for key, value in values.items()}) + "\n")
+        self.lines += 1
         if self._board is None:  # imported late: it takes longer than the first training step
             from torch.utils.tensorboard import SummaryWriter
 
@@ -118,11 +146,14 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str) -> int | None:
+    """The step of a line of metrics; None for any other line."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # the last line of a run that was cut off
-        return math.inf
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = values.get("step") if isinstance(values, dict) else None
+    return step if type(step) is int else None
 
 
 def _finite(value: Any) -> Any:

@@ -5,7 +5,6 @@ last checkpoint is written again, alike, and nothing is missing.
 """
 
 import itertools
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from engine.build import read_dataset
 from engine.config import Options, to_json
 from engine.held_out import HeldOut
 from engine.inspect import remarks
-from engine.lock import only_writer
+from engine.lock import Writer, only_writer
 from engine.log import Metrics, Progress, check_name, say, versions
 from engine.sample import preview
 from engine.signals import Asked, Stopped
@@ -31,20 +30,20 @@ from storage.writing import write_text
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """Train the config in ``workdir``, from the newest checkpoint there.
 
-    Raises: Stopped after a checkpoint, if SIGTERM or Ctrl-C asked for it.
+    Raises: Stopped after a checkpoint, if a signal asked for it.
     """
     check_name(workdir)
-    with only_writer(workdir), Asked() as asked:
-        train(config, workdir, asked)
+    with only_writer(workdir) as writer, Asked() as asked:
+        train(config, workdir, asked, writer)
 
 
-def train(config: ConfigDict, workdir: Path, asked: Asked) -> None:
+def train(config: ConfigDict, workdir: Path, asked: Asked, writer: Writer) -> None:
     """``run``, in a folder where nobody else trains."""
     dataset = read_dataset(config, "train")
     for line in remarks(dataset):
         say(line)
     trainer = Trainer(config, workdir, dataset)
-    last_step = math.ceil(config.train.total_images / config.train.batch_size)
+    last_step, seen = trainer.last_step(), trainer.images_seen
     if trainer.step >= last_step:
         done = f"{workdir} is trained already, on {trainer.images_seen} images"
         say(f"{done}; raise --config.train.total_images to go on")
@@ -53,10 +52,11 @@ def train(config: ConfigDict, workdir: Path, asked: Asked) -> None:
     held_out = HeldOut(config, trainer.experiment, read_dataset(config, "test")) if ranks.rank() == 0 else None
     window, results, start = Window(trainer), trainer.steps(last_step), trainer.step
     first = next(results)  # a config whose first step fails leaves nothing behind
+    writer.check()
     if ranks.rank() == 0:
         write_text(workdir / "config.json", to_json(config, versions()))
-    metrics = Metrics(workdir, start)
-    progress = Progress(last_step * config.train.batch_size, "images", done=start * config.train.batch_size)
+    metrics = Metrics(workdir, start, trainer.metric_lines)
+    progress = Progress(seen + (last_step - start) * config.train.batch_size, "images", done=seen)
 
     for result in itertools.chain([first], results):
         step, last, stop = trainer.step, trainer.step == last_step, asked.to_stop()
@@ -71,6 +71,7 @@ def train(config: ConfigDict, workdir: Path, asked: Asked) -> None:
         if not (log or evaluate or draw or snap or save or stop):
             continue
         with window.pause(), trainer.ema.whole():
+            writer.check()
             window.look()
             if log or evaluate or save:
                 line = {"step": step, "images_seen": trainer.images_seen, **window.close()}
@@ -84,7 +85,8 @@ def train(config: ConfigDict, workdir: Path, asked: Asked) -> None:
             if snap and ranks.rank() == 0:
                 trainer.snapshots.keep(step)
             if save or stop:
-                trainer.save(window.state_dict())
+                metrics.flush()
+                trainer.save(window.state_dict(), metric_lines=metrics.lines)
         if stop and not last:
             ranks.wait_for_all()  # the first one may still be writing
             raise Stopped(asked.by, f"stopped at step {step}, with a checkpoint; run the same command to go on")

@@ -108,7 +108,7 @@ class Trainer:
         self.network = self.experiment.network.train()
         if found:
             checkpoint.load_network(found, checkpoint.RAW, self.network)
-        self._check_processes(meta["step"] if found else 0)
+        self._check_processes(images_at(meta, config))
         self.parallel = (ranks.sharded if config.train.sharding else ranks.parallel)(self.network)
         self.parameters = list(self.network.parameters())
         self.ema = EMA(self.network, config.ema.rates, config.ema.warmup, config.ema.profiles)
@@ -119,12 +119,14 @@ class Trainer:
             betas=(config.optim.beta1, config.optim.beta2),
             weight_decay=config.optim.weight_decay,
         )
-        self.step = 0
+        self.step = self.images_seen = 0
         self.skipped = Skipped(workdir / "skipped", config.train.max_skipped)
         self.window_state: Mapping[str, Any] = {}
+        self.metric_lines = meta.get("metric_lines")
         self.time_law = make_time_law(config)
         if found:
             self._load(found)
+            tell_changes(meta.get("arithmetic", {}), self.arithmetic(), self.step)
         self.snapshots = Snapshots(workdir, self.ema, config.ema.snapshot_every, config.ema.max_snapshots, self.step)
         if config.train.recompute:
             memory.recompute(self.parallel)
@@ -151,10 +153,16 @@ class Trainer:
         if dithers(config, facts):
             self.dither = Ahead(lambda where: dither(config.seed, where, like), **batches)
 
-    @property
-    def images_seen(self) -> int:
-        """Examples that training has used so far, counting each use."""
-        return self.step * self.config.train.batch_size
+    def arithmetic(self) -> dict[str, Any]:
+        """All that decides how sums are rounded: a run goes on bit for bit where none of it changes."""
+        return {
+            "device": self.experiment.device.type,
+            "threads": torch.get_num_threads(),
+            "processes": ranks.size(),
+            "microbatch": self.config.train.microbatch or self.num,
+            "compiled": self.compiled,
+            "torch": versions()["torch"],
+        }
 
     def describe(self) -> str:
         """What is about to be trained, on what, and where its files go."""
@@ -185,6 +193,7 @@ class Trainer:
                 say(f"compiled the network and took a step in {time.perf_counter() - start:.1f} s")
                 first = False
             self.step += 1
+            self.images_seen += self.config.train.batch_size
             yield result
 
     def _attempt(self) -> StepResult:
@@ -242,10 +251,19 @@ class Trainer:
         self.ema.update()
         return StepResult(loss, norm, self.optimizer.lr)
 
+    def position(self, step: int) -> int:
+        """Images seen before a step of this command; earlier commands may have had another batch size."""
+        return self.images_seen + (step - self.step) * self.config.train.batch_size
+
+    def last_step(self) -> int:
+        """The step after which ``train.total_images`` have been seen."""
+        left = self.config.train.total_images - self.images_seen
+        return self.step + math.ceil(left / self.config.train.batch_size)
+
     def _inputs(self, step: int) -> dict[str, Tensor]:
         """This process's share of a batch: x0, eps, t and its correction, and the conditions, a row an example."""
         config, device, sde = self.config, self.experiment.device, self.experiment.sde
-        start = step * config.train.batch_size + self.first
+        start = self.position(step) + self.first
         batch = self.read(start)
         x = put(batch.pop("x"), device)
         x0 = self.experiment.codec.encode(x + self.dither(start) if self.dither else x)
@@ -260,8 +278,8 @@ class Trainer:
         """The losses (N,) of some inputs, the first of which has the number ``begin`` in this process's share."""
         config, device = self.config, self.experiment.device
         cond = {key: value for key, value in inputs.items() if key not in ("x0", "eps", "t", "correction")}
-        position = step * config.train.batch_size + self.first + begin
-        progress = step * config.train.batch_size / config.train.total_images
+        seen = self.position(step)
+        position, progress = seen + self.first + begin, seen / config.train.total_images
         seed_dropout(config.seed, position, device)
         draw = noise(config.seed, OBJECTIVE, positions(position, len(inputs["x0"])))
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
@@ -295,8 +313,13 @@ class Trainer:
         """The denoiser with the first of the averages for its network."""
         return self.experiment.denoiser(self.ema.networks[0], self.config)
 
-    def save(self, window: Mapping[str, Any] | None = None) -> None:
-        """Write a checkpoint of this step, with the open window of metrics, and delete those that are too old."""
+    def save(self, window: Mapping[str, Any] | None = None, **beside: Any) -> None:
+        """Write a checkpoint of this step, and delete those that are too old.
+
+        Args:
+            window: the open window of metrics.
+            beside: JSON values of the files beside it, for its meta.json.
+        """
         to_disk = partial(ranks.to_first, device="cpu")
         state = {
             "optimizer": tree_map_only(Tensor, to_disk, self.optimizer.state_dict()),
@@ -311,7 +334,9 @@ class Trainer:
             "data_sha256": self.fingerprint,
             "sigma_data": self.denoiser.sigma_data,
             "ema": [checkpoint.ema_file(rate) for rate in self.ema.rates],
+            "arithmetic": self.arithmetic(),
             "versions": versions(),
+            **beside,
             **about(self.ema),
         }
         raw = ranks.whole_network(self.network, to_disk)
@@ -334,19 +359,20 @@ class Trainer:
         self.time_law.load_state_dict(state.get("time_law", {}))  # earlier versions had no law that learns
         self.skipped.load_state_dict(state.get("skipped", self.skipped.state_dict()))  # nor skipped a step
         self.window_state = state.get("window", {})
-        self.step = checkpoint.read_meta(path)["step"]
+        meta = checkpoint.read_meta(path)
+        self.step, self.images_seen = meta["step"], images_at(meta, self.config)
 
-    def _check_processes(self, step: int) -> None:
+    def _check_processes(self, images_seen: int) -> None:
         """All processes must have started from the same weights, and draw noise of their own.
 
         Raises: CheckpointError where they read different checkpoints.
         """
         weights = b"".join(p.detach().cpu().numpy().tobytes() for p in self.network.parameters())
-        if len(set(ranks.digests(weights + str(step).encode()))) > 1:
+        if len(set(ranks.digests(weights + str(images_seen).encode()))) > 1:
             raise CheckpointError(
                 f"the processes of this command read different checkpoints; all need the same {self.workdir}"
             )
-        where = positions(step * self.config.train.batch_size + self.first, 1)
+        where = positions(images_seen + self.first, 1)
         drawn = noise(self.config.seed, TRAINING, where)(torch.empty(1, 64)).numpy().tobytes()
         assert len(set(ranks.digests(drawn))) == ranks.size()
 
@@ -398,6 +424,19 @@ def compiles(config: ConfigDict, device: torch.device) -> bool:
 def batches_ahead(device: torch.device) -> int:
     """Batches to read before their time: two, or beside a GPU this process's share of the cores, up to 16."""
     return 2 if device.type == "cpu" else max(2, min(16, (os.cpu_count() or 1) // ranks.on_this_machine()))
+
+
+def images_at(meta: Mapping[str, Any], config: ConfigDict) -> int:
+    """Images seen before a checkpoint; imported ones have no count, and are taken for steps of this batch size."""
+    return meta.get("images_seen", meta.get("step", 0) * config.train.batch_size)
+
+
+def tell_changes(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -> None:
+    """Say in a line where a run goes on with other arithmetic than its checkpoint was computed with."""
+    changes = [f"{key} {before[key]} -> {now[key]}" for key in before.keys() & now.keys() if before[key] != now[key]]
+    if changes:
+        listed = ", ".join(sorted(changes))
+        say(f"from step {step} on sums are rounded differently ({listed}): bits differ from here on")
 
 
 def fingerprint(dataset: Dataset) -> str:

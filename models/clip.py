@@ -75,6 +75,9 @@ class Clip:
             )
             if told["missing_keys"]:
                 raise KeyError(f"no {min(told['missing_keys'])}")
+            odd = next((name for name, value in model.state_dict().items() if not value.isfinite().all()), None)
+            if odd:
+                raise ValueError(f"{odd} holds NaN or infinite numbers")
             tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
             seen = read_json(folder / "preprocessor_config.json")
             mean, std = tuple(seen.get("image_mean", MEAN)), tuple(seen.get("image_std", STD))

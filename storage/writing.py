@@ -43,12 +43,15 @@ def confined(root: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and those above it, where they are not there yet.
+    """Make a folder and those above it, where they are not there yet, down to the disk.
 
     Raises: Refused where the path leads through a link below the confining root; OSError.
     """
     _check_place(path / "x")
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(new):
+        flush_folder(folder.parent)
     return path
 
 
@@ -125,6 +128,16 @@ def append(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def flush(path: Path) -> None:
+    """Put a file that was appended to on the disk, and its name."""
+    descriptor = os.open(path, _flags("O_RDWR"))  # Windows flushes only what is open for writing
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    flush_folder(path.parent)
+
+
 def remove(path: Path) -> None:
     """Delete a file, a link (and not the file that it leads to) or a whole folder; nothing where there is none.
 
@@ -149,13 +162,23 @@ def rename(path: Path, target: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Put the names of a folder on the disk; Windows has no such call."""
-    if os.name == "posix":
+    """Put the names of a folder on the disk.
+
+    Windows has no such call, some file systems refuse it, and a folder that may not be listed cannot be opened.
+    """
+    if os.name != "posix":
+        return
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def sweep(folder: Path) -> None:

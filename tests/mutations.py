@@ -1452,14 +1452,14 @@ MUTATIONS = [
         "resume starts the data anew",
         "training",
         "engine.trainer:Trainer._load",
-        'self.step = checkpoint.read_meta(path)["step"]',
-        "self.step = 0",
+        'meta["step"], images_at(meta, self.config)',
+        "0, 0",
     ),
     Mutation(
         "checkpoint: digests not compared",
         "training",
-        "engine.checkpoint:_read",
-        "hashlib.sha256(content).hexdigest() != digests[name]",
+        "engine.checkpoint:_content",
+        "hashlib.sha256(content).hexdigest() != digest",
         "False",
     ),
     Mutation(

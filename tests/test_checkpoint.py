@@ -13,8 +13,9 @@ from torch import nn
 
 import run as command_line
 from engine import checkpoint, plane, sample
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, describe, exit_status
 from sde_lib import Gaussian
+from storage import reading
 
 SHAPE = (2, 3)
 NETWORKS = {checkpoint.RAW: 1.0, checkpoint.ema_file(0.999): 2.0}
@@ -280,6 +281,68 @@ def test_a_crafted_state_is_refused_and_does_not_run(tmp_path, kind):
     assert not (tmp_path / "marker").exists()
 
 
+def test_a_copy_under_another_name_is_no_checkpoint(tmp_path):
+    path = save(tmp_path, 40)
+    for name in ("step_00000040.bak", "step_00000040 (copy)", "step_40", "step_", "step_00000050-old"):
+        shutil.copytree(path, tmp_path / name)
+    assert checkpoint.steps(tmp_path) == [path]
+    assert checkpoint.newest(tmp_path) == checkpoint.find(tmp_path) == path
+    assert checkpoint.find(tmp_path, "step_00000040.bak") == tmp_path / "step_00000040.bak"
+    checkpoint.forget(tmp_path, 1)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_copy_under_the_name_of_another_step_is_told_and_set_aside(tmp_path, capsys):
+    path = save(tmp_path, 40)
+    shutil.copytree(path, tmp_path / "step_00000050")
+    assert checkpoint.newest(tmp_path) == path
+    assert "step_00000050 is a copy of the checkpoint of step 40; taking step_00000040" in capsys.readouterr().err
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["damaged_step_00000050", path.name]
+
+
+def test_steps_of_nine_digits_are_newer_than_those_of_eight(tmp_path):
+    for step in (99_999_999, 100_000_000):
+        save(tmp_path, step)
+    assert checkpoint.find(tmp_path).name == "step_100000000"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+@pytest.mark.parametrize("name", DAMAGED)
+def test_an_error_of_reading_that_may_pass_is_no_damage(tmp_path, monkeypatch, name, number):
+    """The newest checkpoint keeps its name, and nothing goes on from an older one in its place."""
+    save(tmp_path, 1)
+    path = save(tmp_path, 2)
+    before, opened = contents(tmp_path), reading.open_file
+
+    def failing(file, most):
+        if file == path / name:
+            raise OSError(number, os.strerror(number), str(file))
+        return opened(file, most)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "open_file", failing)
+        with pytest.raises(OSError, match=os.strerror(number)) as error:
+            checkpoint.newest(tmp_path)
+        assert "run the same command again" in describe(error.value)
+        assert exit_status(error.value) == 3
+    assert contents(tmp_path) == before
+    assert checkpoint.newest(tmp_path) == path
+
+
+def test_only_a_checkpoint_that_is_whole_is_advised(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    for step in (2, 3):
+        (tmp_path / f"step_0000000{step}" / "state.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="delete step_00000003 to go on from step_00000001"):
+        checkpoint.load_state(tmp_path / "step_00000003")
+    (tmp_path / "step_00000001" / checkpoint.RAW).unlink()
+    with pytest.raises(CheckpointError, match="restore it from a copy, or train again in another --workdir"):
+        checkpoint.load_state(tmp_path / "step_00000003")
+    with pytest.raises(CheckpointError, match="restore it from a copy, or train again in another --workdir"):
+        checkpoint.find(tmp_path)
+
+
 # --- a disk that fails ------------------------------------------------------------------------------------------------
 
 
@@ -302,6 +365,14 @@ def test_a_failure_while_writing_leaves_the_others_and_no_part(tmp_path, monkeyp
     assert not list(tmp_path.glob(".*"))
     save(tmp_path, 2)
     read_all(tmp_path / "step_00000002")
+
+
+def test_parts_of_other_steps_that_kills_cut_off_are_deleted(tmp_path):
+    for name in (".step_00000002.partial", ".step_00000003.0123abcd.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rubbish").write_bytes(b"x")
+    save(tmp_path, 7)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000007"]
 
 
 def test_the_rest_of_a_checkpoint_that_a_kill_cut_off_is_replaced(tmp_path):

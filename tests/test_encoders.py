@@ -414,11 +414,14 @@ def damaged(folder, what):
         (folder / "vocab.json").unlink()
     elif what == "truncated":
         (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-50])
-    elif what == "lacking":
+    elif what in ("lacking", "not finite"):
         from safetensors.torch import load_file, save_file
 
         tensors = load_file(folder / "model.safetensors")
-        del tensors["visual_projection.weight"]
+        if what == "lacking":
+            del tensors["visual_projection.weight"]
+        else:
+            tensors["visual_projection.weight"][0, 0] = torch.nan
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
@@ -432,6 +435,7 @@ def damaged(folder, what):
         ("tokenizer", "has no tokenizer"),
         ("truncated", "holds no CLIPModel that can be read"),
         ("lacking", "no visual_projection.weight"),
+        ("not finite", "visual_projection.weight holds NaN or infinite numbers"),
     ],
 )
 def test_folders_that_hold_no_model(what, message, published, tmp_path):

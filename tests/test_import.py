@@ -74,6 +74,14 @@ def refused(tmp_path, capsys, monkeypatch):
     return run
 
 
+def weights_of(folder):
+    """The file of weights below a folder."""
+    return next(path for path in folder.rglob("*") if path.suffix in (".pt", ".safetensors"))
+
+
+ONE_EACH = [VE, COSINE, LABELLED, PIPELINE]
+
+
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +251,68 @@ def test_every_format_has_a_mark():
     assert FORMATS.keys() == {"score_sde", *MARKS}
 
 
+# --- wrappers ---------------------------------------------------------------------------------------------------------
+
+
+def prefixed(prefix, tensors):
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def halved(tensors):
+    """Other weights of the same network; its buffers stay."""
+    return {name: tensor / 2 if name.endswith(".weight") else tensor for name, tensor in tensors.items()}
+
+
+WRAPPERS = {
+    "data parallel": (lambda t: prefixed("module.", t), "names without 'module.'"),
+    "compiled": (lambda t: prefixed("_orig_mod.", t), "names without '_orig_mod.'"),
+    "both": (lambda t: {"model": prefixed("module._orig_mod.", t)}, "model, names without 'module._orig_mod.'"),
+    "lightning": (
+        lambda t: {"epoch": 3, "state_dict": prefixed("net.", t) | {"loss.weight": torch.ones(2)}, "loops": {"a": [1]}},
+        "state_dict, names without 'net.'",
+    ),
+    "average beside": (lambda t: {"model": halved(t), "ema": t, "step": 5}, "ema"),
+    "average within": (
+        lambda t: {"model": prefixed("model.", halved(t)) | prefixed("ema_model.", t)},
+        "model, names without 'ema_model.'",
+    ),
+}
+"""Name -> what people save of a state dict, and the line that tells its wrapper."""
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+@pytest.mark.parametrize("source", ONE_EACH, ids=lambda case: CASES[case])
+def test_wrappers_around_a_state_dict_change_nothing(source, kind, tmp_path):
+    plain = weights_of(shutil.copytree(source, tmp_path / "copy"))
+    content = load_file(plain) if plain.suffix == ".safetensors" else torch.load(plain, weights_only=True)
+    if CASES[source] == "score_sde":
+        content = {name.removeprefix("module."): tensor for name, tensor in content["model"].items()}
+    wrap, wrapper = WRAPPERS[kind]
+    path = plain.with_name("last.ckpt")
+    plain.unlink()
+    torch.save(wrap(content), path)
+    name, path = recognise(path)
+    assert name == CASES[source]
+    read = FORMATS[name](path, weights="ema")
+    expected = FORMATS[name](recognise(source)[1], weights="raw").weights
+    assert read.wrapper == wrapper
+    assert read.weights.keys() == expected.keys()
+    assert all(torch.equal(read.weights[key], expected[key]) for key in expected)
+    if "average" in kind:
+        raw = FORMATS[name](path, weights="raw").weights
+        assert read.choice
+        assert any(not torch.equal(raw[key], expected[key]) for key in expected)
+
+
+def test_a_wrapper_is_told(tmp_path, capsys):
+    content = torch.load(weights_of(LABELLED), weights_only=True)
+    shutil.copytree(LABELLED, tmp_path / "copy")
+    weights_of(tmp_path / "copy").unlink()
+    torch.save({"state_dict": prefixed("model.", content)}, tmp_path / "copy" / "last.ckpt")
+    brought(tmp_path / "copy", tmp_path / "run")
+    assert "the weights were in a wrapper: state_dict, names without 'model.'\n" in capsys.readouterr().out
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -290,12 +360,16 @@ def test_sources_that_are_none(refused, tmp_path):
     assert "its files of weights are: one.pt, two.pth; give one file" in refused("folder")
 
 
-def weights_of(folder):
-    """The file of weights below a folder."""
-    return next(path for path in folder.rglob("*") if path.suffix in (".pt", ".safetensors"))
-
-
-ONE_EACH = [VE, COSINE, LABELLED, PIPELINE]
+@pytest.mark.parametrize("number", [torch.nan, -torch.inf])
+@pytest.mark.parametrize("source", ONE_EACH, ids=lambda case: CASES[case])
+def test_weights_that_are_not_finite(refused, tmp_path, source, number):
+    path = weights_of(shutil.copytree(source, tmp_path / "copy"))
+    content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    tensors = content.get("model", content)
+    name = [name for name in tensors if tensors[name].ndim > 1][-1]
+    tensors[name].flatten()[7] = number
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(content, path)
+    assert f"{name.removeprefix('module.')} holds NaN or infinite numbers" in refused("copy", "--weights=raw")
 
 
 @pytest.mark.parametrize("source", ONE_EACH, ids=lambda case: CASES[case])

@@ -1,13 +1,18 @@
 """Faults while training: stopping when asked, numbers that are not finite, two commands in one folder, other data."""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
+import pty
 import shutil
 import signal
+import stat
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -19,7 +24,7 @@ from test_train import POINTS, ROOT, assert_same_run, metrics, steps, train, tra
 from torch import nn
 
 import run as command_line
-from engine import checkpoint
+from engine import checkpoint, lock, sample
 from engine.lock import only_writer
 from engine.skipped import culprit
 from engine.trainer import Trainer
@@ -51,7 +56,7 @@ def before_step(monkeypatch, number, act):
 # --- being asked to stop ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_run_that_is_asked_to_stop_ends_the_step_and_goes_on_alike(
     number, status, straight, tmp_path, monkeypatch, capsys
 ):
@@ -96,9 +101,70 @@ def test_asked_during_the_last_step_a_run_is_done(straight, tmp_path, monkeypatc
 
 
 def test_signals_mean_what_they_did_after_a_run(straight, tmp_path):
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
     assert train(tmp_path, 2, "points") == 0
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before
+
+
+def test_a_hangup_that_nohup_has_switched_off_ends_nothing(straight, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with before_step(monkeypatch, 5, lambda trainer: os.kill(os.getpid(), signal.SIGHUP)):
+            assert train(tmp_path, 8, "points") == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert_same_run(tmp_path, straight, 8)
+
+
+def command_of(workdir, **changes):
+    """The words of a command that trains on points for an hour, with a checkpoint at its end alone."""
+    keys = POINTS | {"train.total_images": 40_000_000, "train.checkpoint_every": 0, **changes}
+    words = [str(ROOT / "run.py"), "--mode=train", "--config=points", f"--workdir={workdir}"]
+    return [*words, *(f"--config.{key}={value}" for key, value in keys.items())]
+
+
+def wait_until(happened, seconds=120):
+    """Wait for something that happens soon."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_terminal_that_closes_ends_the_run_with_a_checkpoint(tmp_path):
+    """A bar is drawn on it all the time, and each line that is written to it afterwards is an error."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [sys.executable, *command_of(tmp_path)])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    shown = b""
+    while b" images/s" not in shown:
+        shown += os.read(terminal, 1024)
+    os.close(terminal)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == 129
+    assert len(steps(tmp_path)) == 1
+
+
+def test_workers_whose_torchrun_was_killed_stop_with_a_checkpoint(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "start_new_session": True}
+    process = subprocess.Popen([*launcher, *command_of(tmp_path)], **options)
+    wait_until((tmp_path / "metrics.jsonl").exists)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not held(tmp_path))
+    assert len(steps(tmp_path)) == 1
+
+
+def held(workdir):
+    """Whether a command trains in a folder."""
+    try:
+        with only_writer(workdir):
+            return False
+    except checkpoint.CheckpointError:
+        return True
 
 
 # --- numbers that are not finite --------------------------------------------------------------------------------------
@@ -213,6 +279,88 @@ def test_the_culprit_may_be_the_loss_or_a_gradient():
     assert where.startswith("outputs and loss are finite, the gradient of ")
 
 
+# --- a loss of power --------------------------------------------------------------------------------------------------
+
+
+class Disk:
+    """What a loss of power would leave: sizes of files and names in folders, as of their last fsync."""
+
+    def __init__(self, monkeypatch):
+        self.sizes, self.names, self.sync = {}, {}, os.fsync
+        monkeypatch.setattr(os, "fsync", self.fsync)
+
+    def fsync(self, descriptor):
+        self.sync(descriptor)
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            folder = os.open(".", os.O_RDONLY, dir_fd=descriptor)
+            self.names[status.st_ino] = {entry.name: entry.inode() for entry in os.scandir(folder)}
+            os.close(folder)
+        else:
+            self.sizes[status.st_ino] = status.st_size
+
+    def has(self, path, root):
+        """Whether a file, and each name on the way to it from the folder ``root``, is there as it is now."""
+        status, names = path.stat(), []
+        while path != root:
+            names.append(self.names.get(path.parent.stat().st_ino, {}).get(path.name) == path.stat().st_ino)
+            path = path.parent
+        return all(names) and self.sizes.get(status.st_ino) == status.st_size
+
+
+def test_what_a_checkpoint_depends_on_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """And the checkpoint itself before an older one is deleted."""
+    disk, workdir, renamed, forgot = Disk(monkeypatch), tmp_path / "new" / "run", checkpoint.rename, checkpoint.forget
+    named = []
+
+    def rename(path, target):
+        if target.name.startswith("step_"):
+            files = [workdir / "config.json", workdir / "metrics.jsonl", *path.iterdir()]
+            files += [workdir / "samples" / f"{target.name}.png"]
+            assert [file for file in files if not disk.has(file, path if file.parent == path else tmp_path)] == []
+            named.append(target)
+        renamed(path, target)
+
+    def forget(folder, *args):
+        assert disk.has(named[-1] / "meta.json", tmp_path)
+        forgot(folder, *args)
+
+    monkeypatch.setattr(checkpoint, "rename", rename)
+    monkeypatch.setattr(checkpoint, "forget", forget)
+    monkeypatch.setattr(sample, "GRID_SAMPLES", 4)
+    changes = {"train__log_every": 1, "train__sample_every": 1, "train__keep_checkpoints": 1}
+    assert train(workdir, 6, **changes) == 0
+    assert [path.name for path in named] == ["step_00000003", "step_00000006"]
+
+
+def test_lines_of_metrics_that_are_lost_are_told_once(straight, tmp_path, capsys):
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert checkpoint.read_meta(tmp_path / "checkpoints" / "step_00000008")["metric_lines"] == len(lines) == 5
+    path.write_text("".join(lines[:3]))
+    for number, told in ((10, [f"{path} has 3 of the 5 lines up to step 8; the others are lost"]), (12, [])):
+        assert train(tmp_path, number, "points") == 0
+        assert [line for line in capsys.readouterr().out.splitlines() if "lost" in line] == told
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["[]", '{"step": "three"}', '{"step": null}', '{"loss": 1}', "7", "\0" * 40, "[" * 100_000, "a note", "\udcff"],
+)
+def test_odd_lines_of_metrics_are_told_and_kept_aside(odd, straight, tmp_path, capsys):
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "metrics.jsonl"
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    before = b"".join([first, odd.encode(errors="surrogateescape") + b"\n", *others])
+    path.write_bytes(before)
+    assert train(tmp_path, 10, "points") == 0
+    told = f"{path}: lines that are no metrics are left out (1); the file as it was is damaged_metrics.jsonl"
+    assert told in capsys.readouterr().out
+    assert path.read_bytes().startswith(b"".join([first, *others]))
+    assert (tmp_path / "damaged_metrics.jsonl").read_bytes() == before
+
+
 # --- one folder, one command, the same data ---------------------------------------------------------------------------
 
 
@@ -235,6 +383,37 @@ def test_the_lock_of_an_owner_that_was_killed_is_free(tmp_path):
     owner.kill()
     owner.wait()
     assert train(tmp_path, 2, "points") == 0
+
+
+def test_a_folder_that_is_moved_while_it_trains_is_left(straight, tmp_path, monkeypatch, capsys):
+    """Another command may train under the old name by now; the moved run goes on to the same end."""
+    workdir, moved = tmp_path / "run", tmp_path / "moved"
+
+    def move(trainer):
+        workdir.rename(moved)
+        workdir.mkdir()
+
+    with before_step(monkeypatch, 5, move):
+        assert train(workdir, 8, "points") == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {workdir} was moved or deleted during training; to go on from the last checkpoint")
+    assert list(workdir.iterdir()) == []
+    assert train(moved, 8, "points") == 0
+    assert_same_run(moved, straight, 8)
+
+
+def test_a_lock_whose_file_was_deleted_before_it_was_taken_guards_nothing(tmp_path, monkeypatch):
+    """The cleanup of another command comes between the opening of its lock file and the lock."""
+    taken = lock.lock_descriptor
+
+    def late(descriptor, blocking):
+        monkeypatch.setattr(lock, "lock_descriptor", taken)
+        (tmp_path / lock.NAME).unlink()
+        return taken(descriptor, blocking=blocking)
+
+    monkeypatch.setattr(lock, "lock_descriptor", late)
+    with only_writer(tmp_path), pytest.raises(checkpoint.CheckpointError, match="another command trains"):
+        lock.acquired(tmp_path)
 
 
 def test_nothing_is_left_of_a_run_that_could_not_begin(tmp_path):

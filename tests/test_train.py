@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 
 import run as command_line
-from data import Dataset
+from data import Dataset, batch_at
 from engine import checkpoint, plane, sample
 from engine.build import read_dataset
 from engine.config import load, names, override
 from engine.held_out import NOISE_BINS, HeldOut
 from engine.log import Metrics
+from engine.randomness import TRAINING, noise
 from engine.trainer import Trainer, learning_rate
 from sde_lib import OBJECTIVES, Gaussian, GaussianMixture, denoising_loss
 
@@ -141,7 +142,7 @@ MOMENTS = {
     "in a step": (Trainer, "_train_step", 6, 3),
     "before a line of metrics": (Metrics, "write", 4, 3),
     "between a line of metrics and its checkpoint": (Trainer, "save", 2, 3),
-    "before a checkpoint has its name": (checkpoint.os, "fsync", 8, 3),
+    "before a checkpoint has its name": (checkpoint, "rename", 2, 3),
     "right after a checkpoint": (checkpoint, "forget", 2, 6),
 }
 """Where a run is killed, and the checkpoint that is left."""
@@ -296,6 +297,46 @@ def test_the_newest_checkpoints_are_kept(keep, left, tmp_path):
 def test_no_checkpoint_on_the_way(tmp_path):
     assert train(tmp_path, 5, "points", train__checkpoint_every=0) == 0
     assert steps(tmp_path) == [5]
+
+
+def test_another_batch_size_goes_on_at_the_example_where_the_run_was(tmp_path):
+    """Three batches of 4, then batches of 8: examples 12 to 27 come next, with the noise of these positions."""
+    assert train(tmp_path, 3, "points") == 0
+    trainer = trainer_of(tmp_path, "points", num_steps=4, train__batch_size=8, train__log_every=1)
+    assert (trainer.step, trainer.images_seen, trainer.last_step()) == (3, 12, 6)
+    positions = torch.arange(12, 20)
+    inputs, at = trainer._inputs(3), trainer._inputs(4)
+    expected = batch_at(trainer.dataset, 0, 12, 8)["x"]
+    assert torch.equal(inputs["x0"], trainer.experiment.codec.encode(expected))
+    assert torch.equal(inputs["eps"], noise(0, TRAINING, positions)(torch.empty(8, 2)))
+    assert torch.equal(at["eps"], noise(0, TRAINING, positions + 8)(torch.empty(8, 2)))
+    list(trainer.steps(trainer.last_step()))
+    trainer.save()
+    assert (trainer.step, trainer.images_seen) == (6, 36)
+    again = trainer_of(tmp_path, "points", num_steps=9)
+    assert (again.step, again.images_seen, again.last_step()) == (6, 36, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train__microbatch": 2}, "microbatch 4 -> 2"),
+        ({"threads": 2}, "threads 1 -> 2"),
+        ({}, None),
+        ({"train__microbatch": 4}, None),
+    ],
+)
+def test_a_run_that_goes_on_with_other_sums_says_so(changes, told, tmp_path, capsys):
+    assert train(tmp_path, 3, "points") == 0
+    assert checkpoint.read_meta(tmp_path / "checkpoints" / "step_00000003")["arithmetic"]["threads"] == 1
+    capsys.readouterr()
+    try:
+        assert train(tmp_path, 4, "points", **changes) == 0
+    finally:
+        torch.set_num_threads(1)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "rounded differently" in line]
+    line = f"from step 3 on sums are rounded differently ({told}): bits differ from here on"
+    assert lines == ([line] if told else [])
 
 
 # --- the same seed ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 from models.checkpoints import diffusers, edm, guided_diffusion, safe, score_sde
 from models.checkpoints.foreign import Foreign, guarded
 from models.checkpoints.safe import ForeignError
+from models.checkpoints.wrappers import unwrap
 
 FORMATS: dict[str, Callable[..., Foreign]] = {
     "score_sde": guarded(score_sde.read),
@@ -30,8 +31,8 @@ ENDINGS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pkl")
 def recognise(path: str | PathLike) -> tuple[str, Path]:
     """The format of a file or folder, by what it holds, and what its reader takes.
 
-    A folder is diffusers', or holds one file of weights; a file of diffusers' stands for its folder. Pickles named .pkl
-    are EDM's, whose reader refuses them with a recipe.
+    A folder is diffusers', or holds one file of weights; a file with a name of diffusers' stands for its folder.
+    Pickles named .pkl are EDM's, whose reader refuses them with a recipe. Wrappers around a state dict do not matter.
 
     Raises: ForeignError for what is not there, cannot be read safely, or is of no format that is known.
     """
@@ -50,8 +51,8 @@ def recognise(path: str | PathLike) -> tuple[str, Path]:
     if score_sde.recognises(content):
         return "score_sde", path
     for name, mark in MARKS.items():
-        if mark in content:
-            return name, path.parent if name == "diffusers" else path
+        if unwrap(content, [mark]):
+            return name, path.parent if path.name in diffusers.WEIGHTS and name == "diffusers" else path
     has = ", ".join(str(name)[:80] for name in list(content)[:3]) or "nothing"
     raise ForeignError(f"{path} is of none of the formats {', '.join(FORMATS)}: it has {has}; check which file it is")
 

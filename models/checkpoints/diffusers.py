@@ -69,32 +69,35 @@ PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
 def read(path: str | PathLike, weights: str = "ema") -> Foreign:
-    """A folder of diffusers in our words.
+    """A folder of diffusers, or a file of weights next to the config.json of its network, in our words.
 
     A folder without a scheduler is taken for DDPM's: 1,000 levels, a linear schedule, and the noise as estimate.
 
     Args:
-        path: folder of a pipeline (model_index.json, unet, scheduler) or of a network (config.json and weights).
+        path: folder of a pipeline (model_index.json, unet, scheduler) or of a network (config.json and weights), or a
+            file of weights in the latter.
         weights: ema for the folder unet_ema where there is one; raw for unet.
     Raises: ForeignError if a file is not there, cannot be read safely, or says what our networks and processes do not
         know; if a tensor has no place or a place no tensor.
     Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020. arXiv:2006.11239
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ForeignError(f"{folder} is no folder; give that of a pipeline or of a UNet2DModel")
-    if (folder / "model_index.json").is_file():
-        averaged = weights == "ema" and (folder / "unet_ema").is_dir()
+    path = Path(path)
+    if not path.exists():
+        raise ForeignError(f"{path} is not there; give the folder of a pipeline or of a UNet2DModel")
+    folder, choice = path if path.is_dir() else path.parent, False
+    if path.is_dir() and (folder / "model_index.json").is_file():
+        choice = (folder / "unet_ema").is_dir()
+        averaged = weights == "ema" and choice
         unet, scheduler = folder / ("unet_ema" if averaged else "unet"), folder / "scheduler"
     else:
         unet = scheduler = folder
     told = load(unet / "config.json")
     if told.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise ForeignError(f"{unet} is a {told['_class_name']}; UNet2DModel is the class that can be read")
-    found = next((unet / name for name in WEIGHTS if (unet / name).is_file()), None)
+    found = path if path.is_file() else next((unet / name for name in WEIGHTS if (unet / name).is_file()), None)
     if found is None:
         raise ForeignError(f"{unet} holds no weights; there should be {WEIGHTS[0]} or {WEIGHTS[1]}")
-    tensors = Tensors(found, "conv_in.weight", "diffusers' UNet2DModel")
+    tensors = Tensors(found, "conv_in.weight", "diffusers' UNet2DModel", weights)
     kind, options = architecture({**DEFAULTS, **told}, unet)
 
     def arrange(network: nn.Module) -> dict[str, str | tuple[str, ...]]:
@@ -110,7 +113,7 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
     shape = options.pop("shape")
     network = {"name": "adm" if kind is ADM else "ddpm", **options}
     config = {"sde": sde, "network": network, "denoiser": denoiser, "codec": {"name": "pixels"}}
-    return Foreign("diffusers", config, placed, shape)
+    return Foreign("diffusers", config, placed, shape, wrapper=tensors.wrapper, choice=choice or tensors.choice)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
     path = Path(path)
     if path.suffix == ".pkl" and path.is_file():
         raise ForeignError(f"{path} is a pickle that holds code, so it is refused; {RECIPE}{path.name}")
-    tensors = Tensors(path, "model.map_layer0.weight", "EDM")
+    tensors = Tensors(path, "model.map_layer0.weight", "EDM", weights)
     precond, told = find_preconditioning(path, tensors)
     prepared = {section: dict(entries) for section, entries in PRECONDITIONINGS[precond].items()}
     for name, (section, key) in ARGUMENTS[precond].items():
@@ -110,7 +110,8 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
     placed = tensors.placed(kind, options, arrange)
     shape = options.pop("shape")
     network = {"name": "song" if kind is Song else "adm", **options}
-    return Foreign("edm", {**prepared, "network": network, "codec": {"name": "pixels"}}, placed, shape)
+    config = {**prepared, "network": network, "codec": {"name": "pixels"}}
+    return Foreign("edm", config, placed, shape, wrapper=tensors.wrapper, choice=tensors.choice)
 
 
 def find_preconditioning(path: Path, tensors: Tensors) -> tuple[str, dict[str, float]]:

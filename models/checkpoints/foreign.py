@@ -28,6 +28,8 @@ class Foreign(NamedTuple):
     shape: (C, H, W) of one example.
     levels: number of values an entry of the data can take, 0 for real-valued data.
     step: optimiser steps that the weights have seen, 0 where the file does not say.
+    wrapper: the containers and the prefix around the weights that were taken off; empty if there were none.
+    choice: whether the source holds an average and other weights as well.
     """
 
     format: str
@@ -36,6 +38,8 @@ class Foreign(NamedTuple):
     shape: tuple[int, ...]
     levels: int = 256
     step: int = 0
+    wrapper: str = ""
+    choice: bool = False
 
 
 def place(
@@ -49,7 +53,8 @@ def place(
         names: for each entry of ``network.state_dict()``, the name of theirs; or several, one after the other along the
             first axis; none for zeros.
         path: of their file, for the message.
-    Raises: ForeignError naming the missing, the unexpected and the misshapen, in one line.
+    Raises: ForeignError naming the missing, the unexpected and the misshapen in one line, or a tensor whose numbers are
+        not all finite.
     """
     ours = network.state_dict()
     parts = {name: (names[name],) if isinstance(names[name], str) else names[name] for name in ours}
@@ -70,6 +75,9 @@ def place(
     ]
     if told:
         raise ForeignError(f"{path} does not fit the network of its config: {'; '.join(told)}; give the config it had")
+    for part in wanted:
+        if not torch.isfinite(weights[part]).all():
+            raise ForeignError(f"{path}: {part} holds NaN or infinite numbers; get a checkpoint of before they came up")
     return {
         name: torch.cat([weights[part] for part in several]).to(ours[name].dtype)
         if several

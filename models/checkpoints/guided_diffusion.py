@@ -73,7 +73,7 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
     Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021. arXiv:2105.05233
         Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021. arXiv:2102.09672
     """
-    tensors = Tensors(path, "time_embed.0.weight", "guided diffusion")
+    tensors = Tensors(path, "time_embed.0.weight", "guided diffusion", weights)
     flags = find_flags(Path(path))
     classifies = not any(name.startswith("output_blocks.") for name in tensors)
     options, num_blocks = architecture(tensors, flags, classifies)
@@ -103,7 +103,7 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
     }
     if classifies:
         config["loss"] = {"name": "classification"}
-    return Foreign("guided_diffusion", config, placed, shape)
+    return Foreign("guided_diffusion", config, placed, shape, wrapper=tensors.wrapper, choice=tensors.choice)
 
 
 def find_flags(path: Path) -> dict[str, Any]:

@@ -10,29 +10,32 @@ from torch import Tensor, nn
 from models.blocks import Block, SelfAttention, Stage
 from models.checkpoints.foreign import place, skeleton
 from models.checkpoints.safe import ForeignError, read
+from models.checkpoints.wrappers import unwrap
 
 HALF = (torch.float16, torch.bfloat16)
 
 
 class Tensors(dict[str, Tensor]):
-    """A bare state dict of somebody else, in single precision if it was in half.
+    """A state dict of another code without its wrappers, in single precision if it was in half.
 
     Args:
         path: its file.
         mark: a tensor that every network of this format has.
         format: for the message.
+        weights: ema or raw, for a file that holds both.
     Raises: ForeignError for a file that cannot be read safely, or is no state dict of this format; and for a tensor
         that is asked for and missing.
     """
 
-    def __init__(self, path: str | PathLike, mark: str, format: str):
-        content = read(path)
-        if mark not in content or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+    def __init__(self, path: str | PathLike, mark: str, format: str, weights: str):
+        found = unwrap(read(path), [mark], weights)
+        if found is None or not all(isinstance(tensor, Tensor) for tensor in found.tensors.values()):
             raise ForeignError(
                 f"{path} is no state dict of {format}, which has a tensor {mark}; check which file it is"
             )
-        super().__init__({name: tensor.float() if tensor.dtype in HALF else tensor for name, tensor in content.items()})
-        self.path = path
+        single = {name: t.float() if t.dtype in HALF else t for name, t in found.tensors.items()}
+        super().__init__(single)
+        self.path, self.wrapper, self.choice = path, found.wrapper, found.choice
 
     def __missing__(self, name: str) -> Tensor:
         raise ForeignError(f"{self.path} does not hold a whole network: missing {name}; get it again")

@@ -15,6 +15,7 @@ from models.blocks import Block, SelfAttention
 from models.checkpoints import safe
 from models.checkpoints.foreign import Foreign, place, skeleton
 from models.checkpoints.safe import ForeignError
+from models.checkpoints.wrappers import unwrap
 from models.ddpm import DDPM
 from models.embeddings import Fourier
 from models.ncsn import NCSN, NCSNv2
@@ -57,9 +58,22 @@ DEFAULTS = {
 """What get_default_configs of these modules says of the keys that are read here, beyond CIFAR-10's."""
 
 
+MARKS = ("all_modules.0.weight", "all_modules.0.W", "begin_conv.weight")
+"""Tensors of their networks: first layer of DDPM and NCSN++, random frequencies, first layer of NCSN."""
+
+
 def recognises(content: Mapping[str, Any]) -> bool:
-    """Whether the dict of a file is such a checkpoint."""
-    return isinstance(content.get("ema"), Mapping) and "shadow_params" in content["ema"] and "model" in content
+    """Whether the dict of a file is such a checkpoint, or a state dict of such a network in any wrapper."""
+    return has_average(content) or unwrap(content, MARKS) is not None
+
+
+def has_average(content: Mapping[str, Any]) -> bool:
+    """Whether a file is as their training writes it, with the average as a list without names."""
+    return (
+        isinstance(content.get("ema"), Mapping)
+        and "shadow_params" in content["ema"]
+        and isinstance(content.get("model"), Mapping)
+    )
 
 
 def read(path: str | Path, config: str | Path | None = None, weights: str = "ema") -> Foreign:
@@ -77,31 +91,36 @@ def read(path: str | Path, config: str | Path | None = None, weights: str = "ema
     content = safe.read(path)
     if not recognises(content):
         found = ", ".join(str(name)[:80] for name in list(content)[:5])
-        raise ForeignError(f"{path} is no checkpoint of score_sde, which has model and ema: it has {found}")
+        raise ForeignError(f"{path} is no checkpoint of score_sde, whose networks have all_modules: it has {found}")
     told = Config.read(Path(config) if config else beside(path))
     sections = told.sections()
     options = {key: value for key, value in sections["network"].items() if key != "name"}
     network = skeleton(NETWORKS[told["model.name"]][1], shape=told.shape, **options)
-    theirs = tensors(content, told, weights, path)
+    found = unwrap({"model": content["model"]} if has_average(content) else content, MARKS, weights)
+    theirs = tensors(content, found.tensors if found else {}, told, weights, path)
     placed = place(network, theirs, dict(names(network, told)), path)
-    return Foreign("score_sde", sections, placed, told.shape, step=int(content.get("step", 0)))
+    step, choice = content.get("step", 0), has_average(content) or (found is not None and found.choice)
+    wrapper = "" if has_average(content) or found is None else found.wrapper
+    return Foreign("score_sde", sections, placed, told.shape, 256, int(step), wrapper, choice)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def tensors(content: Mapping[str, Any], told: "Config", weights: str, path: Path) -> dict[str, Tensor]:
+def tensors(
+    content: Mapping[str, Any], network: Mapping[str, Tensor], told: "Config", weights: str, path: Path
+) -> dict[str, Tensor]:
     """Name of theirs -> tensor, of the network alone; matrices of NIN layers turned to (out, in).
 
     The average holds what has a gradient, in the order of the parameters: not the frequencies, and no buffer.
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"unknown weights {weights!r}; known: ema, raw")
-    theirs = {name.removeprefix("module."): tensor for name, tensor in content["model"].items()}
+    theirs = dict(network)
     levels = theirs.pop("sigmas", None)
     if levels is not None:
         check_levels(levels, told, path)
-    if weights == "ema":
+    if weights == "ema" and has_average(content):
         averaged = [name for name in theirs if not name.endswith(".W") or ".NIN_" in name]
         shadows = content["ema"]["shadow_params"]
         if len(shadows) != len(averaged):
