@@ -103,3 +103,67 @@ def test_files_are_named_after_what_a_reader_looks_for():
     names = {Path(path).stem for path in SOURCES} | {file.stem for file in (ROOT / "tests").glob("*.py")}
     assert not names & {"util", "utils", "helper", "helpers", "common", "misc"}
     assert {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()} <= set(PACKAGES) | {"tests"}
+
+
+# --- files are opened in one package ----------------------------------------------------------------------------------
+
+OPENING = {"open", "io.open", "os.open", "os.fdopen", "FileLock", "SummaryWriter", "runpy.run_path"}
+OPENING |= {
+    f"os.{name}" for name in ("replace", "rename", "remove", "unlink", "rmdir", "mkdir", "makedirs", "truncate")
+}
+OPENING |= {f"{module}.{name}" for module in ("np", "numpy", "torch") for name in ("load", "save", "savez", "memmap")}
+OPENING |= {"np.savez_compressed", "np.loadtxt", "np.genfromtxt", "np.fromfile", "zipfile.ZipFile", "tarfile.open"}
+OPENING |= {"Image.open", "gzip.open", "safe_open", "load_file", "save_file", "safetensors.torch.load_file", "imread"}
+METHODS = {"read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "rmdir", "unlink", "touch", "symlink_to"}
+METHODS |= {"hardlink_to", "rename", "from_pretrained", "savefig", "save_pretrained", "tofile", "extractall"}
+"""Calls that open, make or delete a file; the methods of whatever object."""
+
+OPEN_ALREADY = {
+    ("data/archives.py", "zipfile.ZipFile"),
+    ("data/decoding.py", "Image.open"),
+    ("data/digits.py", "gzip.open"),
+    ("data/digits.py", "np.loadtxt"),
+    ("data/arrays.py", "np.load"),
+    ("engine/checkpoint.py", "torch.load"),
+    ("engine/checkpoint.py", "torch.save"),
+    ("engine/evaluate.py", "torch.load"),
+    ("engine/examples.py", "Image.open"),
+    ("engine/files.py", "np.savez_compressed"),
+    ("models/checkpoints/safe.py", "torch.load"),
+    ("models/checkpoints/safe.py", "zipfile.ZipFile"),
+    *((f"engine/{name}.py", "savefig") for name in ("bound", "plane", "profiles", "sweep")),
+    ("data/pictures.py", "savefig"),
+}
+"""These get a file that storage/ opened, or bytes that it read."""
+
+OPENED_BY_OTHERS = {
+    ("engine/config.py", "runpy.run_path"): "a config in Python is code that the user names",
+    ("engine/restore.py", "runpy.run_path"): "so is a measurement",
+    ("engine/log.py", "SummaryWriter"): "names its files itself, in a folder that storage/ made",
+    ("engine/terminal.py", "os.fdopen"): "a closed standard output becomes /dev/null",
+    ("models/clip.py", "from_pretrained"): "transformers opens the folder, after the gate has seen its files",
+}
+
+
+def openings(source):
+    """What a file calls of ``OPENING`` and ``METHODS``."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name in OPENING:
+                yield name
+            elif isinstance(node.func, ast.Attribute) and node.func.attr in METHODS:
+                yield node.func.attr
+            elif isinstance(node.func, ast.Attribute) and name.startswith("shutil."):
+                yield name
+
+
+def test_files_are_opened_in_one_package():
+    found = {
+        (path, name)
+        for path in SOURCES
+        if package_of(path) not in {"storage", "benchmarks"}
+        for name in openings(SOURCES[path])
+    }
+    assert found - OPEN_ALREADY - OPENED_BY_OTHERS.keys() == set()
+    assert (OPEN_ALREADY | OPENED_BY_OTHERS.keys()) - found == set(), "out of date"

@@ -1,6 +1,5 @@
 """What a user can do wrong: each time a status, one line that names it and says what to do, and nothing changed."""
 
-import builtins
 import errno
 import io
 import json
@@ -15,6 +14,7 @@ from PIL import Image
 import run as command_line
 from engine import log
 from engine.trainer import Trainer
+from storage import writing
 
 TINY = ("--device=cpu", "--config.network.channels=8", "--config.train.batch_size=4", "--config.train.total_images=8")
 TINY += ("--config.train.sample_every=0", "--config.train.evaluate_every=0")
@@ -380,14 +380,14 @@ def test_a_file_in_the_place_of_the_folder(refused, tmp_path, workdir):
 )
 @pytest.mark.parametrize("mode", ["sample", "likelihood", "edit", "data", "train"])
 def test_a_folder_that_cannot_be_written(workdir, refused, monkeypatch, mode, number, remedy):
-    opened = builtins.open
+    opened = os.open
 
-    def open_for_reading(file, access="r", *args, **kwargs):
-        if str(file).startswith("run") and set(access) & set("wax+"):
+    def open_for_reading(file, flags, *args, **kwargs):
+        if str(file).startswith("run") and flags & (os.O_WRONLY | os.O_RDWR):
             raise OSError(number, os.strerror(number), str(file))
-        return opened(file, access, *args, **kwargs)
+        return opened(file, flags, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "open", open_for_reading)
+    monkeypatch.setattr(os, "open", open_for_reading)
     words = ("--steps=2", "--num_samples=1", "--config.likelihood.num_examples=1", "--config.train.total_images=16")
     loose = ("--config.likelihood.evaluations=4", "--task=interpolate")
     (workdir / "samples" / "adams-2").mkdir(parents=True)
@@ -399,34 +399,23 @@ def test_a_folder_that_cannot_be_written(workdir, refused, monkeypatch, mode, nu
     assert line.endswith(f"{os.strerror(number)}; {remedy}")
 
 
-class FullFile:
-    """A file on a disk with no space left: it opens, and fails when it is written."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *args):
-        self.file.close()
-
-    def write(self, content):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def full(path, content):
+    """Write on a disk with no space left: the file is made, and stays empty."""
+    path.touch()
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_disk_that_fills_up_in_training(workdir, monkeypatch, capsys):
     """The checkpoint is kept, and with space on the disk the same command goes on."""
     checkpoint = workdir / "checkpoints" / "step_00000002"
-    before, opened = contents(checkpoint), builtins.open
+    before, create = contents(checkpoint), writing.create
 
-    def open_full(file, access="r", *args, **kwargs):
-        stream = opened(file, access, *args, **kwargs)
-        return FullFile(stream) if "state.pt" in str(file) and "w" in access else stream
+    def create_full(path, content):
+        (full if path.name == "state.pt" else create)(path, content)
 
     words = ["run.py", "--mode=train", f"--workdir={workdir}", "--config.train.total_images=16"]
     with monkeypatch.context() as patch:
-        patch.setattr(builtins, "open", open_full)
+        patch.setattr("engine.checkpoint.create", create_full)
         assert command_line.main(words) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {workdir}: No space left on device; free some space and run the same command to go on"
@@ -497,16 +486,10 @@ def test_an_interrupt_of_the_likelihood_leaves_its_rows(workdir, interrupted, ca
 
 
 def test_a_likelihood_on_a_disk_that_fills_up_writes_no_result(workdir, monkeypatch, capsys):
-    opened = builtins.open
-
-    def open_full(file, access="r", *args, **kwargs):
-        stream = opened(file, access, *args, **kwargs)
-        return FullFile(stream) if ".rows-" in str(file) else stream
-
     words = ["run.py", "--mode=likelihood", f"--workdir={workdir}", "--config.likelihood.num_examples=1"]
     words += ["--config.likelihood.evaluations=4", "--config.likelihood.check_examples=0"]
     with monkeypatch.context() as patch:
-        patch.setattr(builtins, "open", open_full)
+        patch.setattr("engine.rows.append", full)
         assert command_line.main(words) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {workdir}: No space left on device; free some space and run the same command to go on"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -178,9 +179,9 @@ def test_snapshots_are_bounded(tracked):
 def test_a_run_that_goes_on_has_the_snapshots_of_one_run(tracked, tmp_path):
     """Killed after step 21, with a checkpoint of step 16: what is later is dropped and made again."""
     workdir = train(tmp_path / "killed", 21)
-    checkpoint.shutil.rmtree(workdir / "checkpoints/step_00000021")
+    shutil.rmtree(workdir / "checkpoints/step_00000021")
     (workdir / "snapshots/step_00000020/power-0.1.safetensors").write_bytes(b"later")
-    checkpoint.shutil.copytree(workdir / "snapshots/step_00000020", workdir / "snapshots/step_00000018")
+    shutil.copytree(workdir / "snapshots/step_00000020", workdir / "snapshots/step_00000018")
     train(workdir, 21)
     for folder in ("snapshots", "checkpoints/step_00000021"):
         files = sorted(path.relative_to(workdir) for path in (workdir / folder).rglob("*.safetensors"))
@@ -283,7 +284,7 @@ def test_a_run_without_profiles(digits):
 
 @pytest.mark.parametrize("name", ["power-0.05.safetensors", "meta.json"])
 def test_a_damaged_snapshot_is_named(tracked, tmp_path, name, capsys):
-    workdir = checkpoint.shutil.copytree(tracked, tmp_path / "damaged")
+    workdir = shutil.copytree(tracked, tmp_path / "damaged")
     path = workdir / "snapshots/step_00000012" / name
     path.write_bytes(path.read_bytes()[:-20])
     assert command(f"--workdir={workdir}", "--mode=sample", "--weights=ema:0.08") == 3
