@@ -11,7 +11,7 @@ from filelock import lock_descriptor
 from engine import ranks
 from engine.errors import CheckpointError
 from engine.log import say
-from storage.writing import make_folder
+from storage.writing import make_folder, open_lock, remove
 
 NAME = ".lock"
 
@@ -56,7 +56,7 @@ def only_writer(workdir: Path) -> Iterator[Writer]:
     finally:
         if leads_to(workdir / NAME, descriptor) and [path.name for path in workdir.iterdir()] == [NAME]:
             with suppress(PermissionError):  # Windows deletes no open file
-                (workdir / NAME).unlink()  # nothing came of it
+                remove(workdir / NAME)  # nothing came of it
                 workdir.rmdir()
         os.close(descriptor)
 
@@ -72,7 +72,7 @@ def acquired(workdir: Path) -> int:
     while True:
         make_folder(workdir)
         try:
-            descriptor = os.open(workdir / NAME, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+            descriptor = open_lock(workdir / NAME)
         except FileNotFoundError:  # the folder was deleted since
             continue
         if not locked(descriptor, workdir):

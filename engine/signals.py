@@ -5,6 +5,7 @@ import signal
 from types import FrameType
 
 from engine import ranks
+from engine.terminal import write_nowhere
 
 HANGUP = getattr(signal, "SIGHUP", None)
 """Sent when a terminal or a connection closes; Windows has none."""
@@ -61,6 +62,4 @@ class Asked:
         """Write nowhere in place of a terminal that has closed: each line would be an error, before the checkpoint."""
         for descriptor in self._terminals:
             if not os.isatty(descriptor):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, descriptor)
-                os.close(nowhere)
+                write_nowhere(descriptor)

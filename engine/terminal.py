@@ -45,9 +45,14 @@ def flush_output() -> None:
 def drop_output(error: BaseException) -> None:
     """After an error of standard output, let what is still buffered vanish: Python would try again at its end."""
     if isinstance(error, OSError) and error.filename == OUTPUT:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        write_nowhere(sys.stdout.fileno())
+
+
+def write_nowhere(descriptor: int) -> None:
+    """Let what is written to a descriptor from now on vanish."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def end_on_interrupt() -> None:

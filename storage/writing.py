@@ -115,17 +115,16 @@ def append(path: Path, text: str) -> None:
 
     Raises: Refused for a link, a pipe or a device; OSError.
     """
-    _check_place(path)
-    try:
-        descriptor = os.open(path, _flags("O_WRONLY", "O_APPEND", "O_CREAT", "O_NONBLOCK"), 0o666)
-    except OSError as error:
-        reasons = {errno.ELOOP: "it is a link, and nothing is written through links", errno.ENXIO: "it is a pipe"}
-        if error.errno in reasons:
-            raise refused(path, errno.EINVAL, f"{reasons[error.errno]}: remove it") from None
-        raise
-    with os.fdopen(descriptor, "ab") as file:
-        check_regular(path, os.fstat(descriptor))
+    with os.fdopen(_own_file(path, "O_WRONLY", "O_APPEND"), "ab") as file:
         file.write(text.encode())
+
+
+def open_lock(path: Path) -> int:
+    """The descriptor of a regular file to be locked, which is made if it is not there.
+
+    Raises: Refused for a link, a pipe or a device; OSError.
+    """
+    return _own_file(path, "O_RDWR")
 
 
 def flush(path: Path) -> None:
@@ -219,6 +218,24 @@ def _flags(*names: str) -> int:
     for name in (*names, "O_NOFOLLOW", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
         found |= getattr(os, name, 0)
     return found
+
+
+def _own_file(path: Path, *flags: str) -> int:
+    """The descriptor of a regular file that stays, or is made."""
+    _check_place(path)
+    try:
+        descriptor = os.open(path, _flags(*flags, "O_CREAT", "O_NONBLOCK"), 0o666)
+    except OSError as error:
+        reasons = {errno.ELOOP: "it is a link, and nothing is written through links", errno.ENXIO: "it is a pipe"}
+        if error.errno in reasons:
+            raise refused(path, errno.EINVAL, f"{reasons[error.errno]}: remove it") from None
+        raise
+    try:
+        check_regular(path, os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _new_file(path: Path) -> int:

@@ -140,7 +140,9 @@ OPENED_BY_OTHERS = {
     ("engine/config.py", "runpy.run_path"): "a config in Python is code that the user names",
     ("engine/restore.py", "runpy.run_path"): "so is a measurement",
     ("engine/log.py", "SummaryWriter"): "names its files itself, in a folder that storage/ made",
-    ("engine/terminal.py", "os.fdopen"): "a closed standard output becomes /dev/null",
+    ("engine/terminal.py", "os.open"): "/dev/null, for an output that is closed",
+    ("engine/terminal.py", "os.fdopen"): "the same",
+    ("engine/lock.py", "rmdir"): "the folder of a run that nothing came of, if it is empty",
     ("models/clip.py", "from_pretrained"): "transformers opens the folder, after the gate has seen its files",
 }
 
