@@ -127,7 +127,6 @@ OPEN_ALREADY = {
     ("engine/checkpoint.py", "torch.load"),
     ("engine/checkpoint.py", "torch.save"),
     ("engine/evaluate.py", "torch.load"),
-    ("engine/examples.py", "Image.open"),
     ("engine/files.py", "np.savez_compressed"),
     ("models/checkpoints/safe.py", "torch.load"),
     ("models/checkpoints/safe.py", "zipfile.ZipFile"),
