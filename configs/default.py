@@ -130,10 +130,14 @@ CHOICES = {
             "channels": 128,  # at the highest resolution
             "num_levels": 10,  # noise levels, as many as those of the sde
             "centred": True,  # data in [-1, 1]; the network maps those in [0, 1] to it
+            "activation": "elu",  # elu | relu | lrelu | swish
+            "depth": 4,  # levels of the encoder: 4 for images of up to 64 pixels, 5 up to 128, 6 up to 256
         },
         "ncsnv2": {
             "channels": 128,  # at the highest resolution
             "centred": True,  # data in [-1, 1]; the network maps those in [0, 1] to it
+            "activation": "elu",  # as of ncsn
+            "depth": 4,  # as of ncsn
         },
         "mlp": {
             "width": 128,  # hidden units

@@ -1,6 +1,7 @@
 """NCSN and NCSNv2: dilated residual blocks, and a RefineNet that gathers what they see at every resolution."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,25 @@ from models.layers import beside, check_image, convolution, zeroed
 
 Norm = Callable[[int], nn.Module]
 """A normalisation of so many channels, called as ``norm(x, level)``."""
+
+Activation = Callable[[Tensor], Tensor]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "elu": F.elu,
+    "relu": F.relu,
+    "lrelu": partial(F.leaky_relu, negative_slope=0.2),
+    "swish": F.silu,
+}
+
+LEVELS = {
+    4: (((1, 1), (2, 1), (2, 2), (2, 4)), (2, 2, 1, 1)),
+    5: (((1, 1), (2, 1), (2, 1), (4, 2), (4, 4)), (4, 2, 2, 1, 1)),
+    6: (((1, 1), (2, 1), (2, 1), (2, 1), (4, 2), (4, 4)), (4, 2, 2, 2, 1, 1)),
+}
+"""Depth -> (width, dilation) of each level of the encoder, widths of the decoder from the coarsest level.
+
+Widths are multiples of ``channels``. These are the published networks for images of up to 64, 128 and 256 pixels.
+"""
 
 
 class InstanceNormPlus(nn.Module):
@@ -66,7 +86,7 @@ def bare(channels: int) -> nn.Conv2d:
 class DilatedBlock(nn.Module):
     """Two convolutions beside a shortcut.
 
-        shortcut(x) + conv2(elu(norm2(conv1(elu(norm1(x))))))
+        shortcut(x) + conv2(act(norm2(conv1(act(norm1(x))))))
 
     Args:
         dilation: distance of the taps; 1 for neighbours.
@@ -74,9 +94,9 @@ class DilatedBlock(nn.Module):
     Shapes: x (B, channels_in, H, W); returns (B, channels_out, H, W), or half the sides.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, norm: Norm, dilation: int, down: bool):
+    def __init__(self, channels_in: int, channels_out: int, norm: Norm, act: Activation, dilation: int, down: bool):
         super().__init__()
-        between = channels_in if down else channels_out
+        self.act, between = act, channels_in if down else channels_out
         self.halves = down and dilation == 1
         self.norm1, self.conv1 = norm(channels_in), dilated(channels_in, between, dilation)
         self.norm2, self.conv2 = norm(between), dilated(between, channels_out, dilation)
@@ -88,23 +108,24 @@ class DilatedBlock(nn.Module):
             )
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        h = self.conv1(F.elu(self.norm1(x, level)))
-        h = self.shortcut(x) + self.conv2(F.elu(self.norm2(h, level)))
+        h = self.conv1(self.act(self.norm1(x, level)))
+        h = self.shortcut(x) + self.conv2(self.act(self.norm2(h, level)))
         return F.avg_pool2d(h, 2) if self.halves else h
 
 
 class Residuals(nn.Module):
-    """Residual units of two convolutions each: x + conv(elu(norm(conv(elu(norm(x))))))."""
+    """Residual units of two convolutions each: x + conv(act(norm(conv(act(norm(x))))))."""
 
-    def __init__(self, channels: int, norm: Norm, units: int):
+    def __init__(self, channels: int, norm: Norm, act: Activation, units: int):
         super().__init__()
+        self.act = act
         self.norms = nn.ModuleList(norm(channels) for _ in range(2 * units))
         self.convs = nn.ModuleList(bare(channels) for _ in range(2 * units))
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         layers = list(zip(self.norms, self.convs, strict=True))
         for (norm1, conv1), (norm2, conv2) in zip(layers[::2], layers[1::2], strict=True):
-            x = x + conv2(F.elu(norm2(conv1(F.elu(norm1(x, level))), level)))
+            x = x + conv2(self.act(norm2(conv1(self.act(norm1(x, level))), level)))
         return x
 
 
@@ -125,14 +146,15 @@ class Fusion(nn.Module):
 class ChainedPooling(nn.Module):
     """Pooling and convolution, twice, each added to what it read: the surroundings of every position."""
 
-    def __init__(self, channels: int, norm: Norm, pool: Callable[..., Tensor]):
+    def __init__(self, channels: int, norm: Norm, act: Activation, pool: Callable[..., Tensor]):
         super().__init__()
+        self.act = act
         self.norms = nn.ModuleList(norm(channels) for _ in range(2))
         self.convs = nn.ModuleList(bare(channels) for _ in range(2))
         self.pool = pool
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        x = path = F.elu(x)
+        x = path = self.act(x)
         for norm, conv in zip(self.norms, self.convs, strict=True):
             path = conv(self.pool(norm(path, level), kernel_size=5, stride=1, padding=2))
             x = x + path
@@ -149,12 +171,14 @@ class Refine(nn.Module):
     Reference: Lin et al., "RefineNet: Multi-Path Refinement Networks", 2017, section 3.2. arXiv:1611.06612
     """
 
-    def __init__(self, channels_in: tuple[int, ...], channels: int, norm: Norm, pool: Callable, units: int = 1):
+    def __init__(
+        self, channels_in: tuple[int, ...], channels: int, norm: Norm, act: Activation, pool: Callable, units: int
+    ):
         super().__init__()
-        self.adapt = nn.ModuleList(Residuals(c, norm, 2) for c in channels_in)
+        self.adapt = nn.ModuleList(Residuals(c, norm, act, 2) for c in channels_in)
         self.fuse = Fusion(channels_in, channels, norm) if len(channels_in) > 1 else None
-        self.pool = ChainedPooling(channels, norm, pool)
-        self.output = Residuals(channels, norm, units)
+        self.pool = ChainedPooling(channels, norm, act, pool)
+        self.output = Residuals(channels, norm, act, units)
 
     def forward(self, paths: list[Tensor], level: Tensor) -> Tensor:
         seen = [adapt(x, level) for x, adapt in zip(paths, self.adapt, strict=True)]
@@ -168,36 +192,60 @@ class NCSN(nn.Module):
     Zero at initialisation.
 
     Args:
-        shape: (C, H, W), of one example; H and W even.
-        channels: number of channels at the finest level; the others have twice as many.
+        shape: (C, H, W), of one example; 2^(depth - 3) divides H and W.
+        channels: number of channels at the finest level; ``LEVELS`` has the others.
         num_levels: number of noise levels.
         centred: whether the data are in [-1, 1]; the network maps those in [0, 1] to it.
+        activation: a key of ``ACTIVATIONS``.
+        depth: levels of the encoder, a key of ``LEVELS``.
     Shapes: x (B, *shape), noise (B,): the level, of which the noisiest is 0; keep and label as of ``UNet``, for which
         there is no use. Returns (B, *shape).
-    Raises: ValueError if shape has another rank or odd sides.
+    Raises: ValueError if shape has another rank or sides that the depth does not divide, for an unknown activation or
+        depth.
     Reference: Song, Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019, appendix A.
         arXiv:1907.05600
     """
 
-    def __init__(self, shape: tuple[int, ...], channels: int = 128, num_levels: int = 10, centred: bool = True):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int = 128,
+        num_levels: int = 10,
+        centred: bool = True,
+        activation: str = "elu",
+        depth: int = 4,
+    ):
         super().__init__()
-        check_image(shape, 2, type(self).__name__.lower())
-        self.centred, self.num_levels, c, d = centred, num_levels, channels, 2 * channels
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation {activation!r}: need one of {', '.join(ACTIVATIONS)}")
+        if depth not in LEVELS:
+            raise ValueError(f"depth {depth}: need one of {', '.join(map(str, LEVELS))} levels")
+        check_image(shape, depth - 2, type(self).__name__.lower())
+        self.centred, self.num_levels, self.act = centred, num_levels, ACTIVATIONS[activation]
+        levels, decoder = LEVELS[depth]
+        widths, dilations = zip(*((multiple * channels, dilation) for multiple, dilation in levels))
 
         def norm(channels: int) -> nn.Module:
             return InstanceNormPlus(channels, num_levels)
 
         within, pool = (norm, F.avg_pool2d) if num_levels else (lambda channels: Plain(), F.max_pool2d)
-        self.stem = convolution(2, shape[0], c)
+        self.stem = convolution(2, shape[0], channels)
         self.encoder = nn.ModuleList(
-            nn.ModuleList([DilatedBlock(a, b, norm, dilation, down), DilatedBlock(b, b, norm, dilation, False)])
-            for a, b, dilation, down in ((c, c, 1, False), (c, d, 1, True), (d, d, 2, True), (d, d, 4, True))
+            nn.ModuleList(
+                [
+                    DilatedBlock(before, width, norm, self.act, dilation, number > 0),
+                    DilatedBlock(width, width, norm, self.act, dilation, False),
+                ]
+            )
+            for number, (before, width, dilation) in enumerate(zip((channels, *widths), widths, dilations))
         )
+        outputs = [multiple * channels for multiple in decoder]
+        paths = [(widths[-1],), *zip(widths[-2::-1], outputs)]
+        units = [1] * (depth - 1) + [3]
         self.decoder = nn.ModuleList(
-            Refine(paths, out, within, pool, units)
-            for paths, out, units in (((d,), d, 1), ((d, d), d, 1), ((d, d), c, 1), ((c, c), c, 3))
+            Refine(path, output, within, self.act, pool, unit) for path, output, unit in zip(paths, outputs, units)
         )
-        self.norm, self.output = norm(c), zeroed(convolution(2, c, shape[0]))
+        self.norm, self.output = norm(channels), zeroed(convolution(2, channels, shape[0]))
 
     def forward(self, x: Tensor, noise: Tensor, keep: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         level = noise.round().long().clamp(0, max(self.num_levels - 1, 0))
@@ -209,7 +257,7 @@ class NCSN(nn.Module):
         h = self.decoder[0]([written.pop()], level)
         for refine in self.decoder[1:]:
             h = refine([written.pop(), h], level)
-        return self.output(F.elu(self.norm(h, level)))
+        return self.output(self.act(self.norm(h, level)))
 
 
 class NCSNv2(NCSN):
@@ -218,15 +266,22 @@ class NCSNv2(NCSN):
     Zero at initialisation.
 
     Args:
-        shape, channels, centred: as of ``NCSN``.
+        shape, channels, centred, activation, depth: as of ``NCSN``.
     Shapes: as of ``NCSN``, but noise is sigma.
     Raises: as ``NCSN``.
     Reference: Song, Ermon, "Improved Techniques for Training Score-Based Generative Models", 2020, technique 3 and
         appendix B. arXiv:2006.09011
     """
 
-    def __init__(self, shape: tuple[int, ...], channels: int = 128, centred: bool = True):
-        super().__init__(shape, channels, num_levels=0, centred=centred)
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int = 128,
+        centred: bool = True,
+        activation: str = "elu",
+        depth: int = 4,
+    ):
+        super().__init__(shape, channels, 0, centred, activation, depth)
 
     def forward(self, x: Tensor, noise: Tensor, keep: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         return super().forward(x, noise) / beside(noise, x)

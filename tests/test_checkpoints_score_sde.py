@@ -26,12 +26,15 @@ CASES = {
     "ncsnpp_ve_skip": 2e-4,
     "ncsnpp_ve_smld_discrete": 1e-5,
     "ncsnv2_64": 1e-5,
+    "tiny_ncsnv2_128_relu": 1e-5,
+    "tiny_ncsnv2_256_lrelu": 1e-5,
 }
 """Case -> largest deviation, relative to the largest output of a sample; random frequencies lose digits."""
 
 HERE = [(case, weights) for case in CASES for weights in ("raw", "ema") if (COMPLETE / FOLDER / case).exists()]
 COPIED = [(case.name, "raw") for case in sorted((COPIES / FOLDER).iterdir()) if case.is_dir()]
-RECORDED = HERE or COPIED
+TINY = [(case, weights) for case, weights in COPIED if case.startswith("tiny_")]
+RECORDED = HERE + TINY if HERE else COPIED
 CASE = COPIES / FOLDER / "ncsnpp_subvp"
 """What the other tests start from."""
 
@@ -59,7 +62,7 @@ def test_outputs_and_scores_are_theirs(case, weights):
     t, told = io["t"], io["labels"].float()
     if foreign.config["sde"]["name"] == "ncsn":  # a chain is asked at whole levels, as it was trained
         t = denoise.sde.t_max - told
-    if case == "ncsnv2_64":
+    if foreign.config["network"]["name"] == "ncsnv2":
         told = denoise.sde.sigma(t)
     with torch.no_grad():
         output = denoise.network(io["x"], told)
@@ -279,7 +282,11 @@ def test_python_configs_that_cannot_be_read(tmp_path, text, message):
     ("changes", "message"),
     [
         ({"nf": None}, r"lacks model\.nf; add it"),
-        ({"name": "ncsnv2_128"}, "unknown model.name 'ncsnv2_128'; known: ddpm"),
+        ({"name": "ncsnv3"}, "unknown model.name 'ncsnv3'; known: ddpm"),
+        (
+            {"name": "ncsn", "sde": "vesde", "continuous": False, "nonlinearity": "tanh"},
+            "unknown model.nonlinearity 'tanh'",
+        ),
         ({"sde": "ouroboros"}, r"unknown training\.sde"),
         ({"nonlinearity": "relu"}, "has model.nonlinearity swish here, not relu"),
         ({"name": "ncsn", "nonlinearity": "elu"}, r"needs vesde and training\.continuous False"),

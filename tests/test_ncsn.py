@@ -88,6 +88,15 @@ def test_recipes_build(name):
         assert network(torch.empty(2, 3, 32, 32), torch.zeros(2)).shape == (2, 3, 32, 32)
 
 
-def test_sides_are_even():
-    with pytest.raises(ValueError, match="does not divide by 2, as 2 levels need"):
-        NCSN((1, 7, 8))
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((1, 7, 8), {}, "does not divide by 2, as 2 levels need"),
+        ((1, 8, 12), {"depth": 6}, "does not divide by 8, as 4 levels need"),
+        ((1, 8, 8), {"depth": 7}, "depth 7: need one of 4, 5, 6 levels"),
+        ((1, 8, 8), {"activation": "tanh"}, "activation 'tanh': need one of elu, relu, lrelu, swish"),
+    ],
+)
+def test_what_makes_no_network(shape, options, message):
+    with pytest.raises(ValueError, match=message):
+        NCSN(shape, **options)

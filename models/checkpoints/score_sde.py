@@ -4,7 +4,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from models.checkpoints.safe import ForeignError
 from models.checkpoints.wrappers import unwrap
 from models.ddpm import DDPM
 from models.embeddings import Fourier
-from models.ncsn import NCSN, NCSNv2
+from models.ncsn import ACTIVATIONS, NCSN, NCSNv2
 from models.ncsnpp import InputSkip, NCSNpp
 from models.resampling import Down, Up
 from storage.reading import read_text
@@ -28,8 +28,18 @@ NETWORKS = {
     "ncsnpp": ("ncsnpp", NCSNpp),
     "ncsn": ("ncsn", NCSN),
     "ncsnv2_64": ("ncsnv2", NCSNv2),
+    "ncsnv2_128": ("ncsnv2", NCSNv2),
+    "ncsnv2_256": ("ncsnv2", NCSNv2),
 }
 """model.name -> our name and class."""
+
+DEPTHS = {"ncsn": 4, "ncsnv2_64": 4, "ncsnv2_128": 5, "ncsnv2_256": 6}
+"""Networks with a RefineNet -> levels of their encoder."""
+
+OWN_NAMES = {4: "1 2 3 4", 5: "1 2 3 4 5", 6: "1 2 3 31 4 5"}
+"""Depth -> numbers in the names of the levels of their encoder; the decoder has them in the order ``DECODER_NAMES``."""
+
+DECODER_NAMES = OWN_NAMES | {6: "1 2 31 3 4 5"}
 
 _DEFAULT = {
     "training": {"continuous": True},
@@ -165,7 +175,9 @@ UNITS = (Fourier, nn.Linear, nn.Conv2d, nn.GroupNorm, Block, SelfAttention, Inpu
 def names(network: nn.Module, told: "Config") -> Iterator[tuple[str, str | tuple[str, ...]]]:
     """(name of ours, name of theirs) of every tensor; several of theirs where ours holds them one after the other."""
     if isinstance(network, NCSN):
-        yield from ((name, refined(name)) for name in network.state_dict())
+        depth = len(network.encoder)
+        halving = {str(number) for number, (first, _) in enumerate(network.encoder) if first.halves}
+        yield from ((name, refined(name, depth, halving)) for name in network.state_dict())
         return
     unused = not told.conditional and told.fourier  # frequencies that nothing asks for come first
     for number, (prefix, unit) in enumerate(units(network), start=unused):
@@ -202,8 +214,13 @@ def within(unit: nn.Module, name: str, plain: bool) -> str | tuple[str, ...]:
     return f"{table[layer]}.{kind}" if layer else kind
 
 
-def refined(name: str) -> str:
-    """Their name of a tensor of NCSN or NCSNv2."""
+def refined(name: str, depth: int, halving: Collection[str]) -> str:
+    """Their name of a tensor of NCSN or NCSNv2.
+
+    Args:
+        depth: levels of the encoder.
+        halving: numbers of the levels behind which the sides are halved, where two layers have another name.
+    """
     starts = {"stem": "begin_conv", "norm": "normalizer", "output": "end_conv"}
     first, _, rest = name.partition(".")
     if first in starts:
@@ -211,13 +228,13 @@ def refined(name: str) -> str:
     level, rest = rest.split(".", 1)
     if first == "encoder":
         rest = re.sub(r"norm(\d)", r"normalize\1", rest)
-        if (level, rest[0]) == ("1", "0"):  # behind these two the sides are halved
+        if level in halving and rest[0] == "0":
             rest = re.sub(r"(conv2|shortcut)", r"\1.conv", rest)
-        theirs = f"res{int(level) + 1}.{rest}"
+        theirs = f"res{OWN_NAMES[depth].split()[int(level)]}.{rest}"
     else:
         rest = re.sub(r"^fuse\.", "msf.", re.sub(r"^pool\.", "crp.", rest))
         rest = re.sub(r"^(adapt\.\d+|output)\.(conv|norm)s\.(\d+)", unit_of, rest)
-        theirs = f"refine{int(level) + 1}.{rest}"
+        theirs = f"refine{DECODER_NAMES[depth].split()[int(level)]}.{rest}"
     return theirs.replace("levels.", "embed.")
 
 
@@ -330,17 +347,17 @@ class Config:
             c_noise, parameterization = "level_from_noise", "score"
         else:
             raise ForeignError(f"{self.path}: unknown training.sde {kind!r}; known: vpsde, subvpsde, vesde")
-        discrete, own = c_noise in ("level", "level_from_noise"), name in ("ncsn", "ncsnv2_64")
+        discrete, own = c_noise in ("level", "level_from_noise"), name in DEPTHS
         if own and c_noise != "level_from_noise":
             raise ForeignError(f"{self.path}: the network {name} needs vesde and training.continuous False")
         if not (own or discrete or self.fourier) and self["model.scale_by_sigma"]:
             raise ForeignError(f"{self.path}: scale_by_sigma needs embedding_type fourier or training.continuous False")
-        expected = {"nonlinearity": "elu", "normalization": "InstanceNorm++"} if own else {"nonlinearity": "swish"}
+        expected = {"normalization": "InstanceNorm++"} if own else {"nonlinearity": "swish"}
         for key, value in expected.items():
             if (given := self.get(f"model.{key}", value)).lower() != value.lower():
                 raise ForeignError(f"{self.path}: the network {name} has model.{key} {value} here, not {given}")
         denoiser = {"parameterization": parameterization, "c_noise": c_noise, "input": "raw"}
-        if name == "ncsnv2_64":
+        if name in DEPTHS and name != "ncsn":
             denoiser["c_noise"] = "sigma"
         codec = {"name": "pixels", "low": -1.0 if self["data.centered"] else 0.0}
         return {"sde": sde, "network": self.network(low, high, count), "denoiser": denoiser, "codec": codec}
@@ -348,10 +365,14 @@ class Config:
     def network(self, low: float, high: float, count: int) -> dict[str, Any]:
         """The section ``network``; the noise levels are those of ``sections``."""
         name, centred = self["model.name"], self["data.centered"]
-        if name == "ncsn":
-            return {"name": "ncsn", "channels": self["model.nf"], "num_levels": count, "centred": centred}
-        if name == "ncsnv2_64":
-            return {"name": "ncsnv2", "channels": self["model.nf"], "centred": centred}
+        if name in DEPTHS:
+            activation = self.get("model.nonlinearity", "elu").lower()
+            if activation not in ACTIVATIONS:
+                known = ", ".join(ACTIVATIONS)
+                raise ForeignError(f"{self.path}: unknown model.nonlinearity {activation!r}; known: {known}")
+            options = {"name": NETWORKS[name][0], "channels": self["model.nf"], "centred": centred}
+            options |= {"activation": activation, "depth": DEPTHS[name]}
+            return options | ({"num_levels": count} if name == "ncsn" else {})
         by_sigma = self["model.scale_by_sigma"]
         common = {
             "name": name,
