@@ -284,7 +284,13 @@ def test_python_configs_that_cannot_be_read(tmp_path, text, message):
         ({"nf": None}, r"lacks model\.nf; add it"),
         ({"name": "ncsnv3"}, "unknown model.name 'ncsnv3'; known: ddpm"),
         (
-            {"name": "ncsn", "sde": "vesde", "continuous": False, "nonlinearity": "tanh"},
+            {
+                "name": "ncsn",
+                "sde": "vesde",
+                "continuous": False,
+                "normalization": "InstanceNorm++",
+                "nonlinearity": "tanh",
+            },
             "unknown model.nonlinearity 'tanh'",
         ),
         ({"sde": "ouroboros"}, r"unknown training\.sde"),
