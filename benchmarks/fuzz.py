@@ -260,7 +260,7 @@ def images(form: str) -> list[Files]:
     if form == "folder":
         return [{f"x/{name}": content for name, content in files.items()} for files in sets]
     if form == "image":
-        kinds = [png(1, side=9), png(2, "JPEG", 30), png(2, side=9), png(2, "GIF"), png(2, "TIFF")]
+        kinds = [png(1, side=9), png(2, "JPEG", 30), png(2, side=9), png(2, "GIF"), png(2, "TIFF"), png(2, "WEBP")]
         return [{f"x/{split}/0.png": content for split in ("test", "train")} for content in kinds]
     if form == "zip":
         return [{"x.zip": zipped(files)} for files in sets]

@@ -12,9 +12,9 @@ from data.archives import MOST_STORED, open_zip, unpack
 from data.dataset import DataError
 from data.decoding import MAX_PIXELS, BrokenImage, decode, pixels, square
 from data.layout import listed
-from storage.reading import Refused, obstacle, read_bytes
+from storage.reading import Refused, half_of_memory, obstacle, read_bytes
 
-MOST_KEPT = 8 * 2**30  # bytes; the images of larger sets are decoded anew each time
+MOST_KEPT = min(8 * 2**30, half_of_memory() / 2)  # bytes; the images of larger sets are decoded each time
 
 
 class Files(NamedTuple):
@@ -101,7 +101,7 @@ class ImageFiles:
     """Answers x[rows] as an array (N, C, H, W) of uint8 does; the first image sets the shape of all.
 
     Gray images among RGB ones have three equal channels. Decoded images are kept in memory, unless the whole set would
-    take more than 8 GiB.
+    take more than 8 GiB, or than a quarter of the memory of this machine.
 
     Args:
         path: where the files are, for messages.

@@ -29,7 +29,8 @@ def read_images(
     """Gray or RGB images from a folder or a zip of PNG, JPEG and WebP files, or from a numpy file.
 
     The test split is test_path if that is given; else the subfolder test or val of path, where path has that beside
-    train (``layout.SPLIT_FOLDERS``); else every tenth image in the order of the names.
+    train (``layout.SPLIT_FOLDERS``); else every tenth image in the order of the names. Where test_path is given, all of
+    path is the train split, unless it has such folders, and likewise with test_path.
 
     Labels are those in dataset.json, {"labels": [[name, class], ...]} with null for no labels, or those in the .npz.
     Without a dataset.json, images that lie one folder deep are labelled by their folder, in natural order: 2 before 10.
@@ -58,7 +59,7 @@ def read_images(
     sources = [_open(Path(each), max_pixels, skip_broken, size) for each in (path, test_path) if each]
     shapes = {source.x.shape[1:] for source in sources}
     if len(shapes) > 1:
-        raise DataError(f"{path} and {test_path} hold images of different shapes {shapes}: make them alike")
+        raise DataError(f"{path} and {test_path} hold images of different shapes {shapes}: set data.size")
     labels, num_classes, classes = _number_classes(sources)
     chosen = SPLITS.index(split) if test_path else 0
     source, label = sources[chosen], labels[chosen]

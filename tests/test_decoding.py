@@ -13,6 +13,7 @@ from PIL import Image
 from data import DataError, Dataset, Pixels, loader, read_images, statistics
 from data.decoding import MOST_SCANS, BrokenImage, count_scans, decode, pixels, square
 from data.loader import reader
+from engine.trainer import fingerprint
 
 FILE = Path("folder/a.png")
 
@@ -149,6 +150,7 @@ def test_photos_of_different_sizes_need_a_size(tmp_path):
     ):
         read_images("train", str(tmp_path)).batch([0])
     train = read_images("train", str(tmp_path), size=16)
+    assert fingerprint(train) != fingerprint(read_images("train", str(tmp_path), size=15))
     assert train.shape == (3, 16, 16)
     assert "images are cropped to the square at their centre and resized to 16 x 16 (Lanczos)" in train.notes
     found = train.batch([0, 1])["x"].numpy().transpose(0, 2, 3, 1)

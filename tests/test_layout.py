@@ -117,6 +117,13 @@ def test_a_third_split_and_what_lies_beside_the_splits_is_left_out_and_counted(p
     assert found[0].notes == (beside,)
 
 
+def test_a_path_for_testing_beside_one_with_folders_of_splits(tmp_path):
+    path = write(tmp_path / "own", ["train/1.png", "test/2.png"])
+    flat = write(tmp_path / "flat", ["1.png", "2.png", "3.png"])
+    assert [shades(read_images(split, path, flat)) for split in ("train", "test")] == [[0], [0, 1, 2]]
+    assert [shades(read_images(split, flat, path)) for split in ("train", "test")] == [[0, 1, 2], [1]]
+
+
 def test_splits_within_classes_stop(place):
     path = write(place, [f"{kind}/{split}/1.png" for kind in ("cat", "dog") for split in ("Train", "val")])
     with pytest.raises(DataError, match=r"has the folders Train and val within others, which would mix them up: give"):
