@@ -194,6 +194,19 @@ def traces(value: Tensor, at: Tensor, probes: Tensor, create_graph: bool = False
     if at_once < 2 or len(vectors) < 2:
         products = ((grad(v, create_graph=create_graph)[0][None], v[None]) for v in vectors)
     else:
-        products = ((grad(part, is_grads_batched=True)[0], part) for part in vectors.split(at_once))
+        products = ((_batched(grad, part), part) for part in vectors.split(at_once))
     forms = torch.cat([(product * part).flatten(2).sum(2) for product, part in products])
     return forms.mT.unflatten(1, probes.shape[:2]).sum(2)
+
+
+def _batched(grad: Callable[..., tuple[Tensor]], vectors: Tensor) -> Tensor:
+    """The products with vectors (P, B, *), in one call where torch can batch the derivative of every operation.
+
+    It cannot for some kernels, such as group normalisation of a channels-last tensor.
+    """
+    try:
+        return grad(vectors, is_grads_batched=True)[0]
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+    return torch.stack([grad(v)[0] for v in vectors])

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 
 from samplers import Noise
 from sde_lib import PROBES, Exact, Hutchinson
@@ -70,6 +71,20 @@ def test_every_estimate_is_the_form_of_its_own_probe_and_example(num, few, monke
         torch.testing.assert_close(found[k], forms)
     assert found.shape == (4, num)
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize("num", [2, 12])
+def test_channels_last_networks_have_the_same_traces(num):
+    """torch cannot batch the derivative of their group normalisation."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 3, 3, padding=1)
+    network = nn.Sequential(*layers).double()
+    x = normals(2, 3, 2, 2).requires_grad_()
+    exact, v = exact_trace(x), normals(num, 1, 2, 3, 2, 2, seed=1)
+    expected = [traces(network(x), x, probes) for probes in (exact, v)]
+    network.to(memory_format=torch.channels_last)
+    for probes, form in zip((exact, v), expected, strict=True):
+        torch.testing.assert_close(traces(network(x), x, probes), form)
 
 
 def test_large_examples_take_their_products_one_by_one():
