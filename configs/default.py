@@ -426,7 +426,7 @@ def get_config() -> ConfigDict:
 
     config.likelihood = ConfigDict()
     config.likelihood.solver = "adams"  # a key of SOLVERS
-    config.likelihood.evaluations = 32  # of adams: of the network, at least 2
+    config.likelihood.evaluations = 0  # of adams: of the network, at least 2; 0: as many as make its error small
     config.likelihood.traces = 0  # of adams: evaluations that the divergence is taken at, 2 or more; 0 is all
     config.likelihood.rtol = 1e-5  # of the adaptive solvers: relative tolerance
     config.likelihood.atol = 1e-5  # of the adaptive solvers: absolute tolerance
@@ -438,7 +438,7 @@ def get_config() -> ConfigDict:
     config.likelihood.samples = 1  # dequantised copies of an example, weighted by importance: log-mean-exp of them
     config.likelihood.repeats = 1  # independent estimates of each example, of which the mean is taken
     config.likelihood.num_examples = 0  # of the split; 0 is all
-    config.likelihood.check_examples = 8  # on which the solver is checked by a better one; 0 is no check
+    config.likelihood.check_examples = 8  # on which the solver's error is measured by finer ones; 0 is no check
     config.likelihood.batch_size = 0  # examples solved at a time; 0: as many as fill the device
     config.likelihood.t_min = 0.0  # time of the data; 0: the earliest of the SDE, or that of truncated_normal
     return config.lock()

@@ -17,6 +17,7 @@ from data import Dataset
 from engine import checkpoint, ranks
 from engine.build import Experiment, check_at_least, check_flow, check_form, load, options, pick, read_dataset
 from engine.config import Options
+from engine.convergence import MeanError, refine
 from engine.files import write_json, write_npz
 from engine.inference import Parts, filling
 from engine.log import Progress, versions
@@ -36,7 +37,7 @@ from sde_lib import (
 )
 from sde_lib import PROBES as PROBE_KINDS
 from sde_lib.adams import Adams
-from sde_lib.dequantization import data_time
+from sde_lib.dequantization import data_time, edge
 from sde_lib.likelihood import Solver, check_time
 from sde_lib.motion import ExampleError
 
@@ -72,14 +73,14 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         "seed": config.seed,
         "device": experiment.device.type,
     }
-    rows, speaks = Rows(folder, name, asked), ranks.rank() == 0
+    checks, speaks = min(settings.check_examples, num), ranks.rank() == 0
+    measurement, checked = measurement.converged(dataset, checks) if checks else (measurement, None)
+    rows = Rows(folder, name, {**asked, "solver": str(measurement.solver)})
     before = sum(i < num for i in rows.found)
     if speaks and before:
         print(f"{before} of {num} examples were scored by an earlier command: going on with the others", flush=True)
     elif speaks and (others := rows.others()):
         print(f"{others[0]} is of other settings, seed, checkpoint, weights or data: starting anew", flush=True)
-    checks = min(settings.check_examples, num) if speaks else 0
-    checked = measurement.check(dataset, checks) if checks else None
     batch_size = settings.batch_size or filling(
         num,
         experiment.facts.shape,
@@ -98,7 +99,7 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         return
     columns = rows.collect(num)
     result = {
-        **summary(columns, experiment, settings),
+        **summary(columns, experiment, settings, checked),
         "check": checked,
         "num_examples": num,
         "split": split,
@@ -153,7 +154,9 @@ class Measurement(NamedTuple):
         shape = experiment.facts.shape
         exact = math.prod(shape) < max(settings.exact_trace_below, 2)  # of one dimension for nothing
         solver = pick(SOLVERS, "solver", settings.solver)
-        solver = solver(**options(solver, settings))
+        evaluations = settings.evaluations or start(math.prod(shape), exact)
+        values = {**settings, "evaluations": evaluations, "edge": edge(settings.dequantization)}
+        solver = solver(**options(solver, values))
         t = settings.t_min or data_time(settings.dequantization, experiment.sde, experiment.bin_width)
         check_time(experiment.sde, t)
         measurement = cls(experiment, denoiser, settings, config.seed, solver, t, exact)
@@ -166,12 +169,13 @@ class Measurement(NamedTuple):
         return self._replace(solver=Adams(2))
 
     def told(self) -> dict[str, Any]:
-        """What of it a file says beside a result: the time of the data, their noise over their scale, and the trace."""
+        """Facts of it for a file: the time of the data, their noise over their scale, the trace and the solver."""
         alpha, sigma, _ = self.experiment.sde.at(self.t)
         trace = "exact" if self.exact else f"{self.settings.probes} {self.settings.probe}"
+        solver = f"{self.settings.solver}, {self.solver}"
         width = self.experiment.bin_width
         levels = sigma / alpha / width if width else None
-        return {"t": self.t, "noise": sigma / alpha, "noise_levels": levels, "trace": trace}
+        return {"t": self.t, "noise": sigma / alpha, "noise_levels": levels, "trace": trace, "solver": solver}
 
     def sample(self, latents: Tensor, seeds: Tensor) -> LogProb:
         """What the flow makes of latents x_T (B, *), and its density; a sample's own seed (B,) keys its probes."""
@@ -223,21 +227,65 @@ class Measurement(NamedTuple):
             "traced": mean(found.traced) * samples,
         }
 
-    def check(self, dataset: Dataset, num: int) -> dict[str, Any]:
-        """The solver's own error on the first examples, by a better one with the same probes, beside that of a probe.
+    @property
+    def automatic(self) -> bool:
+        """Whether the number of evaluations is left to the measurement."""
+        return not self.solver.adaptive and not self.settings.evaluations
 
-        Both in nats, root mean square over the examples: ``solver_error``, and ``probe_error`` of one measurement.
+    def converged(self, dataset: Dataset, num: int) -> tuple["Measurement", dict[str, Any] | None]:
+        """The measurement with the solver that is used, and the error of that solver on the first ``num`` examples.
+
+        With automatic evaluations it is the coarsest solver whose mean error is small beside the standard error over
+        the split. The first process of several measures and chooses for all of them; the others get no error.
         """
-        where, better, error = torch.arange(num), self.solver.refined(), 0.0
-        x, _ = self._dequantize(self._encode(dataset, where.tolist()), where)
-        one, other = (self._solve(x, where, self._trace(where, 1, False), s).nats for s in (self.solver, better))
-        if not self.exact:
-            probes = max(self.settings.probes, min(CHECK_PROBES, x[0].numel()))
-            trace = self._trace(where, probes, not self.solver.adaptive)
-            spread = self._solve(x, where, trace, self.solver).estimates.double().var(1).mean().item()
-            error = math.sqrt(spread * trace.kind.variance(self.settings.probes, x[0].numel()))
-        off = (one - other).double().square().mean().sqrt().item()
-        return {"examples": num, "against": str(better), "solver_error": off, "probe_error": error}
+        chosen, found = 0, None
+        if ranks.rank() == 0:
+            chosen, found = self._check(dataset, num)
+        if self.automatic:
+            chosen = int(ranks.sum_over(torch.tensor(chosen)))
+        solver = self.solver
+        for _ in range(chosen):
+            solver = solver.refined()
+        return self._replace(solver=solver), found
+
+    def _check(self, dataset: Dataset, num: int) -> tuple[int, dict[str, Any]]:
+        """How often to refine the solver, and the error of that solver against a finer one with the same probes.
+
+        In nats: ``solver_error``, root mean square over the examples; ``mean_error`` with the half width of its 95 %
+        interval; ``probe_error``, root mean square of the noise of random probes in one measurement.
+        """
+        where = torch.arange(num)
+        x, log_q = self._dequantize(self._encode(dataset, where.tolist()), where)
+        probed, error = self._probed(x, where, self.solver)
+
+        def solve(solver: Solver) -> np.ndarray:
+            return (self._solve(x, where, self._trace(where, 1, False), solver).nats.double() - log_q).cpu().numpy()
+
+        spread = math.inf if self.exact or num < 2 else float((probed - log_q).std())
+        refined = refine(solve, self.solver, spread, len(dataset), x[0].numel())
+        chosen = refined.converged if self.automatic else 0
+        if chosen:
+            _, error = self._probed(x, where, refined.solvers[chosen])
+        differences = refined.differences(chosen)
+        mean = MeanError.of(differences)
+        return chosen, {
+            "examples": num,
+            "against": str(refined.solvers[-1]),
+            "solver_error": float(np.sqrt(np.square(differences).mean())),
+            "probe_error": error,
+            "mean_error": mean.mean,
+            "mean_error_margin": mean.margin,
+        }
+
+    def _probed(self, x: Tensor, where: Tensor, solver: Solver) -> tuple[Tensor, float]:
+        """Log-densities (B,) by a few random probes, and the error that probes leave in one measurement; in nats."""
+        if self.exact:
+            return x.new_zeros(len(x)), 0.0
+        probes = max(self.settings.probes, min(CHECK_PROBES, x[0].numel()))
+        trace = self._trace(where, probes, not solver.adaptive)
+        found = self._solve(x, where, trace, solver)
+        spread = found.estimates.double().var(1).mean().item()
+        return found.nats.double(), math.sqrt(spread * trace.kind.variance(self.settings.probes, x[0].numel()))
 
     def _encode(self, dataset: Dataset, examples: list[int]) -> Tensor:
         values = dataset.batch(np.array(examples))["x"].to(self.experiment.device)
@@ -271,6 +319,15 @@ class Measurement(NamedTuple):
             raise error.renumbered((where % COPY).tolist()) from error
 
 
+def start(dimensions: int, exact: bool) -> int:
+    """Evaluations to begin with, where their number is automatic.
+
+    Random probes leave more error than 32 do. With the exact trace as many as 2048 products with the Jacobian allow, at
+    least 32 and at most 128, at which the error vanishes on mixtures of up to 16 dimensions.
+    """
+    return min(max(2048 // dimensions, 32), 128) if exact else 32
+
+
 def check_dequantization(name: str, levels: int) -> None:
     """Raises: ValueError for an unknown name, or one that does not fit data with this number of levels."""
     pick(DEQUANTIZATIONS, "dequantization", name)
@@ -295,16 +352,20 @@ def check_copies(measurement: Measurement) -> None:
         )
 
 
-def summary(columns: dict[str, np.ndarray], experiment: Experiment, settings: ConfigDict) -> dict[str, Any]:
+def summary(
+    columns: dict[str, np.ndarray], experiment: Experiment, settings: ConfigDict, check: dict[str, Any] | None
+) -> dict[str, Any]:
     """The means of the rows, how sure they are, and how much of that is due to the probes.
 
     The standard errors and 95 % intervals are those of the mean over all data, from which the split is drawn; what
-    probes, dequantization and repeats add is in the spread of the rows, and so in them.
+    probes, dequantization and repeats add is in the spread of the rows, and so in them. The intervals include the mean
+    error of the solver as well, where it was measured.
     """
     nats, levels = columns["nats"], experiment.facts.levels
     bit = math.prod(experiment.facts.shape) * math.log(2)
     terms = {key: float(columns[key].mean()) for key in ("prior", "divergence", "dequantization", "importance")}
-    mean, error, within = float(nats.mean()), stderr(nats), interval(nats)
+    mean, error = float(nats.mean()), stderr(nats)
+    within = interval(nats, *((check["mean_error"], check["mean_error_margin"]) if check else ()))
     own = {what: columns.get(f"{what}_variance", np.full(1, math.nan)).mean() for what in ("probe", "repeat")}
     return {
         "bits_per_dim": -mean / bit if levels else None,
@@ -360,14 +421,7 @@ def report(result: dict) -> str:
     unit = f"{result['noise_levels']:.2g} levels" if levels else f"{result['noise']:.2g} in units of the data"
     lines.append(f"the density is that of data with noise of standard deviation {unit} (time {result['t']:g})")
     lines.append(f"the prior misses the law that the flow ends at by at most {result['prior_mismatch_nats']:.2g} nats")
-    if check := result["check"]:
-        found = f"the solver is {check['solver_error']:.2g} nats off one of {check['against']} on {check['examples']}"
-        verdict = f"below the {check['probe_error']:.2g} of its random probes"
-        if result["trace"] == "exact":
-            verdict = "and the trace is exact"
-        elif check["solver_error"] >= check["probe_error"]:
-            verdict = f"not {verdict}: give it more evaluations, or lower tolerances"
-        lines.append(f"{found} examples, {verdict}")
+    lines += accuracy(result)
     lines.append(
         f"{result['num_examples']} examples once each, {result['nfe']:.0f} evaluations of the network for each, "
         f"{result['traces']:.0f} of them with the divergence ({result['trace']}); {result['seconds']:.1f} s"
@@ -375,16 +429,47 @@ def report(result: dict) -> str:
     return "\n  ".join(lines)
 
 
+def accuracy(result: dict) -> list[str]:
+    """Lines on the solver's own error, and whether it is small beside the other errors."""
+    check, adaptive = result["check"], result["settings"]["solver"] != "adams"
+    if not check:
+        return ["the solver's error was not measured, for likelihood.check_examples is 0: the interval leaves it out"]
+    found = (
+        f"the solver is {check['solver_error']:.2g} nats off one of {check['against']} on {check['examples']} examples"
+    )
+    verdict = "and the trace is exact"
+    if result["trace"] != "exact":
+        below = "below" if check["solver_error"] < check["probe_error"] else "not below"
+        verdict = f"{below} the {check['probe_error']:.2g} of its random probes"
+    mean = MeanError(check["mean_error"], check["mean_error_margin"])
+    if not result["nats_stderr"]:
+        return [f"{found}, {verdict}"]
+    if mean.bound < result["nats_stderr"]:
+        own = f"its mean error is at most {mean.bound:.2g} nats, below the standard error; the interval includes it"
+        return [f"{found}, {verdict}", own]
+    which = "likely" if mean.mean > 0 else "unlikely"
+    remedy = "lower the tolerances" if adaptive else "set likelihood.evaluations=0"
+    if not adaptive and not result["settings"]["evaluations"]:
+        remedy = "try likelihood.solver=dopri5"
+    own = f"NOT CONVERGED: it is {abs(mean.mean):.2g} +- {mean.margin:.2g} nats too {which} on average, not below"
+    return [f"{found}, {verdict}", f"{own} the standard error: {remedy}"]
+
+
 def _within(ends: list[float] | None, digits: int) -> str:
     return f", 95 % interval {ends[0]:.{digits}f} to {ends[1]:.{digits}f}" if ends else ", from one example"
 
 
-def interval(values: np.ndarray, share: float = 0.95) -> list[float] | None:
-    """Ends of the interval that holds the mean in this share of cases, by Student's t; None for a single value."""
+def interval(values: np.ndarray, bias: float = 0.0, margin: float = 0.0, share: float = 0.95) -> list[float] | None:
+    """Ends of the interval that holds the mean in this share of cases, by Student's t; None for a single value.
+
+    Args:
+        bias: mean error of all values, to the side of which the interval reaches as much further.
+        margin: half width of the interval of that mean error, which is independent of the spread of the values.
+    """
     if len(values) < 2:
         return None
-    reach = stdtrit(len(values) - 1, 0.5 + 0.5 * share) * stderr(values)
-    return [float(values.mean() - reach), float(values.mean() + reach)]
+    reach = math.hypot(stdtrit(len(values) - 1, 0.5 + 0.5 * share) * stderr(values), margin)
+    return [float(values.mean() - reach - max(bias, 0.0)), float(values.mean() + reach - min(bias, 0.0))]
 
 
 def stderr(values: np.ndarray) -> float:

@@ -109,6 +109,8 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         draw_batch, steps, grid = partial(draw_scored, measurement), 1, ""
         solver = config.likelihood.solver
         taken = {"solver": solver, **options(SOLVERS[solver], config.likelihood)}
+        if "evaluations" in taken:
+            taken["evaluations"] = measurement.solver.evaluations
     else:
         step, times, grid = planned(config, workdir, experiment, found, given.weights, guide)
         steps = chosen(config, experiment.sde)[1]
@@ -167,8 +169,7 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
     }
     if given.log_prob:
         found = {"nats": scores[0].mean().item(), "nats_stderr": stderr(scores[0].numpy())}
-        about = {"solver": f"{solver}, {measurement.solver}", "prior": config.likelihood.prior, **measurement.told()}
-        manifest["log_prob"] = found | about
+        manifest["log_prob"] = found | {"prior": config.likelihood.prior, **measurement.told()}
     return Drawn(experiment, denoiser, latents, x0, manifest, guide.labels(torch.arange(num)), *scores)
 
 

@@ -20,6 +20,8 @@ class Adams:
         traces: nodes whose rates are asked for, both ends included; 0: all.
         order: of the predictor, at least 1; None: 2 below 24 evaluations, 3 from there on, as measured on mixtures and
             networks by ``benchmarks/likelihood.py``.
+        edge: fraction of the nodes close to the data end, in [0, 1): for data whose structure is as fine as the noise
+            that the flow starts with, such as bare levels.
     Raises: ValueError for numbers out of range.
     Reference: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 1993, section III.5; on the idea to
         use an evaluation twice, Zhao et al., "UniPC", 2023. arXiv:2302.04867
@@ -27,7 +29,7 @@ class Adams:
 
     adaptive = False
 
-    def __init__(self, evaluations: int = 32, traces: int = 0, order: int | None = None) -> None:
+    def __init__(self, evaluations: int = 32, traces: int = 0, order: int | None = None, edge: float = 0.0) -> None:
         if evaluations < 2:
             raise ValueError(f"evaluations {evaluations}: need at least 2, one at each end")
         if traces != 0 and not 2 <= traces <= evaluations:
@@ -35,6 +37,9 @@ class Adams:
         order = (2 if evaluations < 24 else 3) if order is None else order
         if order < 1:
             raise ValueError(f"order {order}: need at least 1")
+        if not 0 <= edge < 1:
+            raise ValueError(f"edge {edge}: need a fraction of the nodes, in [0, 1)")
+        self.edge = edge
         self.evaluations, self.traces, self.order = evaluations, traces or evaluations, order
 
     def __str__(self) -> str:
@@ -42,12 +47,12 @@ class Adams:
 
     def refined(self) -> "Adams":
         """One with twice the evaluations and twice the traces."""
-        return Adams(2 * self.evaluations, 2 * self.traces)
+        return Adams(2 * self.evaluations, 2 * self.traces, edge=self.edge)
 
     def __call__(self, motion: Motion, u: Tensor, start: float, end: float) -> Solution:
         """Follow the motion of u (B, *) from the angle ``start`` to ``end``, in either order, both in (0, pi / 2)."""
         low, high = sorted((start, end))
-        angles, marked = nested(low, high, self.evaluations, self.traces)
+        angles, marked = nested(low, high, self.evaluations, self.traces, self.edge)
         if start > end:
             angles, marked = angles[::-1], self.evaluations - 1 - marked
 

@@ -56,6 +56,15 @@ def data_time(name: str, sde: SDE, bin_width: float) -> float:
     return decoder_time(sde, bin_width) if name == "truncated_normal" else sde.t_min
 
 
+def edge(name: str) -> float:
+    """Fraction of a solver's nodes that this noise needs close to the data; see ``sde_lib.nodes.mixture``.
+
+    Truncated noise leaves bare levels just visible, and the flow moves fast until they are not. 0.3 has a tenth to a
+    six hundredth of the error of 0 at 32 evaluations, on 17 to 256 levels (``benchmarks/likelihood_nodes.py``).
+    """
+    return 0.3 if name == "truncated_normal" else 0.0
+
+
 Dequantization = Callable[[SDE, float, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 DEQUANTIZATIONS: dict[str, Dequantization] = {"none": none, "uniform": uniform, "truncated_normal": truncated_normal}

@@ -4,34 +4,42 @@ import numpy as np
 
 CENTRE, SHARE = 0.6, 0.93
 TRACE_CENTRE, TRACE_SHARE = 0.7, 0.87
+EDGE_WIDTH = 0.5  # of log r, scale of the logistic law at the low end
 
 
 def mixture(
-    low: float, high: float, u: np.ndarray, std: float, middle: float = CENTRE, share: float = SHARE
+    low: float, high: float, u: np.ndarray, std: float, middle: float = CENTRE, share: float = SHARE, edge: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noise-to-signal ratios r, dense where the data take shape and nowhere absent: the quantiles of a law of log r.
 
     The law is a mixture of a logistic one around log(middle std), of weight ``share``, and a uniform one, both cut at
-    the ends. Which mixture, ``benchmarks/likelihood.py`` has measured.
+    the ends. Which mixture, ``benchmarks/likelihood.py`` has measured. A weight of ``edge`` goes to half of a logistic
+    law that begins at the low end, for a flow that moves fast there.
 
     Args:
         low, high: ends, 0 < low < high, exact for u = 0 and 1.
         u: shares of the law, in [0, 1].
         std: standard deviation of the data.
         middle, share: of the mixture, the first positive, the second in [0, 1].
+        edge: weight at the low end, in [0, 1).
     Shapes: u any; returns r and d log r / du, float64, shaped as u.
     """
     ends, centre = np.log([low, high]), np.log(middle * std)
-    bottom, top = _logistic(ends - centre)
+
+    def cut(log_ratio: np.ndarray, centre: float, width: float) -> tuple[np.ndarray, np.ndarray]:
+        """Cumulative distribution and density of the logistic law, cut at the ends."""
+        bottom, top = _logistic((ends - centre) / width)
+        logistic = _logistic((log_ratio - centre) / width)
+        return (logistic - bottom) / (top - bottom), logistic * (1 - logistic) / (top - bottom) / width
 
     def law(log_ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Its cumulated share and its density."""
-        logistic = _logistic(log_ratio - centre)
-        bump, density = (logistic - bottom) / (top - bottom), logistic * (1 - logistic) / (top - bottom)
-        uniform = 1 / (ends[1] - ends[0])
+        (bump, density), uniform = cut(log_ratio, centre, 1.0), 1 / (ends[1] - ends[0])
+        below = share * bump + (1 - share) * (log_ratio - ends[0]) * uniform
+        first, steep = cut(log_ratio, ends[0], EDGE_WIDTH)
         return (
-            share * bump + (1 - share) * (log_ratio - ends[0]) * uniform,
-            share * density + (1 - share) * uniform,
+            (1 - edge) * below + edge * first,
+            (1 - edge) * (share * density + (1 - share) * uniform) + edge * steep,
         )
 
     table = np.linspace(*ends, 2_001)
@@ -42,7 +50,7 @@ def mixture(
     return np.select([u == 0, u == 1], [low, high], ratio), 1 / law(found)[1]
 
 
-def nested(low: float, high: float, num: int, traces: int) -> tuple[np.ndarray, np.ndarray]:
+def nested(low: float, high: float, num: int, traces: int, edge: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Angles atan r of ``num`` nodes of a path, and the numbers of those at which a trace is taken.
 
     The trace is smooth elsewhere than the path: where it is taken at fewer nodes, these lie at quantiles of a mixture
@@ -51,20 +59,21 @@ def nested(low: float, high: float, num: int, traces: int) -> tuple[np.ndarray, 
     Args:
         low, high: ends, as angles in (0, pi / 2), exact.
         num, traces: 2 <= traces <= num.
+        edge: weight of the law of ``mixture`` at the low end.
     Shapes: returns (num,) increasing float64 and (traces,) int64, ends included.
     """
     ends, marked = np.tan([low, high]), np.arange(num)
     shares = np.linspace(0, 1, num)
     if traces < num:
-        wanted = mixture(*ends, np.linspace(0, 1, traces), 1.0, TRACE_CENTRE, TRACE_SHARE)[0]
+        wanted = mixture(*ends, np.linspace(0, 1, traces), 1.0, TRACE_CENTRE, TRACE_SHARE, edge)[0]
         table = np.linspace(0, 1, 2_001)
-        stops = np.interp(np.log(wanted), np.log(mixture(*ends, table, 1.0)[0]), table)
+        stops = np.interp(np.log(wanted), np.log(mixture(*ends, table, 1.0, edge=edge)[0]), table)
         moves = np.ones(traces - 1, dtype=int)
         for _ in range(num - traces):
             moves[np.argmax(np.diff(stops) / moves)] += 1
         marked = np.append(0, np.cumsum(moves))
         shares = np.interp(np.arange(num), marked, stops)
-    angles = np.arctan(mixture(*ends, shares, 1.0)[0])
+    angles = np.arctan(mixture(*ends, shares, 1.0, edge=edge)[0])
     angles[[0, -1]] = low, high
     return angles, marked
 

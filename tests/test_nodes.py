@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.integrate import cumulative_simpson
 
-from sde_lib.nodes import CENTRE, SHARE, TRACE_CENTRE, TRACE_SHARE, mixture, nested
+from sde_lib.nodes import CENTRE, EDGE_WIDTH, SHARE, TRACE_CENTRE, TRACE_SHARE, mixture, nested
 
 INTERVALS = {
     "vp": (5e-3, 150.0, 0.7),
@@ -50,6 +50,22 @@ def test_the_slope_is_the_derivative_and_integrates_to_the_whole_way(interval):
     np.testing.assert_allclose((above - below) / (2 * h), slope, rtol=1e-6)
     middles = (np.arange(20_000) + 0.5) / 20_000
     assert mixture(low, high, middles, std)[1].mean() == pytest.approx(np.log(high / low), rel=1e-4)
+
+
+def test_the_edge_takes_its_fraction_of_the_law(interval):
+    """Half of a logistic law from the low end on, integrated on a fine grid of its own; the rest keeps its form."""
+    low, high, std = interval
+    grid, edge = np.linspace(np.log(low), np.log(high), 100_001), 0.3
+    first = cumulative_simpson(0.25 / np.cosh(0.5 * (grid - grid[0]) / EDGE_WIDTH) ** 2, x=grid, initial=0)
+    u = np.linspace(0, 1, 999)
+    plain, found = mixture(low, high, u, std)[0], mixture(low, high, u, std, edge=edge)[0]
+    below = np.interp(np.log(found), np.log(plain), u)
+    reached = (1 - edge) * below + edge * np.interp(np.log(found), grid, first / first[-1])
+    np.testing.assert_allclose(reached, u, rtol=0, atol=1e-4)
+    slope = mixture(low, high, (np.arange(20_000) + 0.5) / 20_000, std, edge=edge)[1]
+    assert slope.mean() == pytest.approx(np.log(high / low), rel=1e-4)
+    angles = nested(np.arctan(low), np.arctan(high), 48, 16, edge)[0]
+    assert (np.diff(angles) > 0).all()
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (3, 4)])

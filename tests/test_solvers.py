@@ -466,8 +466,8 @@ def test_the_refined_solver_is_better(name):
 
 
 def test_refining_keeps_the_rest():
-    better = Adams(24, 8).refined()
-    assert (better.evaluations, better.traces) == (48, 16)
+    better = Adams(24, 8, edge=0.2).refined()
+    assert (better.evaluations, better.traces, better.edge) == (48, 16, 0.2)
     assert Torchdiffeq(method="dopri8").refined().method == "dopri8"
 
 
@@ -491,6 +491,7 @@ def test_tolerances_must_be_positive(adaptive, rtol, atol):
         ({"evaluations": 8, "traces": 9}, r"traces 9: need 0 \(all\), or 2 to 8"),
         ({"traces": -1}, r"traces -1: need 0 \(all\), or 2 to 32"),
         ({"order": 0}, "order 0: need at least 1"),
+        ({"edge": 1.0}, r"edge 1.0: need a fraction of the nodes, in \[0, 1\)"),
     ],
 )
 def test_budgets_that_make_no_sense(options, message):
