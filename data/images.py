@@ -59,7 +59,8 @@ def read_images(
     sources = [_open(Path(each), max_pixels, skip_broken, size) for each in (path, test_path) if each]
     shapes = {source.x.shape[1:] for source in sources}
     if len(shapes) > 1:
-        raise DataError(f"{path} and {test_path} hold images of different shapes {shapes}: set data.size")
+        remedy = "make them alike; data.size crops and resizes image files"
+        raise DataError(f"{path} and {test_path} hold images of different shapes {shapes}: {remedy}")
     labels, num_classes, classes = _number_classes(sources)
     chosen = SPLITS.index(split) if test_path else 0
     source, label = sources[chosen], labels[chosen]
