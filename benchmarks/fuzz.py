@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 RECORDED = ROOT / "tests" / "data"
 
 import run as command_line  # noqa: E402
-from benchmarks.fuzz_inputs import Files, changed_files, command, expression, signed  # noqa: E402
+from benchmarks.fuzz_inputs import OUTSIDE, PIPE, Files, changed_files, command, expression, signed  # noqa: E402
 from configs import default  # noqa: E402
 from engine.config import Options, flat, load, override, stored, to_json  # noqa: E402
 from engine.errors import describe, exit_status  # noqa: E402
@@ -112,9 +112,10 @@ def writes(arguments: tuple) -> bool:
 def trial(read: Callable[[Path], None], files: Files, folder: Path, watch: Watch) -> Verdict:
     """Put the files into an empty folder and read them."""
     shutil.rmtree(folder, ignore_errors=True)
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+    outside, kept = folder.with_name(OUTSIDE), b'{"seed": 3}'
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    outside.write_bytes(kept)
+    lay_out(files, folder)
     kind, why, start = "accepted", "", time.monotonic()
     signal.signal(signal.SIGALRM, _hang)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
@@ -129,12 +130,36 @@ def trial(read: Callable[[Path], None], files: Files, folder: Path, watch: Watch
         signal.setitimer(signal.ITIMER_REAL, 0)
         watch.on = False
     seconds = time.monotonic() - start
-    after = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     if watch.found:
         kind, why = "unexpected", f"it did {', '.join(watch.found[:3])}"
-    elif after != files:
+    elif found_in(folder) != files or outside.read_bytes() != kept:
         kind, why = "unexpected", "it changed a file"
     return Verdict(kind, why, seconds)
+
+
+def lay_out(files: Files, folder: Path) -> None:
+    """Make the files, links and pipes of an input."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content == PIPE:
+            os.mkfifo(path)
+        else:
+            path.symlink_to(content)
+
+
+def found_in(folder: Path) -> Files:
+    """The files, links and pipes in a folder."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            found[str(path.relative_to(folder))] = os.readlink(path)
+        elif not path.is_dir():
+            found[str(path.relative_to(folder))] = PIPE if path.is_fifo() else path.read_bytes()
+    return found
 
 
 def _hang(signum: int, frame: object) -> None:
@@ -470,7 +495,8 @@ def count_in(found: dict, verdict: Verdict) -> None:
 def keep(files: Path, out: Path, name: str, seed: int, number: int, why: str) -> None:
     """Keep the files of an unexpected input, with what became of it and the line that repeats it."""
     kept = out / f"{name}-{seed}-{number}"
-    shutil.copytree(files, kept, dirs_exist_ok=True)
+    kept.mkdir(parents=True, exist_ok=True)
+    lay_out(found_in(files), kept)
     again = f"python benchmarks/fuzz.py --targets {name} --seed {seed} --start {number} --inputs 1"
     (kept / "verdict.txt").write_text(f"{why}\n{again}\n")
     print(f"{name} {number}: {why[:200]}", file=sys.stderr, flush=True)

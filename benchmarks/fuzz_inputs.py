@@ -14,7 +14,15 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-Files = dict[str, bytes]
+PIPE = "pipe"
+OUTSIDE = "outside"
+"""A file of the user, beside the folder of an input."""
+
+LINKS = ["/dev/zero", "/dev/full", "/proc/kmsg", "/proc/self/mem", ".", "..", "nowhere"]
+"""Where links of strangers lead, beside to themselves and to ``OUTSIDE``."""
+
+Files = dict[str, bytes | str]
+"""Name -> content of a regular file, the target of a link, or ``PIPE``."""
 
 NUMBERS = [
     0,
@@ -254,18 +262,40 @@ def changed(rng: random.Random, name: str, content: bytes, other: bytes) -> byte
 
 
 def changed_files(rng: random.Random, seeds: list[Files]) -> Files:
-    """One of the seeds with one or two of its files changed, exchanged or gone."""
+    """One of the seeds with one or two of its files changed, exchanged, gone, or a link or pipe."""
     files = dict(rng.choice(seeds))
     for _ in range(rng.choice([1, 1, 1, 2])):
         name, other = rng.choice(sorted(files)), rng.choice(seeds)
         content = other[rng.choice(sorted(other))]
-        if rng.randrange(20) == 0:
+        if not isinstance(files[name], bytes) or not isinstance(content, bytes):
+            continue
+        if rng.randrange(12) == 0:
+            linked(files, rng, name)
+        elif rng.randrange(20) == 0:
             files[name] = rng.choice([b"", content])
         elif rng.randrange(20) == 0 and len(files) > 1:
             del files[name]
         else:
             files[name] = changed(rng, name, files[name], content)
     return files
+
+
+def linked(files: Files, rng: random.Random, name: str) -> None:
+    """Put a pipe or a link in place of a file, or a link in place of one of the folders above it."""
+    kind = rng.randrange(4)
+    if kind == 0:
+        files[name] = PIPE
+    elif kind == 1 and "/" in name:
+        folder = "/".join(name.split("/")[: rng.randrange(1, name.count("/") + 1)])
+        for other in [other for other in files if other.startswith(f"{folder}/")]:
+            del files[other]
+        files[folder] = _target(rng, folder)
+    else:
+        files[name] = _target(rng, name)
+
+
+def _target(rng: random.Random, name: str) -> str:
+    return rng.choice([*LINKS, name.rpartition("/")[2], "../" * (1 + name.count("/")) + OUTSIDE])
 
 
 def signed(files: Files, meta: str) -> Files:
@@ -279,6 +309,7 @@ def signed(files: Files, meta: str) -> Files:
     folder = meta.rpartition("/")[0]
     for name in digests:
         content = json.dumps(told).encode() if name == "meta.json" else files.get(f"{folder}/{name}", b"")
+        content = content if isinstance(content, bytes) else b""
         digests[name] = hashlib.sha256(content).hexdigest()
     return files | {meta: json.dumps({**told, "sha256": digests}).encode()}
 

@@ -16,7 +16,7 @@ import torch
 
 import run as command_line
 from benchmarks import fuzz
-from benchmarks.fuzz_inputs import WHOLE, changed_files, signed
+from benchmarks.fuzz_inputs import LINKS, WHOLE, changed_files, signed
 from configs import default
 from engine import checkpoint
 from engine.config import load, override, stored
@@ -108,6 +108,23 @@ def test_inputs_follow_from_their_number():
 def test_files_made_anew_differ(ending):
     seed = {f"a{ending}": b"[1, 2]"}
     assert any(changed_files(random.Random(number), [seed]) != seed for number in range(5))
+
+
+def test_links_pipes_and_devices_are_among_the_inputs():
+    """In place of files and of folders."""
+    target = fuzz.make_target("folder")
+    found = [what for _, files in fuzz.inputs(target, "folder", 0, 0, 300) for what in files.items()]
+    odd = {(name.count("/"), what) for name, what in found if isinstance(what, str)}
+    assert {what for _, what in odd} >= {fuzz.PIPE, *LINKS, "../../outside"}
+    assert {depth for depth, _ in odd} == {0, 1, 2}
+
+
+def test_a_change_of_a_file_that_a_link_leads_to_is_seen(watch, tmp_path):
+    def write(folder):
+        watch.on = False
+        (folder / "a").write_text("x")
+
+    assert fuzz.trial(write, {"a": "../outside"}, tmp_path / "input", watch).why == "it changed a file"
 
 
 def test_a_checkpoint_signed_by_a_stranger_is_read(watch, tmp_path):
