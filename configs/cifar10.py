@@ -1,4 +1,7 @@
-"""VP SDE on CIFAR-10: folders or zips of its images, given by --config.data.path and --config.data.test_path."""
+"""VP SDE on CIFAR-10: a folder or zip of its images, given by --config.data.path.
+
+The test split is the folder test/ beside train/, or all of --config.data.test_path, or else every tenth image.
+"""
 
 from ml_collections import ConfigDict
 
@@ -8,8 +11,7 @@ from configs import default
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.data.name = "images"
-    config.data.path = "datasets/cifar10-train.zip"
-    config.data.test_path = "datasets/cifar10-test.zip"
+    config.data.path = "datasets/cifar10.zip"
     config.data.mirror = True
     config.network = default.choose(
         "network", "unet", channels=128, channel_mult=(1, 2, 2, 2), num_blocks=4, attention=(16,), dropout=0.1

@@ -1,6 +1,6 @@
 """DDPM++ with the VP SDE on CIFAR-10, as score_sde trained it; the other recipes of that paper say what they change.
 
-    python run.py --config cifar10_ddpmpp_vp --mode train --config.data.path=cifar10-train.zip
+    python run.py --config cifar10_ddpmpp_vp --mode train --config.data.path=cifar10.zip
 
 Song et al., 2021, appendix H. arXiv:2011.13456
 """

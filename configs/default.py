@@ -257,8 +257,9 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = "digits"  # a key of DATASETS
-    config.data.path = ""  # of images: folder, zip, npy or npz; of pairs: the samples.npz that kept its latents
-    config.data.test_path = ""  # the held-out examples where they lie apart; empty: see data.path
+    # of images: folder, zip, npy or npz; of table, signals, fields: npy or npz; of pairs: a samples.npz with latents
+    config.data.path = ""
+    config.data.test_path = ""  # a file or folder of the test split; empty: a part of data.path, every tenth or test/
     config.data.size = 0  # of image files: pixels a side after a centre crop to a square and resizing; 0: as stored
     config.data.mirror = False  # flip half of the training images left to right
     config.data.max_pixels = 2**24  # of images: most in a file, width times height; larger ones are refused unread

@@ -2,21 +2,25 @@
 
 from functools import partial
 
-from data.codecs import Identity, Pixels
+from data.codecs import Codec, Identity, Pixels, Standardize
 from data.dataset import DataError, Dataset
 from data.digits import read_digits
 from data.files import ImageFiles
 from data.images import read_images
 from data.loader import batch_at, flips, indices, order, reader
 from data.pairs import read_pairs
-from data.pictures import scatter_png, table, write_gif, write_png
+from data.pictures import table, write_gif, write_png
 from data.points import checkerboard, draw_points, eight_gaussians, moons, swiss_roll
+from data.real import correlated_table, read_real, smooth_fields, waves
 from data.statistics import Statistics, examples, measure
 
 DATASETS = {
     "digits": read_digits,
     "images": read_images,
     "pairs": read_pairs,
+    "table": partial(read_real, 2, correlated_table),
+    "signals": partial(read_real, 3, waves),
+    "fields": partial(read_real, 4, smooth_fields),
     "moons": partial(draw_points, moons),
     "swiss_roll": partial(draw_points, swiss_roll),
     "checkerboard": partial(draw_points, checkerboard),
@@ -26,16 +30,19 @@ DATASETS = {
 CODECS = {
     "pixels": Pixels,
     "identity": Identity,
+    "standardize": Standardize,
 }
 
 __all__ = [
     "CODECS",
     "DATASETS",
+    "Codec",
     "DataError",
     "Dataset",
     "Identity",
     "ImageFiles",
     "Pixels",
+    "Standardize",
     "Statistics",
     "batch_at",
     "draw_points",
@@ -47,8 +54,8 @@ __all__ = [
     "read_digits",
     "read_images",
     "read_pairs",
+    "read_real",
     "reader",
-    "scatter_png",
     "table",
     "write_gif",
     "write_png",

@@ -1,7 +1,8 @@
-"""Images in numpy files: .npy, or .npz with labels."""
+"""Numpy files: images or real numbers in an .npy, or in an .npz with labels."""
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from data.dataset import MOST_CLASSES, DataError
 from storage.reading import obstacle, open_file
 
 IMAGE_KEYS = ("x", "images", "samples", "arr_0")
+NUMBER_KEYS = ("x", "data", "signals", "samples", "images", "arr_0")
 LABEL_KEYS = ("labels", "y", "arr_1")
 
 
@@ -60,14 +62,51 @@ def read_array(path: Path) -> tuple[np.ndarray | Rows, np.ndarray | None]:
 
     Raises: DataError if the file is damaged, or does not hold whole numbers from 0 to 255 in one of these shapes.
     """
+    found, label = _read(path, IMAGE_KEYS, "images", _open_npy)
+    if isinstance(found, np.ndarray):
+        found = _channels_first(_whole(path, found), _channel_axis(path, found.shape))
+    return found, None if label is None else _classes(path, label, found.shape[0])
+
+
+def read_numbers(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """The real numbers of a file, float32 of any shape, and the labels (N,), int64, or None if the file has none.
+
+    Raises: DataError if the file is missing, damaged, not of .npy or .npz, or holds anything but finite numbers.
+    """
+    if path.suffix.lower() not in (".npy", ".npz"):
+        raise DataError(f"{path} is no .npy or .npz: save the data with numpy.save")
+    if not path.exists():
+        raise DataError(f"{path} does not exist: check data.path and data.test_path")
+    found, label = _read(path, NUMBER_KEYS, "data", _load_npy)
+    if found.dtype.kind not in "uif" or found.ndim == 0:
+        raise DataError(f"{path} holds {found.dtype} of shape {found.shape}: save rows of real numbers")
+    with np.errstate(over="ignore"):
+        x = found.astype(np.float32)
+    bad = ~np.isfinite(x)
+    if bad.any():
+        first, rows = np.argwhere(bad)[0].tolist(), int(bad.reshape(len(x), -1).any(1).sum())
+        raise DataError(
+            f"{path} holds {found[tuple(first)]} in row {first[0]}, and in {rows} of {len(x)} rows numbers that are "
+            "missing, infinite or beyond float32: leave these rows out or fill them in"
+        )
+    return x, None if label is None else _classes(path, label, len(x))
+
+
+def _read(
+    path: Path, names: tuple[str, ...], kind: str, read_npy: Callable[[Path], np.ndarray | Rows]
+) -> tuple[np.ndarray | Rows, np.ndarray | None]:
+    """The array of a file as it is stored, and its labels; an .npz has it under the first of the names that it holds.
+
+    Raises: DataError if the file is damaged, has none of the names, or the array is empty.
+    """
     label = None
     try:
         if path.suffix.lower() == ".npz":
-            keys, arrays = unpack_arrays(path, (IMAGE_KEYS + LABEL_KEYS).__contains__)
-            found = next((arrays[key] for key in IMAGE_KEYS if key in arrays), None)
+            keys, arrays = unpack_arrays(path, (names + LABEL_KEYS).__contains__)
+            found = next((arrays[key] for key in names if key in arrays), None)
             label = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)
         else:
-            keys, found = ["x"], _read_npy(path)
+            keys, found = ["x"], read_npy(path)
     except DataError:
         raise
     except Exception as error:  # numpy raises errors of many kinds on damaged files
@@ -75,25 +114,38 @@ def read_array(path: Path) -> tuple[np.ndarray | Rows, np.ndarray | None]:
             raise DataError(f"{path} cannot be read: {reason}") from error
         raise DataError(f"{path} is empty, damaged or holds Python objects: save it again as plain numbers") from error
     if found is None:
-        raise DataError(f"{path} has the keys {', '.join(keys)}: name the images {' or '.join(IMAGE_KEYS)}")
+        raise DataError(f"{path} has the keys {', '.join(keys)}: name the {kind} {' or '.join(names)}")
     if math.prod(found.shape) == 0:
-        raise DataError(f"{path} holds no images: check data.path and data.test_path")
-    if isinstance(found, np.ndarray):
-        found = _channels_first(_whole(path, found), _channel_axis(path, found.shape))
-    return found, None if label is None else _classes(path, label, found.shape[0])
+        raise DataError(f"{path} holds no {kind}: check data.path and data.test_path")
+    return found, label
 
 
-def _read_npy(path: Path) -> np.ndarray | Rows:
-    """The array of an .npy, whose size has to be what its header says."""
+def _open_npy(path: Path) -> np.ndarray | Rows:
+    """The array of an .npy; one of uint8 is read as it is used."""
+    shape, fortran, dtype, offset = _header(path)
+    if dtype == np.uint8 and not fortran and math.prod(shape):
+        return Rows(path, offset, shape)
+    return _load_npy(path)
+
+
+def _load_npy(path: Path) -> np.ndarray:
+    """The array of an .npy, at once."""
+    _header(path)
+    with open_file(path, math.inf) as file:
+        return np.load(file, allow_pickle=False)
+
+
+def _header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """What ``read_header`` returns for an .npy, and where the numbers begin, in bytes.
+
+    Raises: ValueError if the size of the file is not that of the array.
+    """
     with open_file(path, math.inf) as file:
         shape, fortran, dtype = read_header(file)
         offset, size = file.tell(), os.fstat(file.fileno()).st_size
-        if offset + math.prod(shape) * dtype.itemsize != size:
-            raise ValueError(f"it says that its shape is {shape}, and has {size} bytes")
-        if dtype == np.uint8 and not fortran and math.prod(shape):
-            return Rows(path, offset, shape)
-        file.seek(0)
-        return np.load(file, allow_pickle=False)
+    if offset + math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"it says that its shape is {shape}, and has {size} bytes")
+    return shape, fortran, dtype, offset
 
 
 def _stamp(file: int) -> tuple[int, int]:

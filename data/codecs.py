@@ -1,14 +1,66 @@
 """Codecs stand between the data as stored and the x that the diffusion sees."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from data.dataset import DataError, Dataset
+
+ROWS_AT_A_TIME = 500
+
+FEWEST_STEPS = 2**7
+"""Float32 numbers within one standard deviation of a channel; with fewer, rounding would be visible in the samples."""
+
+
+class Codec:
+    """Interface of all codecs.
+
+    Args:
+        levels: number of values an entry can take, 0 for real-valued data.
+        unit: what a difference of 1 of encoded real values is, in words.
+        measures: whether ``measure`` reads the training data.
+    """
+
+    levels: int
+    measures: ClassVar[bool] = False
+    unit: ClassVar[str] = "units of the encoded data"
+
+    @classmethod
+    def measure(cls, dataset: Dataset) -> dict[str, tuple[float, ...]]:
+        """Arguments of the codec that are computed from the training data; a run keeps them in its checkpoints."""
+        return {}
+
+    @property
+    def measured(self) -> Mapping[str, tuple[float, ...]]:
+        """The arguments that ``measure`` returned."""
+        return {}
+
+    def encode(self, values: Tensor) -> Tensor:
+        """x of the stored values. Shapes: values (B, *); returns (B, *) float32."""
+        raise NotImplementedError
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The nearest values that the data can have. Shapes: x (B, *), and what is returned."""
+        raise NotImplementedError
+
+    def values(self, x: Tensor) -> Tensor:
+        """Exact inverse of ``encode``, in the dtype of x. Shapes: x (B, *), and what is returned."""
+        raise NotImplementedError
+
+    def log_det(self, shape: tuple[int, ...]) -> float:
+        """Log-determinant of encode's Jacobian for an example of this shape, in nats.
+
+        Raises: ValueError for data that have no density.
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(Codec):
     """Whole numbers 0 to levels - 1 as the centres of equal bins that fill [low, 1].
 
         x = (values + 1/2) * (1 - low) / levels + low
@@ -29,7 +81,10 @@ class Pixels:
         if not self.low < 1:
             raise ValueError(f"codec.low {self.low}: need a number below 1, where the values end; -1 or 0")
         if self.levels < 2:
-            raise ValueError(f"codec pixels needs at least 2 levels and got {self.levels}: use codec identity")
+            raise ValueError(
+                f"codec pixels needs at least 2 levels and got {self.levels}: real-valued data take codec standardize "
+                "or identity"
+            )
 
     def encode(self, values: Tensor) -> Tensor:
         """Shapes: values (B, *), uint8 or float; returns (B, *) float32.
@@ -56,7 +111,7 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(Codec):
     """Real-valued data as it is.
 
     Args:
@@ -65,10 +120,10 @@ class Identity:
     """
 
     levels: int = 0
+    unit: ClassVar[str] = "units of the data"
 
     def __post_init__(self) -> None:
-        if self.levels != 0:
-            raise ValueError(f"codec identity is for real values and got {self.levels} levels: use codec pixels")
+        check_real("identity", self.levels)
 
     def encode(self, values: Tensor) -> Tensor:
         """Shapes: values (B, *); returns (B, *) float32."""
@@ -85,3 +140,119 @@ class Identity:
     def log_det(self, shape: tuple[int, ...]) -> float:
         """Log-determinant of encode's Jacobian: 0."""
         return 0.0
+
+
+@dataclass(frozen=True)
+class Standardize(Codec):
+    """Real-valued data with mean 0 and standard deviation 1 in each channel, or in each column of a table.
+
+        x[:, c] = (values[:, c] - means[c]) / stds[c]
+
+    A constant channel has the standard deviation 0: encode only subtracts its mean, decode returns the constant
+    exactly, and log_det raises, because the data have no density.
+
+    Args:
+        levels: 0, for there are none.
+        means, stds: one number a channel, or a column, of the training data.
+    Raises: ValueError if levels is not 0, or the numbers are not finite, negative or not as many as each other.
+    """
+
+    levels: int = 0
+    means: tuple[float, ...] = ()
+    stds: tuple[float, ...] = ()
+    unit: ClassVar[str] = "standard deviations of a channel"
+    measures: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_real("standardize", self.levels)
+        sound = all(map(math.isfinite, (*self.means, *self.stds))) and all(std >= 0 for std in self.stds)
+        if not self.means or len(self.means) != len(self.stds) or not sound:
+            raise ValueError(
+                f"codec standardize has {len(self.means)} means and {len(self.stds)} standard deviations: need one "
+                "finite number of each for every channel, as training measures and stores them"
+            )
+
+    @classmethod
+    def measure(cls, dataset: Dataset) -> dict[str, tuple[float, ...]]:
+        """Mean and standard deviation of each channel over all examples and positions.
+
+        Raises: DataError for a channel whose values float32 does not resolve.
+        """
+        means, stds, largest = channel_moments(dataset)
+        coarse = (stds > 0) & (largest * 2**-23 * FEWEST_STEPS > stds)
+        if coarse.any():
+            c = int(coarse.nonzero()[0])
+            raise DataError(
+                f"channel {c} of the data has values of size {largest[c]:g} and a standard deviation of {stds[c]:.3g}, "
+                "too little for float32 to resolve: subtract an offset and save the data again"
+            )
+        return {"means": tuple(means.float().tolist()), "stds": tuple(stds.float().tolist())}
+
+    @property
+    def measured(self) -> Mapping[str, tuple[float, ...]]:
+        """Means and standard deviations."""
+        return {"means": self.means, "stds": self.stds}
+
+    def encode(self, values: Tensor) -> Tensor:
+        """Shapes: values (B, C, *), float; returns (B, C, *) float32."""
+        means, stds = self._moments(values)
+        return ((values - means) / torch.where(stds > 0, stds, 1.0)).float()
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Values in units of the data. Shapes: x (B, C, *); returns (B, C, *) float32."""
+        means, stds = self._moments(x)
+        return (x * stds + means).float()
+
+    def values(self, x: Tensor) -> Tensor:
+        """Exact inverse of encode. Shapes: x (B, C, *), and what is returned."""
+        means, stds = self._moments(x)
+        return x * torch.where(stds > 0, stds, 1.0) + means
+
+    def log_det(self, shape: tuple[int, ...]) -> float:
+        """Log-determinant of encode's Jacobian: -(positions) * sum of log std, in nats.
+
+        Raises: ValueError if a channel is constant.
+        """
+        constant = [c for c, std in enumerate(self.stds) if std == 0]
+        if constant:
+            raise ValueError(
+                f"channel {constant[0]} of the training data is always {self.means[constant[0]]:g} "
+                f"({len(constant)} of {len(self.stds)} channels are constant): such data have no density; remove these "
+                "channels and train again"
+            )
+        return -math.prod(shape[1:]) * sum(map(math.log, self.stds))
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations, shaped to broadcast against x (B, C, *), in its dtype."""
+        dtype = x.dtype if x.dtype.is_floating_point else torch.float32
+        shape = (1, len(self.means), *[1] * (x.ndim - 2))
+        means, stds = (torch.tensor(part, dtype=dtype).reshape(shape).to(x.device) for part in (self.means, self.stds))
+        return means, stds
+
+
+def channel_moments(dataset: Dataset) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation and largest absolute value of each channel, over all examples and positions.
+
+    A constant channel has its constant for mean and exactly 0 for standard deviation.
+
+    Shapes: each (C,), float64.
+    """
+    channels, entries = dataset.shape[0], len(dataset) * math.prod(dataset.shape[1:])
+
+    def parts() -> Iterator[Tensor]:
+        for start in range(0, len(dataset), ROWS_AT_A_TIME):
+            rows = range(start, min(start + ROWS_AT_A_TIME, len(dataset)))
+            yield dataset.batch(rows)["x"].double().transpose(0, 1).reshape(channels, -1)
+
+    low = torch.stack([part.amin(1) for part in parts()]).amin(0)
+    high = torch.stack([part.amax(1) for part in parts()]).amax(0)
+    means = sum(part.sum(1) for part in parts()) / entries
+    means = torch.where(low == high, low, means)
+    squares = sum((part - means[:, None]).square().sum(1) for part in parts())
+    return means, (squares / entries).sqrt(), torch.maximum(low.abs(), high.abs())
+
+
+def check_real(name: str, levels: int) -> None:
+    """Raises: ValueError if levels is not 0."""
+    if levels != 0:
+        raise ValueError(f"codec {name} is for real values and got {levels} levels: use codec pixels")

@@ -75,7 +75,8 @@ def read_images(
         notes.append(f"no labels: {without} has none")
     if num_classes:
         notes += _without_images(split, label[rows], num_classes, classes)
-    return Dataset(source.x, rows, 256, label, num_classes, classes=classes, notes=tuple(notes))
+    held_out = test_path or ("the folder of test images" if source.splits else "every 10th image")
+    return Dataset(source.x, rows, 256, label, num_classes, classes=classes, notes=tuple(notes), held_out=held_out)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Pictures to look at: a grid of images, a table of images that moves, or a scatter plot of points."""
+"""Pictures of images: a grid, or a labelled table, which may move."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -82,23 +82,6 @@ def write_gif(path: str | Path, pictures: Sequence["Picture"], milliseconds: int
     first, *others = [*pictures, *pictures[-2:0:-1]]
     options = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0}
     replace(Path(path), lambda file: first.save(file, format="GIF", **options))
-
-
-def scatter_png(path: str | Path, points: Tensor | np.ndarray, title: str = "") -> None:
-    """Write points in the plane as a scatter plot with equal axes.
-
-    Shapes: points (N, 2).
-    Raises: ValueError if points have another shape.
-    """
-    from matplotlib.figure import Figure
-
-    points = torch.as_tensor(points).cpu()
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"points of shape {tuple(points.shape)}: give (N, 2)")
-    figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
-    axes = figure.add_subplot(title=title, aspect="equal")
-    axes.scatter(*points.T.numpy(), s=2, alpha=0.5, linewidths=0)
-    replace(Path(path), lambda file: figure.savefig(file, format="png"))
 
 
 def _magnify(images: Tensor, levels: int, zoom: int) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.codecs import Identity, Pixels
+from data.codecs import Codec
 from data.dataset import Dataset
 from data.loader import order
 
@@ -43,7 +43,7 @@ class Statistics:
     diameter: float
 
 
-def measure(dataset: Dataset, codec: Pixels | Identity) -> Statistics:
+def measure(dataset: Dataset, codec: Codec) -> Statistics:
     """Statistics of up to 10,000 examples and 2^31 entries, taken by a fixed shuffle.
 
     The diameter is exact up to 2,000 examples and 2^27 entries; beyond that it is that of as many of them, which can
@@ -79,7 +79,7 @@ def measure(dataset: Dataset, codec: Pixels | Identity) -> Statistics:
     )
 
 
-def examples(dataset: Dataset, codec: Pixels | Identity) -> Tensor:
+def examples(dataset: Dataset, codec: Codec) -> Tensor:
     """The encoded examples that ``measure`` looks at, or the first of them, up to 2^25 entries; (N, *) float32."""
     numbers = _sample(dataset)[: max(1, MOST_ENTRIES // math.prod(dataset.shape))]
     x = torch.empty(len(numbers), *dataset.shape)

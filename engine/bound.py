@@ -65,7 +65,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     progress.close()
     columns = ((part.prior, part.levels, part.distortion) for part in parts)
     prior, rate, distortion = (torch.cat(column).double().cpu().numpy() for column in zip(*columns, strict=True))
-    nats, log_snr = -(prior + rate.sum(1)), parts[0].log_snr.numpy()
+    scaling = 0.0 if facts.levels else experiment.codec.log_det(facts.shape)
+    nats, log_snr = scaling - (prior + rate.sum(1)), parts[0].log_snr.numpy()
     unit = math.prod(facts.shape) * math.log(2) if facts.levels else 1.0
     prior, rate, distortion = prior / unit, rate / unit, distortion / (experiment.bin_width or 1.0)
     bits = prior + rate.sum(1) if facts.levels else None
@@ -159,7 +160,7 @@ def report(result: dict) -> str:
     """The result as a few lines of text."""
     found = f"log-likelihood at least {result['nats']:.3f} +- {result['nats_stderr']:.3f} nats"
     if result["bits_per_dim"] is None:
-        found += "; bits/dim are for data of whole numbers, and these never were"
+        found += "; bits/dim are for data of whole numbers; these are real-valued"
     else:
         found = f"at most {result['bits_per_dim']:.4f} +- {result['bits_per_dim_stderr']:.4f} bits/dim, {found}"
     terms = ", ".join(f"{key} {value:.4f}" for key, value in result["terms"].items())

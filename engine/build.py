@@ -5,7 +5,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from data import CODECS, DATASETS, Dataset, Identity, Pixels, examples, measure
-from engine import checkpoint, posthoc, ranks
+from data import CODECS, DATASETS, Codec, Dataset, examples, measure
+from engine import checkpoint, posthoc, prior, ranks
 from engine.config import Options, stored
+from engine.datasets import check_read
 from engine.errors import unknown
 from engine.inference import frozen
 from engine.precision import PRECISIONS, check_precision
@@ -73,6 +74,7 @@ class DataFacts:
         diameter: largest distance between two encoded training examples.
         classes: the name of each class, in the order of their numbers; empty if they have none. Runs trained before
             there was such a key have none either.
+        codec: arguments of the codec that were measured on the training data.
     """
 
     shape: tuple[int, ...]
@@ -80,18 +82,21 @@ class DataFacts:
     std: float
     diameter: float
     classes: tuple[str, ...] = ()
+    codec: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, dataset: Dataset, codec: Pixels | Identity) -> "DataFacts":
+    def of(cls, dataset: Dataset, codec: Codec) -> "DataFacts":
         """Measured on a dataset."""
         measured = measure(dataset, codec)
-        return cls(dataset.shape, dataset.levels, measured.std, measured.diameter, dataset.classes)
+        about = dataset.classes, codec.measured
+        return cls(dataset.shape, dataset.levels, measured.std, measured.diameter, *about)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DataFacts":
         """Inverse of ``dataclasses.asdict``, through JSON."""
         classes = tuple(map(str, values.get("classes", ())))
-        return cls(**{**values, "shape": tuple(values["shape"]), "classes": classes})
+        codec = {key: tuple(numbers) for key, numbers in values.get("codec", {}).items()}
+        return cls(**{**values, "shape": tuple(values["shape"]), "classes": classes, "codec": codec})
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Experiment:
     """
 
     facts: DataFacts
-    codec: Pixels | Identity
+    codec: Codec
     sde: SDE
     network: nn.Module
     device: torch.device
@@ -133,23 +138,40 @@ class Experiment:
 
 
 def read_dataset(config: ConfigDict, split: str) -> Dataset:
-    """The examples of a split."""
+    """The examples of a split.
+
+    Raises: ValueError for a key of the section ``data`` that the dataset would ignore.
+    """
     read = pick(DATASETS, "dataset", config.data.name)
+    check_read(config.data, read)
     return read(split=split, **options(read, config.data))
 
 
-def make_codec(config: ConfigDict, levels: int) -> Pixels | Identity:
-    """The codec for data with this number of levels."""
+def make_codec(config: ConfigDict, facts: DataFacts) -> Codec:
+    """The codec of a run.
+
+    Raises: ValueError if it does not fit the data, or lacks what it measured on them.
+    """
     kind = pick(CODECS, "codec", config.codec.name)
-    return kind(levels=levels, **options(kind, config.codec))
+    if any(len(numbers) != facts.shape[0] for numbers in facts.codec.values()):
+        raise ValueError(f"codec {config.codec.name} was measured on other data than those of shape {facts.shape}")
+    return kind(**options(kind, {**config.codec, **facts.codec, "levels": facts.levels}))
 
 
-def bin_width(codec: Pixels | Identity) -> float:
+def fit_codec(config: ConfigDict, split: str, dataset: Dataset) -> Codec:
+    """The codec of a config for a split, measured on the training data if it measures any."""
+    kind = pick(CODECS, "codec", config.codec.name)
+    if kind.measures and split != "train":
+        dataset = read_dataset(config, "train")
+    return kind(levels=dataset.levels, **options(kind, config.codec), **kind.measure(dataset))
+
+
+def bin_width(codec: Codec) -> float:
     """Width of a level in units of the encoded data; 0 for real-valued data."""
     return math.exp(codec.log_det((1,))) if codec.levels else 0.0
 
 
-def first_guess(dataset: Dataset, codec: Pixels | Identity) -> Gaussian:
+def first_guess(dataset: Dataset, codec: Codec) -> Gaussian:
     """The Gaussian of encoded data, measured on a dataset; levels fill their bins."""
     return Gaussian.of(examples(dataset, codec), bin_width(codec) ** 2 / 12)
 
@@ -196,7 +218,7 @@ def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None
         )
     return Experiment(
         facts=facts,
-        codec=make_codec(config, facts.levels),
+        codec=make_codec(config, facts),
         sde=make(SDES, "sde", sde_spec),
         network=network,
         device=device,
@@ -207,6 +229,8 @@ def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None
 def load(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experiment, Denoiser, Path]:
     """The experiment of a trained run, its denoiser with the weights that the options ask for, and their checkpoint.
 
+    It warns of a process whose last level is not noise.
+
     Raises: CheckpointError if there is none, or it is damaged or of another network; ValueError for a classifier.
     """
     if not pick(OBJECTIVES, "objective", config.loss.name).generates:
@@ -214,7 +238,9 @@ def load(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experimen
             f"{workdir} is a classifier, which draws nothing and has no density; another run is measured by it, with "
             f"--mode evaluate --config.evaluate.features={workdir}"
         )
-    return load_model(config, workdir, options)
+    experiment, denoiser, found = load_model(config, workdir, options)
+    prior.warn(config.sde.name, experiment.sde, experiment.gaussian)
+    return experiment, denoiser, found
 
 
 def load_model(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experiment, nn.Module, Path]:

@@ -347,17 +347,19 @@ def _sound(meta: Mapping[str, Any]) -> bool:
     data, averages = meta.get("data", {}), meta.get("ema", [RAW])
     shape, numbers = data.get("shape", [1]), [data.get(key, 0) for key in ("levels", "std", "diameter")]
     classes = data.get("classes", [])  # runs that were trained before there was such a key have none
+    codec = [number for values in data.get("codec", {}).values() for number in values]
     return (
         isinstance(averages, list)
         and isinstance(shape, list)
         and all(Path(name).name == name for name in (*meta["sha256"], *averages))
         and len(averages) > 0
-        and ("shape" not in data or data.keys() - {"classes"} == {"shape", "levels", "std", "diameter"})
+        and ("shape" not in data or data.keys() - {"classes", "codec"} == {"shape", "levels", "std", "diameter"})
         and isinstance(classes, list)
         and all(isinstance(name, str) for name in classes)
         and all(type(side) is int and side > 0 for side in shape)
         and 0 < math.prod(shape) <= MOST_NUMBERS
         and all(type(number) in (int, float) and 0 <= number < math.inf for number in numbers)
+        and all(type(number) in (int, float) and math.isfinite(number) for number in codec)
         and type(numbers[0]) is type(meta.get("step", 0)) is int
     )
 

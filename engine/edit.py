@@ -22,15 +22,15 @@ from engine.examples import read_examples, spaced
 from engine.files import read_npz, write_json, write_npz
 from engine.guide import Guide
 from engine.log import Progress, versions
+from engine.pictures import compared, is_image, num_shown, picture, save
 from engine.remake import REMAKES
 from engine.restore import RESTORATIONS
-from engine.sample import Counted, is_image, make_step, numbered, picture, write_samples
+from engine.sample import Counted, make_step, numbered, write_samples
 from samplers import DDIM, Ancestral, Noise, Step, sample
 from samplers.editing import depth_time, flow_path, slerp, stochastic_path
 from samplers.grids import karras
 from samplers.guidance import Guided
 from sde_lib import NonFiniteError
-from storage.writing import replace
 
 PRIOR = "prior draws"
 """Label of the one path that has no examples at its ends."""
@@ -89,12 +89,11 @@ def remake(
 ) -> dict[str, Any]:
     """Make examples anew; samples.npz with what they became, grid.png with that beside what was given."""
     result, rows, told = task(experiment, guided, config, split)
-    write_samples(folder, experiment.codec.decode(result).cpu(), experiment.facts)
-    if is_image(experiment.facts):
-        which = spaced(len(result), SHOWN)
-        seen = {name: list(experiment.codec.decode(x[which]).cpu()) for name, x in rows.items()}
-        shown = table(seen, [list(map(str, which))], experiment.facts.levels)
-        replace(folder / "grid.png", lambda file: shown.save(file, format="PNG"))
+    facts = experiment.facts
+    write_samples(folder, experiment.codec.decode(result).cpu(), facts)
+    which = spaced(len(result), SHOWN if len(facts.shape) > 1 else num_shown(facts))
+    seen = {name: list(experiment.codec.decode(x[which]).cpu()) for name, x in rows.items()}
+    save(folder / "grid.png", compared(seen, [list(map(str, which))], facts))
     about = {key: config.sample[key] for key in ("sampler", "steps", "grid", "t_min")}
     return {"options": {**dict(config.edit), **about}, "split": split, "num_examples": len(result), **told}
 
@@ -104,8 +103,10 @@ def interpolate(
 ) -> dict[str, Any]:
     """Paths from ``edit.first`` to ``edit.second``, a row each: grid.png, and animation.gif running along them."""
     settings, facts = config.edit, experiment.facts
-    if not is_image(facts):
-        raise ValueError(f"--task interpolate shows images, and the run has examples of shape {facts.shape}")
+    if len(facts.shape) == 1:
+        raise ValueError(
+            f"--task interpolate shows images and signals, and the run has examples of shape {facts.shape}"
+        )
     dataset = read_examples(config, experiment, split)
     num = len(dataset)
     check_at_least(2, config, "edit.frames")
@@ -130,9 +131,9 @@ def interpolate(
 
     def show(which: slice) -> Picture:
         strips = {label: [sides[label][0], *row[which], sides[label][1]] for label, row in rows.items()}
-        return table(strips, [["first"], names[which], ["second"]], facts.levels)
+        return compared(strips, [["first"], names[which], ["second"]], facts)
 
-    replace(folder / "grid.png", lambda file: show(slice(None)).save(file, format="PNG"))
+    save(folder / "grid.png", show(slice(None)))
     write_gif(folder / "animation.gif", [show(slice(k, k + 1)) for k in range(len(names))])
     taken = {key: config.sample[key] for key in ("steps", "t_min", "variance", "solver", "rtol", "atol")}
     given = {key: settings[key] for key in ("first", "second", "frames", "depths")}
@@ -153,7 +154,7 @@ def paths(
     alike, end = torch.full((len(weights),), config.seed), settings.t_min or None
     steps = settings.steps or Step.num_steps
     depths = {share: depth_time(sde, share, experiment.sigma_data(config)) for share in config.edit.depths}
-    yield "pixels", torch.lerp(first, second, weights)
+    yield "pixels" if x.ndim == 4 else "values", torch.lerp(first, second, weights)
     for share, t in depths.items():
         step, times = Ancestral(sde, settings.variance), karras(sde, steps, t, end)
         yield f"noise {share:g}", stochastic_path(step, denoise, first, second, weights, times, Noise(alike))
@@ -185,8 +186,12 @@ def encode(folder: Path, experiment: Experiment, denoise: Counted, config: Confi
     beside = {"label": labels.numpy()} if dataset.num_classes else {}
     write_npz(folder / "latents.npz", latents=latents.numpy(), **beside)
     if is_image(experiment.facts):
-        shown = compared(codec.decode(x), latents, codec.decode(back), experiment.facts.levels)
-        replace(folder / "grid.png", lambda file: shown.save(file, format="PNG"))
+        shown = there_and_back(codec.decode(x), latents, codec.decode(back), experiment.facts.levels)
+        save(folder / "grid.png", shown)
+    elif len(experiment.facts.shape) > 1:
+        which = spaced(num, SHOWN)
+        rows = {"examples": list(codec.decode(x)[which]), "and back": list(codec.decode(back)[which])}
+        save(folder / "grid.png", compared(rows, [list(map(str, which))], experiment.facts))
     else:
         picture(folder / "grid.png", latents, experiment.facts)
 
@@ -196,7 +201,7 @@ def encode(folder: Path, experiment: Experiment, denoise: Counted, config: Confi
     return {"options": flow_options(config), "split": split, "num_examples": num, "round_trip": found}
 
 
-def compared(examples: Tensor, latents: Tensor, back: Tensor, levels: int) -> Picture:
+def there_and_back(examples: Tensor, latents: Tensor, back: Tensor, levels: int) -> Picture:
     """Some of the examples, evenly spaced, under their numbers; below them their latents, and what these decode to."""
     which = torch.from_numpy(spaced(len(examples), SHOWN))
     shades = ((levels - 1) * (0.5 + latents / (2 * REACH)).clamp(0, 1)).round().to(torch.uint8)

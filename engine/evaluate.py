@@ -24,7 +24,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from data import DataError, Dataset, order
 from data.dataset import SPLITS
 from engine import checkpoint, ranks
-from engine.build import check_at_least, check_form, load_model, make_codec, make_device, read_dataset
+from engine.build import check_at_least, check_form, fit_codec, load_model, make_device, read_dataset
 from engine.config import Options, stored
 from engine.errors import CheckpointError, unknown
 from engine.files import read_npz, write_json, write_npz
@@ -50,7 +50,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         ranks.leave_to_first()
         return
     datasets = {name: read_dataset(config, name) for name in SPLITS}
-    features = make_features(config, datasets[split])
+    features = make_features(config, datasets["train"])
     given = read_samples(Path(settings.samples), datasets[split]) if settings.samples else None
     num = len(given[0]) if given else settings.num_samples
     sizes = {name: min(settings.num_examples or len(dataset), len(dataset)) for name, dataset in datasets.items()}
@@ -71,7 +71,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     size = settings.batch_size or usual(samples.shape[1:])
     vectors = features.of(samples.split(size))
     found = distances(vectors, real, split, settings.subsets, settings.subset_size, config.seed)
-    found |= novelty(identity(config, datasets["test"]), samples, datasets, sizes, size)
+    found |= novelty(identity(config, datasets["train"]), samples, datasets, sizes, size)
     if features.classify:
         found |= classes(features.classify, vectors, real["test"], labels(datasets["test"], sizes["test"]))
     result = {
@@ -115,6 +115,8 @@ class Features(NamedTuple):
 def make_features(config: ConfigDict, dataset: Dataset) -> Features:
     """What ``evaluate.features`` names: a key of ``FEATURES``, or the folder of a classifier's run.
 
+    Args:
+        dataset: the training data.
     Raises: ValueError for an unknown name, or a network that does not fit the data; CheckpointError or DataError for
     weights that are missing or damaged.
     """
@@ -126,7 +128,7 @@ def make_features(config: ConfigDict, dataset: Dataset) -> Features:
 
 def identity(config: ConfigDict, dataset: Dataset) -> Features:
     """The encoded data themselves, as vectors."""
-    codec = make_codec(config, dataset.levels)
+    codec = fit_codec(config, "train", dataset)
     return Features("identity", "", lambda x: codec.encode(x).flatten(1))
 
 

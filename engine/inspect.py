@@ -7,11 +7,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from data import Dataset, ImageFiles, measure, order
-from engine.build import DataFacts, make_codec, read_dataset
+from engine.build import DataFacts, fit_codec, read_dataset
 from engine.config import Options
 from engine.files import write_json
 from engine.log import say
-from engine.sample import GRID_SAMPLES, picture
+from engine.pictures import num_shown, picture
 
 SHOWN_ENTRIES = 2**26
 """Most numbers in the examples of a contact sheet: 64 images of 3 x 512 x 512, and fewer larger ones."""
@@ -23,7 +23,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """Print what the data look like, and write data/<split>.json and data/<split>.png below ``workdir``."""
     split = options.split or "train"
     dataset = read_dataset(config, split)
-    codec = make_codec(config, dataset.levels)
+    codec = fit_codec(config, split, dataset)
     found = measure(dataset, codec)
     facts = DataFacts(dataset.shape, dataset.levels, found.std, found.diameter, dataset.classes)
     kind = f"whole numbers 0 to {dataset.levels - 1}" if dataset.levels else "real numbers"
@@ -39,17 +39,17 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     say(f"  suggested sigma_max {found.diameter:.3g}, the largest distance found (taken where sde.sigma_max is 0)")
     folder = workdir / "data"
     about = {"levels": dataset.levels, "classes": dataset.num_classes, "class_names": dataset.classes}
-    write_json(folder / f"{split}.json", {**asdict(found), **about, "notes": dataset.notes})
-    most = max(1, min(GRID_SAMPLES, SHOWN_ENTRIES // math.prod(dataset.shape)))
-    shown = most if len(dataset.shape) == 3 else 2_000
+    about |= {"test_split": dataset.held_out, "notes": dataset.notes}
+    write_json(folder / f"{split}.json", {**asdict(found), **about})
+    shown = max(1, min(num_shown(facts), SHOWN_ENTRIES // math.prod(dataset.shape)))
     examples = dataset.batch(order(config.seed, 0, len(dataset))[:shown])["x"]
     picture(folder / f"{split}.png", codec.decode(codec.encode(examples)), facts)
     say(f"a contact sheet is in {folder}")
 
 
 def remarks(dataset: Dataset) -> list[str]:
-    """Lines on a dataset: the names of its classes by their number, and how its examples were read."""
+    """Lines on a dataset: names of its classes by number, its test split, and how its examples were read."""
     names = [f"{number} {name}" for number, name in enumerate(dataset.classes)]
     more = f", ... {names[-1]}" if len(names) > NAMED_CLASSES else ""
     classes = [f"classes: {', '.join(names[: NAMED_CLASSES - 1 if more else NAMED_CLASSES])}{more}"] if names else []
-    return [*classes, *dataset.notes]
+    return [*classes, f"test split: {dataset.held_out}", *dataset.notes]

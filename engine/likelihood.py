@@ -175,7 +175,8 @@ class Measurement(NamedTuple):
         solver = f"{self.settings.solver}, {self.solver}"
         width = self.experiment.bin_width
         levels = sigma / alpha / width if width else None
-        return {"t": self.t, "noise": sigma / alpha, "noise_levels": levels, "trace": trace, "solver": solver}
+        noise = {"noise": sigma / alpha, "noise_unit": self.experiment.codec.unit, "noise_levels": levels}
+        return {"t": self.t, **noise, "trace": trace, "solver": solver}
 
     def sample(self, latents: Tensor, seeds: Tensor) -> LogProb:
         """What the flow makes of latents x_T (B, *), and its density; a sample's own seed (B,) keys its probes."""
@@ -294,7 +295,10 @@ class Measurement(NamedTuple):
     def _dequantize(self, x: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         u = uniform(self.seed, DEQUANTIZATION, where, x)
         add_noise = DEQUANTIZATIONS[self.settings.dequantization]
-        return add_noise(self.experiment.sde, self.t, x, u, self.experiment.bin_width)
+        x, log_q = add_noise(self.experiment.sde, self.t, x, u, self.experiment.bin_width)
+        if not self.experiment.facts.levels:  # no noise: log q is 0 in units of the data
+            log_q = log_q - self.experiment.codec.log_det(self.experiment.facts.shape)
+        return x, log_q
 
     def _trace(self, where: Tensor, probes: int, fresh: bool) -> Exact | Hutchinson:
         """Probes for the examples at these positions."""
@@ -405,7 +409,7 @@ def report(result: dict) -> str:
         lines = [f"{result['split']}: {bits}", f"{nats}{_within(result['nats_interval'], 3)}"]
     else:
         lines = [f"{result['split']}: {nats} {how}{_within(result['nats_interval'], 3)}"]
-        lines.append("bits/dim are for data of whole numbers, and these never were")
+        lines.append("bits/dim are for data of whole numbers; these are real-valued")
     lines.append("densities may exceed 1, so nats may be positive; they are the sum of")
     for key, meaning in MEANINGS.items():
         if (value := result["terms"][key]) or key != "importance":
@@ -418,7 +422,7 @@ def report(result: dict) -> str:
             f"about {result['importance_inflation_nats']:.2g} nats are noise of the probes, which importance counts as "
             "likelihood: use more probes, or the exact trace"
         )
-    unit = f"{result['noise_levels']:.2g} levels" if levels else f"{result['noise']:.2g} in units of the data"
+    unit = f"{result['noise_levels']:.2g} levels" if levels else f"{result['noise']:.2g} {result['noise_unit']}"
     lines.append(f"the density is that of data with noise of standard deviation {unit} (time {result['t']:g})")
     lines.append(f"the prior misses the law that the flow ends at by at most {result['prior_mismatch_nats']:.2g} nats")
     lines += accuracy(result)

@@ -1,48 +1,154 @@
-"""Pictures for data in the plane: the model's density, and how points travel from the prior to the data."""
+"""Pictures for data in the plane: the model's density, and paths of the probability flow from the prior to the data.
 
+Both depend on the run and its weights alone, so they are drawn once, whatever samplers are tried.
+"""
+
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
-from engine.build import Experiment
+from data import DataError
+from data.plots import MOST_UNEQUAL
+from engine import checkpoint
+from engine.build import Experiment, read_dataset
+from engine.files import write_json
+from engine.log import Progress, say
 from samplers import Heun, Noise, trajectory
 from samplers.grids import log_snr
 from sde_lib import Denoiser, log_prob
 from sde_lib.adams import Adams
+from storage.reading import read_text
 from storage.writing import replace
 
-NUM_PATHS, NUM_TIMES, NUM_CELLS = 80, 60, 80
-
-
-def draw(folder: Path, experiment: Experiment, denoise: Denoiser, config: ConfigDict) -> None:
-    """Write density.png and trajectories.png for points in the plane; nothing for data of other shapes."""
-    if experiment.facts.shape != (2,):
-        return
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    reach = 0.6 * experiment.facts.diameter
-    cells = torch.linspace(-reach, reach, NUM_CELLS)
-    points = torch.cartesian_prod(cells, cells).to(experiment.device)
-    nats = log_prob(experiment.sde, denoise, points, experiment.gaussian.isotropic(), solver=Adams(64)).nats.cpu()
-    density = nats.exp().reshape(NUM_CELLS, NUM_CELLS).T.numpy()
-    highest = np.quantile(density, 0.998)  # a single cell does not dim the others
-    figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
-    axes = figure.add_subplot(title="density of the model, by the probability flow", aspect="equal")
-    axes.pcolormesh(cells.numpy(), cells.numpy(), density, cmap="magma", shading="nearest", vmin=0, vmax=highest)
-    replace(folder / "density.png", lambda file: figure.savefig(file, format="png"))
+NUM_PATHS, NUM_TIMES, NUM_CELLS, NUM_POINTS = 80, 60, 80, 2_000
 
-    noise, times = Noise(torch.arange(NUM_PATHS) + config.seed), log_snr(experiment.sde, NUM_TIMES)
+CELLS_AT_A_TIME = 400
+
+RECORD = "drawn.json"
+"""What the pictures in its folder were drawn from."""
+
+
+def draw(
+    workdir: Path, experiment: Experiment, denoise: Denoiser, config: ConfigDict, found: Path, weights: str
+) -> Path | None:
+    """Write density.png and trajectories.png below ``workdir``/plane, unless these weights were drawn before.
+
+    Args:
+        found: the checkpoint of the denoiser.
+        weights: which of its weights.
+    Returns: their folder; None for data of other shapes, for which nothing is drawn.
+    """
+    if experiment.facts.shape != (2,):
+        return None
+    folder = workdir / "plane" / f"{found.name}-{weights.replace(':', '-')}"
+    record = {
+        "checkpoint": checkpoint.read_meta(found)["sha256"],
+        "weights": weights,
+        "seed": config.seed,
+        "sizes": [NUM_PATHS, NUM_TIMES, NUM_CELLS, NUM_POINTS],
+    }
+    if drawn_from(folder) != record:
+        points = training_points(config)
+        draw_density(folder / "density.png", experiment, denoise)
+        draw_trajectories(folder / "trajectories.png", experiment, denoise, config.seed, points)
+        write_json(folder / RECORD, record)
+    return folder
+
+
+def drawn_from(folder: Path) -> Any:
+    """The record of the pictures in a folder; None if they are not all there."""
+    try:
+        return json.loads(read_text(folder / RECORD))
+    except (OSError, ValueError):
+        return None
+
+
+def training_points(config: ConfigDict) -> Tensor | None:
+    """Some of the training data; None where they are gone, which is said."""
+    try:
+        dataset = read_dataset(config, "train")
+    except (DataError, OSError) as error:
+        say(f"the pictures in the plane are drawn without the data: {error}")
+        return None
+    return dataset.batch(range(min(NUM_POINTS, len(dataset))))["x"]
+
+
+def draw_density(path: Path, experiment: Experiment, denoise: Denoiser) -> None:
+    """The density of the model by the probability flow, in units of the data."""
+    try:
+        scaling = experiment.codec.log_det((2,))
+    except ValueError as error:
+        say(f"the density is not drawn: {error}")
+        return
+    reach = 0.6 * experiment.facts.diameter
+    mean = experiment.gaussian.mean.float()
+    cells = torch.linspace(-reach, reach, NUM_CELLS)
+    corners = torch.stack([cells, cells], 1) + mean
+    points = torch.cartesian_prod(*corners.T).to(experiment.device)
+    progress, nats = Progress(len(points), "cells of the density"), []
+    for part in points.split(CELLS_AT_A_TIME):
+        found = log_prob(experiment.sde, denoise, part, experiment.gaussian.isotropic(), solver=Adams(64))
+        nats.append(found.nats.cpu().double() + scaling)
+        progress.advance(len(part))
+    progress.close()
+    density = torch.cat(nats).exp().reshape(NUM_CELLS, NUM_CELLS).T.numpy()
+    highest = np.quantile(density, 0.998)  # a single cell does not dim the others
+    figure, axes = plot("density of the model, by the probability flow")
+    x, y = experiment.codec.values(corners).T.numpy()
+    mesh = axes.pcolormesh(x, y, density, cmap="magma", shading="nearest", vmin=0, vmax=highest)
+    figure.colorbar(mesh, ax=axes, shrink=0.8, label="density")
+    _equal(axes)
+    replace(path, lambda file: figure.savefig(file, format="png"))
+
+
+def draw_trajectories(path: Path, experiment: Experiment, denoise: Denoiser, seed: int, points: Tensor | None) -> None:
+    """Paths x_t of the probability flow in the coordinates of the data, over training data, where there are some.
+
+    The frame holds the data and 3 standard deviations of the prior, or of a wider prior twice the data.
+    """
+    sde, codec = experiment.sde, experiment.codec
+    noise, times = Noise(torch.arange(NUM_PATHS) + seed), log_snr(sde, NUM_TIMES)
     with torch.no_grad():
-        x = experiment.sde.prior_std * noise(torch.empty(NUM_PATHS, 2, device=experiment.device))
-        states = [x, *trajectory(Heun(experiment.sde), denoise, x, times, noise)]
-    moments = [experiment.sde.at(t) for t in times.tolist()]
-    scales = [((m.alpha * experiment.facts.std) ** 2 + m.sigma**2) ** 0.5 / experiment.facts.std for m in moments]
-    paths = torch.stack([state / scale for state, scale in zip(states, [*scales, 1.0], strict=True)]).cpu().numpy()
-    figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
-    axes = figure.add_subplot(title="the probability flow, from the prior (gray) to the data", aspect="equal")
+        x = sde.prior_std * noise(torch.empty(NUM_PATHS, 2, device=experiment.device))
+        states = torch.stack([x, *trajectory(Heun(sde), denoise, x, times, noise)])
+    paths = codec.values(states.flatten(0, 1)).reshape(states.shape).cpu().numpy()
+    figure, axes = plot("paths of the probability flow, from the prior (gray) to the data (black)")
+    if points is not None:
+        axes.scatter(*points.T.numpy(), s=2, color="tab:blue", alpha=0.3, linewidths=0, label="training data")
+        axes.legend(loc="upper right", fontsize="small")
     axes.plot(paths[..., 0], paths[..., 1], linewidth=0.6, alpha=0.7)
     axes.scatter(*paths[0].T, s=8, color="gray")
     axes.scatter(*paths[-1].T, s=10, color="black", zorder=3)
-    replace(folder / "trajectories.png", lambda file: figure.savefig(file, format="png"))
+    reach = min(3.2 * sde.prior_std, 1.2 * experiment.facts.diameter)
+    ends = codec.values(experiment.gaussian.mean.float() + torch.tensor([[-reach], [reach]]))
+    (left, bottom), (right, top) = ends.tolist()
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+    _equal(axes)
+    replace(path, lambda file: figure.savefig(file, format="png"))
+
+
+def plot(title: str) -> "tuple[Figure, Axes]":
+    """An empty plot of the plane, in units of the data."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 6), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=10)
+    axes.set(xlabel="column 0, units of the data", ylabel="column 1, units of the data")
+    return figure, axes
+
+
+def _equal(axes: "Axes") -> None:
+    """Make a unit equally long on both axes, where their ranges are alike."""
+    width, height = (np.ptp(limits) for limits in (axes.get_xlim(), axes.get_ylim()))
+    if max(width, height) <= MOST_UNEQUAL * min(width, height):
+        axes.set_aspect("equal")

@@ -14,7 +14,6 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from data import scatter_png, write_png
 from engine import checkpoint, plane, ranks, tuned
 from engine.build import DataFacts, Experiment, check_at_least, check_flow, load, options, pick
 from engine.config import Options
@@ -24,6 +23,7 @@ from engine.guide import ALL, Guide
 from engine.inference import Parts, filling
 from engine.likelihood import Measurement, stderr
 from engine.log import Progress, say, versions
+from engine.pictures import is_image, num_shown, picture
 from samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample
 from samplers.calibration import Tuned
 from samplers.grids import of_ratios
@@ -33,9 +33,6 @@ from sde_lib.process import Time
 
 GRID_FILE = ".txt"
 """How the name of a grid ends that is a file: of noise levels sigma / alpha, one a line, from the noise to the data."""
-
-GRID_SAMPLES = 64
-"""Samples in a grid.png and in the previews of training."""
 
 
 def run(config: ConfigDict, workdir: Path, given: Options) -> None:
@@ -54,7 +51,6 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     beside = {"log_prob": drawn.log_prob, "label": drawn.label}
     beside = {name: values for name, values in beside.items() if values is not None}
     write_samples(folder, experiment.codec.decode(drawn.x0).cpu(), experiment.facts, **kept, **beside)
-    plane.draw(folder, experiment, drawn.denoiser, config)
     write_json(folder / "manifest.json", manifest)
     done = f"{num} samples in {manifest['seconds']:.1f} s, {manifest['nfe']:g} evaluations each"
     print(f"{done}, from step {manifest['checkpoint_step']} ({given.weights})")
@@ -66,6 +62,8 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         print(f"log-density {nats} ({density['solver']}; trace {density['trace']})")
         print(f"of samples with noise of {density['noise']:.2g} in units of what the network sees: none is denoised")
     print(f"files are in {folder}")
+    if pictures := plane.draw(workdir, experiment, drawn.denoiser, config, drawn.checkpoint, given.weights):
+        print(f"density.png and trajectories.png of these weights are in {pictures}")
 
 
 class Drawn(NamedTuple):
@@ -79,6 +77,7 @@ class Drawn(NamedTuple):
 
     experiment: Experiment
     denoiser: Denoiser
+    checkpoint: Path
     latents: Tensor
     x0: Tensor
     manifest: dict[str, Any]
@@ -168,9 +167,9 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         "versions": versions(),
     }
     if given.log_prob:
-        found = {"nats": scores[0].mean().item(), "nats_stderr": stderr(scores[0].numpy())}
-        manifest["log_prob"] = found | {"prior": config.likelihood.prior, **measurement.told()}
-    return Drawn(experiment, denoiser, latents, x0, manifest, guide.labels(torch.arange(num)), *scores)
+        nats = {"nats": scores[0].mean().item(), "nats_stderr": stderr(scores[0].numpy())}
+        manifest["log_prob"] = nats | {"prior": config.likelihood.prior, **measurement.told()}
+    return Drawn(experiment, denoiser, found, latents, x0, manifest, guide.labels(torch.arange(num)), *scores)
 
 
 def draw(experiment: Experiment, denoise: Denoiser, step: Step, times: Tensor, seeds: Tensor) -> Tensor:
@@ -298,7 +297,7 @@ def chosen(config: ConfigDict, sde: SDE) -> tuple[str, int]:
 
 
 def preview(experiment: Experiment, denoiser: Denoiser, config: ConfigDict, path: Path) -> None:
-    """A quick look during training: 64 samples, always of the same seeds.
+    """A quick look during training: as many samples as a picture shows, always of the same seeds.
 
     By the run's own sampler if that takes at most 18 steps, else by Heun's method in as many.
     """
@@ -306,31 +305,20 @@ def preview(experiment: Experiment, denoiser: Denoiser, config: ConfigDict, path
     step, times = Heun(sde), GRIDS["karras"](sde, 18)
     if chosen(config, sde)[1] <= 18:
         step, times = make_step(config, experiment), make_times(config, experiment)
-    num = GRID_SAMPLES if is_image(experiment.facts) else 2_000
-    samples = draw(experiment, denoiser, step, times, torch.arange(num))
+    samples = draw(experiment, denoiser, step, times, torch.arange(num_shown(experiment.facts)))
     picture(path, samples, experiment.facts)
 
 
 def write_samples(folder: Path, samples: Tensor, facts: DataFacts, **beside: Tensor) -> None:
-    """Write decoded samples and what belongs to them as samples.npz, images (N, H, W, C), and grid.png."""
+    """Write decoded samples and what belongs to them as samples.npz, and grid.png.
+
+    Images of levels are stored as (N, H, W, C), real-valued data as (N, *) with channels first.
+    """
     arrays = {"samples": samples.movedim(1, -1) if is_image(facts) else samples, **beside}
     write_npz(folder / "samples.npz", **{key: value.cpu().numpy() for key, value in arrays.items()})
     label = beside.get("label")
     classes = len(label.unique()) if label is not None else 0  # that are drawn in turn, a column each
-    picture(folder / "grid.png", samples[:GRID_SAMPLES] if is_image(facts) else samples, facts, classes)
-
-
-def picture(path: Path, samples: Tensor, facts: DataFacts, columns: int = 0) -> None:
-    """A grid of images or a scatter plot of points; nothing for data of other kinds."""
-    if is_image(facts):
-        write_png(path, samples, levels=facts.levels, columns=columns if columns > 1 else None)
-    elif facts.shape == (2,):
-        scatter_png(path, samples)
-
-
-def is_image(facts: DataFacts) -> bool:
-    """Whether an example is a picture, (C, H, W) with levels and one or three channels."""
-    return facts.levels > 0 and len(facts.shape) == 3 and facts.shape[0] in (1, 3)
+    picture(folder / "grid.png", samples, facts, classes)
 
 
 class Counted(Each):

@@ -12,7 +12,6 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from data import table
 from engine.build import check_at_least, read_dataset
 from engine.config import Options
 from engine.evaluate import batches, frechet_distance, labels, make_features
@@ -20,7 +19,8 @@ from engine.files import write_json
 from engine.guide import ALL
 from engine.inference import usual
 from engine.log import versions
-from engine.sample import draw_run, is_image
+from engine.pictures import compared, num_shown, save
+from engine.sample import draw_run
 from storage.writing import replace
 
 SHOWN = 10
@@ -39,7 +39,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         raise ValueError("guidance.scales is empty: give some, such as (0.0,1.0,2.0,4.0)")
     key = "classifier_scale" if config.guidance.classifier else "weaker_scale" if config.guidance.weaker else "scale"
     dataset = read_dataset(config, options.split or "test")
-    features, size = make_features(config, dataset), settings.batch_size or usual(dataset.shape)
+    features = make_features(config, read_dataset(config, "train"))
+    size = settings.batch_size or usual(dataset.shape)
     real = features.of(batch["x"] for batch in batches(dataset, len(dataset), size))
     spread = spreads(real, labels(dataset, len(dataset))) if dataset.num_classes else {}
 
@@ -55,13 +56,12 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         if features.classify:
             rows[-1]["accuracy"] = (features.classify(vectors).argmax(1) == label).double().mean().item()
         print("  ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
-        pictures[f"{key} {scale:g}"] = list(samples[:SHOWN])
+        shown = SHOWN if len(dataset.shape) > 1 else num_shown(drawn.experiment.facts)
+        pictures[f"{key} {scale:g}"] = list(samples[:shown])
     folder, facts = workdir / "sweep", drawn.experiment.facts
     found = {"sweep": rows, "num_samples": settings.num_samples, "samples": drawn.manifest, "features": features.name}
     write_json(folder / "sweep.json", {**found, "seconds": time.perf_counter() - start, "versions": versions()})
-    if is_image(facts):
-        shown = table(pictures, [[str(label) for label in drawn.label[:SHOWN].tolist()]], facts.levels)
-        replace(folder / "grid.png", lambda file: shown.save(file, format="PNG"))
+    save(folder / "grid.png", compared(pictures, [[str(label) for label in drawn.label[:shown].tolist()]], facts))
     curve(folder / "curve.png", rows, key)
     print(f"files are in {folder}")
 

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from engine import ranks
+from engine import prior, ranks
 from engine.build import read_dataset
 from engine.config import Options, to_json
 from engine.held_out import HeldOut
 from engine.inspect import remarks
 from engine.lock import Writer, only_writer
 from engine.log import Metrics, Progress, check_name, say, versions
+from engine.pictures import unit
 from engine.sample import preview
 from engine.signals import Asked, Stopped
 from engine.trainer import StepResult, Trainer
@@ -43,12 +44,15 @@ def train(config: ConfigDict, workdir: Path, asked: Asked, writer: Writer) -> No
     for line in remarks(dataset):
         say(line)
     trainer = Trainer(config, workdir, dataset)
+    units = unit(trainer.experiment.facts)
     last_step, seen = trainer.last_step(), trainer.images_seen
     if trainer.step >= last_step:
-        done = f"{workdir} is trained already, on {trainer.images_seen} images"
+        done = f"{workdir} is trained already, on {trainer.images_seen} {units}"
         say(f"{done}; raise --config.train.total_images to go on")
         return
     say(trainer.describe())
+    if trainer.objective.generates:
+        prior.warn(config.sde.name, trainer.experiment.sde, trainer.experiment.gaussian)
     held_out = HeldOut(config, trainer.experiment, read_dataset(config, "test")) if ranks.rank() == 0 else None
     window, results, start = Window(trainer), trainer.steps(last_step), trainer.step
     first = next(results)  # a config whose first step fails leaves nothing behind
@@ -56,7 +60,7 @@ def train(config: ConfigDict, workdir: Path, asked: Asked, writer: Writer) -> No
     if ranks.rank() == 0:
         write_text(workdir / "config.json", to_json(config, versions()))
     metrics = Metrics(workdir, start, trainer.metric_lines)
-    progress = Progress(seen + (last_step - start) * config.train.batch_size, "images", done=seen)
+    progress = Progress(seen + (last_step - start) * config.train.batch_size, units, done=seen)
 
     for result in itertools.chain([first], results):
         step, last, stop = trainer.step, trainer.step == last_step, asked.to_stop()
@@ -98,7 +102,7 @@ def train(config: ConfigDict, workdir: Path, asked: Asked, writer: Writer) -> No
 def conclude(trainer: Trainer, progress: Progress, line: Mapping[str, Any]) -> None:
     """Say how it went, by the last line of the metrics, and what to do next."""
     skipped = f", {trainer.skipped.count} steps skipped" if trainer.skipped.count else ""
-    say(f"trained on {trainer.images_seen} images, {progress.rate:.0f} a second, pauses included{skipped}")
+    say(f"trained on {trainer.images_seen} {progress.unit}, {progress.rate:.0f} a second, pauses included{skipped}")
     for key in ("loss", "held_out_loss", "held_out_loss_of_zero", "held_out_accuracy"):
         if key in line:
             say(f"  {key:<22} {line[key]:.4f}")

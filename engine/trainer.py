@@ -32,6 +32,7 @@ from engine.build import (
     check_classes,
     conditions,
     first_guess,
+    fit_codec,
     load_average,
     make_codec,
     make_objective,
@@ -43,6 +44,7 @@ from engine.build import (
 from engine.ema import EMA
 from engine.errors import CheckpointError, OutOfMemory
 from engine.log import say, versions
+from engine.pictures import unit
 from engine.posthoc import Snapshots, about, profiles
 from engine.precision import PRECISIONS, check_precision
 from engine.randomness import (
@@ -93,14 +95,15 @@ class Trainer:
             raise other_data(dataset, meta["data"], workdir)
         if found:
             check_classes(config, dataset, DataFacts.from_dict(meta["data"]))
-        codec = make_codec(config, dataset.levels)
         set_threads(config, dataset.shape)
-        facts = DataFacts.from_dict(meta["data"]) if found else DataFacts.of(dataset, codec)
+        facts = (
+            DataFacts.from_dict(meta["data"]) if found else DataFacts.of(dataset, fit_codec(config, "train", dataset))
+        )
         gaussian = checkpoint.load_gaussian(found, facts.shape) if found else None
         torch.manual_seed(config.seed)
         if config.train.deterministic:
             torch.use_deterministic_algorithms(True)
-        self.experiment = build(config, facts, gaussian or first_guess(dataset, codec))
+        self.experiment = build(config, facts, gaussian or first_guess(dataset, make_codec(config, facts)))
         check_precision(self.precision, self.experiment.device)
         self.compiled = compiles(config, self.experiment.device)
         if config.train.init and not found:
@@ -179,8 +182,8 @@ class Trainer:
             f"{config.sde.name}\n"
             f"{len(self.dataset)} examples of shape {self.experiment.facts.shape} from {config.data.name}, "
             f"sigma_data {self.denoiser.sigma_data:.4f}\n"
-            f"{config.train.total_images} images in batches of {config.train.batch_size}{shared}, {start}; "
-            f"files go to {self.workdir}"
+            f"{config.train.total_images} {unit(self.experiment.facts)} in batches of {config.train.batch_size}"
+            f"{shared}, {start}; files go to {self.workdir}"
         )
 
     def steps(self, last_step: int) -> Iterator[StepResult]:
@@ -332,6 +335,7 @@ class Trainer:
             "images_seen": self.images_seen,
             "data": asdict(self.experiment.facts),
             "data_sha256": self.fingerprint,
+            "test_split": self.dataset.held_out,
             "sigma_data": self.denoiser.sigma_data,
             "ema": [checkpoint.ema_file(rate) for rate in self.ema.rates],
             "arithmetic": self.arithmetic(),
@@ -390,6 +394,8 @@ def check(config: ConfigDict, dataset: Dataset) -> None:
             f"network.num_classes {config.network.num_classes}: the data have {dataset.num_classes}; 0 ignores them"
         )
     dataset.check_size(config.train.batch_size // ranks.size())
+    if config.data.mirror and len(dataset.shape) == 1:
+        raise ValueError(f"data.mirror true: it flips signals and images, not rows of {dataset.shape[0]} numbers")
     if config.train.batch_size % ranks.size():
         raise ValueError(
             f"train.batch_size {config.train.batch_size} does not divide over {ranks.size()} processes; take a "

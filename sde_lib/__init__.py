@@ -5,7 +5,15 @@ Knows no files, configs or networks, and imports nothing of the other packages.
 
 from collections.abc import Callable
 
-from sde_lib.bound import Bound, Hybrid, VariationalBound, diffusion_bound, prior_term, variational_bound
+from sde_lib.bound import (
+    Bound,
+    Hybrid,
+    VariationalBound,
+    diffusion_bound,
+    prior_divergence,
+    prior_term,
+    variational_bound,
+)
 from sde_lib.classifier import Classification, Classifier
 from sde_lib.consistency import ConsistencyDistillation, ConsistencyModel, ConsistencyTraining, transport
 from sde_lib.contrastive import Contrastive, Pair
@@ -133,6 +141,7 @@ __all__ = [
     "log_prob",
     "ncsn",
     "of_rows",
+    "prior_divergence",
     "prior_term",
     "sample_log_prob",
     "stratified",

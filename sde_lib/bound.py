@@ -93,6 +93,24 @@ def prior_term(sde: SDE, x0: Tensor) -> Tensor:
     return kl(alpha * x0, sigma, 0.0, sde.prior_std).flatten(1).sum(1)
 
 
+def prior_divergence(sde: SDE, gaussian: Gaussian) -> float:
+    """KL(q(x_T) || prior) in nats for data of the law N(mean, C): how far samples begin from where the data end.
+
+        (alpha^2 |mean|^2 + tr V) / (2 s^2) - D / 2 - log det(V / s^2) / 2,
+        V = alpha^2 C + sigma^2,  s = prior_std
+
+    It is 0 where the last level is noise alone, and never above the mean of ``prior_term``.
+    """
+    alpha, sigma, _ = sde.at(sde.t_max)
+
+    def excess(variance: Tensor) -> Tensor:
+        ratio = (alpha**2 * variance + sigma**2) / sde.prior_std**2
+        return ratio - 1 - torch.log(ratio)
+
+    offset = (alpha / sde.prior_std) ** 2 * gaussian.mean.double().square().sum().item()
+    return 0.5 * (offset + gaussian.trace(excess))
+
+
 def step_bound(
     sde: SDE,
     prediction: Prediction,

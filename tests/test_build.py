@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 
 from configs import default
-from data import DATASETS, Dataset, examples, order, statistics
+from data import DATASETS, DataError, examples, order, statistics
 from engine import checkpoint
 from engine.build import (
     DataFacts,
     build,
     check_at_least,
     first_guess,
+    fit_codec,
     make,
-    make_codec,
     make_device,
     make_time_law,
     make_weight,
@@ -36,6 +36,8 @@ IMAGES = DataFacts(shape=(1, 8, 8), levels=17, std=0.7, diameter=9.0)
 POINTS = DataFacts(shape=(2,), levels=0, std=0.6, diameter=3.0)
 SHAPES = {"points": POINTS, "mnist": DataFacts((1, 28, 28), 256, 0.6, 20.0)}
 SHAPES["cifar10"] = DataFacts((3, 32, 32), 256, 0.5, 50.0)
+for name, shape in {"table": (3,), "signals": (2, 8), "fields": (2, 8, 6)}.items():
+    SHAPES[name] = DataFacts(shape, 0, 1.0, 9.0, codec={"means": shape[0] * (0.0,), "stds": shape[0] * (1.0,)})
 
 
 def config_with(name="vpsde", **changes):
@@ -129,7 +131,7 @@ def test_the_lognormal_law_takes_mean_and_deviation():
 def test_facts_of_the_digits():
     config = config_with()
     dataset = read_dataset(config, "train")
-    facts = DataFacts.of(dataset, make_codec(config, dataset.levels))
+    facts = DataFacts.of(dataset, fit_codec(config, "train", dataset))
     x = (dataset.batch(np.arange(len(dataset)))["x"].double().numpy() + 0.5) * 2 / 17 - 1
     assert (facts.shape, facts.levels) == ((1, 8, 8), 17)
     assert facts.std == pytest.approx(x.std(), rel=1e-5)
@@ -139,7 +141,7 @@ def test_facts_of_the_digits():
 def test_the_first_guess_of_the_digits_is_their_covariance_with_the_noise_within_a_level():
     config = config_with()
     dataset = read_dataset(config, "train")
-    found = first_guess(dataset, make_codec(config, dataset.levels))
+    found = first_guess(dataset, fit_codec(config, "train", dataset))
     x = (dataset.batch(np.arange(len(dataset)))["x"].double().numpy().reshape(-1, 64) + 0.5) * 2 / 17 - 1
     covariance = (found.directions * found.variances) @ found.directions.mT
     np.testing.assert_allclose(covariance, np.cov(x.T, bias=True) + (2 / 17) ** 2 / 12 * np.eye(64), rtol=0, atol=1e-6)
@@ -150,7 +152,7 @@ def test_the_first_guess_of_the_digits_is_their_covariance_with_the_noise_within
 def test_real_valued_data_have_no_noise_within_a_level():
     config = config_with("points")
     dataset = read_dataset(config, "train")
-    found = first_guess(dataset, make_codec(config, dataset.levels))
+    found = first_guess(dataset, fit_codec(config, "train", dataset))
     x = dataset.batch(order(0, 0, len(dataset))[:10_000])["x"].double().numpy()
     covariance = (found.directions * found.variances) @ found.directions.mT
     np.testing.assert_allclose(covariance, np.cov(x.T, bias=True), rtol=0, atol=1e-12)
@@ -161,7 +163,7 @@ def test_the_first_guess_looks_at_as_many_examples_as_there_is_memory_for(entrie
     """They are the first of those that the other facts come from, and never none."""
     monkeypatch.setattr(statistics, "MOST_ENTRIES", entries)
     dataset = read_dataset(config_with(), "train")
-    codec = make_codec(config_with(), dataset.levels)
+    codec = fit_codec(config_with(), "train", dataset)
     expected = codec.encode(dataset.batch(order(0, 0, len(dataset))[:num])["x"])
     assert torch.equal(examples(dataset, codec), expected)
 
@@ -180,7 +182,7 @@ def test_a_trained_run_has_its_first_guess(digits, tmp_path):
     config = stored(digits)
     dataset = read_dataset(config, "train")
     found = load_run(config, digits, Options())[0].gaussian.state_dict()
-    measured = first_guess(dataset, make_codec(config, dataset.levels)).state_dict()
+    measured = first_guess(dataset, fit_codec(config, "train", dataset)).state_dict()
     assert all(torch.equal(found[key], measured[key]) for key in measured)
     newest = checkpoint.find(digits / "checkpoints")
     path = shutil.copytree(newest, tmp_path / "checkpoints" / newest.name)
@@ -205,10 +207,10 @@ def test_sigma_max_is_the_diameter_unless_given(sde, given, taken):
     assert made.sigma(torch.tensor(made.t_max)).item() == pytest.approx(taken, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"images", "pairs"}))
-def test_only_images_take_a_path(name):
-    dataset = read_dataset(config_with(data__name=name, data__path="nowhere"), "test")
-    assert isinstance(dataset, Dataset)
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_a_path_is_read_or_refused(name):
+    with pytest.raises((ValueError, DataError), match="nowhere"):
+        read_dataset(config_with(data__name=name, data__path="nowhere"), "test")
 
 
 def test_images_take_both_paths(tmp_path):
@@ -235,7 +237,7 @@ def test_an_unknown_name_is_told_with_its_neighbours():
 @pytest.mark.parametrize(
     ("facts", "changes", "words"),
     [
-        (POINTS, {"network__name": "mlp"}, "codec pixels .* use codec identity"),
+        (POINTS, {"network__name": "mlp"}, "codec pixels .* take codec standardize or identity"),
         (IMAGES, {"codec__name": "identity"}, "codec identity .* use codec pixels"),
         (POINTS, {"codec__name": "identity"}, r"\(C, H, W\), not \(2,\)"),
         (IMAGES, {"network__channel_mult": (1, 1, 1, 1, 1)}, "does not divide by 16"),

@@ -2,14 +2,24 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from data import CODECS, Identity, Pixels
+from data import CODECS, Codec, DataError, Dataset, Identity, Pixels, Standardize
 
-LEVELS = {"pixels": (2, 17, 256), "identity": (0,)}
+LEVELS = {"pixels": (2, 17, 256), "identity": (0,), "standardize": (0,)}
 CASES = [(name, levels) for name in CODECS for levels in LEVELS[name]]
 SHAPES = [(3,), (2, 4), (1, 3, 2)]
+
+
+def make(name: str, levels: int, shape: tuple[int, ...]) -> Codec:
+    """A codec for examples of this shape, measured on data of unequal channels."""
+    scales = torch.linspace(0.5, 2, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    x = values_for(levels, (20, *shape))
+    x = x if levels else scales * (x + 3)
+    dataset = Dataset(x.numpy(), np.arange(20), levels=levels)
+    return CODECS[name](levels=levels, **CODECS[name].measure(dataset))
 
 
 def values_for(levels: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -45,20 +55,24 @@ def test_pixels_decode_rounds_and_clamps():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("name", "levels"), CASES)
 def test_round_trip_keeps_batch_and_shape(name, levels, shape):
-    codec = CODECS[name](levels=levels)
+    codec = make(name, levels, shape)
     values = values_for(levels, (5, *shape))
     x = codec.encode(values)
     assert x.dtype == torch.float32
     assert x.shape == values.shape
-    assert torch.equal(codec.decode(x), values)
+    assert codec.decode(x).dtype == values.dtype
+    torch.testing.assert_close(codec.decode(x), values, rtol=0, atol=1e-6 if name == "standardize" else 0)
+    torch.testing.assert_close(codec.values(x.double()), values.double(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("name", "levels"), CASES)
 def test_log_det_is_that_of_the_jacobian(name, levels, shape):
-    codec = CODECS[name](levels=levels)
+    codec = make(name, levels, shape)
     values = values_for(levels, shape).float()
-    jacobian = torch.autograd.functional.jacobian(codec.encode, values).reshape(values.numel(), values.numel())
+    jacobian = torch.autograd.functional.jacobian(lambda x: codec.encode(x[None])[0], values).reshape(
+        values.numel(), values.numel()
+    )
     assert codec.log_det(shape) == pytest.approx(torch.linalg.slogdet(jacobian.double()).logabsdet.item(), abs=1e-5)
 
 
@@ -86,6 +100,40 @@ def test_pixels_need_two_levels(levels):
 def test_identity_refuses_levels():
     with pytest.raises(ValueError, match="pixels"):
         Identity(levels=256)
+
+
+def real(x: np.ndarray) -> Dataset:
+    """All of an array as a dataset."""
+    return Dataset(x.astype(np.float32), np.arange(len(x)))
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 5), (3, 2, 4)])
+def test_standardize_measures_each_channel_over_all_examples_and_positions(shape):
+    scales = np.array([1e-3, 1.0, 1e4]).reshape(-1, *[1] * (len(shape) - 1))
+    x = scales * (5 + np.random.default_rng(0).standard_normal((1203, *shape)))
+    measured, axes = Standardize.measure(real(x)), (0, *range(2, x.ndim))
+    np.testing.assert_allclose(measured["means"], x.astype(np.float32).mean(axes, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(measured["stds"], x.astype(np.float32).std(axes, dtype=np.float64), rtol=1e-6)
+    encoded = Standardize(**measured).encode(torch.from_numpy(x.astype(np.float32))).double()
+    torch.testing.assert_close(encoded.mean(axes), torch.zeros(3).double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(encoded.std(axes, correction=0), torch.ones(3).double(), rtol=0, atol=1e-5)
+
+
+def test_a_constant_channel_is_centred_comes_back_exactly_and_has_no_density():
+    x = np.random.default_rng(0).standard_normal((50, 3))
+    x[:, 1] = 0.1
+    codec = Standardize(**Standardize.measure(real(x)))
+    values = torch.from_numpy(x.astype(np.float32))
+    assert torch.equal(codec.encode(values)[:, 1], torch.zeros(50))
+    assert torch.equal(codec.decode(torch.full((50, 3), 0.7))[:, 1], values[:, 1])
+    with pytest.raises(ValueError, match=r"channel 1 of the training data is always 0\.1 \(1 of 3 .* no density"):
+        codec.log_det((3,))
+
+
+def test_a_channel_that_float32_does_not_resolve_is_refused():
+    x = 1e9 + np.random.default_rng(0).standard_normal((50, 2)) * [1e3, 1e6]
+    with pytest.raises(DataError, match=r"channel 0 .* subtract an offset"):
+        Standardize.measure(real(x))
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])

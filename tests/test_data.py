@@ -27,12 +27,11 @@ from data import (
     order,
     read_digits,
     read_images,
-    scatter_png,
     write_png,
 )
 from data.statistics import Statistics
 
-POINTS = sorted(set(DATASETS) - {"digits", "images", "pairs"})
+POINTS = ["checkerboard", "eight_gaussians", "moons", "swiss_roll"]
 CLASSES = ("cat", "dog")
 
 
@@ -641,15 +640,6 @@ def test_grids_are_as_wide_as_a_window(tmp_path, n, size):
 def test_grid_refuses_what_is_no_image(tmp_path, shape):
     with pytest.raises(ValueError, match=r"give .N, C, H, W"):
         write_png(tmp_path / "grid.png", np.zeros(shape, np.uint8))
-
-
-def test_scatter_plot_shows_points(tmp_path):
-    scatter_png(tmp_path / "moons.png", DATASETS["moons"](split="test").batch(range(500))["x"], title="moons")
-    picture = shown(tmp_path / "moons.png")
-    assert picture.shape[:2] == (600, 600)
-    assert len(np.unique(picture)) > 10
-    with pytest.raises(ValueError, match=r"give .N, 2."):
-        scatter_png(tmp_path / "moons.png", np.zeros((4, 3)))
 
 
 def test_a_failed_write_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch):

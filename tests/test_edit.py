@@ -317,7 +317,7 @@ def test_a_path_does_not_depend_on_its_frames(digits):
 def test_points_are_refused(points, capsys):
     assert command_line.main(["run.py", "--mode=edit", "--task=interpolate", f"--workdir={points}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "error: --task interpolate shows images, and the run has examples of shape (2,)"
+    assert line == "error: --task interpolate shows images and signals, and the run has examples of shape (2,)"
     assert not (points / "edit" / "interpolate").exists()
 
 

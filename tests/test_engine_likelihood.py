@@ -589,8 +589,8 @@ def test_bits_are_refused_for_real_numbers(points, measured, capsys):
     assert result["terms"]["scaling"] == 0
     out = capsys.readouterr().out
     assert "nats an example (no dequantization), 95 % interval " in out
-    assert "bits/dim are for data of whole numbers, and these never were" in out
-    assert "in units of the data" in out
+    assert "bits/dim are for data of whole numbers; these are real-valued" in out
+    assert "noise of standard deviation 0.001 units of the data" in out
 
 
 def test_what_is_said_of_bits(digits, measured, capsys):

@@ -130,13 +130,14 @@ def test_files_of_images(digits, drawn):
 def test_files_of_points(points, drawn):
     samples, manifest = drawn(points, "heun", 4, 20)
     folder = points / "samples" / "heun-4"
-    names = {"samples.npz", "grid.png", "density.png", "trajectories.png", "manifest.json"}
-    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.iterdir()} == {"samples.npz", "grid.png", "manifest.json"}
+    pictures = [folder / "grid.png", *(points / "plane").glob("*/*.png")]
+    assert {path.name for path in pictures} == {"grid.png", "density.png", "trajectories.png"}
     assert samples.shape == (20, 2)
     assert samples.dtype == np.float32
     assert manifest["nfe"] == 9  # the pictures are not counted
-    for name in names - {"samples.npz", "manifest.json"}:
-        with Image.open(folder / name) as picture:
+    for path in pictures:
+        with Image.open(path) as picture:
             assert min(picture.size) > 100
 
 

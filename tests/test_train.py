@@ -19,7 +19,7 @@ from PIL import Image
 
 import run as command_line
 from data import Dataset, batch_at
-from engine import checkpoint, plane, sample
+from engine import checkpoint, pictures, plane
 from engine.build import read_dataset
 from engine.config import load, names, override
 from engine.held_out import NOISE_BINS, HeldOut
@@ -220,7 +220,7 @@ def recipes():
 def test_each_config_trains_goes_on_samples_and_has_a_likelihood(name, tmp_path, monkeypatch, capsys):
     """The second half of the run again from a copy that lost its last checkpoint, as if killed right before it."""
     monkeypatch.setattr(plane, "NUM_CELLS", 4)
-    monkeypatch.setattr(sample, "GRID_SAMPLES", 4)
+    monkeypatch.setattr(pictures, "IN_GRID", 4)
     tiny = [f"--config={name}", "--device=cpu", "--config.train.batch_size=4"]
     tiny += ["--config.train.total_images=16"]
     tiny += ["--config.train.checkpoint_every=2", "--config.train.log_every=1", "--config.train.sample_every=0"]
@@ -355,7 +355,7 @@ def test_the_seed_and_nothing_else_decides(straight, tmp_path):
 
 
 def test_how_often_a_run_logs_evaluates_and_draws_changes_no_weight(straight, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "GRID_SAMPLES", 4)
+    monkeypatch.setattr(pictures, "IN_GRID", 4)
     changes = {
         "train__log_every": 1,
         "train__evaluate_every": 0,
@@ -616,11 +616,11 @@ def test_tensorboard_has_the_numbers_of_the_metrics(straight):
 
 @pytest.mark.parametrize(("every", "drawn"), [(0, []), (2, [2, 4, 5])])
 def test_pictures_of_samples(every, drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "GRID_SAMPLES", 4)
+    monkeypatch.setattr(pictures, "IN_GRID", 4)
     assert train(tmp_path, 5, train__sample_every=every, train__log_every=0) == 0
-    pictures = sorted((tmp_path / "samples").glob("*.png"))
-    assert [path.name for path in pictures] == [f"step_{step:08d}.png" for step in drawn]
-    for path in pictures:
+    found = sorted((tmp_path / "samples").glob("*.png"))
+    assert [path.name for path in found] == [f"step_{step:08d}.png" for step in drawn]
+    for path in found:
         with Image.open(path) as picture:
             assert picture.size[0] > 64
 

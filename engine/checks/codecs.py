@@ -8,16 +8,19 @@ import torch
 from data import CODECS
 from engine.checks.rows import Row, Setting, distance, exactly
 
-LEVELS = {"identity": (0,)}
+LEVELS = {"identity": (0,), "standardize": (0,)}
 """Numbers of levels that a codec takes where they are not these: 2, 17 and 256."""
+
+MEASURED = {"standardize": {"means": (3.0,), "stds": (0.25,)}}
+"""Arguments of codecs that are measured on data, for one channel."""
 
 
 def check(setting: Setting) -> Iterator[Row]:
     """Values to x and back, x against the centres of bins, rounding, and the log-determinant."""
     for name, codec in CODECS.items():
         for levels in LEVELS.get(name, (2, 17, 256)):
-            code, who = codec(levels=levels), f"{name}, {levels} levels"
-            values = torch.arange(levels or 9, device=setting.device)[None].repeat(2, 1)
+            code, who = codec(levels=levels, **MEASURED.get(name, {})), f"{name}, {levels} levels"
+            values = torch.arange(levels or 9, device=setting.device).repeat(2, 1, 1)
             yield Row(
                 f"{who}: values that encode and decode change", changed(code.decode(code.encode(values)), values), 0
             )
@@ -32,8 +35,8 @@ def check(setting: Setting) -> Iterator[Row]:
                 x = torch.linspace(-1.3, 1.3, 27, device=setting.device)[None]
                 outside = exactly(code.decode(x))
                 yield Row(f"{who}: values outside the levels", int(((outside < 0) | (outside > levels - 1)).sum()), 0)
-            slope = (exactly(code.encode(values[:, 1:])) - exactly(code.encode(values[:, :-1]))).mean().item()
-            found = distance(code.log_det((2, 3)), 6 * math.log(slope))
+            slope = (exactly(code.encode(values[..., 1:])) - exactly(code.encode(values[..., :-1]))).mean().item()
+            found = distance(code.log_det((1, 6)), 6 * math.log(slope))
             yield Row(f"{who}: log-determinant of six dimensions", found, 1e-5)
 
 

@@ -1,0 +1,23 @@
+"""A warning for processes whose last level is not noise, so that samples begin at the wrong distribution."""
+
+import sys
+
+from engine import ranks
+from sde_lib import SDE, Gaussian, prior_divergence
+
+LARGEST = 0.2
+"""KL divergence in nats, of the noisiest data from the prior, up to which nothing is said."""
+
+
+def warn(name: str, sde: SDE, gaussian: Gaussian) -> None:
+    """Warn on standard error if data of this mean and covariance are not noise at the last time of the SDE."""
+    gap = prior_divergence(sde, gaussian)
+    if gap <= LARGEST or ranks.rank() > 0:
+        return
+    alpha, sigma, _ = sde.at(sde.t_max)
+    print(
+        f"warning: the last level of {name} is not noise: alpha(T) = {alpha:.3g}, sigma(T) = {sigma:.3g}. Data there "
+        f"are {gap:.2g} nats from N(0, {sde.prior_std:.3g}^2), where samples begin, so samples and likelihoods are "
+        "biased; raise beta_max, sigma_max or num_levels of the sde and train again",
+        file=sys.stderr,
+    )
