@@ -18,6 +18,7 @@ from engine.files import write_json, write_npz
 from engine.likelihood import stderr
 from engine.log import Progress, versions
 from engine.randomness import BOUND, noise, positions
+from engine.results import question, result_files
 from engine.sample import Counted, load
 from samplers import Noise
 from sde_lib import (
@@ -90,15 +91,17 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         "seed": config.seed,
         "checkpoint_step": checkpoint.read_meta(found)["step"],
         "seconds": time.perf_counter() - start,
+        "asked": question(config, ("data", "bound"), options, found, split=split, bound__num_examples=num),
         "versions": versions(),
     }
-    folder = workdir / "bound"
+    folder, shown = workdir / "bound", "rate_distortion.png" if split == "test" else f"rate_distortion-{split}.png"
     rows = {"nats": nats, "prior": prior, "rate": rate, "distortion": distortion, "log_snr": log_snr}
-    write_npz(folder / f"{split}.npz", **rows, **({"bits_per_dim": bits} if facts.levels else {}))
-    plot(folder / "rate_distortion.png", result, prior.mean(), rate.mean(0), np.sqrt((distortion**2).mean(0)), log_snr)
-    write_json(folder / f"{split}.json", result)
+    with result_files(folder, (f"{split}.json", f"{split}.npz", shown), result["asked"]) as partial:
+        write_npz(partial / f"{split}.npz", **rows, **({"bits_per_dim": bits} if facts.levels else {}))
+        plot(partial / shown, result, prior.mean(), rate.mean(0), np.sqrt((distortion**2).mean(0)), log_snr)
+        write_json(partial / f"{split}.json", result)
     print(report(result))
-    print(f"files are {folder / split}.json and .npz, and {folder / 'rate_distortion.png'}")
+    print(f"files are {folder / split}.json and .npz, and {folder / shown}")
 
 
 def chain(config: ConfigDict, experiment: Experiment, denoise: Denoiser) -> tuple[Estimator, dict[str, Any]]:

@@ -25,6 +25,7 @@ from engine.log import Progress, versions
 from engine.pictures import compared, is_image, num_shown, picture, save
 from engine.remake import REMAKES
 from engine.restore import RESTORATIONS
+from engine.results import question, result_folder
 from engine.sample import Counted, make_step, numbered, write_samples
 from samplers import DDIM, Ancestral, Noise, Step, sample
 from samplers.editing import depth_time, flow_path, slerp, stochastic_path
@@ -48,35 +49,39 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     if options.task in FLOWING:
         check_flow(denoiser, workdir)
 
-    folder, counted, start = workdir / "edit" / options.task, Counted(denoiser), time.perf_counter()
     guide = Guide(config, workdir, experiment)
-    if options.task in GUIDED:
-        done = remake(task, folder, experiment, partial(guide, counted), config, split) | {"guidance": guide.told()}
-    elif guide.acts:
+    if guide.acts and options.task not in GUIDED:
         raise ValueError(f"--task {options.task} knows no label and no guidance; leave them out")
-    else:
-        with torch.no_grad():
-            done = task(folder, experiment, counted, config, split)
-    seconds, meta = time.perf_counter() - start, checkpoint.read_meta(found)
-    manifest = {
-        "task": options.task,
-        **done,
-        "nfe": counted.calls,
-        "seconds": seconds,
-        "seed": config.seed,
-        "levels": experiment.facts.levels,
-        "weights": options.weights,
-        "checkpoint_step": meta["step"],
-        "config_sha256": checkpoint.sha256(workdir / "config.json"),
-        "versions": versions(),
-    }
-    write_json(folder / "manifest.json", manifest)
+
+    target, counted, start = workdir / "edit" / options.task, Counted(denoiser), time.perf_counter()
+    asked = question(config, ("data", "sample", "guidance", "edit"), options, found, split=split)
+    with result_folder(target, "manifest.json", asked) as folder:
+        if options.task in GUIDED:
+            done = remake(task, folder, experiment, partial(guide, counted), config, split) | {"guidance": guide.told()}
+        else:
+            with torch.no_grad():
+                done = task(folder, experiment, counted, config, split)
+        seconds, meta = time.perf_counter() - start, checkpoint.read_meta(found)
+        manifest = {
+            "task": options.task,
+            **done,
+            "nfe": counted.calls,
+            "seconds": seconds,
+            "seed": config.seed,
+            "levels": experiment.facts.levels,
+            "weights": options.weights,
+            "checkpoint_step": meta["step"],
+            "config_sha256": checkpoint.sha256(workdir / "config.json"),
+            "asked": asked,
+            "versions": versions(),
+        }
+        write_json(folder / "manifest.json", manifest)
     print(
         f"{options.task} in {seconds:.1f} s, {counted.calls} evaluations, from step {meta['step']} ({options.weights})"
     )
     if "round_trip" in done:
         print(report(done["round_trip"]))
-    print(f"files are in {folder}")
+    print(f"files are in {target}")
 
 
 def remake(

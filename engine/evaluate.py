@@ -25,11 +25,12 @@ from data import DataError, Dataset, order
 from data.dataset import SPLITS
 from engine import checkpoint, ranks
 from engine.build import check_at_least, check_form, fit_codec, load_model, make_device, read_dataset
-from engine.config import Options, stored
+from engine.config import Options, flat, stored
 from engine.errors import CheckpointError, unknown
 from engine.files import read_npz, write_json, write_npz
 from engine.inference import usual
 from engine.log import versions
+from engine.results import question, result_files
 from engine.sample import draw_run
 from sde_lib import OBJECTIVES
 from storage.reading import half_of_memory, obstacle, open_file, read_text
@@ -74,16 +75,21 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     found |= novelty(identity(config, datasets["train"]), samples, datasets, sizes, size)
     if features.classify:
         found |= classes(features.classify, vectors, real["test"], labels(datasets["test"], sizes["test"]))
+    drawn_for = {key: manifest[key] for key in ("asked", "sha256") if key in manifest}
+    more = {"split": split, "features_sha256": features.sha256, "samples": drawn_for}
+    asked = flat(question(config, ("data", "evaluate"), options, **more))
     result = {
         "metrics": found,
         "protocol": {**protocol, "split": split, "num_samples": num, "seed": config.seed}
         | {key: settings[key] for key in ("subsets", "subset_size")},
         "samples": manifest,
+        "asked": asked,
         "seconds": time.perf_counter() - start,
         "versions": {**versions(), "torchmetrics": version("torchmetrics")},
     }
-    name = f"{manifest['sampler']}-{manifest['steps']}-{features.name}-{split}"
-    write_json(folder / f"{name}.json", result)
+    name = f"{manifest['sampler']}-{manifest['steps']}-{features.name}-{split}.json"
+    with result_files(folder, [name], result["asked"]) as partial:
+        write_json(partial / name, result)
     print(report(result))
     print(f"files are in {folder}")
 

@@ -22,6 +22,7 @@ from engine.files import write_json, write_npz
 from engine.inference import Parts, filling
 from engine.log import Progress, versions
 from engine.randomness import DEQUANTIZATION, PROBES, noise, uniform
+from engine.results import question, result_files
 from engine.rows import Rows
 from sde_lib import (
     DEQUANTIZATIONS,
@@ -64,7 +65,7 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
 
     folder, name, start = workdir / "likelihood", f"{split}-{settings.dequantization}", time.perf_counter()
     meta, free = checkpoint.read_meta(found), {"batch_size", "num_examples", "check_examples"}
-    asked = {
+    depends = {
         "settings": {key: value for key, value in settings.items() if key not in free},
         "model": [config[section].to_dict() for section in ("data", "codec", "sde", "network", "denoiser")],
         "checkpoint": meta["sha256"],
@@ -75,7 +76,7 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     }
     checks, speaks = min(settings.check_examples, num), ranks.rank() == 0
     measurement, checked = measurement.converged(dataset, checks) if checks else (measurement, None)
-    rows = Rows(folder, name, {**asked, "solver": str(measurement.solver)})
+    rows = Rows(folder, name, {**depends, "solver": str(measurement.solver)})
     before = sum(i < num for i in rows.found)
     if speaks and before:
         print(f"{before} of {num} examples were scored by an earlier command: going on with the others", flush=True)
@@ -111,12 +112,14 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         "checkpoint_step": meta["step"],
         "scored_before": before,
         "seconds": time.perf_counter() - start,
+        "asked": question(config, ("data", "likelihood"), given, found, split=split, likelihood__num_examples=num),
         "versions": versions(),
     }
     if experiment.facts.levels:
         columns["bits_per_dim"] = -columns["nats"] / (math.prod(experiment.facts.shape) * math.log(2))
-    write_npz(folder / f"{name}.npz", **columns)
-    write_json(folder / f"{name}.json", result)
+    with result_files(folder, (f"{name}.json", f"{name}.npz"), result["asked"]) as partial:
+        write_npz(partial / f"{name}.npz", **columns)
+        write_json(partial / f"{name}.json", result)
     rows.forget()
     print(report(result))
     print(f"files are {folder / name}.json and .npz")

@@ -12,6 +12,7 @@ from engine.config import Options
 from engine.files import write_json
 from engine.held_out import HeldOut
 from engine.log import versions
+from engine.results import question, result_folder
 from storage.writing import replace
 
 WIDTHS = tuple(round(width, 3) for width in np.geomspace(0.01, 0.25, 13).tolist())
@@ -23,7 +24,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 
     Raises: CheckpointError for a run without profiles, or a damaged file.
     """
-    start = time.perf_counter()
+    start, split = time.perf_counter(), options.split or "test"
     experiment, _, found = load_model(config, workdir, options)
     meta = checkpoint.read_meta(found)
     profiles, left_out = [], []
@@ -35,7 +36,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
             left_out.append(width)
         else:
             profiles.append(name)
-    dataset, losses = read_dataset(config, options.split or "test"), {}
+    dataset, losses = read_dataset(config, split), {}
     check_form(config, dataset, experiment.facts)
     held_out = HeldOut(config, experiment, dataset)
     for weights in ("raw", *(name.removesuffix(".safetensors") for name in meta["ema"]), *profiles):
@@ -44,11 +45,13 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         print(f"{weights:<12} {losses[weights]:.5f}")
     if left_out:
         print(f"the snapshots do not tell widths of {', '.join(f'{width:g}' for width in left_out)}")
-    best, folder = min(losses, key=losses.get), workdir / "profiles"
+    best, target = min(losses, key=losses.get), workdir / "profiles"
+    asked = question(config, ("data",), options, found, split=split)
     told = {"losses": losses, "checkpoint_step": meta["step"], "seconds": time.perf_counter() - start}
-    write_json(folder / "losses.json", {**told, "versions": versions()})
-    plot(folder / "profiles.png", losses)
-    print(f"least: --weights {best}; files are in {folder}")
+    with result_folder(target, "losses.json", asked) as folder:
+        write_json(folder / "losses.json", {**told, "asked": asked, "versions": versions()})
+        plot(folder / "profiles.png", losses)
+    print(f"least: --weights {best}; files are in {target}")
 
 
 def plot(path: Path, losses: dict[str, float]) -> None:

@@ -24,6 +24,7 @@ from engine.inference import Parts, filling
 from engine.likelihood import Measurement, stderr
 from engine.log import Progress, say, versions
 from engine.pictures import is_image, num_shown, picture
+from engine.results import question, result_folder
 from samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample
 from samplers.calibration import Tuned
 from samplers.grids import of_ratios
@@ -45,13 +46,14 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         return
     experiment, manifest = drawn.experiment, drawn.manifest
 
-    folder = workdir / "samples" / f"{manifest['sampler']}-{manifest['steps']}"
+    target = workdir / "samples" / f"{manifest['sampler']}-{manifest['steps']}"
     pairs = {"latents": drawn.latents, "x0": drawn.x0, "levels": torch.tensor(experiment.facts.levels)}
     kept = pairs if config.sample.keep_latents else {}
     beside = {"log_prob": drawn.log_prob, "label": drawn.label}
     beside = {name: values for name, values in beside.items() if values is not None}
-    write_samples(folder, experiment.codec.decode(drawn.x0).cpu(), experiment.facts, **kept, **beside)
-    write_json(folder / "manifest.json", manifest)
+    with result_folder(target, "manifest.json", manifest["asked"]) as folder:
+        write_samples(folder, experiment.codec.decode(drawn.x0).cpu(), experiment.facts, **kept, **beside)
+        write_json(folder / "manifest.json", manifest)
     done = f"{num} samples in {manifest['seconds']:.1f} s, {manifest['nfe']:g} evaluations each"
     print(f"{done}, from step {manifest['checkpoint_step']} ({given.weights})")
     guidance = manifest["guidance"]
@@ -61,7 +63,7 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         nats = f"{density['nats']:.3f} +- {density['nats_stderr']:.3f} nats in units of the data"
         print(f"log-density {nats} ({density['solver']}; trace {density['trace']})")
         print(f"of samples with noise of {density['noise']:.2g} in units of what the network sees: none is denoised")
-    print(f"files are in {folder}")
+    print(f"files are in {target}")
     if pictures := plane.draw(workdir, experiment, drawn.denoiser, config, drawn.checkpoint, given.weights):
         print(f"density.png and trajectories.png of these weights are in {pictures}")
 
@@ -164,12 +166,19 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         "weights": given.weights,
         "checkpoint_step": checkpoint.read_meta(found)["step"],
         "config_sha256": checkpoint.sha256(workdir / "config.json"),
+        "asked": asked_of(config, given, found, num),
         "versions": versions(),
     }
     if given.log_prob:
         nats = {"nats": scores[0].mean().item(), "nats_stderr": stderr(scores[0].numpy())}
         manifest["log_prob"] = nats | {"prior": config.likelihood.prior, **measurement.told()}
     return Drawn(experiment, denoiser, found, latents, x0, manifest, guide.labels(torch.arange(num)), *scores)
+
+
+def asked_of(config: ConfigDict, given: Options, found: Path, num: int) -> dict[str, Any]:
+    """The question that so many samples of a checkpoint answer."""
+    sections = ("sample", "guidance", *(["likelihood"] if given.log_prob else []))
+    return question(config, sections, given, found, log_prob=given.log_prob, sample__num_samples=num)
 
 
 def draw(experiment: Experiment, denoise: Denoiser, step: Step, times: Tensor, seeds: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from engine.guide import ALL
 from engine.inference import usual
 from engine.log import versions
 from engine.pictures import compared, num_shown, save
+from engine.results import question, result_folder
 from engine.sample import draw_run
 from storage.writing import replace
 
@@ -58,12 +59,15 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         print("  ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
         shown = SHOWN if len(dataset.shape) > 1 else num_shown(drawn.experiment.facts)
         pictures[f"{key} {scale:g}"] = list(samples[:shown])
-    folder, facts = workdir / "sweep", drawn.experiment.facts
+    target, facts = workdir / "sweep", drawn.experiment.facts
     found = {"sweep": rows, "num_samples": settings.num_samples, "samples": drawn.manifest, "features": features.name}
-    write_json(folder / "sweep.json", {**found, "seconds": time.perf_counter() - start, "versions": versions()})
-    save(folder / "grid.png", compared(pictures, [[str(label) for label in drawn.label[:shown].tolist()]], facts))
-    curve(folder / "curve.png", rows, key)
-    print(f"files are in {folder}")
+    asked = {**drawn.manifest["asked"], **question(config, ("data", "guidance", "evaluate"), options)}
+    found |= {"asked": asked, "seconds": time.perf_counter() - start, "versions": versions()}
+    with result_folder(target, "sweep.json", asked) as folder:
+        write_json(folder / "sweep.json", found)
+        save(folder / "grid.png", compared(pictures, [[str(label) for label in drawn.label[:shown].tolist()]], facts))
+        curve(folder / "curve.png", rows, key)
+    print(f"files are in {target}")
 
 
 def measured(samples: Tensor, real: Tensor, spread: dict[int, float], label: Tensor) -> dict[str, float]:

@@ -17,6 +17,7 @@ from engine.files import write_json
 from engine.inference import usual
 from engine.log import versions
 from engine.randomness import TUNING, noise, positions
+from engine.results import question, result_files
 from engine.sample import chosen, first_normals, make_step, make_times
 from samplers import ODE
 from samplers.calibration import calibrate
@@ -57,8 +58,10 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     seconds = time.perf_counter() - start
 
     path = tuned.place(workdir, sampler, steps)
+    asked = question(config, (), given, found, **made_for, grid=grid)
     kept = {
         "made_for": made_for,
+        "asked": asked,
         "plan": {**plan._asdict(), "moves": [move._asdict() for move in plan.moves]},
         "grid": grid,
         "seed": config.seed,
@@ -67,7 +70,8 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         "seconds": seconds,
         "versions": versions(),
     }
-    write_json(path, kept)
+    with result_files(path.parent, [path.name], asked) as partial:
+        write_json(partial / path.name, kept)
     fall = f"{before.mean():.2g} to {after.mean():.2g}"
     print(f"{sampler} in {steps} steps: mean error {fall} on {len(before)} trajectories held out, {seconds:.0f} s")
     print(f"kept in {path}, which --mode sample takes from now on")

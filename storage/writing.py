@@ -98,6 +98,20 @@ def replacing_folder(target: Path) -> Iterator[Path]:
                 os.close(descriptor)
 
 
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder for a moment, in which others who ask for it wait; without effect where none are."""
+    descriptor = os.open(make_folder(folder), os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def create(path: Path, content: bytes) -> None:
     """Write a file that must not exist yet, down to the disk.
 
