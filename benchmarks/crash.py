@@ -241,7 +241,7 @@ def second(run: Run) -> tuple[str, list[str]]:
     process = run.start()
     run.until(process, lambda: len(run.steps()) > 0)
     code, errors = Run(run.workdir, 1).finish()
-    told = code == 3 and "another command trains in" in errors
+    told = code == 3 and "another command writes in" in errors
     process.communicate()
     return "exit status 3 and one line; the first run went on", [] if told else [f"{code}: {errors}"]
 

@@ -19,12 +19,14 @@ from configs import default
 from engine import checkpoint
 from engine.build import DataFacts, Experiment, build
 from engine.config import Options, conform, override, to_json
+from engine.errors import CheckpointError
 from engine.inference import usual
+from engine.lock import NAME, only_writer
 from engine.log import versions
 from engine.trainer import OPTIMIZERS
 from models.checkpoints import FORMATS, Foreign, recognise
 from sde_lib import Gaussian
-from storage.writing import write_text
+from storage.writing import is_leftover, remove, write_text
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -35,8 +37,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """
     if not options.source:
         raise ValueError(f"give --source, a file or folder of {', '.join(FORMATS)}")
-    if workdir.exists() and any(workdir.iterdir()):
-        raise ValueError(f"{workdir} holds something already; choose another --workdir")
+    check_place(workdir)
     name, path = recognise(options.source)
     foreign = FORMATS[name](path, weights=options.weights)
     config = resolved(config, foreign)
@@ -47,7 +48,9 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     denoiser = experiment.denoiser(experiment.network, config)  # refuses a section denoiser that makes none
 
     origin = {"format": name, "source": path.name, "weights": options.weights if foreign.choice else "only"}
-    save(config, workdir, experiment, foreign.step, denoiser.sigma_data, origin)
+    with only_writer(workdir):
+        check_place(workdir)
+        save(config, workdir, experiment, foreign.step, denoiser.sigma_data, origin)
     print(describe(config, experiment, origin))
     if foreign.wrapper:
         print(f"the weights were in a wrapper: {foreign.wrapper}")
@@ -55,6 +58,23 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     if foreign.config.get("loss", {}).get("name") == "classification":
         then = f"--workdir RUN --mode sample --config.guidance.classifier={workdir}"
     print(f"files are in {workdir}; next: python run.py {then}")
+
+
+def check_place(workdir: Path) -> None:
+    """Raises: ValueError for a folder that holds more than an import that ended before it wrote config.json."""
+    if workdir.exists() and not is_unfinished(workdir):
+        raise ValueError(f"{workdir} holds something already; choose another --workdir")
+
+
+def is_unfinished(workdir: Path) -> bool:
+    """Whether a folder is empty, or holds no more than an import that was killed before it wrote config.json."""
+    folder = workdir / "checkpoints"
+    others = [path for path in workdir.iterdir() if path != folder and path.name != NAME and not is_leftover(path)]
+    steps = [path for path in folder.iterdir() if not is_leftover(path)] if folder.is_dir() else []
+    try:
+        return not others and all("imported" in checkpoint.read_meta(path) for path in steps)
+    except CheckpointError:
+        return False
 
 
 def resolved(recipe: ConfigDict, foreign: Foreign) -> ConfigDict:
@@ -116,9 +136,11 @@ def save(
         network.parameters(), config.optim.learning_rate, betas, config.optim.weight_decay
     )
     state = {"optimizer": optimizer.state_dict(), "ema_updates": step, "time_law": {}}
-    meta = {"data": asdict(facts), "sigma_data": sigma_data, "ema": [average], "imported": origin}
+    text = to_json(config, versions())
+    meta = {"data": asdict(facts), "sigma_data": sigma_data, "ema": [average], "imported": origin, "config_json": text}
+    remove(workdir / "checkpoints")  # of an import that was killed, maybe of another source
     checkpoint.save(workdir / "checkpoints", step, parts, state, {**meta, "versions": versions()})
-    write_text(workdir / "config.json", to_json(config, versions()))
+    write_text(workdir / "config.json", text)
 
 
 def describe(config: ConfigDict, experiment: Experiment, origin: dict[str, str]) -> str:

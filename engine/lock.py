@@ -41,11 +41,12 @@ class Writer:
 
 @contextmanager
 def only_writer(workdir: Path) -> Iterator[Writer]:
-    """Be the only command that trains in a folder. The system frees the lock when its owner ends, however that happens.
+    """Be the only command that trains or imports in a folder.
 
-    Of several processes the first one holds it for all.
+    The system frees the lock when its owner ends, however that happens. Of several processes the first one holds it for
+    all.
 
-    Raises: CheckpointError if another command trains there.
+    Raises: CheckpointError if another command trains or imports there.
     """
     if ranks.rank() > 0:
         yield Writer(workdir, None)
@@ -78,7 +79,7 @@ def acquired(workdir: Path) -> int:
         if not locked(descriptor, workdir):
             os.close(descriptor)
             raise CheckpointError(
-                f"another command trains in {workdir}; wait until it ends, or choose another --workdir"
+                f"another command writes in {workdir}; wait until it ends, or choose another --workdir"
             )
         if leads_to(workdir / NAME, descriptor):
             return descriptor

@@ -27,11 +27,11 @@ from storage.writing import exclusive, flush_folder, make_folder, remove, rename
 Asked = Mapping[str, Any]
 """All that a result depends on, as flat JSON values under the key ``asked`` of its record."""
 
-WITHOUT_EFFECT = ("batch_size", "check_examples")
+WITHOUT_EFFECT = ("batch_size",)
 """Last parts of keys that change no result."""
 
-SHOWN = 3
-"""Most differences in a name or a message."""
+SHOWN, LONGEST = 3, 48
+"""Most differences in a name, and most letters."""
 
 
 def question(
@@ -116,9 +116,7 @@ def _set_aside(paths: Sequence[Path], record: Path, asked: Asked) -> None:
         if path.exists():
             remove(_named(path, suffix))
             rename(path, _named(path, suffix))
-    shown = [f"{key} {value!r} there, {asked.get(key)!r} here" for key, value in changes.items()][:SHOWN]
-    why = "; ".join(shown) or "of an earlier version or checkpoint"
-    say(f"{paths[0]} held another result ({why}), which is now {_named(paths[0], suffix)}")
+    say(f"kept the earlier {paths[0].name}, of another question, as {_named(paths[0], suffix).name}")
 
 
 def _free_suffix(path: Path, record: Path, earlier: Asked | None, words: str) -> str:
@@ -135,7 +133,7 @@ def _words(changes: Asked) -> str:
     """What tells an earlier result apart, as a part of a name: seed-3, or label-none-scale-2."""
     words = [f"{key.rpartition('.')[2]}-{'none' if value in ('', None) else value}" for key, value in changes.items()]
     name = "-".join(words[:SHOWN]) or "earlier"
-    return re.sub(r"[^A-Za-z0-9.,_+-]+", "_", name)[:80]
+    return re.sub(r"[^A-Za-z0-9.,_+-]+", "_", name)[:LONGEST]
 
 
 def _named(path: Path, suffix: str) -> Path:

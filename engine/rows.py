@@ -5,13 +5,13 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from engine import ranks
 from storage.reading import LINES, read_text
-from storage.writing import append, make_folder, remove
+from storage.writing import append, hold, is_held, make_folder, remove
 
 
 class Rows:
@@ -35,6 +35,7 @@ class Rows:
         self.files: set[Path] = set()
         self.found = self._read()
         self.appended: dict[int, dict[str, float]] = {}
+        self.held: BinaryIO | None = None
         ranks.wait_for_all()  # all have to find the same, to share what is missing
 
     def missing(self, num: int, batch_size: int) -> list[list[int]]:
@@ -49,6 +50,7 @@ class Rows:
         self.appended |= _by_example(batch)
         make_folder(self.folder)
         append(self.path, f"\n{json.dumps(batch)}")  # begins a line of its own after one that was cut off
+        self.held = self.held or hold(self.path)
 
     def collect(self, num: int) -> dict[str, np.ndarray]:
         """All rows of the examples 0, ..., num - 1 as columns (num,), for when every process has appended its own.
@@ -71,8 +73,9 @@ class Rows:
         return sorted(set(self.folder.glob(self.all)) - set(self.folder.glob(self.own)))
 
     def forget(self) -> None:
-        """Delete the files whose rows were collected, for these are kept elsewhere now; other questions keep theirs."""
-        for path in self.files:
+        """Delete the files whose rows were collected, for these are kept elsewhere now, and those of dead commands."""
+        dead = {path for path in self.folder.glob(self.all) if not is_held(path)}
+        for path in self.files | dead:
             remove(path)
 
     def _read(self) -> dict[int, dict[str, float]]:

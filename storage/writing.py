@@ -112,6 +112,22 @@ def exclusive(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def hold(path: Path) -> BinaryIO:
+    """Mark a file of ours as one of a living command, for as long as the returned file is open."""
+    file = os.fdopen(os.open(path, _flags("O_RDONLY")), "rb")
+    _lock(file.fileno())
+    return file
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living command holds a file; True where the system has no locks, and nothing is known."""
+    try:
+        with hold(path) as file:
+            return not fcntl or not _lock(file.fileno())
+    except OSError:
+        return True
+
+
 def create(path: Path, content: bytes) -> None:
     """Write a file that must not exist yet, down to the disk.
 
@@ -194,10 +210,15 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a path has the name of a temporary file or folder."""
+    return LEFTOVER.fullmatch(path.name) is not None
+
+
 def sweep(folder: Path) -> None:
     """Delete the leftovers in a folder of commands that were killed while they wrote there."""
     for path in folder.iterdir():
-        if fcntl and LEFTOVER.fullmatch(path.name):
+        if fcntl and is_leftover(path):
             with suppress(OSError):  # a link, or gone by now
                 descriptor = os.open(path, _flags("O_RDONLY", "O_NONBLOCK"))
                 try:

@@ -1,6 +1,8 @@
 """Import from the command line: a run that answers as the recorded network did, and one line for what is none."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,9 +15,10 @@ from parity.recordings import COPIES, ROOT, column, per_sample
 from safetensors.torch import load_file, save_file
 
 import run as command_line
-from engine import checkpoint
+from engine import checkpoint, importing
 from engine.build import load_model
 from engine.config import Options, stored
+from engine.lock import only_writer
 from models.checkpoints import FORMATS, MARKS, edm, recognise
 from sde_lib.discrete import Discrete
 
@@ -45,6 +48,11 @@ def brought(source, workdir, *words):
     weights = "--weights=raw" if CASES.get(source) == "score_sde" else "--weights=ema"
     assert command("--mode=import", f"--source={source}", f"--workdir={workdir}", "--device=cpu", weights, *words) == 0
     return workdir
+
+
+def words(source, workdir):
+    """The words of an import."""
+    return ("--mode=import", f"--source={source}", f"--workdir={workdir}", "--device=cpu")
 
 
 def meta_of(workdir):
@@ -325,6 +333,61 @@ def test_a_folder_that_holds_something(refused, tmp_path):
     (tmp_path / "runs" / "mine" / "notes.txt").touch()
     line = refused(PIPELINE, "--workdir=runs/mine", status=2)
     assert line == "error: runs/mine holds something already; choose another --workdir"
+
+
+class Killed(BaseException):
+    """Ends a command without a word, as a signal would."""
+
+
+def full_disk(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def killed(*args):
+    raise Killed
+
+
+ENDS = {
+    "killed before the checkpoint has its name": (checkpoint, "rename", killed),
+    "killed before config.json": (importing, "write_text", killed),
+    "disk full in the checkpoint": (checkpoint, "create", full_disk),
+    "disk full in config.json": (importing, "write_text", full_disk),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_an_import_that_did_not_end_goes_on_by_the_same_command(end, tmp_path, monkeypatch, capsys):
+    """A kill leaves temporary files, too; another source leaves nothing of itself behind."""
+    workdir, (owner, name, act) = tmp_path / "run", ENDS[end]
+    first = (*words(LABELLED, workdir), "--weights=ema")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, act)
+        if act is killed:
+            with pytest.raises(Killed):
+                command(*first)
+            (workdir / "checkpoints" / ".step_00000003.0123abcd.partial").mkdir()
+            (workdir / ".config.json.0123abcd.partial").touch()
+        else:
+            assert command(*first) == 3
+            assert "run the same command to go on" in capsys.readouterr().err
+    assert not (workdir / "config.json").exists()
+    expected = meta_of(brought(PIPELINE, tmp_path / "straight"))
+    assert meta_of(brought(PIPELINE, workdir))["sha256"][checkpoint.RAW] == expected["sha256"][checkpoint.RAW]
+    assert len(list((workdir / "checkpoints").glob("*"))) == 1
+    assert command(*words(PIPELINE, workdir)) == 2
+
+
+@pytest.mark.parametrize("odd", ["checkpoints/step_00000003", "checkpoints/notes", "samples"])
+def test_an_import_leaves_folders_alone_that_are_not_its_own(odd, refused, tmp_path):
+    (tmp_path / "runs" / "mine" / odd).mkdir(parents=True)
+    assert "holds something already" in refused(PIPELINE, "--workdir=runs/mine", status=2)
+    assert (tmp_path / "runs" / "mine" / odd).is_dir()
+
+
+def test_two_imports_into_one_folder(tmp_path, capsys):
+    with only_writer(tmp_path / "run"):
+        assert command(*words(PIPELINE, tmp_path / "run")) == 3
+    assert "another command" in capsys.readouterr().err
 
 
 def test_another_network_than_the_source_has(refused):

@@ -24,7 +24,7 @@ from test_train import POINTS, ROOT, assert_same_run, metrics, steps, train, tra
 from torch import nn
 
 import run as command_line
-from engine import checkpoint, lock, sample
+from engine import checkpoint, lock, pictures
 from engine.lock import only_writer
 from engine.skipped import culprit
 from engine.trainer import Trainer
@@ -327,7 +327,7 @@ def test_what_a_checkpoint_depends_on_is_on_the_disk_before_it_has_its_name(tmp_
 
     monkeypatch.setattr(checkpoint, "rename", rename)
     monkeypatch.setattr(checkpoint, "forget", forget)
-    monkeypatch.setattr(sample, "GRID_SAMPLES", 4)
+    monkeypatch.setattr(pictures, "IN_GRID", 4)
     changes = {"train__log_every": 1, "train__sample_every": 1, "train__keep_checkpoints": 1}
     assert train(workdir, 6, **changes) == 0
     assert [path.name for path in named] == ["step_00000003", "step_00000006"]
@@ -368,7 +368,7 @@ def test_a_second_command_is_refused_while_the_first_one_trains(tmp_path, capsys
     with only_writer(tmp_path):
         assert train(tmp_path, 2, "points") == 3
         (line,) = capsys.readouterr().err.splitlines()
-        assert line == f"error: another command trains in {tmp_path}; wait until it ends, or choose another --workdir"
+        assert line == f"error: another command writes in {tmp_path}; wait until it ends, or choose another --workdir"
         assert steps(tmp_path) == []
     assert train(tmp_path, 2, "points") == 0
 
@@ -412,7 +412,7 @@ def test_a_lock_whose_file_was_deleted_before_it_was_taken_guards_nothing(tmp_pa
         return taken(descriptor, blocking=blocking)
 
     monkeypatch.setattr(lock, "lock_descriptor", late)
-    with only_writer(tmp_path), pytest.raises(checkpoint.CheckpointError, match="another command trains"):
+    with only_writer(tmp_path), pytest.raises(checkpoint.CheckpointError, match="another command writes"):
         lock.acquired(tmp_path)
 
 

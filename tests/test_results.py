@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import run as command_line
-from engine import plane, results, sample
+from engine import pictures, results
 from engine.files import read_npz, write_json, write_npz
 from engine.results import result_files, result_folder
 
@@ -16,8 +16,7 @@ from engine.results import result_files, result_folder
 @pytest.fixture
 def workdir(digits, tmp_path, monkeypatch):
     """A copy of a run, which draws small pictures."""
-    monkeypatch.setattr(sample, "GRID_SAMPLES", 4)
-    monkeypatch.setattr(plane, "draw", lambda *args: None)
+    monkeypatch.setattr(pictures, "IN_GRID", 4)
     return shutil.copytree(digits, tmp_path / "run", ignore=shutil.ignore_patterns("samples", "likelihood", "bound"))
 
 
@@ -50,8 +49,7 @@ def test_samples_of_another_question_are_kept_under_a_name_that_tells_them_apart
     assert names(folder) == ["ddim-2", f"ddim-2-{kept}"]
     assert (folder / f"ddim-2-{kept}" / "samples.npz").read_bytes() == before
     told = capsys.readouterr().out
-    assert f"{folder / 'ddim-2'} held another result (" in told
-    assert f", which is now {folder / f'ddim-2-{kept}'}\n" in told
+    assert f"kept the earlier ddim-2, of another question, as ddim-2-{kept}\n" in told
 
 
 def test_the_same_question_replaces_its_result_and_leaves_other_files(workdir, capsys):
@@ -61,7 +59,7 @@ def test_the_same_question_replaces_its_result_and_leaves_other_files(workdir, c
     (folder / "ddim-2" / "notes.txt").write_text("mine")
     capsys.readouterr()
     call(workdir, "sample", *DRAW, "--batch_size=1")
-    assert "held another result" not in capsys.readouterr().out
+    assert "kept the earlier" not in capsys.readouterr().out
     assert names(folder / "ddim-2") == ["grid.png", "manifest.json", "notes.txt", "samples.npz"]
     for seed in (4, 0, 4):
         call(workdir, "sample", *DRAW, f"--seed={seed}")
@@ -97,7 +95,7 @@ def test_a_result_of_an_earlier_version_is_kept(record, tmp_path, capsys):
             write_json(partial / "manifest.json", {"asked": {"seed": seed}})
     assert names(folder.parent) == ["adams-14", "adams-14-earlier", "adams-14-seed-1"]
     assert (folder.parent / "adams-14-earlier" / "manifest.json").read_text() == record
-    assert "of an earlier version" in capsys.readouterr().out
+    assert "kept the earlier adams-14, of another question, as adams-14-earlier" in capsys.readouterr().out
 
 
 def test_results_that_differ_beyond_their_name_have_numbers(tmp_path):
@@ -114,7 +112,7 @@ def test_names_of_values_stay_in_the_folder(tmp_path):
     for question in asked:
         with result_files(tmp_path, ["a.json"], question) as partial:
             write_json(partial / "a.json", {"asked": question})
-    assert names(tmp_path) == ["a-label-.._.._x_.json", "a-label-none.json", f"a-label-{'y' * 74}.json", "a.json"]
+    assert names(tmp_path) == ["a-label-.._.._x_.json", "a-label-none.json", f"a-label-{'y' * 42}.json", "a.json"]
 
 
 def test_a_command_that_fails_leaves_what_was_there(tmp_path):

@@ -122,13 +122,15 @@ def test_the_same_question_in_other_words_finds_them(rows):
     assert found.others() == []
 
 
-def test_forgetting_leaves_other_names_and_questions(rows):
-    """They may be those of a command that runs now."""
-    kept = [rows(*given, 2) for given in (("test", {}, 0), ("train", ASKED, 0))]
-    for own in (*kept, rows("test", ASKED, 0, 2), rows("test", ASKED, 1, 2)):
-        own.append([own.rank], columns([0]))
+def test_forgetting_leaves_other_names_and_living_commands(rows):
+    """Of the same name all that dead commands have left, of all questions and processes."""
+    for asked, rank in ((ASKED, 0), (ASKED, 1), ({}, 0), ({"seed": 5}, 1)):
+        rows("test", asked, rank, 2).append([rank], columns([0]))
+    living, other = rows("test", {"seed": 7}), rows("train")
+    for kept in (living, other):
+        kept.append([0], columns([0]))
     rows("test").forget()
-    assert set(kept[0].folder.iterdir()) == {own.path for own in kept}
+    assert set(living.folder.iterdir()) == {living.path, other.path}
 
 
 def test_two_commands_with_one_question_lose_nothing_to_each_other(rows):
