@@ -1,6 +1,7 @@
 """CLIP models as transformers keeps them in a folder: embeddings of encoded pictures and of texts, in one space."""
 
 import json
+import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,7 +70,8 @@ class Clip:
         set_verbosity_error()
         try:
             for file in folder.iterdir():  # transformers would open a pipe or a device
-                open_file(file, half_of_memory()).close()
+                if not file.is_dir():
+                    open_file(file, half_of_memory() if file.suffix == ".safetensors" else math.inf).close()
             model, told = CLIPModel.from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
             )

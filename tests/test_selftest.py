@@ -14,6 +14,7 @@ from engine.checks.rows import distance, relative, worst
 from engine.log import versions
 from samplers import GRIDS, STEPS
 from sde_lib import PARAMETERIZATIONS, SDES, TIME_LAWS, WEIGHTS
+from storage.writing import confined
 
 CPU = Setting(torch.device("cpu"), torch.float64)
 
@@ -177,3 +178,11 @@ def test_a_new_step_is_checked_by_being_there(monkeypatch):
     monkeypatch.setitem(steps.CASES, "quiet", lambda sde, num_steps: Quiet(sde))
     failed = next(row for row in CHECKS["steps"](CPU) if "quiet" in row.what)
     assert not failed.passed
+
+
+def test_checks_that_write_do_so_in_a_folder_of_their_own(tmp_path):
+    """Also where a command may write below its --workdir alone, in the process that runs the checks."""
+    with confined(tmp_path):
+        rows = list(selftest.results("training", CPU))
+    assert all(row.passed for row in rows), [row.what for row in rows if not row.passed]
+    assert list(tmp_path.iterdir()) == []

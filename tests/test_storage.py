@@ -129,6 +129,22 @@ def test_leftovers_are_deleted_unless_their_writer_lives(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"c", alive.name, other.name, link.name}
 
 
+def test_a_file_that_was_taken_for_a_leftover_is_made_again(tmp_path, monkeypatch):
+    """Another command may delete it between its making and its locking."""
+    lock, deleted = writing._lock, []
+
+    def lock_late(descriptor):
+        if not deleted:
+            deleted.extend(tmp_path.iterdir())
+            deleted[0].unlink()
+        return lock(descriptor)
+
+    monkeypatch.setattr(writing, "_lock", lock_late)
+    writing.write_text(tmp_path / "a", "new")
+    assert len(deleted) == 1
+    assert (tmp_path / "a").read_text() == "new"
+
+
 def test_two_writers_of_one_file_disturb_each_other_not(tmp_path):
     def nested(file):
         writing.write_text(tmp_path / "a", "inner")

@@ -50,7 +50,7 @@ from sde_lib.motion import Motion, Solution
 from sde_lib.process import Time
 from sde_lib.runge_kutta import DormandPrince
 from storage.reading import read_text
-from storage.writing import write_text
+from storage.writing import confined, write_text
 
 DIMENSIONS, SEED = 4, 40
 
@@ -408,8 +408,11 @@ def untrained(data: str, dequantization: str, changes: dict[str, str | int], set
         "likelihood.check_examples": 0,
     }
     override(config, [(key, str(value)) for key, value in settings.items()])
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        workdir = Path(folder)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        confined(workdir := Path(folder)),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         write_text(workdir / "config.json", to_json(config))
         trainer = Trainer(config, workdir, read_dataset(config, "train"))
         trainer.save()

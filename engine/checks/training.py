@@ -25,7 +25,7 @@ from engine.randomness import draw_times
 from engine.trainer import Trainer, learning_rate
 from sde_lib import SDES, TIME_LAWS
 from storage.reading import half_of_memory, read_bytes
-from storage.writing import write_bytes
+from storage.writing import confined, write_bytes
 
 
 def check(setting: Setting) -> Iterator[Row]:
@@ -39,7 +39,7 @@ def check(setting: Setting) -> Iterator[Row]:
     yield Row("learning rate: warm-up and cosine", rates(), 1e-12)
     yield Row("times of a batch: shares of the law without their one time", shares(setting), 0)
     yield from dither(setting)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, confined(Path(folder)):
         yield from runs(Path(folder), setting)
 
 
