@@ -2,6 +2,7 @@
 
 from samplers.multistep import Multistep
 from sde_lib import SDE, Gaussian
+from sde_lib.adams import MOST_AMPLIFIED
 
 
 class Adams(Multistep):
@@ -10,7 +11,8 @@ class Adams(Multistep):
         u = y / (s + r),    du / dq = eps - x0 / s,    q = r / (s + r),    y = x / alpha, r = sigma / alpha
 
     The straight path of flow matching between data and noise of equal size, for every process; on it what a network
-    says changes least. Few moves take low orders: high ones see what is not there between distant values.
+    says changes least. Few moves take low orders: high ones see what is not there between distant values. So do moves
+    after much shorter ones, as at much noise: their order is the highest within ``most_amplified``.
 
     Args:
         order: of the predictor, 1 to 6; the method has order + 1; 0: by the number of moves.
@@ -20,6 +22,7 @@ class Adams(Multistep):
     """
 
     grid, num_steps = "mixture", 14
+    most_amplified = MOST_AMPLIFIED
 
     def __init__(self, sde: SDE, order: int = 0, eta: float = 0.0, gaussian: Gaussian | None = None) -> None:
         super().__init__(sde, "velocity", "flow", order or max(ORDERS.values()), True, eta, gaussian)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -148,7 +149,8 @@ def _table(step: Multistep, times: list[float], gaps: Tensor, changes: Tensor) -
     sde, at = step.sde, gaps.detach()
     grids = [_spaced(sde, times, at + h) for h in (0.0, *_NUDGE * torch.eye(len(at), dtype=torch.float64))]
     sde.tabulate(torch.tensor(grids, dtype=torch.float64).flatten())
-    value, *near = (_numbers(step, grid) for grid in grids)
+    counts = step.counts(grids[0])  # those of the grid itself, so that the plan is a smooth function of the gaps
+    value, *near = (_numbers(step, grid, counts) for grid in grids)
     slope = (torch.stack(near, -1) - value[..., None]) / _NUDGE
     table = value + slope @ (gaps - at)
     moments = map(sde.at, grids[0][1:])
@@ -158,9 +160,9 @@ def _table(step: Multistep, times: list[float], gaps: Tensor, changes: Tensor) -
     return torch.cat([told, table[:, 1:5], table[:, 5:] + unit * changes[:, 1:]], 1)
 
 
-def _numbers(step: Multistep, times: list[float]) -> Tensor:
+def _numbers(step: Multistep, times: list[float], counts: tuple[np.ndarray, np.ndarray]) -> Tensor:
     """The plan of a step as the table has it, with log ratios for times."""
-    rows = zip(_log_ratio(step.sde, times).tolist(), step.plan(times)[:-1])
+    rows = zip(_log_ratio(step.sde, times).tolist(), step.plan(times, counts)[:-1])
     return torch.tensor([[r, *m.value, *m.shift, m.keep, *m.weights] for r, m in rows], dtype=torch.float64)
 
 

@@ -6,6 +6,7 @@ a move is then one sum. The methods of the literature are its rows (``samplers/p
 (``samplers/adams.py``).
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from samplers.forms import Coordinates
 from samplers.loop import Draw, Step
 from sde_lib import SDE, Gaussian
+from sde_lib.adams import amplification
 from sde_lib.denoiser import Denoiser
 
 
@@ -43,6 +45,10 @@ class Multistep(Step):
     changes in the move already made is added: order + 1 for one evaluation a move. The first moves have fewer values to
     go through, and lower orders. N moves cost N evaluations.
 
+    Attributes:
+        most_amplified: by how much more than on even gaps the weights of a move may enlarge errors of the values
+            (``sde_lib.adams.amplification``); above it the move goes through fewer values.
+
     Args:
         form, clock: keys of ``FORMS`` and ``CLOCKS``.
         order: values that the predictor goes through, 1 to 6.
@@ -56,6 +62,7 @@ class Multistep(Step):
     """
 
     grid, num_steps = "log_snr", 20
+    most_amplified = math.inf
 
     def __init__(
         self,
@@ -80,16 +87,19 @@ class Multistep(Step):
     def reset(self, times: list[float]) -> None:
         self.past, self.moves = [], dict(zip(times, self.plan(times), strict=True))
 
-    def plan(self, times: list[float]) -> list[Move]:
-        """The coefficients of the moves from each time to the next; the last only ends one."""
+    def plan(self, times: list[float], counts: tuple[np.ndarray, np.ndarray] | None = None) -> list[Move]:
+        """The coefficients of the moves from each time to the next; the last only ends one.
+
+        Args:
+            counts: values that each prediction and each correction goes through; default ``counts(times)``.
+        """
         coordinates, num, most = self.coordinates, len(times) - 1, self.order + 1
-        alpha = np.array([self.sde.at(t).alpha for t in times])
-        ratio = np.exp([-0.5 * self.sde.at(t).log_snr for t in times])
-        orders = np.minimum(self.orders(num), 1 + np.arange(num))
+        alpha, ratio = np.array([self.sde.at(t).alpha for t in times]), self._ratio(times)
+        predicted, corrected = counts or self.counts(times)
         weights, changes = np.zeros((num + 1, most)), np.zeros((num + 1, most))
-        weights[:-1] = self.integrals(ratio, np.arange(num), orders)
+        weights[:-1] = self.integrals(ratio, np.arange(num), predicted)
         if self.correct:  # what is seen at the end of a move changes that move
-            changes[1:] = self.integrals(ratio, np.arange(1, num + 1), orders + 1)
+            changes[1:] = self.integrals(ratio, np.arange(1, num + 1), corrected)
             changes[1:, 1:] -= weights[:-1, :-1]
         scale, (a, b) = coordinates.scale(ratio), coordinates.weights(ratio)
         late = np.minimum(1 + np.arange(num + 1), num)
@@ -108,6 +118,26 @@ class Multistep(Step):
         """How many values each move would go through, were the past long enough; (num_moves,)."""
         return np.full(num_moves, self.order)
 
+    def counts(self, times: list[float]) -> tuple[np.ndarray, np.ndarray]:
+        """Values that the prediction and the correction of each move go through: all that are there and in bound.
+
+        Shapes: times N + 1; returns twice (N,).
+        """
+        ratio, moves = self._ratio(times), np.arange(len(times) - 1)
+        most = np.minimum(self.orders(len(moves)), 1 + moves)
+        return self._within(ratio, moves, most, 0), self._within(ratio, moves + 1, most + 1, 1)
+
+    def _within(self, ratio: np.ndarray, latest: np.ndarray, counts: np.ndarray, ahead: int) -> np.ndarray:
+        """The largest counts, each at most the one given, whose integrals amplify errors within the bound; (N,)."""
+        for count in range(counts.max() if self.most_amplified < math.inf else 1, 1, -1):
+            moves = np.flatnonzero(counts == count)
+            above = amplification(self._integrals(ratio, latest, moves, count), ahead) > self.most_amplified
+            counts = counts - np.isin(np.arange(len(counts)), moves[above])
+        return counts
+
+    def _ratio(self, times: list[float]) -> np.ndarray:
+        return np.exp([-0.5 * self.sde.at(t).log_snr for t in times])
+
     def integrals(self, ratio: np.ndarray, latest: np.ndarray, orders: np.ndarray) -> np.ndarray:
         """Weights of the values seen at ``latest`` and before it, as many as ``orders``, in the moves of the grid.
 
@@ -115,10 +145,14 @@ class Multistep(Step):
         """
         found = np.zeros((len(orders), self.order + 1))
         for order in np.unique(orders):
-            rows = np.flatnonzero(orders == order)
-            nodes = ratio[latest[rows, None] - np.arange(order)]
-            found[rows, :order] = self.rule(nodes, ratio[rows], ratio[rows + 1])
+            moves = np.flatnonzero(orders == order)
+            found[moves, :order] = self._integrals(ratio, latest, moves, order)
         return found
+
+    def _integrals(self, ratio: np.ndarray, latest: np.ndarray, moves: np.ndarray, order: int) -> np.ndarray:
+        """As ``integrals``, for the moves of these numbers and one order; (M, order)."""
+        nodes = ratio[latest[moves, None] - np.arange(order)]
+        return self.rule(nodes, ratio[moves], ratio[moves + 1])
 
     def rule(self, nodes: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """What the value at each node (N, k), the latest first, adds to u from start to end (N,)."""

@@ -1,5 +1,7 @@
 """The solver with a budget: the least error for a given number of evaluations."""
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -63,9 +65,9 @@ class Adams:
             if i in marked:
                 rates.append(found)
             if i > 0:
-                u = _move(u, past, angles[: i + 1], self.order + 1, angles[i - 1], angles[i])
+                u = _move(u, past, angles[: i + 1], self.order + 1, angles[i - 1], angles[i], 1)
             if i + 1 < self.evaluations:
-                predicted = _move(u, past, angles[: i + 1], self.order, angles[i], angles[i + 1])
+                predicted = _move(u, past, angles[: i + 1], self.order, angles[i], angles[i + 1], 0)
             past = past[-self.order :]
         weights = spline_weights(np.sort(angles[marked]))
         weights = weights if start < end else -weights[::-1]
@@ -74,20 +76,48 @@ class Adams:
         return Solution(u, integrals, self.evaluations * counts, len(marked) * counts)
 
 
-def _move(u: Tensor, past: list[Tensor], angles: np.ndarray, order: int, start: float, end: float) -> Tensor:
+def amplification(weights: np.ndarray, ahead: int) -> np.ndarray:
+    """The factor by which integration weights enlarge errors of the values, relative to that on even gaps.
+
+        (sum |w| / |sum w|) / (the same for as many evenly spaced values)
+
+    It grows with the ratio of a move to the gaps before it, and faster for more values: where gaps grow by half each
+    time, it is 1.25, 1.9 and 3.9 for predictions through 2, 3 and 4 values.
+
+    Args:
+        ahead: 0 for a prediction, whose last value is at the start of the move; 1 for a correction, at its end.
+    Shapes: weights (*, k); returns (*).
+    """
+    return _enlarged(weights) / _enlarged_by_even(weights.shape[-1], ahead)
+
+
+MOST_AMPLIFIED = 2.1
+"""Largest amplification in a move; above it the move goes through fewer values. Measured on mixtures and networks."""
+
+
+def _enlarged(weights: np.ndarray) -> np.ndarray:
+    return np.abs(weights).sum(-1) / np.abs(weights.sum(-1))
+
+
+@functools.cache
+def _enlarged_by_even(count: int, ahead: int) -> float:
+    nodes = np.arange(count, dtype=np.float64) - count + 1 + ahead
+    return _enlarged(integration_weights(nodes, 0.0, 1.0)).item()
+
+
+def _move(
+    u: Tensor, past: list[Tensor], angles: np.ndarray, order: int, start: float, end: float, ahead: int
+) -> Tensor:
     """u plus the integral, from start to end, of the polynomial through the last ``order`` of the past motions.
 
-    It takes none from before a gap much smaller than the move: such differences are rounding, and a long move makes
-    much of them. So begins the way from the data, where gaps grow by large factors.
+    It goes through fewer of them where the weights would amplify their errors. On the way from the data gaps grow by
+    large factors, differences over the first ones are rounding, and a long move would make much of them.
     """
-    num, gaps = 1, np.abs(np.diff(angles))
-    while num < min(order, len(past)) and _GROWTH * gaps[-num] >= abs(end - start):
-        num += 1
-    weights = integration_weights(angles[-num:], start, end)
+    for num in range(min(order, len(past)), 0, -1):
+        weights = integration_weights(angles[-num:], start, end)
+        if amplification(weights, ahead) <= MOST_AMPLIFIED:
+            break
     return u + sum(w * rate for w, rate in zip(weights.tolist(), past[-num:], strict=True))
-
-
-_GROWTH = 4.0  # from one gap between nodes to the next, at most, for one polynomial to go through both
 
 
 def integration_weights(nodes: np.ndarray, start: float, end: float) -> np.ndarray:
@@ -98,6 +128,9 @@ def integration_weights(nodes: np.ndarray, start: float, end: float) -> np.ndarr
     place = (nodes - start) / (end - start)
     powers = np.arange(len(nodes))
     return (end - start) * np.linalg.solve(place[None, :] ** powers[:, None], 1 / (powers + 1))
+
+
+_GROWTH = 4.0  # from one gap between nodes to the next, at most, for one spline to go through both
 
 
 def spline_weights(nodes: np.ndarray) -> np.ndarray:

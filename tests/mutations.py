@@ -686,9 +686,9 @@ MUTATIONS = [
     Mutation(
         "multistep: a move of two orders lower",
         "steps",
-        "samplers.multistep:Multistep.plan",
-        "1 + np.arange(num))",
-        "np.maximum(np.arange(num) - 1, 1))",
+        "samplers.multistep:Multistep.counts",
+        "1 + moves)",
+        "np.maximum(moves - 1, 1))",
     ),
     Mutation(
         "multistep: a corrector that mends nothing",

@@ -10,6 +10,7 @@ from scipy.integrate import quad
 from samplers import DDIM, GRIDS, STEPS, Adams, DPMSolver, Multistep, Noise, UniPC, sample, trajectory
 from samplers.forms import CLOCKS, FORMS, Coordinates
 from sde_lib import SDES, VPSDE, Flow, Gaussian, GaussianMixture
+from sde_lib.adams import MOST_AMPLIFIED, amplification, integration_weights
 from sde_lib.runge_kutta import DormandPrince
 
 NODES = np.array([2.0, 3.5, 7.0, 20.0])
@@ -106,6 +107,68 @@ def test_order_of_unipc_and_dpm_solver(name, order):
     assert order_of(lambda: DPMSolver(sde, order), sde) > order - 0.3
     assert order_of(lambda: UniPC(sde, "data", order), sde, 200) > order + 0.2
     assert order_of(lambda: UniPC(sde, "noise", order, "bh1"), sde, 200) > order + 0.2
+
+
+# --- how many values a move goes through ------------------------------------------------------------------------------
+
+
+def images() -> GaussianMixture:
+    """Eight modes in 256 dimensions whose spectrum is that of small photographs: brightness is 9 times as wide."""
+    dimensions, modes, within = 256, 8, 0.6
+    rest = torch.arange(1, dimensions, dtype=torch.float64) ** -1.5
+    variances = 0.45**2 * torch.cat([torch.tensor([81.0]), rest * (dimensions - 81) / rest.sum()]).double()
+    means = torch.randn(modes, dimensions, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    means = (means - means.mean(0)) / means.std(0, unbiased=False) * ((1 - within) * variances).sqrt()
+    return GaussianMixture(torch.ones(modes).double(), means, (within * variances).expand_as(means))
+
+
+@pytest.mark.parametrize("name", ["vpsde", "subvpsde", "edm"])
+def test_the_error_of_adams_never_rises_with_its_evaluations(name):
+    """Median distance to the exact flow, on data one direction of which is nine times as wide as the mean."""
+    sde, data = SDES[name](), images()
+    covariance = data.covariance
+    dimensions = (covariance.trace() ** 2 / covariance.square().sum()).item()
+    gaussian = Gaussian(data.mean, covariance.trace().item() / 256)
+    x = sde.prior_std * torch.randn(32, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    flow, solve = Flow(sde, data.denoiser(sde), gaussian), DormandPrince(1e-7, 1e-7)
+    angles = flow.angle(sde.t_max), flow.angle(sde.t_min)
+    exact, errors = flow.leave(solve(flow, flow.enter(x, sde.t_max), *angles).u, sde.t_min), []
+    for num in (8, 10, 12, 16, 20, 24, 30, 50):
+        times = GRIDS["mixture"](sde, num, std=gaussian.std, dimensions=dimensions)
+        end = last_state(Adams(sde, gaussian=gaussian), data.denoiser(sde), x, times)
+        errors.append((end - exact).square().mean(1).sqrt().median().item())
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize(("growth", "two", "three"), [(1.0, 2.0, 11 / 3), (1.5, 2.5, 7.0)])
+def test_amplification_of_predictions_after_gaps_that_grow(growth, two, three):
+    """Over that on even gaps, where the weights are those of Adams and Bashforth: 3/2 + 1/2, (23 + 16 + 5) / 12."""
+    nodes = np.cumsum([0, 1, growth, growth**2])
+    for count, expected, even in ((2, two, 2), (3, three, 11 / 3)):
+        weights = integration_weights(nodes[3 - count : 3], nodes[2], nodes[3])
+        assert amplification(weights, 0) == pytest.approx(expected / even)
+
+
+def test_a_move_after_much_shorter_ones_goes_through_fewer_values():
+    """As many as keep the amplification of errors within the bound, for each move; on even gaps the whole order."""
+    sde = VPSDE()
+    times = GRIDS["mixture"](sde, 24, std=0.45, dimensions=7.0).tolist()
+    step = Adams(sde, gaussian=Gaussian(torch.zeros(1), 0.45**2))
+    step.reset(times)
+    ratio, moves = np.exp([-0.5 * sde.at(t).log_snr for t in times]), np.arange(24)
+    for ahead, counts in enumerate(step.counts(times)):
+        whole = np.minimum(step.orders(24), 1 + moves) + ahead
+        fewer = counts < whole
+        assert 0 < fewer.sum() < 12
+        for move in moves:
+            found = step.integrals(ratio, moves + ahead, counts + fewer)[move, : (counts + fewer)[move]]
+            kept = step.integrals(ratio, moves + ahead, counts)[move, : counts[move]]
+            assert amplification(kept, ahead) <= MOST_AMPLIFIED
+            assert not fewer[move] or amplification(found, ahead) > MOST_AMPLIFIED
+    assert Multistep(sde, "velocity", "flow", 4, True).counts(times)[0].tolist() == [1, 2, 3, *[4] * 21]
+    even = sde.time(-2 * torch.log(0.45 / (1 / torch.linspace(0.99, 0.01, 25, dtype=torch.float64) - 1))).tolist()
+    step = Adams(sde, 5, gaussian=step.gaussian)
+    assert step.counts(even)[0].tolist() == [1, 2, 3, 4, *[5] * 20]
 
 
 # --- equalities -------------------------------------------------------------------------------------------------------
