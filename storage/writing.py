@@ -181,12 +181,14 @@ def remove(path: Path) -> None:
 
 
 def rename(path: Path, target: Path) -> None:
-    """Rename a file or folder; a file, or an empty folder, of the new name is replaced.
+    """Rename a file or folder; a file, a link or an empty folder of the new name is replaced.
 
     Raises: Refused where a path leads through a link below the confining root; OSError.
     """
     _check_place(path)
     _check_place(target)
+    if target.is_symlink():  # a folder replaces no link by itself
+        os.unlink(target)
     os.replace(path, target)
 
 
