@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from engine.errors import CheckpointError, unknown
+from engine.recovery import restore_config
 from storage.reading import read_text
 
 FOLDER = Path(default.__file__).parent
@@ -115,6 +116,7 @@ def resolve(
     if name is None and workdir is None:
         raise ValueError(f"give --config ({' | '.join(names())}) or the --workdir of a run")
     folder = Path(workdir) if workdir else Path("runs") / run_name(name)
+    restore_config(folder)
     config = stored(folder) if name is None else load(name)
     override(config, changes)
     if name is not None and (folder / "config.json").exists():
@@ -130,6 +132,7 @@ def run_name(config: str) -> str:
 
 def stored(folder: Path) -> ConfigDict:
     """The config that a run was trained with."""
+    restore_config(folder)
     path = folder / "config.json"
     if not path.is_file():
         name = folder.name if folder.name in names() else "NAME"

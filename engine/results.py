@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from engine import checkpoint
 from engine.config import Options, flat
 from engine.log import say
 from storage.reading import read_text
-from storage.writing import exclusive, flush_folder, make_folder, remove, rename, replacing_folder
+from storage.writing import exclusive, flush_folder, make_folder, remove, remove_if_empty, rename, replacing_folder
 
 Asked = Mapping[str, Any]
 """All that a result depends on, as flat JSON values under the key ``asked`` of its record."""
@@ -91,8 +91,7 @@ def _temporary(target: Path) -> Iterator[Path]:
             yield partial
     except BaseException:
         if new:
-            with suppress(OSError):  # it holds something
-                target.parent.rmdir()
+            remove_if_empty(target.parent)
         raise
 
 

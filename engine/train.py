@@ -57,8 +57,9 @@ def train(config: ConfigDict, workdir: Path, asked: Asked, writer: Writer) -> No
     window, results, start = Window(trainer), trainer.steps(last_step), trainer.step
     first = next(results)  # a config whose first step fails leaves nothing behind
     writer.check()
+    text = to_json(config, versions())
     if ranks.rank() == 0:
-        write_text(workdir / "config.json", to_json(config, versions()))
+        write_text(workdir / "config.json", text)
     metrics = Metrics(workdir, start, trainer.metric_lines)
     progress = Progress(seen + (last_step - start) * config.train.batch_size, units, done=seen)
 
@@ -90,7 +91,7 @@ def train(config: ConfigDict, workdir: Path, asked: Asked, writer: Writer) -> No
                 trainer.snapshots.keep(step)
             if save or stop:
                 metrics.flush()
-                trainer.save(window.state_dict(), metric_lines=metrics.lines)
+                trainer.save(window.state_dict(), metric_lines=metrics.lines, config_json=text)
         if stop and not last:
             ranks.wait_for_all()  # the first one may still be writing
             raise Stopped(asked.by, f"stopped at step {step}, with a checkpoint; run the same command to go on")

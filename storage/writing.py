@@ -180,6 +180,13 @@ def remove(path: Path) -> None:
             os.unlink(path)
 
 
+def remove_if_empty(folder: Path) -> None:
+    """Delete a folder unless it holds something, or is a link."""
+    with suppress(OSError):
+        _check_place(folder)
+        folder.rmdir()
+
+
 def rename(path: Path, target: Path) -> None:
     """Rename a file or folder; a file, a link or an empty folder of the new name is replaced.
 

@@ -333,6 +333,38 @@ def test_what_a_checkpoint_depends_on_is_on_the_disk_before_it_has_its_name(tmp_
     assert [path.name for path in named] == ["step_00000003", "step_00000006"]
 
 
+LOSSES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(4096)),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_config_that_was_lost_is_restored_from_the_newest_whole_checkpoint(loss, straight, tmp_path, capsys):
+    """Also for the modes that only read, and for a training that has to agree with it."""
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "config.json"
+    whole = path.read_bytes()
+    (tmp_path / "checkpoints" / "step_00000008" / "meta.json").write_bytes(b"")
+    for words in (["--mode=sample", "--steps=1", "--num_samples=2"], ["--mode=train", "--config=points"]):
+        LOSSES[loss](path)
+        capsys.readouterr()
+        command_line.main(["run.py", f"--workdir={tmp_path}", *words])
+        assert f"{path} was missing or empty: restored from step_00000006" in capsys.readouterr().out
+        assert path.read_bytes() == whole
+    LOSSES[loss](path)
+    assert train(tmp_path, 8, "points", optim__learning_rate=0.5) == 2
+    assert "optim.learning_rate" in capsys.readouterr().err
+
+
+def test_a_config_that_holds_anything_is_not_replaced(straight, tmp_path):
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").write_text("{")
+    assert command_line.main(["run.py", f"--workdir={tmp_path}", "--mode=sample"]) == 3
+    assert (tmp_path / "config.json").read_text() == "{"
+
+
 def test_lines_of_metrics_that_are_lost_are_told_once(straight, tmp_path, capsys):
     shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "metrics.jsonl"

@@ -1,0 +1,39 @@
+"""config.json again, from what each checkpoint keeps of it, after a loss of power or a kill."""
+
+from pathlib import Path
+
+from storage.reading import read_bytes
+from storage.writing import write_text
+
+EMPTY = b"\0 \t\r\n"
+"""Bytes of a file whose content never reached the disk."""
+
+
+def restore_config(folder: Path) -> None:
+    """Write config.json of a run that has checkpoints, if it is missing or holds nothing, and say so.
+
+    Runs of before checkpoints kept it stay as they are.
+    """
+    path = folder / "config.json"
+    if not (folder / "checkpoints").is_dir() or not is_lost(path):
+        return
+    from engine import checkpoint  # late: it brings torch
+    from engine.errors import CheckpointError
+    from engine.log import say
+
+    for found in reversed(checkpoint.steps(folder / "checkpoints")):
+        try:
+            text = checkpoint.read_meta(found).get("config_json")
+        except CheckpointError:
+            continue
+        if isinstance(text, str):
+            write_text(path, text)
+            say(f"{path} was missing or empty: restored from {found.name}")
+            return
+
+
+def is_lost(path: Path) -> bool:
+    """Whether a file is missing or holds no more than zeros and blanks."""
+    if not path.exists():
+        return True
+    return path.is_file() and path.stat().st_size < 2**20 and not read_bytes(path, 2**20).strip(EMPTY)
