@@ -130,8 +130,7 @@ OPEN_ALREADY = {
     ("engine/files.py", "np.savez_compressed"),
     ("models/checkpoints/safe.py", "torch.load"),
     ("models/checkpoints/safe.py", "zipfile.ZipFile"),
-    *((f"engine/{name}.py", "savefig") for name in ("bound", "plane", "profiles", "sweep")),
-    ("data/pictures.py", "savefig"),
+    *((f"engine/{name}.py", "savefig") for name in ("bound", "pictures", "plane", "profiles", "sweep")),
 }
 """These get a file that storage/ opened, or bytes that it read."""
 
