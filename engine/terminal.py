@@ -20,9 +20,9 @@ class _Output(io.FileIO):
 
 
 def open_output() -> None:
-    """Let errors of standard output name it, so that a full disk is not blamed on the run; and escape what no text is.
+    """Let errors of standard output name it, so that a full disk behind it is not blamed on the run.
 
-    Names of files that are not UTF-8 are written with escapes. A closed output takes all and keeps nothing.
+    Names that are not UTF-8 are written with escapes. Output to a closed descriptor is discarded.
     """
     if sys.stdout is None:
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
@@ -43,13 +43,13 @@ def flush_output() -> None:
 
 
 def drop_output(error: BaseException) -> None:
-    """After an error of standard output, let what is still buffered vanish: Python would try again at its end."""
+    """After an error of standard output, discard its buffer, which Python would write again at its end."""
     if isinstance(error, OSError) and error.filename == OUTPUT:
         write_nowhere(sys.stdout.fileno())
 
 
 def write_nowhere(descriptor: int) -> None:
-    """Let what is written to a descriptor from now on vanish."""
+    """Discard all later output of a descriptor."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)

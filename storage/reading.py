@@ -19,7 +19,7 @@ KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
-"""What is no regular file, in words."""
+"""Other kinds of files, in words."""
 
 
 class Refused(OSError):

@@ -1,4 +1,4 @@
-"""Writing: nobody finds half a file, and nothing is written or deleted through a link.
+"""Writing: no reader finds half a file, and nothing is written or deleted through a link.
 
 A new file gets a temporary name of its own in the folder of its target, and is renamed when it is whole. So a link
 that has the name of the target is replaced, and the file that it leads to stays as it is. While its writer lives, it
@@ -113,7 +113,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def hold(path: Path) -> BinaryIO:
-    """Mark a file of ours as one of a living command, for as long as the returned file is open."""
+    """Mark a file as one of a living command, for as long as the returned file is open."""
     file = os.fdopen(os.open(path, _flags("O_RDONLY")), "rb")
     _lock(file.fileno())
     return file
@@ -312,25 +312,25 @@ def _claim(target: Path, make: Callable[[Path], int | None]) -> tuple[Path, int 
             descriptor = make(path)
         except FileExistsError:
             continue
-        if _lock(descriptor) and not _is(path, descriptor):  # taken for a leftover before it was locked
-            os.close(descriptor)
-            continue
-        return path, descriptor
+        _lock(descriptor, wait=True)
+        if descriptor is None or _is(path, descriptor):
+            return path, descriptor
+        os.close(descriptor)  # another command took it for a leftover before it was locked
 
 
-def _lock(descriptor: int | None) -> bool:
-    """Lock a file or folder for as long as its descriptor is open; False if another holds it, or there are no locks."""
+def _lock(descriptor: int | None, wait: bool = False) -> bool:
+    """Lock a file or folder for as long as its descriptor is open; False if another holds it, or without locks."""
     if descriptor is None or not fcntl:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         return False
     return True
 
 
 def _is(path: Path, descriptor: int) -> bool:
-    """Whether a path leads to what a descriptor has open."""
+    """Whether a path leads to the open file or folder of a descriptor."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))
     except FileNotFoundError:

@@ -133,11 +133,11 @@ def test_a_file_that_was_taken_for_a_leftover_is_made_again(tmp_path, monkeypatc
     """Another command may delete it between its making and its locking."""
     lock, deleted = writing._lock, []
 
-    def lock_late(descriptor):
+    def lock_late(descriptor, wait=False):
         if not deleted:
             deleted.extend(tmp_path.iterdir())
             deleted[0].unlink()
-        return lock(descriptor)
+        return lock(descriptor, wait)
 
     monkeypatch.setattr(writing, "_lock", lock_late)
     writing.write_text(tmp_path / "a", "new")
