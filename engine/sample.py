@@ -25,7 +25,7 @@ from engine.likelihood import Measurement, stderr
 from engine.log import Progress, say, versions
 from engine.pictures import is_image, num_shown, picture
 from engine.results import question, result_folder
-from samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample
+from samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample, trajectory
 from samplers.calibration import Tuned
 from samplers.grids import of_ratios
 from sde_lib import SDE, SOLVERS, Denoiser, Each, NonFiniteError, Prediction, of_rows
@@ -207,10 +207,24 @@ def draw_pairs(
         x0 = sample(step, denoise, experiment.sde.prior_std * z, times, noise)
     finite = torch.isfinite(x0).flatten(1).all(1).cpu()
     if not finite.all():
+        bad = int((~finite).nonzero()[0])
+        with torch.no_grad():
+            where = first_fault(step, denoise, experiment.sde.prior_std * z, times, source(seeds), bad)
         raise NonFiniteError(
-            f"the sample of seed {seeds[~finite][0]} is not finite; use more --steps or another sampler"
+            f"the sample of seed {seeds[bad]} is not finite {where}; use more --steps or another sampler"
         )
     return z, x0
+
+
+def first_fault(step: Step, denoise: Denoiser, x: Tensor, times: Tensor, draw: Noise, example: int) -> str:
+    """The move of a trajectory after which one example is not finite, in words; it is computed again to find it."""
+    noisy = times[step.sde.sigma(times) > 0].tolist()
+    for move, state in enumerate(trajectory(step, denoise, x, times, draw), 1):
+        if not torch.isfinite(state[example]).all():
+            if move == len(noisy):
+                return f"after the last denoising, at t = {noisy[-1]:g}"
+            return f"after move {move} of {len(noisy) - 1}, from t = {noisy[move - 1]:g} to {noisy[move]:g}"
+    return "in one of two computations alone: the device does not compute alike"
 
 
 def draw_scored(measurement: Measurement, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -98,9 +98,9 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     replace(path, lambda file: file.write(content))
 
 
-def stop(skipped: Skipped, step: int, where: str, last_good: Path | None) -> NonFiniteError:
-    """The error that ends a run."""
-    kept = f"; {last_good} is the last good checkpoint" if last_good else ""
+def stop(skipped: Skipped, step: int, where: str, newest: Path | None) -> NonFiniteError:
+    """The error that ends a run. The newest checkpoint may hold the weights that gave such numbers."""
+    kept = f"; {newest} is the newest checkpoint" if newest else ""
     return NonFiniteError(
         f"loss or gradient not finite at step {step}, the last of {skipped.in_a_row} in a row (train.max_skipped "
         f"{skipped.most}): {where}{kept}, inputs and weights are in {skipped.folder}; train in another --workdir with "

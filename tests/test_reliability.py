@@ -232,7 +232,7 @@ def test_too_many_in_a_row_end_the_run_and_name_the_layer(tmp_path, monkeypatch,
     (line,) = capsys.readouterr().err.splitlines()
     assert "loss or gradient not finite at step 6, the last of 3 in a row" in line
     assert "the first layer whose output is not finite is " in line
-    assert "checkpoints/step_00000003 is the last good checkpoint" in line
+    assert "checkpoints/step_00000003 is the newest checkpoint" in line
     assert str(tmp_path / "skipped") in line
     assert "optim.learning_rate" in line
     assert steps(tmp_path) == [3]

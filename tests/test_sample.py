@@ -266,20 +266,30 @@ def test_the_grid_of_the_config_and_its_end(grid):
     assert noisy[sde.sigma(noisy) > 0][-1] == config.sample.t_min
 
 
-def test_a_sample_that_is_not_finite_is_told_by_its_seed(digits, drawn, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("above", "where"),
+    [
+        (2.0, "after move 1 of 3, from t = 1 to 0."),
+        (0.9, "after move 2 of 3, from t = 0."),
+        (2e-3, "after the last denoising, at t = 0.001;"),
+    ],
+)
+def test_a_sample_that_is_not_finite_is_told_by_seed_and_move(above, where, digits, drawn, monkeypatch, capsys):
     """Nothing is written then."""
     original = sde_lib.Denoiser.forward
 
     def broken(self, x, t, **cond):
         x0 = original(self, x, t, **cond).x0.clone()
-        x0[2] = torch.nan
+        x0[2] = torch.nan if t < above else x0[2]
         return sde_lib.Prediction(x0)
 
     monkeypatch.setattr(sde_lib.Denoiser, "forward", broken)
     before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
-    assert command("--mode=sample", f"--workdir={digits}", "--steps=2", "--num_samples=4", "--seed=40") == 4
+    words = ("--sampler=ddim", "--steps=3", "--num_samples=4", "--seed=40")
+    assert command("--mode=sample", f"--workdir={digits}", *words) == 4
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "error: the sample of seed 42 is not finite; use more --steps or another sampler"
+    assert line.startswith(f"error: the sample of seed 42 is not finite {where}")
+    assert line.endswith("; use more --steps or another sampler")
     assert {path: path.stat().st_mtime_ns for path in digits.rglob("*")} == before
 
 
