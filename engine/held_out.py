@@ -71,7 +71,7 @@ class HeldOut:
 
 
 def _zero(network: nn.Module) -> nn.Module:
-    """A shallow copy of the network whose output is zero."""
+    """A shallow copy of the network whose output is zero; the hooks that it shares run once a call."""
     silent = copy.copy(network)
-    silent.forward = lambda *args, **cond: torch.zeros_like(network(*args, **cond))
+    silent.forward = lambda *args, **cond: torch.zeros_like(network.forward(*args, **cond))
     return silent
