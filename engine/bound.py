@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from engine import checkpoint
-from engine.build import Experiment, check_at_least, check_flow, check_form, read_dataset
+from engine.build import Experiment, check_flow, check_form, read_dataset
 from engine.config import Options
 from engine.files import write_json, write_npz
 from engine.likelihood import stderr
@@ -39,10 +39,6 @@ Estimator = Callable[[Tensor, Noise], VariationalBound]
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """Bound each example of a split once; write <split>.json, .npz with a row for each, and rate_distortion.png."""
     settings, split = config.bound, options.split or "test"
-    check_at_least(1, config, "bound.batch_size", "bound.evaluations")
-    check_at_least(0, config, "bound.num_examples")
-    if not 0 <= settings.variance <= 1:
-        raise ValueError(f"bound.variance {settings.variance}: need 0 (posterior) to 1 (forward)")
     experiment, denoiser, found = load(config, workdir, options)
     check_flow(denoiser, workdir)
     facts, dataset = experiment.facts, read_dataset(config, split)

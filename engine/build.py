@@ -365,13 +365,6 @@ def check_classes(config: ConfigDict, dataset: Dataset, facts: DataFacts) -> Non
         )
 
 
-def check_at_least(least: int, config: ConfigDict, *keys: str) -> None:
-    """Raises: ValueError naming the first of these keys, such as train.batch_size, that is below ``least``."""
-    for section, key in (dotted.split(".") for dotted in keys):
-        if not config[section][key] >= least:
-            raise ValueError(f"{section}.{key} {config[section][key]}: need at least {least}")
-
-
 def put(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     """x on the device; the host does not wait until a GPU has it."""
     return x.to(device, non_blocking=device.type == "cuda")
@@ -389,7 +382,7 @@ def make_device(name: str) -> torch.device:
         device = accelerator if name == "auto" else torch.device(name)
         if ranks.size() > 1 and device.type == accelerator.type != "cpu" and device.index is None:
             device = torch.device(device.type, ranks.local_rank() % torch.accelerator.device_count())
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).tolist()  # tensors on meta hold no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used: {reason}; try --device cpu or auto") from None

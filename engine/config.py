@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from engine.errors import CheckpointError, unknown
+from engine.ranges import check_range
 from engine.recovery import restore_config
 from storage.reading import read_text
 
@@ -36,9 +37,6 @@ RENAMED = {"denoiser": {"label": "c_noise"}}
 
 FORMERLY = {"loss": {"time_tail": 0.0}}
 """What runs did that were written before there was such a key, where that is not the default."""
-
-REPEATED, MOST_REPEATED = ("network.depth", "network.num_blocks"), 1_000
-"""Keys that say how often a part is made, of a stranger's config too, and how often at most."""
 
 WRONG = (AttributeError, ImportError, LookupError, OverflowError, RecursionError, SyntaxError, TypeError, ValueError)
 """What a config file that is not one raises."""
@@ -174,7 +172,8 @@ def override(config: ConfigDict, changes: Sequence[tuple[str, str]]) -> None:
 
     Args:
         changes: (dotted key, text) pairs; names take effect before the other keys.
-    Raises: ValueError for a misspelt key, which names the near one, or a text that is not of the key's type.
+    Raises: ValueError for a misspelt key, which names the near one, a text that is not of the key's type, or a value
+        that is out of the key's range.
     """
     for key, text in sorted(changes, key=lambda change: not change[0].endswith(".name")):
         section = key.removesuffix(".name")
@@ -229,7 +228,7 @@ def flat(values: Mapping, prefix: str = "") -> dict[str, object]:
 
 
 def assign(config: ConfigDict, key: str, value: object) -> None:
-    """Set one dotted key that is there already to a value of the type that it has."""
+    """Set one dotted key that is there already to a value of the type that it has, within its range."""
     *sections, last = key.split(".")
     section = reduce(lambda part, name: part.get(name) if isinstance(part, ConfigDict) else None, sections, config)
     like = section.get(last) if isinstance(section, ConfigDict) else None
@@ -241,8 +240,7 @@ def assign(config: ConfigDict, key: str, value: object) -> None:
     except (TypeError, OverflowError):  # an int may be too large for a float
         kind = "true or false" if isinstance(like, bool) else type(like).__name__
         raise ValueError(f"config key {key} takes {kind}, such as {like!r}, not {value!r}") from None
-    if key in REPEATED and section[last] > MOST_REPEATED:
-        raise ValueError(f"config key {key} is {value}: at most {MOST_REPEATED} are made")
+    check_range(key, section[last], section.get("name"))
 
 
 def literal(text: str, like: object) -> object:

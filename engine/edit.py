@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data import DataError, table, write_gif
 from engine import checkpoint
-from engine.build import Experiment, check_at_least, check_flow, load, pick
+from engine.build import Experiment, check_flow, load, pick
 from engine.config import Options
 from engine.examples import read_examples, spaced
 from engine.files import read_npz, write_json, write_npz
@@ -114,7 +114,6 @@ def interpolate(
         )
     dataset = read_examples(config, experiment, split)
     num = len(dataset)
-    check_at_least(2, config, "edit.frames")
     for key in ("first", "second"):
         if not -num <= settings[key] < num:
             raise ValueError(f"edit.{key} {settings[key]}: need 0 to {num - 1}, or -{num} to -1 from the last")
@@ -172,8 +171,6 @@ def paths(
 
 def encode(folder: Path, experiment: Experiment, denoise: Counted, config: ConfigDict, split: str) -> dict[str, Any]:
     """The first examples of a split to their latents by the probability flow, and back: latents.npz and grid.png."""
-    check_at_least(0, config, "edit.num_examples")
-    check_at_least(1, config, "edit.batch_size")
     dataset, codec = read_examples(config, experiment, split), experiment.codec
     num, flow = min(config.edit.num_examples or len(dataset), len(dataset)), make_step(config, experiment, "ode")
 
@@ -216,7 +213,6 @@ def there_and_back(examples: Tensor, latents: Tensor, back: Tensor, levels: int)
 
 def decode(folder: Path, experiment: Experiment, denoise: Counted, config: ConfigDict, split: str) -> dict[str, Any]:
     """The latents of ``edit.latents`` to data by the probability flow: samples.npz and grid.png."""
-    check_at_least(1, config, "edit.batch_size")
     latents, flow = read_latents(config, experiment), make_step(config, experiment, "ode")
     parts, progress = [], Progress(len(latents), "latents")
     for rows in torch.arange(len(latents)).split(config.edit.batch_size):

@@ -24,7 +24,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from data import DataError, Dataset, order
 from data.dataset import SPLITS
 from engine import checkpoint, ranks
-from engine.build import check_at_least, check_form, fit_codec, load_model, make_device, read_dataset
+from engine.build import check_form, fit_codec, load_model, make_device, read_dataset
 from engine.config import Options, flat, stored
 from engine.errors import CheckpointError, unknown
 from engine.files import read_npz, write_json, write_npz
@@ -42,9 +42,6 @@ Metrics = dict[str, dict[str, float | None]]
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """Compare samples with a split; write <workdir>/evaluation/<sampler>-<steps>-<features>-<split>.json."""
     settings, split, start = config.evaluate, options.split or "test", time.perf_counter()
-    check_at_least(1, config, "evaluate.num_samples", "evaluate.subsets")
-    check_at_least(2, config, "evaluate.subset_size")
-    check_at_least(0, config, "evaluate.num_examples", "evaluate.batch_size")
     if ranks.rank() > 0:  # shares in the drawing alone
         if not settings.samples:
             draw_run(config, workdir, options, settings.num_samples, settings.batch_size)

@@ -12,7 +12,7 @@ from data import DataError, Dataset
 from data.archives import MOST_STORED
 from data.arrays import read_array
 from data.decoding import SUFFIXES, decode, pixels
-from engine.build import DataFacts, Experiment, check_at_least, check_form, read_dataset
+from engine.build import DataFacts, Experiment, check_form, read_dataset
 from engine.files import read_npz
 from sde_lib import NonFiniteError
 from storage.reading import read_bytes
@@ -58,8 +58,6 @@ def read_given(config: ConfigDict, experiment: Experiment, split: str) -> Tensor
 
     Raises: DataError for a file that is missing or damaged; ValueError for examples of another form.
     """
-    check_at_least(0, config, "edit.num_examples")
-    check_at_least(1, config, "edit.batch_size")
     most, path = config.edit.num_examples, config.edit.input
     if path:
         found = read_input(Path(path), experiment.facts)

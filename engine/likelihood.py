@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data import Dataset
 from engine import checkpoint, ranks
-from engine.build import Experiment, check_at_least, check_flow, check_form, load, options, pick, read_dataset
+from engine.build import Experiment, check_flow, check_form, load, options, pick, read_dataset
 from engine.config import Options
 from engine.convergence import MeanError, refine
 from engine.files import write_json, write_npz
@@ -52,8 +52,6 @@ COPY = 1 << 40
 def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     """Score each example of a split; write <split>-<dequantization>.json, and .npz with a row for each."""
     settings, split = config.likelihood, given.split or "test"
-    check_at_least(1, config, *(f"likelihood.{key}" for key in ("probes", "samples", "repeats")))
-    check_at_least(0, config, *(f"likelihood.{key}" for key in ("batch_size", "num_examples", "check_examples")))
     experiment, denoiser, found = load(config, workdir, given)
     check_flow(denoiser, workdir)
     check_dequantization(settings.dequantization, experiment.facts.levels)

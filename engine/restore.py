@@ -87,11 +87,9 @@ def superres(config: ConfigDict, experiment: Experiment) -> Known:
 def deblur(config: ConfigDict, experiment: Experiment) -> Known:
     """Every pixel a mean of its neighbours, weighted by a Gaussian of deviation ``edit.blur``; edges repeat.
 
-    Raises: ValueError for a deviation that is not positive, or data that are no signals or images.
+    Raises: ValueError for data that are no signals or images.
     """
     deviation, rank = config.edit.blur, len(experiment.facts.shape) - 1
-    if not deviation > 0:
-        raise ValueError(f"edit.blur {deviation}: need a standard deviation above 0, in pixels")
     if rank not in (1, 2):
         raise ValueError(f"--task deblur needs signals or images; the run has shape {experiment.facts.shape}")
     reach = min(math.ceil(3 * deviation), min(experiment.facts.shape[1:]) - 1)
@@ -239,8 +237,6 @@ def restore(
         guided: from numbers (B,) to the denoiser of those examples.
     """
     settings, codec = config.edit, experiment.codec
-    if not settings.noise >= 0:
-        raise ValueError(f"edit.noise {settings.noise}: need a standard deviation of 0 or more")
     method, known = pick(METHODS, "method", settings.method), TASKS[name](config, experiment)
     x = codec.encode(read_given(config, experiment, split)).to(experiment.device)
     parts, progress = [], Progress(len(x), "examples")

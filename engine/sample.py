@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from engine import checkpoint, plane, ranks, tuned
-from engine.build import DataFacts, Experiment, check_at_least, check_flow, load, options, pick
+from engine.build import DataFacts, Experiment, check_flow, load, options, pick
 from engine.config import Options
 from engine.errors import CheckpointError
 from engine.files import read_numbers, write_json, write_npz
@@ -38,8 +38,6 @@ GRID_FILE = ".txt"
 
 def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     """Draw samples and write samples.npz, a picture and manifest.json below ``workdir``/samples."""
-    check_at_least(1, config, "sample.num_samples")
-    check_at_least(0, config, "sample.batch_size")
     num = config.sample.num_samples
     drawn = draw_run(config, workdir, given, num, config.sample.batch_size)
     if ranks.rank() > 0:

@@ -12,7 +12,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from engine.build import check_at_least, read_dataset
+from engine.build import read_dataset
 from engine.config import Options
 from engine.evaluate import batches, frechet_distance, labels, make_features
 from engine.files import write_json
@@ -34,10 +34,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     The scale is that of what the section names: the classifier, or else the weaker run, or else the label.
     """
     settings, start = config.evaluate, time.perf_counter()
-    check_at_least(2, config, "evaluate.num_samples")
-    check_at_least(0, config, "evaluate.batch_size")
-    if not config.guidance.scales:
-        raise ValueError("guidance.scales is empty: give some, such as (0.0,1.0,2.0,4.0)")
+    if settings.num_samples < 2:
+        raise ValueError(f"evaluate.num_samples {settings.num_samples}: a sweep needs at least 2")
     key = "classifier_scale" if config.guidance.classifier else "weaker_scale" if config.guidance.weaker else "scale"
     dataset = read_dataset(config, options.split or "test")
     features = make_features(config, read_dataset(config, "train"))

@@ -28,7 +28,6 @@ from engine.adam import Adam, AdamW
 from engine.build import (
     DataFacts,
     build,
-    check_at_least,
     check_classes,
     conditions,
     first_guess,
@@ -60,6 +59,7 @@ from engine.randomness import (
     seed_dropout,
 )
 from engine.skipped import Skipped, culprit, stop
+from models.layers import resolutions
 from sde_lib import OBJECTIVES, Denoiser
 
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
@@ -93,7 +93,9 @@ class Trainer:
         self.fingerprint = fingerprint(dataset)
         if meta.get("data_sha256", self.fingerprint) != self.fingerprint:
             raise other_data(dataset, meta["data"], workdir)
-        if found:
+        if not found:
+            check_attention(config, dataset.shape)
+        else:
             check_classes(config, dataset, DataFacts.from_dict(meta["data"]))
         set_threads(config, dataset.shape)
         facts = (
@@ -298,7 +300,8 @@ class Trainer:
     def look(self, step: int, result: StepResult, finite: bool) -> None:
         """Count a step; if its numbers were not finite, keep what made them.
 
-        Raises: NonFiniteError after too many in a row, with the first layer that gave such numbers.
+        Raises: NonFiniteError after too many in a row, or at the end of a run without any other step, with the first
+            layer that gave such numbers.
         """
         self.skipped.note(finite)
         if finite:
@@ -307,7 +310,7 @@ class Trainer:
         facts = {"loss": result.loss.item(), "gradient_norm": result.gradient_norm.item(), "weights_of": self.step}
         network = ranks.whole_network(self.network)
         self.skipped.keep(step + 1, inputs, network, facts)
-        if self.skipped.too_many:
+        if self.skipped.too_many or self.skipped.count == step + 1 == self.last_step():
             denoiser = self.experiment.denoiser(network, self.config)
             where = culprit(network, lambda: self._losses(denoiser, inputs, step, 0).sum())
             raise stop(self.skipped, step + 1, where, checkpoint.newest(self.folder))
@@ -383,12 +386,6 @@ class Trainer:
 
 def check(config: ConfigDict, dataset: Dataset) -> None:
     """Raises: ValueError for a value of the config that no training can have, or not on these data."""
-    check_at_least(1, config, "train.total_images", "train.batch_size", "ema.snapshot_every", "ema.max_snapshots")
-    check_at_least(0, config, "optim.learning_rate", "optim.weight_decay", "optim.clip_norm")
-    check_at_least(0, config, "train.keep_checkpoints", "train.keep_every")
-    check_at_least(0, config, "train.microbatch", "train.max_skipped")
-    if not 0 <= config.train.label_dropout <= 1:
-        raise ValueError(f"train.label_dropout {config.train.label_dropout}: need a share from 0 to 1")
     if config.network.get("num_classes", 0) not in (0, dataset.num_classes):
         raise ValueError(
             f"network.num_classes {config.network.num_classes}: the data have {dataset.num_classes}; 0 ignores them"
@@ -406,6 +403,19 @@ def check(config: ConfigDict, dataset: Dataset) -> None:
         raise ValueError(
             f"loss.name {config.loss.name!r} compares the examples of a batch, which has to stay whole: leave "
             "train.microbatch at 0 and start one process"
+        )
+
+
+def check_attention(config: ConfigDict, shape: tuple[int, ...]) -> None:
+    """Raises: ValueError for an attention resolution that no level of the network has."""
+    network = config.network
+    if not {"attention", "channel_mult"} <= set(network) or len(shape) < 2:
+        return
+    known = resolutions(shape[1:], len(network.channel_mult))
+    if unknown := set(network.attention) - set(known):
+        raise ValueError(
+            f"network.attention {tuple(network.attention)}: no level has the resolution {min(unknown)}; "
+            f"the levels have {', '.join(map(str, known))}"
         )
 
 

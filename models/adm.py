@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from models.blocks import Block, Stage, Style, attend
 from models.embeddings import LabelEmbedding, Positional
-from models.layers import ascend, check_image, convolution, descend, double, halve, zeroed
+from models.layers import ascend, check_image, convolution, descend, double, halve, resolutions, zeroed
 
 
 class Conditioning(nn.Module):
@@ -71,7 +71,7 @@ class ADMEncoder(nn.Module):
             dropout,
             resample_blocks,
         )
-        self.attending = [max(sides) // 2**level in attention for level in range(levels)]
+        self.attending = [side in attention for side in resolutions(sides, levels)]
         self.counts = [int(channels * multiple) for multiple in channel_mult]
         self.width = channels * embedding_mult
 

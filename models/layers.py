@@ -1,7 +1,7 @@
 """Layers for signals (B, C, L) and images (B, C, H, W) alike: the rank is given once, at construction."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,18 @@ def check_image(shape: tuple[int, ...], levels: int, name: str) -> None:
         raise ValueError(f"the {name} network takes images of shape (C, H, W), not {tuple(shape)}; use unet or mlp")
     if any(side % 2 ** (levels - 1) for side in shape[1:]):
         raise ValueError(f"{indivisible(shape, levels)}, or take the unet network with network.pad=True")
+
+
+def resolutions(sides: Sequence[int], levels: int) -> list[int]:
+    """The longer side of each level, in positions, from the finest to the coarsest; padded where it does not divide.
+
+    Raises: ValueError for no level.
+    """
+    if levels < 1:
+        raise ValueError("channel_mult is empty: give a number for each level, such as (1, 2)")
+    multiple = 2 ** (levels - 1)
+    longest = max(side + -side % multiple for side in sides)
+    return [longest // 2**level for level in range(levels)]
 
 
 def indivisible(shape: tuple[int, ...], levels: int) -> str:

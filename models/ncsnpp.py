@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from models.blocks import Block, Stage, Style, initialise
 from models.embeddings import Fourier, LabelEmbedding, Positional
-from models.layers import ascend, beside, check_image, convolution, descend, zeroed
+from models.layers import ascend, beside, check_image, convolution, descend, resolutions, zeroed
 from models.resampling import FIR, Down, Up
 
 
@@ -203,12 +203,14 @@ class NCSNpp(nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+        if len(ladder) not in (0, 3):
+            raise ValueError(f"ladder {tuple(ladder)}: need sigma_min, sigma_max and the number of levels, or ()")
         data_channels, *sides = shape
         gain = math.sqrt(0.5) if rescale else 1.0
         style = Style(scale_shift=False, gain=gain, eps=norm_eps, group=norm_group, groups=norm_groups)
         self.centred, self.by_sigma, self.ladder = centred, by_sigma, tuple(ladder)
         self.fir, width = FIR(fir), 4 * channels
-        attends = [max(sides) // 2**level in attention for level in range(len(channel_mult))]
+        attends = [side in attention for side in resolutions(sides, len(channel_mult))]
         block = partial(Block, width=width, dropout=dropout, style=style)
 
         def stage(channels_in: int, channels_out: int, attends: bool) -> Stage:

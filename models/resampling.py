@@ -25,6 +25,8 @@ class FIR(nn.Module):
     def __init__(self, taps: tuple[float, ...]):
         super().__init__()
         self.size = len(taps)
+        if len(taps) == 1 or (taps and sum(taps) == 0):
+            raise ValueError(f"fir {tuple(taps)}: need two taps or more whose sum is not 0, or () for none")
         if taps:
             f = torch.tensor(taps, dtype=torch.float32)
             self.register_buffer("kernel", torch.outer(f, f) / f.sum() ** 2, persistent=False)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from models.blocks import Block, Stage, Style, initialise
 from models.embeddings import Fourier, LabelEmbedding, Positional
-from models.layers import ascend, check_image, convolution, descend, zeroed
+from models.layers import ascend, check_image, convolution, descend, resolutions, zeroed
 from models.resampling import FIR, Down
 
 STYLE = Style(scale_shift=False, gain=math.sqrt(0.5), eps=1e-6, group=4)
@@ -109,7 +109,7 @@ class Song(nn.Module):
                 raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
         self.fir, self.residual = FIR(fir), encoder == "residual"
         self.width, self.dropout = channels * embedding_mult, dropout
-        attending = [max(sides) // 2**level in attention for level in range(levels)]
+        attending = [side in attention for side in resolutions(sides, levels)]
         counts, outputs = [channels * multiple for multiple in channel_mult], shape[0] * (1 + learned_variance)
 
         features = channels * noise_mult

@@ -14,6 +14,7 @@ from models.layers import (
     group_norm,
     halve,
     indivisible,
+    resolutions,
     zeroed,
 )
 
@@ -46,8 +47,7 @@ class Encoder(nn.Module):
         self.missing = [-side % 2 ** (levels - 1) for side in sides]
         if any(self.missing) and not pad:
             raise ValueError(f"{indivisible(shape, levels)}, or set network.pad=True")
-        longest = max(side + missing for side, missing in zip(sides, self.missing, strict=True))
-        self.attending = [longest // 2**level in attention for level in range(levels)]
+        self.attending = [side in attention for side in resolutions(sides, levels)]
 
         self.conditioning = Conditioning(self.width, num_classes, blind)
         self.stem = convolution(self.rank, data_channels, channels)

@@ -64,6 +64,9 @@ TRAINING = {
     "--mode=trian": "unknown mode 'trian'; did you mean 'train'?",
     "--device=cuda:77": "device 'cuda:77' cannot be used: ",
     "--device=gpu": "device 'gpu' cannot be used: ",
+    "--device=meta": "device 'meta' cannot be used: ",
+    "--seed=18446744073709551616": "seed 18446744073709551616: need 0 to 4611686018427387904",
+    "--config.threads=-1": "threads -1: need 0 to 1024",
     "--config.data.name=digit": "unknown dataset 'digit'; did you mean 'digits'?",
     "--config.data.name=pairs": "data.path is empty: give a samples.npz with pairs; write it with --mode sample",
     "--config.codec.name=pixel": "unknown codec 'pixel'; did you mean 'pixels'?",
@@ -73,21 +76,27 @@ TRAINING = {
     "--config.sde.t_min=2": "t_min 2.0",
     "--config.network.name=unett": "unknown network.name 'unett'; did you mean 'unet'?",
     "--config.network.channel_mult=(1,1,1,1,1)": "shape (1, 8, 8) does not divide by 16, as 5 levels need; the nearest",
+    "--config.network.channel_mult=()": "network.channel_mult (): need one or more numbers, each above 0",
+    "--config.network.channel_mult=(1,0)": "network.channel_mult (1, 0): need one or more numbers, each above 0",
+    "--config.network.attention=(5,)": "network.attention (5,): no level has the resolution 5; the levels have 8, 4",
+    "--config.network.dropout=1": "network.dropout 1.0: need 0 to below 1",
     "--config.network.num_classes=3": "network.num_classes 3: the data have 10; 0 ignores them",
     "--config.denoiser.parameterization=epsilon": "unknown parameterization 'epsilon'; known: edm, eps, flow, mean",
-    "--config.denoiser.sigma_data=-1": "sigma_data -1.0: need the standard deviation of the data, above 0",
+    "--config.denoiser.sigma_data=-1": "sigma_data -1.0: need at least 0, the standard deviation of the encoded data",
     "--config.loss.weight=simpel": "unknown weight 'simpel'; did you mean 'simple'?",
     "--config.loss.time_law=lognorml": "unknown time law 'lognorml'; did you mean 'lognormal'",
-    "--config.loss.time_tail=1": "loss.time_tail 1.0: need a share from 0 to below 1",
-    "--config.loss.time_std=0": "loss.time_std 0.0: need a deviation above 0",
+    "--config.loss.time_tail=1": "loss.time_tail 1.0: need 0 to below 1",
+    "--config.loss.time_std=0": "loss.time_std 0.0: need above 0 to 100, of a logarithm",
+    "--config.loss.time_std=1e999": "loss.time_std inf: need above 0 to 100, of a logarithm",
     "--config.loss.name=hybrid": "VPSDE has no levels to bound the likelihood by: use --config ddpm or iddpm",
     "--config.optim.name=sgd": "unknown optimizer 'sgd'; known: adam, adamw",
     "--config.optim.decay=cosin": "unknown decay 'cosin'; did you mean 'cosine'?",
-    "--config.optim.learning_rate=-1": "optim.learning_rate -1.0: need at least 0",
+    "--config.optim.learning_rate=-1": "optim.learning_rate -1.0: need 0 to 1000",
     "--config.optim.beta1=1.5": "optim.beta1 1.5: need 0 to below 1",
     "--config.optim.beta2=-0.1": "optim.beta2 -0.1: need 0 to below 1",
-    "--config.optim.weight_decay=-1": "optim.weight_decay -1.0: need at least 0",
-    "--config.ema.rates=(1.5,)": "ema.rates (1.5,): need one or more rates from 0 to below 1",
+    "--config.optim.weight_decay=-1": "optim.weight_decay -1.0: need 0 to 1e6",
+    "--config.optim.warmup_images=-1": "optim.warmup_images -1: need at least 0",
+    "--config.ema.rates=(1.5,)": "ema.rates (1.5,): need one or more numbers, each 0 to below 1",
     "--config.train.precision=float16": "unknown precision 'float16'; did you mean 'bfloat16' or 'float32'?",
     "--config.train.batch_size=0": "train.batch_size 0: need at least 1",
     "--config.train.total_images=0": "train.total_images 0: need at least 1",
@@ -112,7 +121,7 @@ CHAINS = {
     "--config.sde.beta_max=1.2": "beta 1.2 at level 1000: need 0 < beta < 1; use more steps",
     "--config.sde.num_levels=1": "num_levels 1: need at least 2",
     "--config.loss.name=hybrid": "the objective hybrid learns a variance: set network.learned_variance=True",
-    "--config.loss.bins=0": "loss.bins 0 and history 10: need at least 1",
+    "--config.loss.bins=0": "loss.bins 0: need at least 1",
 }
 
 
@@ -129,10 +138,10 @@ SAMPLING = {
     "--config.sample.grid=kerras": "unknown grid 'kerras'; did you mean 'karras'?",
     "--config.sample.predictor=reverse": "unknown predictor 'reverse'; known: ancestral, ancestral_forward, ddim,",
     "--config.sample.corrector=langevine": "unknown corrector 'langevine'; known: ald, langevin, langevin_batch",
-    "--config.sample.snr=0": "snr 0.0: need a ratio above 0, usually 0.05 to 0.2",
-    "--config.sample.corrector_steps=-1": "corrector_steps -1: need 0 or more",
+    "--config.sample.snr=0": "sample.snr 0.0: need a number above 0, usually 0.05 to 0.2",
+    "--config.sample.corrector_steps=-1": "sample.corrector_steps -1: need at least 0",
     "--steps=0": "positive",
-    "--config.sample.steps=-1": "num_steps -1: need at least one step",
+    "--config.sample.steps=-1": "sample.steps -1: need at least 0",
     "--num_samples=0": "positive",
     "--config.sample.num_samples=0": "sample.num_samples 0: need at least 1",
     "--config.sample.batch_size=-1": "sample.batch_size -1: need at least 0",
@@ -145,9 +154,9 @@ SAMPLING = {
     "--config=vpsde": "network.channels is 8 there and 16 here; leave --config out to take that of the run",
 }
 WITH = {
-    "--config.sample.eta=2": ("ddim", "eta 2.0: need the share of the ancestral noise, 0 to 1"),
-    "--config.sample.variance=-1": ("ancestral", "variance -1.0: need 0 (posterior) to 1 (forward)"),
-    "--config.sample.rtol=0": ("ode", "rtol 0.0 and atol 0.0001: need tolerances above 0"),
+    "--config.sample.eta=2": ("ddim", "sample.eta 2.0: need 0 to 1, of the ancestral noise"),
+    "--config.sample.variance=-1": ("ancestral", "sample.variance -1.0: need 0 to 1, from posterior to forward"),
+    "--config.sample.rtol=0": ("ode", "sample.rtol 0.0: need above 0 to 1, usually 1e-4"),
     "--config.sample.solver=rk4": ("ode", "unknown solver 'rk4'; known: dopri5, torchdiffeq_dopri5, torchdiffeq_"),
 }
 
@@ -192,8 +201,8 @@ def test_likelihood_with_what_makes_no_sense(workdir, refused, word):
 def test_likelihood_with_a_tolerance_of_nothing(workdir, refused, key):
     words = ("--config.likelihood.solver=dopri5", f"--config.likelihood.{key}=0")
     line = refused(2, "--mode=likelihood", "--workdir=run", *words)
-    assert f"{key} 0.0" in line
-    assert "need tolerances above 0, 1e-5 is usual" in line
+    assert f"likelihood.{key} 0.0: need " in line
+    assert ", usually 1e-5" in line
 
 
 EDITING = {
@@ -202,9 +211,9 @@ EDITING = {
     "--config.edit.first=360": "edit.first 360: need 0 to 359, or -360 to -1 from the last",
     "--config.edit.second=-361": "edit.second -361: need 0 to 359, or -360 to -1 from the last",
     "--config.edit.frames=1": "edit.frames 1: need at least 2",
-    "--config.edit.depths=(0.5,1.5)": "depth 1.5: need a share of noise above ",
-    "--config.edit.depths=(0.0,)": "depth 0.0: need a share of noise above ",
-    "--config.sample.variance=2": "variance 2.0: need 0 (posterior) to 1 (forward)",
+    "--config.edit.depths=(0.5,1.5)": "edit.depths (0.5, 1.5): need one or more numbers, each above 0 to below 1",
+    "--config.edit.depths=(0.0,)": "edit.depths (0.0,): need one or more numbers, each above 0 to below 1",
+    "--config.sample.variance=2": "sample.variance 2.0: need 0 to 1, from posterior to forward",
     "--config.sample.solver=rk4": "unknown solver 'rk4'; known: dopri5, torchdiffeq_dopri5, torchdiffeq_",
     "--split=dev": "<train|test>",
 }

@@ -499,7 +499,7 @@ def test_files_without_latents(case, digits, tmp_path, capsys):
         ("encode", "--config.edit.batch_size=0", "edit.batch_size 0: need at least 1"),
         ("encode", "--config.edit.num_examples=-1", "edit.num_examples -1: need at least 0"),
         ("encode", "--config.sample.solver=rk4", "unknown solver 'rk4'; known: dopri5, torchdiffeq_dopri5"),
-        ("encode", "--config.sample.rtol=0", "rtol 0.0 and atol 0.0001: need tolerances above 0"),
+        ("encode", "--config.sample.rtol=0", "sample.rtol 0.0: need above 0 to 1, usually 1e-4"),
     ],
 )
 def test_settings_of_latents_that_make_no_sense(task, word, message, digits, capsys):

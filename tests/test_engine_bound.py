@@ -268,7 +268,7 @@ def test_numbers_that_are_not_finite_are_refused(exact, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--config.bound.variance=1.5", "bound.variance 1.5: need 0 (posterior) to 1 (forward)"),
+        ("--config.bound.variance=1.5", "bound.variance 1.5: need 0 to 1, from posterior to forward"),
         ("--batch_size=0", "--batch_size"),
         ("--config.bound.num_examples=-1", "bound.num_examples -1: need at least 0"),
         ("--config.bound.evaluations=0", "bound.evaluations 0: need at least 1"),

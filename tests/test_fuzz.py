@@ -243,7 +243,7 @@ def test_what_a_meta_lacks_is_named(tmp_path):
 
 def test_configs_of_endless_networks_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"network": {"name": "mlp", "depth": 2**31}}))
-    with pytest.raises(CheckpointError, match=r"network.depth is 2147483648: at most 1000 are made"):
+    with pytest.raises(CheckpointError, match=r"network.depth 2147483648: need 1 to 1000"):
         stored(tmp_path)
 
 

@@ -454,7 +454,7 @@ def test_a_run_with_labels_resumes_bit_for_bit(labelled, tmp_path):
 def test_a_label_dropout_that_is_no_share(dropout, tmp_path, capsys):
     words = (f"--config.train.label_dropout={dropout}", f"--workdir={tmp_path / 'run'}")
     assert command("--mode=train", "--config=conditional", *words) == 2
-    assert capsys.readouterr().err == f"error: train.label_dropout {dropout}: need a share from 0 to 1\n"
+    assert capsys.readouterr().err == f"error: train.label_dropout {dropout}: need 0 to 1\n"
 
 
 def test_the_effect_of_the_label_is_logged(labelled, digits):

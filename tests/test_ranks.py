@@ -67,7 +67,7 @@ def machine(monkeypatch):
     def have(count, kind="cuda"):
         monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind) if count else None)
         monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
-        monkeypatch.setattr(torch, "empty", lambda *size, device: None)
+        monkeypatch.setattr(torch, "empty", lambda *size, device: torch.zeros(size))
 
     return have
 
