@@ -419,6 +419,7 @@ def make_target(name: str) -> Target:
     elif name in FOREIGN:
         seeds, read = foreign(name), read_foreign
     else:
+        importlib.import_module("data")  # it brings torch, which on a busy machine takes longer than an input may
         seeds, read = images(name), read_paired if name == "pairs" else read_set
     return Target(lambda rng: changed_files(rng, seeds), read, seeds)
 
