@@ -66,13 +66,22 @@ def applied(mutation: Mutation) -> Iterator[None]:
         function.__code__ = original
 
 
+OWN_TEXT = tuple(f"stopped by {kind}:" for kind in ("AttributeError", "NameError", "SyntaxError", "TypeError"))
+"""How a row begins where the text of a mistake is no code that could run; that a check stops there proves nothing."""
+
+
 def noticed(mutation: Mutation) -> tuple[str, Row] | None:
-    """The first row that fails with the mistake in place, and its group: the expected one first, then all others."""
+    """The first row that fails with the mistake in place, and its group: the expected one first, then all others.
+
+    Raises: LookupError for a mistake whose own text does not run.
+    """
     setting = Setting(torch.device("cpu"), torch.float64)
     with applied(mutation):
         for group in (mutation.group, *(CHECKS.keys() - {mutation.group})):
             for row in selftest.results(group, setting):
                 if not row.passed:
+                    if row.what.startswith(OWN_TEXT):
+                        raise LookupError(f"{mutation.name}: its text does not run, {row.what}; write it anew")
                     return group, row
     return None
 
@@ -1164,7 +1173,7 @@ MUTATIONS = [
         "likelihood",
         f"{TRACE}:Hutchinson.start",
         "return lambda rows: vectors[:, :, rows]",
-        "return lambda rows: make()[:, :, rows]",
+        "return lambda rows: self.kind.make(normals())[:, :, rows]",
     ),
     Mutation(
         "fresh probes that stay the same", "likelihood", f"{TRACE}:Hutchinson.start", "if self.fresh:", "if False:"
@@ -1394,7 +1403,11 @@ MUTATIONS = [
         "parameters, kept",
     ),
     Mutation(
-        "EMA of buffers", "training", "engine.ema:EMA.update", "target.copy_(buffer)", "target.lerp_(buffer, 1 - kept)"
+        "EMA of buffers",
+        "training",
+        "engine.ema:EMA.update",
+        "target.copy_(buffer)",
+        "target.lerp_(buffer, 1 - kept(self.num_updates))",
     ),
     Mutation(
         "EMA warm-up of 10 steps forgotten",

@@ -57,6 +57,14 @@ def test_a_mistake_that_is_out_of_date_is_told():
         pass
 
 
+def test_a_mistake_whose_text_does_not_run_is_told(monkeypatch):
+    monkeypatch.setattr("tests.mutations.CHECKS", {"grids": CHECKS["grids"]})
+    old = "lambda t: t, lambda t: t"
+    broken = Mutation("broken", "grids", "samplers.grids:uniform", old, "lambda t: none, lambda t: t")
+    with pytest.raises(LookupError, match=r"its text does not run, stopped by NameError"):
+        noticed(broken)
+
+
 def test_what_is_no_mistake_is_not_noticed(monkeypatch):
     monkeypatch.setattr("tests.mutations.CHECKS", {"grids": CHECKS["grids"]})
     harmless = Mutation(
