@@ -45,16 +45,20 @@ import re
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from engine.config import Options, load, names, override, resolve, to_json
-from engine.errors import describe, exit_status, unknown
+from engine.command import again, changes_of, registered_elsewhere, resolve, single
+from engine.config import Options, names, read_run, to_json
+from engine.errors import UnknownName, describe, exit_status, unknown
 from engine.malloc import keep_freed
 from engine.terminal import drop_output, flush_output, open_output, raise_on_interrupt
+from storage.naming import printable
 from storage.writing import confined
 
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
@@ -141,6 +145,7 @@ def define_flags() -> flags.FlagValues:
     text("checkpoint", None, "step or folder of a checkpoint (default: the newest)")
     text("source", None, "of the mode import: file or folder of score_sde, edm, guided_diffusion or diffusers")
     text("format", None, "of the mode export: diffusers")
+    switch("allow_changes", False, "use or train a run with other values than it was trained with, and record them")
     switch("debug", False, "show the traceback of an error")
     return values
 
@@ -192,19 +197,23 @@ def run(argv: Sequence[str]) -> None:
     shorthands = SHORTHANDS | OWN_SHORTHANDS.get(values.mode, {})
     given = ((key, values[flag].value) for flag, key in shorthands.items())
     changes += [(key.format(mode=values.mode), str(value)) for key, value in given if value is not None]
+    for flag in ("config", "workdir", "source", "checkpoint"):
+        if values[flag].value:
+            values[flag].value = os.path.expanduser(values[flag].value)
     flagged = {field.name for field in dataclasses.fields(Options)} & set(values)
     options = Options(**{name: values[name].value for name in flagged})
     if values.mode in ALONE:
         name = Path(values.source).stem if values.source else values.mode
-        config, workdir = load(values.config or ALONE[values.mode]), Path(values.workdir or f"runs/{name}")
+        workdir = Path(values.workdir or f"runs/{name}")
+        mine = () if values.mode == "import" else changes  # the import applies them to what it finds
+        config = single(values.config or ALONE[values.mode], mine, values.mode)
     else:
-        config, workdir = resolve(values.config, values.workdir, changes, values.mode)
+        config, workdir = resolve(values.config, values.workdir, changes, values.mode, options.allow_changes)
+        options = dataclasses.replace(options, **about_run(values.config, workdir, changes, values.mode, config))
     if values.mode == "import":
         if options.weights not in ("ema", "raw"):
             raise ValueError(f"--weights {options.weights}: a source holds ema or raw")
         options = dataclasses.replace(options, overrides=tuple(changes))
-    elif values.mode in ALONE:
-        override(config, changes)
     ranks = importlib.import_module("engine.ranks")  # late: it brings torch
     ranks.check_environment()
     if values.mode not in SHARED and ranks.leave_to_first():
@@ -216,6 +225,9 @@ def run(argv: Sequence[str]) -> None:
                 start("tune", config, workdir, options)
             ranks.wait_for_all()
         start(values.mode, config, workdir, options)
+    except UnknownName as error:
+        hint = "" if values.config or values.mode in ALONE else registered_elsewhere(error, read_run(workdir))
+        raise ValueError(hint) if hint else error from None
     except (RuntimeError, MemoryError) as error:
         memory = importlib.import_module("engine.memory")
         if not memory.ran_out(error):
@@ -236,6 +248,20 @@ def start(mode: str, config: ConfigDict, workdir: Path, options: Options) -> Non
         module.run(config, workdir, options)
 
 
+def about_run(
+    name: str | None, workdir: Path, changes: Sequence[tuple[str, str]], mode: str, config: ConfigDict
+) -> dict[str, Any]:
+    """The options that say how a command's config belongs to the run in a folder."""
+    run = read_run(workdir) if (workdir / "config.json").is_file() else None
+    return {"changes": changes_of(workdir, config, mode), "command": again(name, run, changes)}
+
+
+def show_warning(message: Warning | str, *_: Any) -> None:
+    """Print a warning as one line on standard error; of several processes the first speaks."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"warning: {printable(' '.join(str(message).split()))}", file=sys.stderr, flush=True)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit status."""
     keep_freed()
@@ -243,14 +269,16 @@ def main(argv: Sequence[str]) -> int:
         if {"-h", "--help"} & set(argv):
             print(help_text(), end="")
         else:
-            run(argv)
+            with warnings.catch_warnings():
+                warnings.showwarning = show_warning
+                run(argv)
         flush_output()
         return 0
     except (Exception, KeyboardInterrupt) as error:
         drop_output(error)
         if "--debug" in argv:
-            traceback.print_exc()
-        print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in describe(error)), file=sys.stderr)
+            print(*map(printable, traceback.format_exc().splitlines()), sep="\n", file=sys.stderr)
+        print(describe(error), file=sys.stderr)
         return exit_status(error)
 
 

@@ -12,6 +12,7 @@ from data.archives import MOST_STORED, open_zip, unpack
 from data.dataset import DataError
 from data.decoding import MAX_PIXELS, BrokenImage, decode, pixels, square
 from data.layout import listed
+from storage.naming import printable
 from storage.reading import Refused, half_of_memory, obstacle, read_bytes
 
 MOST_KEPT = min(8 * 2**30, half_of_memory() / 2)  # bytes; the images of larger sets are decoded each time
@@ -145,9 +146,8 @@ class ImageFiles:
         broken = np.array([self._is_broken(row) for row in rows], dtype=bool)
         if broken.any():
             named = listed([self.names[row] for row in rows[broken]], 3)
-            print(
-                f"{self.path}: {broken.sum()} of {len(rows)} images are broken and left out: {named}", file=sys.stderr
-            )
+            line = f"{self.path}: {broken.sum()} of {len(rows)} images are broken and left out: {named}"
+            print(printable(line), file=sys.stderr)
         return rows[~broken]
 
     def describe_stored(self) -> str:

@@ -16,7 +16,7 @@ from engine.build import Experiment, check_flow, check_form, read_dataset
 from engine.config import Options
 from engine.files import write_json, write_npz
 from engine.likelihood import stderr
-from engine.log import Progress, versions
+from engine.log import Progress, say, versions
 from engine.randomness import BOUND, noise, positions
 from engine.results import question, result_files
 from engine.sample import Counted, load
@@ -88,6 +88,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         "checkpoint_step": checkpoint.read_meta(found)["step"],
         "seconds": time.perf_counter() - start,
         "asked": question(config, ("data", "bound"), options, found, split=split, bound__num_examples=num),
+        "changes": options.changes,
         "versions": versions(),
     }
     folder, shown = workdir / "bound", "rate_distortion.png" if split == "test" else f"rate_distortion-{split}.png"
@@ -96,8 +97,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         write_npz(partial / f"{split}.npz", **rows, **({"bits_per_dim": bits} if facts.levels else {}))
         plot(partial / shown, result, prior.mean(), rate.mean(0), np.sqrt((distortion**2).mean(0)), log_snr)
         write_json(partial / f"{split}.json", result)
-    print(report(result))
-    print(f"files are {folder / split}.json and .npz, and {folder / shown}")
+    say(*report(result).split("\n"))
+    say(f"files are {folder / split}.json and .npz, and {folder / shown}")
 
 
 def chain(config: ConfigDict, experiment: Experiment, denoise: Denoiser) -> tuple[Estimator, dict[str, Any]]:

@@ -4,6 +4,7 @@ import functools
 import inspect
 import itertools
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,12 @@ from torch import nn
 
 from data import CODECS, DATASETS, Codec, Dataset, examples, measure
 from engine import checkpoint, posthoc, prior, ranks
-from engine.config import Options, stored
+from engine.config import Options, read_run, stored
 from engine.datasets import check_read
 from engine.errors import unknown
 from engine.inference import frozen
 from engine.precision import PRECISIONS, check_precision
+from engine.recipe import MODEL
 from models import CLASSIFIERS, NETWORKS
 from sde_lib import (
     CHAIN_PARAMETERIZATIONS,
@@ -236,7 +238,7 @@ def load(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experimen
     if not pick(OBJECTIVES, "objective", config.loss.name).generates:
         raise ValueError(
             f"{workdir} is a classifier, which draws nothing and has no density; another run is measured by it, with "
-            f"--mode evaluate --config.evaluate.features={workdir}"
+            f"--mode evaluate --config.evaluate.features={shlex.quote(str(workdir))}"
         )
     experiment, denoiser, found = load_model(config, workdir, options)
     prior.warn(config.sde.name, experiment.sde, experiment.gaussian)
@@ -253,6 +255,8 @@ def load_model(config: ConfigDict, workdir: Path, options: Options) -> tuple[Exp
     facts = DataFacts.from_dict(meta["data"])
     experiment = build(config, facts, checkpoint.load_gaussian(found, facts.shape))
     posthoc.load_weights(found, options.weights, experiment.network)
+    if not options.allow_changes and (workdir / "config.json").is_file():
+        read_run(workdir).check_digest(meta.get("model_sha256"), MODEL, found)
     precision = pick(PRECISIONS, "precision", config.inference.precision)
     check_precision(precision, experiment.device, "inference")
     network = frozen(experiment.network, precision, config.inference.compile)

@@ -24,9 +24,10 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from engine import ranks
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, looked_at
 from models.checkpoints.safe import unpacked
 from sde_lib import Gaussian
+from storage.naming import printable
 from storage.reading import Refused, half_of_memory, read_bytes, read_text
 from storage.writing import create, flush_folder, remove, rename, replacing_folder
 
@@ -143,7 +144,7 @@ def find(folder: Path, which: str | None = None) -> Path:
             raise CheckpointError(f"no checkpoint {which} in {folder}; there are: {there}")
         return named[0]
     if not steps(folder):
-        raise CheckpointError(f"no checkpoint in {folder}; train the run first with --mode train")
+        raise CheckpointError(f"no checkpoint in {folder}{looked_at(folder)}; train the run first with --mode train")
     damage = []
     for path in reversed(steps(folder)):
         try:
@@ -152,7 +153,7 @@ def find(folder: Path, which: str | None = None) -> Path:
             damage.append(error)
             continue
         for error in damage:
-            print(f"warning: {error}; taking {path.name}", file=sys.stderr)
+            print(printable(f"warning: {error}; taking {path.name}"), file=sys.stderr)
         return path
     raise CheckpointError(f"{damage[0]}; {NO_OTHER}")
 

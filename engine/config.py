@@ -4,39 +4,34 @@ import ast
 import json
 import runpy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from configs import default
-from engine.errors import CheckpointError, unknown
+from engine import paths
+from engine.errors import CheckpointError, listed, looked_at, unknown
 from engine.ranges import check_range
+from engine.recipe import digest, flat, undone
 from engine.recovery import restore_config
 from storage.reading import read_text
 
 FOLDER = Path(default.__file__).parent
 
-MODEL = ("data", "codec", "sde", "network", "denoiser", "loss.name")
-"""Sections and keys that define what was trained: every later mode must agree with them."""
-
-RECIPE = ("seed", *MODEL, "loss", "optim", "ema", "train")
-"""What a run that goes on must agree with, apart from ``FREE``."""
-
-FREE = (
-    {"data.max_pixels"}
-    | {f"train.{key}" for key in ("total_images", "keep_checkpoints", "keep_every", "max_skipped")}
-    | {f"train.{key}" for key in ("microbatch", "recompute", "compile", "sharding")}
-    | {f"train.{what}_every" for what in ("checkpoint", "log", "sample", "evaluate")}
-)
-"""Keys that may change when a run goes on."""
+ABOUT = ("versions", "command", "changes", "signature")
+"""Keys of config.json beside those of the config; see ``Run``."""
 
 RENAMED = {"denoiser": {"label": "c_noise"}}
 """Keys of runs that were written under an earlier name, by section."""
 
 FORMERLY = {"loss": {"time_tail": 0.0}}
 """What runs did that were written before there was such a key, where that is not the default."""
+
+MOST_CHANGES = 100
+"""Most changes that a config.json records."""
 
 WRONG = (AttributeError, ImportError, LookupError, OverflowError, RecursionError, SyntaxError, TypeError, ValueError)
 """What a config file that is not one raises."""
@@ -56,6 +51,9 @@ class Options:
         source: of the mode import, file or folder of somebody else's weights.
         format: of the mode export, a key of ``engine.exporting.FORMATS``.
         overrides: (key, text) pairs for the config that the mode import finds in the source.
+        allow_changes: whether a run may go on, or be used, with other values than it was trained with.
+        changes: key -> (value of the run, value of this command), for manifests.
+        command: words that name the user's own config file again, such as --config=mine.py; empty for other configs.
     """
 
     weights: str = "ema"
@@ -67,6 +65,9 @@ class Options:
     source: str | None = None
     format: str | None = None
     overrides: tuple[tuple[str, str], ...] = ()
+    allow_changes: bool = False
+    changes: Mapping[str, tuple] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
 
 
 def names() -> list[str]:
@@ -87,7 +88,7 @@ def load(name_or_path: str) -> ConfigDict:
             raise unknown("config", name_or_path, names())
         path = FOLDER / f"{name_or_path}.py"
     if not path.is_file():
-        raise ValueError(f"no config file {name_or_path}; known names: {', '.join(names())}")
+        raise ValueError(f"no config file {name_or_path}; known names: {listed(names())}; looked at {path.absolute()}")
     try:
         if path.suffix == ".json":
             return from_json(read_text(path))
@@ -96,75 +97,86 @@ def load(name_or_path: str) -> ConfigDict:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
 
 
-def resolve(
-    name: str | None, workdir: str | None, changes: Sequence[tuple[str, str]], mode: str
-) -> tuple[ConfigDict, Path]:
-    """The config and the folder of a command.
+# --- runs -------------------------------------------------------------------------------------------------------------
 
-    The folder alone gives the config that it was trained with. A config that is given must agree with it: in ``MODEL``,
-    and for the mode train in all of ``RECIPE``.
 
-    Args:
-        name: of --config, as ``load`` takes it.
-        workdir: of --workdir; None is runs/<name of the config>.
-        changes: (key, text) of each override.
-        mode: of --mode.
-    Raises: ValueError where they disagree; CheckpointError where the folder holds no run, or a damaged one.
+class Run(NamedTuple):
+    """What the config.json of a run holds.
+
+    file: the path of config.json, absolute.
+    config: what the run is trained with, its paths absolute.
+    own: whether the user's own command wrote its paths; see ``engine.paths``.
+    command: the words that name the user's own config file, to be shown; nothing runs that file by itself.
+    changes: key -> (old value, new value) of each change that --allow_changes let through, oldest first.
+    former: the configs before each of them, newest first.
     """
-    if name is None and workdir is None:
-        raise ValueError(f"give --config ({' | '.join(names())}) or the --workdir of a run")
-    folder = Path(workdir) if workdir else Path("runs") / run_name(name)
-    restore_config(folder)
-    config = stored(folder) if name is None else load(name)
-    override(config, changes)
-    if name is not None and (folder / "config.json").exists():
-        check_agreement(folder, stored(folder), config, RECIPE if mode == "train" else MODEL)
-    return config, folder
+
+    file: Path
+    config: ConfigDict
+    own: bool = False
+    command: tuple[str, ...] = ()
+    changes: tuple[Mapping[str, Sequence], ...] = ()
+    former: tuple[ConfigDict, ...] = ()
+
+    def check_digest(self, written: str | None, sections: Sequence[str], found: Path) -> None:
+        """Raises: CheckpointError if the checkpoint ``found`` was trained with another recipe than config.json has.
+
+        Args:
+            written: the digest of ``sections`` in the checkpoint; None in one of before there were digests.
+        """
+        if written not in {None, *(digest(config, sections) for config in (self.config, *self.former))}:
+            raise CheckpointError(
+                f"{self.file} is not what {found.name} was trained with: it was edited, or belongs to another run; "
+                "restore it, or add --allow_changes"
+            )
 
 
-def run_name(config: str) -> str:
-    """The folder below runs/: the name of the config, which for the config.json of a run is that of its folder."""
-    path = Path(config)
-    return path.absolute().parent.name if path.name == "config.json" else path.stem
+def read_run(folder: Path) -> Run:
+    """The run in a folder.
 
-
-def stored(folder: Path) -> ConfigDict:
-    """The config that a run was trained with."""
+    Raises: CheckpointError if there is none, or its config.json is damaged.
+    """
     restore_config(folder)
     path = folder / "config.json"
     if not path.is_file():
         name = folder.name if folder.name in names() else "NAME"
-        raise CheckpointError(f"no run in {folder}: {path} is missing; train one with --config {name} --mode train")
+        raise CheckpointError(
+            f"no run in {folder}: {path} is missing{looked_at(path)}; train one with --config {name} --mode train"
+        )
     try:
-        return from_json(read_text(path))
+        return parse_run(path)
     except WRONG as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it or choose another --workdir") from error
 
 
-def check_agreement(folder: Path, trained: ConfigDict, given: ConfigDict, sections: Sequence[str]) -> None:
-    """Refuse a config that says other things about the run in ``folder`` than the one that it was trained with."""
-    found = [
-        f"{key} is {old!r} there and {new!r} here"
-        for key, (old, new) in differences(trained, given, sections).items()
-        if key not in FREE
-    ]
-    if found:
-        more = f", and {len(found) - 3} more" if len(found) > 3 else ""
-        raise ValueError(
-            f"the run in {folder} has another config: {'; '.join(found[:3])}{more}; "
-            f"leave --config out to take that of the run, or choose another --workdir"
-        )
+def parse_run(path: Path) -> Run:
+    """The run that a config.json describes. Raises: one of ``WRONG``."""
+    text = read_text(path)
+    values, config = json.loads(text), from_json(text)
+    command, changes = tuple(values.get("command", ())), tuple(values.get("changes", ()))
+    if not all(isinstance(word, str) for word in command) or len(changes) > MOST_CHANGES:
+        raise ValueError(f"command is no list of words, or there are more than {MOST_CHANGES} changes")
+    paths.make_absolute(config, path.absolute().parent)
+    own = paths.is_own(config, command, values.get("signature"))
+    former = tuple(conform(before) for before in undone(config, changes))
+    return Run(path.absolute(), config, own, command, changes, former)
 
 
-def differences(trained: ConfigDict, given: ConfigDict, sections: Sequence[str]) -> dict[str, tuple]:
-    """The keys of ``sections`` whose values differ, with both values; None where one of them has no such key."""
+def stored(folder: Path) -> ConfigDict:
+    """The config that a run was trained with. Raises: CheckpointError as ``read_run``."""
+    return read_run(folder).config
 
-    def part(config: ConfigDict) -> dict[str, object]:
-        values = flat(config.to_dict())
-        return {key: values[key] for s in sections for key in values if f"{key}.".startswith(f"{s}.")}
 
-    old, new = part(trained), part(given)
-    return {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
+def run_json(
+    config: ConfigDict, versions: Mapping[str, str], command: Sequence[str] = (), changes: Sequence[Mapping] = ()
+) -> str:
+    """The text of a run's config.json, signed as the user's own; see ``Run`` for the arguments."""
+    about = {"versions": dict(versions), "command": list(command), "changes": list(changes)}
+    about["signature"] = paths.signature(config, command)
+    return json.dumps({**config.to_dict(), **about}, indent=2) + "\n"
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
 
 
 def override(config: ConfigDict, changes: Sequence[tuple[str, str]]) -> None:
@@ -210,21 +222,14 @@ def to_json(config: ConfigDict, versions: Mapping[str, str] | None = None) -> st
 def from_json(text: str) -> ConfigDict:
     """The config of a text of ``to_json``, without loss: from_json(to_json(config)) == config, tuples included."""
     values = json.loads(text)
-    values.pop("versions", None)
+    for key in ABOUT:
+        values.pop(key, None)
     for section, formerly in FORMERLY.items():
         values[section] = {**formerly, **values.get(section, {})}
     for section, names in RENAMED.items():
         given = values.get(section, {})
         values[section] = {names.get(key, key): value for key, value in given.items()}
     return conform(values)
-
-
-def flat(values: Mapping, prefix: str = "") -> dict[str, object]:
-    """Nested keys as dotted ones: {"train": {"compile": False}} is {"train.compile": False}."""
-    items = {}
-    for key, value in values.items():
-        items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return items
 
 
 def assign(config: ConfigDict, key: str, value: object) -> None:

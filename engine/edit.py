@@ -21,7 +21,7 @@ from engine.config import Options
 from engine.examples import read_examples, spaced
 from engine.files import read_npz, write_json, write_npz
 from engine.guide import Guide
-from engine.log import Progress, versions
+from engine.log import Progress, say, versions
 from engine.pictures import compared, is_image, num_shown, picture, save
 from engine.remake import REMAKES
 from engine.restore import RESTORATIONS
@@ -73,15 +73,14 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
             "checkpoint_step": meta["step"],
             "config_sha256": checkpoint.sha256(workdir / "config.json"),
             "asked": asked,
+            "changes": options.changes,
             "versions": versions(),
         }
         write_json(folder / "manifest.json", manifest)
-    print(
-        f"{options.task} in {seconds:.1f} s, {counted.calls} evaluations, from step {meta['step']} ({options.weights})"
-    )
+    say(f"{options.task} in {seconds:.1f} s, {counted.calls} evaluations, from step {meta['step']} ({options.weights})")
     if "round_trip" in done:
-        print(report(done["round_trip"]))
-    print(f"files are in {target}")
+        say(*report(done["round_trip"]).split("\n"))
+    say(f"files are in {target}")
 
 
 def remake(

@@ -11,7 +11,10 @@ A class of ours carries its own status, so that naming it here needs no import:
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from storage.naming import printable
 
 EXIT_STATUS = {ValueError: 2, BrokenPipeError: 141, OSError: 3, KeyboardInterrupt: 130}
 """Exceptions of Python that users meet, and their status; any other exception is a defect and ends with 1."""
@@ -31,6 +34,9 @@ REMEDIES = {
     errno.ENOTDIR: "; choose another --workdir",
 }
 
+MOST_LISTED, SHOWN = 16, 8
+"""Names that a line lists whole, and how many it shows of more."""
+
 
 class OutOfMemory(Exception):
     """What does not fit into the memory of a device. The message says what does."""
@@ -44,15 +50,50 @@ class CheckpointError(Exception):
     exit_status = 3
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
-    """The error for a name that is in no table: it tells the names that are near, or else all that are known.
+class UnknownName(ValueError):
+    """A name that is in no table.
+
+    Args:
+        name: that name.
+    """
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
+    """The error for a name that is in no table, with the names that are near, or else the first ones and a count.
 
     Example: unknown("mode", "trian", MODES) says: unknown mode 'trian'; did you mean 'train'?
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
-    return ValueError(f"unknown {what} {name!r}; {hint}")
+    close = near(name, known)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {listed(known)}"
+    return UnknownName(f"unknown {what} {name!r}; {hint}", name)
+
+
+def near(name: str, known: Sequence[str]) -> list[str]:
+    """The known names near this one; of dotted keys those with the same last part, if there are any."""
+    last = name.rpartition(".")[2]
+    alike = [key for key in known if "." in key and key.rpartition(".")[2] == last]
+    return alike[:SHOWN] or difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+
+
+def looked_at(path: Path) -> str:
+    """Where a relative path was looked for, in brackets after a space; empty for an absolute one."""
+    return "" if path.is_absolute() else f" (looked at {path.absolute()})"
+
+
+def listed(names: Sequence[str], between: str = ", ") -> str:
+    """The names in one line: all of a few; of many the first ones that extend no other, and a count of the rest.
+
+    Example: cifar10, classifier, clip, ... and 37 more; cifar10_ncsn extends cifar10.
+    """
+    if len(names) <= MOST_LISTED:
+        return between.join(names)
+    heads = [name for name in names if not any(name.startswith(f"{other}_") for other in names)][:SHOWN]
+    return f"{between.join(heads)} and {len(names) - len(heads)} more"
 
 
 def exit_status(error: BaseException) -> int:
@@ -63,7 +104,7 @@ def exit_status(error: BaseException) -> int:
 
 
 def describe(error: BaseException) -> str:
-    """What stopped the command, in one line."""
+    """What stopped the command, in one line without control characters."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; the last checkpoint is kept, run the same command to go on"
     message = " ".join(str(error).split())
@@ -71,4 +112,4 @@ def describe(error: BaseException) -> str:
         message = f"{error.filename}: {error.strerror}{REMEDIES.get(error.errno, '')}"
     if exit_status(error) == 1 and not hasattr(error, "exit_status"):
         message = f"{type(error).__name__}: {message}; run with --debug for the traceback"
-    return f"error: {message}"
+    return printable(f"error: {message}")

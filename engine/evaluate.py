@@ -6,6 +6,8 @@ protocol: numbers of two evaluations are comparable where their protocols agree.
 
 import hashlib
 import json
+import re
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,10 +28,10 @@ from data.dataset import SPLITS
 from engine import checkpoint, ranks
 from engine.build import check_form, fit_codec, load_model, make_device, read_dataset
 from engine.config import Options, flat, stored
-from engine.errors import CheckpointError, unknown
+from engine.errors import CheckpointError, looked_at, unknown
 from engine.files import read_npz, write_json, write_npz
 from engine.inference import usual
-from engine.log import versions
+from engine.log import say, versions
 from engine.results import question, result_files
 from engine.sample import draw_run
 from sde_lib import OBJECTIVES
@@ -81,14 +83,15 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         | {key: settings[key] for key in ("subsets", "subset_size")},
         "samples": manifest,
         "asked": asked,
+        "changes": options.changes,
         "seconds": time.perf_counter() - start,
         "versions": {**versions(), "torchmetrics": version("torchmetrics")},
     }
     name = f"{manifest['sampler']}-{manifest['steps']}-{features.name}-{split}.json"
     with result_files(folder, [name], result["asked"]) as partial:
         write_json(partial / name, result)
-    print(report(result))
-    print(f"files are in {folder}")
+    say(*report(result).split("\n"))
+    say(f"files are in {folder}")
 
 
 # --- features ---------------------------------------------------------------------------------------------------------
@@ -140,7 +143,8 @@ def classifier(config: ConfigDict, dataset: Dataset) -> Features:
     folder = Path(config.evaluate.features)
     if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"no classifier in {folder}; train one with --config classifier --mode train --workdir {folder}, or use "
+            f"no classifier in {folder}{looked_at(folder)}; train one with --config classifier --mode train --workdir "
+            f"{shlex.quote(str(folder))}, or use "
             "--config.evaluate.features=identity"
         )
     recipe = stored(folder)
@@ -262,7 +266,9 @@ def read_samples(path: Path, dataset: Dataset) -> tuple[Tensor, dict[str, Any]]:
     samples = torch.from_numpy(read_npz(path, "samples")["samples"])
     try:
         manifest = json.loads(read_text(path.with_name("manifest.json")))
-        levels, *_ = (manifest[key] for key in ("levels", "sampler", "steps", "nfe", "seed"))
+        levels, sampler, steps, *_ = (manifest[key] for key in ("levels", "sampler", "steps", "nfe", "seed"))
+        if not re.fullmatch(r"\w+-\d+", f"{sampler}-{steps}"):  # it becomes the name of a file
+            raise ValueError("sampler and steps are no name and number")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path.with_name('manifest.json')} is missing or damaged; sample again") from error
     if not samples.isfinite().all():

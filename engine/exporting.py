@@ -16,6 +16,7 @@ from engine import checkpoint
 from engine.build import Experiment, check_flow, load, pick
 from engine.config import Options
 from engine.files import write_json
+from engine.log import say
 from models.checkpoints.diffusers import (
     EMBEDDINGS,
     FIXED,
@@ -52,8 +53,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     experiment, denoiser, found = load(config, workdir, options)
     check_flow(denoiser, workdir)
     what = write(folder, config, experiment)
-    print(f"{what}, {options.weights} weights of step {checkpoint.read_meta(found)['step']}")
-    print(f"files are in {folder}")
+    say(f"{what}, {options.weights} weights of step {checkpoint.read_meta(found)['step']}")
+    say(f"files are in {folder}")
 
 
 def write_diffusers(folder: Path, config: ConfigDict, experiment: Experiment) -> str:

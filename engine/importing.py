@@ -8,6 +8,7 @@ standard deviation of half their range's half, as CIFAR-10's are, with their mea
 """
 
 import math
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,13 +17,13 @@ from ml_collections import ConfigDict
 from torch import nn
 
 from configs import default
-from engine import checkpoint
+from engine import checkpoint, paths
 from engine.build import DataFacts, Experiment, build
-from engine.config import Options, conform, override, to_json
+from engine.config import Options, conform, override, run_json
 from engine.errors import CheckpointError
 from engine.inference import usual
 from engine.lock import NAME, only_writer
-from engine.log import versions
+from engine.log import say, versions
 from engine.trainer import OPTIMIZERS
 from models.checkpoints import FORMATS, Foreign, recognise
 from sde_lib import Gaussian
@@ -42,6 +43,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     foreign = FORMATS[name](path, weights=options.weights)
     config = resolved(config, foreign)
     override(config, options.overrides)
+    paths.make_absolute(config)
     facts = facts_of(foreign, config.codec.low)
     experiment = build(config, facts)
     fill(experiment.network, foreign, config)
@@ -51,13 +53,13 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     with only_writer(workdir):
         check_place(workdir)
         save(config, workdir, experiment, foreign.step, denoiser.sigma_data, origin)
-    print(describe(config, experiment, origin))
+    say(*describe(config, experiment, origin))
     if foreign.wrapper:
-        print(f"the weights were in a wrapper: {foreign.wrapper}")
-    then = f"--workdir {workdir} --mode sample"
+        say(f"the weights were in a wrapper: {foreign.wrapper}")
+    then = f"--workdir {shlex.quote(str(workdir))} --mode sample"
     if foreign.config.get("loss", {}).get("name") == "classification":
-        then = f"--workdir RUN --mode sample --config.guidance.classifier={workdir}"
-    print(f"files are in {workdir}; next: python run.py {then}")
+        then = f"--workdir RUN --mode sample --config.guidance.classifier={shlex.quote(str(workdir))}"
+    say(f"files are in {workdir}; next: python run.py {then}")
 
 
 def check_place(workdir: Path) -> None:
@@ -136,23 +138,23 @@ def save(
         network.parameters(), config.optim.learning_rate, betas, config.optim.weight_decay
     )
     state = {"optimizer": optimizer.state_dict(), "ema_updates": step, "time_law": {}}
-    text = to_json(config, versions())
+    text = run_json(config, versions())
     meta = {"data": asdict(facts), "sigma_data": sigma_data, "ema": [average], "imported": origin, "config_json": text}
     remove(workdir / "checkpoints")  # of an import that was killed, maybe of another source
     checkpoint.save(workdir / "checkpoints", step, parts, state, {**meta, "versions": versions()})
     write_text(workdir / "config.json", text)
 
 
-def describe(config: ConfigDict, experiment: Experiment, origin: dict[str, str]) -> str:
-    """What was read, in words."""
+def describe(config: ConfigDict, experiment: Experiment, origin: dict[str, str]) -> list[str]:
+    """What was read, in lines."""
     parameters = sum(p.numel() for p in experiment.network.parameters())
     which = {"ema": "averaged weights", "raw": "raw weights", "only": "weights"}[origin["weights"]]
     process = ", ".join(f"{key} {value:g}" for key, value in config.sde.items() if key != "name")
     facts, told = experiment.facts, config.denoiser
-    return (
-        f"{origin['format']}: {config.network.name} with {parameters:,} parameters, {which} of {origin['source']}\n"
+    return [
+        f"{origin['format']}: {config.network.name} with {parameters:,} parameters, {which} of {origin['source']}",
         f"{config.sde.name} with {process}; "
-        f"the network estimates {told.parameterization}, conditioned on {told.c_noise}\n"
+        f"the network estimates {told.parameterization}, conditioned on {told.c_noise}",
         f"data of shape {facts.shape} in {facts.levels} levels from {config.codec.low:g} to 1, "
-        f"taken to have standard deviation {facts.std:g}"
-    )
+        f"taken to have standard deviation {facts.std:g}",
+    ]

@@ -20,7 +20,7 @@ from engine.config import Options
 from engine.convergence import MeanError, refine
 from engine.files import write_json, write_npz
 from engine.inference import Parts, filling
-from engine.log import Progress, versions
+from engine.log import Progress, say, versions
 from engine.randomness import DEQUANTIZATION, PROBES, noise, uniform
 from engine.results import question, result_files
 from engine.rows import Rows
@@ -77,9 +77,9 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     rows = Rows(folder, name, {**depends, "solver": str(measurement.solver)})
     before = sum(i < num for i in rows.found)
     if speaks and before:
-        print(f"{before} of {num} examples were scored by an earlier command: going on with the others", flush=True)
+        say(f"{before} of {num} examples were scored by an earlier command: going on with the others")
     elif speaks and (others := rows.others()):
-        print(f"{others[0]} is of other settings, seed, checkpoint, weights or data: starting anew", flush=True)
+        say(f"{others[0]} is of other settings, seed, checkpoint, weights or data: starting anew")
     batch_size = settings.batch_size or filling(
         num,
         experiment.facts.shape,
@@ -105,6 +105,7 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         **measurement.told(),
         "settings": settings.to_dict(),
         "sde": config.sde.name,
+        "changes": given.changes,
         "weights": given.weights,
         "seed": config.seed,
         "checkpoint_step": meta["step"],
@@ -119,8 +120,8 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         write_npz(partial / f"{name}.npz", **columns)
         write_json(partial / f"{name}.json", result)
     rows.forget()
-    print(report(result))
-    print(f"files are {folder / name}.json and .npz")
+    say(*report(result).split("\n"))
+    say(f"files are {folder / name}.json and .npz")
 
 
 class Measurement(NamedTuple):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import ranks
+from storage.naming import printable
 from storage.reading import LINES, read_bytes, read_text
 from storage.writing import append, flush, make_folder, write_bytes, write_text
 
@@ -25,10 +26,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def say(text: str) -> None:
-    """Tell the user; of several processes the first alone speaks."""
+def say(*lines: str) -> None:
+    """Print lines, with control characters in them escaped; of several processes the first alone prints."""
     if ranks.rank() == 0:
-        print(text, flush=True)
+        for line in lines:
+            print(printable(line), flush=True)
 
 
 def check_name(workdir: Path) -> None:

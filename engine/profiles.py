@@ -11,7 +11,7 @@ from engine.build import check_form, load_model, read_dataset
 from engine.config import Options
 from engine.files import write_json
 from engine.held_out import HeldOut
-from engine.log import versions
+from engine.log import say, versions
 from engine.results import question, result_folder
 from storage.writing import replace
 
@@ -42,16 +42,16 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     for weights in ("raw", *(name.removesuffix(".safetensors") for name in meta["ema"]), *profiles):
         posthoc.load_weights(found, weights, experiment.network)
         losses[weights] = held_out.losses(experiment.network)["held_out_loss"]
-        print(f"{weights:<12} {losses[weights]:.5f}")
+        say(f"{weights:<12} {losses[weights]:.5f}")
     if left_out:
-        print(f"the snapshots do not tell widths of {', '.join(f'{width:g}' for width in left_out)}")
+        say(f"the snapshots do not tell widths of {', '.join(f'{width:g}' for width in left_out)}")
     best, target = min(losses, key=losses.get), workdir / "profiles"
     asked = question(config, ("data",), options, found, split=split)
     told = {"losses": losses, "checkpoint_step": meta["step"], "seconds": time.perf_counter() - start}
     with result_folder(target, "losses.json", asked) as folder:
-        write_json(folder / "losses.json", {**told, "asked": asked, "versions": versions()})
+        write_json(folder / "losses.json", {**told, "asked": asked, "changes": options.changes, "versions": versions()})
         plot(folder / "profiles.png", losses)
-    print(f"least: --weights {best}; files are in {target}")
+    say(f"least: --weights {best}; files are in {target}")
 
 
 def plot(path: Path, losses: dict[str, float]) -> None:

@@ -114,7 +114,10 @@ def measured(config: ConfigDict, experiment: Experiment) -> Known:
     text, shape = config.edit.measure, experiment.facts.shape
     path, _, name = text.rpartition(":")
     if not path or not Path(path).is_file():
-        raise ValueError(f"edit.measure {text!r}: need FILE.py:FUNCTION, and that file")
+        raise ValueError(
+            f"edit.measure {text!r}: need FILE.py:FUNCTION, and that file, in the command or in a config of Python; "
+            "code that a config.json names is not run"
+        )
     try:
         measure = runpy.run_path(path)[name]
         found = measure(torch.zeros(2, *shape, device=experiment.device))

@@ -51,6 +51,7 @@ def question(
     values = flat({section: config[section].to_dict() for section in sections})
     asked |= {key: value for key, value in values.items() if key.rpartition(".")[2] not in WITHOUT_EFFECT}
     asked |= {key.replace("__", "."): value for key, value in more.items()}
+    asked |= {key: value for key, (_, value) in options.changes.items()}
     return json.loads(json.dumps(asked))
 
 

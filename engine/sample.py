@@ -53,17 +53,17 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         write_samples(folder, experiment.codec.decode(drawn.x0).cpu(), experiment.facts, **kept, **beside)
         write_json(folder / "manifest.json", manifest)
     done = f"{num} samples in {manifest['seconds']:.1f} s, {manifest['nfe']:g} evaluations each"
-    print(f"{done}, from step {manifest['checkpoint_step']} ({given.weights})")
+    say(f"{done}, from step {manifest['checkpoint_step']} ({given.weights})")
     guidance = manifest["guidance"]
     if guidance.get("class", ALL) != ALL:
         say(f"of class {guidance['label']}, {guidance['class']}")
     if density := manifest.get("log_prob"):
         nats = f"{density['nats']:.3f} +- {density['nats_stderr']:.3f} nats in units of the data"
-        print(f"log-density {nats} ({density['solver']}; trace {density['trace']})")
-        print(f"of samples with noise of {density['noise']:.2g} in units of what the network sees: none is denoised")
-    print(f"files are in {target}")
+        say(f"log-density {nats} ({density['solver']}; trace {density['trace']})")
+        say(f"of samples with noise of {density['noise']:.2g} in units of what the network sees: none is denoised")
+    say(f"files are in {target}")
     if pictures := plane.draw(workdir, experiment, drawn.denoiser, config, drawn.checkpoint, given.weights):
-        print(f"density.png and trajectories.png of these weights are in {pictures}")
+        say(f"density.png and trajectories.png of these weights are in {pictures}")
 
 
 class Drawn(NamedTuple):
@@ -165,6 +165,7 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         "checkpoint_step": checkpoint.read_meta(found)["step"],
         "config_sha256": checkpoint.sha256(workdir / "config.json"),
         "asked": asked_of(config, given, found, num),
+        "changes": given.changes,
         "versions": versions(),
     }
     if given.log_prob:

@@ -18,7 +18,7 @@ from engine.evaluate import batches, frechet_distance, labels, make_features
 from engine.files import write_json
 from engine.guide import ALL
 from engine.inference import usual
-from engine.log import versions
+from engine.log import say, versions
 from engine.pictures import compared, num_shown, save
 from engine.results import question, result_folder
 from engine.sample import draw_run
@@ -54,7 +54,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         rows.append({key: scale, **measured(vectors, real, spread, label)})
         if features.classify:
             rows[-1]["accuracy"] = (features.classify(vectors).argmax(1) == label).double().mean().item()
-        print("  ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
+        say("  ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
         shown = SHOWN if len(dataset.shape) > 1 else num_shown(drawn.experiment.facts)
         pictures[f"{key} {scale:g}"] = list(samples[:shown])
     target, facts = workdir / "sweep", drawn.experiment.facts
@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         write_json(folder / "sweep.json", found)
         save(folder / "grid.png", compared(pictures, [[str(label) for label in drawn.label[:shown].tolist()]], facts))
         curve(folder / "curve.png", rows, key)
-    print(f"files are in {target}")
+    say(f"files are in {target}")
 
 
 def measured(samples: Tensor, real: Tensor, spread: dict[int, float], label: Tensor) -> dict[str, float]:

@@ -5,6 +5,7 @@ last checkpoint is written again, alike, and nothing is missing.
 """
 
 import itertools
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ from ml_collections import ConfigDict
 
 from engine import prior, ranks
 from engine.build import read_dataset
-from engine.config import Options, to_json
+from engine.command import written
+from engine.config import Options, read_run
 from engine.held_out import HeldOut
 from engine.inspect import remarks
 from engine.lock import Writer, only_writer
 from engine.log import Metrics, Progress, check_name, say, versions
 from engine.pictures import unit
+from engine.recipe import RECIPE
 from engine.sample import preview
 from engine.signals import Asked, Stopped
 from engine.trainer import StepResult, Trainer
@@ -35,29 +38,31 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """
     check_name(workdir)
     with only_writer(workdir) as writer, Asked() as asked:
-        train(config, workdir, asked, writer)
+        train(config, workdir, options, asked, writer)
 
 
-def train(config: ConfigDict, workdir: Path, asked: Asked, writer: Writer) -> None:
+def train(config: ConfigDict, workdir: Path, options: Options, asked: Asked, writer: Writer) -> None:
     """``run``, in a folder where nobody else trains."""
     dataset = read_dataset(config, "train")
     for line in remarks(dataset):
         say(line)
     trainer = Trainer(config, workdir, dataset)
+    if trainer.step and not options.allow_changes and (workdir / "config.json").is_file():
+        read_run(workdir).check_digest(trainer.recipe_sha256, RECIPE, workdir / f"step_{trainer.step:08d}")
     units = unit(trainer.experiment.facts)
     last_step, seen = trainer.last_step(), trainer.images_seen
     if trainer.step >= last_step:
         done = f"{workdir} is trained already, on {trainer.images_seen} {units}"
         say(f"{done}; raise --config.train.total_images to go on")
         return
-    say(trainer.describe())
+    say(*trainer.describe())
     if trainer.objective.generates:
         prior.warn(config.sde.name, trainer.experiment.sde, trainer.experiment.gaussian)
     held_out = HeldOut(config, trainer.experiment, read_dataset(config, "test")) if ranks.rank() == 0 else None
     window, results, start = Window(trainer), trainer.steps(last_step), trainer.step
     first = next(results)  # a config whose first step fails leaves nothing behind
     writer.check()
-    text = to_json(config, versions())
+    text = written(workdir, config, options, versions())
     if ranks.rank() == 0:
         write_text(workdir / "config.json", text)
     metrics = Metrics(workdir, start, trainer.metric_lines)
@@ -97,17 +102,18 @@ def train(config: ConfigDict, workdir: Path, asked: Asked, writer: Writer) -> No
             raise Stopped(asked.by, f"stopped at step {step}, with a checkpoint; run the same command to go on")
     progress.close()
     if ranks.rank() == 0:
-        conclude(trainer, progress, line)
+        conclude(trainer, options, progress, line)
 
 
-def conclude(trainer: Trainer, progress: Progress, line: Mapping[str, Any]) -> None:
+def conclude(trainer: Trainer, options: Options, progress: Progress, line: Mapping[str, Any]) -> None:
     """Say how it went, by the last line of the metrics, and what to do next."""
     skipped = f", {trainer.skipped.count} steps skipped" if trainer.skipped.count else ""
     say(f"trained on {trainer.images_seen} {progress.unit}, {progress.rate:.0f} a second, pauses included{skipped}")
     for key in ("loss", "held_out_loss", "held_out_loss_of_zero", "held_out_accuracy"):
         if key in line:
             say(f"  {key:<22} {line[key]:.4f}")
-    then = f"; next: python run.py --workdir {trainer.workdir} --mode sample" if trainer.objective.generates else ""
+    command = shlex.join([*options.command, "--workdir", str(trainer.workdir), "--mode", "sample"])
+    then = f"; next: python run.py {command}" if trainer.objective.generates else ""
     say(f"weights, metrics and pictures are in {trainer.workdir}{then}")
 
 

@@ -58,6 +58,7 @@ from engine.randomness import (
     positions,
     seed_dropout,
 )
+from engine.recipe import MODEL, RECIPE, digest
 from engine.skipped import Skipped, culprit, stop
 from models.layers import resolutions
 from sde_lib import OBJECTIVES, Denoiser
@@ -128,6 +129,7 @@ class Trainer:
         self.skipped = Skipped(workdir / "skipped", config.train.max_skipped)
         self.window_state: Mapping[str, Any] = {}
         self.metric_lines = meta.get("metric_lines")
+        self.recipe_sha256 = meta.get("recipe_sha256")
         self.time_law = make_time_law(config)
         if found:
             self._load(found)
@@ -169,8 +171,8 @@ class Trainer:
             "torch": versions()["torch"],
         }
 
-    def describe(self) -> str:
-        """What is about to be trained, on what, and where its files go."""
+    def describe(self) -> list[str]:
+        """Lines that say what is about to be trained, on what, and where its files go."""
         parameters = sum(p.numel() for p in self.network.parameters())
         device, config = self.experiment.device, self.config
         start = f"from step {self.step}" if self.step else "from the start"
@@ -179,14 +181,14 @@ class Trainer:
         waiting = f"s, {f'{spins} spins' if spins else policy} while they wait" if num > 1 else ""
         threads = f", {num} thread{waiting}" if device.type == "cpu" else ""
         shared = f" over {ranks.size()} processes" if ranks.size() > 1 else ""
-        return (
+        return [
             f"{config.network.name} with {parameters:,} parameters on {device} ({self.precision}{threads}), "
-            f"{config.sde.name}\n"
+            f"{config.sde.name}",
             f"{len(self.dataset)} examples of shape {self.experiment.facts.shape} from {config.data.name}, "
-            f"sigma_data {self.denoiser.sigma_data:.4f}\n"
+            f"sigma_data {self.denoiser.sigma_data:.4f}",
             f"{config.train.total_images} {unit(self.experiment.facts)} in batches of {config.train.batch_size}"
-            f"{shared}, {start}; files go to {self.workdir}"
-        )
+            f"{shared}, {start}; files go to {self.workdir}",
+        ]
 
     def steps(self, last_step: int) -> Iterator[StepResult]:
         """Train up to ``last_step``, yielding after each step."""
@@ -342,6 +344,8 @@ class Trainer:
             "sigma_data": self.denoiser.sigma_data,
             "ema": [checkpoint.ema_file(rate) for rate in self.ema.rates],
             "arithmetic": self.arithmetic(),
+            "recipe_sha256": digest(self.config, RECIPE),
+            "model_sha256": digest(self.config, MODEL),
             "versions": versions(),
             **beside,
             **about(self.ema),

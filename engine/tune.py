@@ -15,7 +15,7 @@ from engine.build import check_flow, load
 from engine.config import Options
 from engine.files import write_json
 from engine.inference import usual
-from engine.log import versions
+from engine.log import say, versions
 from engine.randomness import TUNING, noise, positions
 from engine.results import question, result_files
 from engine.sample import chosen, first_normals, make_step, make_times
@@ -65,6 +65,7 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         "plan": {**plan._asdict(), "moves": [move._asdict() for move in plan.moves]},
         "grid": grid,
         "seed": config.seed,
+        "changes": given.changes,
         "references": REFERENCES,
         "held_out": {"num": len(before), "before": _told(before), "after": _told(after)},
         "seconds": seconds,
@@ -73,8 +74,8 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     with result_files(path.parent, [path.name], asked) as partial:
         write_json(partial / path.name, kept)
     fall = f"{before.mean():.2g} to {after.mean():.2g}"
-    print(f"{sampler} in {steps} steps: mean error {fall} on {len(before)} trajectories held out, {seconds:.0f} s")
-    print(f"kept in {path}, which --mode sample takes from now on")
+    say(f"{sampler} in {steps} steps: mean error {fall} on {len(before)} trajectories held out, {seconds:.0f} s")
+    say(f"kept in {path}, which --mode sample takes from now on")
     config.sample.grid, config.sample.steps = tuned.GRID, steps
 
 

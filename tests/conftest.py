@@ -1,12 +1,43 @@
 """Shared fixtures: exact distributions of several ranks, trained runs, and one thread so that runs repeat."""
 
+import hashlib
+import json
+
 import pytest
 import torch
 
 import run as command_line
+from engine.config import stored
+from engine.recipe import MODEL, digest
 from sde_lib import SDES, GaussianMixture
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def account(tmp_path_factory):
+    """A folder for the key that signs runs, in place of the one of the user's account."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("account")))
+        yield
+
+
+@pytest.fixture
+def rewrite():
+    """Give a run another value of its model, (folder, section, key, value), as if it had been trained with it."""
+
+    def run(folder, section, key, value):
+        values = json.loads((folder / "config.json").read_text())
+        values[section][key] = value
+        (folder / "config.json").write_text(json.dumps(values))
+        for path in folder.glob("checkpoints/step_*/meta.json"):
+            meta = json.loads(path.read_text())
+            meta["model_sha256"] = digest(stored(folder), MODEL)
+            kept = json.dumps({name: value for name, value in meta.items() if name != "sha256"})
+            meta["sha256"]["meta.json"] = hashlib.sha256(kept.encode()).hexdigest()
+            path.write_text(json.dumps(meta))
+
+    return run
 
 
 REPRESENTATIVE = {"vpsde", "vesde", "rectified", "ddpm"}

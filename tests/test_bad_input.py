@@ -263,9 +263,13 @@ def test_a_config_that_was_edited_to_another_network(workdir, refused, mode):
 @pytest.mark.parametrize("mode", ["sample", "likelihood", "bound", "edit"])
 def test_using_a_run_before_it_is_trained(refused, mode):
     assert refused(3, f"--mode={mode}", "--config=vpsde", "--workdir=new", "--task=interpolate") == (
-        "error: no checkpoint in new/checkpoints; train the run first with --mode train"
+        f"error: no checkpoint in new/checkpoints (looked at {os.getcwd()}/new/checkpoints); train the run first with "
+        "--mode train"
     )
-    assert "no run in new: new/config.json is missing; train one" in refused(3, f"--mode={mode}", "--workdir=new")
+    where = f"looked at {os.getcwd()}/new/config.json"
+    assert f"no run in new: new/config.json is missing ({where}); train one" in refused(
+        3, f"--mode={mode}", "--workdir=new"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"seed": "many"}', '{"sde": 3}', '{"nothing": 1}'])
@@ -334,7 +338,9 @@ def test_other_damaged_sources_of_data(refused, tmp_path):
     (tmp_path / "text.npz").write_text("text")
     (tmp_path / "data.csv").write_text("1,2,3")
     for name in ("half.zip", "shape.npy", "text.npz", "data.csv"):
-        assert f"error: {name} " in refused(3, "--mode=train", "--workdir=new", *IMAGES, f"--config.data.path={name}")
+        assert f"error: {tmp_path / name} " in refused(
+            3, "--mode=train", "--workdir=new", *IMAGES, f"--config.data.path={name}"
+        )
 
 
 def test_broken_images_are_left_out_where_the_config_says_so(tmp_path, capsys, monkeypatch):

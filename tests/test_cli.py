@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import pytest
 
 import run as command_line
 from engine.config import Options, load, names, to_json
-from engine.errors import CheckpointError, describe, exit_status, unknown
+from engine.errors import CheckpointError, describe, exit_status, listed, unknown
 
 ROOT = Path(command_line.__file__).parent
 
@@ -134,7 +135,10 @@ def test_wrong_usage(mode, call, line, words):
 def test_a_run_that_is_not_there(call):
     status, (line,) = call("--workdir nowhere --mode sample")
     assert status == 3
-    assert line == "error: no run in nowhere: nowhere/config.json is missing; train one with --config NAME --mode train"
+    assert line == (
+        f"error: no run in nowhere: nowhere/config.json is missing (looked at {Path.cwd()}/nowhere/config.json); "
+        "train one with --config NAME --mode train"
+    )
 
 
 def test_a_config_that_the_run_was_not_trained_with(call, tmp_path):
@@ -193,6 +197,35 @@ def test_debug_shows_the_traceback_and_keeps_line_and_status(mode, call):
 def test_unknown_names_are_listed_where_none_is_near():
     assert str(unknown("sampler", "huen", ["heun", "pc"])) == "unknown sampler 'huen'; did you mean 'heun'?"
     assert str(unknown("sampler", "zzz", ["pc", "heun"])) == "unknown sampler 'zzz'; known: heun, pc"
+
+
+def test_many_names_are_counted_and_the_first_of_them_listed():
+    """Those that extend another name are left out: cifar10_ncsn extends cifar10."""
+    line = str(unknown("config", "zzz", names()))
+    assert line.startswith("unknown config 'zzz'; known: cifar10, classifier, clip, conditional, ")
+    assert line.endswith(f" and {len(names()) - 8} more")
+    assert listed(["b", "a"]) == "b, a"
+    assert listed(["a", "a_b", *map(str, range(20))], " | ").startswith("a | 0 | 1 | ")
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("sampler", "'sample.sampler'?"),
+        ("steps", "'sample.steps'?"),
+        ("smaple.sampler", "'sample.sampler'?"),
+        ("optim.batch_size", "'bound.batch_size' or 'edit.batch_size' or "),
+    ],
+)
+def test_a_key_of_another_section_is_found_by_its_last_part(mode, call, key, near):
+    status, (line,) = call(f"--config vpsde --mode train --config.{key}=3")
+    assert status == 2
+    assert f"unknown config key {key!r}; did you mean {near}" in line
+
+
+def test_warnings_are_one_line_on_standard_error(mode, call, monkeypatch):
+    monkeypatch.setattr(mode, "run", lambda *_: warnings.warn("first\nsecond \x1b[31m", stacklevel=1))
+    assert call("--config vpsde --mode train") == (0, ["warning: first second \\x1b[31m"])
 
 
 def test_status_and_line_of_an_error():

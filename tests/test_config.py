@@ -7,9 +7,11 @@ import pytest
 
 from configs import default
 from data import CODECS, DATASETS
-from engine.config import MODEL, RECIPE, conform, differences, flat, from_json, load, names, override, resolve, to_json
+from engine.command import resolve
+from engine.config import conform, flat, from_json, load, names, override, to_json
 from engine.errors import CheckpointError
 from engine.likelihood import check_dequantization
+from engine.recipe import MODEL, RECIPE, differences
 from models import NETWORKS
 from samplers import GRIDS, STEPS
 from sde_lib import (
@@ -276,7 +278,7 @@ def test_what_may_change(trained, mode):
     [
         ("sample", "vpsde", [("network.channels", "8")], "network.channels is 16 there and 8 here"),
         ("sample", "vesde", [], "sde.name is 'vpsde' there and 'vesde' here"),
-        ("likelihood", "vpsde", [("data.path", "x")], "choose another --workdir"),
+        ("likelihood", "vpsde", [("data.name", "moons")], "choose another --workdir"),
         ("train", "vpsde", [("optim.learning_rate", "1")], "optim.learning_rate is"),
         ("train", "vpsde", [("train.batch_size", "8")], "train.batch_size is 64 there and 8 here"),
         ("train", "vpsde", [("seed", "1")], "seed is 0 there and 1 here"),

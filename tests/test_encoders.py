@@ -13,7 +13,7 @@ from PIL import Image
 import run as command_line
 from engine.build import load as load_run
 from engine.build import load_model, read_dataset
-from engine.config import Options, stored
+from engine.config import Options, load, stored
 from engine.sample import draw_pairs, make_step, make_times
 from models import Captioned
 from models.checkpoints.safe import ForeignError
@@ -219,7 +219,7 @@ def test_configs_that_make_no_sense(tmp_path, capsys, words, message):
 
 def picture(path, digit):
     """The first held-out image of this digit, in 256 shades."""
-    dataset = read_dataset(command_line.load("vpsde"), "test")
+    dataset = read_dataset(load("vpsde"), "test")
     batch = dataset.batch(np.arange(len(dataset)))
     x = batch["x"][batch["label"] == digit][0, 0]
     Image.fromarray((x.numpy() * 255.0 / 16).round().astype(np.uint8)).save(path)
@@ -278,13 +278,12 @@ def test_a_pair_is_a_classifier_too(digits, pair, drawn):
     assert command("--mode=evaluate", f"--workdir={digits}", f"--config.evaluate.features={pair}", *words) == 0
 
 
-def test_encoders_that_cannot_be(digits, points, pair, published, tmp_path, tmp_path_factory, capsys):
+def test_encoders_that_cannot_be(digits, points, pair, published, tmp_path, tmp_path_factory, capsys, rewrite):
     text, run = "--config.guidance.text=a three", f"--workdir={digits}"
     encoder = f"--config.guidance.encoder={pair}"
     refused(capsys, 2, "error: guidance.text 'a three' needs a guidance.encoder: train one with", run, text)
-    refused(
-        capsys, 2, "error: guidance.image x.png' needs".replace("x.png", "'x.png"), run, "--config.guidance.image=x.png"
-    )
+    image = f"--config.guidance.image={tmp_path}/x.png"
+    refused(capsys, 2, f"error: guidance.image '{tmp_path}/x.png' needs", run, image)
     refused(capsys, 2, "guidance.text or guidance.image, and neither is given", run, encoder)
     refused(capsys, 2, "guidance.image, and both are given", run, encoder, text, "--config.guidance.image=x.png")
     refused(capsys, 2, "the text encoder needs a word at least", run, encoder, "--config.guidance.text= ")
@@ -310,9 +309,7 @@ def test_encoders_that_cannot_be(digits, points, pair, published, tmp_path, tmp_
     refused(capsys, 2, "sees pictures, and the run has examples of shape (2,)", f"--workdir={points}", text,
             f"--config.guidance.encoder={published}")  # fmt: skip
     shutil.copytree(pair, tmp_path / "noise")
-    recipe = json.loads((pair / "config.json").read_text())
-    recipe["sde"]["beta_max"] = 15.0
-    (tmp_path / "noise" / "config.json").write_text(json.dumps(recipe))
+    rewrite(tmp_path / "noise", "sde", "beta_max", 15.0)
     message = "knows the noise of vpsde, not that of this run's vpsde; train one with --config clip"
     refused(capsys, 2, message, run, text, f"--config.guidance.encoder={tmp_path / 'noise'}")
     np.save(tmp_path / "two.npy", np.zeros((2, 8, 8, 1), np.uint8))

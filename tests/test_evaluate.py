@@ -230,8 +230,8 @@ def refused(evaluated, tmp_path, capsys, monkeypatch):
     [
         (2, "--config.evaluate.features=identiti", "unknown evaluate.features 'identiti'; did you mean 'identity'?"),
         (2, "--config.evaluate.features=zzz", "known: identity, inception, the folder of a classifier's run"),
-        (3, "--config.evaluate.features=runs/classifier", "no classifier in runs/classifier; train one with --config"),
-        (2, "--config.evaluate.features=points", "the run in points is no classifier; train one with --config classi"),
+        (3, "--config.evaluate.features=runs/classifier", "no classifier in runs/classifier (looked at "),
+        (2, "--config.evaluate.features=points", "points is no classifier; train one with --config classifier"),
         (2, "--config.evaluate.features=inception", "the features inception are of images, not of data of shape (2,)"),
         (2, "--config.evaluate.subset_size=61", "evaluate.subset_size 61: need at most 60, for there are 60 samples"),
         (2, "--config.evaluate.subset_size=1", "evaluate.subset_size 1: need at least 2"),
@@ -273,7 +273,8 @@ def test_a_reference_of_another_protocol_is_refused(refused, evaluated, tmp_path
     (path,) = (tmp_path / "points" / "evaluation").glob("reference-*.npz")
     line = refused(2, IDENTITY, f"--config.evaluate.reference={path}", "--config.evaluate.num_examples=70")
     assert f"{path} is a reference of another protocol: train_n is 80 there and 70 here; " in line
-    line = refused(2, IDENTITY, f"--config.evaluate.reference={path}", "--config.data.name=swiss_roll")
+    other = ("--config.data.name=swiss_roll", "--allow_changes")
+    line = refused(2, IDENTITY, f"--config.evaluate.reference={path}", *other)
     assert "train_sha256 is" in line
     assert "test_sha256 is" in line
 

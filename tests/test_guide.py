@@ -364,7 +364,7 @@ def test_runs_that_are_no_classifier_of_these_states(run, other, status, message
     refused(capsys, status, message, f"--workdir={run}", f"--config.guidance.classifier={other}")
 
 
-def test_classifiers_of_other_noise_encodings_or_classes(digits, labelled, classifier, tmp_path, capsys):
+def test_classifiers_of_other_noise_encodings_or_classes(digits, labelled, classifier, tmp_path, capsys, rewrite):
     """The same process with another option; the same levels that begin elsewhere; other classes than the run."""
     edits = {
         "noise": ("sde", "beta_max", 15.0, digits, "knows the noise of vpsde"),
@@ -372,9 +372,7 @@ def test_classifiers_of_other_noise_encodings_or_classes(digits, labelled, class
     }
     for name, (section, key, value, run, message) in edits.items():
         shutil.copytree(classifier, tmp_path / name)
-        recipe = json.loads((tmp_path / name / "config.json").read_text())
-        recipe[section][key] = value
-        (tmp_path / name / "config.json").write_text(json.dumps(recipe))
+        rewrite(tmp_path / name, section, key, value)
         refused(capsys, 2, message, f"--workdir={run}", f"--config.guidance.classifier={tmp_path / name}")
     config = stored(labelled)
     config.network.num_classes, config.guidance.classifier = 4, str(classifier)

@@ -1,0 +1,66 @@
+"""docs/extending.md: its config file registers a process, a step, a network and a dataset, and runs as it says."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a space in its name, the file of the page in it, and a function that runs a command there."""
+    folder = tmp_path_factory.mktemp("extending") / "my work"
+    folder.mkdir()
+    text = (ROOT / "docs" / "extending.md").read_text()
+    (folder / "mine.py").write_text(text.split("```python\n")[1].split("```")[0])
+
+    def run(*words):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "run.py"), *words],
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return folder, run
+
+
+def test_the_file_of_the_page_trains_and_the_printed_command_samples(place):
+    folder, run = place
+    words = ["--config=mine.py", "--mode=train", "--device=cpu", "--workdir=runs/my run", "--config.network.width=8"]
+    trained = run(*words, "--config.train.total_images=512", "--config.train.sample_every=0")
+    assert trained.returncode == 0, trained.stderr
+    command = trained.stdout.rpartition("next: python run.py ")[2].strip()
+    assert shlex.split(command) == [
+        f"--config={folder}/mine.py", "--config.network.width=8", "--workdir", "runs/my run", "--mode", "sample"
+    ]  # fmt: skip
+    sampled = run(*shlex.split(command), "--num_samples=2", "--device=cpu")
+    assert sampled.returncode == 0, sampled.stderr
+    manifest = json.loads((folder / "runs/my run/samples/midpoint-20/manifest.json").read_text())
+    assert (manifest["sampler"], manifest["changes"]) == ("midpoint", {})
+
+    alone = run("--workdir=runs/my run", "--mode=sample", "--device=cpu")
+    assert alone.returncode == 2
+    assert "; the run's own config file registers it: add " in alone.stderr
+    assert shlex.quote(f"--config={folder}/mine.py") in alone.stderr
+
+
+def test_a_strangers_file_is_not_named(place):
+    """A run of another account says that there is a file, and not how to run it."""
+    folder, run = place
+    path = folder / "runs/my run/config.json"
+    values = json.loads(path.read_text())
+    (folder / "theirs").mkdir()
+    (folder / "theirs/config.json").write_text(json.dumps(values | {"signature": "0" * 64}))
+    alone = run("--workdir=theirs", "--mode=sample", "--device=cpu")
+    assert alone.returncode == 2
+    assert "; its author's config file registers it: read that file, then add it with --config FILE.py" in alone.stderr
+    assert "mine.py" not in alone.stderr

@@ -1,0 +1,165 @@
+"""What belongs to a run: what may change when it goes on or is used, what is refused, and how a change is recorded."""
+
+import json
+import shutil
+
+import pytest
+
+import run as command_line
+from engine import checkpoint, command
+from engine.config import load, override, read_run, run_json, stored
+from engine.errors import CheckpointError
+from engine.recipe import MODEL, RECIPE, digest, flat, nested, undone
+
+TRAIN = ["run.py", "--config=points", "--mode=train", "--device=cpu", "--config.network.width=8"]
+TRAIN += ["--config.train.batch_size=32", "--config.train.sample_every=0", "--config.train.evaluate_every=0"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run of two steps on points."""
+    workdir = tmp_path_factory.mktemp("made")
+    assert command_line.main([*TRAIN, f"--workdir={workdir}", "--config.train.total_images=64"]) == 0
+    return workdir
+
+
+@pytest.fixture
+def workdir(made, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(made, tmp_path / "run")
+
+
+def differing(message):
+    """The keys that an error says to differ."""
+    return {part.split(" is ")[0].split()[-1] for part in message.split("; ") if " there and " in part}
+
+
+# --- one rule, with and without --config ------------------------------------------------------------------------------
+
+REFUSED = {
+    "sample": ("sde.name=vesde", "codec.low=0.0", "denoiser.parameterization=v", "train.label_dropout=0.5"),
+    "likelihood": ("sde.beta_max=10", "network.depth=2", "data.name=swiss_roll"),
+    "profiles": ("loss.weight=simple",),
+    "train": ("seed=1", "optim.learning_rate=1", "train.batch_size=16", "sde.name=vesde"),
+}
+
+
+@pytest.mark.parametrize(("mode", "word"), [(mode, word) for mode, words in REFUSED.items() for word in words])
+def test_a_folder_alone_refuses_the_overrides_that_a_config_refuses(workdir, mode, word):
+    key, text = word.split("=")
+    before = (workdir / "config.json").read_bytes()
+    messages = []
+    for name in (None, f"{workdir}/config.json"):
+        with pytest.raises(ValueError, match=r"the run in .* has another config: .*, or add --allow_changes") as caught:
+            command.resolve(name, str(workdir), [(key, text)], mode)
+        messages.append(str(caught.value).partition("; leave ")[0])
+    assert messages[0] == messages[1]
+    assert key in messages[0]
+    assert (workdir / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("mode", "word"),
+    [
+        ("train", "train.total_images=9"),
+        ("train", "train.log_every=3"),
+        ("train", "train.microbatch=4"),
+        ("train", "device=cpu"),
+        ("sample", "seed=3"),
+        ("sample", "optim.learning_rate=1.0"),
+        ("likelihood", "data.path=other.zip"),
+    ],
+)
+def test_what_a_folder_alone_lets_change(workdir, mode, word):
+    key, text = word.split("=")
+    config, _ = command.resolve(None, str(workdir), [(key, text)], mode)
+    assert str(flat(config.to_dict())[key]).endswith(text)
+
+
+# --- changes that are asked for ---------------------------------------------------------------------------------------
+
+
+def test_a_change_is_recorded_and_the_first_command_still_goes_on(workdir, capsys):
+    """In config.json and in the digest of each checkpoint; the first command takes what the run has now."""
+    first = [*TRAIN, f"--workdir={workdir}"]
+    longer = "--config.train.total_images={}".format
+    before = digest(stored(workdir), RECIPE)
+    assert command_line.main([*first, longer(96), "--config.optim.learning_rate=1e-4"]) == 2
+    assert "optim.learning_rate is 0.002 there and 0.0001 here" in capsys.readouterr().err
+    assert command_line.main([*first, longer(96), "--config.optim.learning_rate=1e-4", "--allow_changes"]) == 0
+    run = read_run(workdir)
+    assert run.config.optim.learning_rate == 1e-4
+    assert run.changes == ({"optim.learning_rate": [0.002, 0.0001]},)
+    metas = [checkpoint.read_meta(path) for path in checkpoint.steps(workdir / "checkpoints")]
+    assert [meta["recipe_sha256"] for meta in metas] == [before, digest(run.config, RECIPE)]
+    assert len({meta["model_sha256"] for meta in metas}) == 1
+
+    capsys.readouterr()
+    assert command_line.main([*first, longer(128)]) == 0
+    assert "was changed by --allow_changes; it goes on with optim.learning_rate 0.0001" in capsys.readouterr().err
+    assert read_run(workdir).config.optim.learning_rate == 1e-4
+    assert read_run(workdir).changes == run.changes
+
+
+def test_a_result_keeps_what_was_changed(workdir):
+    words = ["run.py", f"--workdir={workdir}", "--mode=sample", "--device=cpu", "--steps=2", "--num_samples=1"]
+    assert command_line.main([*words, "--config.sde.beta_max=10", "--allow_changes"]) == 0
+    manifest = json.loads((workdir / "samples" / "adams-2" / "manifest.json").read_text())
+    assert manifest["changes"] == {"sde.beta_max": [20.0, 10.0]}
+
+
+def test_a_config_json_that_was_edited_is_noticed(workdir, capsys):
+    """By the digests of the checkpoint: the model's in every mode, the recipe's in training."""
+    values = json.loads((workdir / "config.json").read_text())
+    for section, key, value, modes in (
+        ("optim", "beta1", 0.5, ["train"]),
+        ("sde", "beta_max", 9.0, ["train", "sample"]),
+    ):
+        values[section][key] = value
+        (workdir / "config.json").write_text(json.dumps(values))
+        for mode in modes:
+            words = [f"--workdir={workdir}", f"--mode={mode}", "--device=cpu", "--config.train.total_images=96"]
+            assert command_line.main(["run.py", *words]) == 3
+            assert "config.json is not what step_00000002 was trained with" in capsys.readouterr().err
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_recorded_changes_are_undone_newest_first(tmp_path):
+    config, now = load("vpsde"), load("vpsde")
+    override(now, [("sde.name", "vesde"), ("optim.beta1", "0.5")])
+    middle = load("vpsde")
+    override(middle, [("optim.beta1", "0.5")])
+    changes = [{"optim.beta1": (0.9, 0.5)}, command.differences(middle, now, MODEL)]
+    assert undone(now, changes) == [nested(flat(c.to_dict())) for c in (middle, config)]
+    (tmp_path / "config.json").write_text(run_json(now, {}, (), changes))
+    assert read_run(tmp_path).former == (middle, config)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"changes": [{"optim.beta1": 3}]},
+        {"changes": [{"optim": [1, 2]}]},
+        {"changes": [{"seed.x": [1, 2]}]},
+        {"changes": [{}] * 101},
+        {"changes": "xy"},
+        {"command": [1]},
+        {"command": 1},
+    ],
+)
+def test_records_that_are_damaged(tmp_path, about):
+    (tmp_path / "config.json").write_text(json.dumps({**load("vpsde").to_dict(), **about}))
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        read_run(tmp_path)
+
+
+def test_digests_stay_where_a_version_adds_a_key_and_free_keys_change():
+    config, other = load("vpsde"), load("vpsde")
+    override(other, [("train.log_every", "7"), ("data.path", "x"), ("sample.steps", "3")])
+    assert digest(config, RECIPE) == digest(other, RECIPE)
+    override(other, [("train.batch_size", "8")])
+    assert digest(config, RECIPE) != digest(other, RECIPE)
+    assert digest(config, MODEL) == digest(other, MODEL)
+    assert digest(config, MODEL) != digest(load("subvpsde"), MODEL)
