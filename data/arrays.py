@@ -116,7 +116,7 @@ def _read(
     if found is None:
         raise DataError(f"{path} has the keys {', '.join(keys)}: name the {kind} {' or '.join(names)}")
     if math.prod(found.shape) == 0:
-        raise DataError(f"{path} holds no {kind}: check data.path and data.test_path")
+        raise DataError(f"{path} holds no {kind}: check the path")
     return found, label
 
 

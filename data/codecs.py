@@ -1,5 +1,6 @@
 """Codecs stand between the data as stored and the x that the diffusion sees."""
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -225,9 +226,14 @@ class Standardize(Codec):
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means and standard deviations, shaped to broadcast against x (B, C, *), in its dtype."""
         dtype = x.dtype if x.dtype.is_floating_point else torch.float32
-        shape = (1, len(self.means), *[1] * (x.ndim - 2))
-        means, stds = (torch.tensor(part, dtype=dtype).reshape(shape).to(x.device) for part in (self.means, self.stds))
-        return means, stds
+        return tuple(per_channel(part, x.ndim, dtype, x.device) for part in (self.means, self.stds))
+
+
+@functools.lru_cache(maxsize=16)
+def per_channel(numbers: tuple[float, ...], ndim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers shaped as (1, C, 1, ..., 1), copied to a device once and not in every step."""
+    with torch.inference_mode(False):  # so that autograd takes them, whoever needed them first
+        return torch.tensor(numbers, dtype=dtype, device=device).reshape(1, -1, *[1] * (ndim - 2))
 
 
 def channel_moments(dataset: Dataset) -> tuple[Tensor, Tensor, Tensor]:

@@ -76,6 +76,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
             "prior": float(prior.mean()),
             "diffusion": float(rate[:, 1:].sum(1).mean()),
             "decoder": float(rate[:, 0].mean()),
+            **({} if facts.levels else {"scaling": -scaling}),
         },
         "unit": "bits/dim" if facts.levels else "nats",
         **about,

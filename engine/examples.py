@@ -10,10 +10,9 @@ from torch import Tensor
 
 from data import DataError, Dataset
 from data.archives import MOST_STORED
-from data.arrays import read_array
+from data.arrays import read_array, read_numbers
 from data.decoding import SUFFIXES, decode, pixels
 from engine.build import DataFacts, Experiment, check_form, read_dataset
-from engine.files import read_npz
 from sde_lib import NonFiniteError
 from storage.reading import read_bytes
 
@@ -61,8 +60,6 @@ def read_given(config: ConfigDict, experiment: Experiment, split: str) -> Tensor
     most, path = config.edit.num_examples, config.edit.input
     if path:
         found = read_input(Path(path), experiment.facts)
-        if len(found) == 0:
-            raise DataError(f"{path} holds no examples: check edit.input")
         return found[: most or len(found)]
     dataset = read_examples(config, experiment, split)
     return dataset.batch(spaced(len(dataset), most or len(dataset)))["x"]
@@ -77,26 +74,22 @@ def read_input(path: Path, facts: DataFacts) -> Tensor:
     """The examples of a file, in levels if the run has some; (N, *).
 
     A picture has 256 shades, which are brought to the levels of the run; numbers in numpy files are levels already.
-    Real numbers are the array ``samples`` of an .npz.
+    Real numbers are in units of the data, in the shape of samples.npz.
 
     Raises: DataError for a file that is missing or damaged; ValueError for one of another kind or form.
     """
     if path.suffix.lower() in SUFFIXES:
         shades = read_picture(path, facts.shape).double()
         if not facts.levels:
-            raise ValueError(f"{path} is a picture, and the run has examples of real numbers; give an .npz")
+            raise ValueError(f"{path} is a picture, and the run has examples of real numbers; give an .npy or .npz")
         return (shades * (facts.levels - 1) / 255).round().to(torch.uint8)[None]
-    kinds = (".npy", ".npz") if facts.levels else (".npz",)
+    kinds = (".npy", ".npz")
     if path.suffix not in kinds:
         raise ValueError(f"{path}: need a file ending in {' or '.join((*SUFFIXES, *kinds) if facts.levels else kinds)}")
     if not path.exists():
         raise DataError(f"{path} does not exist: check the path")
-    if facts.levels:
-        found = torch.from_numpy(np.array(read_array(path)[0]))
-    else:
-        found = torch.from_numpy(read_npz(path, "samples")["samples"]).float()
-        if not found.isfinite().all():
-            raise DataError(f"{path} holds numbers that are not finite: write it again")
+    read = read_array if facts.levels else read_numbers
+    found = torch.from_numpy(np.array(read(path)[0]))
     if tuple(found.shape[1:]) != facts.shape:
         raise ValueError(f"{path} holds examples of shape {tuple(found.shape[1:])}, the run has {facts.shape}")
     if facts.levels and int(found.max()) >= facts.levels:

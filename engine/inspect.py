@@ -29,7 +29,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     kind = f"whole numbers 0 to {dataset.levels - 1}" if dataset.levels else "real numbers"
     labels = f"{dataset.num_classes} classes" if dataset.num_classes else "no labels"
     say(f"{config.data.name}, {split}: {found.count} examples of shape {found.shape}, {kind}, {labels}")
-    for line in remarks(dataset):
+    for line in [*remarks(dataset), f"test split: {dataset.held_out}"]:
         say(f"  {line}")
     if config.data.size and isinstance(dataset.x, ImageFiles):
         say(f"  {dataset.x.describe_stored()}")
@@ -48,8 +48,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 
 
 def remarks(dataset: Dataset) -> list[str]:
-    """Lines on a dataset: names of its classes by number, its test split, and how its examples were read."""
+    """Lines on a dataset: names of its classes by number, and how its examples were read."""
     names = [f"{number} {name}" for number, name in enumerate(dataset.classes)]
     more = f", ... {names[-1]}" if len(names) > NAMED_CLASSES else ""
     classes = [f"classes: {', '.join(names[: NAMED_CLASSES - 1 if more else NAMED_CLASSES])}{more}"] if names else []
-    return [*classes, f"test split: {dataset.held_out}", *dataset.notes]
+    return [*classes, *dataset.notes]

@@ -185,7 +185,7 @@ class Trainer:
             f"{config.network.name} with {parameters:,} parameters on {device} ({self.precision}{threads}), "
             f"{config.sde.name}",
             f"{len(self.dataset)} examples of shape {self.experiment.facts.shape} from {config.data.name}, "
-            f"sigma_data {self.denoiser.sigma_data:.4f}",
+            f"sigma_data {self.denoiser.sigma_data:.4f}; test split: {self.dataset.held_out}",
             f"{config.train.total_images} {unit(self.experiment.facts)} in batches of {config.train.batch_size}"
             f"{shared}, {start}; files go to {self.workdir}",
         ]

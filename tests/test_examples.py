@@ -69,9 +69,11 @@ def test_a_picture_with_colours_is_taken_as_it_is(tmp_path):
 def test_real_numbers(tmp_path):
     x = np.random.default_rng(0).normal(size=(5, 2))
     np.savez(tmp_path / "x.npz", samples=x)
-    found = read_input(tmp_path / "x.npz", POINTS)
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found, x, rtol=1e-6)
+    np.save(tmp_path / "x.npy", x)
+    for name in ("x.npz", "x.npy"):
+        found = read_input(tmp_path / name, POINTS)
+        assert found.dtype == torch.float32
+        np.testing.assert_allclose(found, x, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -94,10 +96,10 @@ def test_real_numbers(tmp_path):
         (COLOUR, "x.png", Image.new("RGBA", (4, 6)), DataError, "x.png has transparent pixels: flatten it"),
         (POINTS, "x.png", Image.new("L", (4, 6)), ValueError, "is a picture, and the run has examples of shape (2,)"),
         (REAL, "x.png", Image.new("L", (4, 6)), ValueError, "is a picture, and the run has examples of real numbers"),
-        (POINTS, "x.npy", np.zeros((3, 2)), ValueError, "need a file ending in .npz"),
-        (POINTS, "x.npz", {"x": np.zeros((3, 2))}, DataError, "is damaged or lacks samples"),
+        (POINTS, "x.txt", "text", ValueError, "need a file ending in .npy or .npz"),
+        (POINTS, "x.npz", {"y": np.zeros((3, 2))}, DataError, "has the keys y: name the data"),
         (POINTS, "x.npz", {"samples": np.zeros((3, 4))}, ValueError, "examples of shape (4,), the run has (2,)"),
-        (POINTS, "x.npz", {"samples": np.full((3, 2), np.nan)}, DataError, "holds numbers that are not finite"),
+        (POINTS, "x.npz", {"samples": np.full((3, 2), np.nan)}, DataError, "holds nan in row 0, and in 3 of 3 rows"),
     ],
 )
 def test_files_that_hold_no_examples_of_the_run(facts, name, content, error, message, tmp_path):
@@ -162,7 +164,7 @@ def test_the_first_examples_of_a_file(most, expected, run_of, tmp_path):
 def test_a_file_without_examples(run_of, tmp_path):
     np.savez(tmp_path / "x.npz", samples=np.zeros((0, 2)))
     config, experiment = run_of("points", input=str(tmp_path / "x.npz"))
-    with pytest.raises(DataError, match=r"x\.npz holds no examples: check edit\.input"):
+    with pytest.raises(DataError, match=r"x\.npz holds no data: check the path"):
         read_given(config, experiment, "test")
 
 
