@@ -243,7 +243,9 @@ class Measurement(NamedTuple):
         """
         chosen, found = 0, None
         if ranks.rank() == 0:
-            chosen, found = self._check(dataset, num)
+            where = torch.arange(num)
+            x, log_q = self._dequantize(self._encode(dataset, where.tolist()), where)
+            chosen, found = self._check(x, where, len(dataset), log_q, log_prob, self.automatic)
         if self.automatic:
             chosen = int(ranks.sum_over(torch.tensor(chosen)))
         solver = self.solver
@@ -251,28 +253,39 @@ class Measurement(NamedTuple):
             solver = solver.refined()
         return self._replace(solver=solver), found
 
-    def _check(self, dataset: Dataset, num: int) -> tuple[int, dict[str, Any]]:
+    def check_samples(self, latents: Tensor, seeds: Tensor, num: int) -> dict[str, Any]:
+        """The error of the solver on the densities of some of ``num`` samples, as in ``converged``."""
+        log_q = torch.zeros(len(seeds), dtype=torch.float64, device=latents.device)
+        return self._replace(seed=0)._check(latents, seeds, num, log_q, sample_log_prob, False)[1]
+
+    def _check(
+        self, x: Tensor, where: Tensor, num: int, log_q: Tensor, measure: Callable[..., LogProb], choose: bool
+    ) -> tuple[int, dict[str, Any]]:
         """How often to refine the solver, and the error of that solver against a finer one with the same probes.
 
         In nats: ``solver_error``, root mean square over the examples; ``mean_error`` with the half width of its 95 %
         interval; ``probe_error``, root mean square of the noise of random probes in one measurement.
+
+        Args:
+            x, where: some of ``num`` examples, and their positions or seeds.
+            log_q: (B,) density of their noise.
+            choose: whether to refine the solver.
         """
-        where = torch.arange(num)
-        x, log_q = self._dequantize(self._encode(dataset, where.tolist()), where)
-        probed, error = self._probed(x, where, self.solver)
+        probed, error = self._probed(x, where, self.solver, measure)
 
         def solve(solver: Solver) -> np.ndarray:
-            return (self._solve(x, where, self._trace(where, 1, False), solver).nats.double() - log_q).cpu().numpy()
+            found = self._solve(x, where, self._trace(where, 1, False), solver, measure)
+            return (found.nats.double() - log_q).cpu().numpy()
 
-        spread = math.inf if self.exact or num < 2 else float((probed - log_q).std())
-        refined = refine(solve, self.solver, spread, len(dataset), x[0].numel())
-        chosen = refined.converged if self.automatic else 0
+        spread = math.inf if self.exact or len(x) < 2 else float((probed - log_q).std())
+        refined = refine(solve, self.solver, spread, num, x[0].numel())
+        chosen = refined.converged if choose else 0
         if chosen:
-            _, error = self._probed(x, where, refined.solvers[chosen])
+            _, error = self._probed(x, where, refined.solvers[chosen], measure)
         differences = refined.differences(chosen)
         mean = MeanError.of(differences)
         return chosen, {
-            "examples": num,
+            "examples": len(x),
             "against": str(refined.solvers[-1]),
             "solver_error": float(np.sqrt(np.square(differences).mean())),
             "probe_error": error,
@@ -280,13 +293,15 @@ class Measurement(NamedTuple):
             "mean_error_margin": mean.margin,
         }
 
-    def _probed(self, x: Tensor, where: Tensor, solver: Solver) -> tuple[Tensor, float]:
+    def _probed(
+        self, x: Tensor, where: Tensor, solver: Solver, measure: Callable[..., LogProb]
+    ) -> tuple[Tensor, float]:
         """Log-densities (B,) by a few random probes, and the error that probes leave in one measurement; in nats."""
         if self.exact:
             return x.new_zeros(len(x)), 0.0
         probes = max(self.settings.probes, min(CHECK_PROBES, x[0].numel()))
         trace = self._trace(where, probes, not solver.adaptive)
-        found = self._solve(x, where, trace, solver)
+        found = self._solve(x, where, trace, solver, measure)
         spread = found.estimates.double().var(1).mean().item()
         return found.nats.double(), math.sqrt(spread * trace.kind.variance(self.settings.probes, x[0].numel()))
 
@@ -439,7 +454,7 @@ def accuracy(result: dict) -> list[str]:
     """Lines on the solver's own error, and whether it is small beside the other errors."""
     check, adaptive = result["check"], result["settings"]["solver"] != "adams"
     if not check:
-        return ["the solver's error was not measured, for likelihood.check_examples is 0: the interval leaves it out"]
+        return ["the solver's error was not measured, for likelihood.check_examples is 0: it is not included"]
     found = (
         f"the solver is {check['solver_error']:.2g} nats off one of {check['against']} on {check['examples']} examples"
     )
@@ -451,7 +466,8 @@ def accuracy(result: dict) -> list[str]:
     if not result["nats_stderr"]:
         return [f"{found}, {verdict}"]
     if mean.bound < result["nats_stderr"]:
-        own = f"its mean error is at most {mean.bound:.2g} nats, below the standard error; the interval includes it"
+        included = "; the interval includes it" if "nats_interval" in result else ""
+        own = f"its mean error is at most {mean.bound:.2g} nats, below the standard error{included}"
         return [f"{found}, {verdict}", own]
     which = "likely" if mean.mean > 0 else "unlikely"
     remedy = "lower the tolerances" if adaptive else "set likelihood.evaluations=0"

@@ -21,7 +21,7 @@ from engine.errors import CheckpointError
 from engine.files import read_numbers, write_json, write_npz
 from engine.guide import ALL, Guide
 from engine.inference import Parts, filling
-from engine.likelihood import Measurement, stderr
+from engine.likelihood import Measurement, accuracy, stderr
 from engine.log import Progress, say, versions
 from engine.pictures import is_image, num_shown, picture
 from engine.results import question, result_folder
@@ -60,6 +60,7 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     if density := manifest.get("log_prob"):
         nats = f"{density['nats']:.3f} +- {density['nats_stderr']:.3f} nats in units of the data"
         say(f"log-density {nats} ({density['solver']}; trace {density['trace']})")
+        say(*accuracy({**density, "settings": config.likelihood}))
         say(f"of samples with noise of {density['noise']:.2g} in units of what the network sees: none is denoised")
     say(f"files are in {target}")
     if pictures := plane.draw(workdir, experiment, drawn.denoiser, config, drawn.checkpoint, given.weights):
@@ -171,6 +172,7 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
     if given.log_prob:
         nats = {"nats": scores[0].mean().item(), "nats_stderr": stderr(scores[0].numpy())}
         manifest["log_prob"] = nats | {"prior": config.likelihood.prior, **measurement.told()}
+        manifest["log_prob"]["check"] = check_densities(config, measurement, num)
     return Drawn(experiment, denoiser, found, latents, x0, manifest, guide.labels(torch.arange(num)), *scores)
 
 
@@ -178,6 +180,16 @@ def asked_of(config: ConfigDict, given: Options, found: Path, num: int) -> dict[
     """The question that so many samples of a checkpoint answer."""
     sections = ("sample", "guidance", *(["likelihood"] if given.log_prob else []))
     return question(config, sections, given, found, log_prob=given.log_prob, sample__num_samples=num)
+
+
+def check_densities(config: ConfigDict, measurement: Measurement, num: int) -> dict[str, Any] | None:
+    """The error of the solver on the densities of the first ``likelihood.check_examples`` of ``num`` samples."""
+    checks = min(config.likelihood.check_examples, num)
+    if not checks or ranks.rank() > 0:
+        return None
+    seeds, experiment = config.seed + torch.arange(checks), measurement.experiment
+    latents = experiment.sde.prior_std * first_normals(experiment, Noise(seeds))
+    return measurement.check_samples(latents, seeds, num)
 
 
 def draw(experiment: Experiment, denoise: Denoiser, step: Step, times: Tensor, seeds: Tensor) -> Tensor:

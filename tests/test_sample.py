@@ -423,7 +423,21 @@ def test_what_is_told_of_densities(digits, drawn, capsys):
     out = capsys.readouterr().out
     assert f"log-density {told['nats']:.3f} +- {told['nats_stderr']:.3f} nats in units of the data" in out
     assert "(adams, 6 evaluations; trace 1 rademacher)" in out
+    assert told["check"]["examples"] == 5
+    assert f"the solver is {told['check']['solver_error']:.2g} nats off one of {told['check']['against']} on 5" in out
     assert "of samples with noise of 0.001 in units of what the network sees: none is denoised" in out
+
+
+def test_automatic_evaluations_of_samples_are_in_the_manifest(points, drawn):
+    """Fixed by the dimensions, so that a sample depends on its seed alone; the solver's error is of these samples."""
+    _, manifest = drawn(points, "ode", 1, 4, "--log_prob")
+    assert manifest["options"]["evaluations"] == manifest["nfe"] == 128
+    told = manifest["log_prob"]
+    assert (told["solver"], told["check"]["examples"]) == ("adams, 128 evaluations", 4)
+    assert told["check"]["solver_error"] < 1e-2
+    _, tight = drawn(points, "ode", 1, 4, "--log_prob", "--config.likelihood.evaluations=512")
+    off = told["nats"] - tight["log_prob"]["nats"]
+    assert off == pytest.approx(told["check"]["mean_error"], abs=2e-4)
 
 
 def test_the_steps_of_the_sampler_do_not_matter_to_a_single_solve(digits, drawn):
