@@ -117,12 +117,12 @@ def test_whole_numbers_of_any_size_are_real_numbers(tmp_path):
     [
         (
             ("--config=points", "--config.data.path=mine.npy"),
-            "data.path 'mine.npy': the dataset moons does not read it",
+            "mine.npy': the dataset moons does not read it",
         ),
-        (("--config=vpsde", "--config.data.test_path=t"), "data.test_path 't': the dataset digits does not read it"),
+        (("--config=vpsde", "--config.data.test_path=t"), "/t': the dataset digits does not read it"),
         (("--config=table", "--config.data.max_pixels=5"), "data.max_pixels 5: the dataset table does not read it"),
         (("--config=table", "--config.data.mirror=true"), "data.mirror true: it flips signals and images"),
-        (("--config=table", "--config.data.test_path=t"), "data.test_path 't' is given without data.path"),
+        (("--config=table", "--config.data.test_path=t"), "/t' is given without data.path"),
     ],
 )
 def test_a_key_that_would_be_ignored_is_refused(words, message, capsys, tmp_path):
