@@ -24,6 +24,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.command import end  # noqa: E402
 from engine.build import DataFacts, build, load_model  # noqa: E402
 from engine.config import Options, load, stored  # noqa: E402
 from engine.files import read_npz  # noqa: E402
@@ -121,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

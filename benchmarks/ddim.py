@@ -22,6 +22,7 @@ from sklearn.svm import SVC
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.command import end, paths  # noqa: E402
 from benchmarks.digits import digits, frechet_distance  # noqa: E402
 from engine.config import Options, stored  # noqa: E402
 from engine.sample import draw, load  # noqa: E402
@@ -44,7 +45,7 @@ MOVES = {
 
 def main() -> None:
     """Draw all samples, print the tables, write the picture."""
-    workdir, target = map(Path, sys.argv[1:])
+    workdir, target = paths("RUN", "PICTURE.png")
     torch.set_num_threads(1)
     config = stored(workdir)
     experiment, denoise, _ = load(config, workdir, Options())
@@ -96,4 +97,4 @@ def draw_picture(target: Path, rows: dict[int, np.ndarray]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

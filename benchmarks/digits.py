@@ -24,7 +24,9 @@ from sklearn.svm import SVC
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.command import end, paths
 from data import DATASETS
+from engine.files import read_npz
 
 
 class Figure(NamedTuple):
@@ -53,7 +55,7 @@ def read(path: Path) -> np.ndarray:
 
     The number of grey levels stands in the manifest beside the file; without one, samples above 16 have 256 levels.
     """
-    samples = np.load(path)["samples"]
+    samples = read_npz(path, "samples")["samples"]
     manifest = path.with_name("manifest.json")
     levels = json.loads(manifest.read_text()).get("levels") if manifest.exists() else None
     return samples.reshape(len(samples), -1) / ((levels or (17 if samples.max() <= 16 else 256)) - 1)
@@ -108,9 +110,11 @@ def figures(samples: np.ndarray) -> list[Figure]:
     ]
 
 
-def main(path: str) -> int:
+def main() -> int:
     """Print the four figures of a samples file; return 0 if all bounds are met, else 1."""
-    samples = read(Path(path))
+    samples = read(*paths("SAMPLES.npz"))
+    if samples.shape[1:] != (64,):
+        raise ValueError(f"samples of {samples.shape[1]} numbers: need digits of 8x8 pixels")
     table = figures(samples)
     print(f"{len(samples)} samples      measured   bound     real")
     for figure in table:
@@ -120,6 +124,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python benchmarks/digits.py <samples.npz>")
-    sys.exit(main(sys.argv[1]))
+    end(main)

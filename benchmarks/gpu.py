@@ -16,13 +16,14 @@ runs the same code on a CPU, with a network and batches that take a minute, to s
 import argparse
 import statistics
 
+from command import end, existing
 from speed import WAITS, Contender, line, table, turns
 
 
 def main() -> None:
     """Print the table, or say that there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--score_sde", metavar="PATH", help="checkout of score_sde_pytorch")
+    parser.add_argument("--score_sde", metavar="PATH", type=existing, help="checkout of score_sde_pytorch")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a small network and small batches")
     parser.add_argument("--batch", type=int, default=128)
@@ -106,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

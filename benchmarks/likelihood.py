@@ -28,6 +28,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.command import end  # noqa: E402
 from benchmarks.problems import digits64, first_guess  # noqa: E402
 from engine.build import load, read_dataset  # noqa: E402
 from engine.config import Options, stored  # noqa: E402
@@ -189,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

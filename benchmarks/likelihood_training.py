@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import run  # noqa: E402
+from benchmarks.command import end, paths  # noqa: E402
 
 RECIPES = {
     "edm": [],
@@ -35,7 +36,7 @@ ROWS = {
 
 def main() -> None:
     """Print the table."""
-    folder = Path(sys.argv[1])
+    (folder,) = paths("FOLDER")
     print(f"| process | {' | '.join(f'{weight}: flow | bound' for weight in RECIPES)} |")
     print("|---|" + "---|---|" * len(RECIPES))
     for row, (config, common, noise) in ROWS.items():
@@ -62,4 +63,4 @@ def check(status: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.command import end  # noqa: E402
 from benchmarks.digits import figures, read  # noqa: E402
 
 RESULTS = Path("runs/models.json")
@@ -156,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -193,9 +193,11 @@ def compare(row: str, path: str, rounds: int) -> None:
 
 def main() -> None:
     """Print the table."""
+    from benchmarks.command import existing
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("score_sde", "guided_diffusion", "edm"):
-        parser.add_argument(f"--{name}", metavar="PATH", help=f"checkout of {name}")
+        parser.add_argument(f"--{name}", metavar="PATH", type=existing, help=f"checkout of {name}")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", choices=ROWS, help="one row")
     given = vars(parser.parse_args())
@@ -214,4 +216,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         work(*sys.argv[2:])
     else:
-        main()
+        sys.path.insert(0, str(ROOT))
+        from benchmarks.command import end
+
+        end(main)

@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.command import end, paths  # noqa: E402
 from engine.config import Options, stored  # noqa: E402
 from engine.sample import load, make_step, make_times  # noqa: E402
 from samplers import Noise, trajectory  # noqa: E402
@@ -48,7 +49,7 @@ def main() -> None:
     """Draw both and write the picture."""
     from matplotlib.figure import Figure
 
-    digit_run, plane_run, target = map(Path, sys.argv[1:])
+    digit_run, plane_run, target = paths("DIGITS_RUN", "POINTS_RUN", "PICTURE.png")
     figure = Figure(figsize=(10, 3.8), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
     states = digits(digit_run)
@@ -67,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

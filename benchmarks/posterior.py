@@ -26,6 +26,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.command import end  # noqa: E402
 from samplers import (  # noqa: E402
     DPS,
     GRIDS,
@@ -198,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

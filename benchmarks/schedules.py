@@ -12,6 +12,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.command import end, paths  # noqa: E402
 from data import Pixels, read_digits  # noqa: E402
 from engine import checkpoint  # noqa: E402
 from engine.build import make_time_law  # noqa: E402
@@ -65,7 +66,7 @@ def main() -> None:
     """Draw both and write the picture."""
     from matplotlib.figure import Figure
 
-    workdir, target = map(Path, sys.argv[1:])
+    workdir, target = paths("RUN", "PICTURE.png")
     processes = {name: make() for name, make in SDES.items()} | {"learned": learned(workdir)}
     figure = Figure(figsize=(9, 12.8), dpi=110, layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=[1, 1.75])
@@ -96,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

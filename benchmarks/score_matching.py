@@ -19,6 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.command import end, paths
 from models import NETWORKS
 from sde_lib import EDMSDE, OBJECTIVES, WEIGHTS, Denoiser, GaussianMixture, Objective, explicit
 
@@ -141,6 +142,7 @@ def picture(fields: dict[float, dict[str, Denoiser]], target: Path) -> None:
 
 def main() -> None:
     """Train all, print the table, draw the picture."""
+    (target,) = paths("PICTURE.png")
     torch.set_num_threads(1)
     fields: dict[float, dict[str, Denoiser]] = {}
     for sigma in SIGMAS:
@@ -156,10 +158,8 @@ def main() -> None:
             noise = gradient_noise(objective, half, sigma, mean)
             print(f"{label:25} {relative_error(denoise, sigma):10.4f} {1e3 * seconds:9.1f} {noise:9.1f}", flush=True)
             fields.setdefault(sigma, {}).update({label: denoise} if label in DRAWN else {})
-    picture(fields, Path(sys.argv[1]))
+    picture(fields, target)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python benchmarks/score_matching.py <picture.png>")
-    main()
+    end(main)

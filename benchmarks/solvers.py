@@ -35,6 +35,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.command import end  # noqa: E402
 from benchmarks.peers import Peer, peers  # noqa: E402
 from benchmarks.problems import CACHE, MIXTURES, PROCESSES, Problem, calibrated, exact, trained  # noqa: E402
 from engine.errors import CheckpointError  # noqa: E402
@@ -336,4 +337,4 @@ def problems(options: argparse.Namespace) -> dict[str, Callable[[], tuple[Proble
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -626,8 +626,10 @@ SECTIONS = {
 
 def main() -> None:
     """Print the tables."""
+    from benchmarks.command import existing
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--score_sde", metavar="PATH", help="checkout of score_sde_pytorch")
+    parser.add_argument("--score_sde", metavar="PATH", type=existing, help="checkout of score_sde_pytorch")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--channels", type=int, default=32)
@@ -659,4 +661,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         work(sys.argv[2])
     else:
-        main()
+        sys.path.insert(0, str(ROOT))
+        from benchmarks.command import end
+
+        end(main)

@@ -31,6 +31,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.command import end  # noqa: E402
 from benchmarks.peers import k_diffusion_sampling  # noqa: E402
 from benchmarks.problems import DIRECTIONS, MIXTURES, PROCESSES, LowRank, first_guess  # noqa: E402
 from samplers import GRIDS, STEPS, Adams, Churn, PredictorCorrector, SASolver, Step  # noqa: E402
@@ -144,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

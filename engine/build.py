@@ -16,9 +16,10 @@ from torch import nn
 
 from data import CODECS, DATASETS, Codec, Dataset, examples, measure
 from engine import checkpoint, posthoc, prior, ranks
-from engine.config import Options, read_run, stored
+from engine.commands import training_command
+from engine.config import Options, names, read_run, stored
 from engine.datasets import check_read
-from engine.errors import unknown
+from engine.errors import CheckpointError, looked_at, unknown
 from engine.inference import frozen
 from engine.precision import PRECISIONS, check_precision
 from engine.recipe import MODEL
@@ -272,6 +273,13 @@ def check_flow(denoiser: nn.Module, workdir: Path) -> None:
         )
 
 
+def check_there(key: str, folder: Path, config: ConfigDict, shape: tuple[int, ...]) -> None:
+    """Raises: CheckpointError if the run that ``key`` names is missing, with the command that trains it on our data."""
+    if folder.name in names() and not (folder / "config.json").is_file():
+        command = training_command(folder.name, config, folder, shape)
+        raise CheckpointError(f"no run in {folder}{looked_at(folder)}, which {key} names: train one with {command}")
+
+
 def load_average(folder: Path, network: nn.Module) -> None:
     """Give a network the averaged weights of the run in ``folder``.
 
@@ -289,17 +297,17 @@ def make_teacher(config: ConfigDict, experiment: Experiment) -> Callable:
     """
     if not config.loss.teacher:
         raise ValueError("loss.teacher is empty: give the folder of a trained run, such as runs/edm")
-    folder = Path(config.loss.teacher)
+    folder, facts = Path(config.loss.teacher), experiment.facts
+    check_there("loss.teacher", folder, config, facts.shape)
     recipe = stored(folder)
     recipe.device, recipe.threads = config.device, torch.get_num_threads()
     theirs, denoiser, _ = load(recipe, folder, Options())
     if type(denoiser) is not Denoiser:
         raise ValueError(f"loss.teacher {folder} is no denoiser but {recipe.loss.name}; give a run such as runs/edm")
-    ours = experiment.facts
-    if (theirs.facts.shape, theirs.facts.levels) != (ours.shape, ours.levels):
+    if (theirs.facts.shape, theirs.facts.levels) != (facts.shape, facts.levels):
         raise ValueError(
             f"loss.teacher {folder} knows data of shape {theirs.facts.shape} and {theirs.facts.levels} levels, not of "
-            f"{ours.shape} and {ours.levels}; train one on these data"
+            f"{facts.shape} and {facts.levels}; train one on these data"
         )
     return transport(denoiser, theirs.sde, experiment.sde)
 

@@ -26,7 +26,7 @@ from engine.pictures import compared, is_image, num_shown, picture, save
 from engine.remake import REMAKES
 from engine.restore import RESTORATIONS
 from engine.results import question, result_folder
-from engine.sample import Counted, make_step, numbered, write_samples
+from engine.sample import Counted, make_step, numbered, remark, write_samples
 from samplers import DDIM, Ancestral, Noise, Step, sample
 from samplers.editing import depth_time, flow_path, slerp, stochastic_path
 from samplers.grids import karras
@@ -52,6 +52,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     guide = Guide(config, workdir, experiment)
     if guide.acts and options.task not in GUIDED:
         raise ValueError(f"--task {options.task} knows no label and no guidance; leave them out")
+    if options.task in GUIDED and (note := remark(config.sample.sampler, denoiser, experiment.sde)):
+        say(note)
 
     target, counted, start = workdir / "edit" / options.task, Counted(denoiser), time.perf_counter()
     asked = question(config, ("data", "sample", "guidance", "edit"), options, found, split=split)

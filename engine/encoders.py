@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from data import DataError
 from engine.build import Experiment, load_model
+from engine.commands import training_command
 from engine.config import Options
 from engine.examples import read_input
 from engine.related import check_data, check_noise, recipe_of
@@ -51,7 +52,9 @@ def by_pair(config: ConfigDict, experiment: Experiment, folder: Path) -> Lean:
     if not isinstance(pair, Pair):
         raise ValueError(f"guidance.encoder {folder} is no pair of encoders; train one with --config clip")
     check_data("guidance.encoder", folder, theirs, experiment)
-    check_noise("guidance.encoder", folder, recipe, config, "clip")
+    another = folder.with_name(f"{folder.name}-{config.sde.name}")
+    train = training_command("clip", config, another, experiment.facts.shape, sections=("data", "codec", "sde"))
+    check_noise("guidance.encoder", folder, recipe, config, train)
     with torch.no_grad():
         if config.guidance.text:
             target = pair.aim(pair.network.tokens(config.guidance.text))

@@ -7,7 +7,6 @@ protocol: numbers of two evaluations are comparable where their protocols agree.
 import hashlib
 import json
 import re
-import shlex
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,11 +26,13 @@ from data import DataError, Dataset, order
 from data.dataset import SPLITS
 from engine import checkpoint, ranks
 from engine.build import check_form, fit_codec, load_model, make_device, read_dataset
-from engine.config import Options, flat, stored
+from engine.commands import training_command
+from engine.config import Options, flat
 from engine.errors import CheckpointError, looked_at, unknown
 from engine.files import read_npz, write_json, write_npz
 from engine.inference import usual
 from engine.log import say, versions
+from engine.related import recipe_of
 from engine.results import question, result_files
 from engine.sample import draw_run
 from sde_lib import OBJECTIVES
@@ -142,17 +143,16 @@ def classifier(config: ConfigDict, dataset: Dataset) -> Features:
     """What the last layer of a classifier reads, of data at the earliest time of its process."""
     folder = Path(config.evaluate.features)
     if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"no classifier in {folder}{looked_at(folder)}; train one with --config classifier --mode train --workdir "
-            f"{shlex.quote(str(folder))}, or use "
-            "--config.evaluate.features=identity"
-        )
-    recipe = stored(folder)
+        raise CheckpointError(f"no classifier in {folder}{looked_at(folder)}: {remedy(config, dataset, folder)}")
+    other = folder.with_name(f"{folder.name}-{config.data.name}")
+    recipe = recipe_of(folder, config)
     if OBJECTIVES[recipe.loss.name].generates:
-        raise ValueError(f"the run in {folder} is no classifier; train one with --config classifier --mode train")
-    recipe.device, recipe.threads = config.device, torch.get_num_threads()
+        raise ValueError(f"the run in {folder} is no classifier: {remedy(config, dataset, other)}")
     experiment, classify, found = load_model(recipe, folder, Options())
-    check_form(recipe, dataset, experiment.facts)
+    try:
+        check_form(recipe, dataset, experiment.facts)
+    except ValueError as error:
+        raise ValueError(f"evaluate.features {folder}: {error}: {remedy(config, dataset, other)}") from error
     meta = checkpoint.read_meta(found)
 
     def extract(x: Tensor) -> Tensor:
@@ -162,6 +162,15 @@ def classifier(config: ConfigDict, dataset: Dataset) -> Features:
         return classify.network.output(vectors.to(experiment.device)).softmax(1).cpu()
 
     return Features("classifier", meta["sha256"][meta["ema"][0]], extract, probabilities)
+
+
+def remedy(config: ConfigDict, dataset: Dataset, folder: Path) -> str:
+    """What to do without a classifier of the data: the command that trains one into ``folder``, or other features."""
+    identity = "use --config.evaluate.features=identity"
+    if not dataset.num_classes or len(dataset.shape) not in (2, 3):
+        return f"{identity}, since no classifier learns these data"
+    command = training_command("classifier", config, folder, dataset.shape, dataset.num_classes)
+    return f"train one with {command} and name it by --config.evaluate.features={folder}, or {identity}"
 
 
 def inception(config: ConfigDict, dataset: Dataset) -> Features:
@@ -270,7 +279,10 @@ def read_samples(path: Path, dataset: Dataset) -> tuple[Tensor, dict[str, Any]]:
         if not re.fullmatch(r"\w+-\d+", f"{sampler}-{steps}"):  # it becomes the name of a file
             raise ValueError("sampler and steps are no name and number")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path.with_name('manifest.json')} is missing or damaged; sample again") from error
+        raise DataError(
+            f"{path.with_name('manifest.json')} is missing or no manifest: --mode sample writes one; "
+            "for samples of another program write a JSON object with levels, sampler, steps, nfe and seed"
+        ) from error
     if not samples.isfinite().all():
         raise DataError(f"{path} holds numbers that are not finite: sample again, with more --steps")
     if samples.ndim == 4:

@@ -12,6 +12,9 @@ from data.archives import unpack_arrays
 from storage.reading import obstacle, read_text
 from storage.writing import replace, write_text
 
+MOST_NAMED = 8
+"""Arrays of a file that a message names."""
+
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file; numbers that are not finite are refused."""
@@ -26,14 +29,21 @@ def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
     if not path.exists():
         raise DataError(f"{path} does not exist: check the path")
     try:
-        _, arrays = unpack_arrays(path, keys.__contains__)
-        return {key: arrays[key] for key in keys}
+        names, arrays = unpack_arrays(path, keys.__contains__)
     except DataError:
         raise
     except Exception as error:  # numpy raises errors of many kinds on damaged files
         if reason := obstacle(error):
             raise DataError(f"{path} cannot be read: {reason}") from error
-        raise DataError(f"{path} is damaged or lacks {' or '.join(keys)}: delete it and make it again") from error
+        raise DataError(
+            f"{path} is damaged, no .npz or of Python objects: restore it from a copy, or make it again"
+        ) from error
+    if missing := [key for key in keys if key not in arrays]:
+        held = ", ".join(names[:MOST_NAMED]) + ", ..." * (len(names) > MOST_NAMED) or "nothing"
+        raise DataError(
+            f"{path} holds {held} and no array {' or '.join(missing)}: give a file of this program, or rename the array"
+        )
+    return {key: arrays[key] for key in keys}
 
 
 def read_numbers(path: Path) -> list[float]:

@@ -15,8 +15,10 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from engine.build import Experiment, load, load_model, pick
+from engine.commands import training_command
 from engine.config import Options
 from engine.encoders import Lean, make_lean
+from engine.errors import CheckpointError, looked_at
 from engine.related import check_data, check_noise, recipe_of
 from samplers import autoguidance, classifier, classifier_free, dynamic_threshold, static_threshold, within
 from samplers.guidance import Guided
@@ -190,13 +192,24 @@ class Guide:
 
     def _classifier(self, folder: Path) -> Classifier:
         """The classifier of noisy states, of the same noise."""
+        classes, facts = self.config.network.get("num_classes", 0), self.experiment.facts
+        missing = not (folder / "config.json").is_file()
+        train = training_command(
+            "classifier",
+            self.config,
+            folder if missing else folder.with_name(f"{folder.name}-{self.config.sde.name}"),
+            facts.shape,
+            classes or len(facts.classes) or None,
+            ("data", "codec", "sde"),
+        )
+        if missing:
+            raise CheckpointError(f"no classifier in {folder}{looked_at(folder)}: train one with {train}")
         recipe = recipe_of(folder, self.config)
         theirs, classify, _ = load_model(recipe, folder, Options())
         if not isinstance(classify, Classifier):
-            raise ValueError(f"guidance.classifier {folder} is no classifier; train one with --config classifier")
+            raise ValueError(f"guidance.classifier {folder} is no classifier: train one with {train}")
         check_data("guidance.classifier", folder, theirs, self.experiment)
-        check_noise("guidance.classifier", folder, recipe, self.config, "classifier")
-        classes = self.config.network.get("num_classes", 0)
+        check_noise("guidance.classifier", folder, recipe, self.config, train)
         if classes not in (0, classify.num_classes):
             raise ValueError(f"guidance.classifier {folder} knows {classify.num_classes} classes, this run {classes}")
         if classes and self.classes and theirs.facts.classes not in ((), self.classes):

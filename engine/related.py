@@ -28,14 +28,14 @@ def check_data(key: str, folder: Path, theirs: Experiment, ours: Experiment) -> 
         raise ValueError(f"{key} {folder} knows {known}, this run {needed}; train one on these data")
 
 
-def check_noise(key: str, folder: Path, theirs: ConfigDict, ours: ConfigDict, config: str) -> None:
+def check_noise(key: str, folder: Path, theirs: ConfigDict, ours: ConfigDict, command: str) -> None:
     """Raises: ValueError if the run in ``folder``, which ``key`` names, knows the states of another SDE.
 
     Args:
-        config: that such a run is trained with.
+        command: that trains such a run.
     """
     if theirs.sde.to_dict() != ours.sde.to_dict():
         raise ValueError(
             f"{key} {folder} knows the noise of {theirs.sde.name}, not that of this run's {ours.sde.name}; train one "
-            f"with --config {config} --config.sde.name={ours.sde.name}"
+            f"with {command}"
         )

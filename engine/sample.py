@@ -29,6 +29,7 @@ from samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample, trajectory
 from samplers.calibration import Tuned
 from samplers.grids import of_ratios
 from sde_lib import SDE, SOLVERS, Denoiser, Each, NonFiniteError, Prediction, of_rows
+from sde_lib.consistency import ConsistencyModel
 from sde_lib.motion import ExampleError
 from sde_lib.process import Time
 
@@ -112,6 +113,8 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         if "evaluations" in taken:
             taken["evaluations"] = measurement.solver.evaluations
     else:
+        if note := remark(settings.sampler, denoiser, experiment.sde):
+            say(note)
         step, times, grid = planned(config, workdir, experiment, found, given.weights, guide)
         steps = chosen(config, experiment.sde)[1]
         source = pick(NOISES, "noise", settings.noise)
@@ -328,6 +331,27 @@ def chosen(config: ConfigDict, sde: SDE) -> tuple[str, int]:
             raise ValueError(f"{name} has {found} steps, not {steps}; leave --steps out")
         return name, found
     return name, steps or kind.num_steps
+
+
+def remark(sampler: str, denoiser: Denoiser, sde: SDE) -> str:
+    """A note on a sampler that is derived for other runs than this one; empty for nothing to note."""
+    kind, ends = pick(STEPS, "sampler", sampler), isinstance(denoiser, ConsistencyModel)
+    if kind.ends and not ends:
+        return (
+            f"note: {sampler} needs the ends of the probability flow, and this run estimates the mean E[x_0 | x]: its "
+            "samples have too little variance; choose another sampler, or train with --config consistency"
+        )
+    if ends and not kind.ends:
+        return (
+            f"note: {sampler} needs the mean E[x_0 | x], and this run estimates the ends of the probability flow: "
+            "use --sampler consistency"
+        )
+    if kind.unscaled and sde.at(sde.t_max).alpha < 1:
+        return (
+            f"note: {sampler} is derived for processes that do not scale the data, such as that of --config ncsn; on "
+            f"{type(sde).__name__} other samplers need far fewer evaluations"
+        )
+    return ""
 
 
 def preview(experiment: Experiment, denoiser: Denoiser, config: ConfigDict, path: Path) -> None:

@@ -29,6 +29,7 @@ from engine.build import (
     DataFacts,
     build,
     check_classes,
+    check_there,
     conditions,
     first_guess,
     fit_codec,
@@ -110,6 +111,7 @@ class Trainer:
         check_precision(self.precision, self.experiment.device)
         self.compiled = compiles(config, self.experiment.device)
         if config.train.init and not found:
+            check_there("train.init", Path(config.train.init), config, facts.shape)
             load_average(Path(config.train.init), self.experiment.network)
         self.network = self.experiment.network.train()
         if found:

@@ -19,6 +19,8 @@ class ConsistencyStep(Step):
     Reference: Song, Dhariwal, Chen, Sutskever, "Consistency Models", 2023, algorithm 1. arXiv:2303.01469
     """
 
+    ends = True
+
     def __init__(self, sde: SDE) -> None:
         self.sde = sde
 

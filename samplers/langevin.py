@@ -47,6 +47,8 @@ class AnnealedLangevin(Step):
         Generative Models", 2020, algorithm 1 and the last denoising. arXiv:2006.09011
     """
 
+    unscaled = True
+
     def __init__(self, sde: SDE, epsilon: float = 0.0, langevin_steps: int = 5) -> None:
         if not epsilon >= 0:
             raise ValueError(f"epsilon {epsilon}: need a step size above 0, or 0 for NCSNv2's criterion")

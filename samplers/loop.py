@@ -23,11 +23,15 @@ class Step(ABC):
 
     Attributes:
         grid, num_steps: a key of ``GRIDS``, or empty for that of the SDE, and a number of moves, for who names none.
+        ends: whether it is derived for estimates of the end of the probability flow, not for E[x_0 | x].
+        unscaled: whether it is derived for processes with alpha = 1 alone.
     """
 
     sde: SDE
     grid = ""
     num_steps = 250
+    ends = False
+    unscaled = False
 
     def reset(self, times: list[float]) -> None:  # noqa: B027, most steps have neither past nor plan
         """Forget the past and see the times ahead, all of them noisy; called before each trajectory."""

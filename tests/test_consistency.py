@@ -377,7 +377,8 @@ def test_a_run_that_is_not_there_is_named_with_what_makes_it(key, tmp_path, caps
     assert command("train", "new", "consistency", **keys) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        "error: no run in runs/edm: runs/edm/config.json is missing; train one with --config edm --mode train"
+        f"error: no run in {tmp_path}/runs/edm, which {key} names: train one with "
+        f"python run.py --config edm --mode train --workdir {tmp_path}/runs/edm"
     )
     assert not (tmp_path / "new").exists()
 

@@ -4,8 +4,11 @@ import pytest
 import torch
 from test_steps import Counted, noises, terminal, transported
 
-from samplers import GRIDS, ConsistencyStep, sample, trajectory
-from sde_lib import GaussianMixture, Prediction
+import run as command_line
+from engine.sample import remark
+from samplers import GRIDS, STEPS, ConsistencyStep, Noise, sample, trajectory
+from sde_lib import SDES, Denoiser, GaussianMixture, Prediction
+from sde_lib.consistency import ConsistencyModel
 from sde_lib.process import Moment
 
 DATA = Moment(1.0, 0.0, float("inf"))
@@ -50,3 +53,31 @@ def test_states_are_the_estimates_noised_afresh(sde, mixture):
         x0 = denoise(expected[-1], s).x0
     found = list(trajectory(ConsistencyStep(sde), denoise, x, times, noises(3)))
     torch.testing.assert_close(torch.stack(found), torch.stack([*expected, x0]), rtol=1e-12, atol=1e-12)
+
+
+def test_samplers_of_other_runs_are_noted():
+    """By the meaning of the estimates, and by the process; the samplers of the configs themselves are silent."""
+    sde, network = SDES["vpsde"](), torch.nn.Identity()
+    ends, mean = ConsistencyModel(network, sde, 0.5), Denoiser(network, sde, "eps", 0.5)
+    assert "samples have too little variance; choose another sampler" in remark("consistency", mean, sde)
+    assert "use --sampler consistency" in remark("ddim", ends, sde)
+    assert "on VPSDE other samplers need far fewer evaluations" in remark("ald", mean, sde)
+    assert [remark("consistency", ends, sde), remark("ald", mean, SDES["ncsn"]())] == ["", ""]
+    assert [name for name in STEPS if remark(name, mean, sde)] == ["ald", "consistency"]
+
+
+@pytest.mark.parametrize("num_steps", [5, 50])
+def test_consistency_steps_by_posterior_means_lose_half_of_the_variance(num_steps):
+    """Of data from N(0, 1) the estimate alpha x has variance v = alpha^2 (alpha^2 v + sigma^2) <= 1/2 in the limit."""
+    sde = SDES["vpsde"]()
+    denoise = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1)).denoiser(sde)
+    noise = Noise(torch.arange(4000))
+    x = noise(torch.empty(4000, 1))
+    found = sample(ConsistencyStep(sde), denoise, x, GRIDS["uniform"](sde, num_steps), noise)
+    assert found.var().item() < 0.5
+
+
+def test_a_command_notes_its_sampler_before_it_draws(digits, capsys, tmp_path):
+    words = ["run.py", "--mode=sample", f"--workdir={digits}", "--sampler=consistency", "--steps=2", "--num_samples=2"]
+    assert command_line.main(words) == 0
+    assert capsys.readouterr().out.startswith("note: consistency needs the ends of the probability flow")

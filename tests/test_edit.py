@@ -455,10 +455,10 @@ def test_latents_that_sampling_has_kept(digits, done):
 
 DAMAGED = {
     "missing": (3, "file.npz does not exist: check the path"),
-    "text": (3, "file.npz is damaged or lacks latents: delete it and make it again"),
-    "half": (3, "file.npz is damaged or lacks latents: delete it and make it again"),
-    "key": (3, "file.npz is damaged or lacks latents: delete it and make it again"),
-    "objects": (3, "file.npz is damaged or lacks latents: delete it and make it again"),
+    "text": (3, "file.npz is damaged, no .npz or of Python objects: restore it from a copy, or make it again"),
+    "half": (3, "file.npz is damaged, no .npz or of Python objects: restore it from a copy, or make it again"),
+    "key": (3, "file.npz holds x and no array latents: give a file of this program, or rename the array"),
+    "objects": (3, "file.npz is damaged, no .npz or of Python objects: restore it from a copy, or make it again"),
     "words": (3, "file.npz holds latents of type <U1: write it with --task encode"),
     "whole": (3, "file.npz holds latents of type int64: write it with --task encode"),
     "shape": (2, "file.npz holds latents of shape (2, 1, 4, 8), the run has examples of shape (1, 8, 8)"),

@@ -310,7 +310,7 @@ def test_encoders_that_cannot_be(digits, points, pair, published, tmp_path, tmp_
             f"--config.guidance.encoder={published}")  # fmt: skip
     shutil.copytree(pair, tmp_path / "noise")
     rewrite(tmp_path / "noise", "sde", "beta_max", 15.0)
-    message = "knows the noise of vpsde, not that of this run's vpsde; train one with --config clip"
+    message = "knows the noise of vpsde, not that of this run's vpsde; train one with python run.py --config clip"
     refused(capsys, 2, message, run, text, f"--config.guidance.encoder={tmp_path / 'noise'}")
     np.save(tmp_path / "two.npy", np.zeros((2, 8, 8, 1), np.uint8))
     refused(

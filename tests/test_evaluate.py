@@ -1,6 +1,7 @@
 """Evaluation: distances against closed forms, floors, references with their protocol, and the command line."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -230,8 +231,16 @@ def refused(evaluated, tmp_path, capsys, monkeypatch):
     [
         (2, "--config.evaluate.features=identiti", "unknown evaluate.features 'identiti'; did you mean 'identity'?"),
         (2, "--config.evaluate.features=zzz", "known: identity, inception, the folder of a classifier's run"),
-        (3, "--config.evaluate.features=runs/classifier", "no classifier in runs/classifier (looked at "),
-        (2, "--config.evaluate.features=points", "points is no classifier; train one with --config classifier"),
+        (
+            3,
+            "--config.evaluate.features=runs/classifier",
+            ": use --config.evaluate.features=identity, since no classifier learns these data",
+        ),
+        (
+            2,
+            "--config.evaluate.features=points",
+            "points is no classifier: use --config.evaluate.features=identity, since",
+        ),
         (2, "--config.evaluate.features=inception", "the features inception are of images, not of data of shape (2,)"),
         (2, "--config.evaluate.subset_size=61", "evaluate.subset_size 61: need at most 60, for there are 60 samples"),
         (2, "--config.evaluate.subset_size=1", "evaluate.subset_size 1: need at least 2"),
@@ -239,15 +248,29 @@ def refused(evaluated, tmp_path, capsys, monkeypatch):
         (2, "--config.evaluate.num_examples=-1", "evaluate.num_examples -1: need at least 0"),
         (2, "--sampler=huen", "unknown sampler 'huen'; did you mean 'heun'?"),
         (3, "--config.evaluate.samples=none.npz", "none.npz does not exist: check the path"),
-        (3, "--config.evaluate.samples=text.npz", "text.npz is damaged or lacks samples: delete it and make it again"),
-        (3, "--config.evaluate.samples=alone/samples.npz", "alone/manifest.json is missing or damaged; sample again"),
+        (
+            3,
+            "--config.evaluate.samples=text.npz",
+            "text.npz is damaged, no .npz or of Python objects: restore it from a copy",
+        ),
+        (
+            3,
+            "--config.evaluate.samples=alone/samples.npz",
+            "alone/manifest.json is missing or no manifest: --mode sample writes",
+        ),
+        (
+            3,
+            "--config.evaluate.samples=other.npz",
+            "other.npz holds arr_0 and no array samples: give a file of this pr",
+        ),
         (3, "--config.evaluate.reference=none.npz", "none.npz does not exist: check the path"),
-        (3, "--config.evaluate.reference=text.npz", "text.npz is damaged or lacks protocol or train or test"),
+        (3, "--config.evaluate.reference=text.npz", "text.npz is damaged, no .npz or of Python objects: restore it"),
     ],
 )
 def test_one_line_for_each_mistake(refused, tmp_path, status, word, message):
     (tmp_path / "text.npz").write_text("text")
     (tmp_path / "alone").mkdir()
+    np.savez(tmp_path / "other.npz", np.zeros((60, 2), np.float32))
     np.savez(tmp_path / "alone" / "samples.npz", samples=np.zeros((60, 2), np.float32))
     assert message in refused(status, IDENTITY, word)
 
@@ -292,6 +315,26 @@ def test_a_damaged_classifier(refused, classifier_run, tmp_path):
         path.write_bytes(path.read_bytes()[:-10])
     line = refused(3, "--config.evaluate.features=damaged", workdir=tmp_path / "points")
     assert "is truncated or damaged" in line
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_the_command_in_the_error_trains_a_classifier_of_the_same_data(missing, classifier_run, tmp_path, capsys):
+    """On labelled images of 6x6 pixels, where there is no classifier, or one of the digits."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 6, 6, 1), np.uint8)
+    np.savez(tmp_path / "my data.npz", images=images, labels=np.arange(60) % 3)
+    words = ["--config=mnist", "--device=cpu", f"--config.data.path={tmp_path / 'my data.npz'}"]
+    words += ["--config.network.channel_mult=(1,)", "--config.network.channels=8", "--config.network.attention=()"]
+    small = ["--config.train.total_images=8", "--config.train.batch_size=4", "--config.train.sample_every=0"]
+    run = f"--workdir={tmp_path / 'run'}"
+    assert command("--mode=train", run, *words, *small) == 0
+    given = [run, "--mode=evaluate", f"--config.evaluate.features={tmp_path / 'none' if missing else classifier_run}"]
+    few = ["--sampler=heun", "--steps=2", "--num_samples=8", "--config.evaluate.subset_size=6"]
+    capsys.readouterr()
+    assert command(*given, *few) == (3 if missing else 2)
+    advice = capsys.readouterr().err.partition("train one with python run.py ")[2]
+    train, _, rest = advice.partition(" and name it by ")
+    assert command(*shlex.split(train), *small, "--device=cpu") == 0
+    assert command(run, "--mode=evaluate", rest.partition(", or ")[0], *few) == 0
 
 
 # --- Inception --------------------------------------------------------------------------------------------------------

@@ -244,7 +244,7 @@ def test_thresholds_that_cannot_be_had(digits, points, capsys):
     words = (f"--workdir={digits}", "--config.guidance.threshold=dinamic")
     refused(capsys, 2, "error: unknown threshold 'dinamic'; did you mean 'dynamic'?", *words)
     words = (f"--workdir={digits}", "--config.guidance.threshold=dynamic", "--config.guidance.quantile=0")
-    refused(capsys, 2, "error: quantile 0.0: need a share of the entries above 0", *words)
+    refused(capsys, 2, "error: guidance.quantile 0.0: need above 0 to 1, usually 0.995", *words)
     words = (f"--workdir={points}", "--config.guidance.threshold=static")
     refused(
         capsys, 2, f"error: guidance.threshold static keeps estimates among levels, and the data of {points}", *words
@@ -299,7 +299,7 @@ def test_samples_lean_away_from_a_weaker_run(digits, other_noise, drawn):
         ("digits", "labelled", 2, "knows 10 classes, this run 0: need as many"),
         ("labelled", "digits", 2, "knows 0 classes, this run 10: need as many"),
         ("digits", "classifier", 2, "is a classifier, which draws nothing"),
-        ("digits", "tmp_path", 3, "config.json is missing; train one"),
+        ("digits", "tmp_path", 3, ": train one with python run.py --config classifier --mode train --workdir "),
     ],
 )
 def test_runs_that_are_no_weaker_ones(run, other, status, message, request, capsys):
@@ -348,15 +348,15 @@ def test_guidance_by_a_classifier_of_examples_that_finish_apart(digits, classifi
 @pytest.mark.parametrize(
     ("run", "other", "status", "message"),
     [
-        ("digits", "labelled", 2, "is no classifier; train one with --config classifier"),
-        ("other_noise", "classifier", 2, "knows the noise of vpsde, not that of this run's vesde; train one with"),
+        ("digits", "labelled", 2, "is no classifier: train one with python run.py --config classifier"),
+        ("other_noise", "classifier", 2, "train one with python run.py --config classifier --mode train --workdir "),
         (
             "points",
             "classifier",
             2,
             "knows data of shape (1, 8, 8) in 17 levels from -1 up, this run data of",
         ),
-        ("digits", "tmp_path", 3, "config.json is missing; train one"),
+        ("digits", "tmp_path", 3, ": train one with python run.py --config classifier --mode train --workdir "),
     ],
 )
 def test_runs_that_are_no_classifier_of_these_states(run, other, status, message, request, capsys):

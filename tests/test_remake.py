@@ -155,8 +155,8 @@ def test_labels_lean_what_is_made(other, made):
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (("--config.edit.strength=1.5",), 2, "depth 1.5: need a share of noise above"),
-        (("--config.edit.strength=0",), 2, "depth 0.0: need a share of noise above"),
+        (("--config.edit.strength=1.5",), 2, "edit.strength 1.5: need above 0 to below 1"),
+        (("--config.edit.strength=0",), 2, "edit.strength 0.0: need above 0 to below 1"),
         (("--config.edit.strength=1e-4",), 2, "edit.strength 0.0001 is less noise than where moves end; raise it, or"),
         (("--config.edit.mask=0,0,9,9",), 2, "edit.mask 0,0,9,9: need top,left,height,width of a box within 8x8"),
         (("--config.sample.grid=levels.txt",), 3, "levels.txt cannot be read as text"),

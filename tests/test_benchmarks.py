@@ -1,0 +1,31 @@
+"""Commands of benchmarks: a missing file or a wrong number of arguments is one line and a status."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+MISTAKES = {
+    "digits nothing.npz": (3, "error: nothing.npz does not exist: check the path"),
+    "digits": (2, "usage: python benchmarks/digits.py SAMPLES.npz"),
+    "digits wide.npz": (2, "error: samples of 16 numbers: need digits of 8x8 pixels"),
+    "ddim nowhere x.png": (3, "error: no run in nowhere: nowhere/config.json is missing"),
+    "networks --edm nowhere": (3, "error: nowhere: No such file or directory"),
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_one_line(words, tmp_path):
+    np.savez(tmp_path / "wide.npz", samples=np.zeros((4, 4, 4, 1)))
+    name, *given = words.split()
+    line = [sys.executable, ROOT / "benchmarks" / f"{name}.py", *given]
+    done = subprocess.run(line, cwd=tmp_path, env=os.environ, capture_output=True, text=True)
+    status, message = MISTAKES[words]
+    assert (done.returncode, done.stdout) == (status, "")
+    (said,) = done.stderr.splitlines()
+    assert said.startswith(message)
