@@ -92,10 +92,23 @@ class Pixels(Codec):
 
         Raises: ValueError if a value lies outside [-1/2, levels - 1/2].
         """
-        low, high = values.aminmax()
-        if not (low >= -0.5 and high <= self.levels - 0.5):  # true for NaN as well
+        self.check(values)
+        return self._scale(values)
+
+    def encode_unread(self, values: Tensor) -> Tensor:
+        """As ``encode``, without a wait for the device: an example with a value outside becomes NaN."""
+        flat = values.flatten(1)
+        inside = (flat.amin(1) >= -0.5) & (flat.amax(1) <= self.levels - 0.5)
+        return self._scale(values).masked_fill_(~inside.reshape(-1, *[1] * (values.ndim - 1)), math.nan)
+
+    def check(self, values: Tensor) -> None:
+        """Raises: ValueError if a value lies outside [-1/2, levels - 1/2], or is NaN."""
+        low, high = torch.stack(values.aminmax()).tolist()
+        if not (low >= -0.5 and high <= self.levels - 0.5):
             allowed = f"[-0.5, {self.levels - 0.5}]"
-            raise ValueError(f"values from {low.item():g} to {high.item():g} are outside {allowed}: check the data")
+            raise ValueError(f"values from {low:g} to {high:g} are outside {allowed}: check the data")
+
+    def _scale(self, values: Tensor) -> Tensor:
         return (values.float() + 0.5) * ((1 - self.low) / self.levels) + self.low
 
     def decode(self, x: Tensor) -> Tensor:
@@ -129,6 +142,11 @@ class Identity(Codec):
     def encode(self, values: Tensor) -> Tensor:
         """Shapes: values (B, *); returns (B, *) float32."""
         return values.float()
+
+    encode_unread = encode
+
+    def check(self, values: Tensor) -> None:
+        """Nothing: all real values are allowed."""
 
     def decode(self, x: Tensor) -> Tensor:
         """Shapes: x (B, *); returns (B, *) float32."""

@@ -40,6 +40,7 @@ from sde_lib import (
     transport,
 )
 from sde_lib.consistency import ConsistencyModel
+from sde_lib.devices import put
 from sde_lib.discrete import ladder_size
 from sde_lib.laws import Fixed
 
@@ -375,11 +376,6 @@ def check_classes(config: ConfigDict, dataset: Dataset, facts: DataFacts) -> Non
             f"class {k} is {ours!r} in the run and {theirs!r} in the data: give data with the same class folders, or a "
             "dataset.json with the numbers of the run"
         )
-
-
-def put(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """x on the device; the host does not wait until a GPU has it."""
-    return x.to(device, non_blocking=device.type == "cuda")
 
 
 def make_device(name: str) -> torch.device:

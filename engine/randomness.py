@@ -14,6 +14,7 @@ from engine.build import DataFacts
 from samplers import Noise
 from samplers.noise import random_bits
 from sde_lib import SDE, TimeLaw, stratified
+from sde_lib.devices import put
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
@@ -46,8 +47,7 @@ def draw_times(
         total: examples in the global batch; None if these are all.
     """
     u = stratified(step * GOLDEN_RATIO % 1, first, len(like), total or len(like))
-    u = u.to(like.device, non_blocking=like.is_cuda)
-    return law(sde, u.reshape(-1, *[1] * (like.ndim - 1)))
+    return law(sde, put(u, like.device).reshape(-1, *[1] * (like.ndim - 1)))
 
 
 def dithers(config: ConfigDict, facts: DataFacts) -> bool:

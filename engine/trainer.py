@@ -38,7 +38,6 @@ from engine.build import (
     make_objective,
     make_time_law,
     pick,
-    put,
     set_threads,
 )
 from engine.ema import EMA
@@ -63,6 +62,7 @@ from engine.recipe import MODEL, RECIPE, digest
 from engine.skipped import Skipped, culprit, stop
 from models.layers import resolutions
 from sde_lib import OBJECTIVES, Denoiser
+from sde_lib.devices import put
 
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
 COMPILE = {"auto": None, "true": True, "false": False}
@@ -270,18 +270,25 @@ class Trainer:
         return self.step + math.ceil(left / self.config.train.batch_size)
 
     def _inputs(self, step: int) -> dict[str, Tensor]:
-        """This process's share of a batch: x0, eps, t and its correction, and the conditions, a row an example."""
+        """This process's share of a batch: x0, eps, t and its correction, and the conditions, a row an example.
+
+        An example with values that its codec does not take is NaN, for ``look`` to find.
+        """
         config, device, sde = self.config, self.experiment.device, self.experiment.sde
         start = self.position(step) + self.first
         batch = self.read(start)
-        x = put(batch.pop("x"), device)
-        x0 = self.experiment.codec.encode(x + self.dither(start) if self.dither else x)
+        x0 = self.experiment.codec.encode_unread(self._values(batch.pop("x"), start))
         cond = conditions(config, batch, device)
         if cond:
             cond["keep"] = put(kept(config.seed, positions(start, self.num), config.train.label_dropout), device)
         t, correction = draw_times(step, x0, sde, self.time_law, self.first, config.train.batch_size)
         eps = put(batch["eps"], device) if "eps" in batch else self.eps(start)
         return {"x0": x0, "eps": eps, "t": t, "correction": correction, **cond}
+
+    def _values(self, x: Tensor, start: int) -> Tensor:
+        """Values of a batch as they are encoded, with noise within their bins where the config says so."""
+        x = put(x, self.experiment.device)
+        return x + self.dither(start) if self.dither else x
 
     def _losses(self, denoiser: Denoiser, inputs: Mapping[str, Tensor], step: int, begin: int) -> Tensor:
         """The losses (N,) of some inputs, the first of which has the number ``begin`` in this process's share."""
@@ -297,19 +304,19 @@ class Trainer:
     def _observe(self, t: Tensor, losses: Tensor) -> None:
         """Let the law of time learn from the whole batch."""
         if self.time_law.learns:
-            t, losses = ranks.joined(t), ranks.joined(losses)
-            if torch.isfinite(losses).all():
-                self.time_law.observe(self.experiment.sde, t, losses)
+            self.time_law.observe(self.experiment.sde, ranks.joined(t), ranks.joined(losses))
 
     def look(self, step: int, result: StepResult, finite: bool) -> None:
         """Count a step; if its numbers were not finite, keep what made them.
 
-        Raises: NonFiniteError after too many in a row, or at the end of a run without any other step, with the first
-            layer that gave such numbers.
+        Raises: ValueError for data that the codec does not take; NonFiniteError after too many in a row, or at the end
+            of a run without any other step, with the first layer that gave such numbers.
         """
         self.skipped.note(finite)
         if finite:
             return
+        start = step * self.config.train.batch_size + self.first
+        self.experiment.codec.check(self._values(self.read(start)["x"], start))
         inputs = self._inputs(step)
         facts = {"loss": result.loss.item(), "gradient_norm": result.gradient_norm.item(), "weights_of": self.step}
         network = ranks.whole_network(self.network)

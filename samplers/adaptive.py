@@ -11,6 +11,7 @@ from samplers.brownian import PLACES, motion
 from samplers.loop import Draw, Step
 from sde_lib import ADAPTIVE, SDE, TORCHDIFFEQ, Flow, Gaussian, NonFiniteError, NotConvergedError
 from sde_lib.denoiser import Denoiser, of_rows
+from sde_lib.devices import put
 from sde_lib.runge_kutta import check_tolerances
 
 Look, Increment = Callable[[Tensor, Tensor], Tensor], Callable[[], Tensor]
@@ -122,18 +123,19 @@ class StepControl(Step):
         dtype, result, keys = x.dtype, torch.empty_like(x), self.keys(draw, x)
         x, most = x.double(), max(1, int(PLACES * min(1.0, self.longest / abs(end - start))))
         rows, place = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64)
+        there = put(rows, x.device)  # sizes and places are kept on the CPU, where the errors are read
         size = torch.full_like(place, PLACES // 64)
 
         def time(place: Tensor) -> Tensor:
             log_snr = -2 * (start + (end - start) * place.double() / PLACES)
-            return self.sde.time(log_snr).clamp(s, t).reshape(-1, *[1] * (x.ndim - 1)).to(x.device)
+            return put(self.sde.time(log_snr).clamp(s, t), x.device).reshape(-1, *[1] * (x.ndim - 1))
 
         def look(x: Tensor, t: Tensor) -> Tensor:
-            return of_rows(denoise, rows)(x.to(dtype), t.to(dtype)).x0.double()
+            return of_rows(denoise, there)(x.to(dtype), t.to(dtype)).x0.double()
 
         def increment() -> Tensor:
             later, now = (motion(keys[rows], p, x) for p in (place + size, place))
-            return (later - now) * (PLACES / size.to(x)).sqrt().reshape(-1, *[1] * (x.ndim - 1))
+            return (later - now) * put((PLACES / size.double()).sqrt(), x.device).reshape(-1, *[1] * (x.ndim - 1))
 
         for _ in range(_MAX_MOVES):
             size = torch.minimum(size, (PLACES - place).clamp(max=most))
@@ -147,15 +149,17 @@ class StepControl(Step):
                     f"the network is not finite {where}; check the weights and the data", int(rows[bad])
                 )
             accept = error <= 1
-            x = torch.where(accept.to(x.device).reshape(-1, *[1] * (x.ndim - 1)), high, x)
+            x = torch.where(put(accept, x.device).reshape(-1, *[1] * (x.ndim - 1)), high, x)
             place = torch.where(accept, place + size, place)
             factor = (0.9 * error.clamp_min(1e-10) ** -self.power).clamp(0.1, 2.0)
             size = (size * factor).long().clamp_min(accept.long())
             if (size == 0).any():
                 break
-            result[rows] = x.to(dtype)
-            going = place < PLACES
-            x, rows, place, size = (v[going.to(v.device)] for v in (x, rows, place, size))
+            result[there] = x.to(dtype)
+            going = (place < PLACES).nonzero()[:, 0]
+            if len(going) < len(rows):
+                rows, place, size = (v[going] for v in (rows, place, size))
+                there, x = put(rows, x.device), x[put(going, x.device)]
             if len(rows) == 0:
                 return result
         bad = int(size.argmin())

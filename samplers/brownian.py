@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from samplers.noise import Noise, normals, random_bits
+from sde_lib.devices import put_like
 
 
 class Brownian(Noise):
@@ -74,7 +75,7 @@ def motion(keys: Tensor, place: Tensor, like: Tensor) -> Tensor:
     at = share * 2.0 ** (halvings[:, None] - 1)
     tents = 2.0 ** (-0.5 * (halvings[:, None] + 1)) * (1 - np.abs(2 * (at - np.floor(at)) - 1))
     numbers = np.concatenate([np.zeros((1, len(share))), 2 ** (halvings[:, None] - 1) + np.floor(at)])
-    weights = torch.from_numpy(np.concatenate([share[None], tents])).to(like)
+    weights = put_like(torch.from_numpy(np.concatenate([share[None], tents])), like)
     each = keys.cpu().repeat(len(numbers)), 0, numbers.astype(np.int64).ravel(), 1
     z = normals(random_bits(*each, like[0].numel(), like.device)).movedim(0, -2).flatten(-2)[..., : like[0].numel()]
     return torch.einsum("lb,lbd->bd", weights, z.reshape(*weights.shape, -1).to(like.dtype)).reshape(like.shape)

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_lib.devices import put
+
 _HALF, _MASK = np.uint64(32), np.uint64(0xFFFFFFFF)
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
 _WEYL = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
@@ -89,7 +91,7 @@ def states(
     counter[0] = draw + np.arange(num_draws)[:, None]
     counter[1], counter[2] = stream & _MASK, stream >> _HALF
     high, low = philox(counter, np.stack([words & _MASK, words >> _HALF])[:, None])[:2]
-    return torch.from_numpy((high << _HALF | low).view(np.int64)).to(device)
+    return put(torch.from_numpy((high << _HALF | low).view(np.int64)), torch.device(device))
 
 
 def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:

@@ -109,7 +109,7 @@ def pigdm(denoise: Denoiser, sde: SDE, forward: Forward, y: Tensor, std: float, 
         flat = look.ratio.reshape(-1, 1) if isinstance(look.ratio, Tensor) else look.ratio
         return lambda z: guess.apply(lambda v: v * flat**2 / (v + flat**2), z)
 
-    return _guided(denoise, sde, forward, y, std, guessed, _MOST_ITERATIONS)
+    return _guided(denoise, sde, forward, y, std, guessed, _Counted(_MOST_ITERATIONS))
 
 
 def moment_matching(
@@ -132,7 +132,11 @@ def moment_matching(
     """
     if iterations < 1:
         raise ValueError(f"iterations {iterations}: need at least 1")
-    guided, checked = _guided(denoise, sde, forward, y, std, lambda look: look.jacobian, iterations), []
+
+    def solve(matrix: Map, b: Tensor, ratio: Time) -> Tensor:
+        return _conjugate_gradients(matrix, b, iterations)[0]
+
+    guided, checked = _guided(denoise, sde, forward, y, std, lambda look: look.jacobian, solve), []
 
     def first_checked(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         if not checked:
@@ -166,7 +170,7 @@ def _guided(
     y: Tensor,
     std: float,
     covariance_of: Callable[[_Look], Map],
-    iterations: int,
+    solve: Callable[[Map, Tensor, Time], Tensor],
 ) -> Guided:
     """x0 + J A^T (A S A^T + std^2)^(-1) (y - A x0), with S as ``covariance_of`` has it."""
     if not std >= 0:
@@ -190,26 +194,54 @@ def _guided(
             with torch.no_grad():
                 residual = _residual(y, seen.detach())
                 matrix = lambda v: forward(covariance(transpose(v))) + std**2 * v  # noqa: E731
-                solved = _conjugate_gradients(matrix, residual, iterations)
+                solved = solve(matrix, residual, sigma / alpha)
                 x0 = prediction.x0 + jacobian(transpose(solved))
         return _detached(Prediction(x0, prediction.variance))
 
     return guided
 
 
-def _conjugate_gradients(matrix: Map, b: Tensor, iterations: int) -> Tensor:
-    """The solution of matrix v = b for each example, symmetric and not negative, in so many iterations; b (B, *).
+class _Counted:
+    """Conjugate gradients with as many iterations as were needed at more noise, and half as many again.
 
-    An example that has come to the end of its digits waits for the others.
+    With the covariance of a Gaussian, systems are worst conditioned at most noise. So the host reads whether all
+    examples have converged only where there is more noise than before, which in sampling is the first evaluation.
+
+    Args:
+        most: iterations at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.needed: dict[torch.dtype, tuple[float, int]] = {}
+
+    def __call__(self, matrix: Map, b: Tensor, ratio: Time) -> Tensor:
+        noise, num = self.needed.get(b.dtype, (0.0, 0))
+        if not isinstance(ratio, Tensor) and ratio <= noise:
+            return _conjugate_gradients(matrix, b, min(self.most, num + (num + 1) // 2))[0]
+        v, num = _conjugate_gradients(matrix, b, self.most, stop=True)
+        if not isinstance(ratio, Tensor):
+            self.needed[b.dtype] = ratio, num
+        return v
+
+
+def _conjugate_gradients(matrix: Map, b: Tensor, iterations: int, stop: bool = False) -> tuple[Tensor, int]:
+    """The solution of matrix v = b for each example, symmetric and not negative, and the iterations made; b (B, *).
+
+    An example that has come to the end of its digits stays as it is.
+
+    Args:
+        stop: whether to end when all have, for which the host waits in each iteration.
     Reference: Hestenes, Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
     """
     shape = (-1, *[1] * (b.ndim - 1))
     v, left, size = torch.zeros_like(b), b, _square(b)
     direction, enough = left, size * (4 * torch.finfo(b.dtype).eps) ** 2
-    for _ in range(min(2 * b[0].numel(), iterations)):
+    iterations = min(2 * b[0].numel(), iterations)
+    for done in range(iterations):
         going = size > enough
-        if not going.any():
-            break
+        if stop and not going.any():
+            return v, done
         image = matrix(direction)
         curvature = (direction * image).flatten(1).sum(1)
         going &= curvature > 0
@@ -218,7 +250,7 @@ def _conjugate_gradients(matrix: Map, b: Tensor, iterations: int) -> Tensor:
         left = left - length.reshape(shape) * image
         before, size = size, torch.where(going, _square(left), 0)
         direction = left + (size / torch.where(before > 0, before, 1)).reshape(shape) * direction
-    return v
+    return v, iterations
 
 
 _MOST_ITERATIONS = 100

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_lib.devices import put_like
 from sde_lib.motion import Motion, Solution
 from sde_lib.nodes import nested
 
@@ -69,9 +70,10 @@ class Adams:
             if i + 1 < self.evaluations:
                 predicted = _move(u, past, angles[: i + 1], self.order, angles[i], angles[i + 1], 0)
             past = past[-self.order :]
+        motion.read(torch.empty(0, dtype=torch.bool, device=u.device))
         weights = spline_weights(np.sort(angles[marked]))
         weights = weights if start < end else -weights[::-1]
-        integrals = torch.einsum("n,nbk->bk", torch.from_numpy(weights.copy()).to(u), torch.stack(rates))
+        integrals = torch.einsum("n,nbk->bk", put_like(torch.from_numpy(weights.copy()), u), torch.stack(rates))
         counts = torch.full((len(u),), 1, dtype=torch.int64, device=u.device)
         return Solution(u, integrals, self.evaluations * counts, len(marked) * counts)
 

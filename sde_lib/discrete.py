@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from sde_lib.devices import put_like
 from sde_lib.process import SDE, Time
 
 
@@ -28,6 +29,7 @@ class Discrete(SDE):
         if not (self._log_snr.diff() < 0).all():
             raise ValueError("the log-SNR of a chain must fall from each level to the next; sort the noise levels")
         self.t_max, self.prior_std = float(len(sigma)), prior_std
+        self._copies: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def of_betas(cls, betas: Tensor) -> "Discrete":
@@ -39,15 +41,15 @@ class Discrete(SDE):
         return cls(log_alpha, torch.sqrt(-torch.expm1(2 * log_alpha)), prior_std=1.0)
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        return _line(self._log_alpha, 0, t)
+        return _line(*self._table_of("_log_alpha", t), 0, t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        sigma = torch.exp(_line(self._log_sigma, 1, t.clamp(min=1)))
+        sigma = torch.exp(_line(*self._table_of("_log_sigma", t), 1, t.clamp(min=1)))
         before = t * torch.exp(self.log_alpha(t) - self._log_alpha[1].item())
         return torch.where(t < 1, sigma * before, sigma)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        table, rise = self._log_snr.to(log_snr), self._log_snr.diff().to(log_snr)
+        table, rise = self._table_of("_log_snr", log_snr)
         level = torch.searchsorted(-table, -log_snr.detach().contiguous(), right=True).clamp(1, len(rise))
         between = level + (log_snr - table[level - 1]) / rise[level - 1]
         return torch.where(between < 1, torch.exp(0.5 * (table[0] - log_snr)), between)
@@ -59,6 +61,15 @@ class Discrete(SDE):
     def share(self, t: Time) -> Time:
         """The middle of the share of a level."""
         return (t - 0.5) / self.t_max
+
+    def _table_of(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
+        """A table and its differences, on the device and in the dtype of ``like``; copied once."""
+        key = name, like.device, like.dtype
+        if key not in self._copies:
+            table = getattr(self, name)
+            with torch.inference_mode(False):
+                self._copies[key] = put_like(table, like), put_like(table.diff(), like)
+        return self._copies[key]
 
 
 def ladder_ratio(dimensions: int) -> float:
@@ -86,8 +97,8 @@ def ladder_size(sigma_min: float, sigma_max: float, dimensions: int) -> int:
     return 1 + math.ceil(math.log(sigma_max / sigma_min) / math.log(ladder_ratio(dimensions)))
 
 
-def _line(table: Tensor, first: int, t: Tensor) -> Tensor:
+def _line(table: Tensor, rise: Tensor, first: int, t: Tensor) -> Tensor:
     """The values at the levels first, first + 1, ..., and straight lines between them and beyond."""
     level = t.detach().floor().clamp(first, first + len(table) - 2)
     index = level.long() - first
-    return table.to(t)[index] + (t - level) * table.diff().to(t)[index]
+    return table[index] + (t - level) * rise[index]

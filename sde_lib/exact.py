@@ -30,7 +30,7 @@ class GaussianMixture:
         self.shape = means.shape[1:]
         self.log_weights = torch.log(weights / weights.sum())
         self.means = means.flatten(1)
-        self.variances = torch.as_tensor(variances, dtype=means.dtype).expand_as(self.means)
+        self.variances = torch.as_tensor(variances, dtype=means.dtype, device=means.device).expand_as(self.means)
         self.bases = bases
 
     @classmethod
@@ -42,7 +42,7 @@ class GaussianMixture:
     @classmethod
     def of_points(cls, points: Tensor) -> "GaussianMixture":
         """The empirical distribution of points (N, *), each as likely as the next."""
-        return cls(torch.ones(len(points), dtype=points.dtype), points, 0.0)
+        return cls(points.new_ones(len(points)), points, 0.0)
 
     def log_prob(self, x: Tensor, alpha: Time = 1.0, sigma: Time = 0.0) -> Tensor:
         """Log-density in nats of x (B, *) under the marginal of alpha x_0 + sigma eps; (B,)."""

@@ -51,6 +51,7 @@ class Flow:
 
     def __init__(self, sde: SDE, denoise: Denoiser, gaussian: Gaussian, **cond: Tensor) -> None:
         self.sde, self.denoise, self.gaussian, self.cond = sde, denoise, gaussian, cond
+        self._unread: list[tuple[Time, Rows, Tensor]] = []  # angle, examples and the sum over each one's motion
 
     def angle(self, t: float) -> float:
         """theta at time t."""
@@ -89,7 +90,6 @@ class Flow:
             rows: numbers of these b examples in the batch, for whatever else belongs to an example.
             traced: whether the divergence is asked for at this place.
         Shapes: u (b, *); returns (b, *) and (b, K), here K = 0.
-        Raises: NonFiniteError naming example, time and log-SNR.
         """
         return self.move(self.at(angle, u), u, rows, traced)
 
@@ -124,12 +124,25 @@ class Flow:
     def motion(self, residual: Tensor, place: Place, rows: Rows) -> Tensor:
         """du/dtheta, from the residual."""
         motion = self.gaussian.scale(place.guess.narrow, residual)
-        if not math.isfinite(motion.sum().item()):  # a tenth of the cost of asking each number
-            bad = int(torch.isfinite(motion.flatten(1).sum(1)).int().argmin())
-            example = bad if isinstance(rows, slice) else int(rows[bad])
-            where = self.place(place.angle[bad].item() if isinstance(place.angle, Tensor) else place.angle)
-            raise NonFiniteError(f"the network is not finite {where}; check the weights and the data", example)
+        self._unread.append((place.angle, rows, motion.flatten(1).sum(1)))  # a tenth of the cost of each number
         return motion
+
+    def read(self, flags: Tensor) -> Tensor:
+        """Flags of a solver on the CPU, in one copy with those of the motion since the last call.
+
+        Raises: NonFiniteError naming example, time and log-SNR.
+        """
+        unread, self._unread = self._unread, []
+        finite = [torch.isfinite(sums) for _, _, sums in unread]
+        found = torch.cat([flags.flatten(), *finite]).cpu()
+        own, *finite = found.split([flags.numel(), *map(len, finite)])
+        for (angle, rows, _), good in zip(unread, finite, strict=True):
+            if not good.all():
+                bad = int(good.int().argmin())
+                example = bad if isinstance(rows, slice) else int(rows[bad])
+                where = self.place(angle[bad].item() if isinstance(angle, Tensor) else angle)
+                raise NonFiniteError(f"the network is not finite {where}; check the weights and the data", example)
+        return own.view(flags.shape)
 
     def place(self, angle: float) -> str:
         """Where theta is, in words."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_lib.devices import put
 from sde_lib.process import SDE
 from sde_lib.schedules import LearnedSDE, MonotoneSchedule
 
@@ -141,27 +142,39 @@ class LossAware(TimeLaw):
     def probabilities(self) -> Tensor:
         """Of each bin, (bins,) float64."""
         bins, history = self.losses.shape
-        uniform = torch.full((bins,), 1 / bins, dtype=torch.float64)
-        if (self.seen < history).any():
-            return uniform
+        uniform = torch.full_like(self.losses[:, 0], 1 / bins)
         spread = self.losses.square().mean(1).sqrt()
-        return torch.lerp(spread / spread.sum(), uniform, self.uniform_part)
+        learned = torch.lerp(spread / spread.sum(), uniform, self.uniform_part)
+        return torch.where((self.seen < history).any(), uniform, learned)
 
     def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
-        p = self.probabilities
+        self._move(u.device)
+        p, v = self.probabilities, u.flatten().double()
         above = p.cumsum(0)
-        v = u.flatten().double().cpu()
         k = torch.searchsorted(above, v, right=True).clamp(max=len(p) - 1)
         place = ((v - above[k]) / p[k] + 1).clamp(0, 1 - 2**-24)  # within the bin
         t, _ = uniform_time(sde, ((k + place) / len(p)).reshape(u.shape))
         return t.to(u), (1 / (len(p) * p[k])).to(u).reshape(u.shape)
 
     def observe(self, sde: SDE, t: Tensor, loss: Tensor) -> None:
+        """Write the losses over the oldest ones of their bins, in order, without a wait for the device."""
+        self._move(loss.device)
         bins, history = self.losses.shape
-        k = (sde.share(t).flatten().cpu().double() * bins).long().clamp(0, bins - 1)
-        for bin, value in zip(k.tolist(), loss.cpu().tolist(), strict=True):
-            self.losses[bin, self.seen[bin] % history] = value
-            self.seen[bin] += 1
+        k = (sde.share(t).flatten().double() * bins).long().clamp(0, bins - 1)
+        order = k.argsort(stable=True)
+        k, value = k[order], loss[order].double()
+        first, end = (torch.searchsorted(k, k, right=right) for right in (False, True))
+        number = torch.arange(len(k), device=k.device) - first  # among those of its bin
+        finite = torch.isfinite(loss).all()
+        kept = finite & (number >= end - first - history)
+        slot = torch.where(kept, k * history + (self.seen[k] + number) % history, bins * history)
+        table = torch.cat([self.losses.flatten(), self.losses.new_zeros(1)])  # with a place for what is not kept
+        table[slot] = value
+        self.losses = table[:-1].view(bins, history)
+        self.seen = self.seen.scatter_add(0, k, finite.expand(len(k)).to(self.seen))
+
+    def _move(self, device: torch.device) -> None:
+        self.losses, self.seen = put(self.losses, device), put(self.seen, device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": self.losses, "seen": self.seen}
@@ -208,6 +221,8 @@ class Learned(TimeLaw):
         return LearnedSDE(schedule)
 
     def observe(self, sde: SDE, t: Tensor, loss: Tensor) -> None:
+        if not torch.isfinite(loss).all():
+            return
         lowest, highest = _log_snr_range(sde)
         place = ((sde.log_snr(t) - lowest) / (highest - lowest)).flatten().cpu().clamp(0, 1)
         rate = (highest - lowest) * (sde.sigma(t) / sde.diffusion(t)) ** 2 / (sde.t_max - sde.t_min)

@@ -75,6 +75,13 @@ class Motion(Protocol):
         """
         return [functools.partial(self, angle) for angle in angles]
 
+    def read(self, flags: Tensor) -> Tensor:
+        """Flags of a solver on the CPU: the one wait of the host in a step.
+
+        Raises: NonFiniteError if the motion was not finite at one of the places since the last call.
+        """
+        return flags.cpu()
+
     def place(self, angle: float) -> str:
         """Where that is, in words."""
 

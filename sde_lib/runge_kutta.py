@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sde_lib.devices import put
 from sde_lib.motion import Motion, NotConvergedError, Rate, Solution
 
 State = tuple[Tensor, Tensor]
@@ -62,16 +63,18 @@ class DormandPrince:
             progress = torch.where(accept, progress + step, progress)
             state, first = _choose(accept, proposal, state), _choose(accept, (motions[-1], rates[-1]), first)
             step = step * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 2.0)
-            going = progress < 1 - 1e-12
+            unfinished = progress < 1 - 1e-12
+            going, lost = motion.read(torch.stack([unfinished, ~(step >= _LEAST_STEP)]))  # lost where NaN as well
             if not going.all():
+                done, left = (put(where.nonzero()[:, 0], u.device) for where in (~going, going))
                 for whole, part in zip(result, state, strict=True):
-                    whole[rows[~going]] = part[~going]
-                calls[rows[~going]] = asked
-                rows, progress, step = rows[going], progress[going], step[going]
-                state, first = _choose_rows(going, state), _choose_rows(going, first)
+                    whole[rows[done]] = part[done]
+                calls[rows[done]] = asked
+                rows, progress, step = rows[left], progress[left], step[left]
+                state, first, lost = _choose_rows(left, state), _choose_rows(left, first), lost[going]
             if len(rows) == 0:
                 return Solution(*result, calls, calls)
-            if (lost := ~(step >= _LEAST_STEP)).any():  # true for NaN as well
+            if lost.any():
                 break
         bad = int(lost.int().argmax())
         raise NotConvergedError(

@@ -183,7 +183,7 @@ class MonotoneSchedule(nn.Module):
         """The log-SNR at time t, T's inverse, by Newton's method within a shrinking bracket; shaped and typed as t."""
         target = t.detach().double()
         with torch.no_grad():
-            grid = torch.linspace(self.l_max, self.l_min, 1025, dtype=torch.float64)
+            grid = torch.linspace(self.l_max, self.l_min, 1025, dtype=torch.float64, device=t.device)
             times = self(grid)  # rises from 0 to 1
             above = torch.searchsorted(times, target.contiguous()).clamp(1, len(grid) - 1)
             high, low = grid[above - 1], grid[above]

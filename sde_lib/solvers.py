@@ -39,10 +39,13 @@ class Torchdiffeq:
         from torchdiffeq import odeint
 
         rows, calls = torch.arange(len(u), device=u.device), 0
+        none = torch.empty(0, dtype=torch.bool, device=u.device)
 
         def rates(progress: Tensor, state: State) -> State:
             nonlocal calls
             calls += 1
+            if self.adaptive:  # torchdiffeq waits for each step anyway, and takes small steps where nothing is finite
+                motion.read(none)
             angle = (start + (end - start) * progress.double()).expand(len(u)).reshape(-1, *[1] * (u.ndim - 1))
             return tuple((end - start) * rate for rate in motion(angle, state[0], rows) if rate.numel())
 
@@ -54,6 +57,7 @@ class Torchdiffeq:
             solution = odeint(rates, (u, *columns), span, method=self.method, options=options, **tolerances)
         except AssertionError as error:  # torchdiffeq's way to say that the step vanished
             raise NotConvergedError(f"torchdiffeq: {error}; raise the tolerances ({self})") from None
+        motion.read(none)
         integrals = solution[1][-1] if columns else u.new_zeros(len(u), 0)
         counts = torch.full_like(rows, calls)
         return Solution(solution[0][-1], integrals, counts, counts)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sde_lib.devices import put
 from sde_lib.motion import Rows
 
 CHUNK, FEW = 8, 1 << 12
@@ -56,7 +57,7 @@ Normals = Callable[[], Tensor]
 """New normals (K, B, *) at each call."""
 
 
-def walsh(shape: torch.Size) -> Iterator[Tensor]:
+def walsh(shape: torch.Size, device: torch.device | str = "cpu") -> Iterator[Tensor]:
     """Signs for x[0], of the given shape: those of two coordinates agree half of the time, the sooner the nearer.
 
     The n-th are (-1)^(sum_j n_j b_j), with b_j binary digits of a coordinate's place: the lowest one of each axis, the
@@ -66,12 +67,13 @@ def walsh(shape: torch.Size) -> Iterator[Tensor]:
     Reference: Stathopoulos, Laeuchli, Orginos, "Hierarchical Probing for Estimating the Trace of the Matrix Inverse on
         Toroidal Lattices", 2013. arXiv:1302.4018
     """
-    axes = [torch.randperm(shape[0], generator=torch.Generator().manual_seed(0)), *map(torch.arange, shape[1:])]
+    first = torch.randperm(shape[0], generator=torch.Generator().manual_seed(0))
+    axes = [put(axis, torch.device(device)) for axis in (first, *map(torch.arange, shape[1:]))]
     places = list(zip(torch.meshgrid(*axes, indexing="ij"), shape, strict=True))[::-1]
     most = (max(shape) - 1).bit_length()
     digits = [place >> level & 1 for level in range(most) for place, size in places if (size - 1) >> level]
     for n in range(2 ** len(digits)):
-        odd = sum((digit for j, digit in enumerate(digits) if n >> j & 1), torch.zeros(shape, dtype=torch.int64))
+        odd = sum((digit for j, digit in enumerate(digits) if n >> j & 1), torch.zeros_like(places[0][0]))
         yield 1 - 2 * (odd & 1)
 
 
@@ -83,7 +85,7 @@ def turned(make: Callable[[Tensor], Tensor], normals: Normals) -> Iterator[Tenso
     """
     while True:
         probes = make(normals())
-        for signs in walsh(probes.shape[3:]):
+        for signs in walsh(probes.shape[3:], probes.device):
             yield probes * signs.to(probes)
 
 

@@ -1387,7 +1387,7 @@ MUTATIONS = [
     Mutation(
         "pixels at the edges of their bins",
         "codecs",
-        "data.codecs:Pixels.encode",
+        "data.codecs:Pixels._scale",
         "values.float() + 0.5",
         "values.float()",
     ),

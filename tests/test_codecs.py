@@ -91,6 +91,16 @@ def test_pixels_refuse_values_outside_their_bins(values):
         Pixels(17).encode(values)
 
 
+@pytest.mark.parametrize("wrong", [-0.51, 16.6, math.nan, math.inf])
+def test_an_example_outside_the_bins_is_nan_where_nobody_waits(wrong):
+    values = torch.tensor([[-0.5, 3.0], [2.0, wrong], [7.0, 16.5]])
+    found = Pixels(17).encode_unread(values)
+    assert found[1].isnan().all()
+    assert torch.equal(found[[0, 2]], Pixels(17).encode(values[[0, 2]]))
+    levels = torch.arange(17, dtype=torch.uint8)[None]
+    assert torch.equal(Pixels(17).encode_unread(levels), Pixels(17).encode(levels))
+
+
 @pytest.mark.parametrize("levels", [0, 1, -3])
 def test_pixels_need_two_levels(levels):
     with pytest.raises(ValueError, match="identity"):

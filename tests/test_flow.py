@@ -177,6 +177,12 @@ def test_a_network_that_is_not_finite_is_named(sde, rows, each):
     angle = torch.tensor([[0.2], [0.7]], dtype=torch.float64) if each else 0.7
     who, t = 1 if isinstance(rows, slice) else 7, flow.time(0.7)
     message = f"example {who}: the network is not finite at t = {t:.4g}, log-SNR 0.3433; check the weights and the data"
+    flags = torch.tensor([[True, False]])
+    flow(angle, 0 * u, rows)
+    assert torch.equal(flow.read(flags), flags)
+    for state in (0 * u, u, 0 * u):
+        flow(angle, state, rows)
     with pytest.raises(NonFiniteError, match=re.escape(message)) as error:
-        flow(angle, u, rows)
+        flow.read(flags)
     assert error.value.exit_status == 4
+    assert torch.equal(flow.read(flags), flags)

@@ -64,6 +64,22 @@ def test_loss_aware_is_uniform_until_every_level_has_its_history():
     assert law.losses[0].tolist() == [2500.0, 1.0, 1.0]
 
 
+def test_loss_aware_remembers_as_if_losses_came_one_by_one():
+    """Several of a bin in a batch, more of them than it remembers; a batch that is not finite leaves no trace."""
+    law, draw = LossAware(bins=50, history=3), torch.Generator().manual_seed(0)
+    losses, seen = torch.zeros(50, 3, dtype=torch.float64), torch.zeros(50, dtype=torch.int64)
+    for step in range(40):
+        level = 1 + torch.randint(50, (1 + step,), generator=draw) // (1 + step % 9)
+        loss = torch.rand(1 + step, generator=draw)
+        law.observe(CHAIN, level.double()[:, None], loss)
+        law.observe(CHAIN, level.double()[:, None], torch.where(loss == loss[0], torch.inf, loss))
+        for bin, value in zip((level - 1).tolist(), loss.tolist(), strict=True):
+            losses[bin, seen[bin] % 3] = value
+            seen[bin] += 1
+        assert torch.equal(law.losses, losses)
+        assert torch.equal(law.seen, seen)
+
+
 def test_learned_finds_the_law_of_least_variance():
     """Under the weight of a loss whose integrand in log-SNR is a bump, the law becomes the bump."""
     sde = SDES["vpsde"]()

@@ -24,7 +24,7 @@ from samplers import (
     pigdm,
     sample,
 )
-from samplers.posterior import _conjugate_gradients
+from samplers.posterior import _conjugate_gradients, _Counted
 from sde_lib import SDES, Denoiser, Gaussian, GaussianMixture, Prediction
 
 LEVELS = (-8.0, -3.0, 0.0, 3.0, 8.0)
@@ -276,13 +276,39 @@ def test_conjugate_gradients_solve_each_example_by_itself():
     matrices[2] = matrices[2][:, :3] @ matrices[2][:, :3].mT
     b = torch.einsum("bij,bj->bi", matrices, normals(4, 7, seed=1)) * torch.tensor([1.0, 1.0, 1.0, 1e-6])[:, None]
     b[3, 0] = 0
-    found = _conjugate_gradients(lambda v: torch.einsum("bij,bj->bi", matrices, v), b, 100)
+    found = _conjugate_gradients(lambda v: torch.einsum("bij,bj->bi", matrices, v), b, 100)[0]
     torch.testing.assert_close(torch.einsum("bij,bj->bi", matrices, found), b, rtol=1e-9, atol=1e-13)
     scales = torch.tensor([[1.0] * 7, [1.0, 2.0] * 3 + [2.0], [1.0, 2.0, 3.0] * 2 + [1.0], [*range(1, 8)]]).double()
-    together = _conjugate_gradients(lambda v: scales * v, b, 100)
+    together = _conjugate_gradients(lambda v: scales * v, b, 100)[0]
     for k in range(4):
-        assert torch.equal(_conjugate_gradients(lambda v, k=k: scales[k] * v, b[k, None], 100)[0], together[k])
-    assert torch.equal(_conjugate_gradients(lambda v: v, torch.zeros(2, 3), 100), torch.zeros(2, 3))
+        assert torch.equal(_conjugate_gradients(lambda v, k=k: scales[k] * v, b[k, None], 100)[0][0], together[k])
+    assert torch.equal(_conjugate_gradients(lambda v: v, torch.zeros(2, 3), 100)[0], torch.zeros(2, 3))
+
+
+def test_conjugate_gradients_take_the_iterations_of_more_noise_and_half_as_many_again():
+    """What is solved stays the same; from 1 iteration 2, from 4 on 6, at most those that are allowed."""
+    scales, products = torch.arange(1, 7).double() % 4 + 1, []
+
+    def matrix(v):
+        products.append(v)
+        return scales * v
+
+    def made(solve, b, ratio):
+        products.clear()
+        torch.testing.assert_close(solve(matrix, b, ratio), b / scales, rtol=1e-12, atol=0)
+        return len(products)
+
+    solve, b = _Counted(100), normals(3, 6)
+    assert made(solve, torch.eye(6).double(), 1.0) == 1
+    assert made(solve, torch.eye(6).double(), 0.5) == 2
+    assert made(solve, b, 2.0) == 4  # of four different eigenvalues
+    assert [made(solve, b, ratio) for ratio in (2.0, 1.5, torch.ones(3, 1), 3.0)] == [6, 6, 4, 4]
+    assert made(solve, b.float().double(), 3.0) == 6
+    products.clear()
+    assert solve(lambda v: matrix(v.double()).float(), b.float(), 1.0).dtype == torch.float32
+    assert len(products) < 6
+    few = _Counted(5)
+    assert [made(few, b, ratio) for ratio in (1.0, 1.0)] == [4, 5]
 
 
 # --- diffusion posterior sampling -------------------------------------------------------------------------------------

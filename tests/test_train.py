@@ -486,6 +486,26 @@ def test_only_adamw_shrinks_weights_without_a_gradient(name, tmp_path):
     assert moved == pytest.approx(0.1 * 2e-3, rel=0.05) if name == "adamw" else moved > 1e-3
 
 
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_values_that_are_no_levels_end_training_before_they_move_a_weight(dequantize, tmp_path):
+    """The step skips itself on the device; whoever looks at its numbers names the values."""
+    trainer = trainer_of(tmp_path, train__dequantize=dequantize)
+    read, before = trainer.read, [p.detach().clone() for p in trainer.parameters]
+
+    def spoilt(start):
+        batch = dict(read(start))
+        return batch | {"x": torch.where(torch.arange(len(batch["x"])).reshape(-1, 1, 1, 1) == 2, 40, batch["x"])}
+
+    trainer.read = spoilt
+    result = next(trainer.steps(1))
+    assert result.loss.isnan()
+    assert all(map(torch.equal, trainer.parameters, before))
+    with pytest.raises(
+        ValueError, match=r"values from \S+ to (40|39\.\d+|40\.\d+) are outside \[-0\.5, 16\.5\]: check"
+    ):
+        trainer.look(0, result, finite=False)
+
+
 def test_levels_are_dequantized_where_the_config_asks(tmp_path):
     """With uniform noise of one level's width, or the centres of the 17 levels and nothing else."""
     held_out = {}
