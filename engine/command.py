@@ -18,6 +18,7 @@ from engine.config import WRONG, Options, Run, conform, load, names, override, p
 from engine.errors import UnknownName, listed
 from engine.recipe import MODEL, compared, conflicts, differences, flat, merged_values
 from engine.recovery import restore_config
+from storage.reading import read_text
 
 
 def resolve(
@@ -92,7 +93,7 @@ def opened(name: str) -> Run:
     config = load(name)
     if path.suffix == ".json":
         try:
-            return parse_run(path)
+            return parse_run(path, read_text(path))
         except WRONG as error:
             raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     paths.make_absolute(config)

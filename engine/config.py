@@ -16,7 +16,7 @@ from engine import paths
 from engine.errors import CheckpointError, listed, looked_at, unknown
 from engine.ranges import check_range
 from engine.recipe import digest, flat, undone
-from engine.recovery import restore_config
+from engine.recovery import kept_config
 from storage.reading import read_text
 
 FOLDER = Path(default.__file__).parent
@@ -132,26 +132,24 @@ class Run(NamedTuple):
 
 
 def read_run(folder: Path) -> Run:
-    """The run in a folder.
+    """The run in a folder, also where its config.json is lost and a checkpoint kept it; nothing is written.
 
     Raises: CheckpointError if there is none, or its config.json is damaged.
     """
-    restore_config(folder)
-    path = folder / "config.json"
-    if not path.is_file():
+    path, kept = folder / "config.json", kept_config(folder)
+    if not kept and not path.is_file():
         name = folder.name if folder.name in names() else "NAME"
         raise CheckpointError(
             f"no run in {folder}: {path} is missing{looked_at(path)}; train one with --config {name} --mode train"
         )
     try:
-        return parse_run(path)
+        return parse_run(path, kept[0] if kept else read_text(path))
     except WRONG as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it or choose another --workdir") from error
 
 
-def parse_run(path: Path) -> Run:
-    """The run that a config.json describes. Raises: one of ``WRONG``."""
-    text = read_text(path)
+def parse_run(path: Path, text: str) -> Run:
+    """The run that the text of a config.json describes. Raises: one of ``WRONG``."""
     values, config = json.loads(text), from_json(text)
     command, changes = tuple(values.get("command", ())), tuple(values.get("changes", ()))
     if not all(isinstance(word, str) for word in command) or len(changes) > MOST_CHANGES:

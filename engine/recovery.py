@@ -10,16 +10,24 @@ EMPTY = b"\0 \t\r\n"
 
 
 def restore_config(folder: Path) -> None:
-    """Write config.json of a run that has checkpoints, if it is missing or holds nothing, and say so.
+    """Write config.json of a run that has checkpoints, if it is missing or holds nothing, and say so."""
+    if kept := kept_config(folder):
+        from engine.log import say  # late: it brings torch
 
-    Runs of before checkpoints kept it stay as they are.
+        path, (text, checkpoint) = folder / "config.json", kept
+        write_text(path, text)
+        say(f"{path} was missing or empty: restored from {checkpoint}")
+
+
+def kept_config(folder: Path) -> tuple[str, str] | None:
+    """The text of a config.json that is missing or holds nothing, and the name of the checkpoint that kept it.
+
+    None where it is there, or no checkpoint kept it, as in runs of earlier versions.
     """
-    path = folder / "config.json"
-    if not (folder / "checkpoints").is_dir() or not is_lost(path):
-        return
+    if not (folder / "checkpoints").is_dir() or not is_lost(folder / "config.json"):
+        return None
     from engine import checkpoint  # late: it brings torch
     from engine.errors import CheckpointError
-    from engine.log import say
 
     for found in reversed(checkpoint.steps(folder / "checkpoints")):
         try:
@@ -27,9 +35,8 @@ def restore_config(folder: Path) -> None:
         except CheckpointError:
             continue
         if isinstance(text, str):
-            write_text(path, text)
-            say(f"{path} was missing or empty: restored from {found.name}")
-            return
+            return text, found.name
+    return None
 
 
 def is_lost(path: Path) -> bool:

@@ -162,3 +162,11 @@ def test_a_config_larger_than_any_is_not_read(place, capsys):
     assert command(place / "run", *SAMPLE) == 3
     assert "bytes, of 67,108,864 allowed" in capsys.readouterr().err
     assert CheckpointError.exit_status == 3
+
+
+def test_the_lost_config_of_another_run_is_read_and_not_written(place):
+    """A command writes below its own --workdir alone."""
+    (place / "theirs/run/config.json").unlink()
+    before = contents(place / "theirs")
+    assert command(place / "run", *SAMPLE, f"--config.guidance.weaker={place}/theirs/run") == 0
+    assert contents(place / "theirs") == before
