@@ -1,7 +1,7 @@
-"""From the words of a command to its config and the folder of its run, and whether these belong together.
+"""From the words of a command to its config and the folder of its run, and the check that both belong together.
 
-A command names a config, the folder of a run, or both; ``engine.recipe`` says what of a config belongs to the run, and
-``engine.paths`` which files a config.json may lead to.
+A command names a config, the folder of a run, or both. ``engine.recipe`` lists the keys that belong to the run, and
+``engine.paths`` the keys that name files.
 """
 
 import copy
@@ -31,7 +31,7 @@ def resolve(
     """The config and the folder of a command.
 
     The folder alone gives the config that its run was trained with. Either way the config of the command has to agree
-    with that of the run in what ``engine.recipe.compared`` names, unless ``allow_changes``.
+    with the run in the keys of ``engine.recipe.compared``, unless ``allow_changes``.
 
     Args:
         name: of --config, as ``load`` takes it.
@@ -85,7 +85,7 @@ def overridden(source: Run, changes: Sequence[tuple[str, str]], mode: str) -> tu
 
 
 def opened(name: str) -> Run:
-    """What --config names: a file of Python is the user's own, the config.json of a run as it is signed.
+    """The config that --config names. A file of Python is the user's own, a config.json only with a signature.
 
     Raises: ValueError as ``load``.
     """
@@ -101,18 +101,18 @@ def opened(name: str) -> Run:
 
 
 def confine(config: ConfigDict, mode: str, run: Run, allowed: Mapping[str, str]) -> None:
-    """Leave out the paths of a stranger's run that lead outside it, and say so; see ``engine.paths.restrict``."""
-    emptied = paths.restrict(config, mode, run.file, allowed)
-    if emptied:
+    """Leave out the paths of a stranger's run that lead outside it, with a warning; see ``engine.paths.restrict``."""
+    left_out = paths.restrict(config, mode, run.file, allowed)
+    if left_out:
         warnings.warn(
             f"{run.file} was written by no command of yours; paths that lead outside its folder are left out: "
-            f"{' '.join(emptied)}",
+            f"{' '.join(left_out)}",
             stacklevel=2,
         )
 
 
 def again(name: str | None, run: Run | None, changes: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """The words that name the user's own config file in a later command, with the overrides of what is trained.
+    """The words that name the user's own config file in a later command, with the overrides of the model.
 
     Args:
         name: of --config; where it is no file of Python, the words that the user's own run keeps are taken.
@@ -142,9 +142,9 @@ def run_name(config: str) -> str:
 def agree(
     folder: Path, run: Run, given: ConfigDict, mode: str, allow_changes: bool, remedy: str = "leave it out"
 ) -> ConfigDict:
-    """The config that a command goes on with, ``given`` unless the run has changed since it had this one.
+    """The config that a command goes on with: ``given``, or the run's own where ``given`` is a former one.
 
-    A command that gives what the run had before a recorded change goes on with what it has now.
+    A command with the values of before a recorded change goes on with the present values.
 
     Raises: ValueError naming what differs, unless ``allow_changes``.
     """

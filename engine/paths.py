@@ -18,6 +18,9 @@ from ml_collections import ConfigDict
 
 from configs import default
 
+FEATURES = ("identity", "inception")
+"""Values of evaluate.features that are names, also where a folder is called so."""
+
 PATHS: dict[str, Callable[[str], bool]] = {
     "data.path": bool,
     "data.test_path": bool,
@@ -32,7 +35,7 @@ PATHS: dict[str, Callable[[str], bool]] = {
     "edit.mask": lambda text: text.lower().endswith((".png", ".jpg", ".jpeg")),
     "edit.other": bool,
     "edit.latents": bool,
-    "evaluate.features": lambda text: "/" in text or os.path.isdir(text),
+    "evaluate.features": lambda text: text not in FEATURES and ("/" in text or os.path.isdir(text)),
     "evaluate.inception_path": bool,
     "evaluate.samples": bool,
     "evaluate.reference": bool,
@@ -61,7 +64,10 @@ FOLLOWED = {
 
 
 def located(text: str, folder: Path | None = None) -> str:
-    """An absolute path: ``~`` expanded, relative ones below ``folder`` where they are there, else below the current."""
+    """The absolute path of a text, with ``~`` expanded.
+
+    A relative one lies below ``folder`` if it exists there, else below the current folder.
+    """
     text = os.path.expanduser(text)
     return os.path.abspath(folder / text if folder and (folder / text).exists() else text)
 
@@ -93,15 +99,15 @@ def named(config: ConfigDict, keys: Collection[str] = PATHS) -> dict[str, str]:
 def restrict(config: ConfigDict, mode: str, file: Path, allowed: Mapping[str, str]) -> list[str]:
     """Keep a command from following the paths of a stranger's config.json, in place.
 
-    Paths that the mode does not follow are emptied.
+    Paths that the mode does not follow become those of configs/default.py.
 
     Args:
         file: the config.json, absolute; what lies inside its folder is followed.
         allowed: the keys and paths that the command names.
-    Returns: the words of the command line that would allow what was emptied.
+    Returns: the words of the command line that would allow what was left out.
     Raises: ValueError naming the paths that the mode would follow, with the words that allow them.
     """
-    root, refused, emptied = os.path.realpath(file.parent), [], []
+    usual, root, refused, left_out = default.get_config(), os.path.realpath(file.parent), [], []
     for key, text in named(config).items():
         if allowed.get(key) == text or Path(os.path.realpath(text)).is_relative_to(root):
             continue
@@ -110,14 +116,14 @@ def restrict(config: ConfigDict, mode: str, file: Path, allowed: Mapping[str, st
         if section in FOLLOWED.get(mode, {section}):
             refused.append(word)
         else:
-            emptied.append(word)
-            config[section][name] = ""
+            left_out.append(word)
+            config[section][name] = usual[section][name]
     if refused:
         raise ValueError(
             f"{file} was written by no command of yours and leads outside its folder; to allow that, add "
             f"{' '.join(refused)}"
         )
-    return emptied
+    return left_out
 
 
 # --- whose a config is ------------------------------------------------------------------------------------------------

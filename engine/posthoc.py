@@ -151,7 +151,7 @@ def stored(found: Path) -> list[Kept]:
     last = checkpoint.read_meta(found)
     if not last.get("profiles"):
         raise CheckpointError(
-            f"{found} has no profiles to rebuild others from: train with --config.ema.profiles=(0.05,0.1), "
+            f"{found} has no profiles to rebuild others from: train with '--config.ema.profiles=(0.05,0.1)', "
             "or take --weights ema"
         )
     earlier = [(path, checkpoint.read_meta(path)) for path in checkpoint.steps(found.parent.parent / FOLDER)]

@@ -15,7 +15,7 @@ RECIPE = ("seed", *MODEL, "loss", "optim", "ema", "train")
 """Sections and keys that training must agree with when it goes on."""
 
 COMPARED = {"train": RECIPE, "profiles": (*MODEL, "loss", "train.dequantize")}
-"""What a mode compares with the config of the run; every other mode compares ``MODEL``."""
+"""Mode -> the sections and keys that it compares with the config of the run; others compare ``MODEL``."""
 
 FREE = (
     {"data.path", "data.test_path", "data.max_pixels", "data.skip_broken"}

@@ -11,6 +11,7 @@ import run as command_line
 from configs import default
 from engine import command, paths
 from engine.config import flat, from_json, load, override, read_run, run_json, to_json
+from engine.evaluate import FEATURES
 
 MODES = [mode for mode in command_line.MODES if mode not in command_line.ALONE]
 TINY = ("--device=cpu", "--config.network.width=8", "--config.train.total_images=64", "--config.train.batch_size=32")
@@ -83,6 +84,18 @@ def test_every_key_that_names_a_file_is_known():
     found = {key for key, text in texts.items() if text == "" or "/" in text}
     assert found - {"sample.label", "guidance.text"} == {*paths.PATHS, paths.CODE}
     assert set(paths.FOLLOWED) == set(command_line.MODES)
+    assert set(paths.FEATURES) == set(FEATURES)
+
+
+def test_the_name_of_a_feature_is_no_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "identity").mkdir()
+    (tmp_path / "mine").mkdir()
+    config = load("vpsde")
+    for text, expected in (("identity", "identity"), ("mine", str(tmp_path / "mine"))):
+        config.evaluate.features = text
+        paths.make_absolute(config)
+        assert config.evaluate.features == expected
 
 
 @pytest.mark.parametrize("mode", MODES)
