@@ -22,7 +22,7 @@ examples:
   python run.py --config vesde --mode train --config.sde.sigma_max=20   any key of the config
   python run.py --mode selftest --dtype float64                         measure the library against closed forms
   python run.py --mode import --source edm-cifar10.pt                   somebody else's weights, into runs/edm-cifar10
-  python run.py --workdir runs/vpsde --mode export --format diffusers   a folder for DDPMPipeline of diffusers
+  python run.py --workdir runs/mine --mode export --format diffusers    a run of the network ddpm or adm, for diffusers
   python run.py --config mnist --mode data --config.data.path=photos    look at images of your own
   python run.py --config mnist --mode train --config.data.path=photos   train on them
 
@@ -109,8 +109,11 @@ SHORTHANDS = {
 """Flags that set a key of the config."""
 
 EVALUATING = {"num_samples": "evaluate.num_samples", "batch_size": "evaluate.batch_size"}
-OWN_SHORTHANDS = {"evaluate": EVALUATING, "sweep": EVALUATING}
+OWN_SHORTHANDS = {"evaluate": EVALUATING, "sweep": EVALUATING, "tune": {"batch_size": "sample.batch_size"}}
 """Those that set another one in a mode."""
+
+WITHOUT_BATCHES = {"profiles", "data", "import", "export", "selftest"}
+"""Modes that no --batch_size is for."""
 
 
 def define_flags() -> flags.FlagValues:
@@ -194,6 +197,9 @@ def run(argv: Sequence[str]) -> None:
         raise unknown("mode", values.mode, MODES) if values.mode else ValueError(f"give --mode ({' | '.join(MODES)})")
     if values.tune and values.mode not in DRAWING:
         raise ValueError(f"--tune is for --mode {' or '.join(sorted(DRAWING))}, not {values.mode}")
+    if values.batch_size and values.mode in WITHOUT_BATCHES:
+        others = " | ".join(mode for mode in MODES if mode not in WITHOUT_BATCHES)
+        raise ValueError(f"--batch_size is for {others}, not {values.mode}: leave it out")
     shorthands = SHORTHANDS | OWN_SHORTHANDS.get(values.mode, {})
     given = ((key, values[flag].value) for flag, key in shorthands.items())
     changes += [(key.format(mode=values.mode), str(value)) for key, value in given if value is not None]

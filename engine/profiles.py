@@ -22,13 +22,15 @@ WIDTHS = tuple(round(width, 3) for width in np.geomspace(0.01, 0.25, 13).tolist(
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     """Print the loss of each; write losses.json and profiles.png below ``workdir``/profiles.
 
-    Raises: CheckpointError for a run without profiles, or a damaged file.
+    A run that tracked no profiles has the weights of the last step and the averages of ``ema.rates`` to compare.
+
+    Raises: CheckpointError for a damaged file.
     """
     start, split = time.perf_counter(), options.split or "test"
     experiment, _, found = load_model(config, workdir, options)
     meta = checkpoint.read_meta(found)
     profiles, left_out = [], []
-    for width in sorted({*WIDTHS, *meta.get("profiles", [])}):
+    for width in sorted({*WIDTHS, *meta["profiles"]}) if meta.get("profiles") else ():
         name = f"{posthoc.PROFILE}{width:g}"
         try:
             posthoc.combination(found, name)
@@ -43,6 +45,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         posthoc.load_weights(found, weights, experiment.network)
         losses[weights] = held_out.losses(experiment.network)["held_out_loss"]
         say(f"{weights:<12} {losses[weights]:.5f}")
+    if not meta.get("profiles"):
+        say("no profiles were tracked; train with --config.ema.profiles=(0.05,0.1) to compare other widths, too")
     if left_out:
         say(f"the snapshots do not tell widths of {', '.join(f'{width:g}' for width in left_out)}")
     best, target = min(losses, key=losses.get), workdir / "profiles"
@@ -67,6 +71,7 @@ def plot(path: Path, losses: dict[str, float]) -> None:
         axes.axhline(losses[name], color=f"C{k}", linestyle="--", label=name)
     axes.set(xlabel="width of the profile, relative to the length of training", ylabel="held-out loss")
     axes.set_xticks(list(points), [f"{width:g}" for width in points], rotation=60)
+    axes.set_xlim(*(() if points else (WIDTHS[0], WIDTHS[-1])))
     axes.minorticks_off()
     axes.legend()
     replace(path, lambda file: figure.savefig(file, format="png"))

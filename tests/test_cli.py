@@ -121,6 +121,7 @@ def test_the_folder_of_a_run_is_enough(mode, call, tmp_path):
         ("--config vpsde --mode sample --weights best", "<ema|raw>"),
         ("--config vpsde --mode likelihood --split dev", "<train|test>"),
         ("--config vpsde --mode train now", "unexpected argument 'now'"),
+        ("--config vpsde --mode profiles --batch_size 3", "--batch_size is for train | sample | tune | likelihood"),
     ],
 )
 def test_wrong_usage(mode, call, line, words):
@@ -248,10 +249,10 @@ def test_help_tells_flags_modes_configs_and_examples(capsys):
 
 
 def test_examples_of_the_help_are_accepted(mode, call):
-    """Each example of --help, as it is printed there, with the run that one of them needs."""
-    workdir = Path("runs/vpsde")
-    workdir.mkdir(parents=True)
-    (workdir / "config.json").write_text(to_json(load("vpsde")))
+    """Each example of --help, as it is printed there, with the runs that two of them need."""
+    for workdir in (Path("runs/vpsde"), Path("runs/mine")):
+        workdir.mkdir(parents=True)
+        (workdir / "config.json").write_text(to_json(load("vpsde")))
     examples = [
         line.split("python run.py ")[1].split("   ")[0]
         for line in command_line.help_text().splitlines()

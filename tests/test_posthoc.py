@@ -282,6 +282,16 @@ def test_a_run_without_profiles(digits):
         load_weights(found, "ema:0.05", nn.Linear(1, 1))
 
 
+def test_a_run_without_profiles_compares_the_averages_that_it_has(digits, tmp_path, capsys):
+    """As the help has it, on a run of the default config."""
+    workdir = shutil.copytree(digits, tmp_path / "run")
+    assert command(f"--workdir={workdir}", "--mode=profiles") == 0
+    assert "no profiles were tracked; train with --config.ema.profiles=(0.05,0.1)" in capsys.readouterr().out
+    losses = json.loads((workdir / "profiles/losses.json").read_text())["losses"]
+    assert list(losses) == ["raw", "ema-0.999"]
+    assert (workdir / "profiles/profiles.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize("name", ["power-0.05.safetensors", "meta.json"])
 def test_a_damaged_snapshot_is_named(tracked, tmp_path, name, capsys):
     workdir = shutil.copytree(tracked, tmp_path / "damaged")
