@@ -17,6 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import default
+from storage.reading import read_bytes
 
 FEATURES = ("identity", "inception")
 """Values of evaluate.features that are names, also where a folder is called so."""
@@ -158,14 +159,14 @@ def _key(make: bool = False) -> bytes | None:
     """The key, 32 random bytes; None where there is none and none can be written."""
     path = key_file()
     try:
-        found = path.read_bytes() if path.is_file() else b""
+        found = read_bytes(path, 32) if path.is_file() else b""
         if make and len(found) != 32:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, fresh = tempfile.mkstemp(dir=path.parent)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(secrets.token_bytes(32))
             os.replace(fresh, path)
-            found = path.read_bytes()
+            found = read_bytes(path, 32)
     except OSError:
         return None
     return found if len(found) == 32 else None

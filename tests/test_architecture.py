@@ -140,6 +140,10 @@ OPENED_BY_OTHERS = {
     ("engine/log.py", "SummaryWriter"): "names its files itself, in a folder that storage/ made",
     ("engine/terminal.py", "os.open"): "/dev/null, for an output that is closed",
     ("engine/terminal.py", "os.fdopen"): "the same",
+    **{
+        ("engine/paths.py", name): "the user's key, outside every run and readable by its owner alone"
+        for name in ("mkdir", "os.fdopen", "os.replace")
+    },
     ("engine/lock.py", "rmdir"): "the folder of a run that nothing came of, if it is empty",
     ("models/clip.py", "from_pretrained"): "transformers opens the folder, after the gate has seen its files",
 }
