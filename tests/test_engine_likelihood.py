@@ -819,7 +819,7 @@ def test_what_is_of_other_settings_is_scored_anew(word, copied, scored, capsys):
     scored.stop = 2
     assert score(copied, 11) == 130
     scored.stop = None
-    assert score(copied, 11, word) == 0
+    assert score(copied, 11, word, "--allow_changes") == 0
     assert scored[2:] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
     assert "is of other settings, seed, checkpoint, weights or data: starting anew" in capsys.readouterr().out
     assert not unfinished(copied)
@@ -1060,7 +1060,7 @@ def test_a_codec_without_a_determinant_is_refused(exact, tmp_path):
     ],
 )
 def test_runs_without_a_density_are_refused(name, message, copied, capsys):
-    assert command("--mode=likelihood", f"--workdir={copied}", f"--config.loss.name={name}") == 2
+    assert command("--mode=likelihood", f"--workdir={copied}", f"--config.loss.name={name}", "--allow_changes") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (copied / "likelihood").exists()
