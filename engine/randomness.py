@@ -3,7 +3,6 @@
 So a run that resumes needs no state of a generator, and an example meets the same noise on any number of devices.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -15,8 +14,7 @@ from samplers import Noise
 from samplers.noise import random_bits
 from sde_lib import SDE, TimeLaw, stratified
 from sde_lib.devices import put
-
-GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+from sde_lib.laws import GOLDEN_RATIO
 
 TRAINING, DITHER, HELD_OUT, DEQUANTIZATION, PROBES, OBJECTIVE, BOUND, TUNING, LABELS, EDITING = range(1, 11)
 """Purposes; 0 is sampling, where a sample's own seed is the position."""

@@ -30,6 +30,7 @@ from sde_lib.denoiser import (
 from sde_lib.dequantization import DEQUANTIZATIONS
 from sde_lib.discrete import Discrete, ladder_ratio, ladder_size
 from sde_lib.exact import ExactDenoiser, GaussianMixture
+from sde_lib.fit import fit
 from sde_lib.flow import Flow
 from sde_lib.gaussian import Gaussian
 from sde_lib.laws import LEARNING_LAWS, TIME_LAWS, TimeLaw, stratified
@@ -135,6 +136,7 @@ __all__ = [
     "denoising_loss",
     "diffusion_bound",
     "explicit",
+    "fit",
     "iddpm",
     "ladder_ratio",
     "ladder_size",

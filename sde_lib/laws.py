@@ -244,6 +244,10 @@ LEARNING_LAWS: dict[str, type[TimeLaw]] = {"loss_aware": LossAware, "learned": L
 """What the user may name beside ``TIME_LAWS``: laws that learn."""
 
 
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+"""Offsets that are multiples of it, modulo 1, visit the circle evenly."""
+
+
 def stratified(offset: float, start: int, num: int, total: int) -> Tensor:
     """Numbers start, ..., start + num - 1 of ``total`` evenly spaced ones on the circle [0, 1), shifted by offset.
 
