@@ -53,10 +53,10 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from engine.command import again, changes_of, registered_elsewhere, resolve, single
 from engine.config import Options, names, read_run, to_json
 from engine.errors import UnknownName, describe, exit_status, unknown
 from engine.malloc import keep_freed
+from engine.resolve import again, changes_of, registered_elsewhere, resolve, single
 from engine.terminal import drop_output, flush_output, open_output, raise_on_interrupt
 from storage.naming import printable
 from storage.writing import confined

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 from engine import prior, ranks
 from engine.build import read_dataset
-from engine.command import written
 from engine.config import Options, read_run
 from engine.held_out import HeldOut
 from engine.inspect import remarks
@@ -25,6 +24,7 @@ from engine.lock import Writer, only_writer
 from engine.log import Metrics, Progress, check_name, say, versions
 from engine.pictures import unit
 from engine.recipe import RECIPE
+from engine.resolve import written
 from engine.sample import preview
 from engine.signals import Asked, Stopped
 from engine.trainer import StepResult, Trainer

@@ -7,11 +7,11 @@ import pytest
 
 from configs import default
 from data import CODECS, DATASETS
-from engine.command import resolve
 from engine.config import conform, flat, from_json, load, names, override, to_json
 from engine.errors import CheckpointError
 from engine.likelihood import check_dequantization, start
 from engine.recipe import MODEL, RECIPE, differences
+from engine.resolve import resolve
 from models import NETWORKS
 from samplers import GRIDS, STEPS
 from sde_lib import (

@@ -299,7 +299,7 @@ def test_samples_lean_away_from_a_weaker_run(digits, other_noise, drawn):
         ("digits", "labelled", 2, "knows 10 classes, this run 0: need as many"),
         ("labelled", "digits", 2, "knows 0 classes, this run 10: need as many"),
         ("digits", "classifier", 2, "is a classifier, which draws nothing"),
-        ("digits", "tmp_path", 3, ": train one with python run.py --config classifier --mode train --workdir "),
+        ("digits", "tmp_path", 3, "config.json is missing; train one"),
     ],
 )
 def test_runs_that_are_no_weaker_ones(run, other, status, message, request, capsys):

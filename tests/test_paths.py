@@ -9,9 +9,10 @@ import pytest
 
 import run as command_line
 from configs import default
-from engine import command, paths
+from engine import paths
 from engine.config import flat, from_json, load, override, read_run, run_json, to_json
 from engine.evaluate import FEATURES
+from engine.resolve import resolve, single
 
 MODES = [mode for mode in command_line.MODES if mode not in command_line.ALONE]
 TINY = ("--device=cpu", "--config.network.width=8", "--config.train.total_images=64", "--config.train.batch_size=32")
@@ -72,7 +73,7 @@ def test_code_of_an_own_config_json_is_not_run_either(tmp_path):
     (tmp_path / "config.json").write_text(run_json(config, {}))
     assert read_run(tmp_path).own
     with pytest.warns(UserWarning, match="names code"):
-        assert command.resolve(None, str(tmp_path), [], "edit")[0].edit.measure == ""
+        assert resolve(None, str(tmp_path), [], "edit")[0].edit.measure == ""
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -107,13 +108,13 @@ def test_a_strangers_paths_are_refused_or_emptied(tmp_path, mode):
     changes = []
     if followed:
         with pytest.raises(ValueError, match=r"leads outside its folder; to allow that, add --config\.") as caught:
-            command.resolve(None, str(folder), [], mode)
+            resolve(None, str(folder), [], mode)
         words = str(caught.value).partition(", add ")[2].split()
         changes = [tuple(word.removeprefix("--config.").split("=")) for word in words]
     assert dict(changes) == {key: outside[key] for key in followed}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        config, _ = command.resolve(None, str(folder), changes, mode)
+        config, _ = resolve(None, str(folder), changes, mode)
     assert paths.named(config) == {key: outside[key] for key in followed}
     told = " ".join(str(warning.message) for warning in caught)
     assert all(f"--config.{key}=" in told for key in outside.keys() - followed)
@@ -124,18 +125,18 @@ def test_what_lies_inside_is_followed_and_links_lead_outside(tmp_path, form):
     folder = stranger(tmp_path / "theirs", data__path="data.zip")
     (folder / "data.zip").write_text("")
     name, workdir = (None, str(folder)) if form == "workdir" else (f"{folder}/config.json", str(tmp_path / "new"))
-    assert command.resolve(name, workdir, [], "data")[0].data.path == str(folder / "data.zip")
+    assert resolve(name, workdir, [], "data")[0].data.path == str(folder / "data.zip")
     (folder / "data.zip").unlink()
     (tmp_path / "secret.zip").write_text("")
     (folder / "data.zip").symlink_to(tmp_path / "secret.zip")
     with pytest.raises(ValueError, match="leads outside its folder"):
-        command.resolve(name, workdir, [], "data")
+        resolve(name, workdir, [], "data")
 
 
 def test_an_import_takes_no_path_of_a_strangers_config(tmp_path):
     folder = stranger(tmp_path / "theirs", guidance__weaker="/outside")
     with pytest.warns(UserWarning, match=r"guidance\.weaker"):
-        assert command.single(f"{folder}/config.json", [], "import").guidance.weaker == ""
+        assert single(f"{folder}/config.json", [], "import").guidance.weaker == ""
 
 
 def test_a_signature_is_of_the_paths_that_it_was_made_for(tmp_path):
@@ -143,10 +144,10 @@ def test_a_signature_is_of_the_paths_that_it_was_made_for(tmp_path):
     config.guidance.weaker = "/runs/weak"
     text = run_json(config, {})
     (tmp_path / "config.json").write_text(text)
-    assert command.resolve(None, str(tmp_path), [], "sample")[0].guidance.weaker == "/runs/weak"
+    assert resolve(None, str(tmp_path), [], "sample")[0].guidance.weaker == "/runs/weak"
     (tmp_path / "config.json").write_text(text.replace("/runs/weak", "/etc/weak"))
     with pytest.raises(ValueError, match="written by no command of yours"):
-        command.resolve(None, str(tmp_path), [], "sample")
+        resolve(None, str(tmp_path), [], "sample")
 
 
 def test_without_a_key_no_run_is_ones_own(tmp_path, monkeypatch):

@@ -278,7 +278,7 @@ def test_the_widths_that_can_be_told_are_named(tracked):
 
 def test_a_run_without_profiles(digits):
     found = checkpoint.find(digits / "checkpoints")
-    with pytest.raises(CheckpointError, match=r"has no profiles .* --config\.ema\.profiles=\(0\.05,0\.1\)"):
+    with pytest.raises(CheckpointError, match=r"has no profiles .* '--config\.ema\.profiles=\(0\.05,0\.1\)'"):
         load_weights(found, "ema:0.05", nn.Linear(1, 1))
 
 

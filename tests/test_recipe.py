@@ -6,10 +6,11 @@ import shutil
 import pytest
 
 import run as command_line
-from engine import checkpoint, command
+from engine import checkpoint
 from engine.config import load, override, read_run, run_json, stored
 from engine.errors import CheckpointError
-from engine.recipe import MODEL, RECIPE, digest, flat, nested, undone
+from engine.recipe import MODEL, RECIPE, differences, digest, flat, nested, undone
+from engine.resolve import resolve
 
 TRAIN = ["run.py", "--config=points", "--mode=train", "--device=cpu", "--config.network.width=8"]
 TRAIN += ["--config.train.batch_size=32", "--config.train.sample_every=0", "--config.train.evaluate_every=0"]
@@ -51,7 +52,7 @@ def test_a_folder_alone_refuses_the_overrides_that_a_config_refuses(workdir, mod
     messages = []
     for name in (None, f"{workdir}/config.json"):
         with pytest.raises(ValueError, match=r"the run in .* has another config: .*, or add --allow_changes") as caught:
-            command.resolve(name, str(workdir), [(key, text)], mode)
+            resolve(name, str(workdir), [(key, text)], mode)
         messages.append(str(caught.value).partition("; leave ")[0])
     assert messages[0] == messages[1]
     assert key in messages[0]
@@ -72,7 +73,7 @@ def test_a_folder_alone_refuses_the_overrides_that_a_config_refuses(workdir, mod
 )
 def test_what_a_folder_alone_lets_change(workdir, mode, word):
     key, text = word.split("=")
-    config, _ = command.resolve(None, str(workdir), [(key, text)], mode)
+    config, _ = resolve(None, str(workdir), [(key, text)], mode)
     assert str(flat(config.to_dict())[key]).endswith(text)
 
 
@@ -131,7 +132,7 @@ def test_recorded_changes_are_undone_newest_first(tmp_path):
     override(now, [("sde.name", "vesde"), ("optim.beta1", "0.5")])
     middle = load("vpsde")
     override(middle, [("optim.beta1", "0.5")])
-    changes = [{"optim.beta1": (0.9, 0.5)}, command.differences(middle, now, MODEL)]
+    changes = [{"optim.beta1": (0.9, 0.5)}, differences(middle, now, MODEL)]
     assert undone(now, changes) == [nested(flat(c.to_dict())) for c in (middle, config)]
     (tmp_path / "config.json").write_text(run_json(now, {}, (), changes))
     assert read_run(tmp_path).former == (middle, config)
