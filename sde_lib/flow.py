@@ -16,7 +16,7 @@ Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, eq
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -133,16 +133,21 @@ class Flow:
         Raises: NonFiniteError naming example, time and log-SNR.
         """
         unread, self._unread = self._unread, []
-        finite = [torch.isfinite(sums) for _, _, sums in unread]
-        found = torch.cat([flags.flatten(), *finite]).cpu()
-        own, *finite = found.split([flags.numel(), *map(len, finite)])
-        for (angle, rows, _), good in zip(unread, finite, strict=True):
+        finite = torch.isfinite(torch.cat([flags.new_zeros(0, dtype=torch.float32), *(sums for _, _, sums in unread)]))
+        own, finite = torch.cat([flags.flatten(), finite]).cpu().split([flags.numel(), len(finite)])
+        if not finite.all():
+            self._name_first(unread, finite)
+        return own.view(flags.shape)
+
+    def _name_first(self, unread: list[tuple[Time, Rows, Tensor]], finite: Tensor) -> NoReturn:
+        """Raise the error of the first example whose motion was not finite, of all that were computed in this order."""
+        for (angle, rows, _), good in zip(unread, finite.split([len(sums) for _, _, sums in unread]), strict=True):
             if not good.all():
                 bad = int(good.int().argmin())
                 example = bad if isinstance(rows, slice) else int(rows[bad])
                 where = self.place(angle[bad].item() if isinstance(angle, Tensor) else angle)
                 raise NonFiniteError(f"the network is not finite {where}; check the weights and the data", example)
-        return own.view(flags.shape)
+        raise AssertionError("all are finite")
 
     def place(self, angle: float) -> str:
         """Where theta is, in words."""
