@@ -139,7 +139,7 @@ def test_a_terminal_that_closes_ends_the_run_with_a_checkpoint(tmp_path):
         os.execv(sys.executable, [sys.executable, *command_of(tmp_path)])
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     shown = b""
-    while b" images/s" not in shown:
+    while b" points/s" not in shown:
         shown += os.read(terminal, 1024)
     os.close(terminal)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
