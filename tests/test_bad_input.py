@@ -272,8 +272,9 @@ def test_using_a_run_before_it_is_trained(refused, mode):
     )
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"seed": "many"}', '{"sde": 3}', '{"nothing": 1}'])
+@pytest.mark.parametrize("text", ["{", "[]", "null", '{"seed": "many"}', '{"sde": 3}', '{"nothing": 1}'])
 def test_a_damaged_config_of_a_run(workdir, refused, text):
+    """An empty one is restored from the checkpoint: test_reliability.py."""
     (workdir / "config.json").write_text(text)
     line = refused(3, "--mode=sample", "--workdir=run")
     assert line.startswith("error: run/config.json is damaged")
