@@ -96,7 +96,7 @@ class Trainer:
         if meta.get("data_sha256", self.fingerprint) != self.fingerprint:
             raise other_data(dataset, meta["data"], workdir)
         if not found:
-            check_attention(config, dataset.shape)
+            note_attention(config, dataset.shape)
         else:
             check_classes(config, dataset, DataFacts.from_dict(meta["data"]))
         set_threads(config, dataset.shape)
@@ -419,16 +419,16 @@ def check(config: ConfigDict, dataset: Dataset) -> None:
         )
 
 
-def check_attention(config: ConfigDict, shape: tuple[int, ...]) -> None:
-    """Raises: ValueError for an attention resolution that no level of the network has."""
+def note_attention(config: ConfigDict, shape: tuple[int, ...]) -> None:
+    """Print a line for an attention resolution that no level of the network has; a recipe serves data of other sizes."""
     network = config.network
     if not {"attention", "channel_mult"} <= set(network) or len(shape) < 2:
         return
     known = resolutions(shape[1:], len(network.channel_mult))
     if unknown := set(network.attention) - set(known):
-        raise ValueError(
-            f"network.attention {tuple(network.attention)}: no level has the resolution {min(unknown)}; "
-            f"the levels have {', '.join(map(str, known))}"
+        say(
+            f"note: network.attention {tuple(network.attention)}: no level has the resolution {min(unknown)}, so "
+            f"nothing attends there; the levels have {', '.join(map(str, known))}"
         )
 
 

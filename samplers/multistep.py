@@ -129,7 +129,7 @@ class Multistep(Step):
 
     def _within(self, ratio: np.ndarray, latest: np.ndarray, counts: np.ndarray, ahead: int) -> np.ndarray:
         """The largest counts, each at most the one given, whose integrals amplify errors within the bound; (N,)."""
-        for count in range(counts.max() if self.most_amplified < math.inf else 1, 1, -1):
+        for count in range(counts.max(initial=1) if self.most_amplified < math.inf else 1, 1, -1):
             moves = np.flatnonzero(counts == count)
             above = amplification(self._integrals(ratio, latest, moves, count), ahead) > self.most_amplified
             counts = counts - np.isin(np.arange(len(counts)), moves[above])

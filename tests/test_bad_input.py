@@ -78,7 +78,6 @@ TRAINING = {
     "--config.network.channel_mult=(1,1,1,1,1)": "shape (1, 8, 8) does not divide by 16, as 5 levels need; the nearest",
     "--config.network.channel_mult=()": "network.channel_mult (): need one or more numbers, each above 0",
     "--config.network.channel_mult=(1,0)": "network.channel_mult (1, 0): need one or more numbers, each above 0",
-    "--config.network.attention=(5,)": "network.attention (5,): no level has the resolution 5; the levels have 8, 4",
     "--config.network.dropout=1": "network.dropout 1.0: need 0 to below 1",
     "--config.network.num_classes=3": "network.num_classes 3: the data have 10; 0 ignores them",
     "--config.denoiser.parameterization=epsilon": "unknown parameterization 'epsilon'; known: edm, eps, flow, mean",
@@ -365,10 +364,14 @@ def test_no_path_at_all(refused):
     assert line == "error: data.path is empty: give a folder, a .zip, an .npy or an .npz of images"
 
 
-def test_data_that_went_away_after_training(refused, tmp_path):
+def test_data_that_went_away_after_training(refused, tmp_path, capsys):
     write(tmp_path / "own", GOOD)
     words = ("--mode=train", "--workdir=run", *IMAGES, "--config.data.path=own")
     assert command_line.main(["run.py", *words]) == 0
+    assert (
+        "note: network.attention (7,): no level has the resolution 7, so nothing attends there; the levels have 8, 4"
+        in (capsys.readouterr().out)
+    )
     shutil.rmtree(tmp_path / "own")
     assert "own does not exist" in refused(3, "--mode=likelihood", "--workdir=run")
     assert command_line.main(["run.py", "--mode=sample", "--workdir=run", "--steps=2", "--num_samples=1"]) == 0

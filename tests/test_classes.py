@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
     words = ("--config=conditional", "--config.data.name=images", f"--config.data.path={path}", *TINY)
     with pytest.MonkeyPatch.context() as patch:
         lines = []
-        patch.setattr("engine.train.say", lines.append)
+        patch.setattr("engine.train.say", lambda *said: lines.extend(said))
         assert command("--mode=train", f"--workdir={folder / 'run'}", *words) == 0
     return SimpleNamespace(workdir=folder / "run", lines=lines)
 
@@ -56,7 +56,7 @@ def test_a_label_is_a_name_or_else_a_number(trained, text, label, name, capsys):
     words = ("--sampler=ddim", "--steps=2", "--num_samples=2", f"--label={text}")
     assert command("--mode=sample", f"--workdir={trained.workdir}", *words) == 0
     assert f"of class {label}, {name}\n" in capsys.readouterr().out
-    (manifest,) = (path for path in trained.workdir.rglob("manifest.json"))
+    manifest = trained.workdir / "samples" / "ddim-2" / "manifest.json"
     guidance = json.loads(manifest.read_text())["guidance"]
     assert guidance == {"label": label, "class": name}
     assert np.load(manifest.with_name("samples.npz"))["label"].tolist() == [label] * 2

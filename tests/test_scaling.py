@@ -20,8 +20,9 @@ from data import DataError, Dataset, batch_at, loader, reader
 from data.loader import Prefetched, Resident, num_bytes
 from engine import build, memory, ranks
 from engine.build import set_threads
-from engine.config import FREE, conform, load, override
+from engine.config import conform, load, override
 from engine.precision import check_precision
+from engine.recipe import FREE
 from engine.trainer import batches_ahead, check, compiles
 from models import NETWORKS
 from sde_lib import OBJECTIVES
