@@ -420,7 +420,7 @@ def check(config: ConfigDict, dataset: Dataset) -> None:
 
 
 def note_attention(config: ConfigDict, shape: tuple[int, ...]) -> None:
-    """Print a line for an attention resolution that no level of the network has; a recipe serves data of other sizes."""
+    """Print a line for an attention resolution that no level has: a recipe serves data of other sizes, too."""
     network = config.network
     if not {"attention", "channel_mult"} <= set(network) or len(shape) < 2:
         return
