@@ -1,13 +1,9 @@
 """Deterministic solvers that remember: the noise seen at earlier times, blended, in one move."""
 
-import math
-
-import numpy as np
 from torch import Tensor
 
 from samplers.loop import Draw, Step
 from sde_lib import SDE
-from sde_lib.adams import stable_weights
 from sde_lib.denoiser import Denoiser
 from sde_lib.flow import trapezoidal
 
@@ -15,15 +11,13 @@ from sde_lib.flow import trapezoidal
 class PLMS(Step):
     """Pseudo linear multistep: the move along the bridge, fed with a blend of the last few eps.
 
-        x_s = bridge(x, x0(x, blend)),    blend the mean over [s, t] of the polynomial in time through the last eps
+        x_s = bridge(x, x0(x, blend)),    blend = (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24
 
-    On even times, the published case, it is (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24: the Adams-Bashforth rule for
-    d(x / alpha) / d(sigma / alpha) = eps. On others it goes through as many eps as do not amplify their errors
-    (``sde_lib.adams.stable_weights``). The first move is Heun's, and the blend grows with the past: N moves cost N + 1
-    evaluations.
+    The Adams-Bashforth rule for d(x / alpha) / d(sigma / alpha) = eps. The first move is Heun's, and the blend grows
+    with the past: N moves cost N + 1 evaluations.
 
-    Where time is proportional to sigma / alpha, as for EDM, order 2 is of second order, and 3 and 4 are of third, that
-    of the start; for any other process all are of second order.
+    The weights are those of times evenly spaced in sigma / alpha. There, order 2 is of second order, and 3 and 4 are of
+    third, that of the start; on any other grid all are of second order.
 
     Args:
         order: number of eps that are blended, 2 to 4.
@@ -39,23 +33,21 @@ class PLMS(Step):
             raise ValueError(f"order {order}: need {', '.join(map(str, self.orders[:-1]))} or {self.orders[-1]}")
         self.sde, self.order = sde, order
         self.past: list[Tensor] = []
-        self.seen: list[float] = []
 
     def reset(self, times: list[float]) -> None:
-        self.past, self.seen = [], []
+        self.past = []
 
     def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         x0 = denoise(x, t).x0
         self.past = [self.sde.eps(x, x0, t), *self.past[: self.order - 1]]
-        self.seen = [t, *self.seen[: self.order - 1]]
         return self.sde.bridge(x, self.estimate(denoise, x, x0, t, s), t, s)[0]
 
     def estimate(self, denoise: Denoiser, x: Tensor, x0: Tensor, t: float, s: float) -> Tensor:
         """What the bridge is fed with."""
         if len(self.past) == 1:
             return trapezoidal(denoise, self.sde, x, x0, t, s)
-        weights = stable_weights(np.array(self.seen[::-1]), t, s, 0)[::-1] / (s - t)
-        return self.sde.x0(x, sum(w * eps for w, eps in zip(weights.tolist(), self.past)), t)
+        weights = _ADAMS_BASHFORTH[len(self.past)]
+        return self.sde.x0(x, sum(w * eps for w, eps in zip(weights, self.past, strict=True)), t)
 
 
 class PNDM(PLMS):
@@ -66,11 +58,9 @@ class PNDM(PLMS):
         blend = (e_1 + 2 e_2 + 2 e_3 + e_4) / 6,    each x of e_i by the bridge from (x, t) with e_{i-1}
 
     Order 2 begins with Heun's move and is ``PLMS``. A start remembers only the first evaluation of each move. A grid of
-    N steps that ends at the data costs N + 9 and N + 1 evaluations. A move of the start over which sigma / alpha falls
-    more than tenfold is Heun's: the middle in time is not the middle of what is integrated, and errors would grow by
-    the square of the fall.
+    N steps that ends at the data costs N + 9 and N + 1 evaluations.
 
-    Of fourth order where time is proportional to sigma / alpha; otherwise as ``PLMS``.
+    Of fourth order where times, and their middles, are evenly spaced in sigma / alpha; otherwise as ``PLMS``.
 
     Args:
         order: 2 or 4.
@@ -83,8 +73,6 @@ class PNDM(PLMS):
     def estimate(self, denoise: Denoiser, x: Tensor, x0: Tensor, t: float, s: float) -> Tensor:
         if self.order == 2 or len(self.past) == self.order:
             return super().estimate(denoise, x, x0, t, s)
-        if self.sde.at(s).log_snr - self.sde.at(t).log_snr > 2 * math.log(_LONGEST_FALL):
-            return trapezoidal(denoise, self.sde, x, x0, t, s)
         return self.sde.x0(x, self._runge_kutta(denoise, x, t, s), t)
 
     def _runge_kutta(self, denoise: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
@@ -101,4 +89,9 @@ class PNDM(PLMS):
         return self.sde.eps(y, denoise(y, s).x0, s)
 
 
-_LONGEST_FALL = 10.0  # of sigma / alpha in a Runge-Kutta move
+_ADAMS_BASHFORTH = {
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+"""Weights of eps over the coming move, the latest first, by how many there are."""

@@ -115,22 +115,11 @@ def _move(
     It goes through fewer of them where the weights would amplify their errors. On the way from the data gaps grow by
     large factors, differences over the first ones are rounding, and a long move would make much of them.
     """
-    weights = stable_weights(angles[-min(order, len(past)) :], start, end, ahead)
-    return u + sum(w * rate for w, rate in zip(weights.tolist(), past[-len(weights) :], strict=True))
-
-
-def stable_weights(nodes: np.ndarray, start: float, end: float, ahead: int) -> np.ndarray:
-    """``integration_weights`` of as many of the last nodes as amplify errors by ``MOST_AMPLIFIED`` at most.
-
-    Args:
-        ahead: as ``amplification``.
-    Shapes: nodes (k,), the latest last; returns (k,) or fewer.
-    """
-    for num in range(len(nodes), 0, -1):
-        weights = integration_weights(nodes[-num:], start, end)
+    for num in range(min(order, len(past)), 0, -1):
+        weights = integration_weights(angles[-num:], start, end)
         if amplification(weights, ahead) <= MOST_AMPLIFIED:
             break
-    return weights
+    return u + sum(w * rate for w, rate in zip(weights.tolist(), past[-num:], strict=True))
 
 
 def integration_weights(nodes: np.ndarray, start: float, end: float) -> np.ndarray:
