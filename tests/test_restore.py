@@ -266,7 +266,6 @@ def test_masks_that_are_neither_box_nor_picture(text, digits, capsys):
     [
         ("L", (8, 9), 2, "is of mode L and 8x9 pixels; the run needs L, 8x8: convert it"),
         ("RGB", (8, 8), 2, "is of mode RGB and 8x8 pixels; the run needs L, 8x8: convert it"),
-        ("1", (8, 8), 2, "is of mode 1 and 8x8 pixels"),
         ("", (), 3, "mask.png does not exist: check the path"),
     ],
 )
@@ -274,6 +273,20 @@ def test_masks_of_other_sides_or_modes(mode, size, status, message, digits, tmp_
     if mode:
         Image.new(mode, size).save(tmp_path / "mask.png")
     refused(capsys, digits, status, message, "--task=inpaint", f"--config.edit.mask={tmp_path / 'mask.png'}")
+
+
+def test_a_black_and_white_mask_is_that_of_its_gray_picture(digits, tmp_path):
+    picture = Image.new("L", (8, 8))
+    picture.paste(255, (2, 3, 6, 7))
+    found = []
+    for mode in ("L", "1"):
+        picture.convert(mode).save(tmp_path / "mask.png")
+        words = ("--task=inpaint", f"--config.edit.mask={tmp_path / 'mask.png'}", "--steps=2")
+        line = ["run.py", "--mode=edit", f"--workdir={digits}", "--config.edit.num_examples=2", *words]
+        assert command_line.main(line) == 0
+        with np.load(digits / "edit" / "inpaint" / "samples.npz") as arrays:
+            found.append(arrays["samples"])
+    assert np.array_equal(*found)
 
 
 # --- what cannot be had -----------------------------------------------------------------------------------------------
