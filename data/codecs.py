@@ -44,6 +44,13 @@ class Codec:
         """x of the stored values. Shapes: values (B, *); returns (B, *) float32."""
         raise NotImplementedError
 
+    def encode_unread(self, values: Tensor) -> Tensor:
+        """As ``encode``, without a wait for the device: an example that ``check`` refuses becomes NaN."""
+        return self.encode(values)
+
+    def check(self, values: Tensor) -> None:
+        """Raises: ValueError for values that the codec does not take; here, all are taken."""
+
     def decode(self, x: Tensor) -> Tensor:
         """The nearest values that the data can have. Shapes: x (B, *), and what is returned."""
         raise NotImplementedError
@@ -142,11 +149,6 @@ class Identity(Codec):
     def encode(self, values: Tensor) -> Tensor:
         """Shapes: values (B, *); returns (B, *) float32."""
         return values.float()
-
-    encode_unread = encode
-
-    def check(self, values: Tensor) -> None:
-        """Nothing: all real values are allowed."""
 
     def decode(self, x: Tensor) -> Tensor:
         """Shapes: x (B, *); returns (B, *) float32."""
