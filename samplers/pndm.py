@@ -1,5 +1,7 @@
 """Deterministic solvers that remember: the noise seen at earlier times, blended, in one move."""
 
+import math
+
 from torch import Tensor
 
 from samplers.loop import Draw, Step
@@ -58,7 +60,9 @@ class PNDM(PLMS):
         blend = (e_1 + 2 e_2 + 2 e_3 + e_4) / 6,    each x of e_i by the bridge from (x, t) with e_{i-1}
 
     Order 2 begins with Heun's move and is ``PLMS``. A start remembers only the first evaluation of each move. A grid of
-    N steps that ends at the data costs N + 9 and N + 1 evaluations.
+    N steps that ends at the data costs N + 9 and N + 1 evaluations. A move of the start over which sigma / alpha falls
+    more than tenfold is Heun's: the middle in time is then far from the middle of the integral over sigma / alpha, and
+    the rule would multiply changes of the estimate by the fall, three times over.
 
     Of fourth order where times, and their middles, are evenly spaced in sigma / alpha; otherwise as ``PLMS``.
 
@@ -73,6 +77,8 @@ class PNDM(PLMS):
     def estimate(self, denoise: Denoiser, x: Tensor, x0: Tensor, t: float, s: float) -> Tensor:
         if self.order == 2 or len(self.past) == self.order:
             return super().estimate(denoise, x, x0, t, s)
+        if self.sde.at(s).log_snr - self.sde.at(t).log_snr > 2 * math.log(_LONGEST_FALL):
+            return trapezoidal(denoise, self.sde, x, x0, t, s)
         return self.sde.x0(x, self._runge_kutta(denoise, x, t, s), t)
 
     def _runge_kutta(self, denoise: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
@@ -88,6 +94,8 @@ class PNDM(PLMS):
         y, _ = self.sde.bridge(x, self.sde.x0(x, eps, t), t, s)
         return self.sde.eps(y, denoise(y, s).x0, s)
 
+
+_LONGEST_FALL = 10.0  # of sigma / alpha in a Runge-Kutta move
 
 _ADAMS_BASHFORTH = {
     2: (3 / 2, -1 / 2),

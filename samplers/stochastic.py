@@ -12,6 +12,8 @@ class EulerMaruyama(Step):
 
         x_s = x - h (f x - g^2 score) + g sqrt(h) z
 
+    Unstable where h g^2 > 2 sigma^2: on VE and NCSN in moves over which sigma falls by more than a factor of e.
+
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, section 4.1. arXiv:2011.13456
     """
 

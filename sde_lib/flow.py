@@ -159,12 +159,20 @@ def trapezoidal(denoise: Denoiser, sde: SDE, x: Tensor, x0: Tensor, t: Time, s: 
 
         x0 + (r_t / r_s) (x0(y, s) - x0) / 2,    y = bridge(x, x0),    x0 = x0(x, t)
 
+    A move within the noise, r_s > 1, over which r falls more than a hundredfold takes x0(y, s). So does the first move
+    on iDDPM's chain: r falls by thousands there, and the rule would multiply the change of the estimate by half of it.
+
     Shapes: x, x0 (B, *), and what is returned.
     """
     y, _ = sde.bridge(x, x0, t, s)
     late, early = sde.at(t), sde.at(s)
     ratio = late.sigma / late.alpha * (early.alpha / early.sigma)
-    return torch.lerp(x0, denoise(y, s, **cond).x0, 0.5 * ratio)
+    steep = (ratio > _LONGEST_FALL) & (early.sigma > early.alpha)
+    weight = 0.5 * ratio * (steep ^ True) + steep
+    return torch.lerp(x0, denoise(y, s, **cond).x0, weight)
+
+
+_LONGEST_FALL = 100.0
 
 
 def _unbound(place: Any) -> Sequence[Any]:

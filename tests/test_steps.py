@@ -267,6 +267,36 @@ def test_a_sample_does_not_depend_on_its_batch(sde, name, options, kind):
         torch.testing.assert_close(run(rows), whole[rows], rtol=tolerance, atol=tolerance)
 
 
+# --- chains -----------------------------------------------------------------------------------------------------------
+
+TWO = GaussianMixture(torch.ones(2).double(), torch.tensor([[-1.0, 0.0], [1.0, 0.5]]).double(), 0.05)
+UNSTABLE = {("euler_maruyama", "ncsn", 8)}  # h g^2 > 2 sigma^2, beyond the stability of the Euler-Maruyama move
+
+
+@pytest.mark.parametrize("name", sorted(STEPS))
+def test_few_moves_on_a_chain_end_near_the_data(name):
+    """On the step's own grid. The chain of iDDPM falls from sigma / alpha of 2e4 to a few units in the first move."""
+    for chain in ("ddpm", "iddpm", "ncsn"):
+        sde, grid = SDES[chain](), GRIDS[STEPS[name].grid or SDES[chain]().grid]
+        denoise = TWO.denoiser(sde, variance=0.5 if name == "ancestral_learned" else None)
+        for num in {8, 20, 50}:
+            if (name, chain, num) not in UNSTABLE:
+                noise = noises(16)
+                x = sde.prior_std * noise(torch.empty(16, 2, dtype=torch.float64))
+                assert sample(STEPS[name](sde), denoise, x, grid(sde, num), noise).abs().max() < 3.2, (chain, num)
+
+
+@pytest.mark.parametrize(("num", "error"), [(8, 3e-2), (20, 2e-3), (50, 5e-4)])
+@pytest.mark.parametrize("name", ["plms", "pndm"])
+def test_chains_that_start_in_pure_noise_follow_the_flow(name, num, error):
+    """Median distance from the exact flow on iDDPM's chain."""
+    sde = SDES["iddpm"]()
+    times, denoise = GRIDS[sde.grid](sde, num), TWO.denoiser(sde)
+    x = sde.prior_std * noises(16)(torch.empty(16, 2, dtype=torch.float64))
+    exact = sample(STEPS["ode"](sde, rtol=1e-8, atol=1e-8), denoise, x, times[[0, -1]], None)
+    assert (sample(STEPS[name](sde), denoise, x, times, None) - exact).abs().median() < error
+
+
 # --- equalities and counts --------------------------------------------------------------------------------------------
 
 
