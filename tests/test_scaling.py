@@ -427,13 +427,13 @@ def test_waiting_threads_spin_briefly_unless_they_are_told_otherwise(given, expe
 
 def test_threads_are_told(tmp_path, monkeypatch):
     trainer = trainer_of(tmp_path)
-    assert "on cpu (torch.float32, 1 thread), vpsde" in trainer.describe()
+    assert "on cpu (torch.float32, 1 thread), vpsde" in trainer.describe()[0]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
-    assert "on cpu (torch.float32, 2 threads, 1000 spins while they wait), vpsde" in trainer.describe()
+    assert "on cpu (torch.float32, 2 threads, 1000 spins while they wait), vpsde" in trainer.describe()[0]
     monkeypatch.delenv("GOMP_SPINCOUNT")
-    assert "on cpu (torch.float32, 2 threads, passive while they wait), vpsde" in trainer.describe()
+    assert "on cpu (torch.float32, 2 threads, passive while they wait), vpsde" in trainer.describe()[0]
 
 
 # --- losses that look at a whole batch --------------------------------------------------------------------------------
