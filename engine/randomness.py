@@ -27,8 +27,8 @@ def noise(seed: int, purpose: int, positions: Tensor) -> Noise:
 
 def uniform(seed: int, purpose: int, positions: Tensor, like: Tensor) -> Tensor:
     """Numbers in (0, 1] shaped as ``like`` (B, *), for the examples at these positions."""
-    bits = random_bits(positions, _stream(seed, purpose), 0, 1, like[0].numel(), like.device)[:, 0]
-    bits = bits.movedim(0, 1).flatten(1)[:, : like[0].numel()]
+    bits = random_bits(positions, _stream(seed, purpose), 0, 1, like.shape[1:].numel(), like.device)[:, 0]
+    bits = bits.movedim(0, 1).flatten(1)[:, : like.shape[1:].numel()]
     return ((bits.double() + 0.5) * 2.0**-32).to(torch.float32).reshape(like.shape)
 
 

@@ -121,7 +121,8 @@ class FiLM(nn.Module):
         self.projection = zeroed(nn.Linear(width, 2 * channels))
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        scale, shift = self.projection(c).reshape(len(c), -1, *[1] * (h.ndim - 2)).chunk(2, dim=1)
+        steered = self.projection(c)
+        scale, shift = steered.reshape(*steered.shape, *[1] * (h.ndim - 2)).chunk(2, dim=1)
         return torch.addcmul(shift, h, 1 + scale)
 
 

@@ -77,8 +77,9 @@ def motion(keys: Tensor, place: Tensor, like: Tensor) -> Tensor:
     numbers = np.concatenate([np.zeros((1, len(share))), 2 ** (halvings[:, None] - 1) + np.floor(at)])
     weights = put_like(torch.from_numpy(np.concatenate([share[None], tents])), like)
     each = keys.cpu().repeat(len(numbers)), 0, numbers.astype(np.int64).ravel(), 1
-    z = normals(random_bits(*each, like[0].numel(), like.device)).movedim(0, -2).flatten(-2)[..., : like[0].numel()]
-    return torch.einsum("lb,lbd->bd", weights, z.reshape(*weights.shape, -1).to(like.dtype)).reshape(like.shape)
+    size = like.shape[1:].numel()
+    z = normals(random_bits(*each, size, like.device)).movedim(0, -2).flatten(-2)[..., :size]
+    return torch.einsum("lb,lbd->bd", weights, z.reshape(*weights.shape, size).to(like.dtype)).reshape(like.shape)
 
 
 PLACES = 1 << 16

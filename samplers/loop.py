@@ -10,6 +10,7 @@ from torch import Tensor
 from samplers.brownian import Brownian
 from sde_lib import SDE
 from sde_lib.denoiser import Denoiser
+from sde_lib.process import check_state
 
 Draw = Callable[[Tensor], Tensor]
 """The next standard normals shaped as the argument: a ``samplers.Noise``, or ``torch.randn_like`` for a quick try."""
@@ -69,6 +70,7 @@ def trajectory(
         constrain: applied to every state that a step has made, and to the data.
     Reference: Lugmayr et al., "RePaint", 2022, algorithm 1, for times that rise. arXiv:2201.09865
     """
+    check_state(x)
     noisy = times[step.sde.sigma(times) > 0]
     step.sde.tabulate(noisy)
     stretches = _stretches(noisy.tolist())

@@ -10,12 +10,15 @@ Splittable Pseudorandom Number Generators", 2014.
 """
 
 import math
+from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sde_lib.devices import put
+from sde_lib.process import check_state
 
 _HALF, _MASK = np.uint64(32), np.uint64(0xFFFFFFFF)
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
@@ -32,13 +35,19 @@ class Noise:
     interrupted computation goes on with ``start``.
 
     Args:
-        seeds: (B,) int64 on the CPU, one for each example.
+        seeds: (B,) whole numbers below 2^63, one for each example, in a tensor of any integer dtype or a sequence.
         stream: which of the independent sequences of a seed, 0 to 2^64 - 1.
-        start: number of the first draw.
+        start: number of the first draw, at least 0.
+    Raises: ValueError for seeds that are no whole numbers or not (B,), for a stream or start out of range; when called,
+        for a batch of another size than the seeds or of another kind than real floating-point numbers.
     """
 
-    def __init__(self, seeds: Tensor, stream: int = 0, start: int = 0) -> None:
-        self.seeds, self.stream, self.draw = seeds, stream, start
+    def __init__(self, seeds: Tensor | Sequence[int], stream: int = 0, start: int = 0) -> None:
+        if not (isinstance(stream, int) and 0 <= stream < 1 << 64):
+            raise ValueError(f"stream {stream!r}: need a whole number, 0 to 2^64 - 1")
+        if not (isinstance(start, int) and start >= 0):
+            raise ValueError(f"start {start!r}: need the number of a draw, 0 or more")
+        self.seeds, self.stream, self.draw = _seeds(seeds), stream, start
         self._states, self._first_state = torch.empty(0), 0
         self._buffer: Tensor | None = None
         self._first = 0
@@ -46,8 +55,12 @@ class Noise:
     def __call__(self, like: Tensor) -> Tensor:
         """The next draw, shaped as ``like`` (B, *), in its dtype and on its device."""
         if self._buffer is None or not self._has(like):
-            states = self._ahead(max(1, min(_MOST_AHEAD, _MOST_NORMALS // like.numel())), like.device)
-            z = normals(splitmix_halves(states, like[0].numel())).movedim(0, 2).flatten(2)[..., : like[0].numel()]
+            check_state(like)
+            if len(like) != len(self.seeds):
+                raise ValueError(f"{len(self.seeds)} seeds for a batch of {len(like)} examples: need one for each")
+            size = like.shape[1:].numel()
+            states = self._ahead(max(1, min(_MOST_AHEAD, _MOST_NORMALS // max(1, like.numel()))), like.device)
+            z = normals(splitmix_halves(states, size)).movedim(0, 2).flatten(2)[..., :size]
             self._buffer, self._first = z.reshape(len(states), *like.shape).to(like.dtype), self.draw
         self.draw += 1
         return self._buffer[self.draw - 1 - self._first]
@@ -56,7 +69,7 @@ class Noise:
         """The states that the next ``num`` draws, or fewer, start from; they are made many at a time."""
         first = self.draw - self._first_state
         if self._states.device != device or not 0 <= first < len(self._states):
-            most = max(num, _MOST_STATES // len(self.seeds))
+            most = max(num, _MOST_STATES // max(1, len(self.seeds)))
             self._states, self._first_state = states(self.seeds, self.stream, self.draw, most, device), self.draw
             first = 0
         return self._states[first : first + num]
@@ -65,6 +78,20 @@ class Noise:
         buffer = self._buffer
         same = (buffer.shape[1:], buffer.dtype, buffer.device) == (like.shape, like.dtype, like.device)
         return same and self._first <= self.draw < self._first + len(buffer)
+
+
+def _seeds(seeds: Tensor | Sequence[int]) -> Tensor:
+    """Seeds as int64 on the CPU, (B,)."""
+    if isinstance(seeds, Sequence):
+        if not all(isinstance(seed, Integral) and -(1 << 63) <= seed < 1 << 63 for seed in seeds):
+            raise ValueError("seeds that are no whole numbers below 2^63: give a list of int, or torch.arange(B)")
+        seeds = torch.tensor(seeds, dtype=torch.int64)
+    seeds = torch.as_tensor(seeds)
+    if seeds.is_floating_point() or seeds.is_complex() or seeds.dtype == torch.bool:
+        raise ValueError(f"seeds of {seeds.dtype}: need whole numbers, such as torch.arange(B)")
+    if seeds.ndim != 1:
+        raise ValueError(f"seeds of shape {tuple(seeds.shape)}: need one for each example, (B,)")
+    return seeds.to("cpu", torch.int64)
 
 
 def random_bits(

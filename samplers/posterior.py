@@ -140,7 +140,7 @@ def moment_matching(
 
     def first_checked(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         if not checked:
-            _check_linear(forward, x[0])
+            _check_linear(forward, x.new_empty(x.shape[1:]))
             checked.append(True)
         return guided(x, t, **cond)
 
@@ -237,7 +237,7 @@ def _conjugate_gradients(matrix: Map, b: Tensor, iterations: int, stop: bool = F
     shape = (-1, *[1] * (b.ndim - 1))
     v, left, size = torch.zeros_like(b), b, _square(b)
     direction, enough = left, size * (4 * torch.finfo(b.dtype).eps) ** 2
-    iterations = min(2 * b[0].numel(), iterations)
+    iterations = min(2 * b.shape[1:].numel(), iterations)
     for done in range(iterations):
         going = size > enough
         if stop and not going.any():

@@ -32,7 +32,7 @@ def by_norm(score: Tensor, z: Tensor, sigma: float) -> Tensor:
     It keeps p(x) (|score|^2 + m / sigma^2) rather than p(x), a tilt that widens the law by a share of its variance of
     the order of 2 / (D + m): a few per cent in one dimension, nothing in an image.
     """
-    dimensions = score[0].numel()
+    dimensions = score.shape[1:].numel()
     square = score.flatten(1).square().sum(1).reshape(-1, *[1] * (score.ndim - 1))
     return (dimensions + _PRIOR_DIMENSIONS) / (square + _PRIOR_DIMENSIONS / sigma**2)
 

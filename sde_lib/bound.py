@@ -26,7 +26,7 @@ from sde_lib.gaussian import Gaussian
 from sde_lib.losses import Weight
 from sde_lib.nodes import mixture
 from sde_lib.objective import Denoising, Draw, Objective
-from sde_lib.process import SDE, Time, reverse_std
+from sde_lib.process import SDE, Time, check_state, reverse_std
 
 DECODER_NOISE = 0.3
 """sigma / alpha where levels are decoded, in their widths. Of eight networks on the digits the bound is lowest between
@@ -197,6 +197,7 @@ def variational_bound(
     Raises: ValueError if sde is no chain.
     Reference: Ho, Jain, Abbeel, 2020, eq. 5, and section 4.3 for rate and distortion.
     """
+    check_state(x0)
     chain, terms, distortion = as_chain(sde), [], []
     for t in range(1, int(chain.t_max) + 1):
         x = chain.perturb(x0, draw(x0), t)
@@ -242,6 +243,7 @@ def diffusion_bound(
     Raises: ValueError for a t before sde.t_min, where no network was trained.
     Reference: Kingma, Salimans, Poole, Ho, 2021, eq. 15; Kong, Brekelmans, Ver Steeg, 2023, for the Gaussian part.
     """
+    check_state(x0)
     t = decoder_time(sde, bin_width) if t is None else t
     if not sde.t_min <= t < sde.t_max:
         raise ValueError(f"decoder at t = {t}: the network was trained on [{sde.t_min}, {sde.t_max}]")
@@ -278,7 +280,7 @@ def _guess_error(gaussian: Gaussian, x0: Tensor, ratio: float) -> Tensor:
 
         integral of (s z^2 + v^2) / (v + s)^2 ds / (2 s) = (v / (v + s) - log(1 + v / s) - z^2 / (v + s)) / 2
     """
-    volume = x0[0].numel() * math.log(ratio) - gaussian.log_volume(ratio)
+    volume = x0.shape[1:].numel() * math.log(ratio) - gaussian.log_volume(ratio)
     known = 0.5 * gaussian.trace(lambda v: v / (v + ratio**2))
     return volume + known - 0.5 * gaussian.whiten(x0, ratio).flatten(1).square().sum(1)
 
@@ -306,7 +308,7 @@ def decoder_term(x0: Tensor, ratio: float, bin_width: float, low: float = -1.0) 
     Reference: Kingma, Salimans, Poole, Ho, 2021, section 3.3.
     """
     if bin_width == 0:
-        return x0.new_full((len(x0),), 0.5 * x0[0].numel() * math.log(2 * math.pi * math.e * ratio**2))
+        return x0.new_full((len(x0),), 0.5 * x0.shape[1:].numel() * math.log(2 * math.pi * math.e * ratio**2))
     centres = (torch.arange(round((1 - low) / bin_width), dtype=torch.float64) + 0.5) * bin_width + low
     away = (centres[:, None] - centres) / ratio
     eps = torch.linspace(-7, 7, 71, dtype=torch.float64)  # the trapezoidal rule leaves a billionth
@@ -340,7 +342,7 @@ class Bound(Objective):
     ) -> Tensor:
         x = self.sde.perturb(x0, eps, t)
         nats = step_bound(self.sde, denoise(x, t, **cond), x0, x, t, self.variance, self.bin_width, self.low)
-        return self.sde.t_max / (x0[0].numel() * math.log(2)) * nats
+        return self.sde.t_max / (x0.shape[1:].numel() * math.log(2)) * nats
 
 
 class Hybrid(Objective):

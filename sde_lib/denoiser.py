@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_lib.discrete import Discrete
-from sde_lib.process import SDE, Moment, Time
+from sde_lib.process import SDE, Moment, Time, check_state
 
 
 class Prediction(NamedTuple):
@@ -201,6 +201,7 @@ class Denoiser(nn.Module):
 
     def _ask(self, x: Tensor, t: Time, moment: Moment, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """F, and the second half of the network's output if it has one."""
+        check_state(x)
         scale = self.scale(moment, self.sigma_data)
         scale = scale.to(x.dtype) if isinstance(scale, Tensor) else scale
         c_noise = conditioning(self.c_noise(self.sde, t, moment), x)

@@ -27,7 +27,7 @@ def uniform(sde: SDE, t: float, x: Tensor, u: Tensor, bin_width: float) -> tuple
 
     Theis, van den Oord, Bethge, 2016, section 3.1.
     """
-    return x + bin_width * (u - 0.5), -x[0].numel() * math.log(bin_width) + none(sde, t, x, u, bin_width)[1]
+    return x + bin_width * (u - 0.5), -x.shape[1:].numel() * math.log(bin_width) + none(sde, t, x, u, bin_width)[1]
 
 
 def truncated_normal(sde: SDE, t: float, x: Tensor, u: Tensor, bin_width: float) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,8 @@ def truncated_normal(sde: SDE, t: float, x: Tensor, u: Tensor, bin_width: float)
     inside = math.erf(cut / math.sqrt(2))
     u = u.double().clamp(max=1 - 2**-25)  # where float32 rounds to 1, of which the quantile may be infinite
     z = torch.special.ndtri(0.5 + inside * (u - 0.5)).clamp(-cut, cut)
-    log_q = (-0.5 * z.square()).flatten(1).sum(1) - x[0].numel() * math.log(math.sqrt(2 * math.pi) * sigma * inside)
+    constant = x.shape[1:].numel() * math.log(math.sqrt(2 * math.pi) * sigma * inside)
+    log_q = (-0.5 * z.square()).flatten(1).sum(1) - constant
     return alpha * x + sigma * z.to(x), log_q
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sde_lib.denoiser import Prediction
-from sde_lib.process import SDE, Time
+from sde_lib.process import SDE, Time, check_state
 
 
 class GaussianMixture:
@@ -143,6 +143,7 @@ class ExactDenoiser:
         self.mixture, self.sde, self.variance = mixture, sde, variance
 
     def __call__(self, x: Tensor, t: Time) -> Prediction:
+        check_state(x)
         x0 = self.mixture.posterior_mean(x, *self.sde.at(t)[:2])
         return Prediction(x0, None if self.variance is None else torch.full_like(x, self.variance))
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from sde_lib.denoiser import Denoiser, of_rows
 from sde_lib.gaussian import Gaussian, Noised
 from sde_lib.motion import NonFiniteError, Rate, Rows
-from sde_lib.process import SDE, Time
+from sde_lib.process import SDE, Time, check_state
 
 
 class Place(NamedTuple):
@@ -69,6 +69,7 @@ class Flow:
 
     def enter(self, x: Tensor, t: float) -> Tensor:
         """The coordinates u of a state x (B, *) at time t."""
+        check_state(x)
         alpha, sigma, _ = self.sde.at(t)
         return self.gaussian.whiten(x / alpha, sigma / alpha)
 

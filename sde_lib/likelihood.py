@@ -180,7 +180,7 @@ def _along(
     prior = (prior_log_prob or sde.prior_log_prob)(ends[sde.t_max])
     growth = solution.integrals if start < end else -solution.integrals
     volumes = growth + (flow.log_volume(sde.t_max) - flow.log_volume(t))
-    divergence, variance = volumes.mean(1), trace.variance(volumes, state[0].numel())
+    divergence, variance = volumes.mean(1), trace.variance(volumes, state.shape[1:].numel())
     nats = prior + divergence
     if not torch.isfinite(nats).all():
         bad = int((~torch.isfinite(nats)).nonzero()[0])

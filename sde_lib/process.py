@@ -29,6 +29,17 @@ class Moment(NamedTuple):
     log_snr: Time
 
 
+def check_state(x: Tensor) -> None:
+    """Raises: ValueError for a state that is no batch (B, *) of real floating-point numbers."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"the state is of {type(x).__name__}: give a tensor (B, *), for example by torch.as_tensor")
+    if not x.is_floating_point():
+        remedy = "give torch.view_as_real(x)" if x.is_complex() else "give x.float()"
+        raise ValueError(f"the state is of {x.dtype}: need real floating-point numbers; {remedy}")
+    if x.ndim == 0:
+        raise ValueError("the state is one number: need a batch of examples (B, *); give x[None]")
+
+
 class SDE(ABC):
     """A linear diffusion, dx = f(t) x dt + g(t) dw, told by its marginals x_t = alpha(t) x_0 + sigma(t) eps.
 

@@ -59,7 +59,7 @@ class Implicit(Objective):
         probes = self.probes(x, draw)
         trace = traces(score, x, probes, create_graph=torch.is_grad_enabled()).mean(1)
         alpha, sigma, _ = self.sde.at(t)
-        factor = (self.weight(self.sde, t) * sigma**4 / alpha**2).flatten() / x[0].numel()
+        factor = (self.weight(self.sde, t) * sigma**4 / alpha**2).flatten() / x.shape[1:].numel()
         return factor * (2 * trace + self.squared_norm(score, probes))
 
     def probes(self, x: Tensor, draw: Draw) -> Tensor:

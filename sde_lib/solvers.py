@@ -40,21 +40,22 @@ class Torchdiffeq:
 
         rows, calls = torch.arange(len(u), device=u.device), 0
         none = torch.empty(0, dtype=torch.bool, device=u.device)
+        adaptive, method = (self.adaptive, self.method) if len(u) else (False, "euler")  # no example has no error
 
         def rates(progress: Tensor, state: State) -> State:
             nonlocal calls
             calls += 1
-            if self.adaptive:  # torchdiffeq waits for each step anyway, and takes small steps where nothing is finite
+            if adaptive:  # torchdiffeq waits for each step anyway, and takes small steps where nothing is finite
                 motion.read(none)
             angle = (start + (end - start) * progress.double()).expand(len(u)).reshape(-1, *[1] * (u.ndim - 1))
-            return tuple((end - start) * rate for rate in motion(angle, state[0], rows) if rate.numel())
+            return tuple((end - start) * rate for rate in motion(angle, state[0], rows) if rate.shape[1:].numel())
 
         begin, finish = torch.tensor([0.0, 1.0], dtype=torch.float64, device=u.device)
         columns = [torch.zeros_like(rate) for rate in rates(begin, (u,))[1:]]
         try:  # a first step of its own choice may look far beyond the end; step_t lets the last one end there
-            options = {"first_step": 0.05, "step_t": finish[None]} if self.adaptive else {}
+            options = {"first_step": 0.05, "step_t": finish[None]} if adaptive else {}
             span, tolerances = torch.stack([begin, finish]), {"rtol": self.rtol, "atol": self.atol}
-            solution = odeint(rates, (u, *columns), span, method=self.method, options=options, **tolerances)
+            solution = odeint(rates, (u, *columns), span, method=method, options=options, **tolerances)
         except AssertionError as error:  # torchdiffeq's way to say that the step vanished
             raise NotConvergedError(f"torchdiffeq: {error}; raise the tolerances ({self})") from None
         motion.read(none)

@@ -20,8 +20,8 @@ def exact_trace(x: Tensor) -> Tensor:
 
     D products with the Jacobian at each evaluation, so for D up to about 100.
     """
-    basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-    return basis[None, :, None, :].expand(-1, -1, len(x), -1).reshape(1, -1, *x.shape)
+    basis = torch.eye(x.shape[1:].numel(), dtype=x.dtype, device=x.device)
+    return basis[None, :, None, :].expand(-1, -1, len(x), -1).reshape(1, len(basis), *x.shape)
 
 
 def rademacher(z: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ def traces(value: Tensor, at: Tensor, probes: Tensor, create_graph: bool = False
     Shapes: value, at (B, *), probes (K, P, B, *); returns (B, K).
     """
     vectors, grad = probes.flatten(0, 1), functools.partial(torch.autograd.grad, value, at, retain_graph=True)
-    at_once = 1 if create_graph else min(CHUNK, FEW // at.numel())
+    at_once = 1 if create_graph else min(CHUNK, FEW // max(1, at.numel()))
     if at_once < 2 or len(vectors) < 2:
         products = ((grad(v, create_graph=create_graph)[0][None], v[None]) for v in vectors)
     else:

@@ -1,0 +1,220 @@
+"""What a program may give to the library: the right result for it, or one error that says what to do."""
+
+import numpy as np
+import pytest
+import torch
+
+from models import NETWORKS
+from samplers import (
+    GRIDS,
+    NOISES,
+    ODE,
+    STEPS,
+    Noise,
+    classifier_free,
+    dynamic_threshold,
+    masked,
+    moment_matching,
+    pigdm,
+    replacement,
+    sample,
+    sdedit,
+    translate,
+)
+from sde_lib import (
+    SDES,
+    SOLVERS,
+    TORCHDIFFEQ,
+    Denoiser,
+    Exact,
+    Gaussian,
+    GaussianMixture,
+    Hutchinson,
+    diffusion_bound,
+    log_prob,
+    sample_log_prob,
+    variational_bound,
+)
+
+ADAPTIVE_STEPS = {"ode", "dpm_adaptive", "adaptive_sde"}
+
+
+@pytest.fixture
+def process():
+    return SDES["vpsde"]()
+
+
+@pytest.fixture
+def denoise(process):
+    """Exact, of two points in the plane, with a variance."""
+    return two_bumps().denoiser(process, variance=0.5)
+
+
+def two_bumps():
+    return GaussianMixture(torch.ones(2), torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.05)
+
+
+def draw_of(x):
+    return Noise(torch.arange(len(x)))
+
+
+def sampled(name, denoise, x):
+    """What a step of this name makes of a state in a few moves."""
+    times = GRIDS["karras"](denoise.sde, 1 if name in ADAPTIVE_STEPS else 4)
+    with torch.no_grad():
+        return sample(STEPS[name](denoise.sde), denoise, x, times, draw_of(x))
+
+
+# --- seeds ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", NOISES)
+@pytest.mark.parametrize(
+    "seeds",
+    [[3, 7, 250], range(7, 9), torch.tensor([3, 7], dtype=torch.int32), torch.tensor([250, 1]).byte()],
+    ids=["list", "range", "int32", "uint8"],
+)
+def test_whole_numbers_of_any_kind_are_seeds(kind, seeds):
+    expected = NOISES[kind](torch.tensor([int(seed) for seed in seeds]))
+    like = torch.empty(len(seeds), 2, 3)
+    assert torch.equal(NOISES[kind](seeds)(like), expected(like))
+
+
+def test_numbers_of_numpy_are_seeds():
+    like, expected = torch.empty(3, 2), Noise(torch.arange(3))(torch.empty(3, 2))
+    assert torch.equal(Noise(np.arange(3))(like), expected)
+    assert torch.equal(Noise(list(np.arange(3)))(like), expected)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        (torch.arange(3.0), "seeds of torch.float32: need whole numbers"),
+        ([0, 1.5, 2], "seeds that are no whole numbers below .* give a list of int"),
+        (torch.ones(3, dtype=torch.bool), "seeds of torch.bool: need whole numbers"),
+        (torch.arange(3)[:, None], r"seeds of shape \(3, 1\): need one for each example, \(B,\)"),
+        (3, r"seeds of shape \(\): need one for each example, \(B,\)"),
+        ([2**63], r"seeds that are no whole numbers below 2\^63"),
+    ],
+)
+def test_other_seeds_are_refused(seeds, message):
+    with pytest.raises(ValueError, match=message):
+        Noise(seeds)
+
+
+@pytest.mark.parametrize("options", [{"stream": -1}, {"stream": 1 << 64}, {"stream": 0.5}, {"start": -1}])
+def test_streams_and_starts_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} .*: need "):
+        Noise(torch.arange(3), **options)
+
+
+@pytest.mark.parametrize("num", [1, 3, 5])
+def test_a_batch_has_as_many_examples_as_seeds(num):
+    noise = Noise(torch.arange(4))
+    noise(torch.empty(4, 2))
+    with pytest.raises(ValueError, match=f"4 seeds for a batch of {num} examples: need one for each"):
+        noise(torch.empty(num, 2))
+
+
+# --- empty batches ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_no_example_is_sampled_to_no_example(denoise, name):
+    assert sampled(name, denoise, torch.zeros(0, 2)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("solver", TORCHDIFFEQ)
+def test_no_example_is_solved_by_no_solver_of_torchdiffeq(denoise, process, solver):
+    none, times = torch.zeros(0, 2), GRIDS["karras"](process, 3)
+    assert sample(ODE(process, solver), denoise, none, times, draw_of(none)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_no_example_has_no_likelihood(denoise, process, name):
+    none, solver = torch.zeros(0, 2), SOLVERS[name]()
+    for trace in (Exact(), Hutchinson(draw_of(none), 2)):
+        found = log_prob(process, denoise, none, solver=solver, trace=trace)
+        assert found.nats.shape == found.calls.shape == (0,)
+        assert found.latent.shape == (0, 2)
+    assert sample_log_prob(process, denoise, none, solver=solver).x.shape == (0, 2)
+
+
+def test_no_example_has_no_bound(denoise, process):
+    none, chain = torch.zeros(0, 2), SDES["ddpm"](num_levels=20)
+    guess = Gaussian.standard(none)
+    assert diffusion_bound(process, denoise, none, guess, torch.zeros(0, 4), draw_of(none), 0.0).nats.shape == (0,)
+    exact = two_bumps().denoiser(chain)
+    assert variational_bound(chain, exact, none, draw_of(none), 0.5, 0.0).levels.shape == (0, 20)
+
+
+def test_no_example_is_edited_to_no_example(denoise, process):
+    none, flow, step = torch.zeros(0, 2), ODE(process), STEPS["ancestral"](process)
+    times, draw = GRIDS["uniform"](process, 4, start=0.5), draw_of(none)
+    assert translate(flow, denoise, flow, denoise, none).shape == (0, 2)
+    known = replacement(none, masked(torch.tensor([1, 0])), draw)
+    assert sdedit(step, denoise, none, times, draw, known).shape == (0, 2)
+    measured = {"forward": lambda x: x[:, :1], "y": torch.zeros(1, 1), "std": 0.1}
+    guided = [
+        pigdm(denoise, process, gaussian=Gaussian.standard(none), **measured),
+        moment_matching(denoise, process, **measured),
+        dynamic_threshold(denoise),
+        classifier_free(lambda x, t, keep: denoise(x, t), 2.0),
+    ]
+    for look in guided:
+        assert sdedit(step, look, none, times, draw).shape == (0, 2)
+
+
+@pytest.mark.parametrize("name", ["mlp", "unet"])
+def test_networks_take_no_example(process, name):
+    none = torch.zeros(0, 1, 8, 8)
+    assert Denoiser(NETWORKS[name](shape=(1, 8, 8)), process, "edm", 0.5)(none, 0.5).x0.shape == none.shape
+
+
+# --- states of another kind -------------------------------------------------------------------------------------------
+
+OTHER_STATES = {
+    "whole": (torch.ones(3, 2, dtype=torch.int64), r"the state is of torch.int64: .* give x.float\(\)"),
+    "bool": (torch.ones(3, 2, dtype=torch.bool), r"the state is of torch.bool: .* give x.float\(\)"),
+    "complex": (torch.ones(3, 2, dtype=torch.complex64), "the state is of torch.complex64: .* torch.view_as_real"),
+}
+
+
+@pytest.fixture(params=OTHER_STATES)
+def other_state(request):
+    return OTHER_STATES[request.param]
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_no_step_takes_whole_numbers(denoise, name):
+    x, message = OTHER_STATES["whole"]
+    with pytest.raises(ValueError, match=message):
+        sampled(name, denoise, x)
+
+
+def test_states_are_real_floating_point_numbers(denoise, process, other_state):
+    x, message = other_state
+    chain = SDES["ddpm"](num_levels=4)
+    network = Denoiser(NETWORKS["mlp"](shape=(2,)), process, "edm", 0.5)
+    guess, plain = Gaussian.standard(torch.zeros(3, 2)), lambda x, t: denoise(x.float(), t)
+    calls = [
+        lambda: denoise(x, 0.5),
+        lambda: network(x, 0.5),
+        lambda: network.score(x, 0.5),
+        lambda: draw_of(x)(x),
+        lambda: sample(STEPS["ddim"](process), plain, x, GRIDS["uniform"](process, 2), draw_of(x)),
+        lambda: ODE(process).encode(plain, x),
+        *(lambda solver=solver: log_prob(process, plain, x, solver=solver()) for solver in SOLVERS.values()),
+        lambda: diffusion_bound(process, plain, x, guess, torch.zeros(3, 4), torch.zeros_like, 0.0),
+        lambda: variational_bound(chain, plain, x, torch.zeros_like, 0.5, 0.0),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_a_state_is_a_batch_of_a_tensor(denoise):
+    with pytest.raises(ValueError, match="the state is of ndarray: give a tensor"):
+        denoise(np.zeros((3, 2)), 0.5)
+    with pytest.raises(ValueError, match=r"the state is one number: need a batch of examples"):
+        denoise(torch.tensor(1.0), 0.5)
