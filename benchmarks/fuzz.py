@@ -202,10 +202,14 @@ def foreign(name: str) -> list[Files]:
             for tiny in ("tiny_improved", "tiny_classifier_adaptive")
         ]
     else:
-        names = ("model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors")
+        names = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
         seeds = [
-            recorded(f"diffusers/{tiny}", *names, "scheduler/scheduler_config.json")
-            for tiny in ("tiny_ddpm", "tiny_default")
+            recorded(f"diffusers/{tiny}", *names, f"unet/diffusion_pytorch_model.{ending}")
+            for tiny, ending in (
+                ("tiny_ddpm", "safetensors"),
+                ("tiny_default", "safetensors"),
+                ("tiny_ncsnpp", "fp16.safetensors"),
+            )
         ]
     (weights,) = (name for name in seeds[0] if name.endswith((".pt", ".pth", ".safetensors")))
     if weights.endswith("t") or weights.endswith("pth"):

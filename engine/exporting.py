@@ -24,7 +24,7 @@ from models.checkpoints.diffusers import (
     WEIGHTS,
     adm_modules,
     attention_names,
-    ddpm_modules,
+    ncsnpp_modules,
 )
 from models.checkpoints.parts import names
 from storage.writing import replace
@@ -184,7 +184,7 @@ def scheduler_config(config: ConfigDict) -> dict[str, Any]:
 
 def renamed(network: nn.Module, name: str) -> dict[str, Tensor]:
     """The weights under the names of a UNet2DModel; queries, keys and values are three tensors there."""
-    modules = ddpm_modules(network) if name == "ddpm" else adm_modules(network)
+    modules = ncsnpp_modules(network) if name == "ddpm" else adm_modules(network)
     theirs = names(network, modules) | attention_names(network, modules, {})
     found = {}
     for ours, tensor in network.state_dict().items():

@@ -3,6 +3,7 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import torch
 from parity.recordings import COMPLETE, COPIES
 
@@ -29,6 +30,25 @@ def denoiser(foreign: Foreign) -> Denoiser:
     """The network as a denoiser of its process."""
     options = dict(foreign.config["sde"])
     return Denoiser(network(foreign), SDES[options.pop("name")](**options), **foreign.config["denoiser"])
+
+
+def drawn(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    """Weights of a network that is too large to be stored: the same numbers on every machine, from a few integers.
+
+    Layers keep the variance, normalisations are near 1, biases near 0 and frequencies up to 16, all in half precision.
+    Of numpy's streams it is the one that is kept from version to version.
+    """
+    source, weights = np.random.RandomState(0), {}
+    for name, shape in shapes.items():
+        units = torch.from_numpy(source.randint(-127, 128, shape)) / 127
+        if name == "time_proj.weight":
+            values = 16 * units
+        elif len(shape) == 1:
+            values = 0.1 * units + (name.endswith(".weight") and "norm" in name)
+        else:
+            values = units * (3 / units[0].numel()) ** 0.5
+        weights[name] = values.half().float()
+    return weights
 
 
 class Harm:

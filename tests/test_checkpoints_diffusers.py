@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from foreign import denoiser, malicious, network, recorded, without_end
-from parity.recordings import per_sample
+from foreign import denoiser, drawn, malicious, network, recorded, without_end
+from parity.recordings import COPIES, per_sample
 from safetensors.torch import load_file, save_file
 
 from models.checkpoints import diffusers
@@ -16,14 +16,22 @@ from models.checkpoints.safe import ForeignError
 CASES = recorded("diffusers")
 DDPM = next(path for path in CASES if path.name == "tiny_ddpm")
 DEFAULT = next(path for path in CASES if path.name == "tiny_default")
+NCSNPP = next(path for path in CASES if path.name == "tiny_ncsnpp")
+DRAWN = COPIES / "diffusers" / "drawn_ncsnpp"
+"""Attention at a level of NCSN++, with weights that are drawn again."""
 
 
-@pytest.fixture(params=CASES, ids=lambda path: path.name)
-def case(request):
+@pytest.fixture(params=[*CASES, DRAWN], ids=lambda path: path.name)
+def case(request, tmp_path):
     """What was read, and the recording: named arrays."""
-    with np.load(request.param / "io.npz") as arrays:
+    source, answers = request.param, "io.npz"
+    if source == DRAWN:
+        source, answers = shutil.copytree(DRAWN, tmp_path / "drawn"), "answers.npz"
+        shapes = json.loads((source / "shapes.json").read_text())
+        save_file(drawn(shapes), source / "unet" / "diffusion_pytorch_model.safetensors")
+    with np.load(source / answers) as arrays:
         recording = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    return diffusers.read(request.param), recording
+    return diffusers.read(source), recording
 
 
 def conditions(foreign, recording):
@@ -41,14 +49,17 @@ def test_the_network_answers_as_theirs(case, array):
 
 def test_the_denoiser_asks_for_the_level_and_knows_the_estimate(case):
     foreign, recording = case
-    denoise = denoiser(foreign)
-    for i, t in enumerate((recording["t"].double() + 1).tolist()):
+    denoise, levels = denoiser(foreign), recording["t"].double()
+    times = denoise.sde.time(-2 * levels.log()) if foreign.config["sde"]["name"] == "vesde" else levels + 1
+    for i, t in enumerate(times.tolist()):
         one = slice(i, i + 1)
         given = {name: values[one] for name, values in conditions(foreign, recording).items()}
         alpha, sigma, _ = denoise.sde.at(t)
         x, out = recording["x"][one], recording["out"][one]
-        estimates = {"eps": (x - sigma * out) / alpha, "v": alpha * x - sigma * out}
+        estimates = {"eps": (x - sigma * out) / alpha, "v": alpha * x - sigma * out, "score": x + sigma**2 * out}
         assert per_sample(denoise(x, t, **given).x0, estimates[foreign.config["denoiser"]["parameterization"]]) < 1e-5
+        if foreign.config["sde"]["name"] == "vesde":
+            assert per_sample(denoise.score(x, t, **given), out) < 1e-5
 
 
 @pytest.fixture
@@ -60,7 +71,7 @@ def copy(tmp_path):
 def rewritten(path, **changes):
     """Change keys of a JSON file; None removes one."""
     told = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({key: value for key, value in told.items() if value is not None}))
+    path.write_text(json.dumps({key: value for key, value in told.items() if changes.get(key, 0) is not None}))
 
 
 # --- what a folder holds ----------------------------------------------------------------------------------------------
@@ -115,6 +126,27 @@ def test_schedulers_are_processes(copy, told, sde, estimate):
     assert config["denoiser"]["parameterization"] == estimate
 
 
+def test_the_pipeline_of_score_sde_is_its_process_and_its_data():
+    """Images are numbers from 0 to 1, and sampling ends at sampling_eps."""
+    config = diffusers.read(NCSNPP).config
+    assert config["sde"] == {"name": "vesde", "sigma_min": 0.02, "sigma_max": 90.0, "t_min": 1e-4}
+    assert config["denoiser"] == {"parameterization": "score", "sigma_data": 0.25, "c_noise": "sigma", "input": "raw"}
+    assert config["codec"] == {"name": "pixels", "low": 0.0}
+    assert diffusers.read(DDPM).config["codec"] == {"name": "pixels"}
+
+
+def test_frequencies_under_two_names_are_taken_once(tmp_path):
+    copy = shutil.copytree(NCSNPP, tmp_path / "copy")
+    path = copy / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"time_proj.W": tensors["time_proj.weight"].clone()}, path)
+    frequencies = diffusers.read(copy).weights["conditioning.features.frequencies"]
+    assert torch.equal(frequencies, tensors["time_proj.weight"].float())
+    save_file(tensors | {"time_proj.W": 2 * tensors["time_proj.weight"]}, path)
+    with pytest.raises(ForeignError, match=r"unexpected time_proj\.W"):
+        diffusers.read(copy)
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -152,6 +184,39 @@ def test_schedules_that_are_no_process_of_ours_are_refused(copy, told, message):
 )
 def test_networks_that_are_none_of_ours_are_refused(copy, told, message):
     rewritten(copy / "unet" / "config.json", **told)
+    with pytest.raises(ForeignError, match=message) as error:
+        diffusers.read(copy)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (
+            {"time_embedding_type": "positional"},
+            "'positional' is in no network of ours with SkipDownBlock2D; 'fourier'",
+        ),
+        ({"mid_block_scale_factor": 1}, "mid_block_scale_factor 1 is in no network of ours with SkipDownBlock2D"),
+        ({"norm_num_groups": 2}, "norm_num_groups 2 is in no network of ours"),
+        ({"down_block_types": ["SkipDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D"]}, "blocks Resnet"),
+        ({"up_block_types": ["SkipUpBlock2D", "UpBlock2D", "SkipUpBlock2D"]}, "blocks UpBlock2D are in no network"),
+        (
+            {
+                "down_block_types": ["SkipDownBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D"],
+                "up_block_types": ["AttnSkipUpBlock2D", "SkipUpBlock2D", "SkipUpBlock2D"],
+            },
+            "AttnSkipDownBlock2D of 8 channels is in no network of ours; 128 channels or more are",
+        ),
+        ({"block_out_channels": [4, 6, 8]}, "broken multiples of 4"),
+        ({"scheduler": "DDPMScheduler"}, "hears sigma, of a ScoreSdeVeScheduler"),
+    ],
+)
+def test_networks_of_sigma_that_are_none_of_ours_are_refused(tmp_path, told, message):
+    copy = shutil.copytree(NCSNPP, tmp_path / "copy")
+    if "scheduler" in told:
+        rewritten(copy / "scheduler" / "scheduler_config.json", _class_name=told["scheduler"])
+    else:
+        rewritten(copy / "unet" / "config.json", **told)
     with pytest.raises(ForeignError, match=message) as error:
         diffusers.read(copy)
     assert "\n" not in str(error.value)

@@ -31,7 +31,7 @@ FOLDERS = {
 CASES = {path.parent: name for name, folder in FOLDERS.items() for path in sorted((COPIES / folder).glob("*/io.npz"))}
 """Folder of a recording -> its format."""
 
-CLASSIFIER, NCSN = "tiny_classifier_adaptive", "ncsnv2_64"
+CLASSIFIER, NCSN, SIGMA = "tiny_classifier_adaptive", "ncsnv2_64", "tiny_ncsnpp"
 VE, LABELLED, PIPELINE, COSINE = (
     next(case for case in CASES if case.name == name)
     for name in ("ncsnpp_ve_skip", "tiny_improved", "tiny_ddpm", "tiny_dhariwal_iddpm")
@@ -120,6 +120,12 @@ def estimates_of_level(denoise, io):
         yield denoise(x, t, label=label[one]).x0, meant
 
 
+def scores_of_sigma(denoise, io):
+    """Of diffusers' NCSN++: our score, theirs."""
+    for i, t in enumerate(denoise.sde.time(-2 * io["t"].double().log()).tolist()):
+        yield denoise.score(io["x"][i : i + 1], t), io["out"][i : i + 1]
+
+
 def logits(classify, io):
     """Of a classifier: what our network says, and theirs."""
     yield classify.network(io["x"], io["timesteps"]), io["out"]
@@ -131,6 +137,9 @@ ANSWERS = {
     "guided_diffusion": estimates_of_level,
     "diffusers": estimates_of_level,
 }
+OTHERS = {CLASSIFIER: logits, SIGMA: scores_of_sigma}
+"""Recordings that hold another answer than their format's."""
+
 ALLOWED = {"ncsnpp_subvp": 5e-4, "ncsnpp_ve_skip": 2e-4, "tiny_song_residual_skip_ve": 2e-4}
 """Where not 1e-5: their deviation is off at t = 1e-3, random frequencies lose digits."""
 
@@ -141,7 +150,7 @@ def test_the_run_answers_as_the_reference_did(case):
     with np.load(source / "io.npz") as arrays:
         io = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
     _, denoise, _ = load_model(stored(workdir), workdir, Options())
-    answers = logits if source.name == CLASSIFIER else ANSWERS[CASES[source]]
+    answers = OTHERS.get(source.name, ANSWERS[CASES[source]])
     for ours, theirs in answers(denoise, io):
         assert per_sample(ours, theirs) < ALLOWED.get(source.name, 1e-5)
 

@@ -1,22 +1,26 @@
 """Reader of diffusers' folders: a UNet2DModel by itself, or a pipeline of one and a scheduler.
 
-Two of its settings are networks of ours: that of DDPM (sine first, no padding) is ``ddpm``, the default of the class
-(cosine first, padding) is ``adm`` as in improved diffusion.
+Three of its settings are networks of ours: that of DDPM (sine first, no padding) is ``ddpm``, the default of the class
+(cosine first, padding) is ``adm`` as in improved diffusion, and blocks of the kind SkipDownBlock2D are NCSN++ with
+``input_skip`` and ``output_skip``.
 """
 
 import json
+import math
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from models.adm import ADM
-from models.blocks import SelfAttention
+from models.blocks import Block, SelfAttention
 from models.checkpoints.foreign import Foreign
 from models.checkpoints.parts import Dialect, Tensors, names, with_null
 from models.checkpoints.safe import ForeignError
 from models.ddpm import DDPM
+from models.ncsnpp import InputSkip, NCSNpp, OutputSkip
 from storage.reading import read_text
 
 DIALECT = Dialect(
@@ -46,6 +50,12 @@ FIXED = {
 }
 """Settings of which ours know one value, that of diffusers where a config says nothing."""
 
+SKIP = {"time_embedding_type": "fourier", "mid_block_scale_factor": math.sqrt(2)}
+"""As ``FIXED``, where blocks of the kind SkipDownBlock2D have other values."""
+
+NORMALISED_ALIKE = 128
+"""Channels from which on the 32 groups of AttnSkipDownBlock2D and AttnSkipUpBlock2D are as many as ours."""
+
 EMBEDDINGS = {(False, 1, 0): "ddpm", (True, 0, 1): "adm"}
 """(flip_sin_to_cos, freq_shift, downsample_padding) -> network of ours."""
 
@@ -65,13 +75,16 @@ DEFAULTS = {
     "sample_size": None,
 }
 
+NETWORKS = {ADM: "adm", DDPM: "ddpm", NCSNpp: "ncsnpp"}
+
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
 def read(path: str | PathLike, weights: str = "ema") -> Foreign:
     """A folder of diffusers, or a file of weights next to the config.json of its network, in our words.
 
-    A folder without a scheduler is taken for DDPM's: 1,000 levels, a linear schedule, and the noise as estimate.
+    A folder without a scheduler is taken for DDPM's: 1,000 levels, a linear schedule, and the noise as estimate. NCSN++
+    needs its ScoreSdeVeScheduler, which has the noise levels.
 
     Args:
         path: folder of a pipeline (model_index.json, unet, scheduler) or of a network (config.json and weights), or a
@@ -103,16 +116,21 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
     def arrange(network: nn.Module) -> dict[str, str | tuple[str, ...]]:
         if "class_embedding.weight" in tensors:
             tensors["class_embedding.weight"] = with_null(tensors["class_embedding.weight"])
+        twin = tensors.get("time_proj.W")  # the same frequencies once more, in old files
+        if twin is not None and torch.equal(twin, tensors.get("time_proj.weight", twin)):
+            tensors["time_proj.weight"] = tensors.pop("time_proj.W")
         for name in [name for name in tensors if ".attentions." in name and tensors[name].ndim > 2]:
             tensors[name] = tensors[name].flatten(1)
-        modules = adm_modules(network) if kind is ADM else ddpm_modules(network)
+        modules = adm_modules(network) if kind is ADM else ncsnpp_modules(network)
         return names(network, modules) | attention_names(network, modules, tensors)
 
-    sde, denoiser = process(scheduler)
+    sections = process(scheduler)
+    if kind is NCSNpp and sections["sde"]["name"] != "vesde":
+        needs = "a network of SkipDownBlock2D hears sigma, of a ScoreSdeVeScheduler"
+        raise ForeignError(f"{scheduler}: {needs}; give the folder of a pipeline that has one")
     placed = tensors.placed(kind, options, arrange)
     shape = options.pop("shape")
-    network = {"name": "adm" if kind is ADM else "ddpm", **options}
-    config = {"sde": sde, "network": network, "denoiser": denoiser, "codec": {"name": "pixels"}}
+    config = {"network": {"name": NETWORKS[kind], **options}, **sections}
     return Foreign("diffusers", config, placed, shape, wrapper=tensors.wrapper, choice=choice or tensors.choice)
 
 
@@ -138,18 +156,20 @@ def architecture(told: dict[str, Any], path: Path) -> tuple[type[nn.Module], dic
 
     Raises: ForeignError naming the setting that ours do not know.
     """
-    for key, value in FIXED.items():
-        if told.get(key, value) != value:
-            raise ForeignError(f"{path}: {key} {told[key]!r} is in no network of ours; {value!r} is")
     try:
         downs, ups, counts = told["down_block_types"], told["up_block_types"], told["block_out_channels"]
     except KeyError as error:
         raise ForeignError(f"{path}: its config lacks {error.args[0]}; get it again") from None
-    unknown = sorted({*downs, *ups} - {"DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"})
+    skip = "Skip" if all("Skip" in name for name in downs) else ""
+    unknown = {*downs, *ups} - {f"{attn}{skip}{side}Block2D" for attn in ("", "Attn") for side in ("Down", "Up")}
     if unknown:
-        raise ForeignError(
-            f"{path}: blocks {', '.join(unknown)} are in no network of ours; DownBlock2D and its like are"
-        )
+        blocks = f"blocks {', '.join(sorted(unknown))} are in no network of ours"
+        raise ForeignError(f"{path}: {blocks}; DownBlock2D and its like, or SkipDownBlock2D and its like alone, are")
+    for key, value in (FIXED | SKIP if skip else FIXED).items():
+        given = told.get(key, value)
+        if given != value and not (isinstance(value, float) and math.isclose(given, value, rel_tol=1e-6)):
+            blocks = f"{skip}DownBlock2D"
+            raise ForeignError(f"{path}: {key} {given!r} is in no network of ours with {blocks}; {value!r} is")
     attends = [name.startswith("Attn") for name in downs]
     if attends != [name.startswith("Attn") for name in ups][::-1] or len(downs) != len(counts):
         raise ForeignError(f"{path}: its up_block_types do not mirror its down_block_types, as ours do")
@@ -157,13 +177,8 @@ def architecture(told: dict[str, Any], path: Path) -> tuple[type[nn.Module], dic
     if size is None:
         raise ForeignError(f"{path}: its config lacks sample_size; add the side of its images, in pixels")
     sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-    embedding = (told["flip_sin_to_cos"], told["freq_shift"], told["downsample_padding"])
-    if embedding not in EMBEDDINGS:
-        keys = "flip_sin_to_cos, freq_shift, downsample_padding"
-        raise ForeignError(f"{path}: {keys} {embedding} are in no network of ours; {list(EMBEDDINGS)} are")
 
     multiples = [count / counts[0] for count in counts]
-    learned, heads = told["out_channels"] == 2 * told["in_channels"], told["attention_head_dim"]
     options = {
         "shape": (told["in_channels"], *sides),
         "channels": counts[0],
@@ -172,24 +187,65 @@ def architecture(told: dict[str, Any], path: Path) -> tuple[type[nn.Module], dic
         "attention": tuple(max(sides) // 2**level for level, attending in enumerate(attends) if attending),
         "dropout": float(told["dropout"]),
         "num_classes": told["num_class_embeds"] or 0,
-        "norm_groups": told["norm_num_groups"],
         "norm_eps": told["norm_eps"],
-        "head_channels": heads or 0,
+        "head_channels": told["attention_head_dim"] or 0,
     }
+    return skip_architecture(told, options, path) if skip else plain_architecture(told, options, path)
+
+
+def skip_architecture(
+    told: dict[str, Any], options: dict[str, Any], path: Path
+) -> tuple[type[nn.Module], dict[str, Any]]:
+    """As ``architecture``, for blocks of the kind SkipDownBlock2D and what these have in common with others."""
+    counts, groups = told["block_out_channels"], told["norm_num_groups"]
+    if groups is not None and any(groups != min(count // 4, 32) for count in (counts[0], counts[-1])):
+        raise ForeignError(f"{path}: norm_num_groups {groups} is in no network of ours with these blocks; null is")
+    narrow = [
+        count
+        for count, name in zip(counts, told["down_block_types"])
+        if name.startswith("Attn") and count < NORMALISED_ALIKE
+    ]
+    if narrow:
+        theirs = f"{told['down_block_types'][counts.index(narrow[0])]} of {narrow[0]} channels"
+        raise ForeignError(f"{path}: {theirs} is in no network of ours; {NORMALISED_ALIKE} channels or more are")
+    if any(count % counts[0] for count in counts):
+        raise ForeignError(f"{path}: broken multiples of {counts[0]} channels are not in our ncsnpp")
+    return NCSNpp, options | {
+        "fir": (1.0, 3.0, 3.0, 1.0),
+        "progressive_input": "input_skip",
+        "progressive": "output_skip",
+        "embedding": "fourier",
+        "by_sigma": True,
+        "centred": not told["center_input_sample"],
+    }
+
+
+def plain_architecture(
+    told: dict[str, Any], options: dict[str, Any], path: Path
+) -> tuple[type[nn.Module], dict[str, Any]]:
+    """As ``architecture``, for blocks of the kind DownBlock2D and what these have in common with others."""
+    counts, learned = told["block_out_channels"], told["out_channels"] == 2 * told["in_channels"]
+    embedding = (told["flip_sin_to_cos"], told["freq_shift"], told["downsample_padding"])
+    if embedding not in EMBEDDINGS:
+        keys = "flip_sin_to_cos, freq_shift, downsample_padding"
+        raise ForeignError(f"{path}: {keys} {embedding} are in no network of ours; {list(EMBEDDINGS)} are")
+    options |= {"norm_groups": told["norm_num_groups"]}
     if EMBEDDINGS[embedding] == "ddpm":
         if learned or any(count % counts[0] for count in counts):
             raise ForeignError(f"{path}: twice the channels, or broken multiples of {counts[0]}, are not in our ddpm")
         return DDPM, options | {"centred": not told["center_input_sample"]}
     if told["center_input_sample"]:
         raise ForeignError(f"{path}: center_input_sample is not in our adm")
-    if not heads:
+    if not options["head_channels"]:
         options |= {"heads": 1, "head_channels": 64}
     options |= {"scale_shift": False, "resample_blocks": False, "norm_group": 1, "learned_variance": learned}
     return ADM, options
 
 
-def process(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The sections sde and denoiser, from the config of a scheduler.
+def process(folder: Path) -> dict[str, dict[str, Any]]:
+    """The sections sde, denoiser and codec, from the config of a scheduler.
+
+    ScoreSdeVePipeline makes images of numbers from 0 to 1, DDPMPipeline of those from -1 to 1.
 
     Raises: ForeignError for a schedule that is no process of ours.
     """
@@ -198,8 +254,9 @@ def process(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     name = told.get("_class_name", "DDPMScheduler")
     if name == "ScoreSdeVeScheduler":
         sde = {"name": "vesde", "sigma_min": told.get("sigma_min", 0.01), "sigma_max": told.get("sigma_max", 1348.0)}
-        told_sigma = {"parameterization": "score", "sigma_data": 0.5, "c_noise": "sigma", "input": "raw"}
-        return {**sde, "t_min": told.get("sampling_eps", 1e-5)}, told_sigma
+        sde["t_min"] = told.get("sampling_eps", 1e-5)
+        denoiser = {"parameterization": "score", "sigma_data": 0.25, "c_noise": "sigma", "input": "raw"}
+        return {"sde": sde, "denoiser": denoiser, "codec": {"name": "pixels", "low": 0.0}}
     schedule, prediction = told.get("beta_schedule", "linear"), told.get("prediction_type", "epsilon")
     if "beta_schedule" not in told and name not in ("DDPMScheduler", "DDIMScheduler"):
         raise ForeignError(f"{path}: {name} names no beta_schedule; those of DDPMScheduler and its like can be read")
@@ -217,7 +274,8 @@ def process(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ForeignError(
             f"{path}: beta_schedule {schedule!r} is no process of ours; linear and squaredcos_cap_v2 are"
         )
-    return sde, {"parameterization": PREDICTIONS[prediction], "sigma_data": 0.5, "c_noise": "level", "input": "raw"}
+    denoiser = {"parameterization": PREDICTIONS[prediction], "sigma_data": 0.5, "c_noise": "level", "input": "raw"}
+    return {"sde": sde, "denoiser": denoiser, "codec": {"name": "pixels"}}
 
 
 def ends(first: str, second: str) -> dict[str, str]:
@@ -227,24 +285,30 @@ def ends(first: str, second: str) -> dict[str, str]:
 
 
 def stages(ours: str, entries: nn.ModuleList, theirs: str) -> dict[str, str]:
-    """Module of ours -> module of theirs, of blocks and the attention behind them."""
-    modules = {}
+    """Module of ours -> module of theirs, of blocks and the attention behind them, which they count by itself."""
+    modules, attending = {}, 0
     for i, stage in enumerate(entries):
-        modules |= DIALECT.stage(f"{ours}.{i}", stage, f"{theirs}.resnets.{i}", f"{theirs}.attentions.{i}")
+        modules |= DIALECT.stage(f"{ours}.{i}", stage, f"{theirs}.resnets.{i}", f"{theirs}.attentions.{attending}")
+        attending += isinstance(stage.attention, SelfAttention)
     return modules
 
 
-def ddpm_modules(network: DDPM) -> dict[str, str]:
-    """Module of ours -> module of theirs."""
+def ncsnpp_modules(network: NCSNpp) -> dict[str, str]:
+    """Module of ours -> module of theirs; ``ddpm`` is such a network."""
     modules = ends("conditioning.linear1", "conditioning.linear2") | stages("middle", network.middle, "mid_block")
-    modules |= {"norm": "conv_norm_out", "output": "conv_out"}
+    modules["conditioning.features.frequencies"] = "time_proj.weight"
     for side, levels, change in (("encoder", network.encoder, "down"), ("decoder", network.decoder, "up")):
         for i, level in enumerate(levels):
-            at = f"{change}_blocks.{i}"
-            modules |= stages(f"{side}.{i}.stages", level.stages, at)
-            if level.change is not None:
-                modules[f"{side}.{i}.change.conv"] = f"{at}.{change}samplers.0.conv"
-    return modules
+            at, ours = f"{change}_blocks.{i}", f"{side}.{i}"
+            modules |= stages(f"{ours}.stages", level.stages, at)
+            if isinstance(level.change, Block):
+                modules |= DIALECT.stage(f"{ours}.change", level.change, f"{at}.resnet_{change}", "")
+            elif level.change is not None:
+                modules[f"{ours}.change.conv"] = f"{at}.{change}samplers.0.conv"
+            if isinstance(level.pyramid, (InputSkip, OutputSkip)):
+                modules |= {f"{ours}.pyramid.{part}": f"{at}.skip_{part}" for part in ("norm", "conv")}
+    last = f"decoder.{len(network.decoder) - 1}.pyramid." if network.skips else ""
+    return modules | {f"{last}norm": "conv_norm_out", f"{last}{'conv' if last else 'output'}": "conv_out"}
 
 
 def adm_modules(network: ADM) -> dict[str, str]:
