@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.brownian import PLACES, motion
-from samplers.loop import Draw, Step
+from samplers.loop import Draw, Step, checked
 from sde_lib import ADAPTIVE, SDE, TORCHDIFFEQ, Flow, Gaussian, NonFiniteError, NotConvergedError
 from sde_lib.denoiser import Denoiser, of_rows
 from sde_lib.devices import put
@@ -56,7 +56,11 @@ class ODE(Step):
         return self.follow(denoise, x, t, s)
 
     def follow(self, denoise: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
-        """The state at time s, earlier or later than t."""
+        """The state at time s, earlier or later than t.
+
+        Raises: ValueError for times that are not two of the SDE.
+        """
+        checked(self.sde, sorted((t, s), reverse=True))
         flow = Flow(self.sde, denoise, (self.gaussian or Gaussian.standard(x)).like(x))
         return flow.leave(self.solve(flow, flow.enter(x, t), flow.angle(t), flow.angle(s)).u, s)
 

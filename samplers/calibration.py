@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.loop import Draw, Step
+from samplers.loop import Draw, Step, checked
 from samplers.multistep import Move, Multistep
 from sde_lib import SDE
 from sde_lib.denoiser import Denoiser
@@ -102,9 +102,10 @@ def follow(step: Step, denoise: Denoiser, x: Tensor, times: Sequence[float]) -> 
 
     Shapes: x (B, *), and so returned.
     """
-    step.sde.tabulate(torch.tensor(times, dtype=torch.float64))
-    step.reset(list(times))
-    for t, s in pairwise(times):
+    grid = checked(step.sde, times)
+    step.sde.tabulate(grid)
+    step.reset(grid.tolist())
+    for t, s in pairwise(grid.tolist()):
         x = step(denoise, x, t, s, torch.zeros_like)
     return x
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samplers.adaptive import ODE
-from samplers.loop import Constraint, Draw, Step, sample
+from samplers.loop import Constraint, Draw, Step, checked, sample
 from sde_lib import SDE
 from sde_lib.denoiser import Denoiser
 
@@ -67,6 +67,7 @@ def sdedit(
     Shapes: x (B, *); returns (B, *).
     Reference: Meng et al., "SDEdit", 2022, algorithm 1. arXiv:2108.01073
     """
+    times = checked(step.sde, times)
     return sample(step, denoise, step.sde.perturb(x, draw(x), times[0].item()), times, draw, constrain)
 
 

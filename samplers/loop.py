@@ -2,9 +2,10 @@
 
 import collections
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, repeat
 
+import torch
 from torch import Tensor
 
 from samplers.brownian import Brownian
@@ -64,13 +65,14 @@ def trajectory(
     grid that ends at the data says the same in other words: its last move is the finish.
 
     Args:
-        times: (num_steps + 1,) float64 on the CPU, decreasing but for returns; x is the state at the first. The last
-            may be the time of the data, where sigma = 0.
+        times: (num_steps + 1,) as ``checked``; x is the state at the first.
         draw: where the noise of stochastic steps comes from; a ``Brownian`` gives each move its part of one path.
         constrain: applied to every state that a step has made, and to the data.
+    Raises: ValueError for times that are no grid of the SDE, and for a state that is no batch of real numbers.
     Reference: Lugmayr et al., "RePaint", 2022, algorithm 1, for times that rise. arXiv:2201.09865
     """
     check_state(x)
+    times = checked(step.sde, times)
     noisy = times[step.sde.sigma(times) > 0]
     step.sde.tabulate(noisy)
     stretches = _stretches(noisy.tolist())
@@ -96,6 +98,33 @@ def sample(
     """The data at the end of ``trajectory``."""
     states = trajectory(step, denoise, x, times, draw, constrain)
     return collections.deque(states, maxlen=1).pop()
+
+
+def checked(sde: SDE, times: Tensor | Sequence[float]) -> Tensor:
+    """The times of a grid as float64 on the CPU.
+
+    They fall from the first to the last; on the way they may rise again, but not above the first. Each is from t_min to
+    t_max, to a millionth, or the time of the data, where sigma = 0.
+
+    Shapes: times (N + 1,), and so returned.
+    Raises: ValueError naming what is not so.
+    """
+    times = torch.as_tensor(times, dtype=torch.float64, device="cpu")
+    if times.ndim != 1 or not len(times):
+        raise ValueError(f"times of shape {tuple(times.shape)}: need (N + 1,) for N steps; samplers.GRIDS has grids")
+    low, high = sde.t_min * (1 - _ROUNDING), sde.t_max * (1 + _ROUNDING)
+    for number, t in enumerate(times.tolist()):
+        if not (low <= t <= high or (t < low and sde.sigma(times[number]) == 0)):
+            raise ValueError(f"time {number} is {t:g}: need {sde.t_min:g} to {sde.t_max:g} for this SDE, or its data")
+    for number, (t, s) in enumerate(pairwise(times.tolist()), 1):
+        if s == t or s > times[0]:
+            raise ValueError(f"time {number} is {s:g} after {t:g}: a grid falls towards the data and repeats none")
+    if not times[-1] == times.min() or not sde.sigma(times[:1]) > 0:
+        raise ValueError(f"times from {times[0]:g} to {times[-1]:g}: the first has noise, and the last is the least")
+    return times
+
+
+_ROUNDING = 1e-6  # of times in float32
 
 
 def _stretches(times: list[float]) -> Iterator[list[float]]:

@@ -21,6 +21,7 @@ from samplers import (
     sdedit,
     translate,
 )
+from samplers.calibration import follow
 from sde_lib import (
     SDES,
     SOLVERS,
@@ -218,3 +219,58 @@ def test_a_state_is_a_batch_of_a_tensor(denoise):
         denoise(np.zeros((3, 2)), 0.5)
     with pytest.raises(ValueError, match=r"the state is one number: need a batch of examples"):
         denoise(torch.tensor(1.0), 0.5)
+
+
+# --- grids ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adams", "ancestral", "ode"])
+def test_a_grid_may_be_a_list_or_of_another_dtype(denoise, process, name):
+    x, times = torch.ones(3, 2), [1.0, 0.5, 0.125]
+    expected = sample(STEPS[name](process), denoise, x, torch.tensor(times, dtype=torch.float64), draw_of(x))
+    for grid in (times, torch.tensor(times), np.array(times)):
+        assert torch.equal(sample(STEPS[name](process), denoise, x, grid, draw_of(x)), expected)
+
+
+def test_the_ends_of_an_sde_may_be_rounded_to_float32(denoise, process):
+    x, times = torch.ones(3, 2), GRIDS["uniform"](process, 3)
+    assert times.float()[-1].double() != times[-1]
+    found = sample(STEPS["ddim"](process), denoise, x, times.float(), draw_of(x))
+    torch.testing.assert_close(found, sample(STEPS["ddim"](process), denoise, x, times, draw_of(x)))
+
+
+def test_one_time_is_the_last_denoising(denoise, process):
+    x = torch.ones(3, 2)
+    assert torch.equal(sample(STEPS["ddim"](process), denoise, x, [0.5], draw_of(x)), denoise(x, 0.5).x0)
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([], r"times of shape \(0,\): need \(N \+ 1,\)"),
+        ([[1.0, 0.5]], r"times of shape \(1, 2\): need \(N \+ 1,\)"),
+        ([0.1, 0.5, 1.0], "time 1 is 0.5 after 0.1: a grid falls towards the data"),
+        ([1.0, 0.5, 0.5, 0.1], "time 2 is 0.5 after 0.5: a grid falls .* repeats none"),
+        ([1.0, 0.1, 0.5], "times from 1 to 0.5: the first has noise, and the last is the least"),
+        ([0.0], "times from 0 to 0: the first has noise"),
+        ([1.0, float("nan"), 0.1], "time 1 is nan: need 1e-05 to 1 for this SDE"),
+        ([float("inf"), 0.5], "time 0 is inf: need 1e-05 to 1 for this SDE"),
+        ([2.0, 0.5], "time 0 is 2: need 1e-05 to 1 for this SDE"),
+        ([1.0, 1e-7], "time 1 is 1e-07: need 1e-05 to 1 for this SDE"),
+        ([1.0, -0.5], "time 1 is -0.5: need 1e-05 to 1 for this SDE"),
+    ],
+)
+def test_times_that_are_no_grid_are_refused(denoise, process, times, message):
+    x, step = torch.ones(3, 2), STEPS["adams"](process)
+    for work in (sample, sdedit):
+        with pytest.raises(ValueError, match=message):
+            work(step, denoise, x, torch.tensor(times), draw_of(x))
+    with pytest.raises(ValueError, match=message):
+        follow(step, denoise, x, times)
+
+
+@pytest.mark.parametrize(("t", "s"), [(0.5, 2.0), (float("nan"), 1.0), (-1.0, 0.5), (0.5, 0.5)])
+def test_the_flow_goes_between_two_times_of_the_sde(denoise, process, t, s):
+    for start, end in ((t, s), (s, t)):
+        with pytest.raises(ValueError, match=r"time \d is .*: "):
+            ODE(process).follow(denoise, torch.ones(3, 2), start, end)
