@@ -50,6 +50,7 @@ def interrupted_at_import(tmp_path, **options):
     (tmp_path / "absl").mkdir()
     interrupt = "import os, signal, sys; os.kill(os.getpid(), signal.SIGINT); sys.exit(7)"
     (tmp_path / "absl" / "__init__.py").write_text(interrupt)
+    options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # the suite may ignore it
     return ended(env={**os.environ, "PYTHONPATH": str(tmp_path)}, stdout=subprocess.DEVNULL, **options)
 
 
@@ -64,7 +65,7 @@ def test_a_command_that_ignores_ctrl_c_goes_on(tmp_path):
 
 
 def test_a_mode_gets_ctrl_c_as_an_exception(monkeypatch):
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         terminal.end_on_interrupt()
         assert signal.getsignal(signal.SIGINT) is terminal._end
