@@ -33,7 +33,7 @@ exit status:
 """
 
 if __name__ == "__main__":  # before the imports that take a second
-    from engine.terminal import end_on_interrupt
+    from score_sde.engine.terminal import end_on_interrupt
 
     end_on_interrupt()
 
@@ -53,13 +53,14 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from engine.config import Options, names, read_run, to_json
-from engine.errors import UnknownName, describe, exit_status, unknown
-from engine.malloc import keep_freed
-from engine.resolve import again, changes_of, registered_elsewhere, resolve, single
-from engine.terminal import drop_output, flush_output, open_output, raise_on_interrupt
-from storage.naming import printable
-from storage.writing import confined
+from score_sde.engine.commands import PROGRAM
+from score_sde.engine.config import Options, names, read_run, to_json
+from score_sde.engine.errors import UnknownName, describe, exit_status, unknown
+from score_sde.engine.malloc import keep_freed
+from score_sde.engine.resolve import again, changes_of, registered_elsewhere, resolve, single
+from score_sde.engine.terminal import drop_output, flush_output, open_output, raise_on_interrupt
+from score_sde.storage.naming import printable
+from score_sde.storage.writing import confined
 
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 """Threads that wait for each other spin for some microseconds and then sleep: longer, and others on the machine pay for
@@ -69,19 +70,19 @@ if not WAITING.keys() & os.environ.keys():
     os.environ.update(WAITING)
 
 MODES = {
-    "train": "engine.train",
-    "sample": "engine.sample",
-    "tune": "engine.tune",
-    "likelihood": "engine.likelihood",
-    "bound": "engine.bound",
-    "evaluate": "engine.evaluate",
-    "sweep": "engine.sweep",
-    "profiles": "engine.profiles",
-    "edit": "engine.edit",
-    "data": "engine.inspect",
-    "import": "engine.importing",
-    "export": "engine.exporting",
-    "selftest": "engine.selftest",
+    "train": "score_sde.engine.train",
+    "sample": "score_sde.engine.sample",
+    "tune": "score_sde.engine.tune",
+    "likelihood": "score_sde.engine.likelihood",
+    "bound": "score_sde.engine.bound",
+    "evaluate": "score_sde.engine.evaluate",
+    "sweep": "score_sde.engine.sweep",
+    "profiles": "score_sde.engine.profiles",
+    "edit": "score_sde.engine.edit",
+    "data": "score_sde.engine.inspect",
+    "import": "score_sde.engine.importing",
+    "export": "score_sde.engine.exporting",
+    "selftest": "score_sde.engine.selftest",
 }
 """The module of each mode, imported when it runs: run(config, workdir, options)."""
 
@@ -161,7 +162,8 @@ def help_text() -> str:
         textwrap.fill(f"  --{name:<12} {values[name].help}", 120, subsequent_indent=" " * 17, break_on_hyphens=False)
         for name in values
     ]
-    return f"{usage}flags:\n" + "\n".join(lines) + f"\n\nexamples:\n{examples}"
+    text = f"{usage}flags:\n" + "\n".join(lines) + f"\n\nexamples:\n{examples}"
+    return text.replace("python run.py", PROGRAM)
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -220,7 +222,7 @@ def run(argv: Sequence[str]) -> None:
         if options.weights not in ("ema", "raw"):
             raise ValueError(f"--weights {options.weights}: a source holds ema or raw")
         options = dataclasses.replace(options, overrides=tuple(changes))
-    ranks = importlib.import_module("engine.ranks")  # late: it brings torch
+    ranks = importlib.import_module("score_sde.engine.ranks")  # late: it brings torch
     ranks.check_environment()
     if values.mode not in SHARED and ranks.leave_to_first():
         return
@@ -235,7 +237,7 @@ def run(argv: Sequence[str]) -> None:
         hint = "" if values.config or values.mode in ALONE else registered_elsewhere(error, read_run(workdir))
         raise ValueError(hint) if hint else error from None
     except (RuntimeError, MemoryError) as error:
-        memory = importlib.import_module("engine.memory")
+        memory = importlib.import_module("score_sde.engine.memory")
         if not memory.ran_out(error):
             raise
         raise memory.explained(values.mode, config, error) from error

@@ -15,9 +15,9 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from samplers import GRIDS, STEPS, Noise, Step, sample, trajectory  # noqa: E402
-from sde_lib import SDE, SDES, GaussianMixture, Prediction  # noqa: E402
-from sde_lib.process import Moment  # noqa: E402
+from score_sde.samplers import GRIDS, STEPS, Noise, Step, sample, trajectory  # noqa: E402
+from score_sde.sde_lib import SDE, SDES, GaussianMixture, Prediction  # noqa: E402
+from score_sde.sde_lib.process import Moment  # noqa: E402
 
 BUMPS = GaussianMixture(
     torch.tensor([0.3, 0.7]).double(), torch.tensor([[-1.0], [0.8]]).double(), torch.tensor([[0.04], [0.16]]).double()

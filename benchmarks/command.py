@@ -7,7 +7,7 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from engine.errors import describe, exit_status
+from score_sde.engine.errors import describe, exit_status
 
 
 def paths(*names: str) -> list[Path]:

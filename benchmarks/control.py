@@ -25,10 +25,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.command import end  # noqa: E402
-from engine.build import DataFacts, build, load_model  # noqa: E402
-from engine.config import Options, load, stored  # noqa: E402
-from engine.files import read_npz  # noqa: E402
-from samplers import (  # noqa: E402
+from score_sde.engine.build import DataFacts, build, load_model  # noqa: E402
+from score_sde.engine.config import Options, load, stored  # noqa: E402
+from score_sde.engine.files import read_npz  # noqa: E402
+from score_sde.samplers import (  # noqa: E402
     autoguidance,
     classifier,
     classifier_free,
@@ -41,7 +41,7 @@ from samplers import (  # noqa: E402
     static_threshold,
     within,
 )
-from sde_lib import Gaussian, Prediction  # noqa: E402
+from score_sde.sde_lib import Gaussian, Prediction  # noqa: E402
 
 FACTS = DataFacts((1, 8, 8), 17, 0.7, 20.0)
 T = 0.4

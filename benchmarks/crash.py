@@ -29,7 +29,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine import checkpoint  # noqa: E402
+from score_sde.engine import checkpoint  # noqa: E402
 
 STEPS = 120
 KEYS = {

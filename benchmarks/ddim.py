@@ -24,10 +24,10 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.command import end, paths  # noqa: E402
 from benchmarks.digits import digits, frechet_distance  # noqa: E402
-from engine.config import Options, stored  # noqa: E402
-from engine.sample import draw, load  # noqa: E402
-from samplers import DDIM, GRIDS, Ancestral, Step  # noqa: E402
-from sde_lib import SDE  # noqa: E402
+from score_sde.engine.config import Options, stored  # noqa: E402
+from score_sde.engine.sample import draw, load  # noqa: E402
+from score_sde.samplers import DDIM, GRIDS, Ancestral, Step  # noqa: E402
+from score_sde.sde_lib import SDE  # noqa: E402
 
 NUM_STEPS = (10, 20, 50, 100, 1000)
 NUM_SAMPLES = 500

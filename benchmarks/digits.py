@@ -25,8 +25,8 @@ from sklearn.svm import SVC
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.command import end, paths
-from data import DATASETS
-from engine.files import read_npz
+from score_sde.data import DATASETS
+from score_sde.engine.files import read_npz
 
 
 class Figure(NamedTuple):

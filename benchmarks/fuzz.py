@@ -35,11 +35,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 RECORDED = ROOT / "tests" / "data"
 
-import run as command_line  # noqa: E402
 from benchmarks.fuzz_inputs import OUTSIDE, PIPE, Files, changed_files, command, expression, signed  # noqa: E402
-from configs import default  # noqa: E402
-from engine.config import Options, flat, load, override, stored, to_json  # noqa: E402
-from engine.errors import describe, exit_status  # noqa: E402
+from score_sde import run as command_line  # noqa: E402
+from score_sde.configs import default  # noqa: E402
+from score_sde.engine.config import Options, flat, load, override, stored, to_json  # noqa: E402
+from score_sde.engine.errors import describe, exit_status  # noqa: E402
 
 SECONDS = 10
 MEMORY = 2**30
@@ -221,10 +221,10 @@ def foreign(name: str) -> list[Files]:
 
 def read_foreign(folder: Path) -> None:
     """As the mode import does, up to the network."""
-    from engine.build import make
-    from engine.importing import facts_of, resolved
-    from models.checkpoints import FORMATS, recognise
-    from sde_lib import SDES
+    from score_sde.engine.build import make
+    from score_sde.engine.importing import facts_of, resolved
+    from score_sde.models.checkpoints import FORMATS, recognise
+    from score_sde.sde_lib import SDES
 
     files = [path for path in folder.rglob("*") if path.suffix in (".pt", ".pth") and path.is_file()]
     name, path = recognise(files[0] if len(files) == 1 else folder)
@@ -238,9 +238,9 @@ def checkpoint_seeds() -> list[Files]:
     """A run of a small network, as training writes it."""
     import torch
 
-    from engine import checkpoint
-    from engine.build import DataFacts, build
-    from engine.importing import save
+    from score_sde.engine import checkpoint
+    from score_sde.engine.build import DataFacts, build
+    from score_sde.engine.importing import save
 
     config = load("points")
     config.network.width, config.device = 8, "cpu"
@@ -254,8 +254,8 @@ def checkpoint_seeds() -> list[Files]:
 
 def read_checkpoint(folder: Path) -> None:
     """As the modes that use a run, and as training that goes on."""
-    from engine import checkpoint
-    from engine.build import load as load_run
+    from score_sde.engine import checkpoint
+    from score_sde.engine.build import load as load_run
 
     config = stored(folder)
     for weights in ("ema", "raw"):
@@ -314,7 +314,7 @@ def images(form: str) -> list[Files]:
 
 def read_set(folder: Path) -> None:
     """Both splits, some examples of each; in two of four the broken ones are left out, or the limit is small."""
-    from data import read_images
+    from score_sde.data import read_images
 
     path = next((folder / name for name in ("x", "x.zip", "x.npy", "x.npz") if (folder / name).exists()), folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -325,7 +325,7 @@ def read_set(folder: Path) -> None:
 
 def read_paired(folder: Path) -> None:
     """A set of pairs."""
-    from data import read_pairs
+    from score_sde.data import read_pairs
 
     for split in ("test", "train"):
         read_pairs(split, str(folder / "x.npz")).batch([0])
@@ -423,7 +423,8 @@ def make_target(name: str) -> Target:
     elif name in FOREIGN:
         seeds, read = foreign(name), read_foreign
     else:
-        importlib.import_module("data")  # it brings torch, which on a busy machine takes longer than an input may
+        # It brings torch, which on a busy machine takes longer than an input may.
+        importlib.import_module("score_sde.data")
         seeds, read = images(name), read_paired if name == "pairs" else read_set
     return Target(lambda rng: changed_files(rng, seeds), read, seeds)
 

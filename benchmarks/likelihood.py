@@ -30,14 +30,14 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.command import end  # noqa: E402
 from benchmarks.problems import digits64, first_guess  # noqa: E402
-from engine.build import load, read_dataset  # noqa: E402
-from engine.config import Options, stored  # noqa: E402
-from samplers import Noise  # noqa: E402
-from sde_lib import SDE, SDES, Denoiser, Exact, Gaussian, Hutchinson, Prediction, log_prob  # noqa: E402
-from sde_lib.adams import Adams  # noqa: E402
-from sde_lib.likelihood import Solver, matched_prior  # noqa: E402
-from sde_lib.runge_kutta import DormandPrince  # noqa: E402
-from sde_lib.solvers import Torchdiffeq  # noqa: E402
+from score_sde.engine.build import load, read_dataset  # noqa: E402
+from score_sde.engine.config import Options, stored  # noqa: E402
+from score_sde.samplers import Noise  # noqa: E402
+from score_sde.sde_lib import SDE, SDES, Denoiser, Exact, Gaussian, Hutchinson, Prediction, log_prob  # noqa: E402
+from score_sde.sde_lib.adams import Adams  # noqa: E402
+from score_sde.sde_lib.likelihood import Solver, matched_prior  # noqa: E402
+from score_sde.sde_lib.runge_kutta import DormandPrince  # noqa: E402
+from score_sde.sde_lib.solvers import Torchdiffeq  # noqa: E402
 
 ROUNDS = 3
 SHAPE = 1, 8, 8

@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.problems import digits64, first_guess, gmm1d, gmm2d  # noqa: E402
-from sde_lib import DEQUANTIZATIONS, SDES, Exact, Gaussian, GaussianMixture, log_prob, nodes  # noqa: E402
-from sde_lib.adams import Adams  # noqa: E402
-from sde_lib.dequantization import data_time  # noqa: E402
+from score_sde.sde_lib import DEQUANTIZATIONS, SDES, Exact, Gaussian, GaussianMixture, log_prob, nodes  # noqa: E402
+from score_sde.sde_lib.adams import Adams  # noqa: E402
+from score_sde.sde_lib.dequantization import data_time  # noqa: E402
 
 BUDGETS = (16, 32, 64, 128)
 LAWS_OF_NODES = ((nodes.CENTRE, nodes.SHARE), (0.6, 0.8), (0.3, 0.8))

@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.likelihood import Problem, mixture, network  # noqa: E402
-from samplers import Noise  # noqa: E402
-from sde_lib import PROBES, Hutchinson, Prediction, log_prob  # noqa: E402
-from sde_lib.adams import Adams  # noqa: E402
-from sde_lib.likelihood import matched_prior  # noqa: E402
-from sde_lib.process import Time  # noqa: E402
-from sde_lib.trace import redrawn  # noqa: E402
+from score_sde.samplers import Noise  # noqa: E402
+from score_sde.sde_lib import PROBES, Hutchinson, Prediction, log_prob  # noqa: E402
+from score_sde.sde_lib.adams import Adams  # noqa: E402
+from score_sde.sde_lib.likelihood import matched_prior  # noqa: E402
+from score_sde.sde_lib.process import Time  # noqa: E402
+from score_sde.sde_lib.trace import redrawn  # noqa: E402
 
 ROWS = ((8, 1), (16, 1), (24, 1), (32, 1), (48, 1), (32, 4), (32, 16))
 """Evaluations, and probes at each."""

@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import run  # noqa: E402
 from benchmarks.command import end, paths  # noqa: E402
+from score_sde import run  # noqa: E402
 
 RECIPES = {
     "edm": [],

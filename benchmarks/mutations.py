@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from engine import selftest
-from engine.checks import CHECKS, Setting
+from score_sde.engine import selftest
+from score_sde.engine.checks import CHECKS, Setting
 from tests.mutations import MUTATIONS, noticed
 
 PAGE = """# Selftest

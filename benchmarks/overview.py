@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.command import end, paths  # noqa: E402
-from engine.config import Options, stored  # noqa: E402
-from engine.sample import load, make_step, make_times  # noqa: E402
-from samplers import Noise, trajectory  # noqa: E402
-from sde_lib import log_prob  # noqa: E402
-from sde_lib.adams import Adams  # noqa: E402
+from score_sde.engine.config import Options, stored  # noqa: E402
+from score_sde.engine.sample import load, make_step, make_times  # noqa: E402
+from score_sde.samplers import Noise, trajectory  # noqa: E402
+from score_sde.sde_lib import log_prob  # noqa: E402
+from score_sde.sde_lib.adams import Adams  # noqa: E402
 
 ROWS, MOMENTS, CELLS = 6, 10, 120
 

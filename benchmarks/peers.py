@@ -22,7 +22,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from sde_lib import SDE
+from score_sde.sde_lib import SDE
 
 Denoise = Callable[[Tensor, float], Tensor]
 """(y, ratio) -> x0."""

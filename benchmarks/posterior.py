@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.command import end  # noqa: E402
-from samplers import (  # noqa: E402
+from score_sde.samplers import (  # noqa: E402
     DPS,
     GRIDS,
     Adams,
@@ -41,8 +41,8 @@ from samplers import (  # noqa: E402
     resampled,
     sample,
 )
-from sde_lib import SDE, SDES, Gaussian, GaussianMixture  # noqa: E402
-from sde_lib.denoiser import Denoiser  # noqa: E402
+from score_sde.sde_lib import SDE, SDES, Gaussian, GaussianMixture  # noqa: E402
+from score_sde.sde_lib.denoiser import Denoiser  # noqa: E402
 
 EVALUATIONS = (20, 50, 100, 250)
 REPEATS, JUMP = 5, 2

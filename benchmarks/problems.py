@@ -19,15 +19,15 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine import tuned  # noqa: E402
-from engine.build import load  # noqa: E402
-from engine.config import Options, stored  # noqa: E402
-from engine.sample import make_step  # noqa: E402
-from samplers import Step  # noqa: E402
-from samplers.calibration import Tuned  # noqa: E402
-from sde_lib import SDE, SDES, Denoiser, Flow, Gaussian, GaussianMixture, Prediction  # noqa: E402
-from sde_lib.process import Time  # noqa: E402
-from sde_lib.runge_kutta import DormandPrince  # noqa: E402
+from score_sde.engine import tuned  # noqa: E402
+from score_sde.engine.build import load  # noqa: E402
+from score_sde.engine.config import Options, stored  # noqa: E402
+from score_sde.engine.sample import make_step  # noqa: E402
+from score_sde.samplers import Step  # noqa: E402
+from score_sde.samplers.calibration import Tuned  # noqa: E402
+from score_sde.sde_lib import SDE, SDES, Denoiser, Flow, Gaussian, GaussianMixture, Prediction  # noqa: E402
+from score_sde.sde_lib.process import Time  # noqa: E402
+from score_sde.sde_lib.runge_kutta import DormandPrince  # noqa: E402
 
 CLUSTERS, DIRECTIONS, FLOOR = 5, 12, 0.05
 CACHE = Path(tempfile.gettempdir()) / "solver-benchmark"

@@ -34,9 +34,9 @@ SPIN = "import time; end = time.monotonic() + 600\nwhile time.monotonic() < end:
 
 def trainer(config_name: str, **keys: object):  # noqa: ANN201, what it returns comes late
     """The trainer of a config in a folder of its own, on the CPU."""
-    from engine.build import read_dataset
-    from engine.config import load, override
-    from engine.trainer import Trainer
+    from score_sde.engine.build import read_dataset
+    from score_sde.engine.config import load, override
+    from score_sde.engine.trainer import Trainer
 
     config = load(config_name)
     changes = {"device": "cpu"} | {key.replace("__", "."): value for key, value in keys.items()}
@@ -141,7 +141,7 @@ def normals() -> Callable[[], object]:
     """Noise of 16 images of 3x32x32, keyed by their seeds."""
     import torch
 
-    from samplers import Noise
+    from score_sde.samplers import Noise
 
     noise, like = Noise(torch.arange(16)), torch.zeros(16, 3, 32, 32)
     return lambda: noise(like)
@@ -155,7 +155,7 @@ JOBS = {
 
 def allocating(name: str, kept: str) -> None:
     """Work for ``SECONDS`` whenever a line comes in; answer with milliseconds of CPU time and page faults of one."""
-    from engine.malloc import keep_freed
+    from score_sde.engine.malloc import keep_freed
 
     if kept:
         keep_freed()
@@ -217,7 +217,7 @@ def shard(path: str) -> None:
     """One of several processes of ``sharding``; the first one prints the line."""
     import torch
 
-    from engine import ranks
+    from score_sde.engine import ranks
 
     keys = {"data__name": "images", "data__path": path, "data__test_path": "", "threads": 1}
     keys |= {"network__channels": 32, "train__batch_size": 4, "train__precision": "float32"}
@@ -240,7 +240,7 @@ def shard(path: str) -> None:
 
 def reading() -> None:
     """Milliseconds a step of 40 ms beside a dataset that takes 20 ms for a batch."""
-    from data.loader import Prefetched
+    from score_sde.data.loader import Prefetched
 
     def read(position: int) -> dict:
         time.sleep(0.02)
@@ -267,9 +267,9 @@ def work() -> None:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from configs import default
-    from engine.config import load
-    from models import NETWORKS as KINDS
+    from score_sde.configs import default
+    from score_sde.engine.config import load
+    from score_sde.models import NETWORKS as KINDS
 
     recipes = {name: (load(name).network, 32) for name in ("cifar10", "cifar10_ddpmpp_vp")}
     recipes["ADM of ImageNet-64"] = (default.choose("network", "adm", **IMAGENET_64), 64)

@@ -20,8 +20,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.command import end, paths
-from models import NETWORKS
-from sde_lib import EDMSDE, OBJECTIVES, WEIGHTS, Denoiser, GaussianMixture, Objective, explicit
+from score_sde.models import NETWORKS
+from score_sde.sde_lib import EDMSDE, OBJECTIVES, WEIGHTS, Denoiser, GaussianMixture, Objective, explicit
 
 SIGMAS = (0.3, 0.02)
 STEPS, BATCH, RATE, REPEATS = 1_000, 256, 3e-3, 100

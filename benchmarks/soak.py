@@ -28,7 +28,7 @@ SAMPLERS = ["adams", "pc", "ddim", "ode", "ancestral", "unipc", "edm", "adaptive
 
 DRAWING = """
 import contextlib, io, itertools, sys
-import run
+from score_sde import run
 workdir, samplers = sys.argv[1], sys.argv[2:]
 for k, sampler in enumerate(itertools.cycle(samplers)):
     with contextlib.redirect_stdout(io.StringIO()):

@@ -38,9 +38,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.command import end  # noqa: E402
 from benchmarks.peers import Peer, peers  # noqa: E402
 from benchmarks.problems import CACHE, MIXTURES, PROCESSES, Problem, calibrated, exact, trained  # noqa: E402
-from engine.errors import CheckpointError  # noqa: E402
-from samplers import GRIDS, STEPS, Adams, Step  # noqa: E402
-from sde_lib import SDE, SDES, Gaussian, Prediction  # noqa: E402
+from score_sde.engine.errors import CheckpointError  # noqa: E402
+from score_sde.samplers import GRIDS, STEPS, Adams, Step  # noqa: E402
+from score_sde.sde_lib import SDE, SDES, Gaussian, Prediction  # noqa: E402
 
 EVALUATIONS = (5, 8, 10, 15, 20, 30, 50, 100)
 STARTS = {"gmm1d": 4096, "gmm2d": 4096, "digits64": 512}

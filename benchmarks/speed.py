@@ -57,15 +57,15 @@ def ours(given: Mapping[str, Any]) -> tuple[Actions, Any]:
     import numpy as np
     import torch
 
-    from data import Dataset
-    from engine.config import load
-    from engine.inference import frozen
-    from engine.malloc import keep_freed
-    from engine.trainer import Trainer
-    from samplers import GRIDS, NOISES, STEPS, Noise, sample
-    from samplers.adaptive import motion
-    from sde_lib import Flow, Gaussian, Hutchinson
-    from sde_lib.likelihood import TracedFlow
+    from score_sde.data import Dataset
+    from score_sde.engine.config import load
+    from score_sde.engine.inference import frozen
+    from score_sde.engine.malloc import keep_freed
+    from score_sde.engine.trainer import Trainer
+    from score_sde.samplers import GRIDS, NOISES, STEPS, Noise, sample
+    from score_sde.samplers.adaptive import motion
+    from score_sde.sde_lib import Flow, Gaussian, Hutchinson
+    from score_sde.sde_lib.likelihood import TracedFlow
 
     keep_freed()  # as run.py does
     config = load("cifar10_ddpmpp_vp")
@@ -219,7 +219,7 @@ def score_sde(given: Mapping[str, Any]) -> tuple[Actions, Any]:
     from losses import get_optimizer, get_step_fn, optimization_manager
     from sampling import EulerMaruyamaPredictor, NoneCorrector, get_pc_sampler
 
-    from sde_lib import VPSDE
+    from score_sde.sde_lib import VPSDE
 
     spec = importlib.util.spec_from_file_location("config", path / "configs/vp/cifar10_ddpmpp_continuous.py")
     module = importlib.util.module_from_spec(spec)
@@ -583,7 +583,8 @@ def parts(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], ro
 
 FIRST_STEP = """
 import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])
-from engine.config import load; from engine.trainer import Trainer; from engine.build import read_dataset
+from score_sde.engine.config import load; from score_sde.engine.trainer import Trainer
+from score_sde.engine.build import read_dataset
 config = load("vpsde"); trainer = Trainer(config, Path(sys.argv[2]), read_dataset(config, "train"))
 next(trainer.steps(1)); print(time.process_time())
 """

@@ -34,8 +34,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.command import end  # noqa: E402
 from benchmarks.peers import k_diffusion_sampling  # noqa: E402
 from benchmarks.problems import DIRECTIONS, MIXTURES, PROCESSES, LowRank, first_guess  # noqa: E402
-from samplers import GRIDS, STEPS, Adams, Churn, PredictorCorrector, SASolver, Step  # noqa: E402
-from sde_lib import SDE, Gaussian, GaussianMixture  # noqa: E402
+from score_sde.samplers import GRIDS, STEPS, Adams, Churn, PredictorCorrector, SASolver, Step  # noqa: E402
+from score_sde.sde_lib import SDE, Gaussian, GaussianMixture  # noqa: E402
 
 EVALUATIONS = (10, 20, 50, 100)
 DRAWS = 4096

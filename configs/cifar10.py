@@ -5,7 +5,7 @@ The test split is the folder test/ beside train/, or all of --config.data.test_p
 
 from ml_collections import ConfigDict
 
-from configs import default
+from score_sde.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -7,7 +7,7 @@ Song et al., 2021, appendix H. arXiv:2011.13456
 
 from ml_collections import ConfigDict
 
-from configs import cifar10, default
+from score_sde.configs import cifar10, default
 
 
 def get_config() -> ConfigDict:

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_ddpmpp_vp
+from score_sde.configs import cifar10_ddpmpp_vp
 
 
 def get_config() -> ConfigDict:

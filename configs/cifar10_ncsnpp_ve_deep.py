@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_ncsnpp_ve
+from score_sde.configs import cifar10_ncsnpp_ve
 
 
 def get_config() -> ConfigDict:

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_ncsnpp_vp
+from score_sde.configs import cifar10_ncsnpp_vp
 
 
 def get_config() -> ConfigDict:

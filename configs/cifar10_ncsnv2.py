@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_ncsn, default
+from score_sde.configs import cifar10_ncsn, default
 
 
 def get_config() -> ConfigDict:

@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from configs import default
-from configs.classifier import get_config as classifier
+from score_sde.configs import default
+from score_sde.configs.classifier import get_config as classifier
 
 
 def get_config() -> ConfigDict:

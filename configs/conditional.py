@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.vpsde import get_config as vpsde
+from score_sde.configs.vpsde import get_config as vpsde
 
 
 def get_config() -> ConfigDict:

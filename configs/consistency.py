@@ -9,7 +9,7 @@ Song, Dhariwal, Chen, Sutskever, 2023. arXiv:2303.01469
 
 from ml_collections import ConfigDict
 
-from configs import consistency_training
+from score_sde.configs import consistency_training
 
 
 def get_config() -> ConfigDict:

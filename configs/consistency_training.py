@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import edm
+from score_sde.configs import edm
 
 
 def get_config() -> ConfigDict:

@@ -5,7 +5,7 @@ arXiv:2006.11239
 
 from ml_collections import ConfigDict
 
-from configs import default
+from score_sde.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -7,7 +7,7 @@ Without a path the data are synthetic Gaussian random fields.
 
 from ml_collections import ConfigDict
 
-from configs import signals
+from score_sde.configs import signals
 
 
 def get_config() -> ConfigDict:

@@ -6,7 +6,7 @@ there, so that its bound needs the estimates clipped. Nichol, Dhariwal, 2021. ar
 
 from ml_collections import ConfigDict
 
-from configs import ddpm, default
+from score_sde.configs import ddpm, default
 
 
 def get_config() -> ConfigDict:

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import iddpm
+from score_sde.configs import iddpm
 
 
 def get_config() -> ConfigDict:

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import cosine, default
+from score_sde.configs import cosine, default
 
 
 def get_config() -> ConfigDict:

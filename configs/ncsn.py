@@ -5,7 +5,7 @@ Song, Ermon, 2019. arXiv:1907.05600
 
 from ml_collections import ConfigDict
 
-from configs import default
+from score_sde.configs import default
 
 
 def get_config() -> ConfigDict:

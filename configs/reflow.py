@@ -10,7 +10,7 @@ Liu, Gong, Liu, 2022, algorithm 1. arXiv:2209.03003
 
 from ml_collections import ConfigDict
 
-from configs import rectified
+from score_sde.configs import rectified
 
 
 def get_config() -> ConfigDict:

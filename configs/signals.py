@@ -7,7 +7,7 @@ Without a path the data are synthetic waves.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from score_sde.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import vesde
+from score_sde.configs import vesde
 
 
 def get_config() -> ConfigDict:

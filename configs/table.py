@@ -7,7 +7,7 @@ Without a path the table is synthetic.
 
 from ml_collections import ConfigDict
 
-from configs import points
+from score_sde.configs import points
 
 
 def get_config() -> ConfigDict:

@@ -1,18 +1,21 @@
 """What x is: datasets, the order they are read in, and the codecs between data and diffusion."""
 
+if __name__ != "score_sde.data":  # a second copy would have tables of its own
+    raise ImportError("import score_sde.data: data is a part of the package score_sde")
+
 from functools import partial
 
-from data.codecs import Codec, Identity, Pixels, Standardize
-from data.dataset import DataError, Dataset
-from data.digits import read_digits
-from data.files import ImageFiles
-from data.images import read_images
-from data.loader import batch_at, flips, indices, order, reader
-from data.pairs import read_pairs
-from data.pictures import table, write_gif, write_png
-from data.points import checkerboard, draw_points, eight_gaussians, moons, swiss_roll
-from data.real import correlated_table, read_real, smooth_fields, waves
-from data.statistics import Statistics, examples, measure
+from score_sde.data.codecs import Codec, Identity, Pixels, Standardize
+from score_sde.data.dataset import DataError, Dataset
+from score_sde.data.digits import read_digits
+from score_sde.data.files import ImageFiles
+from score_sde.data.images import read_images
+from score_sde.data.loader import batch_at, flips, indices, order, reader
+from score_sde.data.pairs import read_pairs
+from score_sde.data.pictures import table, write_gif, write_png
+from score_sde.data.points import checkerboard, draw_points, eight_gaussians, moons, swiss_roll
+from score_sde.data.real import correlated_table, read_real, smooth_fields, waves
+from score_sde.data.statistics import Statistics, examples, measure
 
 DATASETS = {
     "digits": read_digits,

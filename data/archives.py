@@ -9,8 +9,8 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from data.dataset import DataError
-from storage.reading import open_file
+from score_sde.data.dataset import DataError
+from score_sde.storage.reading import open_file
 
 MOST_UNPACKED = 8 * 2**30  # bytes that the arrays of an .npz may take together
 MOST_STORED = 2**28  # bytes that an image or a listing may take, before it is decoded

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.archives import read_header, unpack_arrays
-from data.dataset import MOST_CLASSES, DataError
-from storage.reading import obstacle, open_file
+from score_sde.data.archives import read_header, unpack_arrays
+from score_sde.data.dataset import MOST_CLASSES, DataError
+from score_sde.storage.reading import obstacle, open_file
 
 IMAGE_KEYS = ("x", "images", "samples", "arr_0")
 NUMBER_KEYS = ("x", "data", "signals", "samples", "images", "arr_0")

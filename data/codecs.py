@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from data.dataset import DataError, Dataset
+from score_sde.data.dataset import DataError, Dataset
 
 ROWS_AT_A_TIME = 500
 

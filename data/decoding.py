@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.dataset import DataError
-from storage.reading import obstacle
+from score_sde.data.dataset import DataError
+from score_sde.storage.reading import obstacle
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

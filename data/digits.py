@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dataset import DataError, Dataset, check_split, hold_out
-from storage.reading import TEXT, open_file
+from score_sde.data.dataset import DataError, Dataset, check_split, hold_out
+from score_sde.storage.reading import TEXT, open_file
 
 
 def read_digits(split: str) -> Dataset:

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.archives import MOST_STORED, open_zip, unpack
-from data.dataset import DataError
-from data.decoding import MAX_PIXELS, BrokenImage, decode, pixels, square
-from data.layout import listed
-from storage.naming import printable
-from storage.reading import Refused, half_of_memory, obstacle, read_bytes
+from score_sde.data.archives import MOST_STORED, open_zip, unpack
+from score_sde.data.dataset import DataError
+from score_sde.data.decoding import MAX_PIXELS, BrokenImage, decode, pixels, square
+from score_sde.data.layout import listed
+from score_sde.storage.naming import printable
+from score_sde.storage.reading import Refused, half_of_memory, obstacle, read_bytes
 
 MOST_KEPT = min(8 * 2**30, half_of_memory() / 2)  # bytes; the images of larger sets are decoded each time
 

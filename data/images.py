@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from data.arrays import read_array
-from data.dataset import MOST_CLASSES, SPLITS, DataError, Dataset, check_split, hold_out
-from data.decoding import MAX_PIXELS
-from data.files import ImageFiles, list_files
-from data.layout import LISTING, is_hidden, lay_out, listed, natural
+from score_sde.data.arrays import read_array
+from score_sde.data.dataset import MOST_CLASSES, SPLITS, DataError, Dataset, check_split, hold_out
+from score_sde.data.decoding import MAX_PIXELS
+from score_sde.data.files import ImageFiles, list_files
+from score_sde.data.layout import LISTING, is_hidden, lay_out, listed, natural
 
 MOST_SIZE = 2**14  # pixels a side
 

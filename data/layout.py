@@ -9,8 +9,8 @@ from posixpath import commonpath, dirname
 
 import numpy as np
 
-from data.dataset import DataError
-from data.decoding import SUFFIXES
+from score_sde.data.dataset import DataError
+from score_sde.data.decoding import SUFFIXES
 
 LISTING = "dataset.json"
 CACHES = {"__macosx", "@eadir", "__pycache__", "$recycle.bin"}  # folders that systems put among one's own

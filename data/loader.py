@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.dataset import MOST_BYTES, Dataset
+from score_sde.data.dataset import MOST_BYTES, Dataset
 
 Batch = dict[str, Tensor]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.archives import unpack_arrays
-from data.codecs import Identity, Pixels
-from data.dataset import DataError, Dataset, check_split, hold_out
-from storage.reading import obstacle
+from score_sde.data.archives import unpack_arrays
+from score_sde.data.codecs import Identity, Pixels
+from score_sde.data.dataset import DataError, Dataset, check_split, hold_out
+from score_sde.storage.reading import obstacle
 
 KEYS = ("latents", "x0", "levels")
 REAL = (np.float16, np.float32, np.float64)

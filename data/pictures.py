@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from storage.writing import replace
+from score_sde.storage.writing import replace
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

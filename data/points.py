@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data.dataset import SPLITS, Dataset, check_split
+from score_sde.data.dataset import SPLITS, Dataset, check_split
 
 SIZES = {"train": 20_000, "test": 2_000}
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.arrays import read_numbers
-from data.dataset import SPLITS, DataError, Dataset, check_split, hold_out
+from score_sde.data.arrays import read_numbers
+from score_sde.data.dataset import SPLITS, DataError, Dataset, check_split, hold_out
 
 Synthetic = Callable[[np.random.Generator, int], np.ndarray]
 """(generator, number of examples) -> examples."""

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.codecs import Codec
-from data.dataset import Dataset
-from data.loader import order
+from score_sde.data.codecs import Codec
+from score_sde.data.dataset import Dataset
+from score_sde.data.loader import order
 
 MOST_EXAMPLES = 10_000
 MOST_PAIRED = 2_000

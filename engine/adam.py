@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine import ranks
+from score_sde.engine import ranks
 
 
 class Adam:

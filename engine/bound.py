@@ -11,17 +11,17 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from engine import checkpoint
-from engine.build import Experiment, check_flow, check_form, read_dataset
-from engine.config import Options
-from engine.files import write_json, write_npz
-from engine.likelihood import stderr
-from engine.log import Progress, say, versions
-from engine.randomness import BOUND, noise, positions
-from engine.results import question, result_files
-from engine.sample import Counted, load
-from samplers import Noise
-from sde_lib import (
+from score_sde.engine import checkpoint
+from score_sde.engine.build import Experiment, check_flow, check_form, read_dataset
+from score_sde.engine.config import Options
+from score_sde.engine.files import write_json, write_npz
+from score_sde.engine.likelihood import stderr
+from score_sde.engine.log import Progress, say, versions
+from score_sde.engine.randomness import BOUND, noise, positions
+from score_sde.engine.results import question, result_files
+from score_sde.engine.sample import Counted, load
+from score_sde.samplers import Noise
+from score_sde.sde_lib import (
     Denoiser,
     Discrete,
     NonFiniteError,
@@ -29,8 +29,8 @@ from sde_lib import (
     diffusion_bound,
     variational_bound,
 )
-from sde_lib.bound import decoder_time
-from storage.writing import replace
+from score_sde.sde_lib.bound import decoder_time
+from score_sde.storage.writing import replace
 
 Estimator = Callable[[Tensor, Noise], VariationalBound]
 """From data (B, *) and the noise of these examples to their bounds."""

@@ -14,17 +14,17 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from data import CODECS, DATASETS, Codec, Dataset, examples, measure
-from engine import checkpoint, posthoc, prior, ranks
-from engine.commands import training_command
-from engine.config import Options, names, read_run, stored
-from engine.datasets import check_read
-from engine.errors import CheckpointError, looked_at, unknown
-from engine.inference import frozen
-from engine.precision import PRECISIONS, check_precision
-from engine.recipe import MODEL
-from models import CLASSIFIERS, NETWORKS
-from sde_lib import (
+from score_sde.data import CODECS, DATASETS, Codec, Dataset, examples, measure
+from score_sde.engine import checkpoint, posthoc, prior, ranks
+from score_sde.engine.commands import training_command
+from score_sde.engine.config import Options, names, read_run, stored
+from score_sde.engine.datasets import check_read
+from score_sde.engine.errors import CheckpointError, looked_at, unknown
+from score_sde.engine.inference import frozen
+from score_sde.engine.precision import PRECISIONS, check_precision
+from score_sde.engine.recipe import MODEL
+from score_sde.models import CLASSIFIERS, NETWORKS
+from score_sde.sde_lib import (
     CHAIN_PARAMETERIZATIONS,
     LEARNING_LAWS,
     OBJECTIVES,
@@ -39,10 +39,10 @@ from sde_lib import (
     TimeLaw,
     transport,
 )
-from sde_lib.consistency import ConsistencyModel
-from sde_lib.devices import put
-from sde_lib.discrete import ladder_size
-from sde_lib.laws import Fixed
+from score_sde.sde_lib.consistency import ConsistencyModel
+from score_sde.sde_lib.devices import put
+from score_sde.sde_lib.discrete import ladder_size
+from score_sde.sde_lib.laws import Fixed
 
 THREADS = torch.get_num_threads()
 """Of the CPU, that torch takes by itself: OMP_NUM_THREADS, or as many as there are cores."""

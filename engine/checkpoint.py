@@ -23,13 +23,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from engine import ranks
-from engine.errors import CheckpointError, looked_at
-from models.checkpoints.safe import unpacked
-from sde_lib import Gaussian
-from storage.naming import printable
-from storage.reading import Refused, half_of_memory, read_bytes, read_text
-from storage.writing import create, flush_folder, remove, rename, replacing_folder
+from score_sde.engine import ranks
+from score_sde.engine.errors import CheckpointError, looked_at
+from score_sde.models.checkpoints.safe import unpacked
+from score_sde.sde_lib import Gaussian
+from score_sde.storage.naming import printable
+from score_sde.storage.reading import Refused, half_of_memory, read_bytes, read_text
+from score_sde.storage.writing import create, flush_folder, remove, rename, replacing_folder
 
 RAW = "model.safetensors"
 GAUSSIAN = "gaussian.safetensors"

@@ -5,8 +5,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from engine.config import load
-from engine.recipe import differences
+from score_sde.engine.config import load
+from score_sde.engine.recipe import differences
+
+PROGRAM = "python run.py" if (Path(__file__).parents[1] / "score_sde").is_dir() else "score-sde"
+"""How a user starts a command: in a clone, and where the package is installed."""
 
 
 def training_command(
@@ -33,5 +36,6 @@ def training_command(
     levels = len(known.network.channel_mult)
     if any(side % 2 ** (levels - 1) for side in shape[1:]):
         changes["network.pad"] = True
-    words = ["python", "run.py", "--config", name, "--mode", "train", "--workdir", str(folder)]
-    return shlex.join([*words, *(f"--config.{key}={value}" for key, value in changes.items())])
+    words = ["--config", name, "--mode", "train", "--workdir", str(folder)]
+    words += [f"--config.{key}={value}" for key, value in changes.items()]
+    return f"{PROGRAM} {shlex.join(words)}"

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs import default
-from engine import paths
-from engine.errors import CheckpointError, listed, looked_at, unknown
-from engine.ranges import check_range
-from engine.recipe import digest, flat, undone
-from engine.recovery import kept_config
-from storage.reading import read_text
+from score_sde.configs import default
+from score_sde.engine import paths
+from score_sde.engine.errors import CheckpointError, listed, looked_at, unknown
+from score_sde.engine.ranges import check_range
+from score_sde.engine.recipe import digest, flat, undone
+from score_sde.engine.recovery import kept_config
+from score_sde.storage.reading import read_text
 
 FOLDER = Path(default.__file__).parent
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from configs import default
-from data import DATASETS
-from engine.config import load, names
+from score_sde.configs import default
+from score_sde.data import DATASETS
+from score_sde.engine.config import load, names
 
 OF_ALL = {"name", "mirror"}
 """Keys that are not arguments of the datasets."""

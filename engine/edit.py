@@ -14,24 +14,24 @@ from ml_collections import ConfigDict
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from data import DataError, table, write_gif
-from engine import checkpoint
-from engine.build import Experiment, check_flow, load, pick
-from engine.config import Options
-from engine.examples import read_examples, spaced
-from engine.files import read_npz, write_json, write_npz
-from engine.guide import Guide
-from engine.log import Progress, say, versions
-from engine.pictures import compared, is_image, num_shown, picture, save
-from engine.remake import REMAKES
-from engine.restore import RESTORATIONS
-from engine.results import question, result_folder
-from engine.sample import Counted, make_step, numbered, remark, write_samples
-from samplers import DDIM, Ancestral, Noise, Step, sample
-from samplers.editing import depth_time, flow_path, slerp, stochastic_path
-from samplers.grids import karras
-from samplers.guidance import Guided
-from sde_lib import NonFiniteError
+from score_sde.data import DataError, table, write_gif
+from score_sde.engine import checkpoint
+from score_sde.engine.build import Experiment, check_flow, load, pick
+from score_sde.engine.config import Options
+from score_sde.engine.examples import read_examples, spaced
+from score_sde.engine.files import read_npz, write_json, write_npz
+from score_sde.engine.guide import Guide
+from score_sde.engine.log import Progress, say, versions
+from score_sde.engine.pictures import compared, is_image, num_shown, picture, save
+from score_sde.engine.remake import REMAKES
+from score_sde.engine.restore import RESTORATIONS
+from score_sde.engine.results import question, result_folder
+from score_sde.engine.sample import Counted, make_step, numbered, remark, write_samples
+from score_sde.samplers import DDIM, Ancestral, Noise, Step, sample
+from score_sde.samplers.editing import depth_time, flow_path, slerp, stochastic_path
+from score_sde.samplers.grids import karras
+from score_sde.samplers.guidance import Guided
+from score_sde.sde_lib import NonFiniteError
 
 PRIOR = "prior draws"
 """Label of the one path that has no examples at its ends."""

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from engine import ranks
+from score_sde.engine import ranks
 
 WIDEST = math.sqrt(1 / 12)
 """Width of the widest profile, which counts all updates alike."""

@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from data import DataError
-from engine.build import Experiment, load_model
-from engine.commands import training_command
-from engine.config import Options
-from engine.examples import read_input
-from engine.related import check_data, check_noise, recipe_of
-from models.clip import Clip
-from samplers import clean_embedding_guidance, embedding_guidance
-from samplers.guidance import Guided
-from sde_lib import Pair
-from storage.reading import read_text
+from score_sde.data import DataError
+from score_sde.engine.build import Experiment, load_model
+from score_sde.engine.commands import training_command
+from score_sde.engine.config import Options
+from score_sde.engine.examples import read_input
+from score_sde.engine.related import check_data, check_noise, recipe_of
+from score_sde.models.clip import Clip
+from score_sde.samplers import clean_embedding_guidance, embedding_guidance
+from score_sde.samplers.guidance import Guided
+from score_sde.sde_lib import Pair
+from score_sde.storage.reading import read_text
 
 Lean = Callable[[Guided], Guided]
 """From a denoiser to one that leans towards the target."""

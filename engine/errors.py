@@ -14,7 +14,7 @@ import errno
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from storage.naming import printable
+from score_sde.storage.naming import printable
 
 EXIT_STATUS = {ValueError: 2, BrokenPipeError: 141, OSError: 3, KeyboardInterrupt: 130}
 """Exceptions of Python that users meet, and their status; any other exception is a defect and ends with 1."""

@@ -22,21 +22,21 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from data import DataError, Dataset, order
-from data.dataset import SPLITS
-from engine import checkpoint, ranks
-from engine.build import check_form, fit_codec, load_model, make_device, read_dataset
-from engine.commands import training_command
-from engine.config import Options, flat
-from engine.errors import CheckpointError, looked_at, unknown
-from engine.files import read_npz, write_json, write_npz
-from engine.inference import usual
-from engine.log import say, versions
-from engine.related import recipe_of
-from engine.results import question, result_files
-from engine.sample import draw_run
-from sde_lib import OBJECTIVES
-from storage.reading import half_of_memory, obstacle, open_file, read_text
+from score_sde.data import DataError, Dataset, order
+from score_sde.data.dataset import SPLITS
+from score_sde.engine import checkpoint, ranks
+from score_sde.engine.build import check_form, fit_codec, load_model, make_device, read_dataset
+from score_sde.engine.commands import training_command
+from score_sde.engine.config import Options, flat
+from score_sde.engine.errors import CheckpointError, looked_at, unknown
+from score_sde.engine.files import read_npz, write_json, write_npz
+from score_sde.engine.inference import usual
+from score_sde.engine.log import say, versions
+from score_sde.engine.related import recipe_of
+from score_sde.engine.results import question, result_files
+from score_sde.engine.sample import draw_run
+from score_sde.sde_lib import OBJECTIVES
+from score_sde.storage.reading import half_of_memory, obstacle, open_file, read_text
 
 Metrics = dict[str, dict[str, float | None]]
 """Name -> {"samples": number, "floor": number}, and "spread" where the numbers are means."""

@@ -8,13 +8,13 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from data import DataError, Dataset
-from data.archives import MOST_STORED
-from data.arrays import read_array, read_numbers
-from data.decoding import SUFFIXES, decode, pixels
-from engine.build import DataFacts, Experiment, check_form, read_dataset
-from sde_lib import NonFiniteError
-from storage.reading import read_bytes
+from score_sde.data import DataError, Dataset
+from score_sde.data.archives import MOST_STORED
+from score_sde.data.arrays import read_array, read_numbers
+from score_sde.data.decoding import SUFFIXES, decode, pixels
+from score_sde.engine.build import DataFacts, Experiment, check_form, read_dataset
+from score_sde.sde_lib import NonFiniteError
+from score_sde.storage.reading import read_bytes
 
 MODES = {1: "L", 3: "RGB"}
 """Channels, to what Pillow calls such pictures."""

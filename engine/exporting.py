@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from engine import checkpoint
-from engine.build import Experiment, check_flow, load, pick
-from engine.config import Options
-from engine.files import write_json
-from engine.log import say
-from models.checkpoints.diffusers import (
+from score_sde.engine import checkpoint
+from score_sde.engine.build import Experiment, check_flow, load, pick
+from score_sde.engine.config import Options
+from score_sde.engine.files import write_json
+from score_sde.engine.log import say
+from score_sde.models.checkpoints.diffusers import (
     EMBEDDINGS,
     FIXED,
     PREDICTIONS,
@@ -26,8 +26,8 @@ from models.checkpoints.diffusers import (
     attention_names,
     ncsnpp_modules,
 )
-from models.checkpoints.parts import names
-from storage.writing import replace
+from score_sde.models.checkpoints.parts import names
+from score_sde.storage.writing import replace
 
 NETWORKS = {
     "ddpm": {"blind": False, "resample_conv": True, "by_sigma": False},

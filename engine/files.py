@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from data import DataError
-from data.archives import unpack_arrays
-from storage.reading import obstacle, read_text
-from storage.writing import replace, write_text
+from score_sde.data import DataError
+from score_sde.data.archives import unpack_arrays
+from score_sde.storage.reading import obstacle, read_text
+from score_sde.storage.writing import replace, write_text
 
 MOST_NAMED = 8
 """Arrays of a file that a message names."""

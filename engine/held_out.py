@@ -8,10 +8,10 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from data import Dataset, batch_at
-from engine.build import Experiment, conditions, make_objective, make_time_law
-from engine.randomness import HELD_OUT, OBJECTIVE, dither, dithers, draw_times, noise, positions
-from sde_lib import Denoiser
+from score_sde.data import Dataset, batch_at
+from score_sde.engine.build import Experiment, conditions, make_objective, make_time_law
+from score_sde.engine.randomness import HELD_OUT, OBJECTIVE, dither, dithers, draw_times, noise, positions
+from score_sde.sde_lib import Denoiser
 
 HELD_OUT_EXAMPLES = 512
 HELD_OUT_ENTRIES = 2**27

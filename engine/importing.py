@@ -16,18 +16,19 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from configs import default
-from engine import checkpoint, paths
-from engine.build import DataFacts, Experiment, build
-from engine.config import Options, conform, override, run_json
-from engine.errors import CheckpointError
-from engine.inference import usual
-from engine.lock import NAME, only_writer
-from engine.log import say, versions
-from engine.trainer import OPTIMIZERS
-from models.checkpoints import FORMATS, Foreign, recognise
-from sde_lib import Gaussian
-from storage.writing import is_leftover, remove, write_text
+from score_sde.configs import default
+from score_sde.engine import checkpoint, paths
+from score_sde.engine.build import DataFacts, Experiment, build
+from score_sde.engine.commands import PROGRAM
+from score_sde.engine.config import Options, conform, override, run_json
+from score_sde.engine.errors import CheckpointError
+from score_sde.engine.inference import usual
+from score_sde.engine.lock import NAME, only_writer
+from score_sde.engine.log import say, versions
+from score_sde.engine.trainer import OPTIMIZERS
+from score_sde.models.checkpoints import FORMATS, Foreign, recognise
+from score_sde.sde_lib import Gaussian
+from score_sde.storage.writing import is_leftover, remove, write_text
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -59,7 +60,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     then = f"--workdir {shlex.quote(str(workdir))} --mode sample"
     if foreign.config.get("loss", {}).get("name") == "classification":
         then = f"--workdir RUN --mode sample --config.guidance.classifier={shlex.quote(str(workdir))}"
-    say(f"files are in {workdir}; next: python run.py {then}")
+    say(f"files are in {workdir}; next: {PROGRAM} {then}")
 
 
 def check_place(workdir: Path) -> None:

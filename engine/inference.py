@@ -10,10 +10,10 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from engine import ranks
-from engine.errors import OutOfMemory
-from engine.log import say
-from engine.memory import largest, ran_out
+from score_sde.engine import ranks
+from score_sde.engine.errors import OutOfMemory
+from score_sde.engine.log import say
+from score_sde.engine.memory import largest, ran_out
 
 Rows = TypeVar("Rows", Tensor, list[int])
 

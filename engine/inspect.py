@@ -6,12 +6,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from data import Dataset, ImageFiles, measure, order
-from engine.build import DataFacts, fit_codec, read_dataset
-from engine.config import Options
-from engine.files import write_json
-from engine.log import say
-from engine.pictures import num_shown, picture
+from score_sde.data import Dataset, ImageFiles, measure, order
+from score_sde.engine.build import DataFacts, fit_codec, read_dataset
+from score_sde.engine.config import Options
+from score_sde.engine.files import write_json
+from score_sde.engine.log import say
+from score_sde.engine.pictures import num_shown, picture
 
 SHOWN_ENTRIES = 2**26
 """Most numbers in the examples of a contact sheet: 64 images of 3 x 512 x 512, and fewer larger ones."""

@@ -13,18 +13,18 @@ from ml_collections import ConfigDict
 from scipy.special import stdtrit
 from torch import Tensor
 
-from data import Dataset
-from engine import checkpoint, ranks
-from engine.build import Experiment, check_flow, check_form, load, options, pick, read_dataset
-from engine.config import Options
-from engine.convergence import MeanError, refine
-from engine.files import write_json, write_npz
-from engine.inference import Parts, filling
-from engine.log import Progress, say, versions
-from engine.randomness import DEQUANTIZATION, PROBES, noise, uniform
-from engine.results import question, result_files
-from engine.rows import Rows
-from sde_lib import (
+from score_sde.data import Dataset
+from score_sde.engine import checkpoint, ranks
+from score_sde.engine.build import Experiment, check_flow, check_form, load, options, pick, read_dataset
+from score_sde.engine.config import Options
+from score_sde.engine.convergence import MeanError, refine
+from score_sde.engine.files import write_json, write_npz
+from score_sde.engine.inference import Parts, filling
+from score_sde.engine.log import Progress, say, versions
+from score_sde.engine.randomness import DEQUANTIZATION, PROBES, noise, uniform
+from score_sde.engine.results import question, result_files
+from score_sde.engine.rows import Rows
+from score_sde.sde_lib import (
     DEQUANTIZATIONS,
     PRIORS,
     SOLVERS,
@@ -36,11 +36,11 @@ from sde_lib import (
     prior_term,
     sample_log_prob,
 )
-from sde_lib import PROBES as PROBE_KINDS
-from sde_lib.adams import Adams
-from sde_lib.dequantization import data_time, edge
-from sde_lib.likelihood import Solver, check_time
-from sde_lib.motion import ExampleError
+from score_sde.sde_lib import PROBES as PROBE_KINDS
+from score_sde.sde_lib.adams import Adams
+from score_sde.sde_lib.dequantization import data_time, edge
+from score_sde.sde_lib.likelihood import Solver, check_time
+from score_sde.sde_lib.motion import ExampleError
 
 CHECK_PROBES = 4
 """For the error of one, where the measurement itself has no more."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
-from engine import ranks
-from engine.errors import CheckpointError
-from engine.log import say
-from storage.writing import make_folder, open_lock, remove
+from score_sde.engine import ranks
+from score_sde.engine.errors import CheckpointError
+from score_sde.engine.log import say
+from score_sde.storage.writing import make_folder, open_lock, remove
 
 NAME = ".lock"
 

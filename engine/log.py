@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from engine import ranks
-from storage.naming import printable
-from storage.reading import LINES, read_bytes, read_text
-from storage.writing import append, flush, make_folder, write_bytes, write_text
+from score_sde.engine import ranks
+from score_sde.storage.naming import printable
+from score_sde.storage.reading import LINES, read_bytes, read_text
+from score_sde.storage.writing import append, flush, make_folder, write_bytes, write_text
 
 
 def versions() -> dict[str, str]:

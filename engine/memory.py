@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from engine.errors import OutOfMemory
-from models import BLOCKS
+from score_sde.engine.errors import OutOfMemory
+from score_sde.models import BLOCKS
 
 
 def recompute(network: nn.Module) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import default
-from storage.reading import read_bytes
+from score_sde.configs import default
+from score_sde.storage.reading import read_bytes
 
 FEATURES = ("identity", "inception")
 """Values of evaluate.features that are names, also where a folder is called so."""

@@ -7,10 +7,10 @@ import torch
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from data import table, write_png
-from data.plots import as_picture, lines, scatter, shades
-from engine.build import DataFacts
-from storage.writing import replace
+from score_sde.data import table, write_png
+from score_sde.data.plots import as_picture, lines, scatter, shades
+from score_sde.engine.build import DataFacts
+from score_sde.storage.writing import replace
 
 IN_GRID = 64
 """Images in a grid.png and in the previews of training."""

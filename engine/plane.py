@@ -12,18 +12,18 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from data import DataError
-from data.plots import MOST_UNEQUAL
-from engine import checkpoint
-from engine.build import Experiment, read_dataset
-from engine.files import write_json
-from engine.log import Progress, say
-from samplers import Heun, Noise, trajectory
-from samplers.grids import log_snr
-from sde_lib import Denoiser, log_prob
-from sde_lib.adams import Adams
-from storage.reading import read_text
-from storage.writing import replace
+from score_sde.data import DataError
+from score_sde.data.plots import MOST_UNEQUAL
+from score_sde.engine import checkpoint
+from score_sde.engine.build import Experiment, read_dataset
+from score_sde.engine.files import write_json
+from score_sde.engine.log import Progress, say
+from score_sde.samplers import Heun, Noise, trajectory
+from score_sde.samplers.grids import log_snr
+from score_sde.sde_lib import Denoiser, log_prob
+from score_sde.sde_lib.adams import Adams
+from score_sde.storage.reading import read_text
+from score_sde.storage.writing import replace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

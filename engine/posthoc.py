@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine import checkpoint, ranks
-from engine.ema import EMA, WIDEST, exponent
-from engine.errors import CheckpointError
-from storage.writing import remove, rename
+from score_sde.engine import checkpoint, ranks
+from score_sde.engine.ema import EMA, WIDEST, exponent
+from score_sde.engine.errors import CheckpointError
+from score_sde.storage.writing import remove, rename
 
 FOLDER = "snapshots"
 PROFILE = "ema:"

@@ -2,8 +2,8 @@
 
 import sys
 
-from engine import ranks
-from sde_lib import SDE, Gaussian, prior_divergence
+from score_sde.engine import ranks
+from score_sde.sde_lib import SDE, Gaussian, prior_divergence
 
 LARGEST = 0.2
 """KL divergence in nats, of the noisiest data from the prior, up to which nothing is said."""

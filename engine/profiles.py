@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from engine import checkpoint, posthoc
-from engine.build import check_form, load_model, read_dataset
-from engine.config import Options
-from engine.files import write_json
-from engine.held_out import HeldOut
-from engine.log import say, versions
-from engine.results import question, result_folder
-from storage.writing import replace
+from score_sde.engine import checkpoint, posthoc
+from score_sde.engine.build import check_form, load_model, read_dataset
+from score_sde.engine.config import Options
+from score_sde.engine.files import write_json
+from score_sde.engine.held_out import HeldOut
+from score_sde.engine.log import say, versions
+from score_sde.engine.results import question, result_folder
+from score_sde.storage.writing import replace
 
 WIDTHS = tuple(round(width, 3) for width in np.geomspace(0.01, 0.25, 13).tolist())
 """Widths of the profiles that are compared, beside those that training tracked."""

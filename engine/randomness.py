@@ -9,12 +9,12 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from engine.build import DataFacts
-from samplers import Noise
-from samplers.noise import random_bits
-from sde_lib import SDE, TimeLaw, stratified
-from sde_lib.devices import put
-from sde_lib.laws import GOLDEN_RATIO
+from score_sde.engine.build import DataFacts
+from score_sde.samplers import Noise
+from score_sde.samplers.noise import random_bits
+from score_sde.sde_lib import SDE, TimeLaw, stratified
+from score_sde.sde_lib.devices import put
+from score_sde.sde_lib.laws import GOLDEN_RATIO
 
 TRAINING, DITHER, HELD_OUT, DEQUANTIZATION, PROBES, OBJECTIVE, BOUND, TUNING, LABELS, EDITING = range(1, 11)
 """Purposes; 0 is sampling, where a sample's own seed is the position."""

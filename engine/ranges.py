@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from configs import default
+from score_sde.configs import default
 
 RANGES = {
     "": {

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from engine.memory import outermost
+from score_sde.engine.memory import outermost
 
 
 def rank() -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from configs import default
+from score_sde.configs import default
 
 MODEL = ("data", "codec", "sde", "network", "denoiser", "loss.name", "train.label_dropout")
 """Sections and keys that define what was trained: every later mode must agree with them."""

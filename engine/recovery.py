@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from storage.reading import read_bytes
-from storage.writing import write_text
+from score_sde.storage.reading import read_bytes
+from score_sde.storage.writing import write_text
 
 EMPTY = b"\0 \t\r\n"
 """Bytes of a file whose content never reached the disk."""
@@ -12,7 +12,7 @@ EMPTY = b"\0 \t\r\n"
 def restore_config(folder: Path) -> None:
     """Write config.json of a run that has checkpoints, if it is missing or holds nothing, and say so."""
     if kept := kept_config(folder):
-        from engine.log import say  # late: it brings torch
+        from score_sde.engine.log import say  # late: it brings torch
 
         path, (text, checkpoint) = folder / "config.json", kept
         write_text(path, text)
@@ -26,8 +26,8 @@ def kept_config(folder: Path) -> tuple[str, str] | None:
     """
     if not (folder / "checkpoints").is_dir() or not is_lost(folder / "config.json"):
         return None
-    from engine import checkpoint  # late: it brings torch
-    from engine.errors import CheckpointError
+    from score_sde.engine import checkpoint  # late: it brings torch
+    from score_sde.engine.errors import CheckpointError
 
     for found in reversed(checkpoint.steps(folder / "checkpoints")):
         try:

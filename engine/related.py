@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from engine.build import Experiment
-from engine.config import stored
+from score_sde.engine.build import Experiment
+from score_sde.engine.config import stored
 
 
 def recipe_of(folder: Path, config: ConfigDict) -> ConfigDict:

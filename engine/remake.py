@@ -7,16 +7,16 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from engine.build import Experiment, check_flow, load
-from engine.config import Options
-from engine.examples import Made, check_finite, read_given
-from engine.log import Progress
-from engine.related import check_data, recipe_of
-from engine.restore import read_mask
-from engine.sample import GRID_FILE, chosen, make_step, make_times, numbered
-from samplers import Noise, masked, replacement, sdedit, translate
-from samplers.editing import depth_time
-from samplers.guidance import Guided
+from score_sde.engine.build import Experiment, check_flow, load
+from score_sde.engine.config import Options
+from score_sde.engine.examples import Made, check_finite, read_given
+from score_sde.engine.log import Progress
+from score_sde.engine.related import check_data, recipe_of
+from score_sde.engine.restore import read_mask
+from score_sde.engine.sample import GRID_FILE, chosen, make_step, make_times, numbered
+from score_sde.samplers import Noise, masked, replacement, sdedit, translate
+from score_sde.samplers.editing import depth_time
+from score_sde.samplers.guidance import Guided
 
 Guide = Callable[[Tensor], Guided]
 """From numbers (B,) to the denoiser of those examples."""

@@ -13,12 +13,24 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from engine import paths
-from engine.config import WRONG, Options, Run, conform, load, names, override, parse_run, read_run, run_json, stored
-from engine.errors import UnknownName, listed
-from engine.recipe import MODEL, compared, conflicts, differences, flat, merged_values
-from engine.recovery import restore_config
-from storage.reading import read_text
+from score_sde.engine import paths
+from score_sde.engine.config import (
+    WRONG,
+    Options,
+    Run,
+    conform,
+    load,
+    names,
+    override,
+    parse_run,
+    read_run,
+    run_json,
+    stored,
+)
+from score_sde.engine.errors import UnknownName, listed
+from score_sde.engine.recipe import MODEL, compared, conflicts, differences, flat, merged_values
+from score_sde.engine.recovery import restore_config
+from score_sde.storage.reading import read_text
 
 
 def resolve(

@@ -18,14 +18,14 @@ from ml_collections import ConfigDict
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.decoding import SUFFIXES
-from engine.build import Experiment, pick
-from engine.config import WRONG
-from engine.examples import Made, check_finite, read_given, read_picture
-from engine.log import Progress
-from engine.randomness import EDITING, noise
-from engine.sample import first_normals, make_step, make_times, numbered
-from samplers import (
+from score_sde.data.decoding import SUFFIXES
+from score_sde.engine.build import Experiment, pick
+from score_sde.engine.config import WRONG
+from score_sde.engine.examples import Made, check_finite, read_given, read_picture
+from score_sde.engine.log import Progress
+from score_sde.engine.randomness import EDITING, noise
+from score_sde.engine.sample import first_normals, make_step, make_times, numbered
+from score_sde.samplers import (
     DPS,
     Noise,
     block_means,
@@ -39,11 +39,11 @@ from samplers import (
     sample,
     trajectory,
 )
-from samplers.constraints import Projector
-from samplers.guidance import Guided
-from samplers.posterior import Forward
-from sde_lib import Each, of_rows
-from sde_lib.motion import Rows
+from score_sde.samplers.constraints import Projector
+from score_sde.samplers.guidance import Guided
+from score_sde.samplers.posterior import Forward
+from score_sde.sde_lib import Each, of_rows
+from score_sde.sde_lib.motion import Rows
 
 
 class Known(NamedTuple):

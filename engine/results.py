@@ -18,11 +18,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from engine import checkpoint
-from engine.config import Options, flat
-from engine.log import say
-from storage.reading import read_text
-from storage.writing import exclusive, flush_folder, make_folder, remove, remove_if_empty, rename, replacing_folder
+from score_sde.engine import checkpoint
+from score_sde.engine.config import Options, flat
+from score_sde.engine.log import say
+from score_sde.storage.reading import read_text
+from score_sde.storage.writing import (
+    exclusive,
+    flush_folder,
+    make_folder,
+    remove,
+    remove_if_empty,
+    rename,
+    replacing_folder,
+)
 
 Asked = Mapping[str, Any]
 """All that a result depends on, as flat JSON values under the key ``asked`` of its record."""

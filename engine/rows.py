@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from engine import ranks
-from storage.reading import LINES, read_text
-from storage.writing import append, hold, is_held, make_folder, remove
+from score_sde.engine import ranks
+from score_sde.storage.reading import LINES, read_text
+from score_sde.storage.writing import append, hold, is_held, make_folder, remove
 
 
 class Rows:

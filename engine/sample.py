@@ -14,24 +14,24 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from engine import checkpoint, plane, ranks, tuned
-from engine.build import DataFacts, Experiment, check_flow, load, options, pick
-from engine.config import Options
-from engine.errors import CheckpointError
-from engine.files import read_numbers, write_json, write_npz
-from engine.guide import ALL, Guide
-from engine.inference import Parts, filling
-from engine.likelihood import Measurement, accuracy, stderr
-from engine.log import Progress, say, versions
-from engine.pictures import is_image, num_shown, picture
-from engine.results import question, result_folder
-from samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample, trajectory
-from samplers.calibration import Tuned
-from samplers.grids import of_ratios
-from sde_lib import SDE, SOLVERS, Denoiser, Each, NonFiniteError, Prediction, of_rows
-from sde_lib.consistency import ConsistencyModel
-from sde_lib.motion import ExampleError
-from sde_lib.process import Time
+from score_sde.engine import checkpoint, plane, ranks, tuned
+from score_sde.engine.build import DataFacts, Experiment, check_flow, load, options, pick
+from score_sde.engine.config import Options
+from score_sde.engine.errors import CheckpointError
+from score_sde.engine.files import read_numbers, write_json, write_npz
+from score_sde.engine.guide import ALL, Guide
+from score_sde.engine.inference import Parts, filling
+from score_sde.engine.likelihood import Measurement, accuracy, stderr
+from score_sde.engine.log import Progress, say, versions
+from score_sde.engine.pictures import is_image, num_shown, picture
+from score_sde.engine.results import question, result_folder
+from score_sde.samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample, trajectory
+from score_sde.samplers.calibration import Tuned
+from score_sde.samplers.grids import of_ratios
+from score_sde.sde_lib import SDE, SOLVERS, Denoiser, Each, NonFiniteError, Prediction, of_rows
+from score_sde.sde_lib.consistency import ConsistencyModel
+from score_sde.sde_lib.motion import ExampleError
+from score_sde.sde_lib.process import Time
 
 GRID_FILE = ".txt"
 """How the name of a grid ends that is a file: of noise levels sigma / alpha, one a line, from the noise to the data."""

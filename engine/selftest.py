@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from engine.build import make_device
-from engine.checks import CHECKS, Row, Setting
-from engine.config import Options
-from engine.files import write_json
-from engine.log import versions
+from score_sde.engine.build import make_device
+from score_sde.engine.checks import CHECKS, Row, Setting
+from score_sde.engine.config import Options
+from score_sde.engine.files import write_json
+from score_sde.engine.log import versions
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

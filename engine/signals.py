@@ -4,8 +4,8 @@ import os
 import signal
 from types import FrameType
 
-from engine import ranks
-from engine.terminal import write_nowhere
+from score_sde.engine import ranks
+from score_sde.engine.terminal import write_nowhere
 
 HANGUP = getattr(signal, "SIGHUP", None)
 """Sent when a terminal or a connection closes; Windows has none."""

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from engine import ranks
-from engine.files import write_json
-from sde_lib import NonFiniteError
-from storage.writing import replace
+from score_sde.engine import ranks
+from score_sde.engine.files import write_json
+from score_sde.sde_lib import NonFiniteError
+from score_sde.storage.writing import replace
 
 MOST_KEPT = 3
 

@@ -15,20 +15,21 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from engine import prior, ranks
-from engine.build import read_dataset
-from engine.config import Options, read_run
-from engine.held_out import HeldOut
-from engine.inspect import remarks
-from engine.lock import Writer, only_writer
-from engine.log import Metrics, Progress, check_name, say, versions
-from engine.pictures import unit
-from engine.recipe import RECIPE
-from engine.resolve import written
-from engine.sample import preview
-from engine.signals import Asked, Stopped
-from engine.trainer import StepResult, Trainer
-from storage.writing import write_text
+from score_sde.engine import prior, ranks
+from score_sde.engine.build import read_dataset
+from score_sde.engine.commands import PROGRAM
+from score_sde.engine.config import Options, read_run
+from score_sde.engine.held_out import HeldOut
+from score_sde.engine.inspect import remarks
+from score_sde.engine.lock import Writer, only_writer
+from score_sde.engine.log import Metrics, Progress, check_name, say, versions
+from score_sde.engine.pictures import unit
+from score_sde.engine.recipe import RECIPE
+from score_sde.engine.resolve import written
+from score_sde.engine.sample import preview
+from score_sde.engine.signals import Asked, Stopped
+from score_sde.engine.trainer import StepResult, Trainer
+from score_sde.storage.writing import write_text
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -113,7 +114,7 @@ def conclude(trainer: Trainer, options: Options, progress: Progress, line: Mappi
         if key in line:
             say(f"  {key:<22} {line[key]:.4f}")
     command = shlex.join([*options.command, "--workdir", str(trainer.workdir), "--mode", "sample"])
-    then = f"; next: python run.py {command}" if trainer.objective.generates else ""
+    then = f"; next: {PROGRAM} {command}" if trainer.objective.generates else ""
     say(f"weights, metrics and pictures are in {trainer.workdir}{then}")
 
 

@@ -22,10 +22,10 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from data import Dataset, reader
-from engine import checkpoint, memory, ranks
-from engine.adam import Adam, AdamW
-from engine.build import (
+from score_sde.data import Dataset, reader
+from score_sde.engine import checkpoint, memory, ranks
+from score_sde.engine.adam import Adam, AdamW
+from score_sde.engine.build import (
     DataFacts,
     build,
     check_classes,
@@ -40,13 +40,13 @@ from engine.build import (
     pick,
     set_threads,
 )
-from engine.ema import EMA
-from engine.errors import CheckpointError, OutOfMemory
-from engine.log import say, versions
-from engine.pictures import unit
-from engine.posthoc import Snapshots, about, profiles
-from engine.precision import PRECISIONS, check_precision
-from engine.randomness import (
+from score_sde.engine.ema import EMA
+from score_sde.engine.errors import CheckpointError, OutOfMemory
+from score_sde.engine.log import say, versions
+from score_sde.engine.pictures import unit
+from score_sde.engine.posthoc import Snapshots, about, profiles
+from score_sde.engine.precision import PRECISIONS, check_precision
+from score_sde.engine.randomness import (
     OBJECTIVE,
     TRAINING,
     Ahead,
@@ -58,11 +58,11 @@ from engine.randomness import (
     positions,
     seed_dropout,
 )
-from engine.recipe import MODEL, RECIPE, digest
-from engine.skipped import Skipped, culprit, stop
-from models.layers import resolutions
-from sde_lib import OBJECTIVES, Denoiser
-from sde_lib.devices import put
+from score_sde.engine.recipe import MODEL, RECIPE, digest
+from score_sde.engine.skipped import Skipped, culprit, stop
+from score_sde.models.layers import resolutions
+from score_sde.sde_lib import OBJECTIVES, Denoiser
+from score_sde.sde_lib.devices import put
 
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
 COMPILE = {"auto": None, "true": True, "false": False}

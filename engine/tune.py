@@ -10,17 +10,17 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from engine import tuned
-from engine.build import check_flow, load
-from engine.config import Options
-from engine.files import write_json
-from engine.inference import usual
-from engine.log import say, versions
-from engine.randomness import TUNING, noise, positions
-from engine.results import question, result_files
-from engine.sample import chosen, first_normals, make_step, make_times
-from samplers import ODE
-from samplers.calibration import calibrate
+from score_sde.engine import tuned
+from score_sde.engine.build import check_flow, load
+from score_sde.engine.config import Options
+from score_sde.engine.files import write_json
+from score_sde.engine.inference import usual
+from score_sde.engine.log import say, versions
+from score_sde.engine.randomness import TUNING, noise, positions
+from score_sde.engine.results import question, result_files
+from score_sde.engine.sample import chosen, first_normals, make_step, make_times
+from score_sde.samplers import ODE
+from score_sde.samplers.calibration import calibrate
 
 REFERENCES, ITERATIONS, BATCH_SIZE = 320, 150, 64
 """Trajectories, of which a fifth is held out; moves of the optimiser, and examples that each of them sees."""

@@ -7,13 +7,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from engine import posthoc
-from engine.build import options
-from engine.errors import CheckpointError
-from samplers import Multistep, Step
-from samplers.calibration import Plan
-from samplers.multistep import Move
-from storage.reading import read_text
+from score_sde.engine import posthoc
+from score_sde.engine.build import options
+from score_sde.engine.errors import CheckpointError
+from score_sde.samplers import Multistep, Step
+from score_sde.samplers.calibration import Plan
+from score_sde.samplers.multistep import Move
+from score_sde.storage.reading import read_text
 
 GRID = "tuned"
 """What ``sample.grid`` says to have a calibration, or an error where there is none."""

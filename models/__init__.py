@@ -4,17 +4,20 @@ The noise conditioning of ours is log-SNR, that of published ones a row of ``sde
 a network too, ``(x, noise) -> logits``.
 """
 
-from models import blocks
-from models.adm import ADM, ADMClassifier
-from models.captioned import Captioned
-from models.classifier import Classifier
-from models.ddpm import DDPM
-from models.dit import DiT, TransformerBlock
-from models.mlp import MLP, LinearBlock
-from models.ncsn import NCSN, DilatedBlock, NCSNv2, Refine
-from models.ncsnpp import NCSNpp
-from models.song import Song
-from models.unet import Stage, UNet
+if __name__ != "score_sde.models":  # a second copy would have tables of its own
+    raise ImportError("import score_sde.models: models is a part of the package score_sde")
+
+from score_sde.models import blocks
+from score_sde.models.adm import ADM, ADMClassifier
+from score_sde.models.captioned import Captioned
+from score_sde.models.classifier import Classifier
+from score_sde.models.ddpm import DDPM
+from score_sde.models.dit import DiT, TransformerBlock
+from score_sde.models.mlp import MLP, LinearBlock
+from score_sde.models.ncsn import NCSN, DilatedBlock, NCSNv2, Refine
+from score_sde.models.ncsnpp import NCSNpp
+from score_sde.models.song import Song
+from score_sde.models.unet import Stage, UNet
 
 NETWORKS = {
     "unet": UNet,

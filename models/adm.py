@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import Block, Stage, Style, attend
-from models.embeddings import LabelEmbedding, Positional
-from models.layers import ascend, check_image, convolution, descend, double, halve, resolutions, zeroed
+from score_sde.models.blocks import Block, Stage, Style, attend
+from score_sde.models.embeddings import LabelEmbedding, Positional
+from score_sde.models.layers import ascend, check_image, convolution, descend, double, halve, resolutions, zeroed
 
 
 class Conditioning(nn.Module):

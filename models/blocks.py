@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import Dropout, convolution, zeroed
+from score_sde.models.layers import Dropout, convolution, zeroed
 
 
 class Style(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.classifier import Classifier
+from score_sde.models.classifier import Classifier
 
 SHARPEST = 100.0
 """Largest inverse temperature, as published."""

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import group_norm, zeroed
-from models.unet import Encoder
+from score_sde.models.layers import group_norm, zeroed
+from score_sde.models.unet import Encoder
 
 
 class Classifier(Encoder):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.checkpoints.safe import ForeignError
-from storage.reading import half_of_memory, obstacle, open_file, read_text
+from score_sde.models.checkpoints.safe import ForeignError
+from score_sde.storage.reading import half_of_memory, obstacle, open_file, read_text
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the colours that the published models see, for folders that do not say."""

@@ -1,6 +1,6 @@
 """The U-Net of DDPM, from which the others come."""
 
-from models.ncsnpp import NCSNpp
+from score_sde.models.ncsnpp import NCSNpp
 
 
 class DDPM(NCSNpp):

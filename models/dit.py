@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import attend
-from models.embeddings import LabelEmbedding, Positional
-from models.layers import Dropout, zeroed
+from score_sde.models.blocks import attend
+from score_sde.models.embeddings import LabelEmbedding, Positional
+from score_sde.models.layers import Dropout, zeroed
 
 WAVES = 256
 

@@ -5,8 +5,8 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.embeddings import Conditioning
-from models.layers import Dropout, FiLM, zeroed
+from score_sde.models.embeddings import Conditioning
+from score_sde.models.layers import Dropout, FiLM, zeroed
 
 
 class MLP(nn.Module):

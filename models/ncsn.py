@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import beside, check_image, convolution, zeroed
+from score_sde.models.layers import beside, check_image, convolution, zeroed
 
 Norm = Callable[[int], nn.Module]
 """A normalisation of so many channels, called as ``norm(x, level)``."""

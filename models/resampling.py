@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import double, halve
+from score_sde.models.layers import double, halve
 
 
 class FIR(nn.Module):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import Block, Stage, Style, initialise
-from models.embeddings import Fourier, LabelEmbedding, Positional
-from models.layers import ascend, check_image, convolution, descend, resolutions, zeroed
-from models.resampling import FIR, Down
+from score_sde.models.blocks import Block, Stage, Style, initialise
+from score_sde.models.embeddings import Fourier, LabelEmbedding, Positional
+from score_sde.models.layers import ascend, check_image, convolution, descend, resolutions, zeroed
+from score_sde.models.resampling import FIR, Down
 
 STYLE = Style(scale_shift=False, gain=math.sqrt(0.5), eps=1e-6, group=4)
 

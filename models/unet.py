@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.embeddings import Conditioning
-from models.layers import (
+from score_sde.models.embeddings import Conditioning
+from score_sde.models.layers import (
     Attention,
     ResidualBlock,
     ascend,

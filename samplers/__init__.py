@@ -1,15 +1,18 @@
 """From noise to data: grids of times, steps between them, and the one loop that takes them."""
 
-from samplers.adams import Adams
-from samplers.adaptive import ODE, AdaptiveSDE, DPMAdaptive
-from samplers.brownian import Brownian
-from samplers.churn import Churn
-from samplers.consistency import ConsistencyStep
-from samplers.constraints import block_means, enlarge, grey, lowpass, masked, replacement, resampled
-from samplers.ddim import DDIM, Ancestral, LearnedVariance
-from samplers.editing import sdedit, translate
-from samplers.grids import GRIDS
-from samplers.guidance import (
+if __name__ != "score_sde.samplers":  # a second copy would have tables of its own
+    raise ImportError("import score_sde.samplers: samplers is a part of the package score_sde")
+
+from score_sde.samplers.adams import Adams
+from score_sde.samplers.adaptive import ODE, AdaptiveSDE, DPMAdaptive
+from score_sde.samplers.brownian import Brownian
+from score_sde.samplers.churn import Churn
+from score_sde.samplers.consistency import ConsistencyStep
+from score_sde.samplers.constraints import block_means, enlarge, grey, lowpass, masked, replacement, resampled
+from score_sde.samplers.ddim import DDIM, Ancestral, LearnedVariance
+from score_sde.samplers.editing import sdedit, translate
+from score_sde.samplers.grids import GRIDS
+from score_sde.samplers.guidance import (
     autoguidance,
     classifier,
     classifier_free,
@@ -19,14 +22,14 @@ from samplers.guidance import (
     static_threshold,
     within,
 )
-from samplers.langevin import AnnealedLangevin, langevin_step_size
-from samplers.loop import Step, sample, trajectory
-from samplers.multistep import Multistep
-from samplers.noise import Noise
-from samplers.pndm import PLMS, PNDM
-from samplers.posterior import DPS, moment_matching, pigdm
-from samplers.predictor_corrector import PredictorCorrector
-from samplers.published import (
+from score_sde.samplers.langevin import AnnealedLangevin, langevin_step_size
+from score_sde.samplers.loop import Step, sample, trajectory
+from score_sde.samplers.multistep import Multistep
+from score_sde.samplers.noise import Noise
+from score_sde.samplers.pndm import PLMS, PNDM
+from score_sde.samplers.posterior import DPS, moment_matching, pigdm
+from score_sde.samplers.predictor_corrector import PredictorCorrector
+from score_sde.samplers.published import (
     DEIS,
     IPNDM,
     DPMSolver,
@@ -38,8 +41,8 @@ from samplers.published import (
     UniPC,
     VelocityAdams,
 )
-from samplers.singlestep import DPM2S, DPM3S, DPMPP2S, RK4, RK45, Heun
-from samplers.stochastic import EulerMaruyama, ReverseDiffusion
+from score_sde.samplers.singlestep import DPM2S, DPM3S, DPMPP2S, RK4, RK45, Heun
+from score_sde.samplers.stochastic import EulerMaruyama, ReverseDiffusion
 
 STEPS: dict[str, type[Step]] = {
     "euler_maruyama": EulerMaruyama,

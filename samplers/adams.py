@@ -1,8 +1,8 @@
 """The solver of this library: few evaluations, every process, nothing to choose."""
 
-from samplers.multistep import Multistep
-from sde_lib import SDE, Gaussian
-from sde_lib.adams import MOST_AMPLIFIED
+from score_sde.samplers.multistep import Multistep
+from score_sde.sde_lib import SDE, Gaussian
+from score_sde.sde_lib.adams import MOST_AMPLIFIED
 
 
 class Adams(Multistep):

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from samplers.brownian import PLACES, motion
-from samplers.loop import Draw, Step, checked
-from sde_lib import ADAPTIVE, SDE, TORCHDIFFEQ, Flow, Gaussian, NonFiniteError, NotConvergedError
-from sde_lib.denoiser import Denoiser, of_rows
-from sde_lib.devices import put
-from sde_lib.runge_kutta import check_tolerances
+from score_sde.samplers.brownian import PLACES, motion
+from score_sde.samplers.loop import Draw, Step, checked
+from score_sde.sde_lib import ADAPTIVE, SDE, TORCHDIFFEQ, Flow, Gaussian, NonFiniteError, NotConvergedError
+from score_sde.sde_lib.denoiser import Denoiser, of_rows
+from score_sde.sde_lib.devices import put
+from score_sde.sde_lib.runge_kutta import check_tolerances
 
 Look, Increment = Callable[[Tensor, Tensor], Tensor], Callable[[], Tensor]
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.noise import Noise, normals, random_bits
-from sde_lib.devices import put_like
+from score_sde.samplers.noise import Noise, normals, random_bits
+from score_sde.sde_lib.devices import put_like
 
 
 class Brownian(Noise):

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.loop import Draw, Step, checked
-from samplers.multistep import Move, Multistep
-from sde_lib import SDE
-from sde_lib.denoiser import Denoiser
+from score_sde.samplers.loop import Draw, Step, checked
+from score_sde.samplers.multistep import Move, Multistep
+from score_sde.sde_lib import SDE
+from score_sde.sde_lib.denoiser import Denoiser
 
 
 class Plan(NamedTuple):

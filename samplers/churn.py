@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from samplers.loop import Draw
-from samplers.singlestep import Heun
-from sde_lib import SDE
-from sde_lib.denoiser import Denoiser
+from score_sde.samplers.loop import Draw
+from score_sde.samplers.singlestep import Heun
+from score_sde.sde_lib import SDE
+from score_sde.sde_lib.denoiser import Denoiser
 
 
 class Churn(Heun):

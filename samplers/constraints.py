@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from samplers.loop import Constraint, Draw
+from score_sde.samplers.loop import Constraint, Draw
 
 Projector = Callable[[Tensor], Tensor]
 """x (B, *) -> the part of x that is known; linear, P P = P and P^T = P."""

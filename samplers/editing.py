@@ -8,10 +8,10 @@ import math
 import torch
 from torch import Tensor
 
-from samplers.adaptive import ODE
-from samplers.loop import Constraint, Draw, Step, checked, sample
-from sde_lib import SDE
-from sde_lib.denoiser import Denoiser
+from score_sde.samplers.adaptive import ODE
+from score_sde.samplers.loop import Constraint, Draw, Step, checked, sample
+from score_sde.sde_lib import SDE
+from score_sde.sde_lib.denoiser import Denoiser
 
 
 def depth_time(sde: SDE, share: float, std: float) -> float:

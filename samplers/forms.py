@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sde_lib import SDE
+from score_sde.sde_lib import SDE
 
 Function = Callable[[np.ndarray, float], np.ndarray]
 """(r, std) -> number, with the standard deviation of the data."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_lib import SDE, Discrete, nodes
+from score_sde.sde_lib import SDE, Discrete, nodes
 
 Grid = Callable[..., Tensor]
 

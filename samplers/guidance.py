@@ -13,9 +13,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from sde_lib import SDE
-from sde_lib.denoiser import Denoiser, Prediction, per_example
-from sde_lib.process import Time
+from score_sde.sde_lib import SDE
+from score_sde.sde_lib.denoiser import Denoiser, Prediction, per_example
+from score_sde.sde_lib.process import Time
 
 Guided = Callable[..., Prediction]
 """``(x, t, **cond) -> Prediction``, as any denoiser."""

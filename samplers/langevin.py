@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from samplers.loop import Draw, Step
-from sde_lib import SDE
-from sde_lib.denoiser import Denoiser
+from score_sde.samplers.loop import Draw, Step
+from score_sde.sde_lib import SDE
+from score_sde.sde_lib.denoiser import Denoiser
 
 Size = Callable[[Tensor, Tensor], Tensor | float]
 """(score, z) -> h."""

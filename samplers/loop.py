@@ -8,10 +8,10 @@ from itertools import pairwise, repeat
 import torch
 from torch import Tensor
 
-from samplers.brownian import Brownian
-from sde_lib import SDE
-from sde_lib.denoiser import Denoiser
-from sde_lib.process import check_state
+from score_sde.samplers.brownian import Brownian
+from score_sde.sde_lib import SDE
+from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.process import check_state
 
 Draw = Callable[[Tensor], Tensor]
 """The next standard normals shaped as the argument: a ``samplers.Noise``, or ``torch.randn_like`` for a quick try."""

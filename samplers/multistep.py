@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from samplers.forms import Coordinates
-from samplers.loop import Draw, Step
-from sde_lib import SDE, Gaussian
-from sde_lib.adams import amplification
-from sde_lib.denoiser import Denoiser
+from score_sde.samplers.forms import Coordinates
+from score_sde.samplers.loop import Draw, Step
+from score_sde.sde_lib import SDE, Gaussian
+from score_sde.sde_lib.adams import amplification
+from score_sde.sde_lib.denoiser import Denoiser
 
 
 class Move(NamedTuple):

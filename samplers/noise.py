@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_lib.devices import put
-from sde_lib.process import check_state
+from score_sde.sde_lib.devices import put
+from score_sde.sde_lib.process import check_state
 
 _HALF, _MASK = np.uint64(32), np.uint64(0xFFFFFFFF)
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)

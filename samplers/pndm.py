@@ -4,10 +4,10 @@ import math
 
 from torch import Tensor
 
-from samplers.loop import Draw, Step
-from sde_lib import SDE
-from sde_lib.denoiser import Denoiser
-from sde_lib.flow import trapezoidal
+from score_sde.samplers.loop import Draw, Step
+from score_sde.sde_lib import SDE
+from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.flow import trapezoidal
 
 
 class PLMS(Step):

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from samplers.guidance import Guided
-from samplers.loop import Draw, Step
-from sde_lib import SDE, Each, Gaussian, of_rows
-from sde_lib.denoiser import Denoiser, Prediction
-from sde_lib.motion import Rows
-from sde_lib.process import Time
+from score_sde.samplers.guidance import Guided
+from score_sde.samplers.loop import Draw, Step
+from score_sde.sde_lib import SDE, Each, Gaussian, of_rows
+from score_sde.sde_lib.denoiser import Denoiser, Prediction
+from score_sde.sde_lib.motion import Rows
+from score_sde.sde_lib.process import Time
 
 Forward = Callable[[Tensor], Tensor]
 """A: what is measured of a batch of examples, (B, *) -> (B, *), differentiable."""

@@ -9,12 +9,12 @@ from functools import partial
 
 from torch import Tensor
 
-from samplers.ddim import DDIM, Ancestral
-from samplers.langevin import langevin
-from samplers.loop import Constraint, Draw, Step
-from samplers.stochastic import EulerMaruyama, ReverseDiffusion, Stay
-from sde_lib import SDE
-from sde_lib.denoiser import Denoiser
+from score_sde.samplers.ddim import DDIM, Ancestral
+from score_sde.samplers.langevin import langevin
+from score_sde.samplers.loop import Constraint, Draw, Step
+from score_sde.samplers.stochastic import EulerMaruyama, ReverseDiffusion, Stay
+from score_sde.sde_lib import SDE
+from score_sde.sde_lib.denoiser import Denoiser
 
 StepSize = Callable[[Tensor, Tensor, float], Tensor | float]
 """(score, z, sigma) -> ratio of the noise to the score, squared; a number or (B, 1, ..., 1)."""

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from samplers.forms import Coordinates
-from samplers.multistep import Multistep
-from sde_lib import SDE
+from score_sde.samplers.forms import Coordinates
+from score_sde.samplers.multistep import Multistep
+from score_sde.sde_lib import SDE
 
 Slope = Callable[[Coordinates, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(coordinates, integral of pace, start, end) -> what a slope of one value a move adds to u."""

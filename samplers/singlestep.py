@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.forms import Coordinates
-from samplers.loop import Draw, Step
-from sde_lib import SDE, Gaussian
-from sde_lib.denoiser import Denoiser
-from sde_lib.flow import trapezoidal
-from sde_lib.runge_kutta import NODES, STAGES
+from score_sde.samplers.forms import Coordinates
+from score_sde.samplers.loop import Draw, Step
+from score_sde.sde_lib import SDE, Gaussian
+from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.flow import trapezoidal
+from score_sde.sde_lib.runge_kutta import NODES, STAGES
 
 
 class Heun(Step):

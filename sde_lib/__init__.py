@@ -3,9 +3,12 @@
 Knows no files, configs or networks, and imports nothing of the other packages.
 """
 
+if __name__ != "score_sde.sde_lib":  # a second copy would have tables of its own
+    raise ImportError("import score_sde.sde_lib: sde_lib is a part of the package score_sde")
+
 from collections.abc import Callable
 
-from sde_lib.bound import (
+from score_sde.sde_lib.bound import (
     Bound,
     Hybrid,
     VariationalBound,
@@ -14,10 +17,10 @@ from sde_lib.bound import (
     prior_term,
     variational_bound,
 )
-from sde_lib.classifier import Classification, Classifier
-from sde_lib.consistency import ConsistencyDistillation, ConsistencyModel, ConsistencyTraining, transport
-from sde_lib.contrastive import Contrastive, Pair
-from sde_lib.denoiser import (
+from score_sde.sde_lib.classifier import Classification, Classifier
+from score_sde.sde_lib.consistency import ConsistencyDistillation, ConsistencyModel, ConsistencyTraining, transport
+from score_sde.sde_lib.contrastive import Contrastive, Pair
+from score_sde.sde_lib.denoiser import (
     C_NOISE,
     CHAIN_PARAMETERIZATIONS,
     INPUTS,
@@ -27,23 +30,23 @@ from sde_lib.denoiser import (
     Prediction,
     of_rows,
 )
-from sde_lib.dequantization import DEQUANTIZATIONS
-from sde_lib.discrete import Discrete, ladder_ratio, ladder_size
-from sde_lib.exact import ExactDenoiser, GaussianMixture
-from sde_lib.fit import fit
-from sde_lib.flow import Flow
-from sde_lib.gaussian import Gaussian
-from sde_lib.laws import LEARNING_LAWS, TIME_LAWS, TimeLaw, stratified
-from sde_lib.likelihood import PRIORS, LogProb, log_prob, sample_log_prob
-from sde_lib.losses import WEIGHTS, denoising_loss
-from sde_lib.motion import NonFiniteError, NotConvergedError
-from sde_lib.objective import Denoising, Objective
-from sde_lib.process import SDE
-from sde_lib.processes import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedSDE, SubVPSDE, ddpm, iddpm, ncsn
-from sde_lib.schedules import LaplaceSDE, LearnedSDE, LogisticSDE, MonotoneSchedule, SigmoidSDE
-from sde_lib.score_matching import Implicit, Sliced, SlicedVR, explicit
-from sde_lib.solvers import ADAPTIVE, SOLVERS, TORCHDIFFEQ
-from sde_lib.trace import PROBES, Exact, Hutchinson
+from score_sde.sde_lib.dequantization import DEQUANTIZATIONS
+from score_sde.sde_lib.discrete import Discrete, ladder_ratio, ladder_size
+from score_sde.sde_lib.exact import ExactDenoiser, GaussianMixture
+from score_sde.sde_lib.fit import fit
+from score_sde.sde_lib.flow import Flow
+from score_sde.sde_lib.gaussian import Gaussian
+from score_sde.sde_lib.laws import LEARNING_LAWS, TIME_LAWS, TimeLaw, stratified
+from score_sde.sde_lib.likelihood import PRIORS, LogProb, log_prob, sample_log_prob
+from score_sde.sde_lib.losses import WEIGHTS, denoising_loss
+from score_sde.sde_lib.motion import NonFiniteError, NotConvergedError
+from score_sde.sde_lib.objective import Denoising, Objective
+from score_sde.sde_lib.process import SDE
+from score_sde.sde_lib.processes import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedSDE, SubVPSDE, ddpm, iddpm, ncsn
+from score_sde.sde_lib.schedules import LaplaceSDE, LearnedSDE, LogisticSDE, MonotoneSchedule, SigmoidSDE
+from score_sde.sde_lib.score_matching import Implicit, Sliced, SlicedVR, explicit
+from score_sde.sde_lib.solvers import ADAPTIVE, SOLVERS, TORCHDIFFEQ
+from score_sde.sde_lib.trace import PROBES, Exact, Hutchinson
 
 SDES: dict[str, Callable[..., SDE]] = {
     "vpsde": VPSDE,

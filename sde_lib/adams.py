@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_lib.devices import put_like
-from sde_lib.motion import Motion, Solution
-from sde_lib.nodes import nested
+from score_sde.sde_lib.devices import put_like
+from score_sde.sde_lib.motion import Motion, Solution
+from score_sde.sde_lib.nodes import nested
 
 
 class Adams:

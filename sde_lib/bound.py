@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_lib.denoiser import Denoiser, Prediction
-from sde_lib.discrete import Discrete
-from sde_lib.gaussian import Gaussian
-from sde_lib.losses import Weight
-from sde_lib.nodes import mixture
-from sde_lib.objective import Denoising, Draw, Objective
-from sde_lib.process import SDE, Time, check_state, reverse_std
+from score_sde.sde_lib.denoiser import Denoiser, Prediction
+from score_sde.sde_lib.discrete import Discrete
+from score_sde.sde_lib.gaussian import Gaussian
+from score_sde.sde_lib.losses import Weight
+from score_sde.sde_lib.nodes import mixture
+from score_sde.sde_lib.objective import Denoising, Draw, Objective
+from score_sde.sde_lib.process import SDE, Time, check_state, reverse_std
 
 DECODER_NOISE = 0.3
 """sigma / alpha where levels are decoded, in their widths. Of eight networks on the digits the bound is lowest between

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_lib.denoiser import C_NOISE, INPUTS, conditioning
-from sde_lib.objective import Draw, Objective
-from sde_lib.process import SDE, Time
+from score_sde.sde_lib.denoiser import C_NOISE, INPUTS, conditioning
+from score_sde.sde_lib.objective import Draw, Objective
+from score_sde.sde_lib.process import SDE, Time
 
 REPORTED_LOG_SNR = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0)
 """Levels of noise at which the accuracy on held-out data is told."""

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sde_lib.denoiser import Coefficients, Denoiser, Prediction, per_example
-from sde_lib.flow import trapezoidal
-from sde_lib.objective import Draw, Objective
-from sde_lib.process import SDE, Moment, Time
+from score_sde.sde_lib.denoiser import Coefficients, Denoiser, Prediction, per_example
+from score_sde.sde_lib.flow import trapezoidal
+from score_sde.sde_lib.objective import Draw, Objective
+from score_sde.sde_lib.process import SDE, Moment, Time
 
 
 class ConsistencyModel(Denoiser):

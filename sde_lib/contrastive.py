@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sde_lib.classifier import Classification, Classifier
-from sde_lib.objective import Draw
-from sde_lib.process import Time
+from score_sde.sde_lib.classifier import Classification, Classifier
+from score_sde.sde_lib.objective import Draw
+from score_sde.sde_lib.process import Time
 
 
 class Pair(Classifier):

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sde_lib.discrete import Discrete
-from sde_lib.process import SDE, Moment, Time, check_state
+from score_sde.sde_lib.discrete import Discrete
+from score_sde.sde_lib.process import SDE, Moment, Time, check_state
 
 
 class Prediction(NamedTuple):

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sde_lib.bound import decoder_time
-from sde_lib.process import SDE
+from score_sde.sde_lib.bound import decoder_time
+from score_sde.sde_lib.process import SDE
 
 
 def none(sde: SDE, t: float, x: Tensor, u: Tensor, bin_width: float) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from sde_lib.devices import put_like
-from sde_lib.process import SDE, Time
+from score_sde.sde_lib.devices import put_like
+from score_sde.sde_lib.process import SDE, Time
 
 
 class Discrete(SDE):

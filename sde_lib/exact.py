@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from sde_lib.denoiser import Prediction
-from sde_lib.process import SDE, Time, check_state
+from score_sde.sde_lib.denoiser import Prediction
+from score_sde.sde_lib.process import SDE, Time, check_state
 
 
 class GaussianMixture:

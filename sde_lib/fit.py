@@ -13,11 +13,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from sde_lib.denoiser import Denoiser
-from sde_lib.laws import GOLDEN_RATIO, lognormal, stratified
-from sde_lib.losses import denoising_loss, edm
-from sde_lib.motion import NonFiniteError
-from sde_lib.process import SDE
+from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.laws import GOLDEN_RATIO, lognormal, stratified
+from score_sde.sde_lib.losses import denoising_loss, edm
+from score_sde.sde_lib.motion import NonFiniteError
+from score_sde.sde_lib.process import SDE
 
 
 def fit(

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from sde_lib.denoiser import Denoiser, of_rows
-from sde_lib.gaussian import Gaussian, Noised
-from sde_lib.motion import NonFiniteError, Rate, Rows
-from sde_lib.process import SDE, Time, check_state
+from score_sde.sde_lib.denoiser import Denoiser, of_rows
+from score_sde.sde_lib.gaussian import Gaussian, Noised
+from score_sde.sde_lib.motion import NonFiniteError, Rate, Rows
+from score_sde.sde_lib.process import SDE, Time, check_state
 
 
 class Place(NamedTuple):

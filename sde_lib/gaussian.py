@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_lib.process import Time
+from score_sde.sde_lib.process import Time
 
 MOST_DIRECTIONS = 64
 EXAMPLES_A_DIRECTION = 8  # with fewer, directions fit these examples and the guess denies others

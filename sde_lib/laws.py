@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_lib.devices import put
-from sde_lib.process import SDE
-from sde_lib.schedules import LearnedSDE, MonotoneSchedule
+from score_sde.sde_lib.devices import put
+from score_sde.sde_lib.process import SDE
+from score_sde.sde_lib.schedules import LearnedSDE, MonotoneSchedule
 
 
 def uniform_time(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,13 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_lib.denoiser import Denoiser
-from sde_lib.flow import Flow, Place
-from sde_lib.gaussian import Gaussian
-from sde_lib.motion import NonFiniteError, Rows, Solution
-from sde_lib.process import SDE, Time
-from sde_lib.runge_kutta import DormandPrince
-from sde_lib.trace import Exact, Hutchinson, traces
+from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.flow import Flow, Place
+from score_sde.sde_lib.gaussian import Gaussian
+from score_sde.sde_lib.motion import NonFiniteError, Rows, Solution
+from score_sde.sde_lib.process import SDE, Time
+from score_sde.sde_lib.runge_kutta import DormandPrince
+from score_sde.sde_lib.trace import Exact, Hutchinson, traces
 
 Solver = Callable[[Flow, Tensor, float, float], Solution]
 

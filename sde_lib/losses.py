@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sde_lib.denoiser import Denoiser
-from sde_lib.process import SDE
+from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.process import SDE
 
 Weight = Callable[[SDE, Tensor], Tensor]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from sde_lib.process import Time
+from score_sde.sde_lib.process import Time
 
 Rows = Tensor | slice
 """Numbers in the batch of the examples that are asked about."""

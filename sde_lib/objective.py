@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from sde_lib.denoiser import Denoiser
-from sde_lib.losses import Weight, denoising_loss
-from sde_lib.process import SDE
+from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.losses import Weight, denoising_loss
+from score_sde.sde_lib.process import SDE
 
 Draw = Callable[[Tensor], Tensor]
 """Fresh standard normals shaped as the argument."""

@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from sde_lib.discrete import Discrete
-from sde_lib.process import SDE
+from score_sde.sde_lib.discrete import Discrete
+from score_sde.sde_lib.process import SDE
 
 
 class VPSDE(SDE):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sde_lib.devices import put
-from sde_lib.motion import Motion, NotConvergedError, Rate, Solution
+from score_sde.sde_lib.devices import put
+from score_sde.sde_lib.motion import Motion, NotConvergedError, Rate, Solution
 
 State = tuple[Tensor, Tensor]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from sde_lib.process import SDE
+from score_sde.sde_lib.process import SDE
 
 
 class LogSNRSDE(SDE):

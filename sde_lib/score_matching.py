@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sde_lib.denoiser import Denoiser
-from sde_lib.losses import Weight
-from sde_lib.objective import Draw, Objective
-from sde_lib.process import SDE
-from sde_lib.trace import PROBES, exact_trace, traces
+from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.losses import Weight
+from score_sde.sde_lib.objective import Draw, Objective
+from score_sde.sde_lib.process import SDE
+from score_sde.sde_lib.trace import PROBES, exact_trace, traces
 
 
 def explicit(score_hat: Tensor, score: Tensor) -> Tensor:

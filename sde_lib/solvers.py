@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sde_lib.adams import Adams
-from sde_lib.motion import Motion, NotConvergedError, Solution
-from sde_lib.runge_kutta import DormandPrince, State, check_tolerances
+from score_sde.sde_lib.adams import Adams
+from score_sde.sde_lib.motion import Motion, NotConvergedError, Solution
+from score_sde.sde_lib.runge_kutta import DormandPrince, State, check_tolerances
 
 
 class Torchdiffeq:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_lib.devices import put
-from sde_lib.motion import Rows
+from score_sde.sde_lib.devices import put
+from score_sde.sde_lib.motion import Rows
 
 CHUNK, FEW = 8, 1 << 12
 """Products with a Jacobian that are taken at once, and how many numbers they may have: more are no faster."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from storage.reading import check_regular, refused
+from score_sde.storage.reading import check_regular, refused
 
 try:
     import fcntl

@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 
-import run as command_line
-from engine.config import stored
-from engine.recipe import MODEL, digest
-from sde_lib import SDES, GaussianMixture
+from score_sde import run as command_line
+from score_sde.engine.config import stored
+from score_sde.engine.recipe import MODEL, digest
+from score_sde.sde_lib import SDES, GaussianMixture
 
 torch.set_num_threads(1)
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from parity.recordings import COMPLETE, COPIES
 
-from models import NETWORKS
-from models.checkpoints.foreign import Foreign
-from sde_lib import SDES, Denoiser
+from score_sde.models import NETWORKS
+from score_sde.models.checkpoints.foreign import Foreign
+from score_sde.sde_lib import SDES, Denoiser
 
 
 def recorded(folder: str) -> list[Path]:

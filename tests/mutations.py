@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from engine import selftest
-from engine.checks import CHECKS, Row, Setting
+from score_sde.engine import selftest
+from score_sde.engine.checks import CHECKS, Row, Setting
 
 
 class Mutation(NamedTuple):
@@ -40,7 +40,7 @@ class Mutation(NamedTuple):
 def function_of(where: str):
     """The function at module:name, without its decorators."""
     module, _, path = where.partition(":")
-    found = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    found = functools.reduce(getattr, path.split("."), importlib.import_module(f"score_sde.{module}"))
     return inspect.unwrap(getattr(found, "__func__", found))
 
 

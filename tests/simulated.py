@@ -262,7 +262,7 @@ register()
 
 if __name__ == "__main__":
     sys.path.insert(0, os.getcwd())
-    import run
+    from score_sde import run
 
     status = run.main(["run.py", *sys.argv[1:]])
     for place, number in waits.most_common():

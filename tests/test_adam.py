@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from engine.adam import Adam, AdamW
+from score_sde.engine.adam import Adam, AdamW
 
 KINDS = {"adam": (Adam, torch.optim.Adam), "adamw": (AdamW, torch.optim.AdamW)}
 SETTINGS = {"lr": 3e-3, "betas": (0.8, 0.99), "weight_decay": 0.1}
@@ -75,7 +75,7 @@ def test_each_goes_on_from_the_state_of_the_other(name):
 def test_training_does_not_import_the_compiler(tmp_path):
     """Half of the time of a start, where nothing is compiled."""
     program = (
-        "import sys, run\n"
+        "import sys\nfrom score_sde import run\n"
         f"status = run.main(['run.py', '--config=points', '--mode=train', '--workdir={tmp_path}',\n"
         "    '--config.device=cpu', '--config.train.total_images=64', '--config.train.batch_size=32',\n"
         "    '--config.network.width=8', '--config.train.sample_every=0'])\n"

@@ -4,9 +4,9 @@ import pytest
 import torch
 from test_steps import Counted, assert_marginal, noises, quantiles, terminal  # noqa: F401
 
-from samplers import GRIDS, Noise, sample
-from samplers.adaptive import AdaptiveSDE, DPMAdaptive
-from sde_lib import EDMSDE, SDES, VPSDE, NonFiniteError, NotConvergedError, Prediction
+from score_sde.samplers import GRIDS, Noise, sample
+from score_sde.samplers.adaptive import AdaptiveSDE, DPMAdaptive
+from score_sde.sde_lib import EDMSDE, SDES, VPSDE, NonFiniteError, NotConvergedError, Prediction
 
 BOTH = [AdaptiveSDE, DPMAdaptive]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import ADM, ADMClassifier
+from score_sde.models import ADM, ADMClassifier
 
 IMAGENET = {"attention": (32, 16, 8), "num_classes": 1000, "learned_variance": True, "num_blocks": 2, "channels": 256}
 IMPROVED = {"attention": (16, 8), "learned_variance": True, "num_blocks": 3, "heads": 4, "resample_blocks": False}

@@ -1,15 +1,17 @@
 """What the design promises of the source itself, read with ``ast``."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ["benchmarks", "configs", "data", "engine", "models", "samplers", "sde_lib", "storage"]
+PARTS = ["configs", "data", "engine", "models", "samplers", "sde_lib", "storage"]
+PACKAGES = ["benchmarks", "score_sde", *PARTS]
 FILES = sorted([ROOT / "run.py", *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))])
 SOURCES = {str(file.relative_to(ROOT)): file.read_text() for file in FILES}
-OURS = {*PACKAGES, "run", "tests"}
+OURS = {*PARTS, "run"}
 
 # Which packages a package may import beside itself.
 ALLOWED = {
@@ -27,14 +29,37 @@ def package_of(path):
     return path.split("/")[0].removesuffix(".py")
 
 
-def imports(source):
-    """Names of the top-level packages that a file imports."""
+def modules(source):
+    """Full names of the modules that a file imports."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
-            yield node.module.split(".")[0]
+            yield from (f"score_sde.{a.name}" for a in node.names) if node.module == "score_sde" else [node.module]
+
+
+def imports(source):
+    """Names of the top-level packages that a file imports, and of the parts of ours."""
+    for module in modules(source):
+        first, _, rest = module.partition(".")
+        yield rest.split(".")[0] if first == "score_sde" else first
+
+
+TESTS = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS])
+def test_what_is_ours_is_imported_by_its_full_name(path):
+    theirs = {"models"} if path == "benchmarks/networks.py" else set()  # it measures the network of score_sde, too
+    assert not {module.split(".")[0] for module in modules((SOURCES | TESTS)[path])} & OURS - theirs
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_is_not_imported_by_its_short_name(name):
+    """Its tables would be others than those of score_sde."""
+    with pytest.raises(ImportError, match=f"import score_sde.{name}"):
+        importlib.import_module(name)
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if package_of(path) in ALLOWED])

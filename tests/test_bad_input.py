@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import run as command_line
-from engine import log
-from engine.trainer import Trainer
-from storage import writing
+from score_sde import run as command_line
+from score_sde.engine import log
+from score_sde.engine.trainer import Trainer
+from score_sde.storage import writing
 
 TINY = ("--device=cpu", "--config.network.channels=8", "--config.train.batch_size=4", "--config.train.total_images=8")
 TINY += ("--config.train.sample_every=0", "--config.train.evaluate_every=0")
@@ -434,7 +434,7 @@ def test_a_disk_that_fills_up_in_training(workdir, monkeypatch, capsys):
 
     words = ["run.py", "--mode=train", f"--workdir={workdir}", "--config.train.total_images=16"]
     with monkeypatch.context() as patch:
-        patch.setattr("engine.checkpoint.create", create_full)
+        patch.setattr("score_sde.engine.checkpoint.create", create_full)
         assert command_line.main(words) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {workdir}: No space left on device; free some space and run the same command to go on"
@@ -508,7 +508,7 @@ def test_a_likelihood_on_a_disk_that_fills_up_writes_no_result(workdir, monkeypa
     words = ["run.py", "--mode=likelihood", f"--workdir={workdir}", "--config.likelihood.num_examples=1"]
     words += ["--config.likelihood.evaluations=4", "--config.likelihood.check_examples=0"]
     with monkeypatch.context() as patch:
-        patch.setattr("engine.rows.append", full)
+        patch.setattr("score_sde.engine.rows.append", full)
         assert command_line.main(words) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {workdir}: No space left on device; free some space and run the same command to go on"

@@ -9,9 +9,9 @@ from scipy import stats
 from scipy.integrate import quad, simpson
 from torch import nn
 
-from models import NETWORKS
-from samplers import STEPS, Ancestral
-from sde_lib import (
+from score_sde.models import NETWORKS
+from score_sde.samplers import STEPS, Ancestral
+from score_sde.sde_lib import (
     OBJECTIVES,
     VPSDE,
     Denoiser,
@@ -23,7 +23,7 @@ from sde_lib import (
     iddpm,
     variational_bound,
 )
-from sde_lib.bound import (
+from score_sde.sde_lib.bound import (
     DECODER_NOISE,
     Bound,
     Hybrid,
@@ -35,8 +35,8 @@ from sde_lib.bound import (
     prior_term,
     step_bound,
 )
-from sde_lib.losses import WEIGHTS
-from sde_lib.nodes import mixture as mixture_law
+from score_sde.sde_lib.losses import WEIGHTS
+from score_sde.sde_lib.nodes import mixture as mixture_law
 
 MEAN, STD = 0.3, 0.5
 GAUSSIAN = GaussianMixture(torch.ones(1).double(), torch.tensor([[MEAN]], dtype=torch.float64), STD**2)

@@ -5,9 +5,9 @@ import torch
 from scipy.stats import kstest
 from test_steps import noises, terminal
 
-from samplers import GRIDS, STEPS, EulerMaruyama, Noise, sample
-from samplers.brownian import PLACES, Brownian, motion
-from sde_lib import SDES, VPSDE
+from score_sde.samplers import GRIDS, STEPS, EulerMaruyama, Noise, sample
+from score_sde.samplers.brownian import PLACES, Brownian, motion
+from score_sde.sde_lib import SDES, VPSDE
 
 
 def path(num, seeds=(0, 1, 2), shape=(4,), **options):

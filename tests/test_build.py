@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from configs import default
-from data import DATASETS, DataError, examples, order, statistics
-from engine import checkpoint
-from engine.build import (
+from score_sde.configs import default
+from score_sde.data import DATASETS, DataError, examples, order, statistics
+from score_sde.engine import checkpoint
+from score_sde.engine.build import (
     DataFacts,
     build,
     first_guess,
@@ -26,10 +26,10 @@ from engine.build import (
     pick,
     read_dataset,
 )
-from engine.build import load as load_run
-from engine.config import Options, load, names, override, stored
-from models import CLASSIFIERS, NETWORKS
-from sde_lib import OBJECTIVES, PARAMETERIZATIONS, SDES, TIME_LAWS, WEIGHTS, Gaussian
+from score_sde.engine.build import load as load_run
+from score_sde.engine.config import Options, load, names, override, stored
+from score_sde.models import CLASSIFIERS, NETWORKS
+from score_sde.sde_lib import OBJECTIVES, PARAMETERIZATIONS, SDES, TIME_LAWS, WEIGHTS, Gaussian
 
 IMAGES = DataFacts(shape=(1, 8, 8), levels=17, std=0.7, diameter=9.0)
 POINTS = DataFacts(shape=(2,), levels=0, std=0.6, diameter=3.0)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from samplers import GRIDS, ODE, Adams, DPMSolver, UniPC, sample
-from samplers.calibration import Tuned, _end, _table, calibrate, errors, follow
-from sde_lib import EDMSDE, VPSDE, Gaussian
+from score_sde.samplers import GRIDS, ODE, Adams, DPMSolver, UniPC, sample
+from score_sde.samplers.calibration import Tuned, _end, _table, calibrate, errors, follow
+from score_sde.sde_lib import EDMSDE, VPSDE, Gaussian
 
 
 def problem(mixture, sde, num_steps, num):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-import run as command_line
-from engine import checkpoint, plane, sample
-from engine.errors import CheckpointError, describe, exit_status
-from sde_lib import Gaussian
-from storage import reading
+from score_sde import run as command_line
+from score_sde.engine import checkpoint, plane, sample
+from score_sde.engine.errors import CheckpointError, describe, exit_status
+from score_sde.sde_lib import Gaussian
+from score_sde.storage import reading
 
 SHAPE = (2, 3)
 NETWORKS = {checkpoint.RAW: 1.0, checkpoint.ema_file(0.999): 2.0}
@@ -350,7 +350,7 @@ def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("function", ["os.replace", "os.fsync", "storage.writing._new_file"])
+@pytest.mark.parametrize("function", ["os.replace", "os.fsync", "score_sde.storage.writing._new_file"])
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_failure_while_writing_leaves_the_others_and_no_part(tmp_path, monkeypatch, function, step):
     """Also where the step is there already."""

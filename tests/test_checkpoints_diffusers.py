@@ -10,8 +10,8 @@ from foreign import denoiser, drawn, malicious, network, recorded, without_end
 from parity.recordings import COPIES, per_sample
 from safetensors.torch import load_file, save_file
 
-from models.checkpoints import diffusers
-from models.checkpoints.safe import ForeignError
+from score_sde.models.checkpoints import diffusers
+from score_sde.models.checkpoints.safe import ForeignError
 
 CASES = recorded("diffusers")
 DDPM = next(path for path in CASES if path.name == "tiny_ddpm")

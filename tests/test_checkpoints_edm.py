@@ -10,14 +10,14 @@ from foreign import denoiser, malicious, malicious_pickle, network, recorded, wi
 from parity.recordings import Recording, per_sample
 from safetensors.torch import load_file, save_file
 
-from models.blocks import Block, Stage, Style
-from models.checkpoints import edm
-from models.checkpoints.parts import value_fastest
-from models.checkpoints.safe import ForeignError
-from models.embeddings import Positional
-from models.layers import double
-from models.resampling import FIR, Down
-from models.song import STYLE
+from score_sde.models.blocks import Block, Stage, Style
+from score_sde.models.checkpoints import edm
+from score_sde.models.checkpoints.parts import value_fastest
+from score_sde.models.checkpoints.safe import ForeignError
+from score_sde.models.embeddings import Positional
+from score_sde.models.layers import double
+from score_sde.models.resampling import FIR, Down
+from score_sde.models.song import STYLE
 
 CASES = recorded("edm_models")
 TINY = next(path for path in CASES if path.name == "tiny_dhariwal_iddpm")

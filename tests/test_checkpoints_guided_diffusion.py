@@ -9,14 +9,14 @@ import torch
 from foreign import denoiser, malicious, network, recorded, without_end
 from parity.recordings import Recording, parameters, per_sample
 
-from models import ADM, ADMClassifier
-from models.blocks import Block, SelfAttention, Style
-from models.checkpoints import guided_diffusion
-from models.checkpoints.parts import as_it_is, head_first
-from models.checkpoints.safe import ForeignError
-from models.embeddings import Positional
-from models.layers import halve
-from sde_lib import SDES, Classifier
+from score_sde.models import ADM, ADMClassifier
+from score_sde.models.blocks import Block, SelfAttention, Style
+from score_sde.models.checkpoints import guided_diffusion
+from score_sde.models.checkpoints.parts import as_it_is, head_first
+from score_sde.models.checkpoints.safe import ForeignError
+from score_sde.models.embeddings import Positional
+from score_sde.models.layers import halve
+from score_sde.sde_lib import SDES, Classifier
 
 
 def of_class(folder):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from parity.recordings import COMPLETE, COPIES, find, per_sample
 
-from models import NETWORKS
-from models.checkpoints import safe
-from models.checkpoints.foreign import skeleton
-from models.checkpoints.safe import ForeignError
-from models.checkpoints.score_sde import Config, names, read
-from sde_lib import SDES, Denoiser
+from score_sde.models import NETWORKS
+from score_sde.models.checkpoints import safe
+from score_sde.models.checkpoints.foreign import skeleton
+from score_sde.models.checkpoints.safe import ForeignError
+from score_sde.models.checkpoints.score_sde import Config, names, read
+from score_sde.sde_lib import SDES, Denoiser
 
 FOLDER = "score_sde_models"
 CASES = {

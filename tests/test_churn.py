@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_steps import Counted, assert_marginal, evolve, noises, terminal
 
-from samplers import GRIDS, Heun, sample, trajectory
-from samplers.churn import Churn
-from sde_lib import EDMSDE, VPSDE
+from score_sde.samplers import GRIDS, Heun, sample, trajectory
+from score_sde.samplers.churn import Churn
+from score_sde.sde_lib import EDMSDE, VPSDE
 
 
 def test_without_churn_it_is_heun(sde, mixture):

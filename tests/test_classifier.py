@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-import run as command_line
-from engine.build import read_dataset
-from engine.config import load, override
-from engine.held_out import HeldOut
-from engine.trainer import Trainer
-from samplers import classifier as guided
-from sde_lib import Classification, Classifier, GaussianMixture
+from score_sde import run as command_line
+from score_sde.engine.build import read_dataset
+from score_sde.engine.config import load, override
+from score_sde.engine.held_out import HeldOut
+from score_sde.engine.trainer import Trainer
+from score_sde.samplers import classifier as guided
+from score_sde.sde_lib import Classification, Classifier, GaussianMixture
 
 SIGMA_DATA = 0.6
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import run as command_line
-from engine.config import Options, load, names, to_json
-from engine.errors import CheckpointError, describe, exit_status, listed, unknown
+from score_sde import run as command_line
+from score_sde.engine.config import Options, load, names, to_json
+from score_sde.engine.errors import CheckpointError, describe, exit_status, listed, unknown
 
 ROOT = Path(command_line.__file__).parent
 
@@ -282,6 +282,6 @@ def test_a_mistake_ends_the_process_with_its_status_and_leaves_nothing(tmp_path)
 
 
 def test_nothing_heavy_is_imported_before_a_mode_runs():
-    code = "import json, sys, run; run.help_text(); print(json.dumps(sorted(sys.modules)))"
+    code = "import json, sys; from score_sde import run; run.help_text(); print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True))
     assert not {"torch", "numpy", "scipy", "sklearn", "matplotlib"} & set(loaded)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data import CODECS, Codec, DataError, Dataset, Identity, Pixels, Standardize
+from score_sde.data import CODECS, Codec, DataError, Dataset, Identity, Pixels, Standardize
 
 LEVELS = {"pixels": (2, 17, 256), "identity": (0,), "standardize": (0,)}
 CASES = [(name, levels) for name in CODECS for levels in LEVELS[name]]

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-import run as command_line
-from engine import ranks
-from engine.config import Options, override, stored
-from engine.ema import EMA
-from engine.inference import frozen
-from engine.sample import Counted, draw_run
-from models import MLP, Captioned, Classifier
-from samplers import autoguidance, classifier, classifier_free, dynamic_threshold, static_threshold, within
-from sde_lib import SDES, Classification, Denoiser, Each, of_rows, transport
-from sde_lib import Classifier as NoisyClassifier
-from sde_lib.objective import Denoising
+from score_sde import run as command_line
+from score_sde.engine import ranks
+from score_sde.engine.config import Options, override, stored
+from score_sde.engine.ema import EMA
+from score_sde.engine.inference import frozen
+from score_sde.engine.sample import Counted, draw_run
+from score_sde.models import MLP, Captioned, Classifier
+from score_sde.samplers import autoguidance, classifier, classifier_free, dynamic_threshold, static_threshold, within
+from score_sde.sde_lib import SDES, Classification, Denoiser, Each, of_rows, transport
+from score_sde.sde_lib import Classifier as NoisyClassifier
+from score_sde.sde_lib.objective import Denoising
 
 SDE = SDES["vpsde"]()
 CLOSE = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 0.03, "atol": 0.03}}

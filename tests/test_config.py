@@ -5,16 +5,16 @@ import json
 
 import pytest
 
-from configs import default
-from data import CODECS, DATASETS
-from engine.config import conform, flat, from_json, load, names, override, to_json
-from engine.errors import CheckpointError
-from engine.likelihood import check_dequantization, start
-from engine.recipe import MODEL, RECIPE, differences
-from engine.resolve import resolve
-from models import NETWORKS
-from samplers import GRIDS, STEPS
-from sde_lib import (
+from score_sde.configs import default
+from score_sde.data import CODECS, DATASETS
+from score_sde.engine.config import conform, flat, from_json, load, names, override, to_json
+from score_sde.engine.errors import CheckpointError
+from score_sde.engine.likelihood import check_dequantization, start
+from score_sde.engine.recipe import MODEL, RECIPE, differences
+from score_sde.engine.resolve import resolve
+from score_sde.models import NETWORKS
+from score_sde.samplers import GRIDS, STEPS
+from score_sde.sde_lib import (
     ADAPTIVE,
     LEARNING_LAWS,
     PARAMETERIZATIONS,
@@ -124,7 +124,8 @@ def test_solvers_have_their_defaults_in_the_section(section, table):
 
 def write_config(path, *lines):
     body = "".join(f"    {line}\n" for line in lines)
-    path.write_text(f"from configs import default\n\ndef get_config():\n    config = default.get_config()\n{body}")
+    head = "from score_sde.configs import default\n\ndef get_config():\n    config = default.get_config()\n"
+    path.write_text(head + body)
     return str(path)
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-import run as command_line
-from engine import checkpoint
-from engine.build import DataFacts, build, make_objective
-from engine.config import load, override
-from sde_lib import (
+from score_sde import run as command_line
+from score_sde.engine import checkpoint
+from score_sde.engine.build import DataFacts, build, make_objective
+from score_sde.engine.config import load, override
+from score_sde.sde_lib import (
     SDES,
     ConsistencyDistillation,
     ConsistencyModel,
@@ -22,7 +22,7 @@ from sde_lib import (
     Prediction,
     transport,
 )
-from sde_lib.consistency import neighbours
+from score_sde.sde_lib.consistency import neighbours
 
 MEAN, VARIANCE = 0.5, 0.3
 
@@ -325,7 +325,7 @@ def weights(workdir):
 @pytest.mark.parametrize("name", ["consistency_training", "consistency"])
 def test_a_run_that_stopped_goes_on_bit_for_bit(name, digits, tmp_path, monkeypatch):
     """Over doublings of the steps, with dropout, from a teacher of another process."""
-    from engine.trainer import Trainer
+    from score_sde.engine.trainer import Trainer
 
     keys = TINY | {"train.checkpoint_every": 3}
     if name == "consistency":

@@ -4,12 +4,12 @@ import pytest
 import torch
 from test_steps import Counted, noises, terminal, transported
 
-import run as command_line
-from engine.sample import remark
-from samplers import GRIDS, STEPS, ConsistencyStep, Noise, sample, trajectory
-from sde_lib import SDES, Denoiser, GaussianMixture, Prediction
-from sde_lib.consistency import ConsistencyModel
-from sde_lib.process import Moment
+from score_sde import run as command_line
+from score_sde.engine.sample import remark
+from score_sde.samplers import GRIDS, STEPS, ConsistencyStep, Noise, sample, trajectory
+from score_sde.sde_lib import SDES, Denoiser, GaussianMixture, Prediction
+from score_sde.sde_lib.consistency import ConsistencyModel
+from score_sde.sde_lib.process import Moment
 
 DATA = Moment(1.0, 0.0, float("inf"))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from samplers import (
+from score_sde.samplers import (
     DDIM,
     GRIDS,
     ODE,
@@ -29,8 +29,8 @@ from samplers import (
     trajectory,
     translate,
 )
-from samplers.predictor_corrector import PREDICTORS
-from sde_lib import SDES, GaussianMixture, Prediction
+from score_sde.samplers.predictor_corrector import PREDICTORS
+from score_sde.sde_lib import SDES, GaussianMixture, Prediction
 
 SHAPES = {"vector": (3, 6), "signal": (2, 2, 12), "image": (1, 3, 6, 4)}
 PROJECTORS = {

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine.convergence import MOST, MeanError, refine
-from sde_lib.adams import Adams
-from sde_lib.runge_kutta import DormandPrince
+from score_sde.engine.convergence import MOST, MeanError, refine
+from score_sde.sde_lib.adams import Adams
+from score_sde.sde_lib.runge_kutta import DormandPrince
 
 NATS = np.linspace(-2.0, 2.0, 8)
 

@@ -13,13 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-import data.archives
-import data.files
-from data import (
+from score_sde.data import (
     CODECS,
     DATASETS,
     DataError,
     Dataset,
+    archives,
     batch_at,
     flips,
     indices,
@@ -29,7 +28,8 @@ from data import (
     read_images,
     write_png,
 )
-from data.statistics import Statistics
+from score_sde.data import files as data_files
+from score_sde.data.statistics import Statistics
 
 POINTS = ["checkerboard", "eight_gaussians", "moons", "swiss_roll"]
 CLASSES = ("cat", "dog")
@@ -141,21 +141,21 @@ def test_digits_are_those_of_scikit_learn():
 
 
 def test_start_up_imports_nothing_heavy():
-    code = "import sys, data; data.read_digits('train'); print(*sys.modules)"
+    code = "import sys; from score_sde import data; data.read_digits('train'); print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert "data.digits" in result.stdout, result.stderr
     assert not {"sklearn", "PIL", "matplotlib"} & set(result.stdout.split())
 
 
 def test_missing_digits_are_explained(monkeypatch):
-    monkeypatch.setattr("data.digits.find_spec", lambda name: None)
+    monkeypatch.setattr("score_sde.data.digits.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install scikit-learn"):
         read_digits("train")
 
 
 def test_a_scikit_learn_without_digits_is_explained(monkeypatch, tmp_path):
     package = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
-    monkeypatch.setattr("data.digits.find_spec", lambda name: package)
+    monkeypatch.setattr("score_sde.data.digits.find_spec", lambda name: package)
     with pytest.raises(DataError, match=r"digits.csv.gz is missing: reinstall"):
         read_digits("train")
 
@@ -305,7 +305,7 @@ def test_files_are_decoded_once(place, monkeypatch):
 def test_sets_that_memory_cannot_hold_are_decoded_each_time(place, monkeypatch):
     path = write_files(place, {f"{i}.png": encoded(pixels(i)) for i in range(4)})
     kept = read_images("train", path).batch([2, 0])["x"]
-    monkeypatch.setattr(data.files, "MOST_KEPT", 10)
+    monkeypatch.setattr(data_files, "MOST_KEPT", 10)
     assert read_images("train", path).x.kept is None
     assert torch.equal(read_images("train", path).batch([2, 0])["x"], kept)
 
@@ -690,7 +690,7 @@ GOOD = {f"{i}.png": encoded(pixels(i)) for i in range(1, 9)}
 @pytest.mark.parametrize("true", [True, False])
 def test_a_zip_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch, true):
     """The size that is told is over the limit; whether it is true makes no difference."""
-    monkeypatch.setattr(data.archives.unpack, "__defaults__", (1_000_000,))
+    monkeypatch.setattr(archives.unpack, "__defaults__", (1_000_000,))
     path = zipped(tmp_path / "x.zip", {"0.png": bytes(5_000_000) if true else b"", **GOOD})
     lying(path, 5_000_000)
     with pytest.raises(DataError, match=r"x.zip/0.png unpacks to 5,000,000 bytes, of 1,000,000 allowed") as error:
@@ -745,7 +745,7 @@ def test_arrays_that_claim_more_than_there_is_are_refused_before_memory_is_taken
 
 
 def test_arrays_that_unpack_to_too_much_together_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.archives, "MOST_UNPACKED", 1300)
+    monkeypatch.setattr(archives, "MOST_UNPACKED", 1300)
     np.savez_compressed(tmp_path / "x.npz", images=np.zeros((40, 5, 4), np.uint8), labels=np.zeros(40, np.int64))
     assert (tmp_path / "x.npz").stat().st_size < 1300
     with pytest.raises(DataError, match=r"x.npz/labels.npy unpacks to 448 bytes"):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from engine.config import load
-from models import DDPM
-from models.checkpoints.foreign import skeleton
-from models.resampling import Down, Up
+from score_sde.engine.config import load
+from score_sde.models import DDPM
+from score_sde.models.checkpoints.foreign import skeleton
+from score_sde.models.resampling import Down, Up
 
 SMALL = {"channels": 16, "channel_mult": (1, 2), "num_blocks": 1, "attention": (4,), "dropout": 0.0, "norm_groups": 8}
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data import DataError, Dataset, Pixels, loader, read_images, statistics
-from data.decoding import MOST_SCANS, BrokenImage, count_scans, decode, pixels, square
-from data.loader import reader
-from engine.trainer import fingerprint
+from score_sde.data import DataError, Dataset, Pixels, loader, read_images, statistics
+from score_sde.data.decoding import MOST_SCANS, BrokenImage, count_scans, decode, pixels, square
+from score_sde.data.loader import reader
+from score_sde.engine.trainer import fingerprint
 
 FILE = Path("folder/a.png")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from sde_lib import PARAMETERIZATIONS, SDES, VPSDE, Denoiser
-from sde_lib.denoiser import C_NOISE
+from score_sde.sde_lib import PARAMETERIZATIONS, SDES, VPSDE, Denoiser
+from score_sde.sde_lib.denoiser import C_NOISE
 
 # (alpha, sigma, sigma_data, x0, eps) -> what the network estimates, by definition.
 TARGETS = {

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from sde_lib import DEQUANTIZATIONS, SDES, GaussianMixture
-from sde_lib.dequantization import data_time
+from score_sde.sde_lib import DEQUANTIZATIONS, SDES, GaussianMixture
+from score_sde.sde_lib.dequantization import data_time
 
 WIDTH = 0.25
 NOISY = [name for name in DEQUANTIZATIONS if name != "none"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from sde_lib import VESDE, VPSDE, CosineSDE, Discrete, ddpm, iddpm, ladder_ratio, ladder_size, ncsn
+from score_sde.sde_lib import VESDE, VPSDE, CosineSDE, Discrete, ddpm, iddpm, ladder_ratio, ladder_size, ncsn
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
 ALPHA_BARS = np.cumprod(1 - BETAS)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from models import DiT
-from models.dit import positions
+from score_sde.models import DiT
+from score_sde.models.dit import positions
 
 # Peebles, Xie, 2023, table 1 and its repository: width, depth, heads, millions of parameters with patches of 2.
 PUBLISHED = {

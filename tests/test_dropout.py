@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.layers import Dropout
+from score_sde.models.layers import Dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.95])

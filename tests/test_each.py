@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from samplers import DPS, GRIDS, STEPS, Noise, classifier_free, pigdm, sample
-from sde_lib import SDES, Each, Gaussian, GaussianMixture, Prediction, of_rows
+from score_sde.samplers import DPS, GRIDS, STEPS, Noise, classifier_free, pigdm, sample
+from score_sde.sde_lib import SDES, Each, Gaussian, GaussianMixture, Prediction, of_rows
 
 MEANS = torch.tensor([[-2.0, 0.5], [0.3, -1.0], [1.5, 2.0]]).double()
 

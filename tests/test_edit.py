@@ -8,18 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-import run as command_line
-import sde_lib
-from data import table, write_gif
-from engine import checkpoint, edit
-from engine.build import load, read_dataset
-from engine.config import Options, stored
-from engine.sample import draw
-from samplers import DDIM, ODE, Ancestral, Noise
-from samplers.editing import depth_time, flow_path, slerp, stochastic_path
-from samplers.grids import karras
-from sde_lib import GaussianMixture
-from sde_lib.consistency import ConsistencyModel
+from score_sde import run as command_line
+from score_sde import sde_lib
+from score_sde.data import table, write_gif
+from score_sde.engine import checkpoint, edit
+from score_sde.engine.build import load, read_dataset
+from score_sde.engine.config import Options, stored
+from score_sde.engine.sample import draw
+from score_sde.samplers import DDIM, ODE, Ancestral, Noise
+from score_sde.samplers.editing import depth_time, flow_path, slerp, stochastic_path
+from score_sde.samplers.grids import karras
+from score_sde.sde_lib import GaussianMixture
+from score_sde.sde_lib.consistency import ConsistencyModel
 
 
 def normals(*shape, seed=0):
@@ -436,7 +436,7 @@ def test_latents_are_decoded_to_what_came_back(run, request, done, tmp_path):
 
 
 def test_all_examples_of_a_split(points, done, monkeypatch):
-    monkeypatch.setattr("data.points.SIZES", {"train": 20, "test": 11})
+    monkeypatch.setattr("score_sde.data.points.SIZES", {"train": 20, "test": 11})
     for num, expected in ((0, 11), (100, 11), (7, 7)):
         found, manifest, _ = done(points, "encode", f"--config.edit.num_examples={num}", "--batch_size=4", *LOOSE)
         assert len(found["latents"]) == manifest["num_examples"] == expected

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from engine.checks import Setting
-from engine.checks.guidance import TwoClasses
-from samplers import (
+from score_sde.engine.checks import Setting
+from score_sde.engine.checks.guidance import TwoClasses
+from score_sde.samplers import (
     GRIDS,
     ODE,
     STEPS,
@@ -19,7 +19,7 @@ from samplers import (
     static_threshold,
     within,
 )
-from sde_lib import SDES, GaussianMixture, Prediction
+from score_sde.sde_lib import SDES, GaussianMixture, Prediction
 
 SETTING = Setting(torch.device("cpu"), torch.float64)
 W = torch.tensor([[0.4, -0.3], [0.2, 0.5], [-0.1, 0.3]], dtype=torch.float64)

@@ -10,16 +10,16 @@ import torch
 import transformers
 from PIL import Image
 
-import run as command_line
-from engine.build import load as load_run
-from engine.build import load_model, read_dataset
-from engine.config import Options, load, stored
-from engine.sample import draw_pairs, make_step, make_times
-from models import Captioned
-from models.checkpoints.safe import ForeignError
-from models.clip import Clip
-from samplers import clean_embedding_guidance, embedding_guidance
-from sde_lib import SDES, Contrastive, Pair
+from score_sde import run as command_line
+from score_sde.engine.build import load as load_run
+from score_sde.engine.build import load_model, read_dataset
+from score_sde.engine.config import Options, load, stored
+from score_sde.engine.sample import draw_pairs, make_step, make_times
+from score_sde.models import Captioned
+from score_sde.models.checkpoints.safe import ForeignError
+from score_sde.models.clip import Clip
+from score_sde.samplers import clean_embedding_guidance, embedding_guidance
+from score_sde.sde_lib import SDES, Contrastive, Pair
 
 
 def command(*words):
@@ -447,6 +447,6 @@ def test_a_folder_that_is_not_there_is_not_looked_for_elsewhere(tmp_path):
 
 
 def test_without_transformers(published, monkeypatch):
-    monkeypatch.setattr("models.clip.find_spec", lambda name: None)
+    monkeypatch.setattr("score_sde.models.clip.find_spec", lambda name: None)
     with pytest.raises(ForeignError, match="needs transformers, which is not installed: pip install transformers"):
         Clip.load(published, torch.device("cpu"))

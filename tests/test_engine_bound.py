@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-import run as command_line
-from data import Dataset, Pixels
-from engine import bound, checkpoint
-from engine.build import DataFacts, build
-from engine.config import load, override
-from sde_lib import ConsistencyModel, Gaussian, GaussianMixture, NonFiniteError, Prediction, prior_term
-from sde_lib.bound import decoder_term
+from score_sde import run as command_line
+from score_sde.data import Dataset, Pixels
+from score_sde.engine import bound, checkpoint
+from score_sde.engine.build import DataFacts, build
+from score_sde.engine.config import load, override
+from score_sde.sde_lib import ConsistencyModel, Gaussian, GaussianMixture, NonFiniteError, Prediction, prior_term
+from score_sde.sde_lib.bound import decoder_term
 
 KEYS = (
     "bits_per_dim",

@@ -17,16 +17,16 @@ import pytest
 import scipy.stats
 import torch
 
-import run as command_line
-from data import Dataset, Identity, Pixels, read_digits
-from engine import checkpoint, likelihood, ranks
-from engine.build import DataFacts, build
-from engine.config import load, override
-from engine.likelihood import COPY, Measurement, interval
-from engine.randomness import DEQUANTIZATION, positions, uniform
-from sde_lib import DEQUANTIZATIONS, SDES, SOLVERS, Gaussian, GaussianMixture, prior_term
-from sde_lib.denoiser import Prediction
-from sde_lib.dequantization import data_time
+from score_sde import run as command_line
+from score_sde.data import Dataset, Identity, Pixels, read_digits
+from score_sde.engine import checkpoint, likelihood, ranks
+from score_sde.engine.build import DataFacts, build
+from score_sde.engine.config import load, override
+from score_sde.engine.likelihood import COPY, Measurement, interval
+from score_sde.engine.randomness import DEQUANTIZATION, positions, uniform
+from score_sde.sde_lib import DEQUANTIZATIONS, SDES, SOLVERS, Gaussian, GaussianMixture, prior_term
+from score_sde.sde_lib.denoiser import Prediction
+from score_sde.sde_lib.dequantization import data_time
 
 ROOT = Path(command_line.__file__).parent
 FAST = ("--config.likelihood.evaluations=8", "--config.likelihood.check_examples=0")
@@ -567,7 +567,7 @@ def test_each_example_is_scored_once(points, measured, monkeypatch):
     """The batches make up the split, in its order."""
     seen, batch = [], Dataset.batch
     monkeypatch.setattr(Dataset, "batch", lambda self, indices: [seen.extend(indices), batch(self, indices)][1])
-    monkeypatch.setattr("data.points.SIZES", {"train": 20, "test": 11})
+    monkeypatch.setattr("score_sde.data.points.SIZES", {"train": 20, "test": 11})
     for num, expected in ((0, 11), (100, 11), (7, 7)):
         seen.clear()
         result, rows = measured(points, num, "--batch_size=4", name="test-none")
@@ -899,9 +899,9 @@ FAILING = """
 import os, signal, sys, time
 from pathlib import Path
 
-import run
-from engine.likelihood import Measurement
-from sde_lib import NonFiniteError
+from score_sde import run
+from score_sde.engine.likelihood import Measurement
+from score_sde.sde_lib import NonFiniteError
 
 measure, batches = Measurement.score, []
 
@@ -1111,7 +1111,7 @@ def test_a_copy_that_is_not_finite_has_the_number_of_its_example(exact, monkeypa
 
 
 def test_a_solver_that_gives_up_ends_with_its_status(digits, monkeypatch, capsys):
-    monkeypatch.setattr("sde_lib.runge_kutta._MAX_STEPS", 2)
+    monkeypatch.setattr("score_sde.sde_lib.runge_kutta._MAX_STEPS", 2)
     before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
     words = ("--config.likelihood.num_examples=1", "--config.likelihood.solver=dopri5")
     assert command("--mode=likelihood", f"--workdir={digits}", *words) == 5

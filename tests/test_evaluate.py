@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import run as command_line
-from data import DATASETS
-from engine import evaluate
-from engine.build import read_dataset
-from engine.config import load, override
-from engine.evaluate import distances, frechet_distance, kernel_distance, make_features, nearest
+from score_sde import run as command_line
+from score_sde.data import DATASETS
+from score_sde.engine import evaluate
+from score_sde.engine.build import read_dataset
+from score_sde.engine.config import load, override
+from score_sde.engine.evaluate import distances, frechet_distance, kernel_distance, make_features, nearest
 
 FAST = ("--sampler=heun", "--steps=4", "--num_samples=60", "--config.evaluate.subset_size=40")
 FAST += ("--config.evaluate.num_examples=80", "--config.evaluate.subsets=5")

@@ -6,7 +6,7 @@ import torch
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from sde_lib import GaussianMixture
+from score_sde.sde_lib import GaussianMixture
 
 
 def covariances(mixture):

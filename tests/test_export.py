@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import run as command_line
-from engine.build import load
-from engine.config import Options, stored
-from models.checkpoints.diffusers import ADM, FIXED
+from score_sde import run as command_line
+from score_sde.engine.build import load
+from score_sde.engine.config import Options, stored
+from score_sde.models.checkpoints.diffusers import ADM, FIXED
 
 SMALL = {"channels": 8, "num_blocks": 2, "attention": (4,), "norm_groups": 4, "head_channels": 4}
 PLAIN = {"name": "adm", "channel_mult": (1, 1.5), "scale_shift": False, "resample_blocks": False, "norm_group": 1}

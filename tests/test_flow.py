@@ -7,10 +7,10 @@ import pytest
 import torch
 from test_steps import terminal
 
-from sde_lib import Flow, Gaussian, GaussianMixture, NonFiniteError
-from sde_lib.denoiser import Prediction
-from sde_lib.likelihood import TracedFlow
-from sde_lib.trace import Exact
+from score_sde.sde_lib import Flow, Gaussian, GaussianMixture, NonFiniteError
+from score_sde.sde_lib.denoiser import Prediction
+from score_sde.sde_lib.likelihood import TracedFlow
+from score_sde.sde_lib.trace import Exact
 
 GUESSES = ("standard", "isotropic", "leading", "full")
 

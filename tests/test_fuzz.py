@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import run as command_line
 from benchmarks import fuzz
 from benchmarks.fuzz_inputs import LINKS, WHOLE, changed_files, signed
-from configs import default
-from engine import checkpoint
-from engine.config import load, override, stored
-from engine.errors import CheckpointError
-from models.checkpoints import FORMATS, ForeignError, safe
+from score_sde import run as command_line
+from score_sde.configs import default
+from score_sde.engine import checkpoint
+from score_sde.engine.config import load, override, stored
+from score_sde.engine.errors import CheckpointError
+from score_sde.models.checkpoints import FORMATS, ForeignError, safe
 
 ROOT = Path(__file__).parent.parent
 INPUTS = {name: 3 if name in fuzz.FOREIGN else 40 for name in fuzz.TARGETS}
@@ -262,7 +262,7 @@ def test_signs_that_would_steer_a_terminal_are_told_as_text(tmp_path, capsys):
 FILES = [ROOT / "run.py"]
 FILES += [
     f
-    for p in ("benchmarks", "configs", "data", "engine", "models", "samplers", "sde_lib", "storage")
+    for p in ("benchmarks", "configs", "data", "engine", "models", "samplers", "score_sde", "sde_lib", "storage")
     for f in (ROOT / p).rglob("*.py")
 ]
 UNSAFE = {"eval", "exec", "os.system", "os.popen", "shutil.unpack_archive", "torch.hub.load", "torch.jit.load"}

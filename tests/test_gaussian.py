@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sde_lib import Gaussian, GaussianMixture
+from score_sde.sde_lib import Gaussian, GaussianMixture
 
 RATIOS = {"number": 0.3, "each": torch.tensor([[0.01], [0.3], [2.0], [40.0], [0.7]], dtype=torch.float64)}
 

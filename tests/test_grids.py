@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from samplers import GRIDS
-from samplers.grids import karras, of_ratios
-from sde_lib import EDMSDE, VESDE, VPSDE, Discrete
+from score_sde.samplers import GRIDS
+from score_sde.samplers.grids import karras, of_ratios
+from score_sde.sde_lib import EDMSDE, VESDE, VPSDE, Discrete
 
 # (sde, t) -> what is evenly spaced between start and end; "edm" goes on to the data.
 EVEN = {

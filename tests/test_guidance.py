@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine.checks import Setting
-from engine.checks.guidance import TwoClasses
-from models import MLP
-from samplers import (
+from score_sde.engine.checks import Setting
+from score_sde.engine.checks.guidance import TwoClasses
+from score_sde.models import MLP
+from score_sde.samplers import (
     DDIM,
     GRIDS,
     STEPS,
@@ -23,7 +23,7 @@ from samplers import (
     static_threshold,
     within,
 )
-from sde_lib import SDES, Denoiser, GaussianMixture, Prediction
+from score_sde.sde_lib import SDES, Denoiser, GaussianMixture, Prediction
 
 SETTING = Setting(torch.device("cpu"), torch.float64)
 LABEL = torch.tensor([0, 1, 1, 0, 1])

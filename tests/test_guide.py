@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-import run as command_line
-import sde_lib
-from data import batch_at
-from engine import tuned
-from engine.build import load as load_run
-from engine.build import load_model, read_dataset
-from engine.config import Options, load, stored
-from engine.guide import Guide
-from engine.held_out import HeldOut
-from engine.randomness import kept
-from engine.sample import draw, draw_pairs, make_step, make_times
-from engine.trainer import Trainer
-from samplers import GRIDS, STEPS
+from score_sde import run as command_line
+from score_sde import sde_lib
+from score_sde.data import batch_at
+from score_sde.engine import tuned
+from score_sde.engine.build import load as load_run
+from score_sde.engine.build import load_model, read_dataset
+from score_sde.engine.config import Options, load, stored
+from score_sde.engine.guide import Guide
+from score_sde.engine.held_out import HeldOut
+from score_sde.engine.randomness import kept
+from score_sde.engine.sample import draw, draw_pairs, make_step, make_times
+from score_sde.engine.trainer import Trainer
+from score_sde.samplers import GRIDS, STEPS
 
 SMALL = {
     "network.channels": 8,

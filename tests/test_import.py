@@ -14,13 +14,13 @@ from foreign import malicious, malicious_pickle, without_end
 from parity.recordings import COPIES, ROOT, column, per_sample
 from safetensors.torch import load_file, save_file
 
-import run as command_line
-from engine import checkpoint, importing
-from engine.build import load_model
-from engine.config import Options, stored
-from engine.lock import only_writer
-from models.checkpoints import FORMATS, MARKS, edm, recognise
-from sde_lib.discrete import Discrete
+from score_sde import run as command_line
+from score_sde.engine import checkpoint, importing
+from score_sde.engine.build import load_model
+from score_sde.engine.config import Options, stored
+from score_sde.engine.lock import only_writer
+from score_sde.models.checkpoints import FORMATS, MARKS, edm, recognise
+from score_sde.sde_lib.discrete import Discrete
 
 FOLDERS = {
     "score_sde": "score_sde_models",

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-import run as command_line
-from engine import inference, precision, ranks
-from engine.errors import OutOfMemory
-from engine.inference import MOST, Parts, filling, frozen
+from score_sde import run as command_line
+from score_sde.engine import inference, precision, ranks
+from score_sde.engine.errors import OutOfMemory
+from score_sde.engine.inference import MOST, Parts, filling, frozen
 
 DEVICE = torch.OutOfMemoryError("CUDA out of memory")
 ALLOCATOR = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried")
@@ -161,7 +161,7 @@ def test_samples_do_not_depend_on_the_parts(points, monkeypatch, capsys):
             limited = room(2, DEVICE)
             return super().__call__(lambda part: (limited(part), work(part))[1], examples)
 
-    monkeypatch.setattr("engine.sample.Parts", Small)
+    monkeypatch.setattr("score_sde.engine.sample.Parts", Small)
     torch.testing.assert_close(samples(points), whole, rtol=1e-5, atol=1e-5)
     assert "going on with 1" in capsys.readouterr().out
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import run as command_line
-from data import read_digits
+from score_sde import run as command_line
+from score_sde.data import read_digits
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sde_lib import LEARNING_LAWS, SDES, VPSDE
-from sde_lib.laws import Learned, LossAware, importance
+from score_sde.sde_lib import LEARNING_LAWS, SDES, VPSDE
+from score_sde.sde_lib.laws import Learned, LossAware, importance
 
 CHAIN = VPSDE().discretize(50)
 

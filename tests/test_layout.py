@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import DataError, Dataset, read_images
-from data.layout import is_hidden, natural
+from score_sde.data import DataError, Dataset, read_images
+from score_sde.data.layout import is_hidden, natural
 
 
 def image(number: int) -> bytes:

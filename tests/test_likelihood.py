@@ -8,8 +8,8 @@ import torch
 from scipy import stats
 from test_flow import GUESSES, first_guess
 
-from samplers import Noise
-from sde_lib import (
+from score_sde.samplers import Noise
+from score_sde.sde_lib import (
     ADAPTIVE,
     PRIORS,
     PROBES,
@@ -23,9 +23,9 @@ from sde_lib import (
     log_prob,
     sample_log_prob,
 )
-from sde_lib.adams import Adams
-from sde_lib.denoiser import Prediction
-from sde_lib.runge_kutta import DormandPrince
+from score_sde.sde_lib.adams import Adams
+from score_sde.sde_lib.denoiser import Prediction
+from score_sde.sde_lib.runge_kutta import DormandPrince
 
 
 def data(mixture, sde, num, seed=0):

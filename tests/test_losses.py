@@ -7,7 +7,7 @@ import torch
 from scipy.stats import truncnorm
 from test_denoiser import SIGMA_DATA, TARGETS, Fixed, state
 
-from sde_lib import (
+from score_sde.sde_lib import (
     PARAMETERIZATIONS,
     SDES,
     TIME_LAWS,

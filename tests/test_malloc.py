@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import resource
 import torch
-from engine.malloc import keep_freed
+from score_sde.engine.malloc import keep_freed
 torch.set_num_threads(1)
 keep_freed()
 for _ in range(12):  # the first few find the places

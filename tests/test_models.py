@@ -7,8 +7,8 @@ import torch
 from torch.func import jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models import MLP, NETWORKS, UNet
-from models.embeddings import Conditioning, LogSNREmbedding
+from score_sde.models import MLP, NETWORKS, UNet
+from score_sde.models.embeddings import Conditioning, LogSNREmbedding
 
 UNET = {"channels": 8, "channel_mult": (1, 2), "attention": (4, 8), "num_classes": 3}
 CLASSIFIER = UNET | {"attention": (8,)}

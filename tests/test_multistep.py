@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from samplers import DDIM, GRIDS, STEPS, Adams, DPMSolver, Multistep, Noise, UniPC, sample, trajectory
-from samplers.forms import CLOCKS, FORMS, Coordinates
-from sde_lib import SDES, VPSDE, Flow, Gaussian, GaussianMixture
-from sde_lib.adams import MOST_AMPLIFIED, amplification, integration_weights
-from sde_lib.runge_kutta import DormandPrince
+from score_sde.samplers import DDIM, GRIDS, STEPS, Adams, DPMSolver, Multistep, Noise, UniPC, sample, trajectory
+from score_sde.samplers.forms import CLOCKS, FORMS, Coordinates
+from score_sde.sde_lib import SDES, VPSDE, Flow, Gaussian, GaussianMixture
+from score_sde.sde_lib.adams import MOST_AMPLIFIED, amplification, integration_weights
+from score_sde.sde_lib.runge_kutta import DormandPrince
 
 NODES = np.array([2.0, 3.5, 7.0, 20.0])
 MIXTURE = GaussianMixture(

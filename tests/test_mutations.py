@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine import selftest
-from engine.checks import CHECKS, Setting
+from score_sde.engine import selftest
+from score_sde.engine.checks import CHECKS, Setting
 from tests.mutations import MUTATIONS, Mutation, applied, function_of, noticed
 
 SLOW = {"steps", "sampling", "likelihood", "training"}

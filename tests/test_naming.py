@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import run as command_line
-from engine.log import say
-from storage.naming import printable
+from score_sde import run as command_line
+from score_sde.engine.log import say
+from score_sde.storage.naming import printable
 
 ODD = "x\x1b[2J\n\x07y"
 SHOWN = r"x\x1b[2J\n\x07y"

@@ -4,10 +4,10 @@ import pytest
 import torch
 from parity.recordings import Recording, per_sample
 
-from engine.config import load
-from models import NCSN, NETWORKS, NCSNv2
-from models.checkpoints.foreign import skeleton
-from models.ncsn import InstanceNormPlus
+from score_sde.engine.config import load
+from score_sde.models import NCSN, NETWORKS, NCSNv2
+from score_sde.models.checkpoints.foreign import skeleton
+from score_sde.models.ncsn import InstanceNormPlus
 
 
 def filled(kind, **options):

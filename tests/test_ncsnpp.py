@@ -8,14 +8,14 @@ import torch
 from parity.recordings import Recording, per_sample
 from torch.nn import functional as F
 
-from engine import build
-from engine.config import load, names, override
-from models import NCSNpp
-from models.blocks import SelfAttention, Style
-from models.checkpoints.foreign import skeleton
-from models.embeddings import Fourier, Positional
-from models.ncsnpp import LogFourier
-from models.resampling import FIR, Down, Up
+from score_sde.engine import build
+from score_sde.engine.config import load, names, override
+from score_sde.models import NCSNpp
+from score_sde.models.blocks import SelfAttention, Style
+from score_sde.models.checkpoints.foreign import skeleton
+from score_sde.models.embeddings import Fourier, Positional
+from score_sde.models.ncsnpp import LogFourier
+from score_sde.models.resampling import FIR, Down, Up
 
 SMALL = {"channels": 8, "channel_mult": (1, 2, 2), "num_blocks": 1, "attention": (4,), "dropout": 0.0}
 FILTER = (1.0, 3.0, 3.0, 1.0)

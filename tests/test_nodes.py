@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.integrate import cumulative_simpson
 
-from sde_lib.nodes import CENTRE, EDGE_WIDTH, SHARE, TRACE_CENTRE, TRACE_SHARE, mixture, nested
+from score_sde.sde_lib.nodes import CENTRE, EDGE_WIDTH, SHARE, TRACE_CENTRE, TRACE_SHARE, mixture, nested
 
 INTERVALS = {
     "vp": (5e-3, 150.0, 0.7),

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from samplers import Noise
-from samplers import noise as module
-from samplers.noise import normals, philox, random_bits, splitmix
+from score_sde.samplers import Noise
+from score_sde.samplers import noise as module
+from score_sde.samplers.noise import normals, philox, random_bits, splitmix
 
 
 def words(text):

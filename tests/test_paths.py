@@ -7,12 +7,12 @@ import warnings
 
 import pytest
 
-import run as command_line
-from configs import default
-from engine import paths
-from engine.config import flat, from_json, load, override, read_run, run_json, to_json
-from engine.evaluate import FEATURES
-from engine.resolve import resolve, single
+from score_sde import run as command_line
+from score_sde.configs import default
+from score_sde.engine import paths
+from score_sde.engine.config import flat, from_json, load, override, read_run, run_json, to_json
+from score_sde.engine.evaluate import FEATURES
+from score_sde.engine.resolve import resolve, single
 
 MODES = [mode for mode in command_line.MODES if mode not in command_line.ALONE]
 TINY = ("--device=cpu", "--config.network.width=8", "--config.train.total_images=64", "--config.train.batch_size=32")

@@ -4,12 +4,12 @@ import pytest
 import torch
 from PIL import Image
 
-import run as command_line
-from data import DATASETS
-from data.plots import lines, scatter, shades
-from engine import plane
-from engine.build import DataFacts
-from engine.pictures import compared, num_shown, picture, unit
+from score_sde import run as command_line
+from score_sde.data import DATASETS
+from score_sde.data.plots import lines, scatter, shades
+from score_sde.engine import plane
+from score_sde.engine.build import DataFacts
+from score_sde.engine.pictures import compared, num_shown, picture, unit
 
 KINDS = {
     "images": DataFacts((1, 8, 6), 17, 0.5, 1.0),

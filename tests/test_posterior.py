@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
-from models import MLP
-from samplers import (
+from score_sde.models import MLP
+from score_sde.samplers import (
     DDIM,
     DPS,
     GRIDS,
@@ -24,8 +24,8 @@ from samplers import (
     pigdm,
     sample,
 )
-from samplers.posterior import _conjugate_gradients, _Counted
-from sde_lib import SDES, Denoiser, Gaussian, GaussianMixture, Prediction
+from score_sde.samplers.posterior import _conjugate_gradients, _Counted
+from score_sde.sde_lib import SDES, Denoiser, Gaussian, GaussianMixture, Prediction
 
 LEVELS = (-8.0, -3.0, 0.0, 3.0, 8.0)
 

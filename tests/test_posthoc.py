@@ -10,14 +10,14 @@ import torch
 from scipy.integrate import quad
 from torch import nn
 
-import run as command_line
-from engine import checkpoint, posthoc
-from engine.build import load_model, read_dataset
-from engine.config import Options, stored
-from engine.ema import EMA, WIDEST, exponent, width
-from engine.errors import CheckpointError
-from engine.held_out import HeldOut
-from engine.posthoc import Snapshots, about, combination, fit, inner_products, load_weights, profiles, spacing
+from score_sde import run as command_line
+from score_sde.engine import checkpoint, posthoc
+from score_sde.engine.build import load_model, read_dataset
+from score_sde.engine.config import Options, stored
+from score_sde.engine.ema import EMA, WIDEST, exponent, width
+from score_sde.engine.errors import CheckpointError
+from score_sde.engine.held_out import HeldOut
+from score_sde.engine.posthoc import Snapshots, about, combination, fit, inner_products, load_weights, profiles, spacing
 
 TRACKED = (0.05, 0.1)
 KEYS = ("network.channels=8", "optim.warmup_images=0", "optim.decay=constant", "optim.learning_rate=1e-2")

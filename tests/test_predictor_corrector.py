@@ -4,9 +4,9 @@ import pytest
 import torch
 from test_steps import assert_marginal, evolve, noises, terminal
 
-from samplers import GRIDS, Noise, sample
-from samplers.predictor_corrector import PREDICTORS, STEP_SIZES, Corrector, PredictorCorrector
-from sde_lib import SDES, GaussianMixture
+from score_sde.samplers import GRIDS, Noise, sample
+from score_sde.samplers.predictor_corrector import PREDICTORS, STEP_SIZES, Corrector, PredictorCorrector
+from score_sde.sde_lib import SDES, GaussianMixture
 
 # Langevin steps alone come too late for every noise level, and are not meant to keep its law.
 MOVING = sorted(set(PREDICTORS) - {"none"})

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
-import run as command_line
-from engine.prior import warn
-from sde_lib import SDES, Gaussian, prior_divergence
+from score_sde import run as command_line
+from score_sde.engine.prior import warn
+from score_sde.sde_lib import SDES, Gaussian, prior_divergence
 
 SHORT = {"ddpm": {"num_levels": 100}, "vpsde": {"beta_max": 2.0}, "vesde": {"sigma_max": 1.0}, "cosine": {"t_max": 0.6}}
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from test_steps import ALONE
 from torch import nn
 
-from data import Identity, Pixels
-from samplers import GRIDS, STEPS, Noise
-from sde_lib import PARAMETERIZATIONS, SDES, Denoiser, GaussianMixture
-from sde_lib.denoiser import Prediction
+from score_sde.data import Identity, Pixels
+from score_sde.samplers import GRIDS, STEPS, Noise
+from score_sde.sde_lib import PARAMETERIZATIONS, SDES, Denoiser, GaussianMixture
+from score_sde.sde_lib.denoiser import Prediction
 
 OFTEN = settings(deadline=None, derandomize=True, max_examples=20)
 SELDOM = settings(OFTEN, max_examples=6)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models import NETWORKS
-from samplers import (
+from score_sde.models import NETWORKS
+from score_sde.samplers import (
     GRIDS,
     NOISES,
     ODE,
@@ -21,8 +21,8 @@ from samplers import (
     sdedit,
     translate,
 )
-from samplers.calibration import follow
-from sde_lib import (
+from score_sde.samplers.calibration import follow
+from score_sde.sde_lib import (
     SDES,
     SOLVERS,
     TORCHDIFFEQ,

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-import engine.randomness
-from engine.randomness import (
+from score_sde.engine import randomness
+from score_sde.engine.randomness import (
     DEQUANTIZATION,
     DITHER,
     HELD_OUT,
@@ -16,7 +16,7 @@ from engine.randomness import (
     positions,
     uniform,
 )
-from samplers import Noise
+from score_sde.samplers import Noise
 
 PURPOSES = (TRAINING, DITHER, HELD_OUT, DEQUANTIZATION, PROBES)
 SHAPES = [(1,), (3,), (2, 5), (1, 3, 3)]
@@ -72,6 +72,6 @@ def test_uniform_numbers_are_uniform():
 
 @pytest.mark.parametrize(("bits", "least", "most"), [(0, 1e-10, 2e-10), (2**32 - 1, 1 - 1e-7, 1)])
 def test_uniform_numbers_stay_between_0_and_1(monkeypatch, bits, least, most):
-    monkeypatch.setattr(engine.randomness, "random_bits", lambda *args: torch.full((2, 1, 1, 1), bits))
+    monkeypatch.setattr(randomness, "random_bits", lambda *args: torch.full((2, 1, 1, 1), bits))
     assert least <= uniforms(0, DITHER, positions(0, 1), (2,)).min()
     assert uniforms(0, DITHER, positions(0, 1), (2,)).max() <= most

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-import run as command_line
-from configs import default
-from engine.config import flat, from_json, load, override, to_json
-from engine.ranges import RANGES, check_range, range_of
+from score_sde import run as command_line
+from score_sde.configs import default
+from score_sde.engine.config import flat, from_json, load, override, to_json
+from score_sde.engine.ranges import RANGES, check_range, range_of
 
 INFINITE = {"sample.churn_max", "guidance.high"}
 """Keys that may be infinite: highest noise levels."""

@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 import torch
 
-from engine import log, ranks
-from engine.build import make_device
+from score_sde.engine import log, ranks
+from score_sde.engine.build import make_device
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import run as command_line
-from data import DATASETS, DataError, Dataset
-from engine import checkpoint
-from engine.build import DataFacts, build, first_guess, fit_codec
-from engine.config import load, override
-from engine.likelihood import Measurement
-from sde_lib import Gaussian, GaussianMixture
+from score_sde import run as command_line
+from score_sde.data import DATASETS, DataError, Dataset
+from score_sde.engine import checkpoint
+from score_sde.engine.build import DataFacts, build, first_guess, fit_codec
+from score_sde.engine.config import load, override
+from score_sde.engine.likelihood import Measurement
+from score_sde.sde_lib import Gaussian, GaussianMixture
 
 SHAPES = {"table": (20, 3), "signals": (20, 2, 8), "fields": (20, 2, 8, 6)}
 TINY = (

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 
-import run as command_line
-from engine import checkpoint
-from engine.config import load, override, read_run, run_json, stored
-from engine.errors import CheckpointError
-from engine.recipe import MODEL, RECIPE, differences, digest, flat, nested, undone
-from engine.resolve import resolve
+from score_sde import run as command_line
+from score_sde.engine import checkpoint
+from score_sde.engine.config import load, override, read_run, run_json, stored
+from score_sde.engine.errors import CheckpointError
+from score_sde.engine.recipe import MODEL, RECIPE, differences, digest, flat, nested, undone
+from score_sde.engine.resolve import resolve
 
 TRAIN = ["run.py", "--config=points", "--mode=train", "--device=cpu", "--config.network.width=8"]
 TRAIN += ["--config.train.batch_size=32", "--config.train.sample_every=0", "--config.train.evaluate_every=0"]

@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 from test_train import POINTS, ROOT, assert_same_run, metrics, steps, train, trainer_of
 from torch import nn
 
-import run as command_line
-from engine import checkpoint, lock, pictures
-from engine.lock import only_writer
-from engine.skipped import culprit
-from engine.trainer import Trainer
+from score_sde import run as command_line
+from score_sde.engine import checkpoint, lock, pictures
+from score_sde.engine.lock import only_writer
+from score_sde.engine.skipped import culprit
+from score_sde.engine.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -407,7 +407,7 @@ def test_a_second_command_is_refused_while_the_first_one_trains(tmp_path, capsys
 
 def test_the_lock_of_an_owner_that_was_killed_is_free(tmp_path):
     program = f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
-    program += "from engine.lock import only_writer\n"
+    program += "from score_sde.engine.lock import only_writer\n"
     program += "with only_writer(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     owner = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert owner.stdout.readline() == "held\n"
@@ -525,7 +525,7 @@ def test_two_processes_draw_and_evaluate_as_one_does(digits, tmp_path, capfd):
     ]
     program, found = tmp_path / "program.py", []
     program.write_text(
-        f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\nimport run\nown = dict(os.environ)\n"
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\nfrom score_sde import run\nown = dict(os.environ)\n"
         "for mode in sys.argv[1].split(','):\n    os.environ.update(own)  # each command begins as torchrun starts it\n"
         "    assert run.main(['run.py', f'--mode={mode}', *sys.argv[2:]]) == 0\n"
     )

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-import run as command_line
-import sde_lib
-from engine import edit, remake
-from engine.build import load, read_dataset
-from engine.config import Options, stored
-from engine.sample import make_step
-from samplers import Ancestral, Noise
-from samplers.editing import depth_time, sdedit
-from samplers.grids import GRIDS
-from sde_lib.consistency import ConsistencyModel
+from score_sde import run as command_line
+from score_sde import sde_lib
+from score_sde.engine import edit, remake
+from score_sde.engine.build import load, read_dataset
+from score_sde.engine.config import Options, stored
+from score_sde.engine.sample import make_step
+from score_sde.samplers import Ancestral, Noise
+from score_sde.samplers.editing import depth_time, sdedit
+from score_sde.samplers.grids import GRIDS
+from score_sde.sde_lib.consistency import ConsistencyModel
 
 NUM = 4
 WORDS = (f"--config.edit.num_examples={NUM}", "--config.sample.rtol=1e-3", "--config.sample.atol=1e-3")

@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-import run as command_line
-import sde_lib
-from engine.build import DataFacts, build, load, read_dataset
-from engine.config import Options, stored
-from engine.config import load as load_config
-from engine.restore import METHODS, TASKS, Problem, read_mask
-from samplers import GRIDS, STEPS, Ancestral, Noise, block_means, replacement, resampled, sample, trajectory
+from score_sde import run as command_line
+from score_sde import sde_lib
+from score_sde.engine.build import DataFacts, build, load, read_dataset
+from score_sde.engine.config import Options, stored
+from score_sde.engine.config import load as load_config
+from score_sde.engine.restore import METHODS, TASKS, Problem, read_mask
+from score_sde.samplers import GRIDS, STEPS, Ancestral, Noise, block_means, replacement, resampled, sample, trajectory
 
 NUM = 4
 WORDS = ("--steps=3", f"--config.edit.num_examples={NUM}", "--config.edit.mask=2,3,4,2")

@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-import run as command_line
-from engine import pictures, results
-from engine.files import read_npz, write_json, write_npz
-from engine.results import result_files, result_folder
+from score_sde import run as command_line
+from score_sde.engine import pictures, results
+from score_sde.engine.files import read_npz, write_json, write_npz
+from score_sde.engine.results import result_files, result_folder
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from engine import ranks
-from engine.rows import Rows
+from score_sde.engine import ranks
+from score_sde.engine.rows import Rows
 
 ASKED = {"settings": {"probes": 1, "rtol": 1e-5}, "sizes": (1, 2), "seed": 0, "split": "test"}
 

@@ -11,19 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-import run as command_line
-import sde_lib
-from engine import checkpoint, plane
-from engine import sample as sampling
-from engine.build import DataFacts, build
-from engine.config import Options, load, stored
-from engine.likelihood import Measurement
-from engine.randomness import PROBES, noise
-from engine.sample import Counted, draw, draw_pairs, draw_scored, make_step, make_times
-from samplers import GRIDS, STEPS
-from sde_lib import Exact, Gaussian, GaussianMixture, Hutchinson
-from sde_lib.consistency import ConsistencyModel
-from sde_lib.runge_kutta import DormandPrince
+from score_sde import run as command_line
+from score_sde import sde_lib
+from score_sde.engine import checkpoint, plane
+from score_sde.engine import sample as sampling
+from score_sde.engine.build import DataFacts, build
+from score_sde.engine.config import Options, load, stored
+from score_sde.engine.likelihood import Measurement
+from score_sde.engine.randomness import PROBES, noise
+from score_sde.engine.sample import Counted, draw, draw_pairs, draw_scored, make_step, make_times
+from score_sde.samplers import GRIDS, STEPS
+from score_sde.sde_lib import Exact, Gaussian, GaussianMixture, Hutchinson
+from score_sde.sde_lib.consistency import ConsistencyModel
+from score_sde.sde_lib.runge_kutta import DormandPrince
 
 LOOSE = ("--config.sample.rtol=1e-2", "--config.sample.atol=1e-2", "--config.sample.control_rtol=0.2")
 FACTS = DataFacts((1, 4, 4), 17, 0.5, 1.0)

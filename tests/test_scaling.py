@@ -14,19 +14,19 @@ from PIL import Image
 from test_train import DIGITS, ROOT, digests, metrics, train, trainer_of
 from torch.profiler import ProfilerActivity, profile
 
-import run as command_line
-from configs import default
-from data import DataError, Dataset, batch_at, loader, reader
-from data.loader import Prefetched, Resident, num_bytes
-from engine import build, memory, ranks
-from engine.build import set_threads
-from engine.config import conform, load, override
-from engine.precision import check_precision
-from engine.recipe import FREE
-from engine.trainer import batches_ahead, check, compiles
-from models import NETWORKS
-from sde_lib import OBJECTIVES
-from sde_lib.objective import Denoising
+from score_sde import run as command_line
+from score_sde.configs import default
+from score_sde.data import DataError, Dataset, batch_at, loader, reader
+from score_sde.data.loader import Prefetched, Resident, num_bytes
+from score_sde.engine import build, memory, ranks
+from score_sde.engine.build import set_threads
+from score_sde.engine.config import conform, load, override
+from score_sde.engine.precision import check_precision
+from score_sde.engine.recipe import FREE
+from score_sde.engine.trainer import batches_ahead, check, compiles
+from score_sde.models import NETWORKS
+from score_sde.sde_lib import OBJECTIVES
+from score_sde.sde_lib.objective import Denoising
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -369,11 +369,11 @@ def test_other_modes_say_which_size_to_try(points, monkeypatch, capsys):
     def fail(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("engine.sample.draw_run", fail)
+    monkeypatch.setattr("score_sde.engine.sample.draw_run", fail)
     line = ["run.py", "--mode=sample", f"--workdir={points}", "--batch_size=48", "--num_samples=50"]
     assert command_line.main(line) == 3
     assert capsys.readouterr().err == "error: out of memory with sample.batch_size 48; try --batch_size 24\n"
-    monkeypatch.setattr("engine.train.train", fail)
+    monkeypatch.setattr("score_sde.engine.train.train", fail)
     assert command_line.main(["run.py", "--mode=train", f"--workdir={points}"]) == 3
     assert "out of memory; take a smaller network, another --device" in capsys.readouterr().err
 
@@ -419,7 +419,7 @@ def test_threads_follow_the_size_of_the_network(given, parameters, expected, mon
 def test_waiting_threads_spin_briefly_unless_they_are_told_otherwise(given, expected):
     """Said before torch is there to read it."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    program = f"import run, os, sys; print(*map(os.environ.get, {names}), 'torch' in sys.modules)"
+    program = f"import os, sys; from score_sde import run; print(*map(os.environ.get, {names}), 'torch' in sys.modules)"
     environment = {key: value for key, value in os.environ.items() if key not in names} | given
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.stdout == f"{expected} False\n"
@@ -479,8 +479,8 @@ def test_laws_and_losses_that_draw_or_learn_are_the_same_in_parts(changes, tmp_p
 APART = """
 import os, sys
 import torch
-import run
-from sde_lib.objective import Denoising
+from score_sde import run
+from score_sde.sde_lib.objective import Denoising
 
 original = Denoising.__call__
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from samplers import GRIDS, Heun
-from sde_lib import VPSDE, LaplaceSDE, LearnedSDE, LogisticSDE, MonotoneSchedule, RectifiedSDE, SigmoidSDE
+from score_sde.samplers import GRIDS, Heun
+from score_sde.sde_lib import VPSDE, LaplaceSDE, LearnedSDE, LogisticSDE, MonotoneSchedule, RectifiedSDE, SigmoidSDE
 
 L = torch.linspace(-12, 12, 97, dtype=torch.float64)
 

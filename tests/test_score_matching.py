@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
-from configs import ncsnv2, sliced
-from engine.build import DataFacts, build, make_objective, make_time_law
-from models import NETWORKS
-from sde_lib import OBJECTIVES, VESDE, WEIGHTS, Denoiser, Prediction, explicit
+from score_sde.configs import ncsnv2, sliced
+from score_sde.engine.build import DataFacts, build, make_objective, make_time_law
+from score_sde.models import NETWORKS
+from score_sde.sde_lib import OBJECTIVES, VESDE, WEIGHTS, Denoiser, Prediction, explicit
 
 DIGITS = DataFacts(shape=(1, 8, 8), levels=17, std=0.7, diameter=9.0)
 NUM = 3_000

@@ -12,8 +12,8 @@ import pytest
 import torch
 from test_steps import OF_TIME, ORDERS
 
-from samplers import GRIDS, STEPS
-from sde_lib import (
+from score_sde.samplers import GRIDS, STEPS
+from score_sde.sde_lib import (
     EDMSDE,
     SDES,
     TIME_LAWS,

@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
-import run as command_line
-from engine import selftest
-from engine.checks import CHECKS, Row, Setting, denoisers, grids, losses, steps, textbook
-from engine.checks.rows import distance, relative, worst
-from engine.log import versions
-from samplers import GRIDS, STEPS
-from sde_lib import PARAMETERIZATIONS, SDES, TIME_LAWS, WEIGHTS
-from storage.writing import confined
+from score_sde import run as command_line
+from score_sde.engine import selftest
+from score_sde.engine.checks import CHECKS, Row, Setting, denoisers, grids, losses, steps, textbook
+from score_sde.engine.checks.rows import distance, relative, worst
+from score_sde.engine.log import versions
+from score_sde.samplers import GRIDS, STEPS
+from score_sde.sde_lib import PARAMETERIZATIONS, SDES, TIME_LAWS, WEIGHTS
+from score_sde.storage.writing import confined
 
 CPU = Setting(torch.device("cpu"), torch.float64)
 
@@ -132,7 +132,7 @@ def test_a_full_disk_is_told(groups, call, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("storage.writing.os.replace", full)
+    monkeypatch.setattr("score_sde.storage.writing.os.replace", full)
     status, out, (line,) = call("--device", "cpu")
     assert status == 3
     assert out.count("passed") == 3

@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file
 from test_train import DIGITS, POINTS, ROOT, assert_same_run, metrics, steps, train, trainer_of
 
-import run as command_line
-from engine import checkpoint, ranks
-from engine.config import load
-from engine.trainer import compiles
+from score_sde import run as command_line
+from score_sde.engine import checkpoint, ranks
+from score_sde.engine.config import load
+from score_sde.engine.trainer import compiles
 
 PROGRAM = """
 import json, sys
 import torch
-import run
-from engine import ranks
-from engine.trainer import Trainer
+from score_sde import run
+from score_sde.engine import ranks
+from score_sde.engine.trainer import Trainer
 
 original, spoilt = Trainer._inputs, set()
 
@@ -172,10 +172,10 @@ KEPT = """
 import json, sys
 from pathlib import Path
 import torch
-from engine import ranks
-from engine.build import read_dataset
-from engine.config import load, override
-from engine.trainer import Trainer
+from score_sde.engine import ranks
+from score_sde.engine.build import read_dataset
+from score_sde.engine.config import load, override
+from score_sde.engine.trainer import Trainer
 
 losses, kept = [], []
 for sharding in ("false", "true"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from engine.checks import CHECKS
+from score_sde.engine.checks import CHECKS
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,9 +92,9 @@ def test_the_simulated_device_waits_and_refuses_as_a_gpu_does():
 TRAINING = """
 import json, tempfile
 from pathlib import Path
-from engine.build import read_dataset
-from engine.config import load, override
-from engine.trainer import Trainer
+from score_sde.engine.build import read_dataset
+from score_sde.engine.config import load, override
+from score_sde.engine.trainer import Trainer
 
 found = {}
 for name in sys.argv[1:]:
@@ -124,9 +124,10 @@ def test_no_step_of_training_waits(configs):
 MOVES = """
 import json
 from itertools import count
-from samplers import GRIDS, NOISES, STEPS, Noise, classifier, classifier_free, dynamic_threshold, pigdm, within
-from samplers.loop import trajectory
-from sde_lib import SDES, Each, Gaussian, GaussianMixture, Prediction
+from score_sde.samplers import GRIDS, NOISES, STEPS, Noise
+from score_sde.samplers import classifier, classifier_free, dynamic_threshold, pigdm, within
+from score_sde.samplers.loop import trajectory
+from score_sde.sde_lib import SDES, Each, Gaussian, GaussianMixture, Prediction
 
 found = {}
 for name in sys.argv[1:]:
@@ -181,7 +182,7 @@ def test_no_move_of_a_fixed_grid_waits(names):
 
 
 def test_every_sampler_is_asked_for_its_waits():
-    from samplers import STEPS
+    from score_sde.samplers import STEPS
 
     assert {*STEPS} == {name.split("+")[0] for name in FIXED + OTHERS} | {*PER_STEP}
 
@@ -198,10 +199,10 @@ def test_adaptive_solvers_wait_once_a_step():
 
 LIKELIHOOD = """
 import json
-from samplers import Noise
-from sde_lib import SDES, Exact, Gaussian, GaussianMixture, Hutchinson, log_prob
-from sde_lib.adams import Adams
-from sde_lib.runge_kutta import DormandPrince
+from score_sde.samplers import Noise
+from score_sde.sde_lib import SDES, Exact, Gaussian, GaussianMixture, Hutchinson, log_prob
+from score_sde.sde_lib.adams import Adams
+from score_sde.sde_lib.runge_kutta import DormandPrince
 
 sde, found = SDES["vpsde"](), {}
 for trace in ("exact", "rademacher", "gauss", "orthogonal"):
@@ -240,7 +241,7 @@ def test_no_evaluation_of_a_likelihood_waits():
 
 MODES = """
 import json
-import run
+from score_sde import run
 
 folder, commands = sys.argv[1], json.loads(sys.argv[2])
 statuses = {}
@@ -293,7 +294,7 @@ DIFFERENT = {"seconds", "versions", "device", "images_per_second", "sha256", "ch
 
 def everything():
     """Commands of every mode and every sampler."""
-    from samplers import STEPS
+    from score_sde.samplers import STEPS
 
     found = dict(TRAIN)
     for name in STEPS:
@@ -354,8 +355,8 @@ def test_every_mode_and_sampler_has_the_numbers_of_the_cpu(tmp_path):
 
 SELFTEST = """
 import json
-from engine.checks import CHECKS, Setting
-from engine.selftest import results
+from score_sde.engine.checks import CHECKS, Setting
+from score_sde.engine.selftest import results
 
 setting, found = Setting(torch.device("sim"), torch.float32), {}
 for group in sys.argv[1:]:

@@ -12,14 +12,14 @@ from scipy.interpolate import CubicSpline, make_interp_spline
 from test_flow import GUESSES, first_guess
 from test_steps import terminal
 
-from samplers import GRIDS, STEPS, sample
-from sde_lib import ADAPTIVE, SDES, SOLVERS, TORCHDIFFEQ, Flow, NonFiniteError, NotConvergedError
-from sde_lib.adams import Adams, integration_weights, spline_weights
-from sde_lib.denoiser import Prediction
-from sde_lib.motion import Motion
-from sde_lib.nodes import mixture as ratios
-from sde_lib.runge_kutta import DormandPrince
-from sde_lib.solvers import SINGLE, Torchdiffeq
+from score_sde.samplers import GRIDS, STEPS, sample
+from score_sde.sde_lib import ADAPTIVE, SDES, SOLVERS, TORCHDIFFEQ, Flow, NonFiniteError, NotConvergedError
+from score_sde.sde_lib.adams import Adams, integration_weights, spline_weights
+from score_sde.sde_lib.denoiser import Prediction
+from score_sde.sde_lib.motion import Motion
+from score_sde.sde_lib.nodes import mixture as ratios
+from score_sde.sde_lib.runge_kutta import DormandPrince
+from score_sde.sde_lib.solvers import SINGLE, Torchdiffeq
 
 SPANS = [(0.2, 1.4), (1.4, 0.2)]
 ENDS = (1e-3, math.pi / 2 - 1e-3)
@@ -516,7 +516,7 @@ def test_a_motion_that_cannot_be_followed_is_not_converged(name):
 
 
 def test_a_solver_that_gives_up_counts_what_it_took(monkeypatch):
-    monkeypatch.setattr("sde_lib.runge_kutta._MAX_STEPS", 2)
+    monkeypatch.setattr("score_sde.sde_lib.runge_kutta._MAX_STEPS", 2)
     with pytest.raises(NotConvergedError, match=r"example 0: the solver is stuck at angle .* after 13 evaluations"):
         DormandPrince()(Followed(spiral), PAIRS, 0.0, 2.0)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import Song
+from score_sde.models import Song
 
 EDM = {"channels": 128, "num_blocks": 4, "attention": (16,), "augment_dim": 9}
 NCSNPP = {"embedding": "fourier", "noise_mult": 2, "encoder": "residual", "fir": (1, 3, 3, 1)}

@@ -4,8 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from samplers import DDIM, GRIDS, STEPS, Ancestral, EulerMaruyama, Heun, Noise, ReverseDiffusion, sample, trajectory
-from sde_lib import SDES, VPSDE, Denoiser, GaussianMixture
+from score_sde.samplers import (
+    DDIM,
+    GRIDS,
+    STEPS,
+    Ancestral,
+    EulerMaruyama,
+    Heun,
+    Noise,
+    ReverseDiffusion,
+    sample,
+    trajectory,
+)
+from score_sde.sde_lib import SDES, VPSDE, Denoiser, GaussianMixture
 
 # On a grid that is not even in sigma / alpha.
 ORDERS = {

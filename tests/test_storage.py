@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from storage import reading, writing
-from storage.reading import Refused
+from score_sde.storage import reading, writing
+from score_sde.storage.reading import Refused
 
 
 def pipe(path):

@@ -7,11 +7,11 @@ import signal
 
 import pytest
 
-import run as command_line
-from engine import tuned
-from engine.errors import CheckpointError
-from engine.files import read_npz, read_numbers
-from engine.rows import Rows
+from score_sde import run as command_line
+from score_sde.engine import tuned
+from score_sde.engine.errors import CheckpointError
+from score_sde.engine.files import read_npz, read_numbers
+from score_sde.engine.rows import Rows
 
 TINY = ["--config.network.width=8", "--config.train.batch_size=4", "--config.train.checkpoint_every=2"]
 TINY += ["--config.train.sample_every=2", "--config.train.evaluate_every=0", "--config.train.keep_checkpoints=1"]

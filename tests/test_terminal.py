@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-import run as command_line
-from engine import terminal
-from engine.log import check_name
+from score_sde import run as command_line
+from score_sde.engine import terminal
+from score_sde.engine.log import check_name
 
 ROOT = Path(__file__).parent.parent
 HELP = [sys.executable, "run.py", "--help"]
@@ -130,6 +130,6 @@ def test_a_run_whose_name_tensorboard_cannot_write_is_refused_at_once(tmp_path, 
 
 
 def test_names_that_are_no_text_are_printed_with_escapes():
-    program = "from engine.terminal import open_output; open_output(); print('\\udcff')"
+    program = "from score_sde.engine.terminal import open_output; open_output(); print('\\udcff')"
     shown = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)
     assert shown == "\\udcff\n"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from samplers import Noise
-from sde_lib import PROBES, Exact, Hutchinson
-from sde_lib.trace import CHUNK, exact_trace, redrawn, traces, turned, walsh
+from score_sde.samplers import Noise
+from score_sde.sde_lib import PROBES, Exact, Hutchinson
+from score_sde.sde_lib.trace import CHUNK, exact_trace, redrawn, traces, turned, walsh
 
 SHAPE, COPIES = (2, 3), 20_000
 
@@ -62,7 +62,7 @@ def test_the_exact_trace_is_that_of_the_jacobian(shape):
 @pytest.mark.parametrize("num", [1, 3, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
 def test_every_estimate_is_the_form_of_its_own_probe_and_example(num, few, monkeypatch):
     """v^T J v, however many products are taken at once."""
-    monkeypatch.setattr("sde_lib.trace.FEW", few)
+    monkeypatch.setattr("score_sde.sde_lib.trace.FEW", few)
     x, v = normals(4, *SHAPE).requires_grad_(), normals(num, 2, 4, *SHAPE, seed=1)
     found = traces(bent(x), x, v)
     for k in range(4):

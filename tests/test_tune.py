@@ -8,8 +8,8 @@ from test_sample import command
 
 from benchmarks import problems
 from benchmarks.solvers import error, ours, walk
-from engine import plane, tune
-from engine.errors import CheckpointError
+from score_sde.engine import plane, tune
+from score_sde.engine.errors import CheckpointError
 
 FLAGS = ("--sampler=adams", "--steps=3")
 

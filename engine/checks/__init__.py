@@ -6,7 +6,7 @@ that a new entry is checked by being there.
 
 from collections.abc import Callable, Iterator
 
-from engine.checks import (
+from score_sde.engine.checks import (
     bound,
     classifier,
     codecs,
@@ -26,7 +26,7 @@ from engine.checks import (
     steps,
     training,
 )
-from engine.checks.rows import Row, Setting
+from score_sde.engine.checks.rows import Row, Setting
 
 CHECKS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "processes": processes.check,

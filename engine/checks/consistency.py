@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from engine.checks.rows import Row, Setting, distance, exactly, relative, worst
-from sde_lib import (
+from score_sde.engine.checks.rows import Row, Setting, distance, exactly, relative, worst
+from score_sde.sde_lib import (
     SDE,
     SDES,
     ConsistencyDistillation,

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from engine.checks.rows import Row, Setting, distance, worst
-from samplers.constraints import enlarge, lowpass, masked, replacement, resampled
-from samplers.editing import depth_time, sdedit, slerp
-from samplers.guidance import (
+from score_sde.engine.checks.rows import Row, Setting, distance, worst
+from score_sde.samplers.constraints import enlarge, lowpass, masked, replacement, resampled
+from score_sde.samplers.editing import depth_time, sdedit, slerp
+from score_sde.samplers.guidance import (
     autoguidance,
     clean_embedding_guidance,
     dynamic_threshold,
@@ -17,11 +17,11 @@ from samplers.guidance import (
     static_threshold,
     within,
 )
-from samplers.loop import Draw, Step
-from samplers.posterior import DPS, moment_matching, pigdm
-from sde_lib import SDE, SDES, Gaussian, Prediction
-from sde_lib.denoiser import Denoiser
-from sde_lib.process import Time
+from score_sde.samplers.loop import Draw, Step
+from score_sde.samplers.posterior import DPS, moment_matching, pigdm
+from score_sde.sde_lib import SDE, SDES, Gaussian, Prediction
+from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.process import Time
 
 
 class Normal:

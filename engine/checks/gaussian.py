@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from data import Dataset, Pixels
-from engine.build import first_guess
-from engine.checks.rows import Row, Setting, distance, exactly, relative
-from sde_lib import Gaussian
-from sde_lib.nodes import CENTRE, SHARE, mixture
+from score_sde.data import Dataset, Pixels
+from score_sde.engine.build import first_guess
+from score_sde.engine.checks.rows import Row, Setting, distance, exactly, relative
+from score_sde.sde_lib import Gaussian
+from score_sde.sde_lib.nodes import CENTRE, SHARE, mixture
 
 RATIO, EXTRA = 0.3, 0.01
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from engine.checks.rows import Row, Setting, distance, exactly, worst
-from engine.checks.textbook import INTERVALS, PROCESSES, Process
-from samplers import GRIDS
-from samplers.grids import of_ratios
-from sde_lib import SDES, Discrete
+from score_sde.engine.checks.rows import Row, Setting, distance, exactly, worst
+from score_sde.engine.checks.textbook import INTERVALS, PROCESSES, Process
+from score_sde.samplers import GRIDS
+from score_sde.samplers.grids import of_ratios
+from score_sde.sde_lib import SDES, Discrete
 
 EVEN: dict[str, Callable[[Process, np.ndarray], np.ndarray]] = {
     "uniform": lambda book, t: t,

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs import default
-from data.archives import unpack_arrays
-from engine import likelihood
-from engine.build import read_dataset
-from engine.checks.rows import Row, Setting, distance, exactly, worst
-from engine.config import Options, override, to_json
-from engine.randomness import DEQUANTIZATION, uniform
-from engine.trainer import Trainer
-from samplers import Noise
-from sde_lib import (
+from score_sde.configs import default
+from score_sde.data.archives import unpack_arrays
+from score_sde.engine import likelihood
+from score_sde.engine.build import read_dataset
+from score_sde.engine.checks.rows import Row, Setting, distance, exactly, worst
+from score_sde.engine.config import Options, override, to_json
+from score_sde.engine.randomness import DEQUANTIZATION, uniform
+from score_sde.engine.trainer import Trainer
+from score_sde.samplers import Noise
+from score_sde.sde_lib import (
     ADAPTIVE,
     DEQUANTIZATIONS,
     PRIORS,
@@ -44,13 +44,13 @@ from sde_lib import (
     prior_term,
     sample_log_prob,
 )
-from sde_lib.adams import Adams
-from sde_lib.dequantization import data_time, edge
-from sde_lib.motion import Motion, Solution
-from sde_lib.process import Time
-from sde_lib.runge_kutta import DormandPrince
-from storage.reading import read_text
-from storage.writing import confined, write_text
+from score_sde.sde_lib.adams import Adams
+from score_sde.sde_lib.dequantization import data_time, edge
+from score_sde.sde_lib.motion import Motion, Solution
+from score_sde.sde_lib.process import Time
+from score_sde.sde_lib.runge_kutta import DormandPrince
+from score_sde.storage.reading import read_text
+from score_sde.storage.writing import confined, write_text
 
 DIMENSIONS, SEED = 4, 40
 

@@ -8,11 +8,21 @@ import torch
 from scipy.stats import truncnorm
 from torch import Tensor
 
-from configs import default
-from engine.build import make_time_law, make_weight
-from engine.checks.rows import Row, Setting, distance, exactly, relative, worst
-from engine.checks.textbook import PROCESSES, Process
-from sde_lib import SDE, SDES, TIME_LAWS, WEIGHTS, Discrete, GaussianMixture, Prediction, denoising_loss, stratified
+from score_sde.configs import default
+from score_sde.engine.build import make_time_law, make_weight
+from score_sde.engine.checks.rows import Row, Setting, distance, exactly, relative, worst
+from score_sde.engine.checks.textbook import PROCESSES, Process
+from score_sde.sde_lib import (
+    SDE,
+    SDES,
+    TIME_LAWS,
+    WEIGHTS,
+    Discrete,
+    GaussianMixture,
+    Prediction,
+    denoising_loss,
+    stratified,
+)
 
 MEAN, VARIANCE, SIGMA_DATA = 0.5, 0.3, 0.6
 

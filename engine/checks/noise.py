@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from engine.checks.rows import Row, Setting, distance, exactly, worst
-from engine.randomness import DITHER, TRAINING, noise, positions, uniform
-from samplers import Brownian, Noise
-from samplers.noise import philox
+from score_sde.engine.checks.rows import Row, Setting, distance, exactly, worst
+from score_sde.engine.randomness import DITHER, TRAINING, noise, positions, uniform
+from score_sde.samplers import Brownian, Noise
+from score_sde.samplers.noise import philox
 
 
 def check(setting: Setting) -> Iterator[Row]:

@@ -13,9 +13,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from engine.checks.rows import Row, Setting, exactly, relative, worst
-from engine.checks.textbook import PROCESSES, Process
-from samplers import (
+from score_sde.engine.checks.rows import Row, Setting, exactly, relative, worst
+from score_sde.engine.checks.textbook import PROCESSES, Process
+from score_sde.samplers import (
     DDIM,
     GRIDS,
     ODE,
@@ -31,9 +31,9 @@ from samplers import (
     langevin_step_size,
     trajectory,
 )
-from samplers.adaptive import StepControl
-from samplers.predictor_corrector import STEP_SIZES, Corrector
-from sde_lib import ADAPTIVE, SDE, SDES, Denoiser, GaussianMixture, Prediction
+from score_sde.samplers.adaptive import StepControl
+from score_sde.samplers.predictor_corrector import STEP_SIZES, Corrector
+from score_sde.sde_lib import ADAPTIVE, SDE, SDES, Denoiser, GaussianMixture, Prediction
 
 MEAN, VARIANCE, SHARE = 0.8, 0.3, 0.5
 FEW = 32

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
-from models.checkpoints import diffusers, edm, guided_diffusion, safe, score_sde
-from models.checkpoints.foreign import Foreign, guarded
-from models.checkpoints.safe import ForeignError
-from models.checkpoints.wrappers import unwrap
+from score_sde.models.checkpoints import diffusers, edm, guided_diffusion, safe, score_sde
+from score_sde.models.checkpoints.foreign import Foreign, guarded
+from score_sde.models.checkpoints.safe import ForeignError
+from score_sde.models.checkpoints.wrappers import unwrap
 
 FORMATS: dict[str, Callable[..., Foreign]] = {
     "score_sde": guarded(score_sde.read),

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.adm import ADM
-from models.blocks import Block, SelfAttention
-from models.checkpoints.foreign import Foreign
-from models.checkpoints.parts import Dialect, Tensors, names, with_null
-from models.checkpoints.safe import ForeignError
-from models.ddpm import DDPM
-from models.ncsnpp import InputSkip, NCSNpp, OutputSkip
-from storage.reading import read_text
+from score_sde.models.adm import ADM
+from score_sde.models.blocks import Block, SelfAttention
+from score_sde.models.checkpoints.foreign import Foreign
+from score_sde.models.checkpoints.parts import Dialect, Tensors, names, with_null
+from score_sde.models.checkpoints.safe import ForeignError
+from score_sde.models.ddpm import DDPM
+from score_sde.models.ncsnpp import InputSkip, NCSNpp, OutputSkip
+from score_sde.storage.reading import read_text
 
 DIALECT = Dialect(
     block={part: part for part in ("norm1", "conv1", "norm2", "conv2")}

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.adm import ADM
-from models.checkpoints.foreign import Foreign
-from models.checkpoints.parts import Dialect, Tensors, linear_attention, names, value_fastest, with_null
-from models.checkpoints.safe import ForeignError
-from models.song import Song
-from storage.reading import read_text
+from score_sde.models.adm import ADM
+from score_sde.models.checkpoints.foreign import Foreign
+from score_sde.models.checkpoints.parts import Dialect, Tensors, linear_attention, names, value_fastest, with_null
+from score_sde.models.checkpoints.safe import ForeignError
+from score_sde.models.song import Song
+from score_sde.storage.reading import read_text
 
 DIALECT = Dialect(
     block={"affine": "affine"}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.checkpoints.safe import ForeignError
+from score_sde.models.checkpoints.safe import ForeignError
 
 MOST_BLOCKS = 256
 MOST_LEVELS = 1_000_000

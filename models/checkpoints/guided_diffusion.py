@@ -11,12 +11,20 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from models.adm import ADM, ADMClassifier, ADMEncoder, Strided
-from models.blocks import Block, SelfAttention
-from models.checkpoints.foreign import Foreign
-from models.checkpoints.parts import Dialect, Tensors, as_it_is, head_first, linear_attention, names, with_null
-from models.checkpoints.safe import ForeignError
-from storage.reading import read_text
+from score_sde.models.adm import ADM, ADMClassifier, ADMEncoder, Strided
+from score_sde.models.blocks import Block, SelfAttention
+from score_sde.models.checkpoints.foreign import Foreign
+from score_sde.models.checkpoints.parts import (
+    Dialect,
+    Tensors,
+    as_it_is,
+    head_first,
+    linear_attention,
+    names,
+    with_null,
+)
+from score_sde.models.checkpoints.safe import ForeignError
+from score_sde.storage.reading import read_text
 
 DIALECT = Dialect(
     block={

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.blocks import Block, SelfAttention, Stage
-from models.checkpoints.foreign import place, skeleton
-from models.checkpoints.safe import ForeignError, read
-from models.checkpoints.wrappers import unwrap
+from score_sde.models.blocks import Block, SelfAttention, Stage
+from score_sde.models.checkpoints.foreign import place, skeleton
+from score_sde.models.checkpoints.safe import ForeignError, read
+from score_sde.models.checkpoints.wrappers import unwrap
 
 HALF = (torch.float16, torch.bfloat16)
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from storage.reading import half_of_memory, obstacle, open_file
+from score_sde.storage.reading import half_of_memory, obstacle, open_file
 
 SCALAR = np.float64(0).__reduce__()[0]
 """What a pickled scalar of numpy is rebuilt with."""

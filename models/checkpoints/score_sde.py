@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.blocks import Block, SelfAttention
-from models.checkpoints import safe
-from models.checkpoints.foreign import Foreign, place, skeleton
-from models.checkpoints.safe import ForeignError
-from models.checkpoints.wrappers import unwrap
-from models.ddpm import DDPM
-from models.embeddings import Fourier
-from models.ncsn import ACTIVATIONS, NCSN, NCSNv2
-from models.ncsnpp import InputSkip, NCSNpp
-from models.resampling import Down, Up
-from storage.reading import read_text
+from score_sde.models.blocks import Block, SelfAttention
+from score_sde.models.checkpoints import safe
+from score_sde.models.checkpoints.foreign import Foreign, place, skeleton
+from score_sde.models.checkpoints.safe import ForeignError
+from score_sde.models.checkpoints.wrappers import unwrap
+from score_sde.models.ddpm import DDPM
+from score_sde.models.embeddings import Fourier
+from score_sde.models.ncsn import ACTIVATIONS, NCSN, NCSNv2
+from score_sde.models.ncsnpp import InputSkip, NCSNpp
+from score_sde.models.resampling import Down, Up
+from score_sde.storage.reading import read_text
 
 NETWORKS = {
     "ddpm": ("ddpm", DDPM),

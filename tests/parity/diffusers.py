@@ -7,8 +7,21 @@ import numpy as np
 import torch
 
 from parity.recordings import Comparison, Group, Recording, parameters, per_sample, replay
-from samplers import DDIM, GRIDS, PLMS, PNDM, Ancestral, DPMSolverPP, Heun, Multistep, Step, UniPC, sample, trajectory
-from sde_lib import EDMSDE, SDE, VPSDE, Discrete, GaussianMixture, Prediction
+from score_sde.samplers import (
+    DDIM,
+    GRIDS,
+    PLMS,
+    PNDM,
+    Ancestral,
+    DPMSolverPP,
+    Heun,
+    Multistep,
+    Step,
+    UniPC,
+    sample,
+    trajectory,
+)
+from score_sde.sde_lib import EDMSDE, SDE, VPSDE, Discrete, GaussianMixture, Prediction
 
 CHAINS: dict[str, Callable[[SDE], Step]] = {
     "ddpm_small": Ancestral,

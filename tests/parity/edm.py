@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from parity.recordings import Comparison, Group, Recording, column, gaussian, parameters, per_sample, replay
 from parity.score_sde import zeros
-from samplers import DDIM, GRIDS, Heun, sample
-from samplers.churn import Churn
-from sde_lib import EDMSDE, SDE, VESDE, VPSDE, WEIGHTS, Denoiser, denoising_loss
-from sde_lib.losses import Weight
+from score_sde.samplers import DDIM, GRIDS, Heun, sample
+from score_sde.samplers.churn import Churn
+from score_sde.sde_lib import EDMSDE, SDE, VESDE, VPSDE, WEIGHTS, Denoiser, denoising_loss
+from score_sde.sde_lib.losses import Weight
 
 Loss = tuple[SDE, Callable[[Tensor], Tensor], Weight]
 """Process, time of the recorded random number, weight on the squared error of x0."""

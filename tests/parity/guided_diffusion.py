@@ -20,11 +20,11 @@ from parity.recordings import (
     per_unit_element,
     replay,
 )
-from samplers import DDIM, Ancestral, LearnedVariance, Step, sample
-from sde_lib import SDE, VPSDE, WEIGHTS, Discrete, GaussianMixture, prior_term, variational_bound
-from sde_lib.bound import Bound, Hybrid, kl, log_prob_bins, log_prob_data, step_bound
-from sde_lib.denoiser import Prediction
-from sde_lib.process import reverse_std
+from score_sde.samplers import DDIM, Ancestral, LearnedVariance, Step, sample
+from score_sde.sde_lib import SDE, VPSDE, WEIGHTS, Discrete, GaussianMixture, prior_term, variational_bound
+from score_sde.sde_lib.bound import Bound, Hybrid, kl, log_prob_bins, log_prob_data, step_bound
+from score_sde.sde_lib.denoiser import Prediction
+from score_sde.sde_lib.process import reverse_std
 
 PUBLISHED_LEVELS = 1000
 """Levels of the published chain, for recordings that do not name another number."""
@@ -151,7 +151,7 @@ def published(function: Callable, *args, **kwargs) -> Tensor:
     def bins(x0: Tensor, mean: Tensor, std: Tensor, bin_width: float, edge: float) -> Tensor:
         return log_prob_bins(x0, mean, std, bin_width, edge=256 / 255)
 
-    with patch("torch.special.log_ndtr", published_log_ndtr), patch("sde_lib.bound.log_prob_bins", bins):
+    with patch("torch.special.log_ndtr", published_log_ndtr), patch("score_sde.sde_lib.bound.log_prob_bins", bins):
         return function(*args, **kwargs)
 
 

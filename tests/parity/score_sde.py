@@ -23,7 +23,7 @@ from parity.recordings import (
     per_sample,
     replay,
 )
-from samplers import (
+from score_sde.samplers import (
     GRIDS,
     ODE,
     Ancestral,
@@ -33,13 +33,25 @@ from samplers import (
     masked,
     replacement,
 )
-from samplers.loop import Step
-from samplers.predictor_corrector import PREDICTORS, Corrector
-from sde_lib import SDE, TIME_LAWS, VESDE, VPSDE, WEIGHTS, Discrete, Flow, Gaussian, SubVPSDE, denoising_loss, log_prob
-from sde_lib.denoiser import Prediction
-from sde_lib.process import Time
-from sde_lib.runge_kutta import DormandPrince
-from sde_lib.trace import Exact, Hutchinson
+from score_sde.samplers.loop import Step
+from score_sde.samplers.predictor_corrector import PREDICTORS, Corrector
+from score_sde.sde_lib import (
+    SDE,
+    TIME_LAWS,
+    VESDE,
+    VPSDE,
+    WEIGHTS,
+    Discrete,
+    Flow,
+    Gaussian,
+    SubVPSDE,
+    denoising_loss,
+    log_prob,
+)
+from score_sde.sde_lib.denoiser import Prediction
+from score_sde.sde_lib.process import Time
+from score_sde.sde_lib.runge_kutta import DormandPrince
+from score_sde.sde_lib.trace import Exact, Hutchinson
 
 
 def process(about: dict, t_min: float) -> SDE:

@@ -8,7 +8,7 @@ import torch
 from parity.groups import GROUPS, SOURCES
 from parity.guided_diffusion import published
 from parity.recordings import COPIES, Recording
-from sde_lib.bound import log_prob_data
+from score_sde.sde_lib.bound import log_prob_data
 
 RECORDED = [(group, name) for group in GROUPS for name in group.files]
 CORE = {"sde_math", "sampler_steps", "sampler_runs", "likelihood", "losses", "edm_sampler", "guided_diffusion"}
