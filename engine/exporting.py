@@ -6,7 +6,7 @@ RUN/export/diffusers/  model_index.json  unet/config.json  unet/diffusion_pytorc
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from safetensors.torch import save as save_tensors
@@ -18,9 +18,13 @@ from score_sde.engine.config import Options
 from score_sde.engine.files import write_json
 from score_sde.engine.log import say
 from score_sde.models.checkpoints.diffusers import (
+    DEFAULTS,
     EMBEDDINGS,
     FIXED,
+    NORMALISED_ALIKE,
     PREDICTIONS,
+    SKIP,
+    SKIP_OPTIONS,
     WEIGHTS,
     adm_modules,
     attention_names,
@@ -32,11 +36,11 @@ from score_sde.storage.writing import replace
 NETWORKS = {
     "ddpm": {"blind": False, "resample_conv": True, "by_sigma": False},
     "adm": {"scale_shift": False, "resample_blocks": False, "norm_group": 1, "embedding_mult": 4, "augment_dim": 0},
+    "ncsnpp": SKIP_OPTIONS
+    | {"blind": False, "blocks": "biggan", "combine": "sum", "rescale": True, "ladder": ()}
+    | {"norm_groups": 32, "norm_group": 4},
 }
 """Network of ours that is a UNet2DModel -> the options that it then has."""
-
-C_NOISE = {"ddpm": "level", "iddpm": "level", "vpsde": "time"}
-"""Process that is a schedule of theirs -> the noise conditioning that theirs computes."""
 
 CHAIN = 1_000
 """Levels of the chain on which ``vpsde`` is sampled, the level k of theirs at t = k / 999."""
@@ -58,25 +62,25 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 
 
 def write_diffusers(folder: Path, config: ConfigDict, experiment: Experiment) -> str:
-    """A pipeline of a UNet2DModel and a DDPMScheduler; returns what it is.
+    """A pipeline of a UNet2DModel and its scheduler; returns what it is.
 
-    Raises: ValueError naming all that is in no UNet2DModel, DDPMScheduler or DDPMPipeline.
+    Raises: ValueError naming all that is in no UNet2DModel, scheduler or pipeline of theirs.
     """
-    found = list(obstacles(config, experiment))
+    pipeline = PIPELINES.get(config.network.name, CHAINS)
+    found = list(obstacles(pipeline, config, experiment))
     if found:
-        raise ValueError(f"diffusers' DDPMPipeline has no such run: {'; '.join(found)}")
-    unet, scheduler = unet_config(config, experiment.facts.shape), scheduler_config(config)
+        raise ValueError(f"diffusers' {pipeline.name} has no such run: {'; '.join(found)}")
+    unet, (scheduler, told) = unet_config(config, experiment.facts.shape), pipeline.schedule(config)
     tensors = save_tensors(renamed(experiment.network, config.network.name), {"format": "pt"})
     replace(folder / "unet" / WEIGHTS[0], lambda file: file.write(tensors))
     write_json(folder / "unet" / "config.json", unet)
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
-    write_json(folder / "model_index.json", {"_class_name": "DDPMPipeline", **parts})
-    levels = f"{scheduler['num_train_timesteps']} levels, {scheduler['beta_schedule']}, {scheduler['prediction_type']}"
-    return f"{config.network.name} as a UNet2DModel, {config.sde.name} as a DDPMScheduler of {levels}"
+    write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": pipeline.scheduler, **scheduler})
+    parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", pipeline.scheduler]}
+    write_json(folder / "model_index.json", {"_class_name": pipeline.name, **parts})
+    return f"{config.network.name} as a UNet2DModel, {config.sde.name} as a {pipeline.scheduler} {told}"
 
 
-def obstacles(config: ConfigDict, experiment: Experiment) -> Iterator[str]:
+def obstacles(pipeline: "Pipeline", config: ConfigDict, experiment: Experiment) -> Iterator[str]:
     """What stands in the way, each with what would not."""
     network, sde, told = config.network, config.sde, config.denoiser
     if network.name in NETWORKS:
@@ -85,38 +89,54 @@ def obstacles(config: ConfigDict, experiment: Experiment) -> Iterator[str]:
                 yield f"network.{key} is {network[key]}, not {value}"
         yield from unlike(config, experiment)
     else:
-        yield f"network.name is {network.name}, not {' or '.join(NETWORKS)}"
-    if sde.name not in C_NOISE:
-        yield f"sde.name is {sde.name}, not {', '.join(C_NOISE)}"
-    elif told.c_noise != C_NOISE[sde.name]:
-        yield f"denoiser.c_noise is {told.c_noise}, not {C_NOISE[sde.name]}"
+        yield f"network.name is {network.name}, not {' or '.join(n for n, p in PIPELINES.items() if p is pipeline)}"
+    if sde.name not in pipeline.c_noise:
+        yield f"sde.name is {sde.name}, not {', '.join(pipeline.c_noise)}"
+    elif told.c_noise != pipeline.c_noise[sde.name]:
+        yield f"denoiser.c_noise is {told.c_noise}, not {pipeline.c_noise[sde.name]}"
     if sde.name == "iddpm" and sde.offset != 0.008:
         yield f"sde.offset is {sde.offset:g}, not 0.008"
     if told.input != "raw":
         yield f"denoiser.input is {told.input}, not raw"
-    if told.parameterization not in PREDICTIONS.values():
-        yield f"denoiser.parameterization is {told.parameterization}, not {', '.join(PREDICTIONS.values())}"
-    if (config.codec.name, experiment.low) != ("pixels", -1.0):
-        yield "its data are no pixels from -1 to 1"
+    if told.parameterization not in pipeline.estimates:
+        yield f"denoiser.parameterization is {told.parameterization}, not {', '.join(pipeline.estimates)}"
+    if (config.codec.name, experiment.low) != ("pixels", pipeline.low):
+        yield f"its data are no pixels from {pipeline.low:g} to 1"
 
 
 def unlike(config: ConfigDict, experiment: Experiment) -> Iterator[str]:
     """What of a network of the right name is in no UNet2DModel."""
-    network, counts = config.network, widths(config.network)
+    network, counts, skip = config.network, widths(config.network), config.network.name == "ncsnpp"
     attending = [count for count, attends in zip(counts, attention(network, experiment.facts.shape)) if attends]
     if network.num_classes:
         yield "its network knows classes, of which the pipeline tells none"
     if counts[0] != network.channels:
         yield f"network.channel_mult begins with {network.channel_mult[0]:g}, not 1"
-    if any(count % network.norm_groups for count in counts):
-        yield f"network.norm_groups {network.norm_groups} does not divide the channels of every level"
-    if attending and not network.get("attend_always", True):
-        yield "network.attend_always is False, and there are levels that attend"
+    if attending and network.get("attend_always", True) is skip:
+        yield f"network.attend_always is {skip}, and there are levels that attend"
     if network.get("heads", 0) > 1:
         yield f"network.heads is {network.heads}, not 0 or 1"
     head = head_channels(network)
     if head and any(count % head for count in (*attending, counts[-1])):
         yield f"network.head_channels {head} does not divide the channels of every level that attends"
+    if skip:
+        yield from unlike_ncsnpp(attending, experiment)
+    elif any(count % network.norm_groups for count in counts):
+        yield f"network.norm_groups {network.norm_groups} does not divide the channels of every level"
+
+
+def unlike_ncsnpp(attending: list[int], experiment: Experiment) -> Iterator[str]:
+    """What of NCSN++ with these channels at the levels that attend is in no UNet2DModel of SkipDownBlock2D."""
+    channels, height, width = experiment.facts.shape
+    if channels != 3 or height != width:
+        yield f"its images are {height}x{width} with channels {channels}, not squares with channels 3"
+    if any(count < NORMALISED_ALIKE for count in attending):
+        yield f"a level of {min(attending)} channels attends, not of {NORMALISED_ALIKE} or more"
+    norms = [module for module in experiment.network.modules() if isinstance(module, nn.GroupNorm)]
+    groups = {(norm.num_channels, norm.num_groups, min(norm.num_channels // 4, 32)) for norm in norms}
+    for count, ours, theirs in sorted(groups):
+        if ours != theirs:
+            yield f"{count} channels are normalised in {ours} groups, not {theirs}"
 
 
 def widths(network: ConfigDict) -> list[int]:
@@ -137,11 +157,12 @@ def head_channels(network: ConfigDict) -> int:
 def unet_config(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
     """The config of the UNet2DModel."""
     network, attends = config.network, attention(config.network, shape)
-    learned = network.get("learned_variance", False)
-    flip, shift, padding = next(key for key, name in EMBEDDINGS.items() if name == network.name)
+    learned, skip = network.get("learned_variance", False), "Skip" if network.name == "ncsnpp" else ""
+    usual = tuple(DEFAULTS[key] for key in ("flip_sin_to_cos", "freq_shift", "downsample_padding"))
+    flip, shift, padding = next((key for key, name in EMBEDDINGS.items() if name == network.name), usual)
     return {
         "_class_name": "UNet2DModel",
-        **FIXED,
+        **(FIXED | SKIP if skip else FIXED),
         "sample_size": shape[1] if shape[1] == shape[2] else list(shape[1:]),
         "in_channels": shape[0],
         "out_channels": shape[0] * (1 + learned),
@@ -149,20 +170,23 @@ def unet_config(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
         "flip_sin_to_cos": flip,
         "freq_shift": shift,
         "downsample_padding": padding,
-        "down_block_types": ["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
-        "up_block_types": ["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
+        "down_block_types": [f"{'Attn' * attend}{skip}DownBlock2D" for attend in attends],
+        "up_block_types": [f"{'Attn' * attend}{skip}UpBlock2D" for attend in reversed(attends)],
         "block_out_channels": widths(network),
         "layers_per_block": network.num_blocks,
         "dropout": network.dropout,
         "attention_head_dim": head_channels(network) or None,
-        "norm_num_groups": network.norm_groups,
+        "norm_num_groups": None if skip else network.norm_groups,
         "norm_eps": network.norm_eps,
         "num_class_embeds": None,
     }
 
 
-def scheduler_config(config: ConfigDict) -> dict[str, Any]:
-    """The config of the DDPMScheduler, which clips estimates and draws variances as the sampler ancestral does."""
+def chain(config: ConfigDict) -> tuple[dict[str, Any], str]:
+    """The config of the DDPMScheduler, which clips estimates and draws variances as the sampler ancestral does.
+
+    Beside it, in words.
+    """
     sde = config.sde
     if sde.name == "iddpm":
         levels, schedule = sde.num_levels, {"beta_schedule": "squaredcos_cap_v2"}
@@ -172,19 +196,58 @@ def scheduler_config(config: ConfigDict) -> dict[str, Any]:
         schedule = {"beta_schedule": "linear", **betas}
     variance = "fixed_large" if config.sample.variance == 1 else "fixed_small"
     predicted = {ours: theirs for theirs, ours in PREDICTIONS.items()}[config.denoiser.parameterization]
-    return {
-        "_class_name": "DDPMScheduler",
+    told = {
         "num_train_timesteps": levels,
         **schedule,
         "prediction_type": predicted,
         "variance_type": "learned_range" if config.network.get("learned_variance", False) else variance,
         "clip_sample": config.guidance.threshold == "static",
     }
+    return told, f"of {levels} levels, {schedule['beta_schedule']}, {predicted}"
+
+
+def noise_levels(config: ConfigDict) -> tuple[dict[str, Any], str]:
+    """The config of the ScoreSdeVeScheduler, whose Langevin moves are those of the sampler pc. Beside it, in words."""
+    sde, sample = config.sde, config.sample
+    ends = {"sigma_min": sde.sigma_min, "sigma_max": sde.sigma_max, "sampling_eps": sde.t_min}
+    moves = {"snr": sample.snr, "correct_steps": sample.corrector_steps}
+    return ends | moves, f"from sigma {sde.sigma_min:g} to {sde.sigma_max:g}"
+
+
+class Pipeline(NamedTuple):
+    """A pipeline of theirs, and the runs that it is.
+
+    name, scheduler: classes of theirs.
+    c_noise: process that is a schedule of theirs -> the noise conditioning that theirs computes.
+    estimates: parameterizations.
+    low: least number of its data.
+    schedule: config -> the config of the scheduler, and what it is, in words.
+    """
+
+    name: str
+    scheduler: str
+    c_noise: dict[str, str]
+    estimates: tuple[str, ...]
+    low: float
+    schedule: Callable[[ConfigDict], tuple[dict[str, Any], str]]
+
+
+CHAINS = Pipeline(
+    "DDPMPipeline",
+    "DDPMScheduler",
+    {"ddpm": "level", "iddpm": "level", "vpsde": "time"},
+    tuple(PREDICTIONS.values()),
+    -1.0,
+    chain,
+)
+EXPLODING = Pipeline("ScoreSdeVePipeline", "ScoreSdeVeScheduler", {"vesde": "sigma"}, ("score",), 0.0, noise_levels)
+PIPELINES = {"ddpm": CHAINS, "adm": CHAINS, "ncsnpp": EXPLODING}
+"""Network of ours -> the pipeline that it is in."""
 
 
 def renamed(network: nn.Module, name: str) -> dict[str, Tensor]:
     """The weights under the names of a UNet2DModel; queries, keys and values are three tensors there."""
-    modules = ncsnpp_modules(network) if name == "ddpm" else adm_modules(network)
+    modules = adm_modules(network) if name == "adm" else ncsnpp_modules(network)
     theirs = names(network, modules) | attention_names(network, modules, {})
     found = {}
     for ours, tensor in network.state_dict().items():

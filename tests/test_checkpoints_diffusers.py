@@ -132,6 +132,7 @@ def test_the_pipeline_of_score_sde_is_its_process_and_its_data():
     assert config["sde"] == {"name": "vesde", "sigma_min": 0.02, "sigma_max": 90.0, "t_min": 1e-4}
     assert config["denoiser"] == {"parameterization": "score", "sigma_data": 0.25, "c_noise": "sigma", "input": "raw"}
     assert config["codec"] == {"name": "pixels", "low": 0.0}
+    assert config["sample"] == {"snr": 0.17, "corrector_steps": 1}
     assert diffusers.read(DDPM).config["codec"] == {"name": "pixels"}
 
 

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
+from parity.recordings import COPIES
 from safetensors.torch import load_file
 
 from score_sde import run as command_line
 from score_sde.engine.build import load
 from score_sde.engine.config import Options, stored
-from score_sde.models.checkpoints.diffusers import ADM, FIXED
+from score_sde.models.checkpoints.diffusers import ADM, FIXED, SKIP_OPTIONS
 
 SMALL = {"channels": 8, "num_blocks": 2, "attention": (4,), "norm_groups": 4, "head_channels": 4}
 PLAIN = {"name": "adm", "channel_mult": (1, 1.5), "scale_shift": False, "resample_blocks": False, "norm_group": 1}
@@ -72,6 +73,25 @@ def test_what_is_written_reads_back_the_same(exported, tmp_path):
     if stored(workdir).sde.name != "vpsde":
         for t in (1, 250, 1000):
             torch.testing.assert_close(ours(x, t).x0, back(x, t).x0)
+
+
+@pytest.mark.parametrize("name", ["tiny_ddpm", "tiny_ncsnpp"])
+def test_a_pipeline_that_was_imported_is_exported_as_it_was(tmp_path, name):
+    """The same tensors bit for bit and the same network; of the schedulers, what our processes and samplers take."""
+    source, workdir = COPIES / "diffusers" / name, tmp_path / "run"
+    assert command("--mode=import", f"--source={source}", f"--workdir={workdir}", "--device=cpu") == 0
+    assert command("--mode=export", "--format=diffusers", f"--workdir={workdir}") == 0
+    folder = workdir / "export" / "diffusers"
+    (path,) = (source / "unet").glob("*.safetensors")
+    theirs, ours = load_file(path), load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name].float()) for name, tensor in ours.items())
+    for path in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
+        told, written = (json.loads((top / path).read_text()) for top in (source, folder))
+        written.pop("clip_sample", None)  # is our guidance.threshold, which an import leaves as it is
+        assert written.items() <= told.items()
+        left_out = {"_diffusers_version", "num_train_timesteps"}
+        assert path.startswith("scheduler") or told.keys() - written.keys() <= left_out
 
 
 def test_the_chain_of_a_continuous_process_is_near_it(tmp_path):
@@ -215,6 +235,33 @@ def test_networks_that_are_none_of_theirs_are_refused(tmp_path, capsys, name, ne
     line = refusal(capsys, workdir, "--format=diffusers")
     assert line.startswith("error: diffusers' DDPMPipeline has no such run: ")
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--config.codec.low=-1", "its data are no pixels from 0 to 1"),
+        ("--config.denoiser.c_noise=log_sigma", "denoiser.c_noise is log_sigma, not sigma"),
+        ("--config.network.rescale=false", "network.rescale is False, not True"),
+    ],
+)
+def test_imports_that_are_changed_are_no_pipeline_any_more(tmp_path, capsys, words, message):
+    source, workdir = COPIES / "diffusers" / "tiny_ncsnpp", tmp_path / "run"
+    assert command("--mode=import", f"--source={source}", f"--workdir={workdir}", "--device=cpu", words) == 0
+    line = refusal(capsys, workdir, "--format=diffusers")
+    assert line == f"error: diffusers' ScoreSdeVePipeline has no such run: {message}"
+
+
+def test_networks_of_sigma_that_are_none_of_theirs_are_refused(tmp_path, capsys):
+    network = {"name": "ncsnpp", "channels": 8, "channel_mult": (1, 17), "num_blocks": 1, "attention": (4, 8)}
+    told = {"c_noise": "sigma", "parameterization": "score"}
+    line = refusal(capsys, trained(tmp_path / "run", "vesde", network | SKIP_OPTIONS, told), "--format=diffusers")
+    for message in (
+        "its images are 8x8 with channels 1, not squares with channels 3",
+        "a level of 8 channels attends, not of 128 or more",
+        "136 channels are normalised in 8 groups, not 32",
+    ):
+        assert message in line
 
 
 def test_a_process_that_is_no_schedule_of_theirs_is_refused(tmp_path, capsys):

@@ -220,6 +220,8 @@ def test_keys_are_overridden_in_the_config_of_the_source(tmp_path):
 def test_what_suits_a_source(tmp_path):
     labelled = stored(brought(LABELLED, tmp_path / "labelled"))
     assert (labelled.sample.label, labelled.train.label_dropout, labelled.sample.t_min) == ("all", 0.0, 0.0)
+    sigma = stored(brought(next(case for case in CASES if case.name == SIGMA), tmp_path / "sigma"))
+    assert (sigma.sample.snr, sigma.sample.corrector_steps, sigma.sde.t_min, sigma.codec.low) == (0.17, 1, 1e-4, 0.0)
     ladder = stored(brought(next(case for case in CASES if case.name == NCSN), tmp_path / "ladder")).sample
     assert (ladder.sampler, ladder.grid, ladder.steps, ladder.langevin_steps) == ("ald", "levels", 232, 5)
 

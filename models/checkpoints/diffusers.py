@@ -53,6 +53,15 @@ FIXED = {
 SKIP = {"time_embedding_type": "fourier", "mid_block_scale_factor": math.sqrt(2)}
 """As ``FIXED``, where blocks of the kind SkipDownBlock2D have other values."""
 
+SKIP_OPTIONS = {
+    "fir": (1.0, 3.0, 3.0, 1.0),
+    "progressive_input": "input_skip",
+    "progressive": "output_skip",
+    "embedding": "fourier",
+    "by_sigma": True,
+}
+"""Options of our ``ncsnpp`` that is made of these blocks."""
+
 NORMALISED_ALIKE = 128
 """Channels from which on the 32 groups of AttnSkipDownBlock2D and AttnSkipUpBlock2D are as many as ours."""
 
@@ -210,14 +219,7 @@ def skip_architecture(
         raise ForeignError(f"{path}: {theirs} is in no network of ours; {NORMALISED_ALIKE} channels or more are")
     if any(count % counts[0] for count in counts):
         raise ForeignError(f"{path}: broken multiples of {counts[0]} channels are not in our ncsnpp")
-    return NCSNpp, options | {
-        "fir": (1.0, 3.0, 3.0, 1.0),
-        "progressive_input": "input_skip",
-        "progressive": "output_skip",
-        "embedding": "fourier",
-        "by_sigma": True,
-        "centred": not told["center_input_sample"],
-    }
+    return NCSNpp, options | SKIP_OPTIONS | {"centred": not told["center_input_sample"]}
 
 
 def plain_architecture(
@@ -243,9 +245,9 @@ def plain_architecture(
 
 
 def process(folder: Path) -> dict[str, dict[str, Any]]:
-    """The sections sde, denoiser and codec, from the config of a scheduler.
+    """The sections sde, denoiser and codec, from the config of a scheduler; of ScoreSdeVeScheduler sample, too.
 
-    ScoreSdeVePipeline makes images of numbers from 0 to 1, DDPMPipeline of those from -1 to 1.
+    ScoreSdeVePipeline makes images of numbers from 0 to 1, by the sampler pc; DDPMPipeline of those from -1 to 1.
 
     Raises: ForeignError for a schedule that is no process of ours.
     """
@@ -256,7 +258,8 @@ def process(folder: Path) -> dict[str, dict[str, Any]]:
         sde = {"name": "vesde", "sigma_min": told.get("sigma_min", 0.01), "sigma_max": told.get("sigma_max", 1348.0)}
         sde["t_min"] = told.get("sampling_eps", 1e-5)
         denoiser = {"parameterization": "score", "sigma_data": 0.25, "c_noise": "sigma", "input": "raw"}
-        return {"sde": sde, "denoiser": denoiser, "codec": {"name": "pixels", "low": 0.0}}
+        moves = {"snr": told.get("snr", 0.15), "corrector_steps": told.get("correct_steps", 1)}
+        return {"sde": sde, "denoiser": denoiser, "codec": {"name": "pixels", "low": 0.0}, "sample": moves}
     schedule, prediction = told.get("beta_schedule", "linear"), told.get("prediction_type", "epsilon")
     if "beta_schedule" not in told and name not in ("DDPMScheduler", "DDIMScheduler"):
         raise ForeignError(f"{path}: {name} names no beta_schedule; those of DDPMScheduler and its like can be read")
