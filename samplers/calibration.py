@@ -19,7 +19,7 @@ from torch import Tensor
 from score_sde.samplers.loop import Draw, Step, checked
 from score_sde.samplers.multistep import Move, Multistep
 from score_sde.sde_lib import SDE
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Denoiser, as_denoiser
 
 
 class Plan(NamedTuple):
@@ -81,7 +81,7 @@ def calibrate(
     Shapes: x, target (B, *), B at least 5; returns the plan and the errors held out, with the plan it began with and
         with the one returned; (B // 5,).
     """
-    times, held = list(times), len(x) // 5
+    times, held, denoise = list(times), len(x) // 5, as_denoiser(denoise, step.sde)
     step.reset(times)  # where it may choose its order
     start = Plan(times, times, step.plan(times))
     found = _fit(step, denoise, x[held:], target[held:], times, iterations, batch_size)
@@ -102,7 +102,7 @@ def follow(step: Step, denoise: Denoiser, x: Tensor, times: Sequence[float]) -> 
 
     Shapes: x (B, *), and so returned.
     """
-    grid = checked(step.sde, times)
+    grid, denoise = checked(step.sde, times), as_denoiser(denoise, step.sde)
     step.sde.tabulate(grid)
     step.reset(grid.tolist())
     for t, s in pairwise(grid.tolist()):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from score_sde.sde_lib import SDE
-from score_sde.sde_lib.denoiser import Denoiser, Prediction, per_example
+from score_sde.sde_lib.denoiser import Denoiser, Prediction, as_denoiser, per_example
 from score_sde.sde_lib.process import Time
 
 Guided = Callable[..., Prediction]
@@ -35,6 +35,7 @@ def classifier_free(denoise: Denoiser, scale: float) -> Guided:
         scale: of the condition's score; 1 + w in the notation of the paper.
     Reference: Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022, eq. 6. arXiv:2207.12598
     """
+    denoise = as_denoiser(denoise)
 
     def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         if scale in (0, 1):
@@ -63,6 +64,7 @@ def classifier(denoise: Denoiser, sde: SDE, log_prob: Callable[[Tensor, Time], T
         scale: of the gradient; below 0 it leans away from the condition.
     Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, eq. 10, 14. arXiv:2105.05233
     """
+    denoise = as_denoiser(denoise, sde)
 
     def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         with _differentiable(x) as (leaf, deeper):
@@ -113,6 +115,7 @@ def clean_embedding_guidance(
     References: Nichol et al., 2021, section 2.4; Bansal et al., "Universal Guidance for Diffusion Models", 2023,
         section 3.1, for estimates. arXiv:2302.07121
     """
+    denoise = as_denoiser(denoise, sde)
 
     def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         with _differentiable(x) as (leaf, deeper):
@@ -144,6 +147,7 @@ def autoguidance(denoise: Denoiser, weaker: Denoiser, scale: float) -> Guided:
         raise ValueError(f"scale {scale}: need 0, the weaker model alone, or more")
     if scale in (0, 1):
         return denoise if scale else weaker
+    denoise, weaker = as_denoiser(denoise), as_denoiser(weaker, getattr(denoise, "sde", None))
 
     def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         x0, variance = denoise(x, t, **cond)
@@ -166,6 +170,7 @@ def within(guided: Guided, denoise: Denoiser, sde: SDE, low: float = 0.0, high: 
     """
     if not 0 <= low < high:
         raise ValueError(f"noise levels from {low} to {high}: need 0 <= low < high")
+    guided, denoise = as_denoiser(guided, sde), as_denoiser(denoise, sde)
 
     def choose(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         alpha, sigma, _ = sde.at(t)
@@ -189,6 +194,7 @@ def static_threshold(denoise: Denoiser, low: float = -1.0, high: float = 1.0) ->
     Reference: Saharia et al., "Photorealistic Text-to-Image Diffusion Models", 2022, section 2.3. arXiv:2205.11487
     """
     _check_range(low, high)
+    denoise = as_denoiser(denoise)
 
     def clipped(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         x0, variance = denoise(x, t, **cond)
@@ -215,6 +221,7 @@ def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995, low: float = -
         raise ValueError(f"quantile {quantile}: need a share of the entries above 0 and at most 1, usually 0.995")
     _check_range(low, high)
     middle, half = 0.5 * (low + high), 0.5 * (high - low)
+    denoise = as_denoiser(denoise)
 
     def clipped(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         x0, variance = denoise(x, t, **cond)

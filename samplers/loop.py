@@ -10,7 +10,7 @@ from torch import Tensor
 
 from score_sde.samplers.brownian import Brownian
 from score_sde.sde_lib import SDE
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Denoiser, as_denoiser
 from score_sde.sde_lib.process import check_state
 
 Draw = Callable[[Tensor], Tensor]
@@ -68,10 +68,12 @@ def trajectory(
         times: (num_steps + 1,) as ``checked``; x is the state at the first.
         draw: where the noise of stochastic steps comes from; a ``Brownian`` gives each move its part of one path.
         constrain: applied to every state that a step has made, and to the data.
-    Raises: ValueError for times that are no grid of the SDE, and for a state that is no batch of real numbers.
+    Raises: ValueError for times that are no grid of the SDE, a denoiser of another one, and a state that is no batch of
+        real numbers.
     Reference: Lugmayr et al., "RePaint", 2022, algorithm 1, for times that rise. arXiv:2201.09865
     """
     check_state(x)
+    denoise = as_denoiser(denoise, step.sde)
     times = checked(step.sde, times)
     noisy = times[step.sde.sigma(times) > 0]
     step.sde.tabulate(noisy)

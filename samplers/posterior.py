@@ -16,7 +16,7 @@ from torch import Tensor
 from score_sde.samplers.guidance import Guided
 from score_sde.samplers.loop import Draw, Step
 from score_sde.sde_lib import SDE, Each, Gaussian, of_rows
-from score_sde.sde_lib.denoiser import Denoiser, Prediction
+from score_sde.sde_lib.denoiser import Denoiser, Prediction, as_denoiser
 from score_sde.sde_lib.motion import Rows
 from score_sde.sde_lib.process import Time
 
@@ -175,6 +175,7 @@ def _guided(
     """x0 + J A^T (A S A^T + std^2)^(-1) (y - A x0), with S as ``covariance_of`` has it."""
     if not std >= 0:
         raise ValueError(f"std {std}: need the standard deviation of the noise in y, 0 or more")
+    denoise = as_denoiser(denoise, sde)
 
     def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         alpha, sigma, _ = sde.at(t)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.sde_lib.denoiser import Denoiser, Prediction
+from score_sde.sde_lib.denoiser import Denoiser, Prediction, as_denoiser
 from score_sde.sde_lib.discrete import Discrete
 from score_sde.sde_lib.gaussian import Gaussian
 from score_sde.sde_lib.losses import Weight
@@ -199,6 +199,7 @@ def variational_bound(
     """
     check_state(x0)
     chain, terms, distortion = as_chain(sde), [], []
+    denoise = as_denoiser(denoise, chain)
     for t in range(1, int(chain.t_max) + 1):
         x = chain.perturb(x0, draw(x0), t)
         prediction = denoise(x, t, **cond)
@@ -244,6 +245,7 @@ def diffusion_bound(
     Reference: Kingma, Salimans, Poole, Ho, 2021, eq. 15; Kong, Brekelmans, Ver Steeg, 2023, for the Gaussian part.
     """
     check_state(x0)
+    denoise = as_denoiser(denoise, sde)
     t = decoder_time(sde, bin_width) if t is None else t
     if not sde.t_min <= t < sde.t_max:
         raise ValueError(f"decoder at t = {t}: the network was trained on [{sde.t_min}, {sde.t_max}]")

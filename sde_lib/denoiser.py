@@ -1,6 +1,7 @@
 """From a network to an estimate of the data: the one place where time meets network.
 
 A denoiser is anything called as ``denoise(x, t, **cond) -> Prediction``; the exact ones of ``sde_lib.exact`` included.
+Where solvers and guidance take one, a function that returns x0 alone will do (``as_denoiser``).
 """
 
 import functools
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from score_sde.sde_lib.discrete import Discrete
-from score_sde.sde_lib.process import SDE, Moment, Time, check_state
+from score_sde.sde_lib.process import SDE, Moment, Time, check_same, check_state
 
 
 class Prediction(NamedTuple):
@@ -226,7 +227,7 @@ class Each:
     """
 
     def __init__(self, make: Callable[[Tensor | slice], Callable[..., Prediction]], rows: Tensor | slice = slice(None)):
-        self._make, self._denoise = make, make(rows)
+        self._make, self._rows, self._denoise = make, rows, make(rows)
 
     def __call__(self, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         return self._denoise(x, t, **cond)
@@ -234,6 +235,10 @@ class Each:
     def of(self, rows: Tensor | slice) -> "Each":
         """The denoiser of the examples of these numbers in the whole batch."""
         return Each(self._make, rows)
+
+    def through(self, wrap: Callable[[Callable[..., Prediction]], Callable[..., Prediction]]) -> "Each":
+        """The same examples, by what ``wrap`` makes of their denoisers."""
+        return Each(lambda rows: wrap(self._make(rows)), self._rows)
 
 
 def of_rows(denoise: Callable[..., Prediction], rows: Tensor | slice) -> Callable[..., Prediction]:
@@ -256,6 +261,38 @@ def per_example(wrap: Callable[..., Callable[..., Prediction]]) -> Callable[...,
         return Each(make)
 
     return wrapped
+
+
+def as_denoiser(denoise: Callable[..., Prediction | Tensor], sde: SDE | None = None) -> Callable[..., Prediction]:
+    """The same for whoever solves or guides; a plain function ``(x, t, **cond) -> x0`` is a denoiser, too.
+
+    Args:
+        sde: the process of the states that it is asked about.
+    Raises: ValueError for a denoiser that was made for another process; when called, for an estimate that is no tensor
+        shaped as x.
+    """
+    if isinstance(denoise, Each):
+        return denoise.through(functools.partial(as_denoiser, sde=sde))
+    own = getattr(denoise, "sde", None)
+    if own is not None and sde is not None:
+        check_same(sde, own)
+    return denoise if isinstance(denoise, Denoiser) else _predicting(denoise)
+
+
+def _predicting(denoise: Callable[..., Prediction | Tensor]) -> Callable[..., Prediction]:
+    def predict(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        found = denoise(x, t, **cond)
+        if isinstance(found, Tensor):
+            found = Prediction(found.to(x.dtype))
+        if not isinstance(found, Prediction) or found.x0.shape != x.shape:
+            seen = f"shape {tuple(found.x0.shape)}" if isinstance(found, Prediction) else type(found).__name__
+            raise ValueError(
+                f"the denoiser returns {seen} for x of shape {tuple(x.shape)}: need x0, a tensor of that shape, or a "
+                "Prediction of it"
+            )
+        return found
+
+    return predict
 
 
 def conditioning(c_noise: Time, x: Tensor) -> Tensor:

@@ -48,12 +48,16 @@ class GaussianMixture:
         """Log-density in nats of x (B, *) under the marginal of alpha x_0 + sigma eps; (B,)."""
         return torch.logsumexp(self._components(x, alpha, sigma)[0], 1)
 
-    def posterior_mean(self, x: Tensor, alpha: Time, sigma: Time) -> Tensor:
+    def posterior_mean(self, x: Tensor, alpha: Time, sigma: Time, among: Tensor | None = None) -> Tensor:
         """E[x_0 | x], by Gaussian conditioning in each component, weighted with the components' posterior.
 
-        Shapes: x (B, *); alpha, sigma numbers, 0-d or (B, 1, ..., 1); returns (B, *) in the dtype of x.
+        Args:
+            among: whether an example may be of a component; by default of each.
+        Shapes: x (B, *); alpha, sigma numbers, 0-d or (B, 1, ..., 1); among bool (B, K); returns (B, *) in the dtype
+            of x.
         """
         log_joint, residual, alpha, variance = self._components(x, alpha, sigma)
+        log_joint = log_joint if among is None else log_joint.where(among, -math.inf)
         correction = self._to_data(alpha * self.variances / variance * residual)
         posterior = torch.softmax(log_joint, 1)[..., None]
         return (posterior * (self.means + correction)).sum(1).reshape(x.shape).to(x.dtype)
@@ -135,21 +139,42 @@ class GaussianMixture:
 class ExactDenoiser:
     """E[x_0 | x_t] of a known mixture under one SDE, called as any denoiser.
 
+    It takes the conditions of a network with a class for each component: with ``label`` it is E[x_0 | x_t, component],
+    for examples that ``keep`` leaves out it is E[x_0 | x_t].
+
     Args:
         variance: what it tells as ``Prediction.variance``, everywhere the same.
+    Shapes: x (B, *); label int64 (B,), 0 to K - 1; keep bool (B,).
+    Raises: ValueError, when called, for another condition or label.
     """
 
     def __init__(self, mixture: GaussianMixture, sde: SDE, variance: float | None = None) -> None:
         self.mixture, self.sde, self.variance = mixture, sde, variance
 
-    def __call__(self, x: Tensor, t: Time) -> Prediction:
+    def __call__(
+        self, x: Tensor, t: Time, keep: Tensor | None = None, label: Tensor | None = None, **cond: Tensor
+    ) -> Prediction:
+        if cond:
+            raise ValueError(f"unknown condition {next(iter(cond))!r}: an exact denoiser takes label and keep")
         check_state(x)
-        x0 = self.mixture.posterior_mean(x, *self.sde.at(t)[:2])
+        among = None if label is None else self._of_label(label, keep, len(x))
+        x0 = self.mixture.posterior_mean(x, *self.sde.at(t)[:2], among)
         return Prediction(x0, None if self.variance is None else torch.full_like(x, self.variance))
 
-    def score(self, x: Tensor, t: Time) -> Tensor:
+    def _of_label(self, label: Tensor, keep: Tensor | None, num: int) -> Tensor:
+        """Whether each of ``num`` examples may be of each component, bool (B, K)."""
+        most = len(self.mixture.means)
+        found = label.reshape(-1, 1) == torch.arange(most, device=label.device)
+        found = found if keep is None else found | ~keep[:, None]
+        if label.shape != (num,) or not found.any(1).all():
+            raise ValueError(
+                f"labels of shape {tuple(label.shape)} for {num} examples: need one for each, 0 to {most - 1}"
+            )
+        return found
+
+    def score(self, x: Tensor, t: Time, **cond: Tensor) -> Tensor:
         """grad log p_t(x), shaped as x."""
-        return self.sde.score(x, self(x, t).x0, t)
+        return self.sde.score(x, self(x, t, **cond).x0, t)
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """Exact log-density in nats of the marginal at time t; (B,)."""

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from score_sde.sde_lib.denoiser import Denoiser, of_rows
+from score_sde.sde_lib.denoiser import Denoiser, as_denoiser, of_rows
 from score_sde.sde_lib.gaussian import Gaussian, Noised
 from score_sde.sde_lib.motion import NonFiniteError, Rate, Rows
 from score_sde.sde_lib.process import SDE, Time, check_state
@@ -50,7 +50,7 @@ class Flow:
     """
 
     def __init__(self, sde: SDE, denoise: Denoiser, gaussian: Gaussian, **cond: Tensor) -> None:
-        self.sde, self.denoise, self.gaussian, self.cond = sde, denoise, gaussian, cond
+        self.sde, self.denoise, self.gaussian, self.cond = sde, as_denoiser(denoise, sde), gaussian, cond
         self._unread: list[tuple[Time, Rows, Tensor]] = []  # angle, examples and the sum over each one's motion
 
     def angle(self, t: float) -> float:

@@ -195,6 +195,23 @@ class SDE(ABC):
         return {}
 
 
+def check_same(sde: SDE, other: SDE) -> None:
+    """Raises: ValueError naming both and a time, where alpha or sigma of the other are more than a millionth off."""
+    if sde is other:
+        return
+    shared = max(sde.t_min, other.t_min), min(sde.t_max, other.t_max)
+    times = torch.linspace(*shared, 9, dtype=torch.float64)
+    own, others = (torch.stack(process.at(times)[:2]) for process in (sde, other))
+    apart = ~torch.isclose(own, others, rtol=1e-6, atol=0.0).all(0)
+    if apart.any():
+        at = int(apart.int().argmax())
+        states = ["{:.3g} x_0 + {:.3g} eps".format(*moments[:, at].tolist()) for moments in (own, others)]
+        raise ValueError(
+            f"states are of {type(sde).__name__} and the denoiser is of {type(other).__name__}: at t = {times[at]:.3g} "
+            f"{states[0]} and {states[1]}; make both of one SDE"
+        )
+
+
 def reverse_std(posterior: Time, forward: Time, variance: float | Tensor) -> Time:
     """log std = (1 - variance) log(posterior) + variance log(forward): the two bounds, mixed by a share."""
     return posterior ** (1 - variance) * forward**variance

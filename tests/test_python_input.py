@@ -11,6 +11,8 @@ from score_sde.samplers import (
     ODE,
     STEPS,
     Noise,
+    autoguidance,
+    classifier,
     classifier_free,
     dynamic_threshold,
     masked,
@@ -19,7 +21,9 @@ from score_sde.samplers import (
     replacement,
     sample,
     sdedit,
+    static_threshold,
     translate,
+    within,
 )
 from score_sde.samplers.calibration import follow
 from score_sde.sde_lib import (
@@ -27,6 +31,7 @@ from score_sde.sde_lib import (
     SOLVERS,
     TORCHDIFFEQ,
     Denoiser,
+    Each,
     Exact,
     Gaussian,
     GaussianMixture,
@@ -274,3 +279,114 @@ def test_the_flow_goes_between_two_times_of_the_sde(denoise, process, t, s):
     for start, end in ((t, s), (s, t)):
         with pytest.raises(ValueError, match=r"time \d is .*: "):
             ODE(process).follow(denoise, torch.ones(3, 2), start, end)
+
+
+# --- denoisers --------------------------------------------------------------------------------------------------------
+
+
+def uses_of(process, x):
+    """Whatever takes a denoiser of a process, by name: functions of it."""
+    chain, guess = SDES["ddpm"](num_levels=20), Gaussian.standard(x)
+    times, measured = GRIDS["uniform"](process, 4), {"forward": lambda x: x[:, :1], "y": x[:1, :1], "std": 0.1}
+    found = {
+        f"sample {name}": lambda d, name=name: sample(STEPS[name](process), d, x, times, draw_of(x))
+        for name in ("adams", "heun", "pc", "adaptive_sde")
+    }
+    found |= {
+        "encode": lambda d: ODE(process).encode(d, x),
+        "sdedit": lambda d: sdedit(STEPS["ddim"](process), d, x, times, draw_of(x)),
+        "likelihood": lambda d: log_prob(process, d, x, solver=SOLVERS["adams"](6)).nats,
+        "sample_log_prob": lambda d: sample_log_prob(process, d, x).nats,
+        "bound": lambda d: diffusion_bound(process, d, x, guess, torch.full((len(x), 1), 0.5), draw_of(x), 0.0).nats,
+        "bound of a chain": lambda d: variational_bound(chain, d, x, draw_of(x), 0.5, 0.0).nats,
+        "classifier": lambda d: classifier(d, process, lambda x, t: -x.square().sum(1), 2.0)(x, 0.5).x0,
+        "within": lambda d: within(d, d, process)(x, 0.5).x0,
+        "pigdm": lambda d: pigdm(d, process, gaussian=guess, **measured)(x, 0.5).x0,
+        "moment_matching": lambda d: moment_matching(d, process, **measured)(x, 0.5).x0,
+    }
+    return found
+
+
+def test_a_function_to_x0_is_a_denoiser(denoise, process):
+    x = torch.tensor([[0.3, -0.2], [0.9, 0.4]])  # two examples, so that (x0, variance) could be unpacked from x0
+    for name, use in uses_of(process, x).items():
+        of = denoise if name != "bound of a chain" else two_bumps().denoiser(SDES["ddpm"](num_levels=20))
+        plain = lambda x, t, of=of: of(x, t).x0  # noqa: E731
+        for function in (plain, Each(lambda rows, plain=plain: plain)):
+            torch.testing.assert_close(use(function), use(of), rtol=0, atol=0, msg=name)
+    plain = lambda x, t, keep=None: denoise(x, t).x0  # noqa: E731
+    pairs = (lambda d: autoguidance(d, d, 2.0), lambda d: classifier_free(d, 2.0))
+    for guide in (dynamic_threshold, static_threshold, *pairs):
+        assert torch.equal(guide(plain)(x, 0.5).x0, guide(lambda x, t, keep=None: denoise(x, t))(x, 0.5).x0)
+
+
+def test_a_function_to_float64_leaves_the_state_as_it_is(denoise, process):
+    x = torch.ones(3, 2)
+    for name in ("ddim", "adams", "ode"):
+        found = sample(STEPS[name](process), lambda x, t: denoise(x, t).x0.double(), x, [1.0, 0.5, 0.1], draw_of(x))
+        assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: x[:, :1], r"the denoiser returns shape \(3, 1\) for x of shape \(3, 2\)"),
+        (lambda x: {"x0": x}, r"the denoiser returns dict for x of shape \(3, 2\): need x0"),
+        (lambda x: None, r"the denoiser returns NoneType for x"),
+    ],
+)
+def test_what_is_no_estimate_is_refused(process, answer, message):
+    for use in (uses_of(process, torch.ones(3, 2))[name] for name in ("sample adams", "likelihood", "bound", "within")):
+        with pytest.raises(ValueError, match=message):
+            use(lambda x, t: answer(x))
+
+
+def test_a_denoiser_of_another_sde_is_refused(process):
+    x = torch.ones(2, 2)
+    network = NETWORKS["mlp"](shape=(2,))
+    for other in (SDES["vesde"](), SDES["vpsde"](beta_max=10.0), SDES["ddpm"](num_levels=100)):
+        exact = two_bumps().denoiser(other)
+        for denoise in (exact, Denoiser(network, other, "edm", 0.5), Each(lambda rows, exact=exact: exact)):
+            for name, use in uses_of(process, x).items():
+                kinds = f"states are of {'Discrete' if 'chain' in name else 'VPSDE'} and .* {type(other).__name__}"
+                with pytest.raises(ValueError, match=f"{kinds}: at t = .* make both of one SDE"):
+                    use(denoise)
+    with pytest.raises(ValueError, match="make both of one SDE"):
+        autoguidance(Denoiser(network, process, "edm", 0.5), Denoiser(network, SDES["vesde"](), "edm", 0.5), 2.0)
+
+
+def test_another_object_of_the_same_sde_will_do(denoise, process):
+    x, times = torch.ones(2, 2), [1.0, 0.5]
+    same = two_bumps().denoiser(SDES["vpsde"]())
+    found = [sample(STEPS["ddim"](process), d, x, times, draw_of(x)) for d in (denoise, same)]
+    assert torch.equal(*found)
+
+
+# --- conditions of exact denoisers ------------------------------------------------------------------------------------
+
+
+def test_a_label_of_an_exact_denoiser_is_a_component(process):
+    """Also for those whose label counts, through guidance and a likelihood."""
+    mixture, x = two_bumps(), torch.tensor([[0.3, -0.2], [0.1, 0.4], [-0.6, 0.2]])
+    label, denoise = torch.tensor([1, 0, 1]), mixture.denoiser(process)
+    parts = [GaussianMixture(torch.ones(1), mixture.means[k : k + 1], 0.05).denoiser(process) for k in range(2)]
+    expected = torch.stack([parts[k](x[i : i + 1], 0.4).x0[0] for i, k in enumerate(label)])
+    torch.testing.assert_close(denoise(x, 0.4, label=label).x0, expected)
+    torch.testing.assert_close(denoise.score(x, 0.4, label=label), process.score(x, expected, 0.4))
+    keep = torch.tensor([True, False, True])
+    mixed = torch.where(keep[:, None], expected, denoise(x, 0.4).x0)
+    torch.testing.assert_close(denoise(x, 0.4, keep=keep, label=label).x0, mixed)
+    guided = classifier_free(denoise, 3.0)(x, 0.4, label=label).x0
+    torch.testing.assert_close(guided, torch.lerp(denoise(x, 0.4).x0, expected, 3.0))
+    nats = log_prob(process, denoise, x[:2], label=label[:2]).nats
+    of_parts = torch.cat([log_prob(process, parts[k], x[i : i + 1]).nats for i, k in enumerate(label[:2])])
+    torch.testing.assert_close(nats, of_parts, rtol=1e-3, atol=1e-3)
+
+
+def test_other_conditions_of_an_exact_denoiser_are_refused(denoise):
+    x = torch.ones(3, 2)
+    with pytest.raises(ValueError, match="unknown condition 'text': an exact denoiser takes label and keep"):
+        denoise(x, 0.5, text=torch.zeros(3))
+    for label in (torch.tensor([0, 1]), torch.tensor([0, 1, 2]), torch.tensor(1)):
+        with pytest.raises(ValueError, match=r"labels of shape .* for 3 examples: need one for each, 0 to 1"):
+            denoise(x, 0.5, label=label)
