@@ -55,11 +55,11 @@ from ml_collections import ConfigDict
 
 from score_sde.engine.commands import PROGRAM
 from score_sde.engine.config import Options, names, read_run, to_json
-from score_sde.engine.errors import UnknownName, describe, exit_status, unknown
+from score_sde.engine.errors import describe, exit_status
 from score_sde.engine.malloc import keep_freed
 from score_sde.engine.resolve import again, changes_of, registered_elsewhere, resolve, single
 from score_sde.engine.terminal import drop_output, flush_output, open_output, raise_on_interrupt
-from score_sde.storage.naming import printable
+from score_sde.storage.naming import UnknownName, printable, unknown
 from score_sde.storage.writing import confined
 
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}

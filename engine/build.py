@@ -19,7 +19,7 @@ from score_sde.engine import checkpoint, posthoc, prior, ranks
 from score_sde.engine.commands import training_command
 from score_sde.engine.config import Options, names, read_run, stored
 from score_sde.engine.datasets import check_read
-from score_sde.engine.errors import CheckpointError, looked_at, unknown
+from score_sde.engine.errors import CheckpointError, looked_at
 from score_sde.engine.inference import frozen
 from score_sde.engine.precision import PRECISIONS, check_precision
 from score_sde.engine.recipe import MODEL
@@ -43,22 +43,13 @@ from score_sde.sde_lib.consistency import ConsistencyModel
 from score_sde.sde_lib.devices import put
 from score_sde.sde_lib.discrete import ladder_size
 from score_sde.sde_lib.laws import Fixed
+from score_sde.storage.naming import options, pick
 
 THREADS = torch.get_num_threads()
 """Of the CPU, that torch takes by itself: OMP_NUM_THREADS, or as many as there are cores."""
 
 LARGE = 50_000_000
 """Parameters times positions of a network that gains by a second thread: see docs/scaling.md."""
-
-
-def pick(table: Mapping[str, Any], what: str, name: str) -> Any:
-    """The entry of a table.
-
-    Raises: ValueError naming the near names, or else all known ones.
-    """
-    if name not in table:
-        raise unknown(what, name, table)
-    return table[name]
 
 
 def make(table: Mapping[str, Callable], what: str, spec: Mapping[str, Any], **extra: Any) -> Any:
@@ -311,11 +302,6 @@ def make_teacher(config: ConfigDict, experiment: Experiment) -> Callable:
             f"{facts.shape} and {facts.levels}; train one on these data"
         )
     return transport(denoiser, theirs.sde, experiment.sde)
-
-
-def options(of: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that ``of`` takes, by name."""
-    return {name: values[name] for name in inspect.signature(of).parameters if name in values}
 
 
 def make_weight(config: ConfigDict, sigma_data: float) -> Callable:

@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 
 from score_sde.configs import default
 from score_sde.engine import paths
-from score_sde.engine.errors import CheckpointError, listed, looked_at, unknown
+from score_sde.engine.errors import CheckpointError, looked_at
 from score_sde.engine.ranges import check_range
 from score_sde.engine.recipe import digest, flat, undone
 from score_sde.engine.recovery import kept_config
+from score_sde.storage.naming import listed, unknown
 from score_sde.storage.reading import read_text
 
 FOLDER = Path(default.__file__).parent

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from score_sde.data import DataError, table, write_gif
 from score_sde.engine import checkpoint
-from score_sde.engine.build import Experiment, check_flow, load, pick
+from score_sde.engine.build import Experiment, check_flow, load
 from score_sde.engine.config import Options
 from score_sde.engine.examples import read_examples, spaced
 from score_sde.engine.files import read_npz, write_json, write_npz
@@ -26,12 +26,14 @@ from score_sde.engine.pictures import compared, is_image, num_shown, picture, sa
 from score_sde.engine.remake import REMAKES
 from score_sde.engine.restore import RESTORATIONS
 from score_sde.engine.results import question, result_folder
-from score_sde.engine.sample import Counted, make_step, numbered, remark, write_samples
+from score_sde.engine.sample import Counted, make_step, write_samples
 from score_sde.samplers import DDIM, Ancestral, Noise, Step, sample
+from score_sde.samplers.draw import numbered, remark
 from score_sde.samplers.editing import depth_time, flow_path, slerp, stochastic_path
 from score_sde.samplers.grids import karras
 from score_sde.samplers.guidance import Guided
 from score_sde.sde_lib import NonFiniteError
+from score_sde.storage.naming import pick
 
 PRIOR = "prior draws"
 """Label of the one path that has no examples at its ends."""
@@ -53,7 +55,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     if guide.acts and options.task not in GUIDED:
         raise ValueError(f"--task {options.task} knows no label and no guidance; leave them out")
     if options.task in GUIDED and (note := remark(config.sample.sampler, denoiser, experiment.sde)):
-        say(note)
+        say(f"note: {note}")
 
     target, counted, start = workdir / "edit" / options.task, Counted(denoiser), time.perf_counter()
     asked = question(config, ("data", "sample", "guidance", "edit"), options, found, split=split)

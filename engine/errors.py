@@ -9,9 +9,7 @@ A class of ours carries its own status, so that naming it here needs no import:
     sde_lib.NotConvergedError           5     a solver that gave up
 """
 
-import difflib
 import errno
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from score_sde.storage.naming import printable
@@ -34,9 +32,6 @@ REMEDIES = {
     errno.ENOTDIR: "; choose another --workdir",
 }
 
-MOST_LISTED, SHOWN = 16, 8
-"""Names that a line lists whole, and how many it shows of more."""
-
 
 class OutOfMemory(Exception):
     """What does not fit into the memory of a device. The message says what does."""
@@ -50,50 +45,9 @@ class CheckpointError(Exception):
     exit_status = 3
 
 
-class UnknownName(ValueError):
-    """A name that is in no table.
-
-    Args:
-        name: that name.
-    """
-
-    def __init__(self, message: str, name: str) -> None:
-        super().__init__(message)
-        self.name = name
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
-    """The error for a name that is in no table, with the names that are near, or else the first ones and a count.
-
-    Example: unknown("mode", "trian", MODES) says: unknown mode 'trian'; did you mean 'train'?
-    """
-    known = sorted(known)
-    close = near(name, known)
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {listed(known)}"
-    return UnknownName(f"unknown {what} {name!r}; {hint}", name)
-
-
-def near(name: str, known: Sequence[str]) -> list[str]:
-    """The known names near this one; of dotted keys those with the same last part, if there are any."""
-    last = name.rpartition(".")[2]
-    alike = [key for key in known if "." in key and key.rpartition(".")[2] == last]
-    return alike[:SHOWN] or difflib.get_close_matches(name, known, n=3, cutoff=0.7)
-
-
 def looked_at(path: Path) -> str:
     """Where a relative path was looked for, in brackets after a space; empty for an absolute one."""
     return "" if path.is_absolute() else f" (looked at {path.absolute()})"
-
-
-def listed(names: Sequence[str], between: str = ", ") -> str:
-    """The names in one line: all of a few; of many the first ones that extend no other, and a count of the rest.
-
-    Example: cifar10, classifier, clip, ... and 37 more; cifar10_ncsn extends cifar10.
-    """
-    if len(names) <= MOST_LISTED:
-        return between.join(names)
-    heads = [name for name in names if not any(name.startswith(f"{other}_") for other in names)][:SHOWN]
-    return f"{between.join(heads)} and {len(names) - len(heads)} more"
 
 
 def exit_status(error: BaseException) -> int:

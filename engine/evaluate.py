@@ -28,7 +28,7 @@ from score_sde.engine import checkpoint, ranks
 from score_sde.engine.build import check_form, fit_codec, load_model, make_device, read_dataset
 from score_sde.engine.commands import training_command
 from score_sde.engine.config import Options, flat
-from score_sde.engine.errors import CheckpointError, looked_at, unknown
+from score_sde.engine.errors import CheckpointError, looked_at
 from score_sde.engine.files import read_npz, write_json, write_npz
 from score_sde.engine.inference import usual
 from score_sde.engine.log import say, versions
@@ -36,6 +36,7 @@ from score_sde.engine.related import recipe_of
 from score_sde.engine.results import question, result_files
 from score_sde.engine.sample import draw_run
 from score_sde.sde_lib import OBJECTIVES
+from score_sde.storage.naming import unknown
 from score_sde.storage.reading import half_of_memory, obstacle, open_file, read_text
 
 Metrics = dict[str, dict[str, float | None]]

@@ -13,7 +13,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from score_sde.engine import checkpoint
-from score_sde.engine.build import Experiment, check_flow, load, pick
+from score_sde.engine.build import Experiment, check_flow, load
 from score_sde.engine.config import Options
 from score_sde.engine.files import write_json
 from score_sde.engine.log import say
@@ -31,6 +31,7 @@ from score_sde.models.checkpoints.diffusers import (
     ncsnpp_modules,
 )
 from score_sde.models.checkpoints.parts import names
+from score_sde.storage.naming import pick
 from score_sde.storage.writing import replace
 
 NETWORKS = {

@@ -14,7 +14,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_sde.engine.build import Experiment, load, load_model, pick
+from score_sde.engine.build import Experiment, load, load_model
 from score_sde.engine.commands import training_command
 from score_sde.engine.config import Options
 from score_sde.engine.encoders import Lean, make_lean
@@ -23,6 +23,7 @@ from score_sde.engine.related import check_data, check_noise, recipe_of
 from score_sde.samplers import autoguidance, classifier, classifier_free, dynamic_threshold, static_threshold, within
 from score_sde.samplers.guidance import Guided
 from score_sde.sde_lib import Classifier, Denoiser, Each, of_rows, transport
+from score_sde.storage.naming import pick
 
 ALL = "all"
 """What ``sample.label`` says to have every class in turn."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from score_sde.data import Dataset
 from score_sde.engine import checkpoint, ranks
-from score_sde.engine.build import Experiment, check_flow, check_form, load, options, pick, read_dataset
+from score_sde.engine.build import Experiment, check_flow, check_form, load, read_dataset
 from score_sde.engine.config import Options
 from score_sde.engine.convergence import MeanError, refine
 from score_sde.engine.files import write_json, write_npz
@@ -41,6 +41,7 @@ from score_sde.sde_lib.adams import Adams
 from score_sde.sde_lib.dequantization import data_time, edge
 from score_sde.sde_lib.likelihood import Solver, check_time
 from score_sde.sde_lib.motion import ExampleError
+from score_sde.storage.naming import options, pick
 
 CHECK_PROBES = 4
 """For the error of one, where the measurement itself has no more."""

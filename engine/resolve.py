@@ -27,9 +27,9 @@ from score_sde.engine.config import (
     run_json,
     stored,
 )
-from score_sde.engine.errors import UnknownName, listed
 from score_sde.engine.recipe import MODEL, compared, conflicts, differences, flat, merged_values
 from score_sde.engine.recovery import restore_config
+from score_sde.storage.naming import UnknownName, listed
 from score_sde.storage.reading import read_text
 
 

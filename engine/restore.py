@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from score_sde.data.decoding import SUFFIXES
-from score_sde.engine.build import Experiment, pick
+from score_sde.engine.build import Experiment
 from score_sde.engine.config import WRONG
 from score_sde.engine.examples import Made, check_finite, read_given, read_picture
 from score_sde.engine.log import Progress
 from score_sde.engine.randomness import EDITING, noise
-from score_sde.engine.sample import first_normals, make_step, make_times, numbered
+from score_sde.engine.sample import first_normals, make_step, make_times
 from score_sde.samplers import (
     DPS,
     Noise,
@@ -40,10 +40,12 @@ from score_sde.samplers import (
     trajectory,
 )
 from score_sde.samplers.constraints import Projector
+from score_sde.samplers.draw import numbered
 from score_sde.samplers.guidance import Guided
 from score_sde.samplers.posterior import Forward
 from score_sde.sde_lib import Each, of_rows
 from score_sde.sde_lib.motion import Rows
+from score_sde.storage.naming import pick
 
 
 class Known(NamedTuple):

@@ -4,8 +4,7 @@ Sample i of a command depends on the seed ``seed + i`` alone; the batch size cha
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_sde.engine import checkpoint, plane, ranks, tuned
-from score_sde.engine.build import DataFacts, Experiment, check_flow, load, options, pick
+from score_sde.engine.build import DataFacts, Experiment, check_flow, load
 from score_sde.engine.config import Options
 from score_sde.engine.errors import CheckpointError
 from score_sde.engine.files import read_numbers, write_json, write_npz
@@ -25,13 +24,13 @@ from score_sde.engine.likelihood import Measurement, accuracy, stderr
 from score_sde.engine.log import Progress, say, versions
 from score_sde.engine.pictures import is_image, num_shown, picture
 from score_sde.engine.results import question, result_folder
-from score_sde.samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step, sample, trajectory
+from score_sde.samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step
 from score_sde.samplers.calibration import Tuned
+from score_sde.samplers.draw import from_seeds, named_step, named_times, remark, suited
 from score_sde.samplers.grids import of_ratios
-from score_sde.sde_lib import SDE, SOLVERS, Denoiser, Each, NonFiniteError, Prediction, of_rows
-from score_sde.sde_lib.consistency import ConsistencyModel
-from score_sde.sde_lib.motion import ExampleError
+from score_sde.sde_lib import SDE, SOLVERS, Denoiser, Each, Prediction, of_rows
 from score_sde.sde_lib.process import Time
+from score_sde.storage.naming import options, pick
 
 GRID_FILE = ".txt"
 """How the name of a grid ends that is a file: of noise levels sigma / alpha, one a line, from the noise to the data."""
@@ -114,7 +113,7 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
             taken["evaluations"] = measurement.solver.evaluations
     else:
         if note := remark(settings.sampler, denoiser, experiment.sde):
-            say(note)
+            say(f"note: {note}")
         step, times, grid = planned(config, workdir, experiment, found, given.weights, guide)
         steps = chosen(config, experiment.sde)[1]
         source = pick(NOISES, "noise", settings.noise)
@@ -215,30 +214,8 @@ def draw_pairs(
 
     Raises: NonFiniteError or NotConvergedError naming the seed.
     """
-    noise = source(seeds)
-    with torch.no_grad(), numbered(seeds):
-        z = first_normals(experiment, noise)
-        x0 = sample(step, denoise, experiment.sde.prior_std * z, times, noise)
-    finite = torch.isfinite(x0).flatten(1).all(1).cpu()
-    if not finite.all():
-        bad = int((~finite).nonzero()[0])
-        with torch.no_grad():
-            where = first_fault(step, denoise, experiment.sde.prior_std * z, times, source(seeds), bad)
-        raise NonFiniteError(
-            f"the sample of seed {seeds[bad]} is not finite {where}; use more --steps or another sampler"
-        )
-    return z, x0
-
-
-def first_fault(step: Step, denoise: Denoiser, x: Tensor, times: Tensor, draw: Noise, example: int) -> str:
-    """The move of a trajectory after which one example is not finite, in words; it is computed again to find it."""
-    noisy = times[step.sde.sigma(times) > 0].tolist()
-    for move, state in enumerate(trajectory(step, denoise, x, times, draw), 1):
-        if not torch.isfinite(state[example]).all():
-            if move == len(noisy):
-                return f"after the last denoising, at t = {noisy[-1]:g}"
-            return f"after move {move} of {len(noisy) - 1}, from t = {noisy[move - 1]:g} to {noisy[move]:g}"
-    return "in one of two computations alone: the device does not compute alike"
+    shape, device = experiment.facts.shape, experiment.device
+    return from_seeds(step, denoise, shape, times, seeds, source, device)
 
 
 def draw_scored(measurement: Measurement, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,29 +229,15 @@ def draw_scored(measurement: Measurement, seeds: Tensor) -> tuple[Tensor, Tensor
     return z, found.x, found.nats.cpu().double() + experiment.codec.log_det(experiment.facts.shape)
 
 
-@contextmanager
-def numbered(numbers: Tensor) -> Iterator[None]:
-    """Where an example of a batch fails, say so by its own number (B,)."""
-    try:
-        yield
-    except ExampleError as error:
-        raise error.renumbered(numbers.tolist()) from None
-
-
 def first_normals(experiment: Experiment, noise: Noise) -> Tensor:
     """x_T / prior_std of the samples that the noise is for."""
     return noise(torch.empty(len(noise.seeds), *experiment.facts.shape, device=experiment.device))
 
 
 def make_step(config: ConfigDict, experiment: Experiment, sampler: str | None = None, **more: Any) -> Step:
-    """The step of that name, by default of ``sample.sampler``: with those keys of the section, and of more, it takes.
-
-    Of the first guess of the data a step learns mean and scale. To solvers that adapt their steps, directions of little
-    variance would be as important as all others.
-    """
-    kind = pick(STEPS, "sampler", sampler or config.sample.sampler)
+    """The step of that name, by default ``sample.sampler``, with the keys of the section and of more that it takes."""
     settings = {key: value for key, value in config.sample.items() if key != "order" or value}  # 0: the method's own
-    return kind(experiment.sde, **options(kind, {**settings, "gaussian": experiment.gaussian.isotropic(), **more}))
+    return named_step(experiment.sde, sampler or config.sample.sampler, experiment.gaussian, {**settings, **more})
 
 
 def make_times(config: ConfigDict, experiment: Experiment, start: float | None = None) -> Tensor:
@@ -289,9 +252,7 @@ def make_times(config: ConfigDict, experiment: Experiment, start: float | None =
             return of_ratios(experiment.sde, read_numbers(Path(name)))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    grid = pick(GRIDS, "grid", name)
-    known = options(grid, {"std": experiment.gaussian.std, "dimensions": experiment.gaussian.dimensions})
-    return grid(experiment.sde, steps, start, config.sample.t_min or None, **known)
+    return named_times(experiment.sde, name, steps, experiment.gaussian, start, config.sample.t_min or None)
 
 
 def planned(
@@ -323,35 +284,14 @@ def chosen(config: ConfigDict, sde: SDE) -> tuple[str, int]:
 
     Raises: DataError for a file that cannot be read; ValueError for one that has other steps than are asked for.
     """
-    kind, steps = pick(STEPS, "sampler", config.sample.sampler), config.sample.steps
-    name = config.sample.grid or kind.grid or sde.grid
+    settings = config.sample
+    name, steps = suited(sde, settings.sampler, settings.grid, settings.steps or None)
     if name.endswith(GRID_FILE):
         found = len(read_numbers(Path(name))) - 1
-        if steps not in (0, found):
-            raise ValueError(f"{name} has {found} steps, not {steps}; leave --steps out")
+        if settings.steps not in (0, found):
+            raise ValueError(f"{name} has {found} steps, not {settings.steps}; leave --steps out")
         return name, found
-    return name, steps or kind.num_steps
-
-
-def remark(sampler: str, denoiser: Denoiser, sde: SDE) -> str:
-    """A note on a sampler that is derived for other runs than this one; empty for nothing to note."""
-    kind, ends = pick(STEPS, "sampler", sampler), isinstance(denoiser, ConsistencyModel)
-    if kind.ends and not ends:
-        return (
-            f"note: {sampler} needs the ends of the probability flow, and this run estimates the mean E[x_0 | x]: its "
-            "samples have too little variance; choose another sampler, or train with --config consistency"
-        )
-    if ends and not kind.ends:
-        return (
-            f"note: {sampler} needs the mean E[x_0 | x], and this run estimates the ends of the probability flow: "
-            "use --sampler consistency"
-        )
-    if kind.unscaled and sde.at(sde.t_max).alpha < 1:
-        return (
-            f"note: {sampler} is derived for processes that do not scale the data, such as that of --config ncsn; on "
-            f"{type(sde).__name__} other samplers need far fewer evaluations"
-        )
-    return ""
+    return name, steps
 
 
 def preview(experiment: Experiment, denoiser: Denoiser, config: ConfigDict, path: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_sde.engine import posthoc
-from score_sde.engine.build import options
 from score_sde.engine.errors import CheckpointError
 from score_sde.samplers import Multistep, Step
 from score_sde.samplers.calibration import Plan
 from score_sde.samplers.multistep import Move
+from score_sde.storage.naming import options
 from score_sde.storage.reading import read_text
 
 GRID = "tuned"

@@ -1,4 +1,10 @@
-"""From noise to data: grids of times, steps between them, and the one loop that takes them."""
+"""From noise to data: grids of times, steps between them, and the one loop that takes them.
+
+    x = draw(denoise, sde, shape=(2,), seeds=range(1000), sampler="adams")
+
+is all of it in one call; ``sample(step, denoise, x, times, noise)`` is the loop, for a step with options of its own,
+other times or a constraint.
+"""
 
 if __name__ != "score_sde.samplers":  # a second copy would have tables of its own
     raise ImportError("import score_sde.samplers: samplers is a part of the package score_sde")
@@ -10,6 +16,7 @@ from score_sde.samplers.churn import Churn
 from score_sde.samplers.consistency import ConsistencyStep
 from score_sde.samplers.constraints import block_means, enlarge, grey, lowpass, masked, replacement, resampled
 from score_sde.samplers.ddim import DDIM, Ancestral, LearnedVariance
+from score_sde.samplers.draw import draw
 from score_sde.samplers.editing import sdedit, translate
 from score_sde.samplers.grids import GRIDS
 from score_sde.samplers.guidance import (
@@ -42,47 +49,8 @@ from score_sde.samplers.published import (
     VelocityAdams,
 )
 from score_sde.samplers.singlestep import DPM2S, DPM3S, DPMPP2S, RK4, RK45, Heun
+from score_sde.samplers.steps import NOISES, STEPS
 from score_sde.samplers.stochastic import EulerMaruyama, ReverseDiffusion
-
-STEPS: dict[str, type[Step]] = {
-    "euler_maruyama": EulerMaruyama,
-    "reverse_diffusion": ReverseDiffusion,
-    "ancestral": Ancestral,
-    "ancestral_learned": LearnedVariance,
-    "pc": PredictorCorrector,
-    "ald": AnnealedLangevin,
-    "ddim": DDIM,
-    "heun": Heun,
-    "edm": Churn,
-    "dpm_2s": DPM2S,
-    "dpm_3s": DPM3S,
-    "dpmpp_2s": DPMPP2S,
-    "rk4": RK4,
-    "rk45": RK45,
-    "plms": PLMS,
-    "pndm": PNDM,
-    "multistep": Multistep,
-    "dpm": DPMSolver,
-    "dpmpp_2m": DPMSolverPP,
-    "dpmpp_3m": DPMSolverPP3,
-    "dpmpp_2m_sde": SDEDPMSolverPP,
-    "dpmpp_3m_sde": SDEDPMSolverPP3,
-    "sa": SASolver,
-    "deis": DEIS,
-    "ipndm": IPNDM,
-    "vab": VelocityAdams,
-    "unipc": UniPC,
-    "adams": Adams,
-    "ode": ODE,
-    "dpm_adaptive": DPMAdaptive,
-    "adaptive_sde": AdaptiveSDE,
-    "consistency": ConsistencyStep,
-}
-"""What the user types after ``--sampler``, to the step."""
-
-NOISES: dict[str, type[Noise]] = {"independent": Noise, "brownian": Brownian}
-"""What a move's noise is: its own, or the increment of one path, which grids of twice the moves share."""
-
 
 __all__ = [
     "DDIM",
@@ -129,6 +97,7 @@ __all__ = [
     "classifier",
     "classifier_free",
     "clean_embedding_guidance",
+    "draw",
     "dynamic_threshold",
     "embedding_guidance",
     "enlarge",

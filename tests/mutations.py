@@ -822,14 +822,14 @@ MUTATIONS = [
     Mutation(
         "start not scaled to the prior",
         "sampling",
-        "engine.sample:draw_pairs",
-        "experiment.sde.prior_std * z",
+        "samplers.draw:from_seeds",
+        "step.sde.prior_std * z",
         "z",
     ),
     Mutation(
         "engine: seeds by place in the batch",
         "sampling",
-        "engine.sample:draw_pairs",
+        "samplers.draw:from_seeds",
         "source(seeds)",
         "source(torch.arange(len(seeds)))",
     ),

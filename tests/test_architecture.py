@@ -20,7 +20,7 @@ ALLOWED = {
     "models": {"storage"},
     "data": {"storage"},
     "configs": set(),
-    "samplers": {"sde_lib"},
+    "samplers": {"sde_lib", "storage"},
     "engine": {"sde_lib", "samplers", "models", "data", "configs", "storage"},
 }
 

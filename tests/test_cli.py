@@ -13,7 +13,8 @@ import pytest
 
 from score_sde import run as command_line
 from score_sde.engine.config import Options, load, names, to_json
-from score_sde.engine.errors import CheckpointError, describe, exit_status, listed, unknown
+from score_sde.engine.errors import CheckpointError, describe, exit_status
+from score_sde.storage.naming import listed, unknown
 
 ROOT = Path(command_line.__file__).parent
 

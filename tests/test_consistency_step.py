@@ -5,8 +5,8 @@ import torch
 from test_steps import Counted, noises, terminal, transported
 
 from score_sde import run as command_line
-from score_sde.engine.sample import remark
 from score_sde.samplers import GRIDS, STEPS, ConsistencyStep, Noise, sample, trajectory
+from score_sde.samplers.draw import remark
 from score_sde.sde_lib import SDES, Denoiser, GaussianMixture, Prediction
 from score_sde.sde_lib.consistency import ConsistencyModel
 from score_sde.sde_lib.process import Moment

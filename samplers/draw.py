@@ -1,0 +1,200 @@
+"""From seeds to samples in one call: the step of a name, times that suit it, and the loop.
+
+The command ``python run.py --mode sample`` goes by the same rules, with the values of its config.
+"""
+
+import collections
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from score_sde.samplers.grids import GRIDS
+from score_sde.samplers.loop import Step, trajectory
+from score_sde.samplers.noise import Noise
+from score_sde.samplers.steps import STEPS
+from score_sde.sde_lib import SDE, Each, ExactDenoiser, Gaussian, NonFiniteError, of_rows
+from score_sde.sde_lib.consistency import ConsistencyModel
+from score_sde.sde_lib.denoiser import Denoiser, as_denoiser
+from score_sde.sde_lib.motion import ExampleError
+from score_sde.storage.naming import options, pick
+
+LAST = 1e-3
+"""Time of the last denoising, on processes that begin earlier: ``sample.t_min`` of the default config."""
+
+
+def draw(
+    denoise: Denoiser,
+    sde: SDE,
+    shape: Sequence[int],
+    seeds: Tensor | Sequence[int],
+    sampler: str = "adams",
+    steps: int | None = None,
+    *,
+    gaussian: Gaussian | None = None,
+    device: torch.device | str = "cpu",
+    **cond: Tensor,
+) -> Tensor:
+    """One sample for each seed: x_T = prior_std z, moves down to ``LAST``, and E[x_0 | x] there.
+
+    The sample of a seed depends on that seed and its condition alone: the others of the batch change none of its noise.
+    No gradients are kept. Options of a step are its defaults; ``sample`` takes a step with others, or other times.
+
+    Args:
+        denoise: (x, t, **cond) -> Prediction or x0, a denoiser of this SDE.
+        shape: of one sample.
+        seeds: (B,) whole numbers, as of ``Noise``.
+        sampler: a key of ``STEPS``.
+        steps: moves, at least 1; default ``Step.num_steps`` of the sampler.
+        gaussian: first guess of the data, ``Gaussian.of(data)`` where there are some, which saves evaluations; default
+            N(0, I).
+        device: where the denoiser computes.
+        cond: further arguments of the denoiser, such as label; (B, *), an entry for each seed.
+    Shapes: returns (B, *shape), on the device.
+    Raises: ValueError for an unknown sampler, one that is derived for other denoisers or processes than these, a
+        denoiser of another SDE, steps below 1, seeds that are no whole numbers, a condition or a first guess of another
+        shape; NonFiniteError and NotConvergedError naming the seed.
+    """
+    if gaussian is not None and gaussian.mean.shape != torch.Size(shape):
+        raise ValueError(f"gaussian of shape {tuple(gaussian.mean.shape)}: need that of a sample, {tuple(shape)}")
+    gaussian = gaussian or Gaussian(torch.zeros(tuple(shape), dtype=torch.float64), 1.0)
+    step, (grid, num_steps) = named_step(sde, sampler, gaussian, {}), suited(sde, sampler, num_steps=steps)
+    if reason := remark(sampler, denoise, sde):
+        raise ValueError(reason)
+    times = named_times(sde, grid, num_steps, gaussian, end=max(LAST, sde.t_min))
+    seeds = Noise(seeds).seeds
+    if cond:
+        denoise = conditioned(as_denoiser(denoise, sde), cond, len(seeds))
+    return from_seeds(step, denoise, shape, times, seeds, device=device)[1]
+
+
+def named_step(sde: SDE, sampler: str, gaussian: Gaussian, settings: Mapping[str, Any]) -> Step:
+    """The step of that name, with those of the settings that it takes.
+
+    It gets mean and scale of the first guess of the data. To solvers that adapt their steps, directions of little
+    variance would be as important as all others.
+
+    Raises: ValueError for an unknown name.
+    """
+    kind = pick(STEPS, "sampler", sampler)
+    return kind(sde, **options(kind, {"gaussian": gaussian.isotropic(), **settings}))
+
+
+def suited(sde: SDE, sampler: str, grid: str = "", num_steps: int | None = None) -> tuple[str, int]:
+    """Name of the grid and number of moves: the given ones, or the sampler's own; of grids lastly that of the SDE.
+
+    Raises: ValueError for an unknown sampler.
+    """
+    kind = pick(STEPS, "sampler", sampler)
+    return grid or kind.grid or sde.grid, kind.num_steps if num_steps is None else num_steps
+
+
+def named_times(
+    sde: SDE,
+    grid: str,
+    num_steps: int,
+    gaussian: Gaussian,
+    start: float | None = None,
+    end: float | None = None,
+) -> Tensor:
+    """The grid of that name, for data of which the first guess is given: num_steps + 1 decreasing times.
+
+    Raises: ValueError for an unknown name, or values out of range.
+    """
+    kind = pick(GRIDS, "grid", grid)
+    known = options(kind, {"std": gaussian.std, "dimensions": gaussian.dimensions})
+    return kind(sde, num_steps, start, end, **known)
+
+
+def remark(sampler: str, denoise: Denoiser, sde: SDE) -> str:
+    """Why a sampler is for other denoisers or processes; empty if it is for these, or nobody can tell."""
+    kind, ends = pick(STEPS, "sampler", sampler), isinstance(denoise, ConsistencyModel)
+    if kind.ends and isinstance(denoise, Denoiser | ExactDenoiser) and not ends:
+        return (
+            f"{sampler} needs the ends of the probability flow, and this denoiser estimates the mean E[x_0 | x]: its "
+            "samples have too little variance; choose another sampler, or train with --config consistency"
+        )
+    if ends and not kind.ends:
+        return (
+            f"{sampler} needs the mean E[x_0 | x], and this denoiser estimates the ends of the probability flow: "
+            "use --sampler consistency"
+        )
+    if kind.unscaled and sde.at(sde.t_max).alpha < 1:
+        return (
+            f"{sampler} is derived for processes that do not scale the data, such as that of --config ncsn; on "
+            f"{type(sde).__name__} other samplers need far fewer evaluations"
+        )
+    return ""
+
+
+def conditioned(denoise: Denoiser, cond: Mapping[str, Tensor], num: int) -> Each:
+    """A denoiser with further arguments, an entry for each of ``num`` examples.
+
+    Raises: ValueError for another number of entries.
+    """
+    for name, values in cond.items():
+        if not (isinstance(values, Tensor) and values.shape[:1] == (num,)):
+            found = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else repr(values)
+            raise ValueError(f"{name} is {found}: need a tensor with an entry for each of {num} seeds")
+
+    def of(rows: Tensor | slice) -> Callable:
+        return partial(of_rows(denoise, rows), **{name: values[rows] for name, values in cond.items()})
+
+    return Each(of)
+
+
+def from_seeds(
+    step: Step,
+    denoise: Denoiser,
+    shape: Sequence[int],
+    times: Tensor,
+    seeds: Tensor,
+    source: Callable[[Tensor], Noise] = Noise,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """The normals that a sample begins with and the data it ends at, for each seed (B,).
+
+    Raises: NonFiniteError or NotConvergedError naming the seed.
+    """
+
+    def states() -> Iterator[Tensor]:
+        noise = source(seeds)
+        z = noise(torch.empty(len(seeds), *shape, device=device))
+        yield z
+        yield from trajectory(step, denoise, step.sde.prior_std * z, times, noise)
+
+    with torch.no_grad():
+        walk = states()
+        z = next(walk)
+        with numbered(seeds):
+            x0 = collections.deque(walk, maxlen=1).pop()
+        finite = torch.isfinite(x0).flatten(1).all(1).cpu()
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
+            where = _first_fault((state[bad] for state in states()), times[step.sde.sigma(times) > 0].tolist())
+            raise NonFiniteError(
+                f"the sample of seed {seeds[bad]} is not finite {where}; use more --steps or another sampler"
+            )
+    return z, x0
+
+
+@contextmanager
+def numbered(numbers: Tensor) -> Iterator[None]:
+    """Where an example of a batch fails, say so by its own number (B,)."""
+    try:
+        yield
+    except ExampleError as error:
+        raise error.renumbered(numbers.tolist()) from None
+
+
+def _first_fault(states: Iterator[Tensor], noisy: Sequence[float]) -> str:
+    """The move after which an example is not finite, in words; its states are those at noisy times, then the data."""
+    for move, state in enumerate(states):
+        if not torch.isfinite(state).all():
+            if move == len(noisy):
+                return f"after the last denoising, at t = {noisy[-1]:g}"
+            return f"after move {move} of {len(noisy) - 1}, from t = {noisy[move - 1]:g} to {noisy[move]:g}"
+    return "in one of two computations alone: the device does not compute alike"
