@@ -20,7 +20,8 @@ class DormandPrince:
 
     Args:
         rtol, atol: tolerances, relative and absolute, positive.
-    Raises: ValueError for a tolerance that is not positive; when called, NotConvergedError naming example and place.
+    Raises: ValueError for a tolerance that is not positive or, when called, beyond the dtype of u, as ``check_reach``;
+        NotConvergedError naming example and place.
     Reference: Dormand, Prince, "A Family of Embedded Runge-Kutta Formulae", 1980.
     """
 
@@ -38,6 +39,7 @@ class DormandPrince:
 
     def __call__(self, motion: Motion, u: Tensor, start: float, end: float) -> Solution:
         """Follow the motion of u (B, *) from the angle ``start`` to ``end``, in either order."""
+        check_reach(self.rtol, self.atol, u.dtype)
         span, rows = end - start, torch.arange(len(u), device=u.device)
         progress = torch.zeros(len(u), dtype=torch.float64, device=u.device)  # share of the way done, 0 to 1
         step, nodes = torch.full_like(progress, 0.05), progress.new_tensor(NODES)[:, None]
@@ -105,6 +107,21 @@ def check_tolerances(rtol: float, atol: float) -> tuple[float, float]:
     return rtol, atol
 
 
+def check_reach(rtol: float, atol: float, dtype: torch.dtype) -> None:
+    """Raises: ValueError for tolerances whose steps would be shorter than about a thousandth of the way.
+
+    The estimate of a step's error is rounded to a share of the step. Where the tolerance is as small, only shorter
+    steps keep it, and no more digits come of them.
+    """
+    least, kind = _LEAST_SHARE * torch.finfo(dtype).eps, str(dtype).removeprefix("torch.")
+    if max(rtol, atol) < least:
+        raise ValueError(
+            f"rtol {rtol:g} and atol {atol:g}: states are {kind}, so need one of the two at least {least:.2g}, 1e-5 is "
+            "usual; from Python, x.double() has more digits"
+        )
+
+
+_LEAST_SHARE = 2**-11  # of the unit of rounding
 _MAX_STEPS = 10_000
 _LEAST_STEP = 1e-10  # of the way
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from score_sde.sde_lib.adams import Adams
 from score_sde.sde_lib.motion import Motion, NotConvergedError, Solution
-from score_sde.sde_lib.runge_kutta import DormandPrince, State, check_tolerances
+from score_sde.sde_lib.runge_kutta import DormandPrince, State, check_reach, check_tolerances
 
 
 class Torchdiffeq:
@@ -38,6 +38,8 @@ class Torchdiffeq:
         """Follow the motion of u (B, *) from the angle ``start`` to ``end``, in either order."""
         from torchdiffeq import odeint
 
+        if self.adaptive:
+            check_reach(self.rtol, self.atol, u.dtype)
         rows, calls = torch.arange(len(u), device=u.device), 0
         none = torch.empty(0, dtype=torch.bool, device=u.device)
         adaptive, method = (self.adaptive, self.method) if len(u) else (False, "euler")  # no example has no error

@@ -1310,7 +1310,7 @@ MUTATIONS = [
         "uniform dequantisation: the bin's width forgotten",
         "likelihood",
         f"{DEQUANTIZE}:uniform",
-        "-x[0].numel() * math.log(bin_width) +",
+        "-x.shape[1:].numel() * math.log(bin_width) +",
         "0.0 +",
     ),
     Mutation(

@@ -27,6 +27,7 @@ from score_sde.samplers import (
 )
 from score_sde.samplers.calibration import follow
 from score_sde.sde_lib import (
+    ADAPTIVE,
     SDES,
     SOLVERS,
     TORCHDIFFEQ,
@@ -390,3 +391,28 @@ def test_other_conditions_of_an_exact_denoiser_are_refused(denoise):
     for label in (torch.tensor([0, 1]), torch.tensor([0, 1, 2]), torch.tensor(1)):
         with pytest.raises(ValueError, match=r"labels of shape .* for 3 examples: need one for each, 0 to 1"):
             denoise(x, 0.5, label=label)
+
+
+# --- tolerances -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_a_tolerance_beyond_the_dtype_is_refused(name):
+    """1e-12 is met in float64, and is endless steps in float32; one of the two tolerances is enough."""
+    process, x = SDES["vpsde"](), torch.tensor([[0.3, -0.2], [0.9, 0.4]], dtype=torch.float64)
+    denoise = GaussianMixture(torch.ones(1).double(), torch.ones(1, 2).double(), 0.5).denoiser(process)
+    found = ODE(process, name, rtol=1e-12, atol=1e-12).encode(denoise, x)
+    first, last = (process.at(t) for t in (process.t_min, process.t_max))
+    spread = ((0.5 * last.alpha**2 + last.sigma**2) / (0.5 * first.alpha**2 + first.sigma**2)) ** 0.5
+    torch.testing.assert_close(found, last.alpha + spread * (x - first.alpha), rtol=0, atol=1e-10)
+    for rtol, atol in ((1e-12, 1e-4), (1e-4, 1e-12)):
+        torch.testing.assert_close(
+            ODE(process, name, rtol, atol).encode(denoise, x.float()), found.float(), rtol=0, atol=1e-3
+        )
+    message = "rtol 1e-12 and atol 1e-12: states are float32, so need one of the two at least 5.8e-11"
+    for solve in (
+        lambda: ODE(process, name, rtol=1e-12, atol=1e-12).encode(denoise, x.float()),
+        lambda: log_prob(process, denoise, x.float(), solver=SOLVERS[name](1e-12, 1e-12)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            solve()
