@@ -3,6 +3,7 @@
 Sample i of a command depends on the seed ``seed + i`` alone; the batch size changes nothing but the speed.
 """
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +32,7 @@ from score_sde.samplers.grids import of_ratios
 from score_sde.sde_lib import SDE, SOLVERS, Denoiser, Each, Prediction, of_rows
 from score_sde.sde_lib.process import Time
 from score_sde.storage.naming import options, pick
+from score_sde.storage.reading import half_of_memory
 
 GRID_FILE = ".txt"
 """How the name of a grid ends that is a file: of noise levels sigma / alpha, one a line, from the noise to the data."""
@@ -93,13 +95,15 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
     With log_prob by one solve of the probability flow, as the section ``likelihood`` says. Several processes share the
     batches, and each returns all samples.
 
-    Raises: ValueError for log_prob with another sampler than the flow, or a run that has none.
+    Raises: ValueError for log_prob with another sampler than the flow, a run that has none, or samples that do not fit
+        into memory.
     """
     settings = config.sample
     kind = pick(STEPS, "sampler", settings.sampler)
     if given.log_prob and settings.sampler != "ode":
         raise ValueError("--log_prob needs the probability flow: add --sampler ode")
     experiment, denoiser, found = load(config, workdir, given)
+    check_room(num, experiment.facts.shape)
     counted, guide = Counted(denoiser), Guide(config, workdir, experiment)
     if given.log_prob:
         check_flow(denoiser, workdir)
@@ -176,6 +180,16 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         manifest["log_prob"] = nats | {"prior": config.likelihood.prior, **measurement.told()}
         manifest["log_prob"]["check"] = check_densities(config, measurement, num)
     return Drawn(experiment, denoiser, found, latents, x0, manifest, guide.labels(torch.arange(num)), *scores)
+
+
+def check_room(num: int, shape: tuple[int, ...]) -> None:
+    """Raises: ValueError where so many samples and their latents, in float32, do not fit into half of the memory."""
+    each = 2 * 4 * math.prod(shape)
+    if num * each > half_of_memory():
+        raise ValueError(
+            f"num_samples {num}: with {each} bytes each they do not fit into memory; draw at most "
+            f"{int(half_of_memory() // each)} at a time, the next ones by --seed"
+        )
 
 
 def asked_of(config: ConfigDict, given: Options, found: Path, num: int) -> dict[str, Any]:

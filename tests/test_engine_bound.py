@@ -271,7 +271,7 @@ def test_numbers_that_are_not_finite_are_refused(exact, monkeypatch):
         ("--config.bound.variance=1.5", "bound.variance 1.5: need 0 to 1, from posterior to forward"),
         ("--batch_size=0", "--batch_size"),
         ("--config.bound.num_examples=-1", "bound.num_examples -1: need at least 0"),
-        ("--config.bound.evaluations=0", "bound.evaluations 0: need at least 1"),
+        ("--config.bound.evaluations=0", "bound.evaluations 0: need 1 to 1e6"),
     ],
 )
 def test_values_out_of_range_are_refused(words, message, chain, capsys):

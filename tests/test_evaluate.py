@@ -244,7 +244,7 @@ def refused(evaluated, tmp_path, capsys, monkeypatch):
         (2, "--config.evaluate.features=inception", "the features inception are of images, not of data of shape (2,)"),
         (2, "--config.evaluate.subset_size=61", "evaluate.subset_size 61: need at most 60, for there are 60 samples"),
         (2, "--config.evaluate.subset_size=1", "evaluate.subset_size 1: need at least 2"),
-        (2, "--config.evaluate.subsets=0", "evaluate.subsets 0: need at least 1"),
+        (2, "--config.evaluate.subsets=0", "evaluate.subsets 0: need 1 to 1e6"),
         (2, "--config.evaluate.num_examples=-1", "evaluate.num_examples -1: need at least 0"),
         (2, "--sampler=huen", "unknown sampler 'huen'; did you mean 'heun'?"),
         (3, "--config.evaluate.samples=none.npz", "none.npz does not exist: check the path"),
