@@ -70,18 +70,18 @@ if not WAITING.keys() & os.environ.keys():
     os.environ.update(WAITING)
 
 MODES = {
-    "train": "score_sde.engine.train",
-    "sample": "score_sde.engine.sample",
-    "tune": "score_sde.engine.tune",
-    "likelihood": "score_sde.engine.likelihood",
-    "bound": "score_sde.engine.bound",
-    "evaluate": "score_sde.engine.evaluate",
-    "sweep": "score_sde.engine.sweep",
-    "profiles": "score_sde.engine.profiles",
-    "edit": "score_sde.engine.edit",
-    "data": "score_sde.engine.inspect",
-    "import": "score_sde.engine.importing",
-    "export": "score_sde.engine.exporting",
+    "train": "score_sde.engine.modes.train",
+    "sample": "score_sde.engine.modes.sample",
+    "tune": "score_sde.engine.modes.tune",
+    "likelihood": "score_sde.engine.modes.likelihood",
+    "bound": "score_sde.engine.modes.bound",
+    "evaluate": "score_sde.engine.modes.evaluate",
+    "sweep": "score_sde.engine.modes.sweep",
+    "profiles": "score_sde.engine.modes.profiles",
+    "edit": "score_sde.engine.modes.edit",
+    "data": "score_sde.engine.modes.data",
+    "import": "score_sde.engine.modes.import_",
+    "export": "score_sde.engine.modes.export",
     "selftest": "score_sde.engine.selftest",
 }
 """The module of each mode, imported when it runs: run(config, workdir, options)."""

@@ -25,9 +25,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.command import end  # noqa: E402
-from score_sde.engine.build import DataFacts, build, load_model  # noqa: E402
+from score_sde.engine.build import build  # noqa: E402
 from score_sde.engine.config import Options, load, stored  # noqa: E402
+from score_sde.engine.facts import DataFacts  # noqa: E402
 from score_sde.engine.files import read_npz  # noqa: E402
+from score_sde.engine.load import load_model  # noqa: E402
 from score_sde.samplers import (  # noqa: E402
     autoguidance,
     classifier,

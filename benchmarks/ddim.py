@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.command import end, paths  # noqa: E402
 from benchmarks.digits import digits, frechet_distance  # noqa: E402
 from score_sde.engine.config import Options, stored  # noqa: E402
-from score_sde.engine.sample import draw, load  # noqa: E402
+from score_sde.engine.drawing import draw  # noqa: E402
+from score_sde.engine.load import load  # noqa: E402
 from score_sde.samplers import DDIM, GRIDS, Ancestral, Step  # noqa: E402
 from score_sde.sde_lib import SDE  # noqa: E402
 

@@ -239,7 +239,8 @@ def checkpoint_seeds() -> list[Files]:
     import torch
 
     from score_sde.engine import checkpoint
-    from score_sde.engine.build import DataFacts, build
+    from score_sde.engine.build import build
+    from score_sde.engine.facts import DataFacts
     from score_sde.engine.importing import save
 
     config = load("points")
@@ -255,7 +256,7 @@ def checkpoint_seeds() -> list[Files]:
 def read_checkpoint(folder: Path) -> None:
     """As the modes that use a run, and as training that goes on."""
     from score_sde.engine import checkpoint
-    from score_sde.engine.build import load as load_run
+    from score_sde.engine.load import load as load_run
 
     config = stored(folder)
     for weights in ("ema", "raw"):

@@ -30,8 +30,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.command import end  # noqa: E402
 from benchmarks.problems import digits64, first_guess  # noqa: E402
-from score_sde.engine.build import load, read_dataset  # noqa: E402
 from score_sde.engine.config import Options, stored  # noqa: E402
+from score_sde.engine.datasets import read_dataset  # noqa: E402
+from score_sde.engine.load import load  # noqa: E402
 from score_sde.samplers import Noise  # noqa: E402
 from score_sde.sde_lib import SDE, SDES, Denoiser, Exact, Gaussian, Hutchinson, Prediction, log_prob  # noqa: E402
 from score_sde.sde_lib.adams import Adams  # noqa: E402

@@ -18,10 +18,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from score_sde.engine.build import build, read_dataset  # noqa: E402
+from score_sde.engine.build import build  # noqa: E402
 from score_sde.engine.config import load  # noqa: E402
-from score_sde.engine.sample import Counted  # noqa: E402
-from score_sde.engine.trainer import Trainer  # noqa: E402
+from score_sde.engine.datasets import read_dataset  # noqa: E402
+from score_sde.engine.drawing import Counted  # noqa: E402
+from score_sde.engine.training.trainer import Trainer  # noqa: E402
 from score_sde.samplers import GRIDS, STEPS, Noise, sample  # noqa: E402
 
 BATCH, STEPS_A_RUN, ROUNDS = 64, 50, 9
@@ -101,7 +102,7 @@ def starting() -> None:
     print(f"run.py --help: {statistics.median(taken):.2f} s")
     program = (
         "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
-        "from score_sde.engine.config import load; from score_sde.engine.trainer import Trainer\n"
+        "from score_sde.engine.config import load; from score_sde.engine.training.trainer import Trainer\n"
         "from score_sde.engine.build import read_dataset\n"
         "config = load('vpsde'); trainer = Trainer(config, Path(sys.argv[2]), read_dataset(config, 'train'))\n"
         "next(trainer.steps(1)); print(time.process_time())"

@@ -15,7 +15,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.command import end, paths  # noqa: E402
 from score_sde.engine.config import Options, stored  # noqa: E402
-from score_sde.engine.sample import load, make_step, make_times  # noqa: E402
+from score_sde.engine.load import load  # noqa: E402
+from score_sde.engine.sampler import make_step, make_times  # noqa: E402
 from score_sde.samplers import Noise, trajectory  # noqa: E402
 from score_sde.sde_lib import log_prob  # noqa: E402
 from score_sde.sde_lib.adams import Adams  # noqa: E402

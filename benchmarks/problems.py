@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from score_sde.engine import tuned  # noqa: E402
-from score_sde.engine.build import load  # noqa: E402
 from score_sde.engine.config import Options, stored  # noqa: E402
-from score_sde.engine.sample import make_step  # noqa: E402
+from score_sde.engine.load import load  # noqa: E402
+from score_sde.engine.sampler import make_step  # noqa: E402
 from score_sde.samplers import Step  # noqa: E402
 from score_sde.samplers.calibration import Tuned  # noqa: E402
 from score_sde.sde_lib import SDE, SDES, Denoiser, Flow, Gaussian, GaussianMixture, Prediction  # noqa: E402

@@ -34,9 +34,9 @@ SPIN = "import time; end = time.monotonic() + 600\nwhile time.monotonic() < end:
 
 def trainer(config_name: str, **keys: object):  # noqa: ANN201, what it returns comes late
     """The trainer of a config in a folder of its own, on the CPU."""
-    from score_sde.engine.build import read_dataset
     from score_sde.engine.config import load, override
-    from score_sde.engine.trainer import Trainer
+    from score_sde.engine.datasets import read_dataset
+    from score_sde.engine.training.trainer import Trainer
 
     config = load(config_name)
     changes = {"device": "cpu"} | {key.replace("__", "."): value for key, value in keys.items()}

@@ -15,8 +15,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.command import end, paths  # noqa: E402
 from score_sde.data import Pixels, read_digits  # noqa: E402
 from score_sde.engine import checkpoint  # noqa: E402
-from score_sde.engine.build import make_time_law  # noqa: E402
 from score_sde.engine.config import stored  # noqa: E402
+from score_sde.engine.objective import make_time_law  # noqa: E402
 from score_sde.sde_lib import SDE, SDES  # noqa: E402
 
 MOMENTS, DIGIT, CELL = 10, 0, 9

@@ -61,7 +61,7 @@ def ours(given: Mapping[str, Any]) -> tuple[Actions, Any]:
     from score_sde.engine.config import load
     from score_sde.engine.inference import frozen
     from score_sde.engine.malloc import keep_freed
-    from score_sde.engine.trainer import Trainer
+    from score_sde.engine.training.trainer import Trainer
     from score_sde.samplers import GRIDS, NOISES, STEPS, Noise, sample
     from score_sde.samplers.adaptive import motion
     from score_sde.sde_lib import Flow, Gaussian, Hutchinson
@@ -583,8 +583,9 @@ def parts(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], ro
 
 FIRST_STEP = """
 import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])
-from score_sde.engine.config import load; from score_sde.engine.trainer import Trainer
-from score_sde.engine.build import read_dataset
+from score_sde.engine.config import load
+from score_sde.engine.training.trainer import Trainer
+from score_sde.engine.datasets import read_dataset
 config = load("vpsde"); trainer = Trainer(config, Path(sys.argv[2]), read_dataset(config, "train"))
 next(trainer.steps(1)); print(time.process_time())
 """

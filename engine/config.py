@@ -47,10 +47,10 @@ class Options:
         split: ``train`` or ``test``; None leaves the choice to the mode.
         checkpoint: step or folder; None is the newest.
         dtype: ``float32`` or ``float64``, of the selftest.
-        task: a key of ``engine.edit.TASKS``, of the mode edit.
+        task: a key of ``engine.modes.edit.TASKS``, of the mode edit.
         log_prob: whether samples come with their log-densities.
         source: of the mode import, file or folder of somebody else's weights.
-        format: of the mode export, a key of ``engine.exporting.FORMATS``.
+        format: of the mode export, a key of ``engine.modes.export.FORMATS``.
         overrides: (key, text) pairs for the config that the mode import finds in the source.
         allow_changes: whether a run may go on, or be used, with other values than it was trained with.
         changes: key -> (value of the run, value of this command), for manifests.

@@ -1,13 +1,16 @@
 """Which keys of the section ``data`` a dataset reads, and which configs have a dataset that reads a key."""
 
 import inspect
+import itertools
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
 from score_sde.configs import default
-from score_sde.data import DATASETS
+from score_sde.data import DATASETS, Dataset
 from score_sde.engine.config import load, names
+from score_sde.engine.facts import DataFacts
+from score_sde.storage.naming import options, pick
 
 OF_ALL = {"name", "mirror"}
 """Keys that are not arguments of the datasets."""
@@ -31,3 +34,38 @@ def readers(key: str) -> dict[str, str]:
     reading = {name for name, read in DATASETS.items() if key in inspect.signature(read).parameters}
     found = {load(config).data.name: config for config in sorted(names(), key=len, reverse=True)}
     return {name: found[name] for name in reading & found.keys()}
+
+
+def read_dataset(config: ConfigDict, split: str) -> Dataset:
+    """The examples of a split.
+
+    Raises: ValueError for a key of the section ``data`` that the dataset would ignore.
+    """
+    read = pick(DATASETS, "dataset", config.data.name)
+    check_read(config.data, read)
+    return read(split=split, **options(read, config.data))
+
+
+def check_form(config: ConfigDict, dataset: Dataset, facts: DataFacts) -> None:
+    """Raises: ValueError if examples of the dataset are not of the form, or classes, that the run was trained on."""
+    check_classes(config, dataset, facts)
+    if (dataset.shape, dataset.levels) != (facts.shape, facts.levels):
+        given = f"the data have shape {dataset.shape} and {dataset.levels} levels"
+        raise ValueError(f"{given}, the run {facts.shape}, {facts.levels}")
+
+
+def check_classes(config: ConfigDict, dataset: Dataset, facts: DataFacts) -> None:
+    """Raises: ValueError if a run with classes would take the numbers of the dataset's classes for others.
+
+    A run without names was trained when class folders were numbered in the order of their text, 10 before 2.
+    """
+    if not config.network.get("num_classes") or not dataset.classes:
+        return
+    known = facts.classes or tuple(sorted(dataset.classes))
+    if known != dataset.classes:
+        k = next(k for k, pair in enumerate(itertools.zip_longest(known, dataset.classes)) if pair[0] != pair[1])
+        ours, theirs = ((*names, None)[min(k, len(names))] for names in (known, dataset.classes))
+        raise ValueError(
+            f"class {k} is {ours!r} in the run and {theirs!r} in the data: give data with the same class folders, or a "
+            "dataset.json with the numbers of the run"
+        )

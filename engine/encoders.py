@@ -8,10 +8,11 @@ import torch
 from ml_collections import ConfigDict
 
 from score_sde.data import DataError
-from score_sde.engine.build import Experiment, load_model
+from score_sde.engine.build import Experiment
 from score_sde.engine.commands import training_command
 from score_sde.engine.config import Options
 from score_sde.engine.examples import read_input
+from score_sde.engine.load import load_model
 from score_sde.engine.related import check_data, check_noise, recipe_of
 from score_sde.models.clip import Clip
 from score_sde.samplers import clean_embedding_guidance, embedding_guidance

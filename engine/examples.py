@@ -12,7 +12,9 @@ from score_sde.data import DataError, Dataset
 from score_sde.data.archives import MOST_STORED
 from score_sde.data.arrays import read_array, read_numbers
 from score_sde.data.decoding import SUFFIXES, decode, pixels
-from score_sde.engine.build import DataFacts, Experiment, check_form, read_dataset
+from score_sde.engine.build import Experiment
+from score_sde.engine.datasets import check_form, read_dataset
+from score_sde.engine.facts import DataFacts
 from score_sde.sde_lib import NonFiniteError
 from score_sde.storage.reading import read_bytes
 

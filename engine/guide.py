@@ -14,11 +14,12 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_sde.engine.build import Experiment, load, load_model
+from score_sde.engine.build import Experiment
 from score_sde.engine.commands import training_command
 from score_sde.engine.config import Options
 from score_sde.engine.encoders import Lean, make_lean
 from score_sde.engine.errors import CheckpointError, looked_at
+from score_sde.engine.load import load, load_model
 from score_sde.engine.related import check_data, check_noise, recipe_of
 from score_sde.samplers import autoguidance, classifier, classifier_free, dynamic_threshold, static_threshold, within
 from score_sde.samplers.guidance import Guided

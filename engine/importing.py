@@ -8,7 +8,6 @@ standard deviation of half their range's half, as CIFAR-10's are, with their mea
 """
 
 import math
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,50 +16,18 @@ from ml_collections import ConfigDict
 from torch import nn
 
 from score_sde.configs import default
-from score_sde.engine import checkpoint, paths
-from score_sde.engine.build import DataFacts, Experiment, build
-from score_sde.engine.commands import PROGRAM
-from score_sde.engine.config import Options, conform, override, run_json
+from score_sde.engine import checkpoint
+from score_sde.engine.build import Experiment
+from score_sde.engine.config import conform, run_json
 from score_sde.engine.errors import CheckpointError
+from score_sde.engine.facts import DataFacts
 from score_sde.engine.inference import usual
-from score_sde.engine.lock import NAME, only_writer
-from score_sde.engine.log import say, versions
-from score_sde.engine.trainer import OPTIMIZERS
-from score_sde.models.checkpoints import FORMATS, Foreign, recognise
+from score_sde.engine.lock import NAME
+from score_sde.engine.log import versions
+from score_sde.engine.training.trainer import OPTIMIZERS
+from score_sde.models.checkpoints import Foreign
 from score_sde.sde_lib import Gaussian
 from score_sde.storage.writing import is_leftover, remove, write_text
-
-
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Read ``--source`` and write a run in ``workdir``; say what it is.
-
-    Raises: ForeignError for a source that cannot be read; ValueError for a workdir that holds something, or a config
-        that takes other weights.
-    """
-    if not options.source:
-        raise ValueError(f"give --source, a file or folder of {', '.join(FORMATS)}")
-    check_place(workdir)
-    name, path = recognise(options.source)
-    foreign = FORMATS[name](path, weights=options.weights)
-    config = resolved(config, foreign)
-    override(config, options.overrides)
-    paths.make_absolute(config)
-    facts = facts_of(foreign, config.codec.low)
-    experiment = build(config, facts)
-    fill(experiment.network, foreign, config)
-    denoiser = experiment.denoiser(experiment.network, config)  # refuses a section denoiser that makes none
-
-    origin = {"format": name, "source": path.name, "weights": options.weights if foreign.choice else "only"}
-    with only_writer(workdir):
-        check_place(workdir)
-        save(config, workdir, experiment, foreign.step, denoiser.sigma_data, origin)
-    say(*describe(config, experiment, origin))
-    if foreign.wrapper:
-        say(f"the weights were in a wrapper: {foreign.wrapper}")
-    then = f"--workdir {shlex.quote(str(workdir))} --mode sample"
-    if foreign.config.get("loss", {}).get("name") == "classification":
-        then = f"--workdir RUN --mode sample --config.guidance.classifier={shlex.quote(str(workdir))}"
-    say(f"files are in {workdir}; next: {PROGRAM} {then}")
 
 
 def check_place(workdir: Path) -> None:

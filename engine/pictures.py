@@ -9,7 +9,7 @@ from torch import Tensor
 
 from score_sde.data import table, write_png
 from score_sde.data.plots import as_picture, lines, scatter, shades
-from score_sde.engine.build import DataFacts
+from score_sde.engine.facts import DataFacts
 from score_sde.storage.writing import replace
 
 IN_GRID = 64

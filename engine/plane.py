@@ -15,7 +15,8 @@ from torch import Tensor
 from score_sde.data import DataError
 from score_sde.data.plots import MOST_UNEQUAL
 from score_sde.engine import checkpoint
-from score_sde.engine.build import Experiment, read_dataset
+from score_sde.engine.build import Experiment
+from score_sde.engine.datasets import read_dataset
 from score_sde.engine.files import write_json
 from score_sde.engine.log import Progress, say
 from score_sde.samplers import Heun, Noise, trajectory

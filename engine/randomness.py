@@ -9,7 +9,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_sde.engine.build import DataFacts
+from score_sde.engine.facts import DataFacts
 from score_sde.samplers import Noise
 from score_sde.samplers.noise import random_bits
 from score_sde.sde_lib import SDE, TimeLaw, stratified

@@ -26,7 +26,7 @@ def kept_config(folder: Path) -> tuple[str, str] | None:
     """
     if not (folder / "checkpoints").is_dir() or not is_lost(folder / "config.json"):
         return None
-    from score_sde.engine import checkpoint  # late: it brings torch
+    from score_sde.engine import checkpoint
     from score_sde.engine.errors import CheckpointError
 
     for found in reversed(checkpoint.steps(folder / "checkpoints")):

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from score_sde.engine.build import make_device
 from score_sde.engine.checks import CHECKS, Row, Setting
 from score_sde.engine.config import Options
+from score_sde.engine.devices import make_device
 from score_sde.engine.files import write_json
 from score_sde.engine.log import versions
 

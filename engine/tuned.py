@@ -7,8 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde.engine import posthoc
 from score_sde.engine.errors import CheckpointError
+from score_sde.engine.training import posthoc
 from score_sde.samplers import Multistep, Step
 from score_sde.samplers.calibration import Plan
 from score_sde.samplers.multistep import Move

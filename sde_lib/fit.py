@@ -2,8 +2,8 @@
 
     x_t = alpha x_0 + sigma eps,    loss = E_t E_x0,eps [ weight(t) |x0_hat(x_t, t) - x_0|^2 / D ]
 
-``engine/trainer.py`` takes the same steps for long runs: with averages of the weights, checkpoints from which a run
-resumes bit for bit, several processes, reduced precision, and steps that are skipped where they are not finite.
+``engine/training/trainer.py`` takes the same steps for long runs: with averages of the weights, checkpoints from which
+a run resumes bit for bit, several processes, reduced precision, and steps that are skipped where they are not finite.
 """
 
 from collections.abc import Iterable, Iterator

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from score_sde.engine.adam import Adam, AdamW
+from score_sde.engine.training.adam import Adam, AdamW
 
 KINDS = {"adam": (Adam, torch.optim.Adam), "adamw": (AdamW, torch.optim.AdamW)}
 SETTINGS = {"lr": 3e-3, "betas": (0.8, 0.99), "weight_decay": 0.1}

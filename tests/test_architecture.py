@@ -151,17 +151,17 @@ OPEN_ALREADY = {
     ("data/arrays.py", "np.load"),
     ("engine/checkpoint.py", "torch.load"),
     ("engine/checkpoint.py", "torch.save"),
-    ("engine/evaluate.py", "torch.load"),
+    ("engine/features.py", "torch.load"),
     ("engine/files.py", "np.savez_compressed"),
     ("models/checkpoints/safe.py", "torch.load"),
     ("models/checkpoints/safe.py", "zipfile.ZipFile"),
-    *((f"engine/{name}.py", "savefig") for name in ("bound", "pictures", "plane", "profiles", "sweep")),
+    *((f"engine/{name}.py", "savefig") for name in ("bound", "pictures", "plane", "modes/profiles", "modes/sweep")),
 }
 """These get a file that storage/ opened, or bytes that it read."""
 
 OPENED_BY_OTHERS = {
     ("engine/config.py", "runpy.run_path"): "a config in Python is code that the user names",
-    ("engine/restore.py", "runpy.run_path"): "so is a measurement",
+    ("engine/inverse_problems.py", "runpy.run_path"): "so is a measurement",
     ("engine/log.py", "SummaryWriter"): "names its files itself, in a folder that storage/ made",
     ("engine/terminal.py", "os.open"): "/dev/null, for an output that is closed",
     ("engine/terminal.py", "os.fdopen"): "the same",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from score_sde import run as command_line
 from score_sde.engine import log
-from score_sde.engine.trainer import Trainer
+from score_sde.engine.training.trainer import Trainer
 from score_sde.storage import writing
 
 TINY = ("--device=cpu", "--config.network.channels=8", "--config.train.batch_size=4", "--config.train.total_images=8")

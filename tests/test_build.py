@@ -14,22 +14,17 @@ from PIL import Image
 from score_sde.configs import default
 from score_sde.data import DATASETS, DataError, examples, order, statistics
 from score_sde.engine import checkpoint
-from score_sde.engine.build import (
-    DataFacts,
-    build,
-    first_guess,
-    fit_codec,
-    make,
-    make_device,
-    make_time_law,
-    make_weight,
-    pick,
-    read_dataset,
-)
-from score_sde.engine.build import load as load_run
+from score_sde.engine.build import build, make
+from score_sde.engine.codecs import first_guess, fit_codec
 from score_sde.engine.config import Options, load, names, override, stored
+from score_sde.engine.datasets import read_dataset
+from score_sde.engine.devices import make_device
+from score_sde.engine.facts import DataFacts
+from score_sde.engine.load import load as load_run
+from score_sde.engine.objective import make_time_law, make_weight
 from score_sde.models import CLASSIFIERS, NETWORKS
 from score_sde.sde_lib import OBJECTIVES, PARAMETERIZATIONS, SDES, TIME_LAWS, WEIGHTS, Gaussian
+from score_sde.storage.naming import pick
 
 IMAGES = DataFacts(shape=(1, 8, 8), levels=17, std=0.7, diameter=9.0)
 POINTS = DataFacts(shape=(2,), levels=0, std=0.6, diameter=3.0)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from score_sde import run as command_line
-from score_sde.engine import checkpoint, plane, sample
+from score_sde.engine import checkpoint, drawing, plane
 from score_sde.engine.errors import CheckpointError, describe, exit_status
 from score_sde.sde_lib import Gaussian
 from score_sde.storage import reading
@@ -403,7 +403,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def call(trained, tmp_path, capsys, monkeypatch):
     """A copy of the run, and a function that runs a command on it: (exit status, lines on standard error)."""
-    monkeypatch.setattr(sample, "picture", lambda *args: None)
+    monkeypatch.setattr(drawing, "picture", lambda *args: None)
     monkeypatch.setattr(plane, "draw", lambda *args: None)
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)

@@ -10,7 +10,8 @@ from PIL import Image
 from score_sde import run as command_line
 from score_sde.configs import default
 from score_sde.engine import checkpoint
-from score_sde.engine.build import DataFacts, check_classes
+from score_sde.engine.datasets import check_classes
+from score_sde.engine.facts import DataFacts
 
 FOLDERS = ("10", "2", "cat")
 TINY = ("--device=cpu", "--config.network.channels=4", "--config.train.batch_size=4", "--config.train.total_images=8")
@@ -39,7 +40,7 @@ def trained(tmp_path_factory):
     words = ("--config=conditional", "--config.data.name=images", f"--config.data.path={path}", *TINY)
     with pytest.MonkeyPatch.context() as patch:
         lines = []
-        patch.setattr("score_sde.engine.train.say", lambda *said: lines.extend(said))
+        patch.setattr("score_sde.engine.training.loop.say", lambda *said: lines.extend(said))
         assert command("--mode=train", f"--workdir={folder / 'run'}", *words) == 0
     return SimpleNamespace(workdir=folder / "run", lines=lines)
 

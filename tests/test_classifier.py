@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from score_sde import run as command_line
-from score_sde.engine.build import read_dataset
 from score_sde.engine.config import load, override
-from score_sde.engine.held_out import HeldOut
-from score_sde.engine.trainer import Trainer
+from score_sde.engine.datasets import read_dataset
+from score_sde.engine.training.trainer import Trainer
+from score_sde.engine.training.validation import HeldOut
 from score_sde.samplers import classifier as guided
 from score_sde.sde_lib import Classification, Classifier, GaussianMixture
 

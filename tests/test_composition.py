@@ -14,9 +14,9 @@ import torch
 from score_sde import run as command_line
 from score_sde.engine import ranks
 from score_sde.engine.config import Options, override, stored
-from score_sde.engine.ema import EMA
+from score_sde.engine.drawing import Counted, draw_run
 from score_sde.engine.inference import frozen
-from score_sde.engine.sample import Counted, draw_run
+from score_sde.engine.training.ema import EMA
 from score_sde.models import MLP, Captioned, Classifier
 from score_sde.samplers import autoguidance, classifier, classifier_free, dynamic_threshold, static_threshold, within
 from score_sde.sde_lib import SDES, Classification, Denoiser, Each, of_rows, transport

@@ -8,8 +8,8 @@ import pytest
 from score_sde.configs import default
 from score_sde.data import CODECS, DATASETS
 from score_sde.engine.config import conform, flat, from_json, load, names, override, to_json
+from score_sde.engine.density import check_dequantization, start
 from score_sde.engine.errors import CheckpointError
-from score_sde.engine.likelihood import check_dequantization, start
 from score_sde.engine.recipe import MODEL, RECIPE, differences
 from score_sde.engine.resolve import resolve
 from score_sde.models import NETWORKS

@@ -10,8 +10,10 @@ from torch import nn
 
 from score_sde import run as command_line
 from score_sde.engine import checkpoint
-from score_sde.engine.build import DataFacts, build, make_objective
+from score_sde.engine.build import build
 from score_sde.engine.config import load, override
+from score_sde.engine.facts import DataFacts
+from score_sde.engine.objective import make_objective
 from score_sde.sde_lib import (
     SDES,
     ConsistencyDistillation,
@@ -325,7 +327,7 @@ def weights(workdir):
 @pytest.mark.parametrize("name", ["consistency_training", "consistency"])
 def test_a_run_that_stopped_goes_on_bit_for_bit(name, digits, tmp_path, monkeypatch):
     """Over doublings of the steps, with dropout, from a teacher of another process."""
-    from score_sde.engine.trainer import Trainer
+    from score_sde.engine.training.trainer import Trainer
 
     keys = TINY | {"train.checkpoint_every": 3}
     if name == "consistency":

@@ -9,9 +9,11 @@ import torch
 from score_sde import run as command_line
 from score_sde import sde_lib
 from score_sde.engine import checkpoint
-from score_sde.engine.build import DataFacts, build
+from score_sde.engine.build import build
 from score_sde.engine.config import load
-from score_sde.engine.sample import draw_pairs, make_step, make_times
+from score_sde.engine.drawing import draw_pairs
+from score_sde.engine.facts import DataFacts
+from score_sde.engine.sampler import make_step, make_times
 from score_sde.samplers import STEPS, Noise, draw, trajectory
 from score_sde.sde_lib import SDES, Gaussian, GaussianMixture, NonFiniteError, Prediction
 from score_sde.sde_lib.consistency import ConsistencyModel

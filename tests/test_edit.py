@@ -11,10 +11,12 @@ from PIL import Image
 from score_sde import run as command_line
 from score_sde import sde_lib
 from score_sde.data import table, write_gif
-from score_sde.engine import checkpoint, edit
-from score_sde.engine.build import load, read_dataset
+from score_sde.engine import checkpoint, latents
 from score_sde.engine.config import Options, stored
-from score_sde.engine.sample import draw
+from score_sde.engine.datasets import read_dataset
+from score_sde.engine.drawing import draw
+from score_sde.engine.load import load
+from score_sde.engine.modes import edit
 from score_sde.samplers import DDIM, ODE, Ancestral, Noise
 from score_sde.samplers.editing import depth_time, flow_path, slerp, stochastic_path
 from score_sde.samplers.grids import karras
@@ -262,7 +264,7 @@ def found_paths(workdir, **settings):
     weights = torch.linspace(0, 1, config.edit.frames)
     with torch.no_grad():
         x = experiment.codec.encode(pair)
-        return dict(edit.paths(experiment, denoise, x, weights, config)), experiment, denoise, x
+        return dict(latents.paths(experiment, denoise, x, weights, config)), experiment, denoise, x
 
 
 def test_files_and_what_is_said(digits, edited):

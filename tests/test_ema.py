@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from score_sde.engine.ema import EMA
+from score_sde.engine.training.ema import EMA
 
 
 class Counter(nn.Module):

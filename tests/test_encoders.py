@@ -11,10 +11,12 @@ import transformers
 from PIL import Image
 
 from score_sde import run as command_line
-from score_sde.engine.build import load as load_run
-from score_sde.engine.build import load_model, read_dataset
 from score_sde.engine.config import Options, load, stored
-from score_sde.engine.sample import draw_pairs, make_step, make_times
+from score_sde.engine.datasets import read_dataset
+from score_sde.engine.drawing import draw_pairs
+from score_sde.engine.load import load as load_run
+from score_sde.engine.load import load_model
+from score_sde.engine.sampler import make_step, make_times
 from score_sde.models import Captioned
 from score_sde.models.checkpoints.safe import ForeignError
 from score_sde.models.clip import Clip

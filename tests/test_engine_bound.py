@@ -9,9 +9,11 @@ import torch
 
 from score_sde import run as command_line
 from score_sde.data import Dataset, Pixels
-from score_sde.engine import bound, checkpoint
-from score_sde.engine.build import DataFacts, build
+from score_sde.engine import checkpoint
+from score_sde.engine.build import build
 from score_sde.engine.config import load, override
+from score_sde.engine.facts import DataFacts
+from score_sde.engine.modes import bound
 from score_sde.sde_lib import ConsistencyModel, Gaussian, GaussianMixture, NonFiniteError, Prediction, prior_term
 from score_sde.sde_lib.bound import decoder_term
 

@@ -19,14 +19,18 @@ import torch
 
 from score_sde import run as command_line
 from score_sde.data import Dataset, Identity, Pixels, read_digits
-from score_sde.engine import checkpoint, likelihood, ranks
-from score_sde.engine.build import DataFacts, build
+from score_sde.engine import checkpoint, density, ranks
+from score_sde.engine.build import build
 from score_sde.engine.config import load, override
-from score_sde.engine.likelihood import COPY, Measurement, interval
+from score_sde.engine.density import COPY, Measurement
+from score_sde.engine.facts import DataFacts
+from score_sde.engine.likelihood_report import interval
+from score_sde.engine.modes import likelihood
 from score_sde.engine.randomness import DEQUANTIZATION, positions, uniform
-from score_sde.sde_lib import DEQUANTIZATIONS, SDES, SOLVERS, Gaussian, GaussianMixture, prior_term
+from score_sde.sde_lib import DEQUANTIZATIONS, PRIORS, SDES, SOLVERS, Gaussian, GaussianMixture, prior_term
 from score_sde.sde_lib.denoiser import Prediction
 from score_sde.sde_lib.dequantization import data_time
+from score_sde.sde_lib.motion import ExampleError
 
 ROOT = Path(command_line.__file__).parent
 FAST = ("--config.likelihood.evaluations=8", "--config.likelihood.check_examples=0")
@@ -388,7 +392,7 @@ def test_bare_levels_are_solved_with_the_default_evaluations(exact):
 
 def test_a_bound_that_is_too_likely_is_not_called_converged(exact, monkeypatch, capsys):
     """Without nodes close to the data 32 evaluations are far off: verdict and interval include that."""
-    monkeypatch.setattr(likelihood, "edge", lambda name: 0.0)
+    monkeypatch.setattr(density, "edge", lambda name: 0.0)
     law = Levels(256)
     dataset = law.dataset(100)
     result, rows = exact(dataset, law=law, **BARE)
@@ -404,7 +408,7 @@ def test_a_bound_that_is_too_likely_is_not_called_converged(exact, monkeypatch, 
 
 def test_automatic_evaluations_are_as_many_as_the_solver_needs(exact, monkeypatch):
     """They begin with 32 for random probes, and end where the error is below that of the sample."""
-    monkeypatch.setattr(likelihood, "edge", lambda name: 0.0)
+    monkeypatch.setattr(density, "edge", lambda name: 0.0)
     law = Levels(64)
     dataset = law.dataset(100)
     expected = law.bound(dataset, SDES["vpsde"]()).mean()
@@ -437,8 +441,8 @@ def test_the_interval_of_a_spiral_holds_its_exact_density(exact):
     ("dimensions", "exact", "evaluations"), [(1, True, 128), (16, True, 128), (32, True, 64), (64, True, 32)]
 )
 def test_few_dimensions_begin_with_many_evaluations(dimensions, exact, evaluations):
-    assert likelihood.start(dimensions, exact) == evaluations
-    assert likelihood.start(dimensions, False) == 32
+    assert density.start(dimensions, exact) == evaluations
+    assert density.start(dimensions, False) == 32
 
 
 def test_the_check_of_an_adaptive_solver_takes_a_tenth_of_the_tolerance(exact):
@@ -900,7 +904,7 @@ import os, signal, sys, time
 from pathlib import Path
 
 from score_sde import run
-from score_sde.engine.likelihood import Measurement
+from score_sde.engine.density import Measurement
 from score_sde.sde_lib import NonFiniteError
 
 measure, batches = Measurement.score, []
@@ -1090,22 +1094,22 @@ def test_what_is_not_finite_has_its_number_in_the_split(words, exact):
     """Not that in its batch, nor that of a copy."""
     points = pointed()
     points.x[9] = np.nan
-    with pytest.raises(likelihood.ExampleError, match=r"^example 9: the network is not finite at t = ") as error:
+    with pytest.raises(ExampleError, match=r"^example 9: the network is not finite at t = ") as error:
         exact(points, batch_size=4, **words)
     assert error.value.exit_status == 4
 
 
 def test_a_copy_that_is_not_finite_has_the_number_of_its_example(exact, monkeypatch):
     """A prior that is zero where example 9 ends, in the third of its copies."""
-    density, calls = likelihood.PRIORS["standard"], []
+    density, calls = PRIORS["standard"], []
 
     def prior(sde, gaussian, x):
         found = density(sde, gaussian, x)
         calls.append(len(found))
         return torch.where(torch.arange(len(found)) == 5, -torch.inf, found) if len(calls) == 3 else found
 
-    monkeypatch.setitem(likelihood.PRIORS, "standard", prior)
-    with pytest.raises(likelihood.ExampleError, match=r"^example 9: the log-density is -inf; check"):
+    monkeypatch.setitem(PRIORS, "standard", prior)
+    with pytest.raises(ExampleError, match=r"^example 9: the log-density is -inf; check"):
         exact(quantized(17), batch_size=4, samples=3)
     assert calls == [12, 12, 12]
 

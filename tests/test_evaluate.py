@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from score_sde import run as command_line
-from score_sde.data import DATASETS
-from score_sde.engine import evaluate
-from score_sde.engine.build import read_dataset
+from score_sde.data import DATASETS, DataError, order
+from score_sde.engine import features as networks
+from score_sde.engine import metrics
 from score_sde.engine.config import load, override
-from score_sde.engine.evaluate import distances, frechet_distance, kernel_distance, make_features, nearest
+from score_sde.engine.datasets import read_dataset
+from score_sde.engine.features import make_features
+from score_sde.engine.metrics import distances, frechet_distance, kernel_distance, nearest
 
 FAST = ("--sampler=heun", "--steps=4", "--num_samples=60", "--config.evaluate.subset_size=40")
 FAST += ("--config.evaluate.num_examples=80", "--config.evaluate.subsets=5")
@@ -186,7 +188,7 @@ def test_real_examples_score_the_floor(evaluated, classifier_run, tmp_path):
     """The training images in the place of the samples: no distance beyond the floor, and nothing new."""
     folder = tmp_path / "real"
     folder.mkdir()
-    numbers = evaluate.order(0, 0, 1437)[:300]
+    numbers = order(0, 0, 1437)[:300]
     images = DATASETS["digits"]("train").batch(numbers)["x"]
     np.savez(folder / "samples.npz", samples=images.movedim(1, -1).numpy())
     manifest = {"sampler": "none", "steps": 0, "nfe": 0, "seed": 0, "levels": 17}
@@ -202,7 +204,7 @@ def test_real_examples_score_the_floor(evaluated, classifier_run, tmp_path):
 def test_the_reference_is_read_and_not_made_again(evaluated, monkeypatch):
     first, folder, _ = evaluated("points", IDENTITY)
     (path,) = folder.glob("reference-*.npz")
-    monkeypatch.setattr(evaluate, "write_npz", None)
+    monkeypatch.setattr(metrics, "write_npz", None)
     again, _, _ = evaluated("points", IDENTITY, f"--config.evaluate.reference={path}")
     assert again["metrics"] == first["metrics"]
 
@@ -361,8 +363,8 @@ def inception(**keys):
 
 
 def test_inception_sees_three_channels_of_256_levels(monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluate, "find_spec", lambda name: name)
-    monkeypatch.setattr(evaluate, "NoTrainInceptionV3", Inception)
+    monkeypatch.setattr(networks, "find_spec", lambda name: name)
+    monkeypatch.setattr(networks, "NoTrainInceptionV3", Inception)
     torch.save({}, tmp_path / "weights.pth")
     features = inception(inception_path=tmp_path / "weights.pth")
     found = features.of([torch.tensor([0, 4, 8, 16], dtype=torch.uint8).reshape(1, 1, 2, 2)])
@@ -373,17 +375,17 @@ def test_inception_sees_three_channels_of_256_levels(monkeypatch, tmp_path):
 def test_inception_that_is_not_there(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"evaluate.inception_path is empty: give pt_inception-2015"):
         inception()
-    monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
-    with pytest.raises(evaluate.DataError, match="need torch-fidelity, which is not installed"):
+    monkeypatch.setattr(networks, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="need torch-fidelity, which is not installed"):
         inception(inception_path=tmp_path / "weights.pth")
-    monkeypatch.setattr(evaluate, "find_spec", lambda name: name)
-    monkeypatch.setattr(evaluate, "NoTrainInceptionV3", Inception)
-    with pytest.raises(evaluate.DataError, match="No such file or directory"):
+    monkeypatch.setattr(networks, "find_spec", lambda name: name)
+    monkeypatch.setattr(networks, "NoTrainInceptionV3", Inception)
+    with pytest.raises(DataError, match="No such file or directory"):
         inception(inception_path=tmp_path / "weights.pth")
     for content in (b"", b"text", b"\x80\x02cos\nsystem\n."):
         (tmp_path / "weights.pth").write_bytes(content)
-        with pytest.raises(evaluate.DataError, match="does not hold the weights of Inception v3"):
+        with pytest.raises(DataError, match="does not hold the weights of Inception v3"):
             inception(inception_path=tmp_path / "weights.pth")
     torch.save({"other": torch.zeros(1)}, tmp_path / "weights.pth")
-    with pytest.raises(evaluate.DataError, match="does not hold the weights of Inception v3"):
+    with pytest.raises(DataError, match="does not hold the weights of Inception v3"):
         inception(inception_path=tmp_path / "weights.pth")

@@ -7,9 +7,11 @@ from PIL import Image
 
 from score_sde.data import DataError
 from score_sde.engine import examples
-from score_sde.engine.build import DataFacts, load, read_dataset
 from score_sde.engine.config import Options, stored
+from score_sde.engine.datasets import read_dataset
 from score_sde.engine.examples import check_finite, read_given, read_input, read_picture
+from score_sde.engine.facts import DataFacts
+from score_sde.engine.load import load
 from score_sde.sde_lib import NonFiniteError
 
 GREY, COLOUR, POINTS = DataFacts((1, 6, 4), 17, 0.5, 1.0), DataFacts((3, 6, 4), 256, 0.5, 1.0), DataFacts((2,), 0, 1, 1)

@@ -8,8 +8,8 @@ from parity.recordings import COPIES
 from safetensors.torch import load_file
 
 from score_sde import run as command_line
-from score_sde.engine.build import load
 from score_sde.engine.config import Options, stored
+from score_sde.engine.load import load
 from score_sde.models.checkpoints.diffusers import ADM, FIXED, SKIP_OPTIONS
 
 SMALL = {"channels": 8, "num_blocks": 2, "attention": (4,), "norm_groups": 4, "head_channels": 4}

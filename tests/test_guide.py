@@ -11,14 +11,16 @@ from score_sde import run as command_line
 from score_sde import sde_lib
 from score_sde.data import batch_at
 from score_sde.engine import tuned
-from score_sde.engine.build import load as load_run
-from score_sde.engine.build import load_model, read_dataset
 from score_sde.engine.config import Options, load, stored
+from score_sde.engine.datasets import read_dataset
+from score_sde.engine.drawing import draw, draw_pairs
 from score_sde.engine.guide import Guide
-from score_sde.engine.held_out import HeldOut
+from score_sde.engine.load import load as load_run
+from score_sde.engine.load import load_model
 from score_sde.engine.randomness import kept
-from score_sde.engine.sample import draw, draw_pairs, make_step, make_times
-from score_sde.engine.trainer import Trainer
+from score_sde.engine.sampler import make_step, make_times
+from score_sde.engine.training.trainer import Trainer
+from score_sde.engine.training.validation import HeldOut
 from score_sde.samplers import GRIDS, STEPS
 
 SMALL = {

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from score_sde import run as command_line
 from score_sde.engine import checkpoint, importing
-from score_sde.engine.build import load_model
 from score_sde.engine.config import Options, stored
+from score_sde.engine.load import load_model
 from score_sde.engine.lock import only_writer
 from score_sde.models.checkpoints import FORMATS, MARKS, edm, recognise
 from score_sde.sde_lib.discrete import Discrete

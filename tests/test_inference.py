@@ -161,7 +161,7 @@ def test_samples_do_not_depend_on_the_parts(points, monkeypatch, capsys):
             limited = room(2, DEVICE)
             return super().__call__(lambda part: (limited(part), work(part))[1], examples)
 
-    monkeypatch.setattr("score_sde.engine.sample.Parts", Small)
+    monkeypatch.setattr("score_sde.engine.drawing.Parts", Small)
     torch.testing.assert_close(samples(points), whole, rtol=1e-5, atol=1e-5)
     assert "going on with 1" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ import torch
 from parity.recordings import Recording, per_sample
 from torch.nn import functional as F
 
-from score_sde.engine import build
+from score_sde.engine import build, objective
 from score_sde.engine.config import load, names, override
 from score_sde.models import NCSNpp
 from score_sde.models.blocks import SelfAttention, Style
@@ -258,11 +258,11 @@ def test_recipes_build_and_weigh_the_error_of_the_noise(name):
     width = "32" if config.network.name == "ddpm" else "8"
     override(config, [("network.channels", width), ("device", "cpu"), *blocks])
     experiment = build.build(config, build.DataFacts((3, 32, 32), 256, 0.5, 60.0))
-    denoise, law = experiment.denoiser(experiment.network, config), build.make_time_law(config)
+    denoise, law = experiment.denoiser(experiment.network, config), objective.make_time_law(config)
     t, _ = law(experiment.sde, torch.tensor([0.1, 0.5, 0.9]))
     x0 = experiment.codec.encode(torch.randint(256, (3, 3, 32, 32)))
     assert (x0.min() < 0) == config.network.centred
-    loss = build.make_objective(config, experiment)(
+    loss = objective.make_objective(config, experiment)(
         denoise, x0, torch.randn_like(x0), t.float().reshape(-1, 1, 1, 1), None, 0.0
     )
     torch.testing.assert_close(loss, torch.ones(3), rtol=0, atol=0.1)

@@ -11,7 +11,7 @@ from score_sde import run as command_line
 from score_sde.configs import default
 from score_sde.engine import paths
 from score_sde.engine.config import flat, from_json, load, override, read_run, run_json, to_json
-from score_sde.engine.evaluate import FEATURES
+from score_sde.engine.features import FEATURES
 from score_sde.engine.resolve import resolve, single
 
 MODES = [mode for mode in command_line.MODES if mode not in command_line.ALONE]

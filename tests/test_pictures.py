@@ -8,7 +8,7 @@ from score_sde import run as command_line
 from score_sde.data import DATASETS
 from score_sde.data.plots import lines, scatter, shades
 from score_sde.engine import plane
-from score_sde.engine.build import DataFacts
+from score_sde.engine.facts import DataFacts
 from score_sde.engine.pictures import compared, num_shown, picture, unit
 
 KINDS = {

@@ -11,13 +11,24 @@ from scipy.integrate import quad
 from torch import nn
 
 from score_sde import run as command_line
-from score_sde.engine import checkpoint, posthoc
-from score_sde.engine.build import load_model, read_dataset
+from score_sde.engine import checkpoint
 from score_sde.engine.config import Options, stored
-from score_sde.engine.ema import EMA, WIDEST, exponent, width
+from score_sde.engine.datasets import read_dataset
 from score_sde.engine.errors import CheckpointError
-from score_sde.engine.held_out import HeldOut
-from score_sde.engine.posthoc import Snapshots, about, combination, fit, inner_products, load_weights, profiles, spacing
+from score_sde.engine.load import load_model
+from score_sde.engine.training import posthoc
+from score_sde.engine.training.ema import EMA, WIDEST, exponent, width
+from score_sde.engine.training.posthoc import (
+    Snapshots,
+    about,
+    combination,
+    fit,
+    inner_products,
+    load_weights,
+    profiles,
+    spacing,
+)
+from score_sde.engine.training.validation import HeldOut
 
 TRACKED = (0.05, 0.1)
 KEYS = ("network.channels=8", "optim.warmup_images=0", "optim.decay=constant", "optim.learning_rate=1e-2")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from score_sde.engine import log, ranks
-from score_sde.engine.build import make_device
+from score_sde.engine.devices import make_device
 
 
 @pytest.fixture

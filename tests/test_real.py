@@ -11,9 +11,11 @@ import torch
 from score_sde import run as command_line
 from score_sde.data import DATASETS, DataError, Dataset
 from score_sde.engine import checkpoint
-from score_sde.engine.build import DataFacts, build, first_guess, fit_codec
+from score_sde.engine.build import build
+from score_sde.engine.codecs import first_guess, fit_codec
 from score_sde.engine.config import load, override
-from score_sde.engine.likelihood import Measurement
+from score_sde.engine.density import Measurement
+from score_sde.engine.facts import DataFacts
 from score_sde.sde_lib import Gaussian, GaussianMixture
 
 SHAPES = {"table": (20, 3), "signals": (20, 2, 8), "fields": (20, 2, 8, 6)}

@@ -26,8 +26,8 @@ from torch import nn
 from score_sde import run as command_line
 from score_sde.engine import checkpoint, lock, pictures
 from score_sde.engine.lock import only_writer
-from score_sde.engine.skipped import culprit
-from score_sde.engine.trainer import Trainer
+from score_sde.engine.training.nonfinite import culprit
+from score_sde.engine.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,12 @@ import torch
 
 from score_sde import run as command_line
 from score_sde import sde_lib
-from score_sde.engine import edit, remake
-from score_sde.engine.build import load, read_dataset
+from score_sde.engine import image_to_image as remake
 from score_sde.engine.config import Options, stored
-from score_sde.engine.sample import make_step
+from score_sde.engine.datasets import read_dataset
+from score_sde.engine.load import load
+from score_sde.engine.modes import edit
+from score_sde.engine.sampler import make_step
 from score_sde.samplers import Ancestral, Noise
 from score_sde.samplers.editing import depth_time, sdedit
 from score_sde.samplers.grids import GRIDS

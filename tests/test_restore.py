@@ -9,10 +9,13 @@ from PIL import Image
 
 from score_sde import run as command_line
 from score_sde import sde_lib
-from score_sde.engine.build import DataFacts, build, load, read_dataset
+from score_sde.engine.build import build
 from score_sde.engine.config import Options, stored
 from score_sde.engine.config import load as load_config
-from score_sde.engine.restore import METHODS, TASKS, Problem, read_mask
+from score_sde.engine.datasets import read_dataset
+from score_sde.engine.facts import DataFacts
+from score_sde.engine.inverse_problems import METHODS, TASKS, Problem, read_mask
+from score_sde.engine.load import load
 from score_sde.samplers import GRIDS, STEPS, Ancestral, Noise, block_means, replacement, resampled, sample, trajectory
 
 NUM = 4

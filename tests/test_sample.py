@@ -13,13 +13,14 @@ from PIL import Image
 
 from score_sde import run as command_line
 from score_sde import sde_lib
-from score_sde.engine import checkpoint, plane
-from score_sde.engine import sample as sampling
-from score_sde.engine.build import DataFacts, build
+from score_sde.engine import checkpoint, drawing, plane
+from score_sde.engine.build import build
 from score_sde.engine.config import Options, load, stored
-from score_sde.engine.likelihood import Measurement
+from score_sde.engine.density import Measurement
+from score_sde.engine.drawing import Counted, draw, draw_pairs, draw_scored
+from score_sde.engine.facts import DataFacts
 from score_sde.engine.randomness import PROBES, noise
-from score_sde.engine.sample import Counted, draw, draw_pairs, draw_scored, make_step, make_times
+from score_sde.engine.sampler import make_step, make_times
 from score_sde.samplers import GRIDS, STEPS
 from score_sde.sde_lib import Exact, Gaussian, GaussianMixture, Hutchinson
 from score_sde.sde_lib.consistency import ConsistencyModel
@@ -171,7 +172,7 @@ def test_a_sample_does_not_depend_on_the_batch_size(sampler, digits, drawn):
 def test_a_state_does_not_depend_on_the_batch_size(sampler, points, drawn, monkeypatch):
     """To the rounding of float32, which the solver that adapts its steps may enlarge."""
     monkeypatch.setattr(plane, "draw", lambda *args: None)
-    monkeypatch.setattr(sampling, "picture", lambda *args: None)
+    monkeypatch.setattr(drawing, "picture", lambda *args: None)
     alone, seven, whole = (drawn(points, sampler, 2, 9, f"--batch_size={size}")[0] for size in (1, 7, 64))
     tolerance = 1e-4 if sampler == "ode" else 1e-5
     np.testing.assert_allclose(alone, whole, rtol=tolerance, atol=tolerance)
@@ -362,7 +363,7 @@ def test_log_densities_are_those_that_a_solve_from_the_data_finds(run, request, 
     words = [f"--config.likelihood.{key}={value}" for key, value in options.items()]
     drawn(workdir, "ode", 1, 3, "--log_prob", "--config.sample.keep_latents=true", "--seed=4", *words)
     found, config = read(workdir), stored(workdir)
-    experiment, denoise, _ = sampling.load(config, workdir, Options())
+    experiment, denoise, _ = drawing.load(config, workdir, Options())
     x, trace = torch.from_numpy(found["x0"]), Hutchinson(noise(0, PROBES, torch.arange(4, 7)), 2)
     trace = trace if run == "digits" else Exact()
     expected = sde_lib.log_prob(experiment.sde, denoise, x, experiment.gaussian.isotropic(), trace, solver=solver)
@@ -471,10 +472,10 @@ def test_densities_that_cannot_be_had(words, message, digits, capsys):
 def test_runs_without_a_density_are_refused(digits, tmp_path, monkeypatch, capsys):
     """A consistency model and a classifier."""
     words = ("--mode=sample", "--sampler=ode", "--log_prob", "--num_samples=1")
-    experiment, _, path = sampling.load(stored(digits), digits, Options())
+    experiment, _, path = drawing.load(stored(digits), digits, Options())
     consistent = ConsistencyModel(experiment.network, experiment.sde, 0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "load", lambda *args: (experiment, consistent, path))
+        patch.setattr(drawing, "load", lambda *args: (experiment, consistent, path))
         assert command(*words, f"--workdir={digits}") == 2
     assert "knows where the flow ends, not how it gets there, and so no density" in capsys.readouterr().err
     config = json.loads((digits / "config.json").read_text())

@@ -18,12 +18,12 @@ from score_sde import run as command_line
 from score_sde.configs import default
 from score_sde.data import DataError, Dataset, batch_at, loader, reader
 from score_sde.data.loader import Prefetched, Resident, num_bytes
-from score_sde.engine import build, memory, ranks
-from score_sde.engine.build import set_threads
+from score_sde.engine import datasets, devices, memory, ranks
 from score_sde.engine.config import conform, load, override
+from score_sde.engine.devices import set_threads
 from score_sde.engine.precision import check_precision
 from score_sde.engine.recipe import FREE
-from score_sde.engine.trainer import batches_ahead, check, compiles
+from score_sde.engine.training.trainer import batches_ahead, check, compiles
 from score_sde.models import NETWORKS
 from score_sde.sde_lib import OBJECTIVES
 from score_sde.sde_lib.objective import Denoising
@@ -180,7 +180,7 @@ def test_the_limits_on_images_reach_the_reader(tmp_path):
     config = load("vpsde")
     override(config, [("data.name", "images"), ("data.path", str(tmp_path)), ("data.max_pixels", "63")])
     with pytest.raises(DataError, match=r"raise data\.max_pixels from 63"):
-        build.read_dataset(config, "train")
+        datasets.read_dataset(config, "train")
 
 
 @pytest.mark.parametrize(("cores", "local", "expected"), [(32, 8, 4), (64, 2, 16), (2, 8, 2), (None, 1, 2)])
@@ -369,11 +369,11 @@ def test_other_modes_say_which_size_to_try(points, monkeypatch, capsys):
     def fail(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("score_sde.engine.sample.draw_run", fail)
+    monkeypatch.setattr("score_sde.engine.modes.sample.draw_run", fail)
     line = ["run.py", "--mode=sample", f"--workdir={points}", "--batch_size=48", "--num_samples=50"]
     assert command_line.main(line) == 3
     assert capsys.readouterr().err == "error: out of memory with sample.batch_size 48; try --batch_size 24\n"
-    monkeypatch.setattr("score_sde.engine.train.train", fail)
+    monkeypatch.setattr("score_sde.engine.modes.train.train", fail)
     assert command_line.main(["run.py", "--mode=train", f"--workdir={points}"]) == 3
     assert "out of memory; take a smaller network, another --device" in capsys.readouterr().err
 
@@ -396,11 +396,11 @@ def test_bfloat16_where_the_device_has_none_is_refused(has, monkeypatch):
 
 @pytest.mark.parametrize(
     ("given", "parameters", "expected"),
-    [(0, 1_000, 1), (0, math.ceil(build.LARGE / 64), 7), (3, 1_000, 3), (1, 10**6, 1)],
+    [(0, 1_000, 1), (0, math.ceil(devices.LARGE / 64), 7), (3, 1_000, 3), (1, 10**6, 1)],
 )
 def test_threads_follow_the_size_of_the_network(given, parameters, expected, monkeypatch):
     found, config = [], load("vpsde")
-    monkeypatch.setattr(build, "THREADS", 7)
+    monkeypatch.setattr(devices, "THREADS", 7)
     monkeypatch.setattr(torch, "set_num_threads", found.append)
     config.threads = given
     set_threads(config, (1, 8, 8), torch.nn.Linear(parameters, 1, bias=False))
@@ -448,7 +448,7 @@ def test_a_loss_that_compares_examples_has_its_batch_whole(microbatch, processes
     config = load("clip")
     override(config, [("train.batch_size", "4"), ("train.microbatch", str(microbatch))])
     monkeypatch.setattr(ranks, "size", lambda: processes)
-    data = build.read_dataset(config, "train")
+    data = datasets.read_dataset(config, "train")
     if fine:
         check(config, data)
     else:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from score_sde.configs import ncsnv2, sliced
-from score_sde.engine.build import DataFacts, build, make_objective, make_time_law
+from score_sde.engine.build import build
+from score_sde.engine.facts import DataFacts
+from score_sde.engine.objective import make_objective, make_time_law
 from score_sde.models import NETWORKS
 from score_sde.sde_lib import OBJECTIVES, VESDE, WEIGHTS, Denoiser, Prediction, explicit
 

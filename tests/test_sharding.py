@@ -13,14 +13,14 @@ from test_train import DIGITS, POINTS, ROOT, assert_same_run, metrics, steps, tr
 from score_sde import run as command_line
 from score_sde.engine import checkpoint, ranks
 from score_sde.engine.config import load
-from score_sde.engine.trainer import compiles
+from score_sde.engine.training.trainer import compiles
 
 PROGRAM = """
 import json, sys
 import torch
 from score_sde import run
 from score_sde.engine import ranks
-from score_sde.engine.trainer import Trainer
+from score_sde.engine.training.trainer import Trainer
 
 original, spoilt = Trainer._inputs, set()
 
@@ -173,9 +173,9 @@ import json, sys
 from pathlib import Path
 import torch
 from score_sde.engine import ranks
-from score_sde.engine.build import read_dataset
+from score_sde.engine.datasets import read_dataset
 from score_sde.engine.config import load, override
-from score_sde.engine.trainer import Trainer
+from score_sde.engine.training.trainer import Trainer
 
 losses, kept = [], []
 for sharding in ("false", "true"):

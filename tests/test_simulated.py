@@ -92,9 +92,9 @@ def test_the_simulated_device_waits_and_refuses_as_a_gpu_does():
 TRAINING = """
 import json, tempfile
 from pathlib import Path
-from score_sde.engine.build import read_dataset
+from score_sde.engine.datasets import read_dataset
 from score_sde.engine.config import load, override
-from score_sde.engine.trainer import Trainer
+from score_sde.engine.training.trainer import Trainer
 
 found = {}
 for name in sys.argv[1:]:

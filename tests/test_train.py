@@ -20,12 +20,12 @@ from PIL import Image
 from score_sde import run as command_line
 from score_sde.data import Dataset, batch_at
 from score_sde.engine import checkpoint, pictures, plane
-from score_sde.engine.build import read_dataset
 from score_sde.engine.config import load, names, override
-from score_sde.engine.held_out import NOISE_BINS, HeldOut
+from score_sde.engine.datasets import read_dataset
 from score_sde.engine.log import Metrics
 from score_sde.engine.randomness import TRAINING, noise
-from score_sde.engine.trainer import Trainer, learning_rate
+from score_sde.engine.training.trainer import Trainer, learning_rate
+from score_sde.engine.training.validation import NOISE_BINS, HeldOut
 from score_sde.sde_lib import OBJECTIVES, Gaussian, GaussianMixture, denoising_loss
 
 ROOT = Path(command_line.__file__).parent

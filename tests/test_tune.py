@@ -8,8 +8,9 @@ from test_sample import command
 
 from benchmarks import problems
 from benchmarks.solvers import error, ours, walk
-from score_sde.engine import plane, tune
+from score_sde.engine import plane
 from score_sde.engine.errors import CheckpointError
+from score_sde.engine.modes import tune
 
 FLAGS = ("--sampler=adams", "--steps=3")
 

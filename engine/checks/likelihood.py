@@ -20,12 +20,13 @@ from torch import Tensor
 
 from score_sde.configs import default
 from score_sde.data.archives import unpack_arrays
-from score_sde.engine import likelihood
-from score_sde.engine.build import read_dataset
 from score_sde.engine.checks.rows import Row, Setting, distance, exactly, worst
 from score_sde.engine.config import Options, override, to_json
+from score_sde.engine.datasets import read_dataset
+from score_sde.engine.density import COPY
+from score_sde.engine.modes import likelihood
 from score_sde.engine.randomness import DEQUANTIZATION, uniform
-from score_sde.engine.trainer import Trainer
+from score_sde.engine.training.trainer import Trainer
 from score_sde.samplers import Noise
 from score_sde.sde_lib import (
     ADAPTIVE,
@@ -425,7 +426,7 @@ def untrained(data: str, dequantization: str, changes: dict[str, str | int], set
     width, t = 2 / levels if levels else 0.0, sde.t_min
     found = []
     for copy in range(copies):
-        u = exactly(uniform(config.seed, DEQUANTIZATION, torch.arange(4) + copy * likelihood.COPY, values))
+        u = exactly(uniform(config.seed, DEQUANTIZATION, torch.arange(4) + copy * COPY, values))
         x, log_q = (values + 0.5) * width - 1 if levels else values, torch.zeros_like(values)
         if dequantization == "uniform":
             x, log_q = x + width * (u - 0.5), torch.full_like(x, -math.log(width))

@@ -9,9 +9,9 @@ from scipy.stats import truncnorm
 from torch import Tensor
 
 from score_sde.configs import default
-from score_sde.engine.build import make_time_law, make_weight
 from score_sde.engine.checks.rows import Row, Setting, distance, exactly, relative, worst
 from score_sde.engine.checks.textbook import PROCESSES, Process
+from score_sde.engine.objective import make_time_law, make_weight
 from score_sde.sde_lib import (
     SDE,
     SDES,

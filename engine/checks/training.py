@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from score_sde.configs import default
 from score_sde.engine import checkpoint
-from score_sde.engine.build import read_dataset
 from score_sde.engine.checks.rows import Row, Setting, distance, exactly, relative, worst
 from score_sde.engine.config import load, override
-from score_sde.engine.ema import EMA
+from score_sde.engine.datasets import read_dataset
 from score_sde.engine.errors import CheckpointError
-from score_sde.engine.held_out import HeldOut
 from score_sde.engine.randomness import dither as dither_of
 from score_sde.engine.randomness import draw_times
-from score_sde.engine.trainer import Trainer, learning_rate
+from score_sde.engine.training.ema import EMA
+from score_sde.engine.training.trainer import Trainer, learning_rate
+from score_sde.engine.training.validation import HeldOut
 from score_sde.sde_lib import SDES, TIME_LAWS
 from score_sde.storage.reading import half_of_memory, read_bytes
 from score_sde.storage.writing import confined, write_bytes

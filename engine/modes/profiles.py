@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde.engine import checkpoint, posthoc
-from score_sde.engine.build import check_form, load_model, read_dataset
+from score_sde.engine import checkpoint
 from score_sde.engine.config import Options
+from score_sde.engine.datasets import check_form, read_dataset
 from score_sde.engine.files import write_json
-from score_sde.engine.held_out import HeldOut
+from score_sde.engine.load import load_model
 from score_sde.engine.log import say, versions
 from score_sde.engine.results import question, result_folder
+from score_sde.engine.training import posthoc
+from score_sde.engine.training.validation import HeldOut
 from score_sde.storage.writing import replace
 
 WIDTHS = tuple(round(width, 3) for width in np.geomspace(0.01, 0.25, 13).tolist())

@@ -21,10 +21,11 @@ from torch.nn import functional as F
 from score_sde.data.decoding import SUFFIXES
 from score_sde.engine.build import Experiment
 from score_sde.engine.config import WRONG
+from score_sde.engine.drawing import first_normals
 from score_sde.engine.examples import Made, check_finite, read_given, read_picture
 from score_sde.engine.log import Progress
 from score_sde.engine.randomness import EDITING, noise
-from score_sde.engine.sample import first_normals, make_step, make_times
+from score_sde.engine.sampler import make_step, make_times
 from score_sde.samplers import (
     DPS,
     Noise,
@@ -59,9 +60,6 @@ class Known(NamedTuple):
     measure: Forward
     project: Projector | None = None
     show: Callable[[Tensor], Tensor] | None = None
-
-
-# --- what is measured -------------------------------------------------------------------------------------------------
 
 
 def inpaint(config: ConfigDict, experiment: Experiment) -> Known:
@@ -162,9 +160,6 @@ def read_mask(text: str, shape: tuple[int, ...]) -> Tensor:
     known = torch.ones(rows, columns, dtype=torch.bool)
     known[top : top + height, left : left + width] = False
     return known
-
-
-# --- how it is restored -----------------------------------------------------------------------------------------------
 
 
 class Problem(NamedTuple):

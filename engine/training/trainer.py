@@ -24,27 +24,16 @@ from torch.utils._pytree import tree_map_only
 
 from score_sde.data import Dataset, reader
 from score_sde.engine import checkpoint, memory, ranks
-from score_sde.engine.adam import Adam, AdamW
-from score_sde.engine.build import (
-    DataFacts,
-    build,
-    check_classes,
-    check_there,
-    conditions,
-    first_guess,
-    fit_codec,
-    load_average,
-    make_codec,
-    make_objective,
-    make_time_law,
-    pick,
-    set_threads,
-)
-from score_sde.engine.ema import EMA
+from score_sde.engine.build import build, conditions
+from score_sde.engine.codecs import first_guess, fit_codec, make_codec
+from score_sde.engine.datasets import check_classes
+from score_sde.engine.devices import set_threads
 from score_sde.engine.errors import CheckpointError, OutOfMemory
+from score_sde.engine.facts import DataFacts
+from score_sde.engine.load import check_there, load_average
 from score_sde.engine.log import say, versions
+from score_sde.engine.objective import make_objective, make_time_law
 from score_sde.engine.pictures import unit
-from score_sde.engine.posthoc import Snapshots, about, profiles
 from score_sde.engine.precision import PRECISIONS, check_precision
 from score_sde.engine.randomness import (
     OBJECTIVE,
@@ -59,12 +48,18 @@ from score_sde.engine.randomness import (
     seed_dropout,
 )
 from score_sde.engine.recipe import MODEL, RECIPE, digest
-from score_sde.engine.skipped import Skipped, culprit, stop
+from score_sde.engine.training.adam import Adam, AdamW
+from score_sde.engine.training.ema import EMA
+from score_sde.engine.training.nonfinite import Skipped, culprit, stop
+from score_sde.engine.training.posthoc import Snapshots, about, profiles
 from score_sde.models.layers import resolutions
 from score_sde.sde_lib import OBJECTIVES, Denoiser
 from score_sde.sde_lib.devices import put
+from score_sde.storage.naming import pick
 
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
+
+
 COMPILE = {"auto": None, "true": True, "false": False}
 """Whether the network is compiled; None leaves it to the device."""
 

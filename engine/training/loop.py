@@ -16,30 +16,20 @@ import torch
 from ml_collections import ConfigDict
 
 from score_sde.engine import prior, ranks
-from score_sde.engine.build import read_dataset
 from score_sde.engine.commands import PROGRAM
 from score_sde.engine.config import Options, read_run
-from score_sde.engine.held_out import HeldOut
-from score_sde.engine.inspect import remarks
-from score_sde.engine.lock import Writer, only_writer
-from score_sde.engine.log import Metrics, Progress, check_name, say, versions
+from score_sde.engine.datasets import read_dataset
+from score_sde.engine.drawing import preview
+from score_sde.engine.lock import Writer
+from score_sde.engine.log import Metrics, Progress, say, versions
 from score_sde.engine.pictures import unit
 from score_sde.engine.recipe import RECIPE
+from score_sde.engine.remarks import remarks
 from score_sde.engine.resolve import written
-from score_sde.engine.sample import preview
-from score_sde.engine.signals import Asked, Stopped
-from score_sde.engine.trainer import StepResult, Trainer
+from score_sde.engine.training.signals import Asked, Stopped
+from score_sde.engine.training.trainer import StepResult, Trainer
+from score_sde.engine.training.validation import HeldOut
 from score_sde.storage.writing import write_text
-
-
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Train the config in ``workdir``, from the newest checkpoint there.
-
-    Raises: Stopped after a checkpoint, if a signal asked for it.
-    """
-    check_name(workdir)
-    with only_writer(workdir) as writer, Asked() as asked:
-        train(config, workdir, options, asked, writer)
 
 
 def train(config: ConfigDict, workdir: Path, options: Options, asked: Asked, writer: Writer) -> None:

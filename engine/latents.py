@@ -1,11 +1,6 @@
-"""Editing: what a trained run makes of examples that are there already.
+"""Latents of the probability flow: examples to latents, latents to data, and paths between examples."""
 
-A task gets the run and its denoiser, writes its results into its folder, and says what it did.
-"""
-
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,94 +11,25 @@ from torch import Tensor
 
 from score_sde.data import DataError, table, write_gif
 from score_sde.engine import checkpoint
-from score_sde.engine.build import Experiment, check_flow, load
-from score_sde.engine.config import Options
+from score_sde.engine.build import Experiment
+from score_sde.engine.drawing import Counted, write_samples
 from score_sde.engine.examples import read_examples, spaced
-from score_sde.engine.files import read_npz, write_json, write_npz
-from score_sde.engine.guide import Guide
-from score_sde.engine.log import Progress, say, versions
-from score_sde.engine.pictures import compared, is_image, num_shown, picture, save
-from score_sde.engine.remake import REMAKES
-from score_sde.engine.restore import RESTORATIONS
-from score_sde.engine.results import question, result_folder
-from score_sde.engine.sample import Counted, make_step, write_samples
+from score_sde.engine.files import read_npz, write_npz
+from score_sde.engine.log import Progress
+from score_sde.engine.pictures import compared, is_image, picture, save
+from score_sde.engine.sampler import make_step
 from score_sde.samplers import DDIM, Ancestral, Noise, Step, sample
-from score_sde.samplers.draw import numbered, remark
+from score_sde.samplers.draw import numbered
 from score_sde.samplers.editing import depth_time, flow_path, slerp, stochastic_path
 from score_sde.samplers.grids import karras
-from score_sde.samplers.guidance import Guided
 from score_sde.sde_lib import NonFiniteError
-from score_sde.storage.naming import pick
 
 PRIOR = "prior draws"
 """Label of the one path that has no examples at its ends."""
 
+
 SHOWN, REACH = 16, 2.5
 """Examples in the picture of encode; and the normals that it shows white there, their negatives black."""
-
-
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Do a task; write its pictures and manifest.json below ``workdir``/edit/<task>."""
-    if not options.task:
-        raise ValueError(f"give --task ({' | '.join(TASKS)})")
-    task, split = pick(TASKS, "task", options.task), options.split or "test"
-    experiment, denoiser, found = load(config, workdir, options)
-    if options.task in FLOWING:
-        check_flow(denoiser, workdir)
-
-    guide = Guide(config, workdir, experiment)
-    if guide.acts and options.task not in GUIDED:
-        raise ValueError(f"--task {options.task} knows no label and no guidance; leave them out")
-    if options.task in GUIDED and (note := remark(config.sample.sampler, denoiser, experiment.sde)):
-        say(f"note: {note}")
-
-    target, counted, start = workdir / "edit" / options.task, Counted(denoiser), time.perf_counter()
-    asked = question(config, ("data", "sample", "guidance", "edit"), options, found, split=split)
-    with result_folder(target, "manifest.json", asked) as folder:
-        if options.task in GUIDED:
-            done = remake(task, folder, experiment, partial(guide, counted), config, split) | {"guidance": guide.told()}
-        else:
-            with torch.no_grad():
-                done = task(folder, experiment, counted, config, split)
-        seconds, meta = time.perf_counter() - start, checkpoint.read_meta(found)
-        manifest = {
-            "task": options.task,
-            **done,
-            "nfe": counted.calls,
-            "seconds": seconds,
-            "seed": config.seed,
-            "levels": experiment.facts.levels,
-            "weights": options.weights,
-            "checkpoint_step": meta["step"],
-            "config_sha256": checkpoint.sha256(workdir / "config.json"),
-            "asked": asked,
-            "changes": options.changes,
-            "versions": versions(),
-        }
-        write_json(folder / "manifest.json", manifest)
-    say(f"{options.task} in {seconds:.1f} s, {counted.calls} evaluations, from step {meta['step']} ({options.weights})")
-    if "round_trip" in done:
-        say(*report(done["round_trip"]).split("\n"))
-    say(f"files are in {target}")
-
-
-def remake(
-    task: Callable[..., Any],
-    folder: Path,
-    experiment: Experiment,
-    guided: Callable[[Tensor], Guided],
-    config: ConfigDict,
-    split: str,
-) -> dict[str, Any]:
-    """Make examples anew; samples.npz with what they became, grid.png with that beside what was given."""
-    result, rows, told = task(experiment, guided, config, split)
-    facts = experiment.facts
-    write_samples(folder, experiment.codec.decode(result).cpu(), facts)
-    which = spaced(len(result), SHOWN if len(facts.shape) > 1 else num_shown(facts))
-    seen = {name: list(experiment.codec.decode(x[which]).cpu()) for name, x in rows.items()}
-    save(folder / "grid.png", compared(seen, [list(map(str, which))], facts))
-    about = {key: config.sample[key] for key in ("sampler", "steps", "grid", "t_min")}
-    return {"options": {**dict(config.edit), **about}, "split": split, "num_examples": len(result), **told}
 
 
 def interpolate(
@@ -265,13 +191,3 @@ def report(round_trip: dict[str, float | None]) -> str:
     if round_trip["same_level"] is not None:
         text += f"; {100 * round_trip['same_level']:.4g} % of the entries are the same level again"
     return text
-
-
-GUIDED = {**RESTORATIONS, **REMAKES}
-"""Tasks on examples that come as they are or are guided: see ``engine.remake.REMAKES``."""
-
-FLOWING = {"interpolate", "encode", "decode", "translate"}
-"""Tasks that follow the probability flow."""
-
-TASKS: dict[str, Callable[..., Any]] = {"interpolate": interpolate, "encode": encode, "decode": decode, **GUIDED}
-"""What the user types after ``--task``; the first three: (folder, experiment, denoise, config, split) -> manifest."""

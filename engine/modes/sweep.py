@@ -12,16 +12,17 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_sde.engine.build import read_dataset
 from score_sde.engine.config import Options
-from score_sde.engine.evaluate import batches, frechet_distance, labels, make_features
+from score_sde.engine.datasets import read_dataset
+from score_sde.engine.drawing import draw_run
+from score_sde.engine.features import make_features
 from score_sde.engine.files import write_json
 from score_sde.engine.guide import ALL
 from score_sde.engine.inference import usual
 from score_sde.engine.log import say, versions
+from score_sde.engine.metrics import batches, frechet_distance, labels
 from score_sde.engine.pictures import compared, num_shown, save
 from score_sde.engine.results import question, result_folder
-from score_sde.engine.sample import draw_run
 from score_sde.storage.writing import replace
 
 SHOWN = 10

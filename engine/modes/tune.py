@@ -11,19 +11,21 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_sde.engine import tuned
-from score_sde.engine.build import check_flow, load
 from score_sde.engine.config import Options
+from score_sde.engine.drawing import first_normals
 from score_sde.engine.files import write_json
 from score_sde.engine.inference import usual
+from score_sde.engine.load import check_flow, load
 from score_sde.engine.log import say, versions
 from score_sde.engine.randomness import TUNING, noise, positions
 from score_sde.engine.results import question, result_files
-from score_sde.engine.sample import chosen, first_normals, make_step, make_times
+from score_sde.engine.sampler import chosen, make_step, make_times
 from score_sde.samplers import ODE
 from score_sde.samplers.calibration import calibrate
 
 REFERENCES, ITERATIONS, BATCH_SIZE = 320, 150, 64
 """Trajectories, of which a fifth is held out; moves of the optimiser, and examples that each of them sees."""
+
 
 TOLERANCE = 1e-5
 """Of the trajectories: a hundredth of the errors that there are at 20 evaluations."""

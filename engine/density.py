@@ -1,29 +1,20 @@
-"""Likelihood of a dataset: bits per dimension of whole numbers, nats of real-valued data, every term by itself."""
+"""The log-density of examples by the probability flow: dequantisation, solver, trace and the solver's own error."""
 
 import functools
 import math
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
-from scipy.special import stdtrit
 from torch import Tensor
 
 from score_sde.data import Dataset
-from score_sde.engine import checkpoint, ranks
-from score_sde.engine.build import Experiment, check_flow, check_form, load, read_dataset
-from score_sde.engine.config import Options
+from score_sde.engine import ranks
+from score_sde.engine.build import Experiment
 from score_sde.engine.convergence import MeanError, refine
-from score_sde.engine.files import write_json, write_npz
-from score_sde.engine.inference import Parts, filling
-from score_sde.engine.log import Progress, say, versions
 from score_sde.engine.randomness import DEQUANTIZATION, PROBES, noise, uniform
-from score_sde.engine.results import question, result_files
-from score_sde.engine.rows import Rows
 from score_sde.sde_lib import (
     DEQUANTIZATIONS,
     PRIORS,
@@ -46,83 +37,9 @@ from score_sde.storage.naming import options, pick
 CHECK_PROBES = 4
 """For the error of one, where the measurement itself has no more."""
 
+
 COPY = 1 << 40
 """Distance between the positions of an example's dequantised copies, in the addresses of random numbers."""
-
-
-def run(config: ConfigDict, workdir: Path, given: Options) -> None:
-    """Score each example of a split; write <split>-<dequantization>.json, and .npz with a row for each."""
-    settings, split = config.likelihood, given.split or "test"
-    experiment, denoiser, found = load(config, workdir, given)
-    check_flow(denoiser, workdir)
-    check_dequantization(settings.dequantization, experiment.facts.levels)
-    measurement = Measurement.of(config, experiment, denoiser)
-    check_copies(measurement)
-    dataset = read_dataset(config, split)
-    check_form(config, dataset, experiment.facts)
-    num = min(settings.num_examples or len(dataset), len(dataset))
-
-    folder, name, start = workdir / "likelihood", f"{split}-{settings.dequantization}", time.perf_counter()
-    meta, free = checkpoint.read_meta(found), {"batch_size", "num_examples", "check_examples"}
-    depends = {
-        "settings": {key: value for key, value in settings.items() if key not in free},
-        "model": [config[section].to_dict() for section in ("data", "codec", "sde", "network", "denoiser")],
-        "checkpoint": meta["sha256"],
-        "weights": given.weights,
-        "split": [split, len(dataset)],
-        "seed": config.seed,
-        "device": experiment.device.type,
-    }
-    checks, speaks = min(settings.check_examples, num), ranks.rank() == 0
-    measurement, checked = measurement.converged(dataset, checks) if checks else (measurement, None)
-    rows = Rows(folder, name, {**depends, "solver": str(measurement.solver)})
-    before = sum(i < num for i in rows.found)
-    if speaks and before:
-        say(f"{before} of {num} examples were scored by an earlier command: going on with the others")
-    elif speaks and (others := rows.others()):
-        say(f"{others[0]} is of other settings, seed, checkpoint, weights or data: starting anew")
-    batch_size = settings.batch_size or filling(
-        num,
-        experiment.facts.shape,
-        experiment.device,
-        lambda number: measurement.shortest().score(dataset, list(range(number))),
-    )
-    batches = rows.missing(num, batch_size)
-    progress, parts = Progress(sum(map(len, batches)), "examples"), Parts()
-    for batch in batches:
-        for examples, columns in parts(functools.partial(measurement.score, dataset), batch):
-            rows.append(examples, columns)
-            progress.advance(len(examples))
-    progress.close()
-    ranks.wait_for_all()
-    if not speaks:
-        return
-    columns = rows.collect(num)
-    result = {
-        **summary(columns, experiment, settings, checked),
-        "check": checked,
-        "num_examples": num,
-        "split": split,
-        **measurement.told(),
-        "settings": settings.to_dict(),
-        "sde": config.sde.name,
-        "changes": given.changes,
-        "weights": given.weights,
-        "seed": config.seed,
-        "checkpoint_step": meta["step"],
-        "scored_before": before,
-        "seconds": time.perf_counter() - start,
-        "asked": question(config, ("data", "likelihood"), given, found, split=split, likelihood__num_examples=num),
-        "versions": versions(),
-    }
-    if experiment.facts.levels:
-        columns["bits_per_dim"] = -columns["nats"] / (math.prod(experiment.facts.shape) * math.log(2))
-    with result_files(folder, (f"{name}.json", f"{name}.npz"), result["asked"]) as partial:
-        write_npz(partial / f"{name}.npz", **columns)
-        write_json(partial / f"{name}.json", result)
-    rows.forget()
-    say(*report(result).split("\n"))
-    say(f"files are {folder / name}.json and .npz")
 
 
 class Measurement(NamedTuple):
@@ -372,133 +289,3 @@ def check_copies(measurement: Measurement) -> None:
             "counts as likelihood: set likelihood.probes to 2 or more, or exact_trace_below above the "
             f"{math.prod(measurement.experiment.facts.shape)} dimensions"
         )
-
-
-def summary(
-    columns: dict[str, np.ndarray], experiment: Experiment, settings: ConfigDict, check: dict[str, Any] | None
-) -> dict[str, Any]:
-    """The means of the rows, how sure they are, and how much of that is due to the probes.
-
-    The standard errors and 95 % intervals are those of the mean over all data, from which the split is drawn; what
-    probes, dequantization and repeats add is in the spread of the rows, and so in them. The intervals include the mean
-    error of the solver as well, where it was measured.
-    """
-    nats, levels = columns["nats"], experiment.facts.levels
-    bit = math.prod(experiment.facts.shape) * math.log(2)
-    terms = {key: float(columns[key].mean()) for key in ("prior", "divergence", "dequantization", "importance")}
-    mean, error = float(nats.mean()), stderr(nats)
-    within = interval(nats, *((check["mean_error"], check["mean_error_margin"]) if check else ()))
-    own = {what: columns.get(f"{what}_variance", np.full(1, math.nan)).mean() for what in ("probe", "repeat")}
-    return {
-        "bits_per_dim": -mean / bit if levels else None,
-        "bits_per_dim_stderr": error / bit if levels else None,
-        "bits_per_dim_interval": [-end / bit for end in reversed(within)] if levels and within else None,
-        "nats": mean,
-        "nats_stderr": error,
-        "nats_interval": within,
-        "terms": terms | {"scaling": experiment.codec.log_det(experiment.facts.shape)},
-        **{f"{what}_stderr_nats": _known(math.sqrt(v / len(nats))) for what, v in own.items()},
-        "importance_inflation_nats": float(columns["inflation"].mean()),
-        "prior_mismatch_nats": float(columns["mismatch"].mean()),
-        "nfe": float(columns["calls"].mean()),
-        "traces": float(columns["traced"].mean()),
-        "dequantization": settings.dequantization,
-    }
-
-
-MEANINGS = {
-    "prior": "density of the noise that the flow ends at",
-    "divergence": "change of volume on the way there",
-    "dequantization": "minus the density of the noise within bins",
-    "scaling": "from units of the network to units of the data",
-    "importance": "gain of averaging densities instead of their logarithms",
-}
-"""The terms of a log-likelihood, in words."""
-
-
-def report(result: dict) -> str:
-    """The result as a few lines of text."""
-    settings, levels = result["settings"], result["bits_per_dim"] is not None
-    copies = f", {settings['samples']} copies weighted by importance" if settings["samples"] > 1 else ""
-    how = f"({result['dequantization'] if levels else 'no'} dequantization{copies})"
-    nats = f"{result['nats']:.3f} nats an example"
-    if levels:
-        bits = f"{result['bits_per_dim']:.4f} bits/dim {how}{_within(result['bits_per_dim_interval'], 4)}"
-        lines = [f"{result['split']}: {bits}", f"{nats}{_within(result['nats_interval'], 3)}"]
-    else:
-        lines = [f"{result['split']}: {nats} {how}{_within(result['nats_interval'], 3)}"]
-        lines.append("bits/dim are for data of whole numbers; these are real-valued")
-    lines.append("densities may exceed 1, so nats may be positive; they are the sum of")
-    for key, meaning in MEANINGS.items():
-        if (value := result["terms"][key]) or key != "importance":
-            lines.append(f"  {key:14} {value:10.3f}  {meaning}")
-    parts = [("probes", result["probe_stderr_nats"]), (f"{settings['repeats']} repeats", result["repeat_stderr_nats"])]
-    spread = "".join(f", {error:.2g} by {what} alone" for what, error in parts if error)
-    lines.append(f"standard error {result['nats_stderr']:.2g} nats over the examples{spread}")
-    if result["importance_inflation_nats"]:
-        lines.append(
-            f"about {result['importance_inflation_nats']:.2g} nats are noise of the probes, which importance counts as "
-            "likelihood: use more probes, or the exact trace"
-        )
-    unit = f"{result['noise_levels']:.2g} levels" if levels else f"{result['noise']:.2g} {result['noise_unit']}"
-    lines.append(f"the density is that of data with noise of standard deviation {unit} (time {result['t']:g})")
-    lines.append(f"the prior misses the law that the flow ends at by at most {result['prior_mismatch_nats']:.2g} nats")
-    lines += accuracy(result)
-    lines.append(
-        f"{result['num_examples']} examples once each, {result['nfe']:.0f} evaluations of the network for each, "
-        f"{result['traces']:.0f} of them with the divergence ({result['trace']}); {result['seconds']:.1f} s"
-    )
-    return "\n  ".join(lines)
-
-
-def accuracy(result: dict) -> list[str]:
-    """Lines on the solver's own error, and whether it is small beside the other errors."""
-    check, adaptive = result["check"], result["settings"]["solver"] != "adams"
-    if not check:
-        return ["the solver's error was not measured, for likelihood.check_examples is 0: it is not included"]
-    found = (
-        f"the solver is {check['solver_error']:.2g} nats off one of {check['against']} on {check['examples']} examples"
-    )
-    verdict = "and the trace is exact"
-    if result["trace"] != "exact":
-        below = "below" if check["solver_error"] < check["probe_error"] else "not below"
-        verdict = f"{below} the {check['probe_error']:.2g} of its random probes"
-    mean = MeanError(check["mean_error"], check["mean_error_margin"])
-    if not result["nats_stderr"]:
-        return [f"{found}, {verdict}"]
-    if mean.bound < result["nats_stderr"]:
-        included = "; the interval includes it" if "nats_interval" in result else ""
-        own = f"its mean error is at most {mean.bound:.2g} nats, below the standard error{included}"
-        return [f"{found}, {verdict}", own]
-    which = "likely" if mean.mean > 0 else "unlikely"
-    remedy = "lower the tolerances" if adaptive else "set likelihood.evaluations=0"
-    if not adaptive and not result["settings"]["evaluations"]:
-        remedy = "try likelihood.solver=dopri5"
-    own = f"NOT CONVERGED: it is {abs(mean.mean):.2g} +- {mean.margin:.2g} nats too {which} on average, not below"
-    return [f"{found}, {verdict}", f"{own} the standard error: {remedy}"]
-
-
-def _within(ends: list[float] | None, digits: int) -> str:
-    return f", 95 % interval {ends[0]:.{digits}f} to {ends[1]:.{digits}f}" if ends else ", from one example"
-
-
-def interval(values: np.ndarray, bias: float = 0.0, margin: float = 0.0, share: float = 0.95) -> list[float] | None:
-    """Ends of the interval that holds the mean in this share of cases, by Student's t; None for a single value.
-
-    Args:
-        bias: mean error of all values, to the side of which the interval reaches as much further.
-        margin: half width of the interval of that mean error, which is independent of the spread of the values.
-    """
-    if len(values) < 2:
-        return None
-    reach = math.hypot(stdtrit(len(values) - 1, 0.5 + 0.5 * share) * stderr(values), margin)
-    return [float(values.mean() - reach - max(bias, 0.0)), float(values.mean() + reach - min(bias, 0.0))]
-
-
-def stderr(values: np.ndarray) -> float:
-    """Standard error of the mean; 0 for a single value."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -7,207 +7,28 @@ protocol: numbers of two evaluations are comparable where their protocols agree.
 import hashlib
 import json
 import re
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import version
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from score_sde.data import DataError, Dataset, order
 from score_sde.data.dataset import SPLITS
-from score_sde.engine import checkpoint, ranks
-from score_sde.engine.build import check_form, fit_codec, load_model, make_device, read_dataset
-from score_sde.engine.commands import training_command
-from score_sde.engine.config import Options, flat
-from score_sde.engine.errors import CheckpointError, looked_at
-from score_sde.engine.files import read_npz, write_json, write_npz
+from score_sde.engine import checkpoint
+from score_sde.engine.features import Features
+from score_sde.engine.files import read_npz, write_npz
 from score_sde.engine.inference import usual
-from score_sde.engine.log import say, versions
-from score_sde.engine.related import recipe_of
-from score_sde.engine.results import question, result_files
-from score_sde.engine.sample import draw_run
-from score_sde.sde_lib import OBJECTIVES
-from score_sde.storage.naming import unknown
-from score_sde.storage.reading import half_of_memory, obstacle, open_file, read_text
+from score_sde.storage.reading import read_text
 
 Metrics = dict[str, dict[str, float | None]]
 """Name -> {"samples": number, "floor": number}, and "spread" where the numbers are means."""
-
-
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Compare samples with a split; write <workdir>/evaluation/<sampler>-<steps>-<features>-<split>.json."""
-    settings, split, start = config.evaluate, options.split or "test", time.perf_counter()
-    if ranks.rank() > 0:  # shares in the drawing alone
-        if not settings.samples:
-            draw_run(config, workdir, options, settings.num_samples, settings.batch_size)
-        ranks.leave_to_first()
-        return
-    datasets = {name: read_dataset(config, name) for name in SPLITS}
-    features = make_features(config, datasets["train"])
-    given = read_samples(Path(settings.samples), datasets[split]) if settings.samples else None
-    num = len(given[0]) if given else settings.num_samples
-    sizes = {name: min(settings.num_examples or len(dataset), len(dataset)) for name, dataset in datasets.items()}
-    if settings.subset_size > min(num, *sizes.values()):
-        raise ValueError(
-            f"evaluate.subset_size {settings.subset_size}: need at most {min(num, *sizes.values())}, for there are "
-            f"{num} samples, {sizes['train']} training and {sizes['test']} test examples"
-        )
-    folder = workdir / "evaluation"
-    real, protocol = reference(config, datasets, sizes, features, folder)
-
-    if given is None:
-        drawn = draw_run(config, workdir, options, num, settings.batch_size)
-        check_form(config, datasets[split], drawn.experiment.facts)
-        given = drawn.experiment.codec.decode(drawn.x0).cpu(), drawn.manifest
-    ranks.leave_to_first()
-    samples, manifest = given
-    size = settings.batch_size or usual(samples.shape[1:])
-    vectors = features.of(samples.split(size))
-    found = distances(vectors, real, split, settings.subsets, settings.subset_size, config.seed)
-    found |= novelty(identity(config, datasets["train"]), samples, datasets, sizes, size)
-    if features.classify:
-        found |= classes(features.classify, vectors, real["test"], labels(datasets["test"], sizes["test"]))
-    drawn_for = {key: manifest[key] for key in ("asked", "sha256") if key in manifest}
-    more = {"split": split, "features_sha256": features.sha256, "samples": drawn_for}
-    asked = flat(question(config, ("data", "evaluate"), options, **more))
-    result = {
-        "metrics": found,
-        "protocol": {**protocol, "split": split, "num_samples": num, "seed": config.seed}
-        | {key: settings[key] for key in ("subsets", "subset_size")},
-        "samples": manifest,
-        "asked": asked,
-        "changes": options.changes,
-        "seconds": time.perf_counter() - start,
-        "versions": {**versions(), "torchmetrics": version("torchmetrics")},
-    }
-    name = f"{manifest['sampler']}-{manifest['steps']}-{features.name}-{split}.json"
-    with result_files(folder, [name], result["asked"]) as partial:
-        write_json(partial / name, result)
-    say(*report(result).split("\n"))
-    say(f"files are in {folder}")
-
-
-# --- features ---------------------------------------------------------------------------------------------------------
-
-
-class Features(NamedTuple):
-    """A map from data, as they are stored, to vectors.
-
-    Attributes:
-        name: of its kind.
-        sha256: of the weights, in hexadecimal; empty where there are none.
-        extract: (B, *) -> (B, F).
-        classify: vectors (B, F) -> probabilities (B, K), or None.
-    """
-
-    name: str
-    sha256: str
-    extract: Callable[[Tensor], Tensor]
-    classify: Callable[[Tensor], Tensor] | None = None
-
-    @torch.no_grad()
-    def of(self, batches: Iterable[Tensor]) -> Tensor:
-        """The vectors of all batches, (N, F) float32 on the CPU."""
-        return torch.cat([self.extract(batch).float().cpu() for batch in batches])
-
-
-def make_features(config: ConfigDict, dataset: Dataset) -> Features:
-    """What ``evaluate.features`` names: a key of ``FEATURES``, or the folder of a classifier's run.
-
-    Args:
-        dataset: the training data.
-    Raises: ValueError for an unknown name, or a network that does not fit the data; CheckpointError or DataError for
-    weights that are missing or damaged.
-    """
-    name = config.evaluate.features
-    if name not in FEATURES and "/" not in name and not Path(name).is_dir():
-        raise unknown("evaluate.features", name, [*FEATURES, "the folder of a classifier's run"])
-    return FEATURES.get(name, classifier)(config, dataset)
-
-
-def identity(config: ConfigDict, dataset: Dataset) -> Features:
-    """The encoded data themselves, as vectors."""
-    codec = fit_codec(config, "train", dataset)
-    return Features("identity", "", lambda x: codec.encode(x).flatten(1))
-
-
-def classifier(config: ConfigDict, dataset: Dataset) -> Features:
-    """What the last layer of a classifier reads, of data at the earliest time of its process."""
-    folder = Path(config.evaluate.features)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"no classifier in {folder}{looked_at(folder)}: {remedy(config, dataset, folder)}")
-    other = folder.with_name(f"{folder.name}-{config.data.name}")
-    recipe = recipe_of(folder, config)
-    if OBJECTIVES[recipe.loss.name].generates:
-        raise ValueError(f"the run in {folder} is no classifier: {remedy(config, dataset, other)}")
-    experiment, classify, found = load_model(recipe, folder, Options())
-    try:
-        check_form(recipe, dataset, experiment.facts)
-    except ValueError as error:
-        raise ValueError(f"evaluate.features {folder}: {error}: {remedy(config, dataset, other)}") from error
-    meta = checkpoint.read_meta(found)
-
-    def extract(x: Tensor) -> Tensor:
-        return classify.features(experiment.codec.encode(x.to(experiment.device)), experiment.sde.t_min)
-
-    def probabilities(vectors: Tensor) -> Tensor:
-        return classify.network.output(vectors.to(experiment.device)).softmax(1).cpu()
-
-    return Features("classifier", meta["sha256"][meta["ema"][0]], extract, probabilities)
-
-
-def remedy(config: ConfigDict, dataset: Dataset, folder: Path) -> str:
-    """What to do without a classifier of the data: the command that trains one into ``folder``, or other features."""
-    identity = "use --config.evaluate.features=identity"
-    if not dataset.num_classes or len(dataset.shape) not in (2, 3):
-        return f"{identity}, since no classifier learns these data"
-    command = training_command("classifier", config, folder, dataset.shape, dataset.num_classes)
-    return f"train one with {command} and name it by --config.evaluate.features={folder}, or {identity}"
-
-
-def inception(config: ConfigDict, dataset: Dataset) -> Features:
-    """The 2,048 features of Inception v3 with the weights of the published distances, from a local file."""
-    path, levels = Path(config.evaluate.inception_path), dataset.levels
-    if not (levels and len(dataset.shape) == 3 and dataset.shape[0] in (1, 3)):
-        raise ValueError(f"the features inception are of images, not of data of shape {dataset.shape}; use identity")
-    if not config.evaluate.inception_path:
-        raise ValueError(
-            "evaluate.inception_path is empty: give pt_inception-2015-12-05-6726825d.pth, which torch-fidelity releases"
-        )
-    if find_spec("torch_fidelity") is None:
-        raise DataError(
-            "the features inception need torch-fidelity, which is not installed: pip install torch-fidelity"
-        )
-    device = make_device(config.device)
-    try:
-        with open_file(path, half_of_memory()) as file:  # torch-fidelity itself would run code from it
-            torch.load(file, map_location="cpu", weights_only=True)
-        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device).eval()
-    except Exception as error:  # torch raises errors of many kinds on damaged files
-        reason = obstacle(error) or "it does not hold the weights of Inception v3"
-        raise DataError(f"evaluate.inception_path {path} cannot be used ({reason}): fetch it again") from error
-
-    def extract(x: Tensor) -> Tensor:
-        shades = (x.float() * (255 / (levels - 1))).round().to(torch.uint8)
-        return network(shades.expand(-1, 3, -1, -1).to(device))
-
-    return Features("inception", checkpoint.sha256(path), extract)
-
-
-FEATURES: dict[str, Callable[[ConfigDict, Dataset], Features]] = {"identity": identity, "inception": inception}
-"""What the user may name in ``evaluate.features`` beside the folder of a classifier's run."""
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
 
 
 def batches(dataset: Dataset, num: int, size: int) -> Iterator[dict[str, Tensor]]:
@@ -292,9 +113,6 @@ def read_samples(path: Path, dataset: Dataset) -> tuple[Tensor, dict[str, Any]]:
         theirs = f"samples of shape {tuple(samples.shape[1:])} and {levels} levels"
         raise ValueError(f"{path} holds {theirs}, the data have {dataset.shape}, {dataset.levels}")
     return samples, {**manifest, "sha256": checkpoint.sha256(path)}
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------
 
 
 def distances(

@@ -1,7 +1,4 @@
-"""Sampling: a run's weights, a grid of times, a step, and files to look at.
-
-Sample i of a command depends on the seed ``seed + i`` alone; the batch size changes nothing but the speed.
-"""
+"""Samples of a run, batch by batch: sample i of a command depends on the seed ``seed + i`` alone."""
 
 import math
 import time
@@ -14,59 +11,26 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_sde.engine import checkpoint, plane, ranks, tuned
-from score_sde.engine.build import DataFacts, Experiment, check_flow, load
+from score_sde.engine import checkpoint, ranks
+from score_sde.engine.build import Experiment
 from score_sde.engine.config import Options
-from score_sde.engine.errors import CheckpointError
-from score_sde.engine.files import read_numbers, write_json, write_npz
-from score_sde.engine.guide import ALL, Guide
+from score_sde.engine.density import Measurement
+from score_sde.engine.facts import DataFacts
+from score_sde.engine.files import write_npz
+from score_sde.engine.guide import Guide
 from score_sde.engine.inference import Parts, filling
-from score_sde.engine.likelihood import Measurement, accuracy, stderr
+from score_sde.engine.likelihood_report import stderr
+from score_sde.engine.load import check_flow, load
 from score_sde.engine.log import Progress, say, versions
 from score_sde.engine.pictures import is_image, num_shown, picture
-from score_sde.engine.results import question, result_folder
+from score_sde.engine.results import question
+from score_sde.engine.sampler import chosen, make_step, make_times, planned
 from score_sde.samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step
-from score_sde.samplers.calibration import Tuned
-from score_sde.samplers.draw import from_seeds, named_step, named_times, remark, suited
-from score_sde.samplers.grids import of_ratios
-from score_sde.sde_lib import SDE, SOLVERS, Denoiser, Each, Prediction, of_rows
+from score_sde.samplers.draw import from_seeds, remark
+from score_sde.sde_lib import SOLVERS, Denoiser, Each, Prediction, of_rows
 from score_sde.sde_lib.process import Time
 from score_sde.storage.naming import options, pick
 from score_sde.storage.reading import half_of_memory
-
-GRID_FILE = ".txt"
-"""How the name of a grid ends that is a file: of noise levels sigma / alpha, one a line, from the noise to the data."""
-
-
-def run(config: ConfigDict, workdir: Path, given: Options) -> None:
-    """Draw samples and write samples.npz, a picture and manifest.json below ``workdir``/samples."""
-    num = config.sample.num_samples
-    drawn = draw_run(config, workdir, given, num, config.sample.batch_size)
-    if ranks.rank() > 0:
-        return
-    experiment, manifest = drawn.experiment, drawn.manifest
-
-    target = workdir / "samples" / f"{manifest['sampler']}-{manifest['steps']}"
-    pairs = {"latents": drawn.latents, "x0": drawn.x0, "levels": torch.tensor(experiment.facts.levels)}
-    kept = pairs if config.sample.keep_latents else {}
-    beside = {"log_prob": drawn.log_prob, "label": drawn.label}
-    beside = {name: values for name, values in beside.items() if values is not None}
-    with result_folder(target, "manifest.json", manifest["asked"]) as folder:
-        write_samples(folder, experiment.codec.decode(drawn.x0).cpu(), experiment.facts, **kept, **beside)
-        write_json(folder / "manifest.json", manifest)
-    done = f"{num} samples in {manifest['seconds']:.1f} s, {manifest['nfe']:g} evaluations each"
-    say(f"{done}, from step {manifest['checkpoint_step']} ({given.weights})")
-    guidance = manifest["guidance"]
-    if guidance.get("class", ALL) != ALL:
-        say(f"of class {guidance['label']}, {guidance['class']}")
-    if density := manifest.get("log_prob"):
-        nats = f"{density['nats']:.3f} +- {density['nats_stderr']:.3f} nats in units of the data"
-        say(f"log-density {nats} ({density['solver']}; trace {density['trace']})")
-        say(*accuracy({**density, "settings": config.likelihood}))
-        say(f"of samples with noise of {density['noise']:.2g} in units of what the network sees: none is denoised")
-    say(f"files are in {target}")
-    if pictures := plane.draw(workdir, experiment, drawn.denoiser, config, drawn.checkpoint, given.weights):
-        say(f"density.png and trajectories.png of these weights are in {pictures}")
 
 
 class Drawn(NamedTuple):
@@ -246,66 +210,6 @@ def draw_scored(measurement: Measurement, seeds: Tensor) -> tuple[Tensor, Tensor
 def first_normals(experiment: Experiment, noise: Noise) -> Tensor:
     """x_T / prior_std of the samples that the noise is for."""
     return noise(torch.empty(len(noise.seeds), *experiment.facts.shape, device=experiment.device))
-
-
-def make_step(config: ConfigDict, experiment: Experiment, sampler: str | None = None, **more: Any) -> Step:
-    """The step of that name, by default ``sample.sampler``, with the keys of the section and of more that it takes."""
-    settings = {key: value for key, value in config.sample.items() if key != "order" or value}  # 0: the method's own
-    return named_step(experiment.sde, sampler or config.sample.sampler, experiment.gaussian, {**settings, **more})
-
-
-def make_times(config: ConfigDict, experiment: Experiment, start: float | None = None) -> Tensor:
-    """The grid of ``sample.grid`` down to ``sample.t_min``, 0 being the earliest of the SDE; a file is taken whole.
-
-    Args:
-        start: where it begins; default t_max.
-    """
-    name, steps = chosen(config, experiment.sde)
-    if name.endswith(GRID_FILE):
-        try:
-            return of_ratios(experiment.sde, read_numbers(Path(name)))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-    return named_times(experiment.sde, name, steps, experiment.gaussian, start, config.sample.t_min or None)
-
-
-def planned(
-    config: ConfigDict, workdir: Path, experiment: Experiment, found: Path, weights: str, guide: Guide
-) -> tuple[Step, Tensor, str]:
-    """Step, times and name of the grid: by a calibration of these weights if no grid is named, or ``tuned`` is.
-
-    Raises: CheckpointError or ValueError for ``tuned`` without a calibration, or with one for something else.
-    """
-    step, (name, steps) = make_step(config, experiment), chosen(config, experiment.sde)
-    path, demanded = tuned.place(workdir, config.sample.sampler, steps), name == tuned.GRID
-    if demanded and guide.acts:
-        raise ValueError("a calibration is of the flow without label and guidance; name another sample.grid")
-    if demanded or (path.exists() and not config.sample.grid and not guide.acts):
-        try:
-            plan = tuned.read(path, tuned.asked(config, step, found, weights))
-        except (CheckpointError, ValueError) as error:
-            if demanded:
-                raise
-            say(f"not tuned: {error}")
-        else:
-            say(f"tuned by {path}")
-            return Tuned(step, plan), torch.tensor(plan.times, dtype=torch.float64), tuned.GRID
-    return step, make_times(config, experiment), name
-
-
-def chosen(config: ConfigDict, sde: SDE) -> tuple[str, int]:
-    """Name of the grid and number of steps: those of the section ``sample``, of a file, or the sampler's own.
-
-    Raises: DataError for a file that cannot be read; ValueError for one that has other steps than are asked for.
-    """
-    settings = config.sample
-    name, steps = suited(sde, settings.sampler, settings.grid, settings.steps or None)
-    if name.endswith(GRID_FILE):
-        found = len(read_numbers(Path(name))) - 1
-        if settings.steps not in (0, found):
-            raise ValueError(f"{name} has {found} steps, not {settings.steps}; leave --steps out")
-        return name, found
-    return name, steps
 
 
 def preview(experiment: Experiment, denoiser: Denoiser, config: ConfigDict, path: Path) -> None:

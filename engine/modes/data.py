@@ -1,4 +1,4 @@
-"""A look at a dataset before training: count, shape, range, suggested scales of noise, and a contact sheet."""
+"""Look at a dataset as training would read it."""
 
 import math
 from dataclasses import asdict
@@ -6,17 +6,15 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from score_sde.data import Dataset, ImageFiles, measure, order
-from score_sde.engine.build import DataFacts, fit_codec, read_dataset
+from score_sde.data import ImageFiles, measure, order
+from score_sde.engine.codecs import fit_codec
 from score_sde.engine.config import Options
+from score_sde.engine.datasets import read_dataset
+from score_sde.engine.facts import DataFacts
 from score_sde.engine.files import write_json
 from score_sde.engine.log import say
 from score_sde.engine.pictures import num_shown, picture
-
-SHOWN_ENTRIES = 2**26
-"""Most numbers in the examples of a contact sheet: 64 images of 3 x 512 x 512, and fewer larger ones."""
-
-NAMED_CLASSES = 20
+from score_sde.engine.remarks import SHOWN_ENTRIES, remarks
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -45,11 +43,3 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     examples = dataset.batch(order(config.seed, 0, len(dataset))[:shown])["x"]
     picture(folder / f"{split}.png", codec.decode(codec.encode(examples)), facts)
     say(f"a contact sheet is in {folder}")
-
-
-def remarks(dataset: Dataset) -> list[str]:
-    """Lines on a dataset: names of its classes by number, and how its examples were read."""
-    names = [f"{number} {name}" for number, name in enumerate(dataset.classes)]
-    more = f", ... {names[-1]}" if len(names) > NAMED_CLASSES else ""
-    classes = [f"classes: {', '.join(names[: NAMED_CLASSES - 1 if more else NAMED_CLASSES])}{more}"] if names else []
-    return [*classes, *dataset.notes]

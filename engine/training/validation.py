@@ -9,13 +9,17 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from score_sde.data import Dataset, batch_at
-from score_sde.engine.build import Experiment, conditions, make_objective, make_time_law
+from score_sde.engine.build import Experiment, conditions
+from score_sde.engine.objective import make_objective, make_time_law
 from score_sde.engine.randomness import HELD_OUT, OBJECTIVE, dither, dithers, draw_times, noise, positions
 from score_sde.sde_lib import Denoiser
 
 HELD_OUT_EXAMPLES = 512
+
+
 HELD_OUT_ENTRIES = 2**27
 """Most numbers in those examples: 512 images of 3 x 256 x 256 and fewer larger ones."""
+
 
 NOISE_BINS = (-20.0, -8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0, 20.0)
 """Borders in log-SNR of the bins that the held-out loss is told by; the outer two take everything beyond."""

@@ -7,13 +7,14 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_sde.engine.build import Experiment, check_flow, load
+from score_sde.engine.build import Experiment
 from score_sde.engine.config import Options
 from score_sde.engine.examples import Made, check_finite, read_given
+from score_sde.engine.inverse_problems import read_mask
+from score_sde.engine.load import check_flow, load
 from score_sde.engine.log import Progress
 from score_sde.engine.related import check_data, recipe_of
-from score_sde.engine.restore import read_mask
-from score_sde.engine.sample import GRID_FILE, chosen, make_step, make_times
+from score_sde.engine.sampler import GRID_FILE, chosen, make_step, make_times
 from score_sde.samplers import Noise, masked, replacement, sdedit, translate
 from score_sde.samplers.draw import numbered
 from score_sde.samplers.editing import depth_time

@@ -21,13 +21,16 @@ import torch
 from torch import nn
 
 from score_sde.engine import checkpoint, ranks
-from score_sde.engine.ema import EMA, WIDEST, exponent
 from score_sde.engine.errors import CheckpointError
+from score_sde.engine.training.ema import EMA, WIDEST, exponent
 from score_sde.storage.writing import remove, rename
 
 FOLDER = "snapshots"
+
+
 PROFILE = "ema:"
 """How --weights names a profile, before its width."""
+
 
 TOLERANCE = 0.1
 """Largest distance of a rebuilt profile from the one asked for, relative to its norm."""

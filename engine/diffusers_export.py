@@ -12,11 +12,8 @@ from ml_collections import ConfigDict
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from score_sde.engine import checkpoint
-from score_sde.engine.build import Experiment, check_flow, load
-from score_sde.engine.config import Options
+from score_sde.engine.build import Experiment
 from score_sde.engine.files import write_json
-from score_sde.engine.log import say
 from score_sde.models.checkpoints.diffusers import (
     DEFAULTS,
     EMBEDDINGS,
@@ -31,7 +28,6 @@ from score_sde.models.checkpoints.diffusers import (
     ncsnpp_modules,
 )
 from score_sde.models.checkpoints.parts import names
-from score_sde.storage.naming import pick
 from score_sde.storage.writing import replace
 
 NETWORKS = {
@@ -43,23 +39,9 @@ NETWORKS = {
 }
 """Network of ours that is a UNet2DModel -> the options that it then has."""
 
+
 CHAIN = 1_000
 """Levels of the chain on which ``vpsde`` is sampled, the level k of theirs at t = k / 999."""
-
-
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Write the run as ``--format`` has it, below ``workdir``/export.
-
-    Raises: ValueError if that library has no such network or process, naming all that stands in the way.
-    """
-    if not options.format:
-        raise ValueError(f"give --format ({' | '.join(FORMATS)})")
-    write, folder = pick(FORMATS, "format", options.format), workdir / "export" / options.format
-    experiment, denoiser, found = load(config, workdir, options)
-    check_flow(denoiser, workdir)
-    what = write(folder, config, experiment)
-    say(f"{what}, {options.weights} weights of step {checkpoint.read_meta(found)['step']}")
-    say(f"files are in {folder}")
 
 
 def write_diffusers(folder: Path, config: ConfigDict, experiment: Experiment) -> str:
@@ -241,7 +223,11 @@ CHAINS = Pipeline(
     -1.0,
     chain,
 )
+
+
 EXPLODING = Pipeline("ScoreSdeVePipeline", "ScoreSdeVeScheduler", {"vesde": "sigma"}, ("score",), 0.0, noise_levels)
+
+
 PIPELINES = {"ddpm": CHAINS, "adm": CHAINS, "ncsnpp": EXPLODING}
 """Network of ours -> the pipeline that it is in."""
 
@@ -256,7 +242,3 @@ def renamed(network: nn.Module, name: str) -> dict[str, Tensor]:
         for part, chunk in zip(parts, tensor.cpu().chunk(len(parts)), strict=True):
             found[part] = chunk.clone()
     return found
-
-
-FORMATS: dict[str, Callable[[Path, ConfigDict, Experiment], str]] = {"diffusers": write_diffusers}
-"""What the user types after ``--format``: (folder, config, experiment) -> what was written."""

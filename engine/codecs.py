@@ -1,0 +1,40 @@
+"""The codec of a run, and the moments of the encoded data."""
+
+import math
+
+from ml_collections import ConfigDict
+
+from score_sde.data import CODECS, Codec, Dataset, examples
+from score_sde.engine.datasets import read_dataset
+from score_sde.engine.facts import DataFacts
+from score_sde.sde_lib import Gaussian
+from score_sde.storage.naming import options, pick
+
+
+def make_codec(config: ConfigDict, facts: DataFacts) -> Codec:
+    """The codec of a run.
+
+    Raises: ValueError if it does not fit the data, or lacks what it measured on them.
+    """
+    kind = pick(CODECS, "codec", config.codec.name)
+    if any(len(numbers) != facts.shape[0] for numbers in facts.codec.values()):
+        raise ValueError(f"codec {config.codec.name} was measured on other data than those of shape {facts.shape}")
+    return kind(**options(kind, {**config.codec, **facts.codec, "levels": facts.levels}))
+
+
+def fit_codec(config: ConfigDict, split: str, dataset: Dataset) -> Codec:
+    """The codec of a config for a split, measured on the training data if it measures any."""
+    kind = pick(CODECS, "codec", config.codec.name)
+    if kind.measures and split != "train":
+        dataset = read_dataset(config, "train")
+    return kind(levels=dataset.levels, **options(kind, config.codec), **kind.measure(dataset))
+
+
+def bin_width(codec: Codec) -> float:
+    """Width of a level in units of the encoded data; 0 for real-valued data."""
+    return math.exp(codec.log_det((1,))) if codec.levels else 0.0
+
+
+def first_guess(dataset: Dataset, codec: Codec) -> Gaussian:
+    """The Gaussian of encoded data, measured on a dataset; levels fill their bins."""
+    return Gaussian.of(examples(dataset, codec), bin_width(codec) ** 2 / 12)

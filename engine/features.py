@@ -1,0 +1,133 @@
+"""Feature networks: maps from stored data to vectors, in which samples and real examples are compared."""
+
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+from torchmetrics.image.fid import NoTrainInceptionV3
+
+from score_sde.data import DataError, Dataset
+from score_sde.engine import checkpoint
+from score_sde.engine.codecs import fit_codec
+from score_sde.engine.commands import training_command
+from score_sde.engine.config import Options
+from score_sde.engine.datasets import check_form
+from score_sde.engine.devices import make_device
+from score_sde.engine.errors import CheckpointError, looked_at
+from score_sde.engine.load import load_model
+from score_sde.engine.related import recipe_of
+from score_sde.sde_lib import OBJECTIVES
+from score_sde.storage.naming import unknown
+from score_sde.storage.reading import half_of_memory, obstacle, open_file
+
+
+class Features(NamedTuple):
+    """A map from data, as they are stored, to vectors.
+
+    Attributes:
+        name: of its kind.
+        sha256: of the weights, in hexadecimal; empty where there are none.
+        extract: (B, *) -> (B, F).
+        classify: vectors (B, F) -> probabilities (B, K), or None.
+    """
+
+    name: str
+    sha256: str
+    extract: Callable[[Tensor], Tensor]
+    classify: Callable[[Tensor], Tensor] | None = None
+
+    @torch.no_grad()
+    def of(self, batches: Iterable[Tensor]) -> Tensor:
+        """The vectors of all batches, (N, F) float32 on the CPU."""
+        return torch.cat([self.extract(batch).float().cpu() for batch in batches])
+
+
+def make_features(config: ConfigDict, dataset: Dataset) -> Features:
+    """What ``evaluate.features`` names: a key of ``FEATURES``, or the folder of a classifier's run.
+
+    Args:
+        dataset: the training data.
+    Raises: ValueError for an unknown name, or a network that does not fit the data; CheckpointError or DataError for
+    weights that are missing or damaged.
+    """
+    name = config.evaluate.features
+    if name not in FEATURES and "/" not in name and not Path(name).is_dir():
+        raise unknown("evaluate.features", name, [*FEATURES, "the folder of a classifier's run"])
+    return FEATURES.get(name, classifier)(config, dataset)
+
+
+def identity(config: ConfigDict, dataset: Dataset) -> Features:
+    """The encoded data themselves, as vectors."""
+    codec = fit_codec(config, "train", dataset)
+    return Features("identity", "", lambda x: codec.encode(x).flatten(1))
+
+
+def classifier(config: ConfigDict, dataset: Dataset) -> Features:
+    """What the last layer of a classifier reads, of data at the earliest time of its process."""
+    folder = Path(config.evaluate.features)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"no classifier in {folder}{looked_at(folder)}: {remedy(config, dataset, folder)}")
+    other = folder.with_name(f"{folder.name}-{config.data.name}")
+    recipe = recipe_of(folder, config)
+    if OBJECTIVES[recipe.loss.name].generates:
+        raise ValueError(f"the run in {folder} is no classifier: {remedy(config, dataset, other)}")
+    experiment, classify, found = load_model(recipe, folder, Options())
+    try:
+        check_form(recipe, dataset, experiment.facts)
+    except ValueError as error:
+        raise ValueError(f"evaluate.features {folder}: {error}: {remedy(config, dataset, other)}") from error
+    meta = checkpoint.read_meta(found)
+
+    def extract(x: Tensor) -> Tensor:
+        return classify.features(experiment.codec.encode(x.to(experiment.device)), experiment.sde.t_min)
+
+    def probabilities(vectors: Tensor) -> Tensor:
+        return classify.network.output(vectors.to(experiment.device)).softmax(1).cpu()
+
+    return Features("classifier", meta["sha256"][meta["ema"][0]], extract, probabilities)
+
+
+def remedy(config: ConfigDict, dataset: Dataset, folder: Path) -> str:
+    """What to do without a classifier of the data: the command that trains one into ``folder``, or other features."""
+    identity = "use --config.evaluate.features=identity"
+    if not dataset.num_classes or len(dataset.shape) not in (2, 3):
+        return f"{identity}, since no classifier learns these data"
+    command = training_command("classifier", config, folder, dataset.shape, dataset.num_classes)
+    return f"train one with {command} and name it by --config.evaluate.features={folder}, or {identity}"
+
+
+def inception(config: ConfigDict, dataset: Dataset) -> Features:
+    """The 2,048 features of Inception v3 with the weights of the published distances, from a local file."""
+    path, levels = Path(config.evaluate.inception_path), dataset.levels
+    if not (levels and len(dataset.shape) == 3 and dataset.shape[0] in (1, 3)):
+        raise ValueError(f"the features inception are of images, not of data of shape {dataset.shape}; use identity")
+    if not config.evaluate.inception_path:
+        raise ValueError(
+            "evaluate.inception_path is empty: give pt_inception-2015-12-05-6726825d.pth, which torch-fidelity releases"
+        )
+    if find_spec("torch_fidelity") is None:
+        raise DataError(
+            "the features inception need torch-fidelity, which is not installed: pip install torch-fidelity"
+        )
+    device = make_device(config.device)
+    try:
+        with open_file(path, half_of_memory()) as file:  # torch-fidelity itself would run code from it
+            torch.load(file, map_location="cpu", weights_only=True)
+        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device).eval()
+    except Exception as error:  # torch raises errors of many kinds on damaged files
+        reason = obstacle(error) or "it does not hold the weights of Inception v3"
+        raise DataError(f"evaluate.inception_path {path} cannot be used ({reason}): fetch it again") from error
+
+    def extract(x: Tensor) -> Tensor:
+        shades = (x.float() * (255 / (levels - 1))).round().to(torch.uint8)
+        return network(shades.expand(-1, 3, -1, -1).to(device))
+
+    return Features("inception", checkpoint.sha256(path), extract)
+
+
+FEATURES: dict[str, Callable[[ConfigDict, Dataset], Features]] = {"identity": identity, "inception": inception}
+"""What the user may name in ``evaluate.features`` beside the folder of a classifier's run."""

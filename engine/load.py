@@ -1,0 +1,82 @@
+"""A trained run: its experiment, and the denoiser with the weights of a checkpoint."""
+
+import shlex
+from pathlib import Path
+
+from ml_collections import ConfigDict
+from torch import nn
+
+from score_sde.engine import checkpoint, prior
+from score_sde.engine.build import Experiment, build
+from score_sde.engine.commands import training_command
+from score_sde.engine.config import Options, names, read_run, stored
+from score_sde.engine.errors import CheckpointError, looked_at
+from score_sde.engine.facts import DataFacts
+from score_sde.engine.inference import frozen
+from score_sde.engine.precision import PRECISIONS, check_precision
+from score_sde.engine.recipe import MODEL
+from score_sde.engine.training import posthoc
+from score_sde.sde_lib import OBJECTIVES, Denoiser
+from score_sde.sde_lib.consistency import ConsistencyModel
+from score_sde.storage.naming import pick
+
+
+def load(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experiment, Denoiser, Path]:
+    """The experiment of a trained run, its denoiser with the weights that the options ask for, and their checkpoint.
+
+    It warns of a process whose last level is not noise.
+
+    Raises: CheckpointError if there is none, or it is damaged or of another network; ValueError for a classifier.
+    """
+    if not pick(OBJECTIVES, "objective", config.loss.name).generates:
+        raise ValueError(
+            f"{workdir} is a classifier, which draws nothing and has no density; another run is measured by it, with "
+            f"--mode evaluate --config.evaluate.features={shlex.quote(str(workdir))}"
+        )
+    experiment, denoiser, found = load_model(config, workdir, options)
+    prior.warn(config.sde.name, experiment.sde, experiment.gaussian)
+    return experiment, denoiser, found
+
+
+def load_model(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experiment, nn.Module, Path]:
+    """As ``load``, for classifiers too.
+
+    Raises: CheckpointError if there is none, or it is damaged or of another network.
+    """
+    found = checkpoint.find(workdir / "checkpoints", options.checkpoint)
+    meta = checkpoint.read_meta(found)
+    facts = DataFacts.from_dict(meta["data"])
+    experiment = build(config, facts, checkpoint.load_gaussian(found, facts.shape))
+    posthoc.load_weights(found, options.weights, experiment.network)
+    if not options.allow_changes and (workdir / "config.json").is_file():
+        read_run(workdir).check_digest(meta.get("model_sha256"), MODEL, found)
+    precision = pick(PRECISIONS, "precision", config.inference.precision)
+    check_precision(precision, experiment.device, "inference")
+    network = frozen(experiment.network, precision, config.inference.compile)
+    return experiment, experiment.denoiser(network, config), found
+
+
+def check_flow(denoiser: nn.Module, workdir: Path) -> None:
+    """Raises: ValueError for a run that has no probability flow to follow."""
+    if isinstance(denoiser, ConsistencyModel):
+        raise ValueError(
+            f"{workdir} knows where the flow ends, not how it gets there, and so no density and no latents; ask its "
+            "teacher, or another run"
+        )
+
+
+def check_there(key: str, folder: Path, config: ConfigDict, shape: tuple[int, ...]) -> None:
+    """Raises: CheckpointError if the run that ``key`` names is missing, with the command that trains it on our data."""
+    if folder.name in names() and not (folder / "config.json").is_file():
+        command = training_command(folder.name, config, folder, shape)
+        raise CheckpointError(f"no run in {folder}{looked_at(folder)}, which {key} names: train one with {command}")
+
+
+def load_average(folder: Path, network: nn.Module) -> None:
+    """Give a network the averaged weights of the run in ``folder``.
+
+    Raises: CheckpointError if there is none, or it is damaged or of another network.
+    """
+    stored(folder)
+    found = checkpoint.find(folder / "checkpoints")
+    checkpoint.load_network(found, checkpoint.read_meta(found)["ema"][0], network)

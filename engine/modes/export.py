@@ -1,0 +1,33 @@
+"""Write a run as the files of another library."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from score_sde.engine import checkpoint
+from score_sde.engine.build import Experiment
+from score_sde.engine.config import Options
+from score_sde.engine.diffusers_export import write_diffusers
+from score_sde.engine.load import check_flow, load
+from score_sde.engine.log import say
+from score_sde.storage.naming import pick
+
+
+def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+    """Write the run as ``--format`` has it, below ``workdir``/export.
+
+    Raises: ValueError if that library has no such network or process, naming all that stands in the way.
+    """
+    if not options.format:
+        raise ValueError(f"give --format ({' | '.join(FORMATS)})")
+    write, folder = pick(FORMATS, "format", options.format), workdir / "export" / options.format
+    experiment, denoiser, found = load(config, workdir, options)
+    check_flow(denoiser, workdir)
+    what = write(folder, config, experiment)
+    say(f"{what}, {options.weights} weights of step {checkpoint.read_meta(found)['step']}")
+    say(f"files are in {folder}")
+
+
+FORMATS: dict[str, Callable[[Path, ConfigDict, Experiment], str]] = {"diffusers": write_diffusers}
+"""What the user types after ``--format``: (folder, config, experiment) -> what was written."""

@@ -1,0 +1,21 @@
+"""Train a run from its newest checkpoint on."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from score_sde.engine.config import Options
+from score_sde.engine.lock import only_writer
+from score_sde.engine.log import check_name
+from score_sde.engine.training.loop import train
+from score_sde.engine.training.signals import Asked
+
+
+def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+    """Train the config in ``workdir``, from the newest checkpoint there.
+
+    Raises: Stopped after a checkpoint, if a signal asked for it.
+    """
+    check_name(workdir)
+    with only_writer(workdir) as writer, Asked() as asked:
+        train(config, workdir, options, asked, writer)

@@ -1,0 +1,77 @@
+"""The training objective of a config: loss, weight, timestep sampler and teacher."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+
+from score_sde.engine.build import Experiment
+from score_sde.engine.config import Options, stored
+from score_sde.engine.load import check_there, load
+from score_sde.sde_lib import (
+    LEARNING_LAWS,
+    OBJECTIVES,
+    TIME_LAWS,
+    WEIGHTS,
+    Denoiser,
+    Objective,
+    TimeLaw,
+    transport,
+)
+from score_sde.sde_lib.laws import Fixed
+from score_sde.storage.naming import options, pick
+
+
+def make_teacher(config: ConfigDict, experiment: Experiment) -> Callable:
+    """The averaged weights of the run ``loss.teacher``, frozen, as a denoiser on the SDE of the experiment.
+
+    Raises: CheckpointError if there is none, or it is damaged; ValueError if none is named, or its data are others.
+    """
+    if not config.loss.teacher:
+        raise ValueError("loss.teacher is empty: give the folder of a trained run, such as runs/edm")
+    folder, facts = Path(config.loss.teacher), experiment.facts
+    check_there("loss.teacher", folder, config, facts.shape)
+    recipe = stored(folder)
+    recipe.device, recipe.threads = config.device, torch.get_num_threads()
+    theirs, denoiser, _ = load(recipe, folder, Options())
+    if type(denoiser) is not Denoiser:
+        raise ValueError(f"loss.teacher {folder} is no denoiser but {recipe.loss.name}; give a run such as runs/edm")
+    if (theirs.facts.shape, theirs.facts.levels) != (facts.shape, facts.levels):
+        raise ValueError(
+            f"loss.teacher {folder} knows data of shape {theirs.facts.shape} and {theirs.facts.levels} levels, not of "
+            f"{facts.shape} and {facts.levels}; train one on these data"
+        )
+    return transport(denoiser, theirs.sde, experiment.sde)
+
+
+def make_weight(config: ConfigDict, sigma_data: float) -> Callable:
+    """The weight of the loss, ``(sde, t) -> weight``."""
+    weight = pick(WEIGHTS, "weight", config.loss.weight)
+    return functools.partial(weight, **options(weight, {"sigma_data": sigma_data}))
+
+
+def make_time_law(config: ConfigDict) -> TimeLaw:
+    """The law of time, ``(sde, u) -> (t, correction)``."""
+    values = {**config.loss, "mean": config.loss.time_mean, "std": config.loss.time_std, "tail": config.loss.time_tail}
+    law = pick({**TIME_LAWS, **LEARNING_LAWS}, "time law", config.loss.time_law)
+    if config.loss.time_law in LEARNING_LAWS:
+        return law(**options(law, values))
+    return Fixed(functools.partial(law, **options(law, values)))
+
+
+def make_objective(config: ConfigDict, experiment: Experiment) -> Objective:
+    """What the run minimises."""
+    kind = pick(OBJECTIVES, "objective", config.loss.name)
+    sigma_data = experiment.sigma_data(config)
+    known = {
+        "weight": make_weight(config, sigma_data),
+        "sigma_data": sigma_data,
+        "bin_width": experiment.bin_width,
+        "low": experiment.low,
+    }
+    if "teacher" in inspect.signature(kind).parameters:
+        known["teacher"] = make_teacher(config, experiment)
+    return kind(experiment.sde, **options(kind, {**config.loss, **known}))

@@ -1,0 +1,83 @@
+"""The sampler of a config: its step, its grid of times, and notes on what it is derived for."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from score_sde.engine import tuned
+from score_sde.engine.build import Experiment
+from score_sde.engine.errors import CheckpointError
+from score_sde.engine.files import read_numbers
+from score_sde.engine.guide import Guide
+from score_sde.engine.log import say
+from score_sde.samplers import Step
+from score_sde.samplers.calibration import Tuned
+from score_sde.samplers.draw import named_step, named_times, suited
+from score_sde.samplers.grids import of_ratios
+from score_sde.sde_lib import SDE
+
+GRID_FILE = ".txt"
+"""How the name of a grid ends that is a file: of noise levels sigma / alpha, one a line, from the noise to the data."""
+
+
+def make_step(config: ConfigDict, experiment: Experiment, sampler: str | None = None, **more: Any) -> Step:
+    """The step of that name, by default ``sample.sampler``, with the keys of the section and of more that it takes."""
+    settings = {key: value for key, value in config.sample.items() if key != "order" or value}  # 0: the method's own
+    return named_step(experiment.sde, sampler or config.sample.sampler, experiment.gaussian, {**settings, **more})
+
+
+def make_times(config: ConfigDict, experiment: Experiment, start: float | None = None) -> Tensor:
+    """The grid of ``sample.grid`` down to ``sample.t_min``, 0 being the earliest of the SDE; a file is taken whole.
+
+    Args:
+        start: where it begins; default t_max.
+    """
+    name, steps = chosen(config, experiment.sde)
+    if name.endswith(GRID_FILE):
+        try:
+            return of_ratios(experiment.sde, read_numbers(Path(name)))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return named_times(experiment.sde, name, steps, experiment.gaussian, start, config.sample.t_min or None)
+
+
+def planned(
+    config: ConfigDict, workdir: Path, experiment: Experiment, found: Path, weights: str, guide: Guide
+) -> tuple[Step, Tensor, str]:
+    """Step, times and name of the grid: by a calibration of these weights if no grid is named, or ``tuned`` is.
+
+    Raises: CheckpointError or ValueError for ``tuned`` without a calibration, or with one for something else.
+    """
+    step, (name, steps) = make_step(config, experiment), chosen(config, experiment.sde)
+    path, demanded = tuned.place(workdir, config.sample.sampler, steps), name == tuned.GRID
+    if demanded and guide.acts:
+        raise ValueError("a calibration is of the flow without label and guidance; name another sample.grid")
+    if demanded or (path.exists() and not config.sample.grid and not guide.acts):
+        try:
+            plan = tuned.read(path, tuned.asked(config, step, found, weights))
+        except (CheckpointError, ValueError) as error:
+            if demanded:
+                raise
+            say(f"not tuned: {error}")
+        else:
+            say(f"tuned by {path}")
+            return Tuned(step, plan), torch.tensor(plan.times, dtype=torch.float64), tuned.GRID
+    return step, make_times(config, experiment), name
+
+
+def chosen(config: ConfigDict, sde: SDE) -> tuple[str, int]:
+    """Name of the grid and number of steps: those of the section ``sample``, of a file, or the sampler's own.
+
+    Raises: DataError for a file that cannot be read; ValueError for one that has other steps than are asked for.
+    """
+    settings = config.sample
+    name, steps = suited(sde, settings.sampler, settings.grid, settings.steps or None)
+    if name.endswith(GRID_FILE):
+        found = len(read_numbers(Path(name))) - 1
+        if settings.steps not in (0, found):
+            raise ValueError(f"{name} has {found} steps, not {settings.steps}; leave --steps out")
+        return name, found
+    return name, steps
