@@ -1,0 +1,295 @@
+"""Which random changes of the source do the quick tests notice?
+
+    CALLS=calls python -m pytest -q -n 2 -m "not slow" -p tests.calls
+    python benchmarks/mutate.py --calls calls --number 150 --seed 0 --out mutants.json
+
+The first command records which functions each test calls (tests/calls.py). The second draws functions of ``sde_lib``,
+``samplers``, ``engine`` and ``data``, the checks of the selftest left out, changes each in one place, and runs tests
+that call it until one fails. Mutants are written to a copy of the project in a temporary folder, one at a time.
+
+Results are saved after each mutant; the same command goes on where it was stopped. With ``--again OTHER.json`` the
+mutants are those of an earlier run, and the test that failed then is tried first. Exit status 1 if a mutant survives.
+"""
+
+import argparse
+import ast
+import contextlib
+import itertools
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pytest
+
+from tests.calls import PARTS, ROOT, functions
+
+SWAPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
+SWAPPED |= {ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.MatMult: ast.Mult, ast.BitAnd: ast.BitOr}
+SWAPPED |= {ast.BitOr: ast.BitAnd, ast.And: ast.Or, ast.Or: ast.And, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE}
+SWAPPED |= {ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is}
+SWAPPED |= {ast.In: ast.NotIn, ast.NotIn: ast.In}
+LEFT_OUT = (ast.Expr, ast.AugAssign, ast.Raise, ast.Break, ast.Continue)
+"""Statements that may be left out; assignments and returns change in another way."""
+
+
+# --- one change of one node -------------------------------------------------------------------------------------------
+
+
+def changes(node: ast.AST) -> Iterator[ast.AST]:
+    """Other nodes for a node, each one mistake away."""
+    if isinstance(node, LEFT_OUT):
+        yield ast.Pass()
+    if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in SWAPPED:
+        yield changed(node, op=SWAPPED[type(node.op)]())
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPPED:
+        yield changed(node, ops=[SWAPPED[type(node.ops[0])](), *node.ops[1:]])
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+        yield node.operand
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield ast.Constant(not node.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        yield ast.Constant(node.value + 1 if isinstance(node.value, int) else 2 * node.value or 1.0)
+    if isinstance(node, ast.If | ast.IfExp):
+        yield changed(node, test=ast.UnaryOp(ast.Not(), node.test))
+    if isinstance(node, ast.Return) and node.value is not None and not is_none(node.value):
+        yield ast.Return(ast.Constant(None))
+    if isinstance(node, ast.Call) and not any(isinstance(argument, ast.Starred) for argument in node.args):
+        if len(node.args) > 1 and ast.dump(node.args[0]) != ast.dump(node.args[1]):
+            yield changed(node, args=[node.args[1], node.args[0], *node.args[2:]])
+        if node.keywords and node.keywords[0].arg != "strict":
+            yield changed(node, keywords=node.keywords[1:])
+
+
+def changed(node: ast.AST, **fields: object) -> ast.AST:
+    """The node with other values for some of its fields."""
+    return type(node)(**{name: getattr(node, name, None) for name in node._fields} | fields)
+
+
+def is_none(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def places(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes below a function that may change: none in docstrings, annotations, decorators, defaults or messages."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return
+    yield node
+    if isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments):
+        return
+    for name, field in ast.iter_fields(node):
+        if name not in {"annotation", "returns", "decorator_list"}:
+            for below in field if isinstance(field, list) else [field]:
+                if isinstance(below, ast.AST):
+                    yield from places(below)
+
+
+# --- mutants ----------------------------------------------------------------------------------------------------------
+
+
+def mutant_of(path: str, source: str, name: str, function: ast.FunctionDef, generator: random.Random) -> dict | None:
+    """A random mutant of a function that compiles: the text of the function before and after."""
+    candidates = [(old, new) for statement in function.body for old in places(statement) for new in changes(old)]
+    lines = source.encode().splitlines(keepends=True)
+
+    def span(node: ast.AST) -> tuple[int, int]:
+        ahead, last = (sum(map(len, lines[: number - 1])) for number in (node.lineno, node.end_lineno))
+        return ahead + node.col_offset, last + node.end_col_offset
+
+    data, (first, last) = source.encode(), span(function)
+    generator.shuffle(candidates)
+    for old, new in candidates:
+        text = ast.unparse(ast.fix_missing_locations(new)).replace("\n", "\n" + " " * old.col_offset)
+        text = f"({text})" if isinstance(new, ast.expr) else text
+        start, end = span(old)
+        whole = data[:start] + text.encode() + data[end:]
+        if compiles(path, whole):
+            after = whole[first : len(whole) - len(data) + last].decode()
+            parts = {"old": data[start:end].decode(), "new": text, "before": data[first:last].decode(), "after": after}
+            return {"file": path, "function": name, "line": old.lineno, **parts}
+    return None
+
+
+def compiles(path: str, source: bytes) -> bool:
+    try:
+        compile(source, path, "exec", dont_inherit=True)
+    except SyntaxError:
+        return False
+    return True
+
+
+def drawn(number: int, seed: int) -> list[dict]:
+    """One mutant for each of so many random functions, in random order."""
+    generator = random.Random(seed)
+    paths = [path.relative_to(ROOT) for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
+    sources = {str(path): (ROOT / path).read_text() for path in paths if path.parts[:2] != ("engine", "checks")}
+    found = [(path, source, *each) for path, source in sources.items() for each in functions(ast.parse(source))]
+    generator.shuffle(found)
+    mutants = (mutant_of(*each, generator) for each in found)
+    return list(itertools.islice(filter(None, mutants), number))
+
+
+# --- tests ------------------------------------------------------------------------------------------------------------
+
+
+def chosen(tests: dict, function: str, seconds: float, first: str | None) -> tuple[list[str], float]:
+    """Tests that call a function, one case of each before the second of any, and their time in all."""
+    groups = {}
+    for name, (cost, called) in sorted(tests.items(), key=lambda item: item[1][0]):
+        if function in called:
+            groups.setdefault(name.split("[")[0], []).append((cost, name))
+    turns = sorted((turn, cost, name) for cases in groups.values() for turn, (cost, name) in enumerate(cases))
+    taken, total = [first] if first in tests else [], tests[first][0] if first in tests else 0.0
+    for _, cost, name in turns:
+        if name not in taken and total + cost <= seconds:
+            taken.append(name)
+            total += cost
+    return taken, total
+
+
+class Failure:
+    """Holds the first test that fails, or the error of the session."""
+
+    def __init__(self) -> None:
+        self.test = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and self.test is None:
+            self.test = report.nodeid
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed and self.test is None:
+            self.test = report.nodeid
+
+
+def outcome(folder: Path, tests: list[str], seconds: float) -> tuple[str, str | None]:
+    """Killed or survived, and the test that failed first.
+
+    The tests run in a fork of this process, which has imported PyTorch already. Its processor time is limited, and a
+    mutant that needs ten times that of its tests, and a minute, is killed.
+    """
+    answer = folder / "failure"
+    answer.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        resource.setrlimit(resource.RLIMIT_CPU, (int(10 * seconds + 60),) * 2)
+        os.chdir(folder)
+        sys.path[:] = [
+            str(folder),
+            *(entry for entry in sys.path if not entry or not Path(entry).resolve().is_relative_to(ROOT)),
+        ]
+        for name in [name for name in sys.modules if name.split(".")[0] in {"tests", "score_sde"}]:
+            del sys.modules[name]
+        quiet = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(quiet, stream)
+        failure = Failure()
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:faulthandler"]
+        status = pytest.main([*options, *tests], plugins=[failure])
+        answer.write_text(failure.test or "")
+        os._exit(status)
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(status)
+    if status == 0:
+        return "survived", None
+    if status < 0:
+        return "killed", "stopped at its limit of time" if -status in {signal.SIGXCPU, signal.SIGKILL} else "crash"
+    return ("killed" if status in {1, 2} else f"error {status}"), answer.read_text() or None
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the project, without its runs."""
+    left_out = shutil.ignore_patterns(".git", ".venv", "runs", ".hypothesis", ".pytest_cache", ".ruff_cache")
+    return shutil.copytree(ROOT, folder / "tree", ignore=left_out)
+
+
+def main() -> int:
+    """Print a line for each mutant; return 1 if one survives."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--calls", type=Path, required=True, help="folder that tests/calls.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="results, in JSON; those there are kept")
+    parser.add_argument("--number", type=int, default=150, help="mutants, one a function")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=30.0, help="time of the tests of one mutant")
+    parser.add_argument("--again", type=Path, help="results of an earlier run: take its mutants")
+    options = parser.parse_args()
+    tests = {}
+    for path in sorted(options.calls.glob("*.json")):
+        tests |= json.loads(path.read_text())
+    if not tests:
+        parser.error(f"no records in {options.calls}; run pytest with -p tests.calls first")
+    earlier = json.loads(options.again.read_text()) if options.again else drawn(options.number, options.seed)
+    results = json.loads(options.out.read_text()) if options.out.exists() else []
+    done = {(result["file"], result["after"]) for result in results}
+    import_once()
+    with tempfile.TemporaryDirectory() as name:
+        tree = copied(Path(name))
+        for mutant in earlier:
+            if (mutant["file"], mutant["after"]) in done:
+                continue
+            results.append({**mutant, **tried(tree, mutant, tests, options.seconds)})
+            options.out.write_text(json.dumps(results, indent=1))
+            print(line(results[-1]), flush=True)
+        killers = sorted({result["by"] for result in results if result["by"] in tests})
+        if killers and outcome(tree, killers, 60.0 * len(killers))[0] != "survived":
+            print("a test that killed a mutant fails without one, too")
+            return 1
+    killed = sum(result["outcome"] == "killed" for result in results)
+    print(f"{killed} of {len(results)} mutants killed")
+    for part in PARTS:
+        of = [result["outcome"] for result in results if result["file"].startswith(f"{part}/")]
+        print(f"  {part:9} {of.count('killed')} of {len(of)}")
+    return int(killed < len(results))
+
+
+def tried(tree: Path, mutant: dict, tests: dict, seconds: float) -> dict:
+    """The outcome of a mutant, by which test, and out of how many."""
+    path = tree / mutant["file"]
+    source = path.read_text() if path.exists() else ""
+    if source.count(mutant["before"]) != 1:
+        return {"outcome": "out of date", "by": None, "tests": 0}
+    taken, total = chosen(tests, f"{mutant['file']}:{mutant['function']}", seconds, mutant.get("by"))
+    if not taken:
+        return {"outcome": "survived", "by": None, "tests": 0}
+    times = path.stat()
+    path.write_text(source.replace(mutant["before"], mutant["after"]))
+    os.utime(path, (times.st_atime, times.st_mtime + 10))  # else Python might take the bytecode of the original
+    try:
+        result, by = outcome(tree, taken, total)
+    finally:
+        path.write_text(source)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    return {"outcome": result, "by": by, "tests": len(taken)}
+
+
+def line(result: dict) -> str:
+    """A mutant and its outcome."""
+    change = f"{result['old']}  ->  {result['new']}".replace("\n", " ")
+    change = change if len(change) < 110 else change[:107] + "..."
+    by = f"  [{result['by']}]" if result["by"] else f"  [{result['tests']} tests]"
+    return f"{result['outcome']:9} {result['file']}:{result['line']} {result['function']}: {change}{by}"
+
+
+def import_once() -> None:
+    """Import the packages of others that the tests use, before the forks."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    for name in ("hypothesis", "matplotlib.pyplot", "ml_collections", "safetensors.torch", "scipy.stats", "sklearn"):
+        import_module(name)
+    import_module("torch").set_num_threads(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
