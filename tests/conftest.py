@@ -10,6 +10,7 @@ from score_sde import run as command_line
 from score_sde.engine.config import stored
 from score_sde.engine.recipe import MODEL, digest
 from score_sde.sde_lib import SDES, GaussianMixture
+from tests.trajectories import REPRESENTATIVE, transported
 
 torch.set_num_threads(1)
 
@@ -40,10 +41,6 @@ def rewrite():
     return run
 
 
-REPRESENTATIVE = {"vpsde", "vesde", "rectified", "ddpm"}
-"""Processes that stand for the others in products: both limits of the noise, a bridge to the data, discrete levels."""
-
-
 @pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in REPRESENTATIVE)) for name in SDES])
 def sde(request):
     """A process with its defaults: the representative ones, and all of them with the slow tests.
@@ -55,22 +52,26 @@ def sde(request):
 
 
 def pytest_collection_modifyitems(items):
-    """Of the product of processes, ranks and the other parameters of a test, the quick suite runs a Latin square.
+    """Of the product of processes, ranks and the other parameters of a test, the quick suite runs pairs.
 
-    Process i, rank j and case k run where (i + j + k) % 3 = 0, so each pair of the three runs once. The rest is slow.
+    Process i, rank j and case k run where (i + j + k) % 3 = 0, so each pair of the three runs once; without ranks,
+    process i of n and case k of four or more where (i + k) % (n // 2) = 0, so each case runs on two processes. The rest
+    is slow.
     """
     groups = {}
     for item in items:
-        if {"sde", "shaped_mixture"} <= set(item.fixturenames) and hasattr(item, "callspec"):
-            chosen = dict(item.callspec.params)
-            process, shape = chosen.pop("sde"), chosen.pop("shaped_mixture")
-            case = tuple(f"{key}={chosen[key]}" for key in sorted(chosen))
-            groups.setdefault(item.function, []).append((item, process, shape, case))
+        chosen = {key: str(value) for key, value in item.callspec.params.items()} if hasattr(item, "callspec") else {}
+        if "sde" in chosen and not item.get_closest_marker("slow"):
+            place = chosen.pop("sde"), chosen.pop("shaped_mixture", None), tuple(sorted(chosen.items()))
+            groups.setdefault(item.function, {})[item] = place
     for members in groups.values():
-        processes, shapes, cases = (list(dict.fromkeys(member[k] for member in members)) for k in (1, 2, 3))
-        for item, process, shape, case in members:
-            if (processes.index(process) + shapes.index(shape) + cases.index(case)) % len(shapes):
-                item.add_marker(pytest.mark.slow)
+        axes = [list(dict.fromkeys(axis)) for axis in zip(*members.values())]
+        processes, shapes, cases = map(len, axes)
+        apart = shapes if shapes > 1 else max(processes // 2, 1) if cases >= 4 else 1
+        if len(members) == processes * shapes * cases:
+            for item, place in members.items():
+                if sum(axis.index(value) for axis, value in zip(axes, place)) % apart:
+                    item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
@@ -100,6 +101,14 @@ def shaped_mixture(request):
     means = torch.randn(3, *request.param, dtype=torch.float64, generator=generator)
     covariances = roots @ roots.mT + 0.05 * torch.eye(num, dtype=torch.float64)
     return GaussianMixture.of_covariances(torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), means, covariances)
+
+
+@pytest.fixture
+def quantiles(sde, mixture):
+    """States at the latest time, where the flow takes them at log-SNR 6, and that time."""
+    first, end = sde.at(sde.t_max), sde.time(torch.tensor(6.0, dtype=torch.float64)).item()
+    x = first.alpha * mixture.mean + first.sigma * torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
+    return x, transported(mixture, x, first, sde.at(end)), end
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from test_steps import Counted, assert_marginal, noises, quantiles, terminal  # noqa: F401
 
 from score_sde.samplers import GRIDS, Noise, sample
 from score_sde.samplers.adaptive import AdaptiveSDE, DPMAdaptive
 from score_sde.sde_lib import EDMSDE, SDES, VPSDE, NonFiniteError, NotConvergedError, Prediction
+from tests.trajectories import Counted, assert_marginal, noises, terminal
 
 BOTH = [AdaptiveSDE, DPMAdaptive]
 
@@ -57,7 +57,7 @@ def test_two_solutions_of_one_path_are_close(mixture, process):
 
 
 @pytest.mark.parametrize(("order", "most"), [(2, 30), (3, 100)])
-def test_dpm_adaptive_keeps_its_tolerance(sde, mixture, quantiles, order, most):  # noqa: F811
+def test_dpm_adaptive_keeps_its_tolerance(sde, mixture, quantiles, order, most):
     """But for the start between the modes, which the longer moves of the higher order carry farther off."""
     x, expected, end = quantiles
     for tolerance in (1e-2, 1e-4):
@@ -67,7 +67,7 @@ def test_dpm_adaptive_keeps_its_tolerance(sde, mixture, quantiles, order, most):
         assert error.max() < most * tolerance
 
 
-def test_the_higher_order_takes_half_the_evaluations_and_errs_less(sde, mixture, quantiles):  # noqa: F811
+def test_the_higher_order_takes_half_the_evaluations_and_errs_less(sde, mixture, quantiles):
     x, expected, end = quantiles
     calls, errors = [], []
     for order in (2, 3):

@@ -1,7 +1,6 @@
 """Commands of benchmarks: a missing file or a wrong number of arguments is one line and a status."""
 
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -20,12 +19,16 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistake_is_one_line(words, tmp_path):
+def test_a_mistake_is_one_line(words, tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "wide.npz", samples=np.zeros((4, 4, 4, 1)))
     name, *given = words.split()
-    line = [sys.executable, ROOT / "benchmarks" / f"{name}.py", *given]
-    done = subprocess.run(line, cwd=tmp_path, env=os.environ, capture_output=True, text=True)
-    status, message = MISTAKES[words]
-    assert (done.returncode, done.stdout) == (status, "")
-    (said,) = done.stderr.splitlines()
+    path = str(ROOT / "benchmarks" / f"{name}.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [path, *given])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(path, run_name="__main__")
+    (status, message), (out, err) = MISTAKES[words], capsys.readouterr()
+    assert (ended.value.code, out) == (status, "")
+    (said,) = err.splitlines()
     assert said.startswith(message)

@@ -550,6 +550,17 @@ def test_hybrid_teaches_the_mean_by_the_error_and_the_variance_by_the_bound(chai
         torch.testing.assert_close(found, 1e-3 * expected)
 
 
+def test_hybrid_is_the_error_and_a_thousandth_of_the_bound(chain):
+    """Where the level is the first and the data are at either edge: of levels from -1, or from where they begin."""
+    x0, eps, t = torch.tensor([[-1.0, 1.0], [0.0, 1.0]]).double(), torch.full((2, 2), 0.3).double(), level([1.0, 1.0])
+    denoise, weight = Denoiser(Twice(2), chain, "v", 0.5), WEIGHTS["simple"]
+    simple = OBJECTIVES["denoising"](chain, weight)(denoise, x0, eps, t, None, 0.0)
+    for given in ({}, {"low": 0.0}):
+        bound = Bound(chain, 0.1, low=given.get("low", -1.0))(denoise, x0, eps, t, None, 0.0)
+        found = Hybrid(chain, weight, 0.1, **given)(denoise, x0, eps, t, None, 0.0)
+        torch.testing.assert_close(found, simple + 1e-3 * bound)
+
+
 def test_gradients_of_the_bound_are_those_of_its_values(chain):
     x0, eps = torch.randn(2, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     network, t = Twice(2), level([1.0, 2.0, 20.0, 40.0])

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from test_steps import Counted, assert_marginal, evolve, noises, terminal
 
 from score_sde.samplers import GRIDS, Heun, sample, trajectory
 from score_sde.samplers.churn import Churn
 from score_sde.sde_lib import EDMSDE, VPSDE
+from tests.trajectories import Counted, assert_marginal, evolve, noises, terminal
 
 
 def test_without_churn_it_is_heun(sde, mixture):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from test_steps import Counted, noises, terminal, transported
 
 from score_sde import run as command_line
 from score_sde.samplers import GRIDS, STEPS, ConsistencyStep, Noise, sample, trajectory
@@ -10,6 +9,7 @@ from score_sde.samplers.draw import remark
 from score_sde.sde_lib import SDES, Denoiser, GaussianMixture, Prediction
 from score_sde.sde_lib.consistency import ConsistencyModel
 from score_sde.sde_lib.process import Moment
+from tests.trajectories import Counted, noises, terminal, transported
 
 DATA = Moment(1.0, 0.0, float("inf"))
 

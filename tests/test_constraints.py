@@ -1,6 +1,6 @@
 """Constraints: projectors, what stays exact, times that rise; and editing by noise."""
 
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import pytest
 import torch
@@ -152,8 +152,7 @@ class Told(Step):
         return x
 
 
-@pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("kind", [Noise, Brownian])
+@pytest.mark.parametrize(("name", "kind"), list(zip(STEPS, cycle([Noise, Brownian]))))
 def test_times_that_fall_are_walked_as_ever(name, kind):
     """By reset, moves and finish, bit for bit."""
     sde = SDES["vpsde"]()

@@ -445,8 +445,7 @@ def test_an_unreadable_zip_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.8])
-@pytest.mark.parametrize("position", [0, 5])
+@pytest.mark.parametrize(("share", "position"), [(0, 0), (0.1, 5), (0.5, 0), (0.8, 5)])
 def test_a_truncated_image_is_refused(place, kind, share, position):
     whole = encoded(pixels(0, height=32, width=32), kind)
     suffix = {"PNG": "png", "JPEG": "jpg"}[kind]

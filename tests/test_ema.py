@@ -81,6 +81,15 @@ def test_an_average_that_goes_on_is_that_of_one_run():
     assert torch.equal(whole.networks[0].weight, first.networks[0].weight)
 
 
+def test_the_distance_is_relative_to_the_first_average():
+    """Of all weights together: |(3, 4) - (0, 8)| / |(0, 8)| with another average that does not count."""
+    network = nn.ParameterList([torch.tensor([3.0]), torch.tensor([4.0])])
+    ema = EMA(network, (0.9, 0.5))
+    for parameter, value in zip(ema.networks[0].parameters(), (0.0, 8.0), strict=True):
+        parameter.data.fill_(value)
+    assert ema.distance().item() == pytest.approx(5 / 8)
+
+
 def test_buffers_are_copied():
     network = Counter()
     ema = EMA(network, (0.9, 0.99))

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,17 +30,12 @@ from score_sde.sde_lib import DEQUANTIZATIONS, PRIORS, SDES, SOLVERS, Gaussian, 
 from score_sde.sde_lib.denoiser import Prediction
 from score_sde.sde_lib.dequantization import data_time
 from score_sde.sde_lib.motion import ExampleError
+from tests.runs import ROOT, command
 
-ROOT = Path(command_line.__file__).parent
 FAST = ("--config.likelihood.evaluations=8", "--config.likelihood.check_examples=0")
 KEYS = ("bits_per_dim", "bits_per_dim_stderr", "bits_per_dim_interval", "nats", "nats_stderr", "nats_interval", "terms")
 KEYS += ("probe_stderr_nats", "repeat_stderr_nats", "nfe", "traces", "trace", "t", "noise", "noise_levels", "check")
 KEYS += ("num_examples", "split", "dequantization", "settings", "sde", "checkpoint_step", "scored_before", "seconds")
-
-
-def command(*words):
-    """Run a command in this process and return its exit status."""
-    return command_line.main(["run.py", *map(str, words)])
 
 
 def read(workdir, name="test-uniform"):
@@ -329,6 +323,24 @@ def test_importance_tells_what_of_it_is_noise_of_the_probes(exact):
     assert result["importance_inflation_nats"] == pytest.approx(gain.mean(), abs=3 * gain.std() / 20)
     assert result["importance_inflation_nats"] > 5 * gain.std() / 20
     assert np.abs(clean["inflation"]).max() < 1e-6
+
+
+def test_errors_of_copies_are_weighed_as_the_copies_are(exact, monkeypatch):
+    """Two copies whose densities are 1 to 3, of variances 0.4 and 0.8, in two repeats."""
+    solve = Measurement._solve
+
+    def known(self, x, *args):
+        found, pairs = solve(self, x, *args), len(x) // 2
+        nats, variance = (torch.tensor(values).double().repeat(pairs) for values in ([0.0, math.log(3)], [0.4, 0.8]))
+        return found._replace(nats=nats, variance=variance)
+
+    monkeypatch.setattr(Measurement, "_solve", known)
+    result, rows = exact(quantized(17), samples=2, repeats=2, **QUICK)
+    np.testing.assert_allclose(rows["probe_variance"], (0.4 / 16 + 0.8 * 9 / 16) / 2, rtol=1e-6)
+    np.testing.assert_allclose(rows["inflation"], 0.5 * 3 / 16 * (0.4 + 0.8), rtol=1e-6)
+    np.testing.assert_allclose(rows["importance"], math.log(2) - 0.5 * math.log(3), rtol=1e-6)
+    assert result["probe_stderr_nats"] == pytest.approx(math.sqrt(0.2375 / 12))
+    assert result["importance_inflation_nats"] == pytest.approx(0.1125)
 
 
 @pytest.mark.parametrize(("probe", "probes"), [("gauss", 1), ("gauss", 4), ("rademacher", 2), ("orthogonal", 2)])

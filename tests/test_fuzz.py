@@ -288,9 +288,9 @@ def unsafe_calls(source):
             yield f"line {node.lineno}: {name} with pickles"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_call_runs_or_unpacks_what_it_reads(path):
-    assert list(unsafe_calls(path.read_text())) == []
+def test_no_call_runs_or_unpacks_what_it_reads():
+    found = {str(path.relative_to(ROOT)): list(unsafe_calls(path.read_text())) for path in FILES}
+    assert {path: calls for path, calls in found.items() if calls} == {}
 
 
 @pytest.mark.parametrize(

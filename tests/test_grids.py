@@ -60,17 +60,16 @@ def name(request):
     return request.param
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 17, 1000])
-def test_times_fall_between_exact_ends(sde, name, num_steps):
-    times = GRIDS[name](sde, num_steps)
-    assert times.shape == (num_steps + 1,)
-    assert times.dtype == torch.float64
-    assert times.device.type == "cpu"
-    assert (times.diff() < 0).all()
-    assert len(times.unique()) == num_steps + 1
-    assert times[0].item() == sde.t_max
-    if len(ahead := noisy(name, sde, times)) > 1:
-        assert ahead[-1].item() == sde.t_min
+def test_times_fall_between_exact_ends(sde, name):
+    for num_steps in (1, 2, 17, 1000):
+        times = GRIDS[name](sde, num_steps)
+        assert times.shape == (num_steps + 1,)
+        assert times.dtype == torch.float64
+        assert times.device.type == "cpu"
+        assert (times.diff() < 0).all()
+        assert times[0].item() == sde.t_max
+        if len(ahead := noisy(name, sde, times)) > 1:
+            assert ahead[-1].item() == sde.t_min
 
 
 @pytest.mark.parametrize("partial", [False, True])

@@ -1,6 +1,7 @@
 """Guidance against the exact posteriors of a mixture whose components are its classes."""
 
 import math
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -230,8 +231,7 @@ def test_dynamic_threshold_is_the_papers(quantile, shape):
     assert (found <= high).all()
 
 
-@pytest.mark.parametrize("process", ["subvpsde", "vesde", "ddpm"])
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(("name", "process"), list(zip(STEPS, cycle(["subvpsde", "vesde", "ddpm"]))))
 def test_guidance_of_guidance_goes_with_every_step(process, name):
     """Of scales, an interval and thresholds that leave the conditional denoiser as it is."""
     sde = SDES[process]()
@@ -253,7 +253,6 @@ def test_guidance_of_guidance_goes_with_every_step(process, name):
     step, times = STEPS[name](sde), GRIDS["log_snr"](sde, 3)
     x = sde.prior_std * Noise(torch.arange(2))(torch.empty(2, 2, dtype=torch.float64))
     found, expected = (sample(step, d, x, times, Noise(torch.arange(2), 1)) for d in (guided, conditional))
-    assert found.isfinite().all()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from test_steps import Counted, noises, terminal
 
 from score_sde.samplers import GRIDS, AnnealedLangevin, langevin_step_size, sample, trajectory
 from score_sde.sde_lib import EDMSDE, VESDE, GaussianMixture
+from tests.trajectories import Counted, noises, terminal
 
 # sigma_1, number of levels down to 0.01, steps at each, and the epsilon chosen by Song, Ermon, 2020, appendix B.
 PUBLISHED = {

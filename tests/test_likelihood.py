@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from scipy import stats
-from test_flow import GUESSES, first_guess
 
 from score_sde.samplers import Noise
 from score_sde.sde_lib import (
@@ -26,6 +25,7 @@ from score_sde.sde_lib import (
 from score_sde.sde_lib.adams import Adams
 from score_sde.sde_lib.denoiser import Prediction
 from score_sde.sde_lib.runge_kutta import DormandPrince
+from tests.guesses import GUESSES, first_guess
 
 
 def data(mixture, sde, num, seed=0):

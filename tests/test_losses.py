@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 from scipy.stats import truncnorm
-from test_denoiser import SIGMA_DATA, TARGETS, Fixed, state
 
 from score_sde.sde_lib import (
     PARAMETERIZATIONS,
@@ -18,6 +17,7 @@ from score_sde.sde_lib import (
     denoising_loss,
     stratified,
 )
+from tests.targets import SIGMA_DATA, TARGETS, Fixed, state
 
 OPTIONS = {"edm": {"sigma_data": SIGMA_DATA}}
 

@@ -74,27 +74,20 @@ def test_every_network_has_a_case():
     }  # they hear no log-SNR: test_ncsn
 
 
-@pytest.mark.parametrize("case", SINGLE)
-def test_zero_at_initialisation(case):
-    name, shape, options = CASES[case]
-    out = NETWORKS[name](shape, **options)(torch.randn(2, *shape), torch.zeros(2))
-    assert out.shape == (2, *answer(case))
-    assert not out.any()
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_answers_in_its_shape(network, batch):
-    x, log_snr = inputs(network, batch)
-    out = network(x, log_snr)
-    assert out.shape == (batch, *network.answer)
-    assert out.isfinite().all()
-    assert out.std() > 0
+def test_zero_at_initialisation():
+    for case in SINGLE:
+        name, shape, options = CASES[case]
+        out = NETWORKS[name](shape, **options)(torch.randn(2, *shape), torch.zeros(2))
+        assert out.shape == (2, *answer(case))
+        assert not out.any(), case
 
 
 def test_examples_do_not_mix(network):
     x, log_snr = inputs(network)
-    alone = torch.cat([network(x[i : i + 1], log_snr[i : i + 1]) for i in range(len(x))])
-    torch.testing.assert_close(network(x, log_snr), alone, rtol=1e-4, atol=1e-5)
+    whole, alone = network(x, log_snr), [network(x[i : i + 1], log_snr[i : i + 1]) for i in range(len(x))]
+    assert whole.shape == (len(x), *network.answer)
+    assert whole.std() > 0
+    torch.testing.assert_close(whole, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
 def test_told_the_noise_level(network):

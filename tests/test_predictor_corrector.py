@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from test_steps import assert_marginal, evolve, noises, terminal
 
 from score_sde.samplers import GRIDS, Noise, sample
 from score_sde.samplers.predictor_corrector import PREDICTORS, STEP_SIZES, Corrector, PredictorCorrector
 from score_sde.sde_lib import SDES, GaussianMixture
+from tests.trajectories import assert_marginal, evolve, noises, terminal
 
 # Langevin steps alone come too late for every noise level, and are not meant to keep its law.
 MOVING = sorted(set(PREDICTORS) - {"none"})
@@ -19,17 +19,6 @@ def test_without_steps_it_is_the_predictor(sde, shaped_mixture, predictor, corre
     step = PredictorCorrector(sde, predictor, corrector, corrector_steps=0)
     alone = sample(PREDICTORS[predictor](sde), denoise, x, times, noises(3))
     assert torch.equal(sample(step, denoise, x, times, noises(3)), alone)
-
-
-@pytest.mark.parametrize("predictor", PREDICTORS)
-@pytest.mark.parametrize("corrector", STEP_SIZES)
-def test_every_pair_runs_on_every_rank(sde, shaped_mixture, predictor, corrector):
-    x, times = terminal(shaped_mixture, sde, 2).float(), GRIDS["karras"](sde, 10)
-    step = PredictorCorrector(sde, predictor, corrector, corrector_steps=2)
-    computed = sample(step, shaped_mixture.denoiser(sde), x, times, noises(2))
-    assert computed.shape == x.shape
-    assert computed.dtype == torch.float32
-    assert computed.isfinite().all()
 
 
 @pytest.mark.slow

@@ -6,16 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_steps import ALONE
 from torch import nn
 
 from score_sde.data import Identity, Pixels
 from score_sde.samplers import GRIDS, STEPS, Noise
 from score_sde.sde_lib import PARAMETERIZATIONS, SDES, Denoiser, GaussianMixture
 from score_sde.sde_lib.denoiser import Prediction
+from tests.trajectories import ALONE
 
 OFTEN = settings(deadline=None, derandomize=True, max_examples=20)
-SELDOM = settings(OFTEN, max_examples=6)
+MORE = settings(OFTEN, max_examples=100)
+"""Of a random process each."""
 
 
 def powers(low: float, high: float) -> st.SearchStrategy[float]:
@@ -81,6 +82,9 @@ def sdes(name: str) -> st.SearchStrategy:
     return PARAMETERS[name].map(lambda parameters: SDES[name](**parameters))
 
 
+any_sde = st.sampled_from(sorted(SDES)).flatmap(sdes)
+
+
 def between(sde, share: float) -> float:
     """The time this share of the way in log-SNR from the noise to the data, where changes of noise are even."""
     high, low = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
@@ -97,10 +101,6 @@ def normals(shape: list[int], dtype: torch.dtype, seed: int = 0) -> torch.Tensor
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-def every_sde(function):
-    return pytest.mark.parametrize("name", sorted(SDES))(function)
-
-
 def test_parameters_are_known_for_every_sde():
     assert PARAMETERS.keys() == SDES.keys()
 
@@ -108,22 +108,18 @@ def test_parameters_are_known_for_every_sde():
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-@every_sde
-@OFTEN
-@given(data=st.data())
-def test_log_snr_falls(name, data):
-    sde = data.draw(sdes(name))
+@MORE
+@given(sde=any_sde, data=st.data())
+def test_log_snr_falls(sde, data):
     times = torch.linspace(sde.t_min, sde.t_max, data.draw(st.integers(2, 1000)), dtype=torch.float64)
     log_snr = sde.log_snr(times)
     assert torch.isfinite(log_snr).all()
     assert (log_snr.diff() < 0).all()
 
 
-@every_sde
-@OFTEN
-@given(data=st.data())
-def test_time_and_log_snr_are_inverse(name, data):
-    sde = data.draw(sdes(name))
+@MORE
+@given(sde=any_sde, data=st.data())
+def test_time_and_log_snr_are_inverse(sde, data):
     t = sde.t_min + data.draw(UNIT) * (sde.t_max - sde.t_min)
     log_snr = sde.log_snr(torch.tensor(t, dtype=torch.float64))
     back = sde.time(log_snr)
@@ -131,11 +127,9 @@ def test_time_and_log_snr_are_inverse(name, data):
     assert sde.log_snr(back.clamp_min(sde.t_min)).item() == pytest.approx(log_snr.item(), rel=1e-9, abs=1e-9)
 
 
-@every_sde
-@OFTEN
-@given(data=st.data())
-def test_numbers_and_tensors_agree(name, data):
-    sde = data.draw(sdes(name))
+@MORE
+@given(sde=any_sde, data=st.data())
+def test_numbers_and_tensors_agree(sde, data):
     t = sde.t_min + data.draw(UNIT) * (sde.t_max - sde.t_min)
     tensor = torch.full((2, 1, 1), t, dtype=torch.float64)
     for number, values in zip(sde.at(t), sde.at(tensor)):
@@ -143,11 +137,9 @@ def test_numbers_and_tensors_agree(name, data):
         assert values.flatten().tolist() == pytest.approx([number] * 2, rel=1e-12, abs=1e-300)
 
 
-@every_sde
-@OFTEN
-@given(data=st.data())
-def test_float32_keeps_its_digits(name, data):
-    sde = data.draw(sdes(name))
+@MORE
+@given(sde=any_sde, data=st.data())
+def test_float32_keeps_its_digits(sde, data):
     t = torch.tensor(sde.t_min + data.draw(UNIT) * (sde.t_max - sde.t_min)).clamp(max=sde.t_max)
     single, double = sde.at(t), sde.at(t.double())
     # exp(x) has the relative error of x times x: 6e-8 times the logarithm of what is asked for
@@ -157,9 +149,8 @@ def test_float32_keeps_its_digits(name, data):
         assert ours.item() == pytest.approx(exact.item(), rel=5e-7 * spread, abs=1e-37)
 
 
-@every_sde
-@OFTEN
-@given(data=st.data())
+@MORE
+@given(name=st.sampled_from(sorted(SDES)), data=st.data())
 def test_marginal_at_the_start_is_the_prior_up_to_the_signal_left(name, data):
     sde = data.draw(sdes(name))
     grid = GRIDS[data.draw(st.sampled_from(SPACED))]
@@ -172,11 +163,9 @@ def test_marginal_at_the_start_is_the_prior_up_to_the_signal_left(name, data):
         assert variance == pytest.approx(sde.prior_std**2, rel=1e-12)
 
 
-@every_sde
-@OFTEN
-@given(data=st.data(), shares=st.tuples(UNIT, UNIT, UNIT).map(sorted))
-def test_transitions_compose_and_make_the_marginals(name, data, shares):
-    sde = data.draw(sdes(name))
+@MORE
+@given(sde=any_sde, shares=st.tuples(UNIT, UNIT, UNIT).map(sorted))
+def test_transitions_compose_and_make_the_marginals(sde, shares):
     late, middle, early = (between(sde, share) for share in shares)
     (a1, b1), (a2, b2), (a, b) = (sde.transition(s, t) for s, t in ((early, middle), (middle, late), (early, late)))
     assert a2 * a1 == pytest.approx(a, rel=1e-9)
@@ -184,11 +173,9 @@ def test_transitions_compose_and_make_the_marginals(name, data, shares):
     assert math.hypot(a * sde.at(early).sigma, b) == pytest.approx(sde.at(late).sigma, rel=1e-9)
 
 
-@every_sde
-@OFTEN
-@given(data=st.data(), shares=st.tuples(UNIT, UNIT).map(sorted), eta=UNIT)
-def test_bridge_keeps_the_marginal_and_ends_at_the_posterior(name, data, shares, eta):
-    sde = data.draw(sdes(name))
+@MORE
+@given(sde=any_sde, shares=st.tuples(UNIT, UNIT).map(sorted), eta=UNIT)
+def test_bridge_keeps_the_marginal_and_ends_at_the_posterior(sde, shares, eta):
     t, s = (between(sde, share) for share in shares)
     x0, eps = normals([3, 2], torch.float64), normals([3, 2], torch.float64, seed=1)
     alpha, sigma, _ = sde.at(s)
@@ -207,12 +194,10 @@ def test_bridge_keeps_the_marginal_and_ends_at_the_posterior(name, data, shares,
 # --- grids and steps --------------------------------------------------------------------------------------------------
 
 
-@every_sde
 @pytest.mark.parametrize("grid", SPACED)
-@OFTEN
-@given(data=st.data(), num_steps=st.integers(1, 300), shares=st.tuples(UNIT, UNIT))
-def test_grids_fall_from_end_to_end(name, grid, data, num_steps, shares):
-    sde = data.draw(sdes(name))
+@MORE
+@given(sde=any_sde, num_steps=st.integers(1, 300), shares=st.tuples(UNIT, UNIT))
+def test_grids_fall_from_end_to_end(grid, sde, num_steps, shares):
     start, end = (between(sde, share) for share in sorted(shares))
     if not end < start * (1 - 1e-6):
         start, end = sde.t_max, sde.t_min
@@ -226,7 +211,7 @@ def test_grids_fall_from_end_to_end(name, grid, data, num_steps, shares):
 @pytest.mark.parametrize("step", sorted(STEPS))
 @OFTEN
 @given(
-    sde=st.sampled_from(sorted(SDES)).flatmap(sdes),
+    sde=any_sde,
     shape=SHAPES,
     dtype=DTYPES,
     shares=st.tuples(UNIT, UNIT).map(sorted),
@@ -259,12 +244,10 @@ class Target(nn.Module):
         return self.output
 
 
-@every_sde
 @pytest.mark.parametrize("parameterization", sorted(PARAMETERIZATIONS))
-@OFTEN
-@given(data=st.data(), shape=SHAPES, share=UNIT, sigma_data=powers(-2, 2))
-def test_every_parameterization_gives_the_data_back(name, parameterization, data, shape, share, sigma_data):
-    sde = data.draw(sdes(name))
+@MORE
+@given(sde=any_sde, shape=SHAPES, share=UNIT, sigma_data=powers(-2, 2))
+def test_every_parameterization_gives_the_data_back(parameterization, sde, shape, share, sigma_data):
     t = between(sde, share)
     x0, eps = sigma_data * normals(shape, torch.float64), normals(shape, torch.float64, seed=1)
     x = sde.perturb(x0, eps, t)
@@ -286,11 +269,9 @@ def test_every_parameterization_gives_the_data_back(name, parameterization, data
     assert network.log_snr.tolist() == pytest.approx([log_snr] * shape[0], rel=1e-6)
 
 
-@every_sde
-@OFTEN
-@given(data=st.data(), shape=SHAPES, share=UNIT)
-def test_eps_x0_and_score_are_one_another(name, data, shape, share):
-    sde = data.draw(sdes(name))
+@MORE
+@given(sde=any_sde, shape=SHAPES, share=UNIT)
+def test_eps_x0_and_score_are_one_another(sde, shape, share):
     t = between(sde, share)
     x, x0 = normals(shape, torch.float64), normals(shape, torch.float64, seed=1)
     alpha, sigma, _ = sde.at(t)
@@ -300,11 +281,9 @@ def test_eps_x0_and_score_are_one_another(name, data, shape, share):
     torch.testing.assert_close(-sigma * sde.score(x, x0, t), sde.eps(x, x0, t))
 
 
-@every_sde
-@OFTEN
-@given(data=st.data(), dtype=DTYPES, batch=st.integers(1, 5))
-def test_denoising_every_time_at_once_is_denoising_each(name, data, dtype, batch):
-    sde = data.draw(sdes(name))
+@MORE
+@given(sde=any_sde, data=st.data(), dtype=DTYPES, batch=st.integers(1, 5))
+def test_denoising_every_time_at_once_is_denoising_each(sde, data, dtype, batch):
     times = [between(sde, data.draw(UNIT)) for _ in range(batch)]
     t = torch.tensor(times, dtype=torch.float64).reshape(-1, 1, 1)
     denoise = gaussian([2, 3], torch.float64).denoiser(sde)

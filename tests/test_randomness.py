@@ -75,3 +75,11 @@ def test_uniform_numbers_stay_between_0_and_1(monkeypatch, bits, least, most):
     monkeypatch.setattr(randomness, "random_bits", lambda *args: torch.full((2, 1, 1, 1), bits))
     assert least <= uniforms(0, DITHER, positions(0, 1), (2,)).min()
     assert uniforms(0, DITHER, positions(0, 1), (2,)).max() <= most
+
+
+def test_the_numbers_of_an_address_stay_as_they_are():
+    """Those of seed 3 and position 5: runs that go on meet the noise that they would have met."""
+    (normal,) = normals(3, TRAINING, positions(5, 1), (3,)).tolist()
+    assert normal == pytest.approx([-0.7743596434593201, 0.2475031316280365, 0.3277149200439453], abs=1e-6)
+    (even,) = uniforms(3, DITHER, positions(5, 1), (3,)).tolist()
+    assert even == pytest.approx([0.3849051892757416, 0.28475111722946167, 0.3574084937572479], abs=1e-6)

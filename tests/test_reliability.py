@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import POINTS, ROOT, assert_same_run, metrics, steps, train, trainer_of
 from torch import nn
 
 from score_sde import run as command_line
@@ -28,6 +27,7 @@ from score_sde.engine import checkpoint, lock, pictures
 from score_sde.engine.lock import only_writer
 from score_sde.engine.training.nonfinite import culprit
 from score_sde.engine.training.trainer import Trainer
+from tests.runs import POINTS, ROOT, assert_same_run, metrics, steps, train, trainer_of
 
 
 @pytest.fixture(scope="module")

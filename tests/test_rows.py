@@ -160,8 +160,7 @@ def test_rows_that_are_lost_are_an_error(rows):
 # --- sharing out ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-@pytest.mark.parametrize(("num", "batch_size"), [(10, 3), (12, 4), (1, 5), (9, 100)])
+@pytest.mark.parametrize(("size", "num", "batch_size"), [(1, 10, 3), (2, 12, 4), (3, 10, 3), (7, 1, 5), (2, 9, 100)])
 @pytest.mark.parametrize("before", [[], [[0, 1, 2]], [[3, 4, 5], [9]]])
 def test_processes_share_what_is_missing_in_whole_batches(size, num, batch_size, before, rows):
     """Each missing example once, none that is there; the batches are those of one process, in turns."""

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from score_sde import run as command_line
 from score_sde import sde_lib
 from score_sde.engine import checkpoint, drawing, plane
 from score_sde.engine.build import build
@@ -25,6 +24,7 @@ from score_sde.samplers import GRIDS, STEPS
 from score_sde.sde_lib import Exact, Gaussian, GaussianMixture, Hutchinson
 from score_sde.sde_lib.consistency import ConsistencyModel
 from score_sde.sde_lib.runge_kutta import DormandPrince
+from tests.runs import command
 
 LOOSE = ("--config.sample.rtol=1e-2", "--config.sample.atol=1e-2", "--config.sample.control_rtol=0.2")
 FACTS = DataFacts((1, 4, 4), 17, 0.5, 1.0)
@@ -50,11 +50,6 @@ EVALUATIONS |= {"edm": 9, "dpm_2s": 9, "dpmpp_2s": 9, "dpm_3s": 13, "rk4": 17, "
 
 ADAPTIVE = {"ode", "adaptive_sde", "dpm_adaptive"}
 """Samplers that choose the number for themselves."""
-
-
-def command(*words):
-    """Run a command in this process and return its exit status."""
-    return command_line.main(["run.py", *map(str, words)])
 
 
 @pytest.fixture
@@ -161,7 +156,7 @@ def test_what_is_said(digits, drawn, capsys):
 
 @pytest.mark.parametrize("sampler", STEPS)
 def test_a_sample_does_not_depend_on_the_batch_size(sampler, digits, drawn):
-    num = 3 if sampler == "ode" else 9
+    num = 3 if sampler == "ode" else 5
     alone, some, whole = (drawn(digits, sampler, 2, num, f"--batch_size={size}")[0] for size in (1, num - 2, 64))
     assert np.array_equal(alone, whole)
     assert np.array_equal(some, whole)
@@ -173,10 +168,9 @@ def test_a_state_does_not_depend_on_the_batch_size(sampler, points, drawn, monke
     """To the rounding of float32, which the solver that adapts its steps may enlarge."""
     monkeypatch.setattr(plane, "draw", lambda *args: None)
     monkeypatch.setattr(drawing, "picture", lambda *args: None)
-    alone, seven, whole = (drawn(points, sampler, 2, 9, f"--batch_size={size}")[0] for size in (1, 7, 64))
+    few, whole = (drawn(points, sampler, 2, 5, f"--batch_size={size}")[0] for size in (4, 64))
     tolerance = 1e-4 if sampler == "ode" else 1e-5
-    np.testing.assert_allclose(alone, whole, rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(seven, whole, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(few, whole, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("sampler", ["pc", "ddim", "ancestral"])
@@ -241,16 +235,16 @@ def test_the_config_alone_finds_its_run(digits, drawn, tmp_path, monkeypatch):
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", STEPS)
-def test_a_step_takes_its_keys_of_the_config(sampler):
+def test_a_step_takes_its_keys_of_the_config():
     config = load("vpsde")
-    config.sample.sampler = sampler
     config.sample.eta, config.sample.variance, config.sample.rtol = 0.5, 0.25, 0.125
-    step = make_step(config, build(config, FACTS))
-    assert type(step) is STEPS[sampler]
-    for key in ("eta", "variance", "rtol"):
-        if key in inspect.signature(STEPS[sampler]).parameters:
-            assert getattr(step, key, config.sample[key]) == config.sample[key]
+    experiment = build(config, FACTS)
+    for config.sample.sampler in STEPS:
+        step = make_step(config, experiment)
+        assert type(step) is STEPS[config.sample.sampler]
+        for key in ("eta", "variance", "rtol"):
+            if key in inspect.signature(type(step)).parameters:
+                assert getattr(step, key, config.sample[key]) == config.sample[key]
 
 
 @pytest.mark.parametrize("grid", GRIDS)

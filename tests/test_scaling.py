@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_train import DIGITS, ROOT, digests, metrics, train, trainer_of
 from torch.profiler import ProfilerActivity, profile
 
 from score_sde import run as command_line
@@ -27,6 +26,7 @@ from score_sde.engine.training.trainer import batches_ahead, check, compiles
 from score_sde.models import NETWORKS
 from score_sde.sde_lib import OBJECTIVES
 from score_sde.sde_lib.objective import Denoising
+from tests.runs import DIGITS, ROOT, digests, metrics, train, trainer_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

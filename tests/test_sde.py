@@ -4,13 +4,12 @@ import math
 from decimal import Decimal, getcontext
 from functools import lru_cache, partial
 from inspect import signature
-from itertools import pairwise
+from itertools import pairwise, product
 from math import factorial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from test_steps import OF_TIME, ORDERS
 
 from score_sde.samplers import GRIDS, STEPS
 from score_sde.sde_lib import (
@@ -29,6 +28,7 @@ from score_sde.sde_lib import (
     iddpm,
     ncsn,
 )
+from tests.trajectories import OF_TIME, ORDERS
 
 
 @pytest.fixture(params=sorted(SDES))
@@ -322,9 +322,8 @@ def bridge_coefficients(sde, t, s, eta):
     return of_x.item(), of_x0.item(), std
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-def test_bridge_keeps_the_marginal(sde, eta):
-    for _, s, t in triples(sde):
+def test_bridge_keeps_the_marginal(sde):
+    for eta, (_, s, t) in product([0.0, 0.3, 1.0], triples(sde)):
         of_x, of_x0, std = bridge_coefficients(sde, t, s, eta)
         early, late = sde.at(s), sde.at(t)
         assert of_x * late.alpha + of_x0 == pytest.approx(early.alpha, rel=1e-12)
@@ -364,13 +363,12 @@ def test_prior_is_the_normal_law_that_noise_ends_in(sde):
     assert sde.at(sde.t_max).alpha < 0.04 * sde.prior_std
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_without_noise_is_a_time_too(sde, dtype):
-    t = sde.time(torch.tensor(math.inf, dtype=dtype))
-    assert sde.at(t) == pytest.approx((1.0, 0.0, math.inf))
-    assert sde.at(t.item()) == pytest.approx((1.0, 0.0, math.inf))
-    x, x0 = torch.ones(2, 3, dtype=dtype), torch.full((2, 3), 0.5, dtype=dtype)
-    for eta in (0.0, 1.0):
+def test_without_noise_is_a_time_too(sde):
+    for dtype, eta in product([torch.float32, torch.float64], [0.0, 1.0]):
+        t = sde.time(torch.tensor(math.inf, dtype=dtype))
+        assert sde.at(t) == pytest.approx((1.0, 0.0, math.inf))
+        assert sde.at(t.item()) == pytest.approx((1.0, 0.0, math.inf))
+        x, x0 = torch.ones(2, 3, dtype=dtype), torch.full((2, 3), 0.5, dtype=dtype)
         mean, std = sde.bridge(x, x0, sde.t_min, t.item(), eta)
         torch.testing.assert_close(mean, x0)
         assert std == 0

@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import DIGITS, POINTS, ROOT, assert_same_run, metrics, steps, train, trainer_of
 
 from score_sde import run as command_line
 from score_sde.engine import checkpoint, ranks
 from score_sde.engine.config import load
 from score_sde.engine.training.trainer import compiles
+from tests.runs import DIGITS, POINTS, ROOT, assert_same_run, metrics, steps, train, trainer_of
 
 PROGRAM = """
 import json, sys

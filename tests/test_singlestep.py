@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from test_steps import Counted, flow, terminal, transported
 
 from score_sde.samplers import GRIDS, Heun, sample
 from score_sde.samplers.singlestep import DPM2S, DPM3S, DPMPP2S, RK4, RK45, Singlestep
 from score_sde.sde_lib import EDMSDE, SDES, VPSDE, Gaussian, GaussianMixture
+from tests.trajectories import Counted, flow, terminal, transported
 
 # Order, evaluations of a move, and the number of moves from which on the order shows.
 KINDS = [(DPM2S, 2, 2, 128), (DPM3S, 3, 3, 128), (DPMPP2S, 2, 2, 128), (RK4, 4, 4, 64), (RK45, 5, 6, 32)]

@@ -9,8 +9,6 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 from scipy.interpolate import CubicSpline, make_interp_spline
-from test_flow import GUESSES, first_guess
-from test_steps import terminal
 
 from score_sde.samplers import GRIDS, STEPS, sample
 from score_sde.sde_lib import ADAPTIVE, SDES, SOLVERS, TORCHDIFFEQ, Flow, NonFiniteError, NotConvergedError
@@ -20,6 +18,8 @@ from score_sde.sde_lib.motion import Motion
 from score_sde.sde_lib.nodes import mixture as ratios
 from score_sde.sde_lib.runge_kutta import DormandPrince
 from score_sde.sde_lib.solvers import SINGLE, Torchdiffeq
+from tests.guesses import GUESSES, first_guess
+from tests.trajectories import terminal
 
 SPANS = [(0.2, 1.4), (1.4, 0.2)]
 ENDS = (1e-3, math.pi / 2 - 1e-3)

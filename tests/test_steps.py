@@ -1,5 +1,7 @@
 """Steps: the full product with processes and ranks, measured orders, marginals, batches, equalities between steps."""
 
+from inspect import signature
+
 import pytest
 import torch
 from torch import nn
@@ -16,27 +18,24 @@ from score_sde.samplers import (
     sample,
     trajectory,
 )
-from score_sde.sde_lib import SDES, VPSDE, Denoiser, GaussianMixture
+from score_sde.sde_lib import SDES, VPSDE, Denoiser, Gaussian, GaussianMixture, Prediction
+from tests.trajectories import (
+    ALONE,
+    OF_TIME,
+    ORDERS,
+    REPRESENTATIVE,
+    Counted,
+    assert_marginal,
+    evolve,
+    flow,
+    noises,
+    terminal,
+)
 
-# On a grid that is not even in sigma / alpha.
-ORDERS = {
-    **{"ddim": (1.0, 0.1), "heun": (2.0, 0.15), "plms": (2.0, 0.15), "pndm": (2.0, 0.15)},
-    **dict.fromkeys(("multistep", "dpmpp_2m"), (2.0, 0.15)),
-    **dict.fromkeys(("edm", "dpm_2s", "dpmpp_2s"), (2.0, 0.15)),
-    **dict.fromkeys(("dpm", "dpmpp_3m", "deis", "dpm_3s"), (3.0, 0.3)),
-    **{"rk4": (4.0, 0.3), "rk45": (5.0, 1.0)},
-    **{"ipndm": (4.0, 0.5), "vab": (4.0, 1.0), "unipc": (4.0, 0.5), "adams": (5.0, 0.5)},
-}
 FAST = {*ORDERS} - {"ddim"}
 STOCHASTIC = {
     *("euler_maruyama", "reverse_diffusion", "ancestral", "ancestral_learned", "pc"),
     *("dpmpp_2m_sde", "dpmpp_3m_sde", "sa"),
-}
-# Choose their own steps; and the tolerance at which few do, where accuracy is not what is asked.
-ALONE = {
-    "ode": {"rtol": 0.03, "atol": 0.03},
-    "dpm_adaptive": {"control_rtol": 0.5, "control_atol": 0.5},
-    "adaptive_sde": {"control_rtol": 0.5, "control_atol": 0.5},
 }
 # What else is true of them is in files of their own: the Langevin steps come late at every noise level, and consistency
 # sampling needs another denoiser.
@@ -44,22 +43,6 @@ OTHERS = {"ald", "consistency"}
 OPTIONS = [("ancestral", {"variance": 1.0}), ("ddim", {"eta": 0.5}), ("plms", {"order": 2}), ("pndm", {"order": 2})]
 VARIANTS = [*((name, {}) for name in STEPS), *OPTIONS]
 KEEPING = [(name, options) for name, options in VARIANTS if name not in OTHERS]
-OF_TIME = {"plms", "pndm", "deis"}  # whose formulas are of times, and differ from process to process
-
-
-def noises(num):
-    return Noise(torch.arange(num))
-
-
-class Counted:
-    """Anything callable, with the number of its calls."""
-
-    def __init__(self, function):
-        self.function, self.calls = function, 0
-
-    def __call__(self, *args, **kwargs):
-        self.calls += 1
-        return self.function(*args, **kwargs)
 
 
 class Convolutions(nn.Module):
@@ -74,13 +57,6 @@ class Convolutions(nn.Module):
         return self.last(torch.tanh(self.first(x) + 0.1 * log_snr.reshape(-1, 1, 1, 1)))
 
 
-def terminal(mixture, sde, num, seed=0):
-    """Exact draws of the marginal at the latest time."""
-    generator, (alpha, sigma, _) = torch.Generator().manual_seed(seed), sde.at(sde.t_max)
-    x0 = mixture.sample(num, generator)
-    return alpha * x0 + sigma * torch.randn(x0.shape, dtype=x0.dtype, generator=generator)
-
-
 def test_every_step_is_measured():
     assert set(STEPS) == ORDERS.keys() | STOCHASTIC | OTHERS | ALONE.keys()
 
@@ -90,6 +66,7 @@ def test_every_step_is_measured():
 
 @pytest.mark.parametrize("name", STEPS)
 def test_every_pair_keeps_shape_and_dtype_on_every_rank(sde, shaped_mixture, name):
+    """And the last thing is the estimate of the data there."""
     step, denoise = STEPS[name](sde, **ALONE.get(name, {})), shaped_mixture.denoiser(sde, 0.5)
     times = GRIDS["log_snr"](sde, 1 if name in ALONE else 8)
     for batch, dtype in ((1, torch.float32), (3, torch.float64)):
@@ -100,47 +77,21 @@ def test_every_pair_keeps_shape_and_dtype_on_every_rank(sde, shaped_mixture, nam
             assert state.shape == x.shape
             assert state.dtype == dtype
             assert state.isfinite().all(), dtype
+        if name != "ald":  # it takes steps at the last level, too
+            assert torch.equal(states[-1], denoise(states[-2], sde.t_min).x0)
 
 
 # --- deterministic steps ----------------------------------------------------------------------------------------------
 
 
-def distribution(mixture, x, alpha, sigma):
-    """Cumulative distribution of a mixture on the line, under alpha x_0 + sigma eps."""
-    deviation = torch.sqrt(alpha**2 * mixture.variances[:, 0] + sigma**2)
-    return (mixture.log_weights.exp() * torch.special.ndtr((x - alpha * mixture.means[:, 0]) / deviation)).sum(1)
-
-
-def transported(mixture, x, first, last):
-    """Where the probability flow takes x (B, 1): on the line it keeps the cumulative distribution. By bisection."""
-    target = distribution(mixture, x, first.alpha, first.sigma)
-    low, high = torch.full_like(x, -1e4), torch.full_like(x, 1e4)
-    for _ in range(100):
-        middle = 0.5 * (low + high)
-        below = (distribution(mixture, middle, last.alpha, last.sigma) < target)[:, None]
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return middle
-
-
-def flow(step, denoise, x, times):
-    *_, x, _ = trajectory(step, denoise, x, times, torch.randn_like)
-    return x
-
-
 def each_order():
-    """Every step on every process, slow where the step is known to take the same way as on another one: test_sde.py."""
-    for name in ORDERS:
-        for process in sorted(SDES):
-            alike = name not in OF_TIME and process not in ("vpsde", "vesde", "rectified")
-            yield pytest.param(name, process, marks=[pytest.mark.slow] * alike, id=f"{process}-{name}")
-
-
-@pytest.fixture
-def quantiles(sde, mixture):
-    """States at the latest time, where the flow takes them at log-SNR 6, and that time."""
-    first, end = sde.at(sde.t_max), sde.time(torch.tensor(6.0, dtype=torch.float64)).item()
-    x = first.alpha * mixture.mean + first.sigma * torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
-    return x, transported(mixture, x, first, sde.at(end)), end
+    """Every step on every process; of those that take the same way on all (test_sde.py), two are in the quick suite."""
+    for k, name in enumerate(ORDERS):
+        for i, process in enumerate(
+            ["vpsde", "vesde", "rectified", *sorted(SDES.keys() - {"vpsde", "vesde", "rectified"})]
+        ):
+            quick = process in REPRESENTATIVE if name in OF_TIME else i < 3 and (i + k) % 3
+            yield pytest.param(name, process, marks=[] if quick else [pytest.mark.slow], id=f"{process}-{name}")
 
 
 @pytest.mark.parametrize(("name", "sde"), list(each_order()), indirect=["sde"])
@@ -196,41 +147,6 @@ def test_heun_is_karras_algorithm_for_edm(mixture, grid):
 
 
 # --- marginals --------------------------------------------------------------------------------------------------------
-
-
-SHARES = {}
-
-
-def shares_of_modes(mixture):
-    """How many of 200,000 draws are nearest to each mean; drawn once for each law."""
-    key = tuple(torch.cat([mixture.means.flatten(), mixture.covariance.flatten()]).tolist())
-    if key not in SHARES:
-        nearest = torch.cdist(mixture.sample(200_000, torch.Generator().manual_seed(9)), mixture.means).argmin(1)
-        SHARES[key] = nearest.bincount(minlength=len(mixture.means)).double() / len(nearest)
-    return SHARES[key]
-
-
-def assert_marginal(mixture, sde, x, limit=3.0):
-    """Mean, covariance and weights of the modes of the marginal at t_min, each within its standard errors."""
-    alpha, sigma, _ = sde.at(sde.t_min)
-    num, dimensions = x.shape
-    x = x / alpha
-    covariance = mixture.covariance + (sigma / alpha) ** 2 * torch.eye(dimensions, dtype=x.dtype)
-    offset = x - mixture.mean
-    assert (offset.mean(0).abs() < limit * (covariance.diagonal() / num).sqrt()).all()
-    products = offset[:, :, None] * offset[:, None, :]
-    assert ((products.mean(0) - covariance).abs() < limit * products.std(0) / num**0.5).all()
-    nearest = torch.cdist(x, mixture.means).argmin(1)
-    for k, share in enumerate(shares_of_modes(mixture)):
-        stderr = (share * (1 - share) * (1 / num + 1 / 200_000)).sqrt()
-        assert abs((nearest == k).double().mean() - share) < limit * stderr
-
-
-def evolve(mixture, sde, step, num, num_steps):
-    """The state at t_min."""
-    times = GRIDS["log_snr"](sde, num_steps)
-    *_, x, _ = trajectory(step, mixture.denoiser(sde, 0.5), terminal(mixture, sde, num, seed=1), times, noises(num))
-    return x
 
 
 def each_law():
@@ -318,6 +234,28 @@ def test_ddim_at_eta_one_is_ancestral(sde, shaped_mixture):
     torch.testing.assert_close(ddim, ancestral, rtol=1e-12, atol=1e-12)
 
 
+GUIDED = [("rk4", {}), ("rk45", {}), ("adams", {}), ("ode", {}), ("multistep", {"form": "residual"})]
+
+
+def test_every_step_with_a_gaussian_is_shifted():
+    assert {name for name, _ in GUIDED} == {name for name in STEPS if "gaussian" in signature(STEPS[name]).parameters}
+
+
+@pytest.mark.parametrize(("name", "options"), GUIDED, ids=str)
+def test_data_and_gaussian_moved_by_c_move_the_state_by_alpha_c(sde, plane, name, options):
+    c, mean = torch.tensor([0.7, -1.3]).double(), torch.tensor([0.2, 0.5]).double()
+    denoise, x, times = plane.denoiser(sde), terminal(plane, sde, 4), GRIDS["log_snr"](sde, 5)
+    here = STEPS[name](sde, **options, gaussian=Gaussian(mean, 0.3))
+    there = STEPS[name](sde, **options, gaussian=Gaussian(mean + c, 0.3))
+
+    def moved(x, t):
+        return Prediction(denoise(x - sde.at(t).alpha * c, t).x0 + c)
+
+    expected = flow(here, denoise, x, times) + sde.at(sde.t_min).alpha * c
+    found = flow(there, moved, x + sde.at(sde.t_max).alpha * c, times)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-8)
+
+
 def test_ancestral_at_both_ends_is_ddpm(mixture):
     """Mean and both variances of one step of the chain, from its betas."""
     chain, i, x = VPSDE().discretize(100), 40, torch.tensor([[0.7], [-1.1]]).double()
@@ -375,13 +313,6 @@ def test_evaluations_and_draws_are_counted(sde, mixture, name, options, evaluati
     sample(STEPS[name](sde, **options), denoise, terminal(mixture, sde, 2), GRIDS["karras"](sde, 7), noise)
     assert denoise.calls == 7 * evaluations + 1
     assert noise.calls == 7 * draws
-
-
-@pytest.mark.parametrize("name", sorted(set(STEPS) - {"ald"}))
-def test_the_last_thing_is_the_estimate_of_the_data(sde, mixture, name):
-    denoise, times, step = mixture.denoiser(sde, 0.5), GRIDS["log_snr"](sde, 2), STEPS[name](sde, **ALONE.get(name, {}))
-    *_, x, data = trajectory(step, denoise, terminal(mixture, sde, 3), times, noises(3))
-    assert torch.equal(data, denoise(x, sde.t_min).x0)
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)

@@ -27,82 +27,11 @@ from score_sde.engine.randomness import TRAINING, noise
 from score_sde.engine.training.trainer import Trainer, learning_rate
 from score_sde.engine.training.validation import NOISE_BINS, HeldOut
 from score_sde.sde_lib import OBJECTIVES, Gaussian, GaussianMixture, denoising_loss
-
-ROOT = Path(command_line.__file__).parent
-
-DIGITS = {
-    "device": "cpu",
-    "network.channels": 8,
-    "network.dropout": 0.1,
-    "optim.learning_rate": 2e-3,
-    "optim.warmup_images": 0,
-    "train.batch_size": 4,
-    "train.log_every": 2,
-    "train.sample_every": 0,
-    "train.evaluate_every": 0,
-    "train.checkpoint_every": 3,
-    "train.keep_checkpoints": 0,
-}
-"""A small network on the digits, with dropout and a checkpoint that falls between two lines of metrics."""
-
-POINTS = {key: value for key, value in DIGITS.items() if key != "network.channels"} | {"network.width": 16}
-
-
-def train(workdir, num_steps, config="vpsde", **changes):
-    """Train in this process and return the exit status; dots of keys are written as two underscores."""
-    keys = (POINTS if config == "points" else DIGITS) | {key.replace("__", "."): v for key, v in changes.items()}
-    keys["train.total_images"] = num_steps * keys["train.batch_size"]
-    overrides = [f"--config.{key}={value}" for key, value in keys.items()]
-    return command_line.main(["run.py", "--mode=train", f"--config={config}", f"--workdir={workdir}", *overrides])
-
-
-def trainer_of(tmp_path, config="vpsde", num_steps=8, **changes):
-    """The trainer of a config in an empty folder."""
-    keys = (POINTS if config == "points" else DIGITS) | {key.replace("__", "."): v for key, v in changes.items()}
-    keys["train.total_images"] = num_steps * keys["train.batch_size"]
-    made = load(config)
-    override(made, [(key, str(value)) for key, value in keys.items()])
-    return Trainer(made, tmp_path, read_dataset(made, "train"))
+from tests.runs import DIGITS, POINTS, ROOT, assert_same_run, digests, equal, metrics, steps, train, trainer_of
 
 
 def held_out_of(trainer):
     return HeldOut(trainer.config, trainer.experiment, read_dataset(trainer.config, "test"))
-
-
-def metrics(workdir):
-    """The lines of metrics.jsonl, without the one number that is a matter of the machine."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
-
-
-def steps(workdir):
-    """Numbers of the checkpoints that are there."""
-    return [int(path.name.removeprefix("step_")) for path in checkpoint.steps(workdir / "checkpoints")]
-
-
-def digests(workdir, step):
-    """The hashes of all weights of a checkpoint, raw ones and averages, and of the first guess of the data."""
-    found = checkpoint.read_meta(workdir / "checkpoints" / f"step_{step:08d}")["sha256"]
-    return {name: digest for name, digest in found.items() if name.endswith(".safetensors")}
-
-
-def equal(one, other):
-    """Whether two nested states are equal bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
-
-
-def assert_same_run(one, other, step):
-    """Weights, averages, optimiser and metrics of two runs are equal at a step."""
-    assert digests(one, step) == digests(other, step)
-    states = [checkpoint.load_state(folder / "checkpoints" / f"step_{step:08d}") for folder in (one, other)]
-    assert equal(*states)
-    assert metrics(one) == metrics(other)
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
@@ -315,6 +244,13 @@ def test_another_batch_size_goes_on_at_the_example_where_the_run_was(tmp_path):
     assert (trainer.step, trainer.images_seen) == (6, 36)
     again = trainer_of(tmp_path, "points", num_steps=9)
     assert (again.step, again.images_seen, again.last_step()) == (6, 36, 6)
+
+
+def test_the_noise_of_an_example_is_that_of_its_seed_and_position(tmp_path):
+    """Example 5 of a training with seed 3: a number that stays as it is, or runs go on with another noise."""
+    trainer = trainer_of(tmp_path, "points", seed=3)
+    eps = trainer._inputs(1)["eps"][1]  # of batches of 4
+    assert eps.tolist() == pytest.approx([-0.7743596434593201, 0.3277149200439453], abs=1e-6)
 
 
 @pytest.mark.parametrize(

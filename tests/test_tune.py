@@ -4,13 +4,13 @@ import json
 import shutil
 
 import pytest
-from test_sample import command
 
 from benchmarks import problems
 from benchmarks.solvers import error, ours, walk
 from score_sde.engine import plane
 from score_sde.engine.errors import CheckpointError
 from score_sde.engine.modes import tune
+from tests.runs import command
 
 FLAGS = ("--sampler=adams", "--steps=3")
 

@@ -57,15 +57,15 @@ def test_copies_are_verbatim():
             assert torch.equal(values, complete[key]), f"{name}: {key}"
 
 
-@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.what)
-def test_deviation_sees_a_change_of_twice_what_is_allowed(group):
+def test_deviation_sees_a_change_of_twice_what_is_allowed():
     theirs = torch.linspace(1, 2, 12, dtype=torch.float64).reshape(3, 4)
-    ours = theirs.clone()
-    ours[1, 3] += 4.5 * group.allowed
-    assert group.deviation(theirs, theirs) == 0
-    assert group.deviation(ours, theirs) > 2 * group.allowed
-    ours[0, 0] = torch.nan
-    assert group.deviation(ours, theirs) == float("inf")
+    for group in GROUPS:
+        ours = theirs.clone()
+        ours[1, 3] += 4.5 * group.allowed
+        assert group.deviation(theirs, theirs) == 0, group.what
+        assert group.deviation(ours, theirs) > 2 * group.allowed, group.what
+        ours[0, 0] = torch.nan
+        assert group.deviation(ours, theirs) == float("inf"), group.what
 
 
 def test_every_group_names_its_source():
