@@ -299,8 +299,11 @@ WRAPPERS = {
 """Name -> what people save of a state dict, and the line that tells its wrapper."""
 
 
-@pytest.mark.parametrize("kind", WRAPPERS)
-@pytest.mark.parametrize("source", ONE_EACH, ids=lambda case: CASES[case])
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [(source, kind) for i, source in enumerate(ONE_EACH) for k, kind in enumerate(WRAPPERS) if (i + k) % 2 == 0],
+    ids=lambda value: CASES.get(value, value),
+)
 def test_wrappers_around_a_state_dict_change_nothing(source, kind, tmp_path):
     plain = weights_of(shutil.copytree(source, tmp_path / "copy"))
     content = load_file(plain) if plain.suffix == ".safetensors" else torch.load(plain, weights_only=True)

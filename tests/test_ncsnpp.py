@@ -128,19 +128,19 @@ def test_fourier_features_are_waves_of_unit_power():
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("blocks", "fir", "progressive_input", "progressive"),
-    [*itertools.product(("biggan", "ddpm"), ((), FILTER), ("none", "input_skip", "residual"), ("none",))]
-    + [*itertools.product(("biggan", "ddpm"), ((), FILTER), ("residual",), ("output_skip", "residual"))],
-)
-def test_every_combination_answers_in_its_shape(blocks, fir, progressive_input, progressive):
-    network = filled(blocks=blocks, fir=fir, progressive_input=progressive_input, progressive=progressive)
-    x, noise = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 500.0])
-    out = network(x, noise)
-    assert out.shape == x.shape
-    assert out.isfinite().all()
-    out.square().sum().backward()
-    assert not [name for name, parameter in network.named_parameters() if not parameter.grad.any()]
+PROGRESSIVE = [("none", "none"), ("input_skip", "none"), ("residual", "none"), ("residual", "output_skip")]
+PROGRESSIVE += [("residual", "residual")]
+
+
+@pytest.mark.parametrize(("progressive_input", "progressive"), PROGRESSIVE)
+def test_every_combination_answers_in_its_shape_and_uses_all_weights(progressive_input, progressive):
+    for blocks, fir in itertools.product(("biggan", "ddpm"), ((), FILTER)):
+        network = filled(blocks=blocks, fir=fir, progressive_input=progressive_input, progressive=progressive)
+        x, noise = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 500.0])
+        out = network(x, noise)
+        assert out.shape == x.shape
+        out.square().sum().backward()
+        assert not [name for name, parameter in network.named_parameters() if not parameter.grad.any()]
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": "output_skip"}, {"progressive": "residual"}])
