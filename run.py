@@ -206,10 +206,11 @@ def run(argv: Sequence[str]) -> None:
     given = ((key, values[flag].value) for flag, key in shorthands.items())
     changes += [(key.format(mode=values.mode), str(value)) for key, value in given if value is not None]
     for flag in ("config", "workdir", "source", "checkpoint"):
-        if values[flag].value:
-            values[flag].value = os.path.expanduser(values[flag].value)
+        if path := values[flag].value:
+            values[flag].value = os.path.expanduser(path)
     flagged = {field.name for field in dataclasses.fields(Options)} & set(values)
-    options = Options(**{name: values[name].value for name in flagged})
+    chosen: dict[str, Any] = {name: values[name].value for name in flagged}
+    options = Options(**chosen)
     if values.mode in ALONE:
         name = Path(values.source).stem if values.source else values.mode
         workdir = Path(values.workdir or f"runs/{name}")
@@ -264,7 +265,7 @@ def about_run(
     return {"changes": changes_of(workdir, config, mode), "command": again(name, run, changes)}
 
 
-def show_warning(message: Warning | str, *_: Any) -> None:
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning as one line on standard error; of several processes the first speaks."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"warning: {printable(' '.join(str(message).split()))}", file=sys.stderr, flush=True)

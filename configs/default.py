@@ -5,9 +5,11 @@
 A name of ``CHOICES`` brings its own options: ``--config.sde.name=vesde`` replaces the whole section.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-CHOICES = {
+CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "sde": {
         "vpsde": {
             "beta_min": 0.1,  # rate of noise at t = 0, per unit of time
@@ -243,7 +245,7 @@ CHOICES = {
 }
 
 
-def choose(section: str, name: str, **changes) -> ConfigDict:
+def choose(section: str, name: str, **changes: Any) -> ConfigDict:
     """The section ``sde`` or ``network`` for one of its names, with its own options and the changes to them."""
     return ConfigDict({"name": name, **CHOICES[section][name], **changes})
 

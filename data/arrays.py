@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -92,14 +93,18 @@ def read_numbers(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return x, None if label is None else _classes(path, label, len(x))
 
 
+Array = TypeVar("Array", bound=np.ndarray | Rows)
+
+
 def _read(
-    path: Path, names: tuple[str, ...], kind: str, read_npy: Callable[[Path], np.ndarray | Rows]
-) -> tuple[np.ndarray | Rows, np.ndarray | None]:
+    path: Path, names: tuple[str, ...], kind: str, read_npy: Callable[[Path], Array]
+) -> tuple[np.ndarray | Array, np.ndarray | None]:
     """The array of a file as it is stored, and its labels; an .npz has it under the first of the names that it holds.
 
     Raises: DataError if the file is damaged, has none of the names, or the array is empty.
     """
-    label = None
+    label: np.ndarray | None = None
+    found: np.ndarray | Array | None
     try:
         if path.suffix.lower() == ".npz":
             keys, arrays = unpack_arrays(path, (names + LABEL_KEYS).__contains__)
@@ -115,7 +120,7 @@ def _read(
         raise DataError(f"{path} is empty, damaged or holds Python objects: save it again as plain numbers") from error
     if found is None:
         raise DataError(f"{path} has the keys {', '.join(keys)}: name the {kind} {' or '.join(names)}")
-    if math.prod(found.shape) == 0:
+    if 0 in found.shape:
         raise DataError(f"{path} holds no {kind}: check the path")
     return found, label
 
@@ -123,7 +128,7 @@ def _read(
 def _open_npy(path: Path) -> np.ndarray | Rows:
     """The array of an .npy; one of uint8 is read as it is used."""
     shape, fortran, dtype, offset = _header(path)
-    if dtype == np.uint8 and not fortran and math.prod(shape):
+    if dtype == np.uint8 and not fortran and math.prod(shape) > 0:
         return Rows(path, offset, shape)
     return _load_npy(path)
 

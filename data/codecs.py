@@ -246,7 +246,8 @@ class Standardize(Codec):
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means and standard deviations, shaped to broadcast against x (B, C, *), in its dtype."""
         dtype = x.dtype if x.dtype.is_floating_point else torch.float32
-        return tuple(per_channel(part, x.ndim, dtype, x.device) for part in (self.means, self.stds))
+        means, stds = (per_channel(part, x.ndim, dtype, x.device) for part in (self.means, self.stds))
+        return means, stds
 
 
 @functools.lru_cache(maxsize=16)
@@ -272,9 +273,10 @@ def channel_moments(dataset: Dataset) -> tuple[Tensor, Tensor, Tensor]:
 
     low = torch.stack([part.amin(1) for part in parts()]).amin(0)
     high = torch.stack([part.amax(1) for part in parts()]).amax(0)
-    means = sum(part.sum(1) for part in parts()) / entries
+    zeros = torch.zeros_like(low)
+    means = sum((part.sum(1) for part in parts()), zeros) / entries
     means = torch.where(low == high, low, means)
-    squares = sum((part - means[:, None]).square().sum(1) for part in parts())
+    squares = sum(((part - means[:, None]).square().sum(1) for part in parts()), zeros)
     return means, (squares / entries).sqrt(), torch.maximum(low.abs(), high.abs())
 
 

@@ -13,6 +13,7 @@ from score_sde.storage.reading import obstacle
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
+    from PIL.ImageFile import ImageFile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")  # others are left out: Pillow's parsers of GIF and TIFF take unbounded time or memory
@@ -47,9 +48,9 @@ def decode(content: bytes, file: Path, max_pixels: int = MAX_PIXELS) -> "Picture
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes, for which the limit here stands, and of metadata
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            _check_header(image, content, file, max_pixels)
-            image = ImageOps.exif_transpose(image)
+            opened = Image.open(io.BytesIO(content), formats=FORMATS)
+            _check_header(opened, content, file, max_pixels)
+            image = ImageOps.exif_transpose(opened)
             opaque = not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema()[0] == 255
             picture = image.convert(MODES[image.mode]) if opaque and image.mode in MODES else None
     except DataError:
@@ -107,12 +108,12 @@ def count_scans(content: bytes) -> int:
     return scans
 
 
-def _check_header(image: "Picture", content: bytes, file: Path, max_pixels: int) -> None:
+def _check_header(image: "ImageFile", content: bytes, file: Path, max_pixels: int) -> None:
     """Raises: as ``decode``, for an image that has only been opened."""
     if image.width * image.height > max_pixels:
         size = f"{image.width} x {image.height} pixels"
         raise BrokenImage(f"{file} has {size}: scale it down or remove it, or raise data.max_pixels from {max_pixels}")
     if image.format not in ("PNG", "WEBP") and count_scans(content) > MOST_SCANS:
         raise BrokenImage(f"{file} has more than {MOST_SCANS} scans: save it again or remove it")
-    if image.format == "PNG" and image.tile[0][3].endswith("16B"):  # Pillow would keep the upper 8 bits of RGB
+    if image.format == "PNG" and str(image.tile[0][3]).endswith("16B"):  # Pillow would keep the upper 8 bits of RGB
         raise DataError(f"{file} has 16 bits a channel: convert it to gray or RGB of 8 bits")

@@ -22,7 +22,7 @@ def read_digits(split: str) -> Dataset:
     """
     check_split(split)
     package = find_spec("sklearn")
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise DataError("the digits come with scikit-learn, which is not installed: pip install scikit-learn")
     file = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
     if not file.is_file():

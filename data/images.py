@@ -73,7 +73,7 @@ def read_images(
     if any(each.label is not None for each in sources) and not num_classes:
         without = next(place for place, each in zip((path, test_path), sources, strict=False) if each.label is None)
         notes.append(f"no labels: {without} has none")
-    if num_classes:
+    if num_classes and label is not None:
         notes += _without_images(split, label[rows], num_classes, classes)
     held_out = test_path or ("the folder of test images" if source.splits else "every 10th image")
     return Dataset(source.x, rows, 256, label, num_classes, classes=classes, notes=tuple(notes), held_out=held_out)
@@ -152,13 +152,13 @@ def _number_classes(sources: Sequence[_Source]) -> tuple[list[np.ndarray | None]
 
     Labels count only where every source has them.
     """
-    labels = [source.label for source in sources]
-    if any(label is None for label in labels):
-        return [None] * len(labels), 0, ()
+    labels = [source.label for source in sources if source.label is not None]
+    if len(labels) < len(sources):
+        return [None] * len(sources), 0, ()
     kinds = {label.dtype.kind for label in labels}
     if kinds == {"i"}:
         names = {source.names for source in sources}
-        return labels, 1 + max(int(label.max()) for label in labels), names.pop() if len(names) == 1 else ()
+        return [*labels], 1 + max(int(label.max()) for label in labels), names.pop() if len(names) == 1 else ()
     if kinds != {"U"}:
         raise DataError("data.path and data.test_path do not both number their classes: give both a dataset.json")
     classes = tuple(sorted(set(np.concatenate(labels).tolist()), key=natural))

@@ -34,8 +34,8 @@ def read_pairs(split: str, path: str) -> Dataset:
         raise DataError(f"{path} does not exist: {REMEDY}")
     try:
         _, arrays = unpack_arrays(Path(path), KEYS.__contains__)
-        latents, x0, levels = (arrays[key] for key in KEYS)
-        levels = int(levels)
+        latents, x0, stored = (arrays[key] for key in KEYS)
+        levels = int(stored)
     except DataError:
         raise
     except Exception as error:  # numpy raises errors of many kinds on damaged files

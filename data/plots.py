@@ -69,7 +69,7 @@ def _points(axes: "Axes", sets: Mapping[str, np.ndarray], x: int, y: int) -> Non
 
 def _histogram(axes: "Axes", sets: Mapping[str, np.ndarray], column: int) -> None:
     """A histogram of one column, as fractions of each set."""
-    edges = np.histogram_bin_edges(np.concatenate([rows[:, column] for rows in sets.values()]), BINS)
+    edges = np.histogram_bin_edges(np.concatenate([rows[:, column] for rows in sets.values()]), BINS).tolist()
     for name, rows in sets.items():
         weights = np.full(len(rows), 1 / len(rows))
         axes.hist(rows[:, column], edges, weights=weights, alpha=0.6, label=name)

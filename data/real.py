@@ -42,8 +42,9 @@ def read_real(rank: int, synthetic: Synthetic, split: str, path: str = "", test_
     shapes = {x.shape[1:] for x, _ in sources}
     if len(shapes) > 1:
         raise DataError(f"{path} and {test_path} hold examples of different shapes {shapes}: make them alike")
-    labelled = all(label is not None for _, label in sources)
-    num_classes = 1 + max(int(label.max()) for _, label in sources) if labelled else 0
+    labels = [label for _, label in sources if label is not None]
+    labelled = len(labels) == len(sources)
+    num_classes = 1 + max(int(label.max()) for label in labels) if labelled else 0
     x, label = sources[SPLITS.index(split) if test_path else 0]
     rows = np.arange(len(x)) if test_path else hold_out(np.arange(len(x)), EVERY)[split]
     if len(rows) == 0:

@@ -55,7 +55,7 @@ def measure(dataset: Dataset, codec: Codec) -> Statistics:
     """
     sample = _sample(dataset)
     total, squares, low, high = 0.0, 0.0, float("inf"), float("-inf")
-    paired, size = [], _at_a_time(dataset)
+    paired, size = list[Tensor](), _at_a_time(dataset)
     most_paired = min(MOST_PAIRED, MOST_PAIRED_ENTRIES // math.prod(dataset.shape))
     for numbers in np.array_split(sample, -(-len(sample) // size)):
         x = codec.encode(dataset.batch(numbers)["x"]).flatten(1)

@@ -14,19 +14,21 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from score_sde.storage.reading import check_regular, refused
 
 try:
     import fcntl
 except ImportError:  # Windows, where leftovers stay
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # to mypy a module is of no optional type
 
 LEFTOVER = re.compile(r"\.(.+\.[0-9a-f]{8}|step_\d+)\.partial")
 """Temporary names, and those that checkpoints had in earlier versions."""
 
 _roots: list[Path] = []
+
+Descriptor = TypeVar("Descriptor", int, int | None)
 
 
 @contextmanager
@@ -103,7 +105,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder for a moment, in which others who ask for it wait; without effect where none are."""
     descriptor = os.open(make_folder(folder), os.O_RDONLY) if fcntl else None
     try:
-        if fcntl:
+        if descriptor is not None:
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -292,7 +294,7 @@ def _new_folder(path: Path) -> int | None:
 
 
 @contextmanager
-def _temporary(target: Path, make: Callable[[Path], int | None]) -> Iterator[tuple[Path, int | None]]:
+def _temporary(target: Path, make: Callable[[Path], Descriptor]) -> Iterator[tuple[Path, Descriptor]]:
     """A new file or folder under a temporary name, with its descriptor, which the caller closes; it stays locked."""
     sweep(make_folder(target.parent))
     path, descriptor = _claim(target, make)
@@ -304,7 +306,7 @@ def _temporary(target: Path, make: Callable[[Path], int | None]) -> Iterator[tup
             os.close(lock)
 
 
-def _claim(target: Path, make: Callable[[Path], int | None]) -> tuple[Path, int | None]:
+def _claim(target: Path, make: Callable[[Path], Descriptor]) -> tuple[Path, Descriptor]:
     """The path and the descriptor of a new file or folder that is locked."""
     while True:
         path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
