@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from score_sde.samplers.brownian import PLACES, motion
-from score_sde.samplers.loop import Draw, Step, checked
+from score_sde.samplers.loop import Step, checked
 from score_sde.sde_lib import ADAPTIVE, SDE, TORCHDIFFEQ, Flow, Gaussian, NonFiniteError, NotConvergedError
-from score_sde.sde_lib.denoiser import Denoiser, of_rows
+from score_sde.sde_lib.denoiser import Denoise, Estimate, of_rows
 from score_sde.sde_lib.devices import put
+from score_sde.sde_lib.process import Draw
 from score_sde.sde_lib.runge_kutta import check_tolerances
 
-Look, Increment = Callable[[Tensor, Tensor], Tensor], Callable[[], Tensor]
+Look = Callable[[Tensor, Tensor], Tensor]
+Increment = Callable[[], Tensor]
 
 
 class ODE(Step):
@@ -52,10 +54,10 @@ class ODE(Step):
         if len(times) == 2:
             self._check_whole()
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         return self.follow(denoise, x, t, s)
 
-    def follow(self, denoise: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
+    def follow(self, denoise: Estimate, x: Tensor, t: float, s: float) -> Tensor:
         """The state at time s, earlier or later than t.
 
         Raises: ValueError for times that are not two of the SDE.
@@ -64,7 +66,7 @@ class ODE(Step):
         flow = Flow(self.sde, denoise, (self.gaussian or Gaussian.standard(x)).like(x))
         return flow.leave(self.solve(flow, flow.enter(x, t), flow.angle(t), flow.angle(s)).u, s)
 
-    def encode(self, denoise: Denoiser, x: Tensor) -> Tensor:
+    def encode(self, denoise: Estimate, x: Tensor) -> Tensor:
         """The latents of examples x (B, *): the normals x_T / prior_std that the flow brings them to.
 
         Examples count as states at t_min: nobody put noise into them.
@@ -72,7 +74,7 @@ class ODE(Step):
         self._check_whole()
         return self.follow(denoise, x, self.sde.t_min, self.sde.t_max) / self.sde.prior_std
 
-    def decode(self, denoise: Denoiser, latents: Tensor) -> Tensor:
+    def decode(self, denoise: Estimate, latents: Tensor) -> Tensor:
         """Inverse of ``encode`` to the solver's tolerance; so no denoising follows."""
         self._check_whole()
         return self.follow(denoise, self.sde.prior_std * latents, self.sde.t_max, self.sde.t_min)
@@ -122,7 +124,7 @@ class StepControl(Step):
         """What the noise between t and s depends on for each example; (B,) int64."""
         return torch.zeros(len(x), dtype=torch.int64)
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         start, end = (-0.5 * self.sde.at(time).log_snr for time in (t, s))
         dtype, result, keys = x.dtype, torch.empty_like(x), self.keys(draw, x)
         x, most = x.double(), max(1, int(PLACES * min(1.0, self.longest / abs(end - start))))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from score_sde.samplers.noise import Noise, normals, random_bits
 from score_sde.sde_lib.devices import put_like
+from score_sde.sde_lib.process import Draw
 
 
 class Brownian(Noise):
@@ -35,7 +36,7 @@ class Brownian(Noise):
         super().__init__(seeds, stream, start)
         self._halvings: dict[tuple[int, int], Noise] = {}
 
-    def moves(self, num: int) -> Iterator[Callable[[Tensor], Tensor]]:
+    def moves(self, num: int) -> Iterator[Draw]:
         """What each of ``num`` moves draws from."""
         for i in range(num):
             yield _first_from(functools.partial(self.increment, i, num), self)
@@ -43,7 +44,7 @@ class Brownian(Noise):
     def increment(self, i: int, num: int, like: Tensor) -> Tensor:
         """z_i of N = num moves, shaped as ``like`` (B, *)."""
         depth = (num & -num).bit_length() - 1
-        z = 0.5 ** (0.5 * depth) * self._normals(num >> depth, 0, i >> depth, like)
+        z: Tensor = 0.5 ** (0.5 * depth) * self._normals(num >> depth, 0, i >> depth, like)
         for level in range(1, depth + 1):
             below = depth - level
             sign = -1 if i >> below & 1 else 1

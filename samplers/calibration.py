@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.samplers.loop import Draw, Step, checked
+from score_sde.samplers.loop import Step, checked
 from score_sde.samplers.multistep import Move, Multistep
 from score_sde.sde_lib import SDE
-from score_sde.sde_lib.denoiser import Denoiser, as_denoiser
+from score_sde.sde_lib.denoiser import Denoise, Estimate, as_denoiser
+from score_sde.sde_lib.process import Draw
 
 
 class Plan(NamedTuple):
@@ -50,16 +51,17 @@ class Tuned(Step):
         self.seen = dict(zip(times, self.plan.seen, strict=True))
         self.step.past, self.step.moves = [], dict(zip(times, self.plan.moves, strict=True))
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
-        return self.step(lambda x, t: denoise(x, self.seen[t]), x, t, s, draw)
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+        seen = self.seen[t]
+        return self.step(lambda x, t, **cond: denoise(x, seen, **cond), x, t, s, draw)
 
-    def finish(self, denoise: Denoiser, x: Tensor, t: float, draw: Draw) -> Tensor:
+    def finish(self, denoise: Denoise, x: Tensor, t: float, draw: Draw) -> Tensor:
         return self.step.finish(denoise, x, t, draw)
 
 
 def calibrate(
     step: Multistep,
-    denoise: Denoiser,
+    denoise: Estimate,
     x: Tensor,
     target: Tensor,
     times: Sequence[float],
@@ -97,7 +99,7 @@ def errors(x: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def follow(step: Step, denoise: Denoiser, x: Tensor, times: Sequence[float]) -> Tensor:
+def follow(step: Step, denoise: Estimate, x: Tensor, times: Sequence[float]) -> Tensor:
     """The state at the last time, for a step without noise: as many evaluations as moves.
 
     Shapes: x (B, *), and so returned.
@@ -111,7 +113,7 @@ def follow(step: Step, denoise: Denoiser, x: Tensor, times: Sequence[float]) -> 
 
 
 def _fit(
-    step: Multistep, denoise: Denoiser, x: Tensor, target: Tensor, times: list[float], iterations: int, batch_size: int
+    step: Multistep, denoise: Denoise, x: Tensor, target: Tensor, times: list[float], iterations: int, batch_size: int
 ) -> Plan:
     """The plan after ``iterations`` of Adam, each on the next ``batch_size`` examples.
 
@@ -135,10 +137,10 @@ def _fit(
         adam.step()
         decay.step()
     with torch.no_grad():
-        found, table = _spaced(step.sde, times, gaps), _table(step, times, gaps, changes)
-    *analytic, last = step.plan(found)
+        spaced, table = _spaced(step.sde, times, gaps), _table(step, times, gaps, changes)
+    *analytic, last = step.plan(spaced)
     fitted = [m._replace(keep=keep, weights=rest) for m, (keep, *rest) in zip(analytic, table[:, 5:].tolist())]
-    return Plan(found, [*table[:, 0].tolist(), times[-1]], [*fitted, last])
+    return Plan(spaced, [*table[:, 0].tolist(), times[-1]], [*fitted, last])
 
 
 def _table(step: Multistep, times: list[float], gaps: Tensor, changes: Tensor) -> Tensor:
@@ -167,9 +169,9 @@ def _numbers(step: Multistep, times: list[float], counts: tuple[np.ndarray, np.n
     return torch.tensor([[r, *m.value, *m.shift, m.keep, *m.weights] for r, m in rows], dtype=torch.float64)
 
 
-def _end(step: Multistep, denoise: Denoiser, x: Tensor, table: Tensor) -> Tensor:
+def _end(step: Multistep, denoise: Denoise, x: Tensor, table: Tensor) -> Tensor:
     """The state at the end of a table: what ``Multistep`` does, with gradients."""
-    mean, past = step.gaussian.mean.to(x) if step.centred else 0.0, []
+    mean, past = 0.0 if step.centre is None else step.centre.to(x), list[Tensor]()
     for t, row in zip(table[:, 0], table[:, 1:].to(x)):
         a, b, shift, back, keep, *weights = row
         x = x - shift * mean

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from score_sde.samplers.loop import Draw
 from score_sde.samplers.singlestep import Heun
 from score_sde.sde_lib import SDE
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Denoise
+from score_sde.sde_lib.process import Draw
 
 
 class Churn(Heun):
@@ -55,10 +55,10 @@ class Churn(Heun):
         self.raised = dict(zip(grid[moved].tolist(), later[moved].tolist(), strict=True))
         self.sde.tabulate(torch.cat([grid, later[moved]]))
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         return super().__call__(denoise, *self.put_in(x, t, draw), s, draw)
 
-    def finish(self, denoise: Denoiser, x: Tensor, t: float, draw: Draw) -> Tensor:
+    def finish(self, denoise: Denoise, x: Tensor, t: float, draw: Draw) -> Tensor:
         return super().finish(denoise, *self.put_in(x, t, draw), draw)
 
     def put_in(self, x: Tensor, t: float, draw: Draw) -> tuple[Tensor, float]:

@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from score_sde.samplers.loop import Draw, Step
+from score_sde.samplers.loop import Step
 from score_sde.sde_lib import SDE
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Denoise
+from score_sde.sde_lib.process import Draw
 
 
 class ConsistencyStep(Step):
@@ -24,5 +25,5 @@ class ConsistencyStep(Step):
     def __init__(self, sde: SDE) -> None:
         self.sde = sde
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         return self.sde.perturb(denoise(x, t).x0, draw(x), s)

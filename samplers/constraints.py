@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_sde.samplers.loop import Constraint, Draw
+from score_sde.samplers.loop import Constraint
+from score_sde.sde_lib.process import Draw
 
 Projector = Callable[[Tensor], Tensor]
 """x (B, *) -> the part of x that is known; linear, P P = P and P^T = P."""

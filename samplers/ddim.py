@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from score_sde.samplers.loop import Draw, Step
+from score_sde.samplers.loop import Step
 from score_sde.sde_lib import SDE
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Denoise
+from score_sde.sde_lib.process import Draw
 
 
 class DDIM(Step):
@@ -25,7 +26,7 @@ class DDIM(Step):
             raise ValueError(f"eta {eta}: need the share of the ancestral noise, 0 to 1")
         self.sde, self.eta = sde, eta
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         mean, std = self.sde.bridge(x, denoise(x, t).x0, t, s, self.eta)
         return mean + std * draw(x) if self.eta else mean
 
@@ -48,7 +49,7 @@ class Ancestral(Step):
             raise ValueError(f"variance {variance}: need 0 (posterior) to 1 (forward)")
         self.sde, self.variance = sde, variance
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         mean, std = self.sde.reverse(x, denoise(x, t).x0, t, s, self.variance)
         return mean + std * draw(x)
 
@@ -69,7 +70,7 @@ class LearnedVariance(Step):
     def __init__(self, sde: SDE) -> None:
         self.sde = sde
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         x0, variance = denoise(x, t)
         if variance is None:
             raise ValueError("this network has learned no variance: use --sampler ancestral, or train --config iddpm")

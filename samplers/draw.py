@@ -18,7 +18,7 @@ from score_sde.samplers.noise import Noise
 from score_sde.samplers.steps import STEPS
 from score_sde.sde_lib import SDE, Each, ExactDenoiser, Gaussian, NonFiniteError, of_rows
 from score_sde.sde_lib.consistency import ConsistencyModel
-from score_sde.sde_lib.denoiser import Denoiser, as_denoiser
+from score_sde.sde_lib.denoiser import Denoise, Denoiser, Estimate, as_denoiser
 from score_sde.sde_lib.motion import ExampleError
 from score_sde.storage.naming import options, pick
 
@@ -27,7 +27,7 @@ LAST = 1e-3
 
 
 def draw(
-    denoise: Denoiser,
+    denoise: Estimate,
     sde: SDE,
     shape: Sequence[int],
     seeds: Tensor | Sequence[int],
@@ -80,7 +80,8 @@ def named_step(sde: SDE, sampler: str, gaussian: Gaussian, settings: Mapping[str
     Raises: ValueError for an unknown name.
     """
     kind = pick(STEPS, "sampler", sampler)
-    return kind(sde, **options(kind, {"gaussian": gaussian.isotropic(), **settings}))
+    step: Step = kind(sde, **options(kind, {"gaussian": gaussian.isotropic(), **settings}))
+    return step
 
 
 def suited(sde: SDE, sampler: str, grid: str = "", num_steps: int | None = None) -> tuple[str, int]:
@@ -106,10 +107,11 @@ def named_times(
     """
     kind = pick(GRIDS, "grid", grid)
     known = options(kind, {"std": gaussian.std, "dimensions": gaussian.dimensions})
-    return kind(sde, num_steps, start, end, **known)
+    times: Tensor = kind(sde, num_steps, start, end, **known)
+    return times
 
 
-def remark(sampler: str, denoise: Denoiser, sde: SDE) -> str:
+def remark(sampler: str, denoise: Estimate, sde: SDE) -> str:
     """Why a sampler is for other denoisers or processes; empty if it is for these, or nobody can tell."""
     kind, ends = pick(STEPS, "sampler", sampler), isinstance(denoise, ConsistencyModel)
     if kind.ends and isinstance(denoise, Denoiser | ExactDenoiser) and not ends:
@@ -130,7 +132,7 @@ def remark(sampler: str, denoise: Denoiser, sde: SDE) -> str:
     return ""
 
 
-def conditioned(denoise: Denoiser, cond: Mapping[str, Tensor], num: int) -> Each:
+def conditioned(denoise: Denoise, cond: Mapping[str, Tensor], num: int) -> Each:
     """A denoiser with further arguments, an entry for each of ``num`` examples.
 
     Raises: ValueError for another number of entries.
@@ -140,7 +142,7 @@ def conditioned(denoise: Denoiser, cond: Mapping[str, Tensor], num: int) -> Each
             found = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else repr(values)
             raise ValueError(f"{name} is {found}: need a tensor with an entry for each of {num} seeds")
 
-    def of(rows: Tensor | slice) -> Callable:
+    def of(rows: Tensor | slice) -> Denoise:
         return partial(of_rows(denoise, rows), **{name: values[rows] for name, values in cond.items()})
 
     return Each(of)
@@ -148,7 +150,7 @@ def conditioned(denoise: Denoiser, cond: Mapping[str, Tensor], num: int) -> Each
 
 def from_seeds(
     step: Step,
-    denoise: Denoiser,
+    denoise: Estimate,
     shape: Sequence[int],
     times: Tensor,
     seeds: Tensor,

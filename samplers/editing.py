@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from score_sde.samplers.adaptive import ODE
-from score_sde.samplers.loop import Constraint, Draw, Step, checked, sample
+from score_sde.samplers.loop import Constraint, Step, checked, sample
 from score_sde.sde_lib import SDE
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Estimate
+from score_sde.sde_lib.process import Draw
 
 
 def depth_time(sde: SDE, share: float, std: float) -> float:
@@ -51,7 +52,7 @@ def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
 
 
 def sdedit(
-    step: Step, denoise: Denoiser, x: Tensor, times: Tensor, draw: Draw, constrain: Constraint | None = None
+    step: Step, denoise: Estimate, x: Tensor, times: Tensor, draw: Draw, constrain: Constraint | None = None
 ) -> Tensor:
     """Noise an example to the first of the times, and denoise it again: what is smaller than the noise is made anew.
 
@@ -71,7 +72,7 @@ def sdedit(
     return sample(step, denoise, step.sde.perturb(x, draw(x), times[0].item()), times, draw, constrain)
 
 
-def translate(flow: ODE, denoise: Denoiser, other_flow: ODE, other_denoise: Denoiser, x: Tensor) -> Tensor:
+def translate(flow: ODE, denoise: Estimate, other_flow: ODE, other_denoise: Estimate, x: Tensor) -> Tensor:
     """What the latents of examples of one model are to another: encoded by one flow, decoded by the other.
 
     Latents are in units of each prior, so the two may be of unlike SDEs. To the same model it is the identity, and the
@@ -85,7 +86,7 @@ def translate(flow: ODE, denoise: Denoiser, other_flow: ODE, other_denoise: Deno
 
 
 def stochastic_path(
-    step: Step, denoise: Denoiser, first: Tensor, second: Tensor, weights: Tensor, times: Tensor, draw: Draw
+    step: Step, denoise: Estimate, first: Tensor, second: Tensor, weights: Tensor, times: Tensor, draw: Draw
 ) -> Tensor:
     """Encode both examples by q(x_t | x_0), mix linearly, decode by the reverse process.
 
@@ -103,7 +104,7 @@ def stochastic_path(
     return sdedit(step, denoise, torch.lerp(first, second, weights), times, draw)
 
 
-def flow_path(flow: ODE, denoise: Denoiser, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+def flow_path(flow: ODE, denoise: Estimate, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     """Encode both examples by the probability flow, mix spherically, decode by the flow.
 
     The flow runs both ways, so weights 0 and 1 give the examples back to the solver's tolerance.
@@ -111,8 +112,8 @@ def flow_path(flow: ODE, denoise: Denoiser, first: Tensor, second: Tensor, weigh
     Shapes: first, second (1, *); weights (B, 1, ..., 1); returns (B, *).
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, section 4.3, app. D. arXiv:2011.13456
     """
-    latents = flow.encode(denoise, torch.cat([first, second]))
-    return flow.decode(denoise, slerp(*latents.split(1), weights))
+    start, end = flow.encode(denoise, torch.cat([first, second])).split(1)
+    return flow.decode(denoise, slerp(start, end, weights))
 
 
 def _share(log_snr: float, std: float) -> float:

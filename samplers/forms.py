@@ -107,13 +107,15 @@ class Coordinates:
         others, gaps = ~np.eye(nodes.shape[1], dtype=bool), clock[:, :, None] - clock[:, None, :]
         gaps = np.where(gaps == 0, 1.0, gaps)  # one node, or a move too short to tell two apart
         factors = np.where(others, (at[:, :, None, None] - clock[:, None, None, :]) / gaps[:, None], 1.0)
-        return np.einsum("nq,nqk->nk", widths * self.pace(places), factors.prod(-1))
+        integrals: np.ndarray = np.einsum("nq,nqk->nk", widths * self.pace(places), factors.prod(-1))
+        return integrals
 
     def noise(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Standard deviation of the noise in y that a move from start to end adds; (N,) and so returned."""
         places, widths = _between(start, end)
         kept = self.scale(end)[:, None] / self.scale(places)
-        return self.eta * np.sqrt(np.maximum(-2 * (widths * (places * kept) ** 2).sum(1), 0.0))
+        std: np.ndarray = self.eta * np.sqrt(np.maximum(-2 * (widths * (places * kept) ** 2).sum(1), 0.0))
+        return std
 
 
 _POINTS, _WIDTHS = np.polynomial.legendre.leggauss(20)

@@ -9,20 +9,21 @@ encoders find alike for log p(y | x_t).
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from score_sde.sde_lib import SDE
-from score_sde.sde_lib.denoiser import Denoiser, Prediction, as_denoiser, per_example
+from score_sde.sde_lib.denoiser import Denoise, Estimate, Prediction, as_denoiser, per_example
 from score_sde.sde_lib.process import Time
 
-Guided = Callable[..., Prediction]
+Guided = Denoise
 """``(x, t, **cond) -> Prediction``, as any denoiser."""
 
 
 @per_example
-def classifier_free(denoise: Denoiser, scale: float) -> Guided:
+def classifier_free(denoise: Estimate, scale: float) -> Guided:
     """Guidance by the difference that the condition makes to one network.
 
         x0 = x0(x, null) + scale (x0(x, y) - x0(x, null))
@@ -50,7 +51,7 @@ def classifier_free(denoise: Denoiser, scale: float) -> Guided:
 
 
 @per_example
-def classifier(denoise: Denoiser, sde: SDE, log_prob: Callable[[Tensor, Time], Tensor], scale: float) -> Guided:
+def classifier(denoise: Estimate, sde: SDE, log_prob: Callable[[Tensor, Time], Tensor], scale: float) -> Guided:
     """Guidance by the gradient of a classifier of noisy states.
 
         x0 = x0(x) + scale sigma^2 / alpha grad log p(y | x_t)
@@ -78,7 +79,7 @@ def classifier(denoise: Denoiser, sde: SDE, log_prob: Callable[[Tensor, Time], T
 
 @per_example
 def embedding_guidance(
-    denoise: Denoiser, sde: SDE, encode: Callable[[Tensor, Time], Tensor], target: Tensor, scale: float
+    denoise: Estimate, sde: SDE, encode: Callable[[Tensor, Time], Tensor], target: Tensor, scale: float
 ) -> Guided:
     """Guidance towards what a pair of encoders finds alike, by an encoder of noisy states.
 
@@ -99,7 +100,7 @@ def embedding_guidance(
 
 @per_example
 def clean_embedding_guidance(
-    denoise: Denoiser, sde: SDE, encode: Callable[[Tensor], Tensor], target: Tensor, scale: float
+    denoise: Estimate, sde: SDE, encode: Callable[[Tensor], Tensor], target: Tensor, scale: float
 ) -> Guided:
     """As ``embedding_guidance``, by an encoder that has only seen clean data: it is shown the estimate of them.
 
@@ -124,13 +125,13 @@ def clean_embedding_guidance(
             gradient = torch.autograd.grad(alike, leaf, create_graph=deeper)[0]
         alpha, sigma, _ = sde.at(t)
         found = Prediction(x0 + scale * sigma**2 / alpha * gradient, variance)
-        return found if deeper else Prediction(*(None if part is None else part.detach() for part in found))
+        return found if deeper else detached(found)
 
     return guided
 
 
 @per_example
-def autoguidance(denoise: Denoiser, weaker: Denoiser, scale: float) -> Guided:
+def autoguidance(denoise: Denoise, weaker: Denoise, scale: float) -> Guided:
     """Guidance away from the mistakes of a weaker version of the model: smaller, or trained for less.
 
         x0 = x0_weaker + scale (x0 - x0_weaker)
@@ -157,7 +158,7 @@ def autoguidance(denoise: Denoiser, weaker: Denoiser, scale: float) -> Guided:
 
 
 @per_example
-def within(guided: Guided, denoise: Denoiser, sde: SDE, low: float = 0.0, high: float = math.inf) -> Guided:
+def within(guided: Estimate, denoise: Estimate, sde: SDE, low: float = 0.0, high: float = math.inf) -> Guided:
     """Guidance at some noise levels alone: ``guided`` where low <= sigma / alpha <= high, else ``denoise``.
 
     At a time that is a number only one of them is asked; of times for each example both are.
@@ -178,16 +179,15 @@ def within(guided: Guided, denoise: Denoiser, sde: SDE, low: float = 0.0, high: 
         if not isinstance(ratio, Tensor):
             return (guided if low <= ratio <= high else denoise)(x, t, **cond)
         inside, (x0, variance), beside = (low <= ratio) & (ratio <= high), guided(x, t, **cond), denoise(x, t, **cond)
-        told = variance is not None and beside.variance is not None
-        return Prediction(
-            torch.where(inside, x0, beside.x0), torch.where(inside, variance, beside.variance) if told else None
-        )
+        if variance is not None and beside.variance is not None:
+            return Prediction(torch.where(inside, x0, beside.x0), torch.where(inside, variance, beside.variance))
+        return Prediction(torch.where(inside, x0, beside.x0))
 
     return choose
 
 
 @per_example
-def static_threshold(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Guided:
+def static_threshold(denoise: Estimate, low: float = -1.0, high: float = 1.0) -> Guided:
     """Keep estimates among the values that data have: x0 clipped to [low, high].
 
     Raises: ValueError unless low < high.
@@ -204,7 +204,7 @@ def static_threshold(denoise: Denoiser, low: float = -1.0, high: float = 1.0) ->
 
 
 @per_example
-def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995, low: float = -1.0, high: float = 1.0) -> Guided:
+def dynamic_threshold(denoise: Estimate, quantile: float = 0.995, low: float = -1.0, high: float = 1.0) -> Guided:
     """Keep estimates among the values that data have, by as little clipping as a share of the entries allows.
 
         u <- clip(u, -s, s) / s,    s = max(1, quantile of |u|),    u = 2 (x0 - low) / (high - low) - 1
@@ -234,6 +234,12 @@ def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995, low: float = -
     return clipped
 
 
+def detached(prediction: Prediction) -> Prediction:
+    """The same without gradients."""
+    x0, variance = prediction
+    return Prediction(x0.detach(), None if variance is None else variance.detach())
+
+
 @contextmanager
 def _differentiable(x: Tensor) -> Iterator[tuple[Tensor, bool]]:
     """Gradients on: x itself and True for whoever differentiates x already, else a leaf in its stead and False."""
@@ -242,6 +248,10 @@ def _differentiable(x: Tensor) -> Iterator[tuple[Tensor, bool]]:
         yield (x if deeper else x.detach().clone().requires_grad_()), deeper
 
 
+@overload
+def _twice(value: Tensor) -> Tensor: ...
+@overload
+def _twice(value: float) -> float: ...
 def _twice(value: Time) -> Time:
     """A batch followed by itself; a number, of which all examples have the same, stays one."""
     return torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim else value

@@ -5,15 +5,16 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from score_sde.samplers.loop import Draw, Step
+from score_sde.samplers.loop import Step
 from score_sde.sde_lib import SDE
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Denoise
+from score_sde.sde_lib.process import Draw
 
 Size = Callable[[Tensor, Tensor], Tensor | float]
 """(score, z) -> h."""
 
 
-def langevin(sde: SDE, denoise: Denoiser, x: Tensor, t: float, draw: Draw, num_steps: int, size: Size) -> Tensor:
+def langevin(sde: SDE, denoise: Denoise, x: Tensor, t: float, draw: Draw, num_steps: int, size: Size) -> Tensor:
     """Langevin steps at time t, which would keep its marginal if they were infinitely small.
 
         x <- x + h score + sqrt(2 h) z,    h = size(score, z)
@@ -61,13 +62,13 @@ class AnnealedLangevin(Step):
         ratio = (first / last) ** (1 / max(1, len(times) - 1))
         self.size = self.epsilon / last**2 or langevin_step_size(ratio, self.num_steps)
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         return self._at(denoise, x, t, draw) / self.sde.transition(s, t)[0]
 
-    def finish(self, denoise: Denoiser, x: Tensor, t: float, draw: Draw) -> Tensor:
+    def finish(self, denoise: Denoise, x: Tensor, t: float, draw: Draw) -> Tensor:
         return super().finish(denoise, self._at(denoise, x, t, draw), t, draw)
 
-    def _at(self, denoise: Denoiser, x: Tensor, t: float, draw: Draw) -> Tensor:
+    def _at(self, denoise: Denoise, x: Tensor, t: float, draw: Draw) -> Tensor:
         h = self.size * self.sde.at(t).sigma ** 2
         return langevin(self.sde, denoise, x, t, draw, self.num_steps, lambda score, z: h)
 
@@ -95,4 +96,5 @@ def langevin_step_size(ratio: float, num_steps: int) -> float:
         left = (1 - h) ** (2 * num_steps)
         return left * (ratio**2 - 1) + (1 - left) * h / (2 - h)
 
-    return minimize_scalar(excess, bounds=(0, 1), method="bounded", options={"xatol": 1e-12}).x
+    size: float = minimize_scalar(excess, bounds=(0, 1), method="bounded", options={"xatol": 1e-12}).x
+    return size

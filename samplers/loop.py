@@ -10,11 +10,8 @@ from torch import Tensor
 
 from score_sde.samplers.brownian import Brownian
 from score_sde.sde_lib import SDE
-from score_sde.sde_lib.denoiser import Denoiser, as_denoiser
-from score_sde.sde_lib.process import check_state
-
-Draw = Callable[[Tensor], Tensor]
-"""The next standard normals shaped as the argument: a ``samplers.Noise``, or ``torch.randn_like`` for a quick try."""
+from score_sde.sde_lib.denoiser import Denoise, Estimate, as_denoiser
+from score_sde.sde_lib.process import Draw, check_state
 
 Constraint = Callable[[Tensor, float, float], Tensor]
 """(x, alpha, sigma) -> x: what is known stays known."""
@@ -39,13 +36,13 @@ class Step(ABC):
         """Forget the past and see the times ahead, all of them noisy; called before each trajectory."""
 
     @abstractmethod
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         """The state at time s.
 
         Shapes: x (B, *); t, s times; returns (B, *).
         """
 
-    def finish(self, denoise: Denoiser, x: Tensor, t: float, draw: Draw) -> Tensor:
+    def finish(self, denoise: Denoise, x: Tensor, t: float, draw: Draw) -> Tensor:
         """The data, from the state at the last noisy time t: E[x_0 | x].
 
         Shapes: x (B, *); returns (B, *).
@@ -54,7 +51,7 @@ class Step(ABC):
 
 
 def trajectory(
-    step: Step, denoise: Denoiser, x: Tensor, times: Tensor, draw: Draw, constrain: Constraint | None = None
+    step: Step, denoise: Estimate, x: Tensor, times: Tensor, draw: Draw, constrain: Constraint | None = None
 ) -> Iterator[Tensor]:
     """Yield the state at each noisy time after the first, then the data: the finish at the last noisy time.
 
@@ -95,7 +92,7 @@ def trajectory(
 
 
 def sample(
-    step: Step, denoise: Denoiser, x: Tensor, times: Tensor, draw: Draw, constrain: Constraint | None = None
+    step: Step, denoise: Estimate, x: Tensor, times: Tensor, draw: Draw, constrain: Constraint | None = None
 ) -> Tensor:
     """The data at the end of ``trajectory``."""
     states = trajectory(step, denoise, x, times, draw, constrain)

@@ -13,10 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from score_sde.samplers.forms import Coordinates
-from score_sde.samplers.loop import Draw, Step
+from score_sde.samplers.loop import Step
 from score_sde.sde_lib import SDE, Gaussian
 from score_sde.sde_lib.adams import amplification
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Denoise
+from score_sde.sde_lib.process import Draw
 
 
 class Move(NamedTuple):
@@ -80,7 +81,8 @@ class Multistep(Step):
             raise ValueError(f"eta {eta}: need the share of the reverse SDE's noise, 0 or more")
         self.sde, self.order, self.correct, self.gaussian = sde, order, correct, gaussian
         self.coordinates = Coordinates(sde, form, clock, gaussian.std if gaussian else 1.0, eta)
-        self.centred = gaussian is not None and form == "residual"  # of no other form does the mean change anything
+        # of no other form does the mean change anything
+        self.centre = gaussian.mean if gaussian is not None and form == "residual" else None
         self.moves: dict[float, Move] = {}
         self.past: list[Tensor] = []
 
@@ -158,21 +160,21 @@ class Multistep(Step):
         """What the value at each node (N, k), the latest first, adds to u from start to end (N,)."""
         return self.coordinates.integrals(nodes, start, end)
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         move = self.moves[t]
         x = self._look(denoise, x, t, move).mul_(move.keep)
         for weight, value in zip(move.weights, self.past):
             x.add_(value, alpha=weight)
-        if self.centred:
+        if self.centre is not None:
             x.add_(self._mean, alpha=move.shift[1])
         return x.add_(draw(x), alpha=move.noise) if move.noise else x
 
-    def _look(self, denoise: Denoiser, x: Tensor, t: float, move: Move) -> Tensor:
+    def _look(self, denoise: Denoise, x: Tensor, t: float, move: Move) -> Tensor:
         """x less its mean, in memory of its own; its value joins the past."""
         known = denoise(x, t).x0
         a, b = move.value
-        if self.centred:
-            self._mean = self.gaussian.mean.to(x)
+        if self.centre is not None:
+            self._mean = self.centre.to(x)
             x, known = x.sub(self._mean, alpha=move.shift[0]), known - self._mean
         else:
             x = x.clone()

@@ -49,12 +49,11 @@ class Noise:
             raise ValueError(f"start {start!r}: need the number of a draw, 0 or more")
         self.seeds, self.stream, self.draw = _seeds(seeds), stream, start
         self._states, self._first_state = torch.empty(0), 0
-        self._buffer: Tensor | None = None
-        self._first = 0
+        self._buffer, self._first = torch.empty(0), 0
 
     def __call__(self, like: Tensor) -> Tensor:
         """The next draw, shaped as ``like`` (B, *), in its dtype and on its device."""
-        if self._buffer is None or not self._has(like):
+        if not self._has(like):
             check_state(like)
             if len(like) != len(self.seeds):
                 raise ValueError(f"{len(self.seeds)} seeds for a batch of {len(like)} examples: need one for each")
@@ -113,10 +112,10 @@ def states(
     seeds: Tensor, stream: int, draw: int | np.ndarray, num_draws: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Where the SplitMix64 sequence of each draw starts, from number ``draw`` on; words as int64, (num_draws, B)."""
-    words, stream = seeds.cpu().numpy().view(np.uint64), np.uint64(stream)
+    words, number = seeds.cpu().numpy().view(np.uint64), np.uint64(stream)
     counter = np.zeros((4, num_draws, len(words)), dtype=np.uint64)
     counter[0] = draw + np.arange(num_draws)[:, None]
-    counter[1], counter[2] = stream & _MASK, stream >> _HALF
+    counter[1], counter[2] = number & _MASK, number >> _HALF
     high, low = philox(counter, np.stack([words & _MASK, words >> _HALF])[:, None])[:2]
     return put(torch.from_numpy((high << _HALF | low).view(np.int64)), torch.device(device))
 

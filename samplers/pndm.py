@@ -2,12 +2,14 @@
 
 import math
 
+import torch
 from torch import Tensor
 
-from score_sde.samplers.loop import Draw, Step
+from score_sde.samplers.loop import Step
 from score_sde.sde_lib import SDE
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Denoise
 from score_sde.sde_lib.flow import trapezoidal
+from score_sde.sde_lib.process import Draw
 
 
 class PLMS(Step):
@@ -28,7 +30,7 @@ class PLMS(Step):
         arXiv:2202.09778
     """
 
-    orders = (2, 3, 4)
+    orders: tuple[int, ...] = (2, 3, 4)
 
     def __init__(self, sde: SDE, order: int = 4) -> None:
         if order not in self.orders:
@@ -39,17 +41,18 @@ class PLMS(Step):
     def reset(self, times: list[float]) -> None:
         self.past = []
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         x0 = denoise(x, t).x0
         self.past = [self.sde.eps(x, x0, t), *self.past[: self.order - 1]]
         return self.sde.bridge(x, self.estimate(denoise, x, x0, t, s), t, s)[0]
 
-    def estimate(self, denoise: Denoiser, x: Tensor, x0: Tensor, t: float, s: float) -> Tensor:
+    def estimate(self, denoise: Denoise, x: Tensor, x0: Tensor, t: float, s: float) -> Tensor:
         """What the bridge is fed with."""
         if len(self.past) == 1:
             return trapezoidal(denoise, self.sde, x, x0, t, s)
         weights = _ADAMS_BASHFORTH[len(self.past)]
-        return self.sde.x0(x, sum(w * eps for w, eps in zip(weights, self.past, strict=True)), t)
+        blend = sum((w * eps for w, eps in zip(weights, self.past, strict=True)), torch.zeros_like(x))
+        return self.sde.x0(x, blend, t)
 
 
 class PNDM(PLMS):
@@ -74,14 +77,14 @@ class PNDM(PLMS):
 
     orders = (2, 4)
 
-    def estimate(self, denoise: Denoiser, x: Tensor, x0: Tensor, t: float, s: float) -> Tensor:
+    def estimate(self, denoise: Denoise, x: Tensor, x0: Tensor, t: float, s: float) -> Tensor:
         if self.order == 2 or len(self.past) == self.order:
             return super().estimate(denoise, x, x0, t, s)
         if self.sde.at(s).log_snr - self.sde.at(t).log_snr > 2 * math.log(_LONGEST_FALL):
             return trapezoidal(denoise, self.sde, x, x0, t, s)
         return self.sde.x0(x, self._runge_kutta(denoise, x, t, s), t)
 
-    def _runge_kutta(self, denoise: Denoiser, x: Tensor, t: float, s: float) -> Tensor:
+    def _runge_kutta(self, denoise: Denoise, x: Tensor, t: float, s: float) -> Tensor:
         """The mean of eps over the move from t to s, looked at four times."""
         first, middle = self.past[0], 0.5 * (t + s)
         second = self._eps_after(denoise, x, first, t, middle)
@@ -89,7 +92,7 @@ class PNDM(PLMS):
         fourth = self._eps_after(denoise, x, third, t, s)
         return (first + 2 * second + 2 * third + fourth) / 6
 
-    def _eps_after(self, denoise: Denoiser, x: Tensor, eps: Tensor, t: float, s: float) -> Tensor:
+    def _eps_after(self, denoise: Denoise, x: Tensor, eps: Tensor, t: float, s: float) -> Tensor:
         """The noise seen at s by the state that eps moves from t to there."""
         y, _ = self.sde.bridge(x, self.sde.x0(x, eps, t), t, s)
         return self.sde.eps(y, denoise(y, s).x0, s)

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_sde.samplers.guidance import Guided
-from score_sde.samplers.loop import Draw, Step
+from score_sde.samplers.guidance import Guided, detached
+from score_sde.samplers.loop import Step
 from score_sde.sde_lib import SDE, Each, Gaussian, of_rows
-from score_sde.sde_lib.denoiser import Denoiser, Prediction, as_denoiser
+from score_sde.sde_lib.denoiser import Denoise, Estimate, Prediction, as_denoiser
 from score_sde.sde_lib.motion import Rows
-from score_sde.sde_lib.process import Time
+from score_sde.sde_lib.process import Draw, Time
 
 Forward = Callable[[Tensor], Tensor]
 """A: what is measured of a batch of examples, (B, *) -> (B, *), differentiable."""
@@ -53,20 +53,20 @@ class DPS(Step):
     def reset(self, times: list[float]) -> None:
         self.step.reset(times)
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         return self._lean(denoise, lambda look: self.step(look, x, t, s, draw))
 
-    def finish(self, denoise: Denoiser, x: Tensor, t: float, draw: Draw) -> Tensor:
+    def finish(self, denoise: Denoise, x: Tensor, t: float, draw: Draw) -> Tensor:
         return self._lean(denoise, lambda look: self.step.finish(look, x, t, draw))
 
-    def _lean(self, denoise: Denoiser, move: Callable[[Denoiser], Tensor]) -> Tensor:
+    def _lean(self, denoise: Denoise, move: Callable[[Denoise], Tensor]) -> Tensor:
         """The move with a denoiser that keeps the gradient of its first evaluation, and the way along it."""
         kept: list[Tensor] = []
 
         def look(rows: Rows) -> Guided:
             return partial(ask, of_rows(denoise, rows))
 
-        def ask(denoise: Denoiser, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        def ask(denoise: Denoise, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
             if kept:
                 return denoise(x, t, **cond)
             with torch.inference_mode(False), torch.enable_grad():
@@ -74,13 +74,13 @@ class DPS(Step):
                 prediction = denoise(leaf, t, **cond)
                 misfit = _residual(self.y, self.forward(prediction.x0)).flatten(1)
                 kept.append(torch.autograd.grad(torch.linalg.vector_norm(misfit, dim=1).sum(), leaf)[0])
-            return _detached(prediction)
+            return detached(prediction)
 
         moved = move(Each(look))
         return moved - self.zeta * kept[0]
 
 
-def pigdm(denoise: Denoiser, sde: SDE, forward: Forward, y: Tensor, std: float, gaussian: Gaussian) -> Guided:
+def pigdm(denoise: Estimate, sde: SDE, forward: Forward, y: Tensor, std: float, gaussian: Gaussian) -> Guided:
     """Pseudoinverse guidance with the covariance of a first guess: a linear measurement told to a denoiser.
 
         x0 <- x0 + J A^T (A S A^T + std^2)^(-1) (y - A x0),    J = sigma^2 / alpha (d x0 / d x)^T,    S = Cov[x_0 | x_t]
@@ -113,7 +113,7 @@ def pigdm(denoise: Denoiser, sde: SDE, forward: Forward, y: Tensor, std: float, 
 
 
 def moment_matching(
-    denoise: Denoiser, sde: SDE, forward: Forward, y: Tensor, std: float, iterations: int = 5
+    denoise: Estimate, sde: SDE, forward: Forward, y: Tensor, std: float, iterations: int = 5
 ) -> Guided:
     """As ``pigdm`` with the denoiser's own covariance: moment matching posterior sampling.
 
@@ -136,7 +136,8 @@ def moment_matching(
     def solve(matrix: Map, b: Tensor, ratio: Time) -> Tensor:
         return _conjugate_gradients(matrix, b, iterations)[0]
 
-    guided, checked = _guided(denoise, sde, forward, y, std, lambda look: look.jacobian, solve), []
+    guided = _guided(denoise, sde, forward, y, std, lambda look: look.jacobian, solve)
+    checked: list[bool] = []
 
     def first_checked(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         if not checked:
@@ -164,7 +165,7 @@ class _Look(NamedTuple):
 
 
 def _guided(
-    denoise: Denoiser,
+    denoise: Estimate,
     sde: SDE,
     forward: Forward,
     y: Tensor,
@@ -197,7 +198,7 @@ def _guided(
                 matrix = lambda v: forward(covariance(transpose(v))) + std**2 * v  # noqa: E731
                 solved = solve(matrix, residual, sigma / alpha)
                 x0 = prediction.x0 + jacobian(transpose(solved))
-        return _detached(Prediction(x0, prediction.variance))
+        return detached(Prediction(x0, prediction.variance))
 
     return guided
 
@@ -259,11 +260,6 @@ _MOST_ITERATIONS = 100
 
 def _square(x: Tensor) -> Tensor:
     return x.flatten(1).square().sum(1)
-
-
-def _detached(prediction: Prediction) -> Prediction:
-    x0, variance = prediction
-    return Prediction(x0.detach(), None if variance is None else variance.detach())
 
 
 def _residual(y: Tensor, seen: Tensor) -> Tensor:

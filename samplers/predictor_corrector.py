@@ -11,10 +11,11 @@ from torch import Tensor
 
 from score_sde.samplers.ddim import DDIM, Ancestral
 from score_sde.samplers.langevin import langevin
-from score_sde.samplers.loop import Constraint, Draw, Step
+from score_sde.samplers.loop import Constraint, Step
 from score_sde.samplers.stochastic import EulerMaruyama, ReverseDiffusion, Stay
 from score_sde.sde_lib import SDE
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Denoise
+from score_sde.sde_lib.process import Draw
 
 StepSize = Callable[[Tensor, Tensor, float], Tensor | float]
 """(score, z, sigma) -> ratio of the noise to the score, squared; a number or (B, 1, ..., 1)."""
@@ -39,7 +40,8 @@ def by_norm(score: Tensor, z: Tensor, sigma: float) -> Tensor:
 
 def by_batch_norm(score: Tensor, z: Tensor, sigma: float) -> Tensor:
     """Means of the norms over the batch, as published; a sample then depends on its batch-mates."""
-    return (z.flatten(1).norm(dim=1).mean() / score.flatten(1).norm(dim=1).mean()) ** 2
+    ratio: Tensor = z.flatten(1).norm(dim=1).mean() / score.flatten(1).norm(dim=1).mean()
+    return ratio**2
 
 
 def by_sigma(score: Tensor, z: Tensor, sigma: float) -> float:
@@ -78,7 +80,7 @@ class Corrector:
         self.sde, self.step_size, self.snr, self.num_steps = sde, STEP_SIZES[step_size], snr, num_steps
         self.constrain = constrain
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         """The state at the same time t; s is where the predictor will go next."""
         a, sigma = self.sde.transition(s, t)[0], self.sde.at(t).sigma
 
@@ -127,5 +129,5 @@ class PredictorCorrector(Step):
         self.predict = PREDICTORS[predictor](sde)
         self.correct = Corrector(sde, corrector, snr, corrector_steps, constrain)
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         return self.predict(denoise, self.correct(denoise, x, t, s, draw), t, s, draw)

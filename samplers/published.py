@@ -178,7 +178,8 @@ def _by_mean(coordinates: Coordinates, mean: np.ndarray, start: np.ndarray, end:
 
 
 def _by_end(coordinates: Coordinates, mean: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    return 0.5 * coordinates.pace(end) * np.log(end / start)
+    share: np.ndarray = 0.5 * coordinates.pace(end) * np.log(end / start)
+    return share
 
 
 _FEW = 14

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from score_sde.samplers.forms import Coordinates
-from score_sde.samplers.loop import Draw, Step
+from score_sde.samplers.loop import Step
 from score_sde.sde_lib import SDE, Gaussian
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Denoise
 from score_sde.sde_lib.flow import trapezoidal
+from score_sde.sde_lib.process import Draw
 from score_sde.sde_lib.runge_kutta import NODES, STAGES
 
 
@@ -32,7 +33,7 @@ class Heun(Step):
     def __init__(self, sde: SDE) -> None:
         self.sde = sde
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         x0 = trapezoidal(denoise, self.sde, x, denoise(x, t).x0, t, s)
         return self.sde.bridge(x, x0, t, s)[0]
 
@@ -109,11 +110,12 @@ class Singlestep(Step):
         Shapes: ratio (N, stages + 1) of the start and of the stages; returns (N, stages, stages).
         """
         found = np.zeros((len(ratio), len(self.stages), len(self.stages)))
-        for i, (_, nodes) in enumerate(self.stages):
+        for i, (_, numbers) in enumerate(self.stages):
+            nodes = [int(number) for number in numbers]
             found[:, i, nodes] = self.coordinates.integrals(ratio[:, nodes], ratio[:, 0], ratio[:, i + 1])
         return found
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         state, values = x, []
         for time, (a, b), keep, weights, shift in self.moves[t]:
             values.append((b * denoise(state, time).x0).add_(state, alpha=a))
@@ -179,7 +181,8 @@ class RungeKutta(Singlestep):
         for i, (_, row) in enumerate(self.stages):
             rows[i, : len(row)] = row
         width = np.log(ratio[:, -1] / ratio[:, 0])
-        return width[:, None, None] * rows * self.coordinates.pace(ratio)[:, None, :-1]
+        weights: np.ndarray = width[:, None, None] * rows * self.coordinates.pace(ratio)[:, None, :-1]
+        return weights
 
 
 class RK4(RungeKutta):

@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from score_sde.samplers.loop import Draw, Step
+from score_sde.samplers.loop import Step
 from score_sde.sde_lib import SDE
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Denoise
+from score_sde.sde_lib.process import Draw
 
 
 class EulerMaruyama(Step):
@@ -20,10 +21,11 @@ class EulerMaruyama(Step):
     def __init__(self, sde: SDE) -> None:
         self.sde = sde
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         score = self.sde.score(x, denoise(x, t).x0, t)
         h, g = t - s, self.sde.diffusion(t)
-        return (1 - h * self.sde.drift(t)) * x + h * g**2 * score + h**0.5 * g * draw(x)
+        root: float = h**0.5
+        return (1 - h * self.sde.drift(t)) * x + h * g**2 * score + root * g * draw(x)
 
 
 class ReverseDiffusion(Step):
@@ -37,7 +39,7 @@ class ReverseDiffusion(Step):
     def __init__(self, sde: SDE) -> None:
         self.sde = sde
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         a, b = self.sde.transition(s, t)
         score = self.sde.score(x, denoise(x, t).x0, t)
         return (2 - a) * x + b**2 * score + b * draw(x)
@@ -49,5 +51,5 @@ class Stay(Step):
     def __init__(self, sde: SDE) -> None:
         self.sde = sde
 
-    def __call__(self, denoise: Denoiser, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         return x

@@ -7,6 +7,7 @@ if __name__ != "score_sde.sde_lib":  # a second copy would have tables of its ow
     raise ImportError("import score_sde.sde_lib: sde_lib is a part of the package score_sde")
 
 from collections.abc import Callable
+from typing import Any
 
 from score_sde.sde_lib.bound import (
     Bound,
@@ -25,8 +26,10 @@ from score_sde.sde_lib.denoiser import (
     CHAIN_PARAMETERIZATIONS,
     INPUTS,
     PARAMETERIZATIONS,
+    Denoise,
     Denoiser,
     Each,
+    Estimate,
     Prediction,
     of_rows,
 )
@@ -41,7 +44,7 @@ from score_sde.sde_lib.likelihood import PRIORS, LogProb, log_prob, sample_log_p
 from score_sde.sde_lib.losses import WEIGHTS, denoising_loss
 from score_sde.sde_lib.motion import NonFiniteError, NotConvergedError
 from score_sde.sde_lib.objective import Denoising, Objective
-from score_sde.sde_lib.process import SDE
+from score_sde.sde_lib.process import SDE, Draw
 from score_sde.sde_lib.processes import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedSDE, SubVPSDE, ddpm, iddpm, ncsn
 from score_sde.sde_lib.schedules import LaplaceSDE, LearnedSDE, LogisticSDE, MonotoneSchedule, SigmoidSDE
 from score_sde.sde_lib.score_matching import Implicit, Sliced, SlicedVR, explicit
@@ -64,7 +67,7 @@ SDES: dict[str, Callable[..., SDE]] = {
 }
 """What the user types, to the process."""
 
-OBJECTIVES: dict[str, type[Objective]] = {
+OBJECTIVES: dict[str, type[Objective[Any]]] = {
     "denoising": Denoising,
     "bound": Bound,
     "hybrid": Hybrid,
@@ -106,10 +109,13 @@ __all__ = [
     "ConsistencyTraining",
     "Contrastive",
     "CosineSDE",
+    "Denoise",
     "Denoiser",
     "Denoising",
     "Discrete",
+    "Draw",
     "Each",
+    "Estimate",
     "Exact",
     "ExactDenoiser",
     "Flow",

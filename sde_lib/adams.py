@@ -98,13 +98,14 @@ MOST_AMPLIFIED = 2.1
 
 
 def _enlarged(weights: np.ndarray) -> np.ndarray:
-    return np.abs(weights).sum(-1) / np.abs(weights.sum(-1))
+    factor: np.ndarray = np.abs(weights).sum(-1) / np.abs(weights.sum(-1))
+    return factor
 
 
 @functools.cache
 def _enlarged_by_even(count: int, ahead: int) -> float:
     nodes = np.arange(count, dtype=np.float64) - count + 1 + ahead
-    return _enlarged(integration_weights(nodes, 0.0, 1.0)).item()
+    return float(_enlarged(integration_weights(nodes, 0.0, 1.0)))
 
 
 def _move(
@@ -119,7 +120,7 @@ def _move(
         weights = integration_weights(angles[-num:], start, end)
         if amplification(weights, ahead) <= MOST_AMPLIFIED:
             break
-    return u + sum(w * rate for w, rate in zip(weights.tolist(), past[-num:], strict=True))
+    return u + sum((w * rate for w, rate in zip(weights.tolist(), past[-num:], strict=True)), torch.zeros_like(u))
 
 
 def integration_weights(nodes: np.ndarray, start: float, end: float) -> np.ndarray:
@@ -149,4 +150,5 @@ def spline_weights(nodes: np.ndarray) -> np.ndarray:
 
     degree = 5 if len(inner) >= 12 else min(3, len(inner) - 1)
     spline = make_interp_spline(inner, np.eye(len(inner)), degree).integrate(inner[0], inner[-1])
-    return np.append(np.zeros(first), spline) + np.append(trapezoids, np.zeros(len(nodes) - first - 1))
+    weights: np.ndarray = np.append(np.zeros(first), spline) + np.append(trapezoids, np.zeros(len(nodes) - first - 1))
+    return weights

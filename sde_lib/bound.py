@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.sde_lib.denoiser import Denoiser, Prediction, as_denoiser
+from score_sde.sde_lib.denoiser import Denoise, Estimate, Prediction, as_denoiser
 from score_sde.sde_lib.discrete import Discrete
 from score_sde.sde_lib.gaussian import Gaussian
 from score_sde.sde_lib.losses import Weight
 from score_sde.sde_lib.nodes import mixture
-from score_sde.sde_lib.objective import Denoising, Draw, Objective
-from score_sde.sde_lib.process import SDE, Time, check_state, reverse_std
+from score_sde.sde_lib.objective import Denoising, Objective
+from score_sde.sde_lib.process import SDE, Draw, Time, check_state, reverse_std
 
 DECODER_NOISE = 0.3
 """sigma / alpha where levels are decoded, in their widths. Of eight networks on the digits the bound is lowest between
@@ -65,7 +65,7 @@ def log_prob_bins(x0: Tensor, mean: Tensor, std: Time, bin_width: float, edge: f
     first, last = x0 < bin_width - edge, x0 > edge - bin_width
     near = torch.where(torch.where(below, last, first), math.inf, (half - distance) / std)
     far = torch.where(torch.where(below, first, last), -math.inf, (-half - distance) / std)
-    within = torch.special.log_ndtr(near)
+    within: Tensor = torch.special.log_ndtr(near)
     return within + torch.log(-torch.expm1(torch.special.log_ndtr(far) - within))
 
 
@@ -108,7 +108,7 @@ def prior_divergence(sde: SDE, gaussian: Gaussian) -> float:
         return ratio - 1 - torch.log(ratio)
 
     offset = (alpha / sde.prior_std) ** 2 * gaussian.mean.double().square().sum().item()
-    return 0.5 * (offset + gaussian.trace(excess))
+    return 0.5 * (offset + gaussian.trace(excess).item())
 
 
 def step_bound(
@@ -177,7 +177,7 @@ class VariationalBound(NamedTuple):
 
 def variational_bound(
     sde: Discrete,
-    denoise: Denoiser,
+    denoise: Estimate,
     x0: Tensor,
     draw: Draw,
     variance: float,
@@ -213,7 +213,7 @@ def variational_bound(
 @torch.no_grad()
 def diffusion_bound(
     sde: SDE,
-    denoise: Denoiser,
+    denoise: Estimate,
     x0: Tensor,
     gaussian: Gaussian,
     u: Tensor,
@@ -250,10 +250,10 @@ def diffusion_bound(
     if not sde.t_min <= t < sde.t_max:
         raise ValueError(f"decoder at t = {t}: the network was trained on [{sde.t_min}, {sde.t_max}]")
     num, like = u.shape[1], (-1, *[1] * (x0.ndim - 1))
-    ends = [math.exp(-0.5 * sde.at(end).log_snr) for end in (t, sde.t_max)]
-    ratios, rises = mixture(*ends, u.double().cpu().numpy(), gaussian.std)
+    near, far = (math.exp(-0.5 * sde.at(end).log_snr) for end in (t, sde.t_max))
+    ratios, rises = mixture(near, far, u.double().cpu().numpy(), gaussian.std)
     times = sde.time(torch.from_numpy(-2 * np.log(ratios))).clamp(t, sde.t_max).to(x0)
-    borders, _ = mixture(*ends, np.arange(num + 1) / num, gaussian.std)
+    borders, _ = mixture(near, far, np.arange(num + 1) / num, gaussian.std)
     expected = torch.stack([_guess_error(gaussian, x0, ratio) for ratio in borders], 1).diff(dim=1)
     surplus, distortion = [], []
     for time in times.unbind(1):
@@ -269,7 +269,7 @@ def diffusion_bound(
     return VariationalBound(
         prior_term(sde, x0),
         diffusion,
-        decoder_term(x0, ends[0], bin_width, low),
+        decoder_term(x0, near, bin_width, low),
         -2 * torch.from_numpy(np.log(borders)),
         torch.stack(distortion, 1),
     )
@@ -283,7 +283,7 @@ def _guess_error(gaussian: Gaussian, x0: Tensor, ratio: float) -> Tensor:
         integral of (s z^2 + v^2) / (v + s)^2 ds / (2 s) = (v / (v + s) - log(1 + v / s) - z^2 / (v + s)) / 2
     """
     volume = x0.shape[1:].numel() * math.log(ratio) - gaussian.log_volume(ratio)
-    known = 0.5 * gaussian.trace(lambda v: v / (v + ratio**2))
+    known = 0.5 * gaussian.trace(lambda v: v / (v + ratio**2)).item()
     return volume + known - 0.5 * gaussian.whiten(x0, ratio).flatten(1).square().sum(1)
 
 
@@ -322,7 +322,7 @@ def _rms(x: Tensor) -> Tensor:
     return x.flatten(1).square().mean(1).sqrt()
 
 
-class Bound(Objective):
+class Bound(Objective[Denoise]):
     """The bound itself, by the term of one level for all: N L_{t-1} / (D log 2), in bits per dimension.
 
     The mean over uniform levels is the bound but for its prior term, which nothing learned enters.
@@ -340,14 +340,14 @@ class Bound(Objective):
         self.bin_width, self.variance, self.low = bin_width, variance, low
 
     def __call__(
-        self, denoise: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
+        self, denoise: Denoise, /, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
     ) -> Tensor:
         x = self.sde.perturb(x0, eps, t)
         nats = step_bound(self.sde, denoise(x, t, **cond), x0, x, t, self.variance, self.bin_width, self.low)
         return self.sde.t_max / (x0.shape[1:].numel() * math.log(2)) * nats
 
 
-class Hybrid(Objective):
+class Hybrid(Objective[Denoise]):
     """The denoising loss for the mean and a little of the bound for the variance: L_simple + 0.001 L_vlb.
 
     The bound takes the mean as it is and sends no gradient into it.
@@ -365,14 +365,18 @@ class Hybrid(Objective):
         self.simple, self.bound = Denoising(sde, weight), Bound(sde, bin_width, low=low)
 
     def __call__(
-        self, denoise: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
+        self, denoise: Denoise, /, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
     ) -> Tensor:
         found, variance = denoise(self.sde.perturb(x0, eps, t), t, **cond)
         if variance is None:
             raise ValueError("the objective hybrid learns a variance: set network.learned_variance=True")
-        simple = self.simple(lambda x, t: Prediction(found), x0, eps, t, draw, progress)
-        bound = self.bound(lambda x, t: Prediction(found.detach(), variance), x0, eps, t, draw, progress)
+        simple = self.simple(_always(Prediction(found)), x0, eps, t, draw, progress)
+        bound = self.bound(_always(Prediction(found.detach(), variance)), x0, eps, t, draw, progress)
         return simple + self.share_of_bound * bound
+
+
+def _always(prediction: Prediction) -> Denoise:
+    return lambda x, t, **cond: prediction
 
 
 def as_chain(sde: SDE) -> Discrete:

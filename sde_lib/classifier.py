@@ -1,17 +1,30 @@
 """Classifiers of noisy states: p(y | x_t) for every time t, which classifier guidance and clean data both ask for."""
 
 from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from score_sde.sde_lib.denoiser import C_NOISE, INPUTS, conditioning
-from score_sde.sde_lib.objective import Draw, Objective
-from score_sde.sde_lib.process import SDE, Time
+from score_sde.sde_lib.objective import Objective
+from score_sde.sde_lib.process import SDE, Draw, Time
 
 REPORTED_LOG_SNR = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0)
 """Levels of noise at which the accuracy on held-out data is told."""
+
+
+class ClassifierNetwork(Protocol):
+    """A network (x, c_noise) -> logits (B, K)."""
+
+    num_classes: int
+
+    def __call__(self, x: Tensor, c_noise: Tensor, /) -> Tensor:
+        """Logits."""
+
+    def features(self, x: Tensor, c_noise: Tensor, /) -> Tensor:
+        """What its last layer reads, (B, F)."""
 
 
 class Classifier(nn.Module):
@@ -29,7 +42,7 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, sde: SDE, sigma_data: float, c_noise: str = "log_snr", input: str = "unit"
+        self, network: ClassifierNetwork, sde: SDE, sigma_data: float, c_noise: str = "log_snr", input: str = "unit"
     ) -> None:
         super().__init__()
         self.c_noise, self.scale = C_NOISE[c_noise], INPUTS[input]
@@ -61,7 +74,10 @@ class Classifier(nn.Module):
         return lambda x, t: -F.cross_entropy(self(x, t), label, reduction="none")
 
 
-class Classification(Objective):
+C = TypeVar("C", bound=Classifier, contravariant=True)
+
+
+class Classification(Objective[C]):
     """Cross-entropy of the label at time t, in nats.
 
         loss = -log p(y | x_t),    x_t = alpha x0 + sigma eps
@@ -75,15 +91,15 @@ class Classification(Objective):
     generates = False
 
     def __call__(
-        self, classify: Classifier, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
+        self, classify: C, /, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
     ) -> Tensor:
         return -classify.log_prob(cond["label"])(self.sde.perturb(x0, eps, t), t)
 
-    def report(self, classify: Classifier, x0: Tensor, eps: Tensor, **cond: Tensor) -> dict[str, float]:
+    def report(self, classify: C, /, x0: Tensor, eps: Tensor, **cond: Tensor) -> dict[str, float]:
         """The share of the labels that are found, in clean data and at a few levels of log-SNR."""
 
         def accuracy(x: Tensor, t: float) -> float:
-            return (classify(x, t).argmax(1) == cond["label"]).double().mean().item()
+            return (classify.forward(x, t).argmax(1) == cond["label"]).double().mean().item()
 
         times = self.sde.time(torch.tensor(REPORTED_LOG_SNR, dtype=torch.float64)).tolist()
         noisy = {

@@ -6,15 +6,15 @@ With y = x / alpha and r = sigma / alpha the flow and its ends are the same on e
 """
 
 import math
-from collections.abc import Callable
+from typing import overload
 
 import torch
 from torch import Tensor, nn
 
-from score_sde.sde_lib.denoiser import Coefficients, Denoiser, Prediction, per_example
+from score_sde.sde_lib.denoiser import Coefficients, Denoise, Denoiser, Prediction, per_example
 from score_sde.sde_lib.flow import trapezoidal
-from score_sde.sde_lib.objective import Draw, Objective
-from score_sde.sde_lib.process import SDE, Moment, Time
+from score_sde.sde_lib.objective import Objective
+from score_sde.sde_lib.process import SDE, Draw, Moment, Time
 
 
 class ConsistencyModel(Denoiser):
@@ -31,12 +31,12 @@ class ConsistencyModel(Denoiser):
         self.coefficients = _bounded
 
 
-def _bounded(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
+def _bounded(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
     alpha, r, above = moment.alpha, _ratio(moment), _ratio(moment) - _ratio(sde.at(sde.t_min))
     return sigma_data**2 / (above**2 + sigma_data**2) / alpha, sigma_data * above / (r**2 + sigma_data**2) ** 0.5
 
 
-class ConsistencyTraining(Objective):
+class ConsistencyTraining(Objective[Denoise]):
     """Two neighbouring states of a trajectory end at the same point: the later learns from the earlier.
 
         d(f(x_t, t), f(x_s, s)) / (r_t - r_s),    d(a, b) = sqrt(|a - b|^2 / D + c^2) - c
@@ -61,7 +61,7 @@ class ConsistencyTraining(Objective):
         self.first_steps, self.last_steps = first_steps, last_steps
 
     def __call__(
-        self, denoise: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
+        self, denoise: Denoise, /, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
     ) -> Tensor:
         t, s = neighbours(self.sde, t, self.num_steps(progress))
         x = self.sde.perturb(x0, eps, t)
@@ -79,7 +79,7 @@ class ConsistencyTraining(Objective):
     def num_steps(self, progress: float) -> int:
         """Steps between t_min and t_max when this share of the training is done."""
         doublings = int(math.log2(self.last_steps / self.first_steps)) + 1
-        return min(self.first_steps * 2 ** int(progress * doublings), self.last_steps)
+        return min(self.first_steps << int(progress * doublings), self.last_steps)
 
 
 class ConsistencyDistillation(ConsistencyTraining):
@@ -92,7 +92,7 @@ class ConsistencyDistillation(ConsistencyTraining):
     Reference: Song, Dhariwal, Chen, Sutskever, 2023, algorithm 2. arXiv:2303.01469
     """
 
-    def __init__(self, sde: SDE, teacher: Callable, first_steps: int = 10, last_steps: int = 1280) -> None:
+    def __init__(self, sde: SDE, teacher: Denoise, first_steps: int = 10, last_steps: int = 1280) -> None:
         super().__init__(sde, first_steps, last_steps)
         self.teacher = teacher
 
@@ -114,7 +114,7 @@ def neighbours(sde: SDE, t: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
 
 
 @per_example
-def transport(denoise: Callable, source: SDE, sde: SDE) -> Callable:
+def transport(denoise: Denoise, source: SDE, sde: SDE) -> Denoise:
     """A denoiser of the process ``source`` as one of ``sde``: asked at the same log-SNR and the same x / alpha.
 
     The estimate of the data is a function of these two alone. Beyond the interval of ``source``, at its end.
@@ -124,13 +124,17 @@ def transport(denoise: Callable, source: SDE, sde: SDE) -> Callable:
 
     def transported(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         alpha, _, log_snr = sde.at(t)
-        there = source.time(torch.as_tensor(log_snr, dtype=None if isinstance(t, Tensor) else torch.float64))
-        there = there.clamp(source.t_min, source.t_max)
-        there = there if isinstance(t, Tensor) else there.item()
+        time = source.time(torch.as_tensor(log_snr, dtype=None if isinstance(t, Tensor) else torch.float64))
+        time = time.clamp(source.t_min, source.t_max)
+        there: Time = time if isinstance(t, Tensor) else time.item()
         return denoise(source.at(there).alpha / alpha * x, there, **cond)
 
     return transported
 
 
-def _ratio(moment: Moment) -> Time:
+@overload
+def _ratio(moment: Moment[Tensor]) -> Tensor: ...
+@overload
+def _ratio(moment: Moment[Time]) -> Time: ...
+def _ratio(moment: Moment[Time]) -> Time:
     return moment.sigma / moment.alpha

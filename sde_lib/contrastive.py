@@ -1,14 +1,30 @@
 """A pair of encoders, of noisy states and of texts, that agree on what belongs together."""
 
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from score_sde.sde_lib.classifier import Classification, Classifier
-from score_sde.sde_lib.objective import Draw
-from score_sde.sde_lib.process import Time
+from score_sde.sde_lib.classifier import Classification, Classifier, ClassifierNetwork
+from score_sde.sde_lib.process import Draw, Time
+
+
+class PairNetwork(ClassifierNetwork, Protocol):
+    """A network of two encoders, whose output is unit vectors (B, D)."""
+
+    def __call__(self, x: Tensor, c_noise: Tensor, /, label: Tensor | None = None, u: Tensor | None = None) -> Tensor:
+        """Dot products with captions: of each class, or one for each label, chosen by u in [0, 1)."""
+
+    def image(self, x: Tensor, c_noise: Tensor, /) -> Tensor:
+        """Of states."""
+
+    def text(self, tokens: Tensor, /) -> Tensor:
+        """Of texts."""
+
+    def sharpness(self) -> Tensor:
+        """The inverse temperature."""
 
 
 class Pair(Classifier):
@@ -26,6 +42,8 @@ class Pair(Classifier):
         arXiv:2103.00020
     """
 
+    network: PairNetwork
+
     def embed(self, x: Tensor, t: Time) -> Tensor:
         """f of states at time t, unit vectors (B, D)."""
         return self.told(self.network.image, x, t)
@@ -38,7 +56,7 @@ class Pair(Classifier):
         return self.network.sharpness() * self.network.text(tokens)
 
 
-class Contrastive(Classification):
+class Contrastive(Classification[Pair]):
     """Cross-entropy of which caption of the batch belongs to a state, and which state to a caption, in nats.
 
         loss_i = -log softmax_j(<f_i, g_j>)_i / 2 - log softmax_j(<f_j, g_i>)_i / 2
@@ -54,9 +72,10 @@ class Contrastive(Classification):
     compares = True
 
     def __call__(
-        self, pair: Pair, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
+        self, pair: Pair, /, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
     ) -> Tensor:
         u, own = torch.special.ndtr(draw(x0.flatten(1)[:, 0])), torch.arange(len(x0), device=x0.device)
         network = partial(pair.network, label=cond["label"], u=u)
         logits = pair.told(network, self.sde.perturb(x0, eps, t), t)
-        return 0.5 * sum(F.cross_entropy(each, own, reduction="none") for each in (logits, logits.mT))
+        of_states, of_texts = (F.cross_entropy(each, own, reduction="none") for each in (logits, logits.mT))
+        return 0.5 * (of_states + of_texts)

@@ -1,19 +1,19 @@
 """From a network to an estimate of the data: the one place where time meets network.
 
-A denoiser is anything called as ``denoise(x, t, **cond) -> Prediction``; the exact ones of ``sde_lib.exact`` included.
+A denoiser is any ``Denoise``, called as ``denoise(x, t, **cond) -> Prediction``; those of ``sde_lib.exact`` included.
 Where solvers and guidance take one, a function that returns x0 alone will do (``as_denoiser``).
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from score_sde.sde_lib.discrete import Discrete
-from score_sde.sde_lib.process import SDE, Moment, Time, check_same, check_state
+from score_sde.sde_lib.process import SDE, Moment, Time, check_same, check_state, in_dtype
 
 
 class Prediction(NamedTuple):
@@ -28,53 +28,66 @@ class Prediction(NamedTuple):
     variance: Tensor | None = None
 
 
+class Denoise(Protocol):
+    """Whatever is called as a denoiser: of states x (B, *) at a time t, under conditions with an entry an example."""
+
+    def __call__(self, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        """What it predicts of x_0."""
+
+
+Estimate = Denoise | Callable[..., Tensor]
+"""A denoiser, or a function (x, t, **cond) -> x0, which ``as_denoiser`` makes one."""
+
 Coefficients = tuple[Time, Time]
 
+T = TypeVar("T")
+P = ParamSpec("P")
 
-def _x0(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
+
+def _x0(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
     """F estimates the data."""
     return 0.0, 1.0
 
 
-def _eps(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
+def _eps(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
     """F estimates the noise: x0 = (x - sigma F) / alpha. Ho, Jain, Abbeel, 2020, eq. 9. arXiv:2006.11239"""
     alpha, sigma, _ = moment
     return 1 / alpha, -sigma / alpha
 
 
-def _score(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
+def _score(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
     """F estimates the score: x0 = (x + sigma^2 F) / alpha. Song, Ermon, 2019. arXiv:1907.05600"""
     alpha, sigma, _ = moment
     return 1 / alpha, sigma**2 / alpha
 
 
-def _scaled_score(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
+def _scaled_score(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
     """F estimates sigma times the score, that is minus the noise. Karras et al., 2022, table 1, column VE."""
     alpha, sigma, _ = moment
     return 1 / alpha, sigma / alpha
 
 
-def _v(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
+def _v(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
     """F estimates (alpha eps - sigma x0) / r, r^2 = alpha^2 + sigma^2. Salimans, Ho, 2022, app. D. arXiv:2202.00512"""
     alpha, sigma, _ = moment
     radius = (alpha**2 + sigma**2) ** 0.5
     return alpha / radius**2, -sigma / radius
 
 
-def _flow(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
+def _flow(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
     """F estimates eps - x0, the velocity of ``rectified``. Lipman et al., 2022, eq. 23. arXiv:2210.02747"""
     alpha, sigma, _ = moment
     return 1 / (alpha + sigma), -sigma / (alpha + sigma)
 
 
-def _edm(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
+def _edm(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
     """F has unit variance, and its error is scaled as little as can be. Karras et al., 2022, table 1, on any SDE."""
     alpha, sigma, _ = moment
     radius = ((alpha * sigma_data) ** 2 + sigma**2) ** 0.5
     return alpha * sigma_data**2 / radius**2, sigma * sigma_data / radius
 
 
-PARAMETERIZATIONS: dict[str, Callable[[SDE, Time, Moment, float], Coefficients]] = {
+PARAMETERIZATIONS: dict[str, Callable[[SDE, Time, Moment[Time], float], Coefficients]] = {
     "x0": _x0,
     "eps": _eps,
     "score": _score,
@@ -86,10 +99,9 @@ PARAMETERIZATIONS: dict[str, Callable[[SDE, Time, Moment, float], Coefficients]]
 """(sde, t, sde.at(t), sigma_data) -> (c_skip, c_out) of x0 = c_skip x + c_out F."""
 
 
-def _mean(sde: SDE, t: Time, moment: Moment, sigma_data: float) -> Coefficients:
+def _mean(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
     """F estimates the mean of q(x_{t-1} | x_t, x_0). Ho, Jain, Abbeel, 2020, eq. 7, 8. arXiv:2006.11239"""
-    of_x, _ = sde.bridge(1.0, 0.0, t, t - 1, eta=1.0)
-    of_x0, _ = sde.bridge(0.0, 1.0, t, t - 1, eta=1.0)
+    of_x, of_x0, _ = sde.bridge_weights(t, t - 1, eta=1.0)
     return -of_x / of_x0, 1 / of_x0
 
 
@@ -97,14 +109,14 @@ CHAIN_PARAMETERIZATIONS = {"mean": _mean}
 """As ``PARAMETERIZATIONS``, for processes with whole levels."""
 
 
-def _nearest_level(sde: SDE, t: Time, moment: Moment) -> Time:
+def _nearest_level(sde: SDE, t: Time, moment: Moment[Time]) -> Time:
     """The whole level whose sigma / alpha is nearest; 0 is level 1, as EDM asks improved DDPM's networks."""
     below = t // 1
     low, high = (sde.at(level).sigma / sde.at(level).alpha for level in (below, below + 1))
     return below - 1 + (moment.sigma / moment.alpha > (low + high) / 2)
 
 
-C_NOISE: dict[str, Callable[[SDE, Time, Moment], Time]] = {
+C_NOISE: dict[str, Callable[[SDE, Time, Moment[Time]], Time]] = {
     "log_snr": lambda sde, t, moment: moment.log_snr,
     "time": lambda sde, t, moment: 999 * t,
     "level": lambda sde, t, moment: t - 1,
@@ -120,7 +132,7 @@ C_NOISE: dict[str, Callable[[SDE, Time, Moment], Time]] = {
 published weights: of score_sde's VP and sub-VP; of chains, level 1 or the noisiest being 0, counted in thousandths or
 rounded; of its VE; of EDM's VE, log(sigma / 2); of EDM, log(sigma) / 4. Karras et al., 2022, table 1."""
 
-INPUTS: dict[str, Callable[[Moment, float], Time]] = {
+INPUTS: dict[str, Callable[[Moment[Time], float], Time]] = {
     "unit": lambda moment, sigma_data: ((moment.alpha * sigma_data) ** 2 + moment.sigma**2) ** -0.5,
     "raw": lambda moment, sigma_data: 1.0,
 }
@@ -195,18 +207,16 @@ class Denoiser(nn.Module):
         alpha, sigma, _ = moment
         c_skip, c_out = self.coefficients(self.sde, t, moment, self.sigma_data)
         rest = alpha * c_skip - 1
-        of_x, of_output = rest * (abs(rest) > 1e-15) / sigma**2, alpha * c_out / sigma**2
-        if isinstance(t, Tensor):
-            of_x, of_output = of_x.to(x.dtype), of_output.to(x.dtype)
-        return of_x * x + of_output * self._ask(x, t, moment, cond)[0]
+        of_x = rest * ((rest > 1e-15) | (rest < -1e-15)) / sigma**2
+        output, _ = self._ask(x, t, moment, cond)
+        return in_dtype(of_x, x) * x + in_dtype(alpha * c_out / sigma**2, x) * output
 
-    def _ask(self, x: Tensor, t: Time, moment: Moment, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def _ask(self, x: Tensor, t: Time, moment: Moment[Time], cond: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """F, and the second half of the network's output if it has one."""
         check_state(x)
-        scale = self.scale(moment, self.sigma_data)
-        scale = scale.to(x.dtype) if isinstance(scale, Tensor) else scale
+        scale = in_dtype(self.scale(moment, self.sigma_data), x)
         c_noise = conditioning(self.c_noise(self.sde, t, moment), x)
-        output = self.network(scale * x, c_noise, **cond).to(x.dtype)
+        output: Tensor = self.network(scale * x, c_noise, **cond).to(x.dtype)
         if output.shape == x.shape:
             return output, None
         if output.shape != (len(x), 2 * x.shape[1], *x.shape[2:]):
@@ -214,7 +224,8 @@ class Denoiser(nn.Module):
                 f"the network returns shape {tuple(output.shape)} for x of shape {tuple(x.shape)}: need the same, or "
                 "exactly twice the channels, of which the second half is the learned variance"
             )
-        return output.chunk(2, dim=1)
+        output, second = output.chunk(2, dim=1)
+        return output, second
 
 
 class Each:
@@ -226,7 +237,7 @@ class Each:
         make: from numbers in the batch to the denoiser of these examples.
     """
 
-    def __init__(self, make: Callable[[Tensor | slice], Callable[..., Prediction]], rows: Tensor | slice = slice(None)):
+    def __init__(self, make: Callable[[Tensor | slice], Denoise], rows: Tensor | slice = slice(None)) -> None:
         self._make, self._rows, self._denoise = make, rows, make(rows)
 
     def __call__(self, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
@@ -236,34 +247,36 @@ class Each:
         """The denoiser of the examples of these numbers in the whole batch."""
         return Each(self._make, rows)
 
-    def through(self, wrap: Callable[[Callable[..., Prediction]], Callable[..., Prediction]]) -> "Each":
+    def through(self, wrap: Callable[[Denoise], Denoise]) -> "Each":
         """The same examples, by what ``wrap`` makes of their denoisers."""
         return Each(lambda rows: wrap(self._make(rows)), self._rows)
 
 
-def of_rows(denoise: Callable[..., Prediction], rows: Tensor | slice) -> Callable[..., Prediction]:
+def of_rows(denoise: T, rows: Tensor | slice) -> T | Each:
     """A denoiser for these examples of the batch; most tell no example from another."""
     return denoise.of(rows) if isinstance(denoise, Each) else denoise
 
 
-def per_example(wrap: Callable[..., Callable[..., Prediction]]) -> Callable[..., Callable[..., Prediction]]:
+def per_example(wrap: Callable[P, Denoise]) -> Callable[P, Denoise]:
     """Decorator of functions from denoisers to a denoiser: where one of those is an ``Each``, so is the result."""
 
+    of_parts: Callable[..., Denoise] = wrap
+
     @functools.wraps(wrap)
-    def wrapped(*args: Any, **options: Any) -> Callable[..., Prediction]:
+    def wrapped(*args: P.args, **options: P.kwargs) -> Denoise:
         if not any(isinstance(value, Each) for value in (*args, *options.values())):
             return wrap(*args, **options)
 
-        def make(rows: Tensor | slice) -> Callable[..., Prediction]:
-            of = functools.partial(of_rows, rows=rows)
-            return wrap(*map(of, args), **{name: of(value) for name, value in options.items()})
+        def make(rows: Tensor | slice) -> Denoise:
+            parts = {name: of_rows(value, rows) for name, value in options.items()}
+            return of_parts(*(of_rows(value, rows) for value in args), **parts)
 
         return Each(make)
 
     return wrapped
 
 
-def as_denoiser(denoise: Callable[..., Prediction | Tensor], sde: SDE | None = None) -> Callable[..., Prediction]:
+def as_denoiser(denoise: Estimate, sde: SDE | None = None) -> Denoise:
     """The same for whoever solves or guides; a plain function ``(x, t, **cond) -> x0`` is a denoiser, too.
 
     Args:
@@ -279,7 +292,7 @@ def as_denoiser(denoise: Callable[..., Prediction | Tensor], sde: SDE | None = N
     return denoise if isinstance(denoise, Denoiser) else _predicting(denoise)
 
 
-def _predicting(denoise: Callable[..., Prediction | Tensor]) -> Callable[..., Prediction]:
+def _predicting(denoise: Estimate) -> Denoise:
     def predict(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         found = denoise(x, t, **cond)
         if isinstance(found, Tensor):

@@ -1,6 +1,7 @@
 """A chain of discrete noise levels, seen as one more process: DDPM's betas, NCSN's ladder."""
 
 import math
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -54,10 +55,18 @@ class Discrete(SDE):
         between = level + (log_snr - table[level - 1]) / rise[level - 1]
         return torch.where(between < 1, torch.exp(0.5 * (table[0] - log_snr)), between)
 
+    @overload
+    def quantile(self, u: float) -> float: ...
+    @overload
+    def quantile(self, u: Tensor) -> Tensor: ...
     def quantile(self, u: Time) -> Time:
         """Whole levels, each with an equal share of u."""
         return self.t_max * u // 1 + 1
 
+    @overload
+    def share(self, t: float) -> float: ...
+    @overload
+    def share(self, t: Tensor) -> Tensor: ...
     def share(self, t: Time) -> Time:
         """The middle of the share of a level."""
         return (t - 0.5) / self.t_max

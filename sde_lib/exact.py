@@ -5,12 +5,18 @@ without a trained network.
 """
 
 import math
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from score_sde.sde_lib.denoiser import Prediction
 from score_sde.sde_lib.process import SDE, Time, check_state
+
+
+class _Place(TypedDict):
+    dtype: torch.dtype
+    device: torch.device
 
 
 class GaussianMixture:
@@ -116,7 +122,7 @@ class GaussianMixture:
         return torch.einsum("k,kij->ij", self.log_weights.exp(), within + offset[:, :, None] * offset[:, None, :])
 
     @property
-    def _place(self) -> dict:
+    def _place(self) -> _Place:
         return {"dtype": self.means.dtype, "device": self.means.device}
 
     def _components(self, x: Tensor, alpha: Time, sigma: Time) -> tuple[Tensor, ...]:
@@ -158,7 +164,8 @@ class ExactDenoiser:
             raise ValueError(f"unknown condition {next(iter(cond))!r}: an exact denoiser takes label and keep")
         check_state(x)
         among = None if label is None else self._of_label(label, keep, len(x))
-        x0 = self.mixture.posterior_mean(x, *self.sde.at(t)[:2], among)
+        alpha, sigma, _ = self.sde.at(t)
+        x0 = self.mixture.posterior_mean(x, alpha, sigma, among)
         return Prediction(x0, None if self.variance is None else torch.full_like(x, self.variance))
 
     def _of_label(self, label: Tensor, keep: Tensor | None, num: int) -> Tensor:
@@ -178,7 +185,8 @@ class ExactDenoiser:
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """Exact log-density in nats of the marginal at time t; (B,)."""
-        return self.mixture.log_prob(x, *self.sde.at(t)[:2])
+        alpha, sigma, _ = self.sde.at(t)
+        return self.mixture.log_prob(x, alpha, sigma)
 
 
 def _per_component(value: Time, means: Tensor) -> Tensor:

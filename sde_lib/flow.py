@@ -16,15 +16,15 @@ Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, eq
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, overload
 
 import torch
 from torch import Tensor
 
-from score_sde.sde_lib.denoiser import Denoiser, as_denoiser, of_rows
+from score_sde.sde_lib.denoiser import Denoise, Estimate, as_denoiser, of_rows
 from score_sde.sde_lib.gaussian import Gaussian, Noised
 from score_sde.sde_lib.motion import NonFiniteError, Rate, Rows
-from score_sde.sde_lib.process import SDE, Time, check_state
+from score_sde.sde_lib.process import SDE, Time, check_state, in_dtype
 
 
 class Place(NamedTuple):
@@ -49,7 +49,7 @@ class Flow:
         gaussian: the first guess of the data, in their dtype and on their device; whatever it is, the flow is the same.
     """
 
-    def __init__(self, sde: SDE, denoise: Denoiser, gaussian: Gaussian, **cond: Tensor) -> None:
+    def __init__(self, sde: SDE, denoise: Estimate, gaussian: Gaussian, **cond: Tensor) -> None:
         self.sde, self.denoise, self.gaussian, self.cond = sde, as_denoiser(denoise, sde), gaussian, cond
         self._unread: list[tuple[Time, Rows, Tensor]] = []  # angle, examples and the sum over each one's motion
 
@@ -57,12 +57,20 @@ class Flow:
         """theta at time t."""
         return math.atan(math.exp(-0.5 * self.sde.at(t).log_snr) / self.gaussian.std)
 
+    @overload
+    def time(self, angle: float) -> float: ...
+    @overload
+    def time(self, angle: Tensor) -> Tensor: ...
     def time(self, angle: Time) -> Time:
         """The time at which theta has this value: a number for a number, a tensor for a tensor."""
         if not isinstance(angle, Tensor):
             return self.time(torch.tensor(angle, dtype=torch.float64)).item()
         return self.sde.time(-2 * torch.log(self.ratio(angle))).clamp(self.sde.t_min, self.sde.t_max)
 
+    @overload
+    def ratio(self, angle: float) -> float: ...
+    @overload
+    def ratio(self, angle: Tensor) -> Tensor: ...
     def ratio(self, angle: Time) -> Time:
         """r = sigma / alpha at theta."""
         return self.gaussian.std * (torch.tan(angle) if isinstance(angle, Tensor) else math.tan(angle))
@@ -105,10 +113,9 @@ class Flow:
 
     def at(self, angle: Time, like: Tensor) -> Place:
         """The place that an angle is, or (N, b, 1, ..., 1) are, in the dtype of ``like`` (b, *)."""
-        t, ratio, slowness = self.time(angle), self.ratio(angle), _sin_cos(angle)
-        if isinstance(angle, Tensor):
-            t, slowness = t.to(like.dtype), slowness.to(like.dtype)
-            ratio = ratio.flatten(angle.ndim - like.ndim + 1).to(like.dtype)
+        t, ratio, slowness = in_dtype(self.time(angle), like), self.ratio(angle), in_dtype(_sin_cos(angle), like)
+        if isinstance(ratio, Tensor):
+            ratio = ratio.flatten(ratio.ndim - like.ndim + 1).to(like.dtype)
         return Place(angle, t, self.sde.alpha(t), slowness, self.gaussian.noised(ratio))
 
     def position(self, u: Tensor, place: Place) -> Tensor:
@@ -135,7 +142,8 @@ class Flow:
         """
         unread, self._unread = self._unread, []
         finite = torch.isfinite(torch.cat([flags.new_zeros(0, dtype=torch.float32), *(sums for _, _, sums in unread)]))
-        own, finite = torch.cat([flags.flatten(), finite]).cpu().split([flags.numel(), len(finite)])
+        both = torch.cat([flags.flatten(), finite]).cpu()
+        own, finite = both[: flags.numel()], both[flags.numel() :]
         if not finite.all():
             self._name_first(unread, finite)
         return own.view(flags.shape)
@@ -155,7 +163,7 @@ class Flow:
         return f"at t = {self.time(angle):.4g}, log-SNR {-2 * math.log(self.ratio(angle)):.4g}"
 
 
-def trapezoidal(denoise: Denoiser, sde: SDE, x: Tensor, x0: Tensor, t: Time, s: Time, **cond: Tensor) -> Tensor:
+def trapezoidal(denoise: Denoise, sde: SDE, x: Tensor, x0: Tensor, t: Time, s: Time, **cond: Tensor) -> Tensor:
     """The prediction with which the bridge from t to the earlier s is the trapezoidal rule in r = sigma / alpha.
 
         x0 + (r_t / r_s) (x0(y, s) - x0) / 2,    y = bridge(x, x0),    x0 = x0(x, t)

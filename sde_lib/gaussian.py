@@ -7,7 +7,7 @@ solve. Solvers, control variates and priors take it out, and work on the rest.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,15 @@ from score_sde.sde_lib.process import Time
 
 MOST_DIRECTIONS = 64
 EXAMPLES_A_DIRECTION = 8  # with fewer, directions fit these examples and the guess denies others
+
+
+class Function(Protocol):
+    """A function of a variance: of a number, or entry by entry."""
+
+    @overload
+    def __call__(self, v: float, /) -> Time: ...
+    @overload
+    def __call__(self, v: Tensor, /) -> Tensor: ...
 
 
 class Spectrum(NamedTuple):
@@ -89,7 +98,8 @@ class Gaussian:
         start = torch.Generator().manual_seed(0)
         basis = torch.randn(dimensions, min(_WIDTH, dimensions), dtype=torch.float64, generator=start).to(x.device)
         for _ in range(2):
-            product = sum(part.mT @ (part @ basis.to(fast)) for part in centred(fast))
+            products = (part.mT @ (part @ basis.to(fast)) for part in centred(fast))
+            product = sum(products, torch.zeros_like(basis, dtype=fast))
             basis = torch.linalg.qr(product.double()).Q
         within, total = basis.new_zeros(basis.shape[1], basis.shape[1]), 0.0
         for part in centred(torch.float64):
@@ -125,21 +135,21 @@ class Gaussian:
     @cached_property
     def std(self) -> float:
         """Root of the mean variance over all dimensions."""
-        return math.sqrt(self.trace(lambda v: v) / self.mean.numel())
+        return math.sqrt(self.trace(lambda v: v).item() / self.mean.numel())
 
     @cached_property
     def dimensions(self) -> float:
         """How many dimensions the data spread over, by the participation ratio (tr C)^2 / tr C^2; 1 to D."""
-        return self.trace(lambda v: v) ** 2 / self.trace(lambda v: v**2)
+        return float(self.trace(lambda v: v).item() ** 2 / self.trace(lambda v: v**2).item())
 
-    def apply(self, function: Callable[[Time], Time], z: Tensor) -> Tensor:
+    def apply(self, function: Function, z: Tensor) -> Tensor:
         """function(C) z: each direction scaled by what the function makes of its variance.
 
         Shapes: z (B, *); function from a number or (r,) to what broadcasts against (B, r).
         """
         return self.scale(self.spectrum(function), z)
 
-    def spectrum(self, function: Callable[[Time], Time]) -> Spectrum:
+    def spectrum(self, function: Function) -> Spectrum:
         """function(C), before it is known what it acts on."""
         rest = function(self.rest)
         return Spectrum(rest, function(self.variances) - rest)
@@ -152,12 +162,11 @@ class Gaussian:
             scaled = scaled.addmm_(spectrum.along * (flat @ self.directions), self.directions.mT)
         return scaled.view(z.shape)
 
-    def trace(self, function: Callable[[Tensor], Tensor]) -> Time:
-        """The trace of function(C): a number, or (B,) float64 for a function from (r,) to (B, r)."""
+    def trace(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """The trace of function(C), float64: of no dimension, or (B,) for a function from (r,) to (B, r)."""
         rank = len(self.variances)
         values = function(torch.cat([self.variances.double(), self.variances.new_tensor([self.rest]).double()]))
-        found = values[..., :rank].sum(-1) + (self.mean.numel() - rank) * values[..., rank]
-        return found if found.ndim else found.item()
+        return values[..., :rank].sum(-1) + (self.mean.numel() - rank) * values[..., rank]
 
     def noised(self, ratio: Time) -> Noised:
         """The law of y = x_0 + r eps.
@@ -176,9 +185,14 @@ class Gaussian:
         """Inverse of ``whiten``."""
         return self.mean + self.scale(self.noised(ratio).spread, u)
 
+    @overload
+    def log_volume(self, ratio: float) -> float: ...
+    @overload
+    def log_volume(self, ratio: Tensor) -> Tensor: ...
     def log_volume(self, ratio: Time) -> Time:
         """log det (C + r^2)^(1/2): what ``colour`` does to a volume. A number, or (B,) float64."""
-        return 0.5 * self.trace(lambda v: torch.log(v + ratio**2))
+        volume = 0.5 * self.trace(lambda v: torch.log(v + ratio**2))
+        return volume if isinstance(ratio, Tensor) else volume.item()
 
     def posterior_mean(self, y: Tensor, ratio: Time) -> Tensor:
         """E[x_0 | y] for y = x_0 + r eps, by Gaussian conditioning: mean + C (C + r^2)^(-1) (y - mean)."""

@@ -15,15 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Estimate
 from score_sde.sde_lib.flow import Flow, Place
 from score_sde.sde_lib.gaussian import Gaussian
-from score_sde.sde_lib.motion import NonFiniteError, Rows, Solution
+from score_sde.sde_lib.motion import NonFiniteError, Rows, Solver
 from score_sde.sde_lib.process import SDE, Time
 from score_sde.sde_lib.runge_kutta import DormandPrince
 from score_sde.sde_lib.trace import Exact, Hutchinson, traces
-
-Solver = Callable[[Flow, Tensor, float, float], Solution]
 
 
 class LogProb(NamedTuple):
@@ -99,7 +97,7 @@ PRIORS: dict[str, Callable[[SDE, Gaussian, Tensor], Tensor]] = {"standard": stan
 
 def log_prob(
     sde: SDE,
-    denoise: Denoiser,
+    denoise: Estimate,
     x: Tensor,
     gaussian: Gaussian | None = None,
     trace: Exact | Hutchinson | None = None,
@@ -127,7 +125,7 @@ def log_prob(
 
 def sample_log_prob(
     sde: SDE,
-    denoise: Denoiser,
+    denoise: Estimate,
     latent: Tensor,
     gaussian: Gaussian | None = None,
     trace: Exact | Hutchinson | None = None,
@@ -156,7 +154,7 @@ def check_time(sde: SDE, t: float) -> None:
 @torch.no_grad()
 def _along(
     sde: SDE,
-    denoise: Denoiser,
+    denoise: Estimate,
     state: Tensor,
     times: tuple[float, float],
     gaussian: Gaussian | None,

@@ -10,13 +10,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Denoise
 from score_sde.sde_lib.process import SDE
 
 Weight = Callable[[SDE, Tensor], Tensor]
 
 
-def denoising_loss(sde: SDE, denoise: Denoiser, weight: Weight, x0: Tensor, eps: Tensor, t: Tensor, **cond) -> Tensor:
+def denoising_loss(
+    sde: SDE, denoise: Denoise, weight: Weight, x0: Tensor, eps: Tensor, t: Tensor, **cond: Tensor
+) -> Tensor:
     """Weighted denoising score matching, one value for each example: weight(t) |x0_hat - x0|^2 / D.
 
     A constant times the squared error of the score, sigma^4 / alpha^2 |score_hat - score|^2 = |x0_hat - x0|^2.

@@ -99,3 +99,15 @@ class Solution(NamedTuple):
     integrals: Tensor
     calls: Tensor
     traced: Tensor
+
+
+class Solver(Protocol):
+    """A method that follows a motion."""
+
+    adaptive: bool
+
+    def refined(self) -> "Solver":
+        """The same with less error."""
+
+    def __call__(self, motion: Motion, u: Tensor, start: float, end: float, /) -> Solution:
+        """Follow the motion of u (B, *) from the angle ``start`` to ``end``, in either order."""

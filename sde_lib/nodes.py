@@ -42,7 +42,7 @@ def mixture(
             (1 - edge) * (share * density + (1 - share) * uniform) + edge * steep,
         )
 
-    table = np.linspace(*ends, 2_001)
+    table = np.linspace(ends[0], ends[1], 2_001)
     found = np.interp(u, law(table)[0], table)
     reached, density = law(found)
     found = found + (u - reached) / density  # a step of Newton's, from where the table has an error of 1e-5
@@ -62,21 +62,22 @@ def nested(low: float, high: float, num: int, traces: int, edge: float = 0.0) ->
         edge: weight of the law of ``mixture`` at the low end.
     Shapes: returns (num,) increasing float64 and (traces,) int64, ends included.
     """
-    ends, marked = np.tan([low, high]), np.arange(num)
+    (near, far), marked = np.tan([low, high]), np.arange(num)
     shares = np.linspace(0, 1, num)
     if traces < num:
-        wanted = mixture(*ends, np.linspace(0, 1, traces), 1.0, TRACE_CENTRE, TRACE_SHARE, edge)[0]
+        wanted = mixture(near, far, np.linspace(0, 1, traces), 1.0, TRACE_CENTRE, TRACE_SHARE, edge)[0]
         table = np.linspace(0, 1, 2_001)
-        stops = np.interp(np.log(wanted), np.log(mixture(*ends, table, 1.0, edge=edge)[0]), table)
+        stops = np.interp(np.log(wanted), np.log(mixture(near, far, table, 1.0, edge=edge)[0]), table)
         moves = np.ones(traces - 1, dtype=int)
         for _ in range(num - traces):
             moves[np.argmax(np.diff(stops) / moves)] += 1
         marked = np.append(0, np.cumsum(moves))
         shares = np.interp(np.arange(num), marked, stops)
-    angles = np.arctan(mixture(*ends, shares, 1.0, edge=edge)[0])
+    angles = np.arctan(mixture(near, far, shares, 1.0, edge=edge)[0])
     angles[[0, -1]] = low, high
     return angles, marked
 
 
 def _logistic(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+    share: np.ndarray = 1 / (1 + np.exp(-x))
+    return share

@@ -2,18 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Denoise, Denoiser
 from score_sde.sde_lib.losses import Weight, denoising_loss
-from score_sde.sde_lib.process import SDE
+from score_sde.sde_lib.process import SDE, Draw
 
-Draw = Callable[[Tensor], Tensor]
-"""Fresh standard normals shaped as the argument."""
+M = TypeVar("M", contravariant=True)
+"""What stands between network and loss."""
 
 
-class Objective(ABC):
+class Objective(ABC, Generic[M]):
     """A loss for data, noise and times that were drawn for a batch.
 
     Options of a subclass are filled by name: keys of the section ``loss`` of a config, and what a run knows of itself:
@@ -29,7 +30,7 @@ class Objective(ABC):
         differentiates: whether it takes derivatives of the network by its input.
     """
 
-    model: Callable = Denoiser
+    model: Callable[..., nn.Module] = Denoiser
     generates: bool = True
     reads: bool = False
     compares: bool = False
@@ -40,7 +41,7 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(
-        self, denoise: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
+        self, model: M, /, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
     ) -> Tensor:
         """One value an example; (B,).
 
@@ -50,12 +51,12 @@ class Objective(ABC):
         Shapes: x0, eps (B, *); t (B, 1, ..., 1).
         """
 
-    def report(self, denoise: Denoiser, x0: Tensor, eps: Tensor, **cond: Tensor) -> dict[str, float]:
+    def report(self, model: M, /, x0: Tensor, eps: Tensor, **cond: Tensor) -> dict[str, float]:
         """What else is worth telling of held-out data: nothing, for most objectives."""
         return {}
 
 
-class Denoising(Objective):
+class Denoising(Objective[Denoise]):
     """Weighted denoising score matching, ``denoising_loss``."""
 
     def __init__(self, sde: SDE, weight: Weight) -> None:
@@ -63,6 +64,6 @@ class Denoising(Objective):
         self.weight = weight
 
     def __call__(
-        self, denoise: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
+        self, denoise: Denoise, /, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
     ) -> Tensor:
         return denoising_loss(self.sde, denoise, self.weight, x0, eps, t, **cond)

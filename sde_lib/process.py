@@ -12,21 +12,31 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Generic, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import NamedTuple  # generic ones, which that of Python 3.10 cannot be
 
 Time = float | Tensor
 """A number, or a tensor that broadcasts against the state."""
 
+T = TypeVar("T", bound=Time, covariant=True)
 
-class Moment(NamedTuple):
+
+class Draw(Protocol):
+    """A source of noise: a ``samplers.Noise``, or ``torch.randn_like`` for a quick try."""
+
+    def __call__(self, like: Tensor, /) -> Tensor:
+        """Fresh standard normals in the shape and dtype of the argument, on its device."""
+
+
+class Moment(NamedTuple, Generic[T]):
     """The marginal at one time: scale of the signal, deviation of the noise, logarithm of the signal-to-noise ratio."""
 
-    alpha: Time
-    sigma: Time
-    log_snr: Time
+    alpha: T
+    sigma: T
+    log_snr: T
 
 
 def check_state(x: Tensor) -> None:
@@ -72,7 +82,11 @@ class SDE(ABC):
         """Logarithm of the signal-to-noise ratio, l = 2 (log alpha - log sigma); falls as t grows."""
         return 2 * (self.log_alpha(t) - torch.log(self.sigma(t)))
 
-    def at(self, t: Time) -> Moment:
+    @overload
+    def at(self, t: float) -> Moment[float]: ...
+    @overload
+    def at(self, t: Tensor) -> Moment[Tensor]: ...
+    def at(self, t: Time) -> Moment[float] | Moment[Tensor]:
         """alpha, sigma and log-SNR at time t: numbers for a number, tensors for a tensor."""
         if isinstance(t, Tensor):
             log_alpha, sigma = self.log_alpha(t), self.sigma(t)
@@ -87,16 +101,28 @@ class SDE(ABC):
         rates = zip(self.drift(times).tolist(), self.diffusion(times).tolist(), strict=True)
         self._rates = dict(zip(keys, rates, strict=True))
 
+    @overload
+    def alpha(self, t: float) -> float: ...
+    @overload
+    def alpha(self, t: Tensor) -> Tensor: ...
     def alpha(self, t: Time) -> Time:
         """Scale of the signal at time t."""
         return self.at(t).alpha
 
+    @overload
+    def drift(self, t: float) -> float: ...
+    @overload
+    def drift(self, t: Tensor) -> Tensor: ...
     def drift(self, t: Time) -> Time:
         """The factor f(t) = d log_alpha / dt of the drift f(t) x."""
         if isinstance(t, Tensor):
             return _derivative(self.log_alpha, t)
         return self._rates[t][0] if t in self._rates else self.drift(_double(t)).item()
 
+    @overload
+    def diffusion(self, t: float) -> float: ...
+    @overload
+    def diffusion(self, t: Tensor) -> Tensor: ...
     def diffusion(self, t: Time) -> Time:
         """The diffusion coefficient g(t), g^2 = -sigma^2 dl/dt.
 
@@ -106,14 +132,28 @@ class SDE(ABC):
             return self.sigma(t) * torch.sqrt(-_derivative(self.log_snr, t))
         return self._rates[t][1] if t in self._rates else self.diffusion(_double(t)).item()
 
+    @overload
+    def quantile(self, u: float) -> float: ...
+    @overload
+    def quantile(self, u: Tensor) -> Tensor: ...
     def quantile(self, u: Time) -> Time:
         """The time before which a share u of all times lies, u in [0, 1]."""
         return self.t_min + (self.t_max - self.t_min) * u
 
+    @overload
+    def share(self, t: float) -> float: ...
+    @overload
+    def share(self, t: Tensor) -> Tensor: ...
     def share(self, t: Time) -> Time:
         """The share of all times that lies before t; inverse of ``quantile``."""
         return (t - self.t_min) / (self.t_max - self.t_min)
 
+    @overload
+    def transition(self, s: float, t: float) -> tuple[float, float]: ...
+    @overload
+    def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def transition(self, s: Time, t: Time) -> tuple[Time, Time]: ...
     def transition(self, s: Time, t: Time) -> tuple[Time, Time]:
         """The forward move from time s to the later t, x_t = a x_s + b z.
 
@@ -160,10 +200,15 @@ class SDE(ABC):
         Shapes: x, x0 (B, *); returns the mean (B, *) and std.
         Reference: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021, eq. 7. arXiv:2010.02502
         """
+        of_x, of_x0, std = self.bridge_weights(t, s, eta)
+        return of_x * x + of_x0 * x0, std
+
+    def bridge_weights(self, t: Time, s: Time, eta: float = 0.0) -> tuple[Time, Time, Time]:
+        """Weights of x and x0 in the mean of ``bridge``, and its std."""
         late, early = self.at(t), self.at(s)
         forgotten = eta * _forgotten(early, late)
         kept = early.sigma / late.sigma * (1 - forgotten**2) ** 0.5
-        return kept * x + (early.alpha - kept * late.alpha) * x0, early.sigma * forgotten
+        return kept, early.alpha - kept * late.alpha, early.sigma * forgotten
 
     def reverse(self, x: Tensor, x0: Tensor, t: Time, s: Time, variance: float | Tensor) -> tuple[Tensor, Time]:
         """The reverse kernel p(x_s | x_t) = N(mean, std^2) of an estimate of the data, for any move.
@@ -187,7 +232,7 @@ class SDE(ABC):
         return -0.5 * (z**2).sum(1) - z.shape[1] * math.log(self.prior_std * math.sqrt(2 * math.pi))
 
     @cached_property
-    def _table(self) -> dict[float, Moment]:
+    def _table(self) -> dict[float, Moment[float]]:
         return {}
 
     @cached_property
@@ -217,10 +262,15 @@ def reverse_std(posterior: Time, forward: Time, variance: float | Tensor) -> Tim
     return posterior ** (1 - variance) * forward**variance
 
 
-def _forgotten(early: Moment, late: Moment) -> Time:
+def _forgotten(early: Moment[Time], late: Moment[Time]) -> Time:
     """Share of the late noise that came after the early time, b / sigma_t = sqrt(1 - exp(l_t - l_s)), uncancelled."""
     fall = late.log_snr - early.log_snr
     return (-torch.expm1(fall)) ** 0.5 if isinstance(fall, Tensor) else math.sqrt(-math.expm1(fall))
+
+
+def in_dtype(value: Time, x: Tensor) -> Time:
+    """A number as it is, a tensor in the dtype of x."""
+    return value.to(x.dtype) if isinstance(value, Tensor) else value
 
 
 def _double(t: float) -> Tensor:

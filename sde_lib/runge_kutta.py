@@ -50,16 +50,16 @@ class DormandPrince:
 
         first = ahead(progress[None])[0](u, rows)
         state = u, torch.zeros_like(first[1])
-        result = tuple(torch.empty_like(part) for part in state)
+        result = torch.empty_like(state[0]), torch.empty_like(state[1])
         for _ in range(_MAX_STEPS):
             step = torch.minimum(step, 1 - progress)
             motions, rates, move = [first[0]], [first[1]], tuple(_rowwise(span * step, part) for part in state)
             for rate, weights in zip(ahead(progress + nodes * step), STAGES, strict=True):
-                proposal = _combine(state[0], move[0], weights, motions)
-                for found, part in zip((motions, rates), rate(proposal, rows), strict=True):
+                there = _combine(state[0], move[0], weights, motions)
+                for found, part in zip((motions, rates), rate(there, rows), strict=True):
                     found.append(part)
             asked += len(NODES)
-            proposal = proposal, _combine(state[1], move[1], STAGES[-1], rates[:-1])
+            proposal = there, _combine(state[1], move[1], STAGES[-1], rates[:-1])
             error = self._error(state, proposal, span * step, (motions, rates))
             accept = error <= 1
             progress = torch.where(accept, progress + step, progress)
@@ -153,11 +153,13 @@ def _weighted(weights: tuple[float, ...], rates: list[Tensor]) -> Tensor:
 
 
 def _choose(accept: Tensor, new: State, old: State) -> State:
-    return tuple(torch.where(_rowwise(accept, n), n, o) for n, o in zip(new, old, strict=True))
+    u, integrals = (torch.where(_rowwise(accept, n), n, o) for n, o in zip(new, old, strict=True))
+    return u, integrals
 
 
 def _choose_rows(rows: Tensor, state: State) -> State:
-    return tuple(part[rows] for part in state)
+    u, integrals = state
+    return u[rows], integrals[rows]
 
 
 def _rowwise(values: Tensor, like: Tensor) -> Tensor:

@@ -197,7 +197,8 @@ class MonotoneSchedule(nn.Module):
                 if change <= 1e-14 * (self.l_max - self.l_min):
                     break
         # One more move of Newton's is zero at the solution, and its derivatives are those of the inverse.
-        return (l + (self(l) - t.double()) / self.density(l).detach()).to(t)
+        root: Tensor = l + (self.forward(l) - t.double()) / self.density(l).detach()
+        return root.to(t)
 
     def variance(self, log_snr: Tensor, second_moment: Tensor, drawn: Tensor) -> Tensor:
         """What a fit minimises: the second moment of m(l) / p(l), l ~ p, an estimate of the loss integral of m over l.
@@ -241,7 +242,7 @@ class LearnedSDE(LogSNRSDE):
         return self.schedule.log_snr(t)
 
     def time(self, log_snr: Tensor) -> Tensor:
-        return self.schedule(log_snr)
+        return self.schedule.forward(log_snr)
 
 
 _MAX_ITERATIONS = 100

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from score_sde.sde_lib.denoiser import Denoiser
+from score_sde.sde_lib.denoiser import Denoise
 from score_sde.sde_lib.losses import Weight
-from score_sde.sde_lib.objective import Draw, Objective
-from score_sde.sde_lib.process import SDE
+from score_sde.sde_lib.objective import Objective
+from score_sde.sde_lib.process import SDE, Draw
 from score_sde.sde_lib.trace import PROBES, exact_trace, traces
 
 
@@ -33,7 +33,7 @@ def explicit(score_hat: Tensor, score: Tensor) -> Tensor:
     return (score_hat - score).flatten(1).square().mean(1)
 
 
-class Implicit(Objective):
+class Implicit(Objective[Denoise]):
     """Score matching with the exact trace, 2 tr(ds_hat/dx) + |s_hat|^2 at x_t.
 
     D products with the Jacobian an example, each with a second derivative in training: for D up to about 10. The exact
@@ -51,7 +51,7 @@ class Implicit(Objective):
         self.weight = weight
 
     def __call__(
-        self, denoise: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
+        self, denoise: Denoise, /, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
     ) -> Tensor:
         x = self.sde.perturb(x0, eps, t).requires_grad_()
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative

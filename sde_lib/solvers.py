@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from score_sde.sde_lib.adams import Adams
-from score_sde.sde_lib.motion import Motion, NotConvergedError, Solution
-from score_sde.sde_lib.runge_kutta import DormandPrince, State, check_reach, check_tolerances
+from score_sde.sde_lib.motion import Motion, NotConvergedError, Solution, Solver
+from score_sde.sde_lib.runge_kutta import DormandPrince, check_reach, check_tolerances
 
 
 class Torchdiffeq:
@@ -44,7 +44,7 @@ class Torchdiffeq:
         none = torch.empty(0, dtype=torch.bool, device=u.device)
         adaptive, method = (self.adaptive, self.method) if len(u) else (False, "euler")  # no example has no error
 
-        def rates(progress: Tensor, state: State) -> State:
+        def rates(progress: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             nonlocal calls
             calls += 1
             if adaptive:  # torchdiffeq waits for each step anyway, and takes small steps where nothing is finite
@@ -81,5 +81,5 @@ ADAPTIVE: dict[str, Callable[[float, float], DormandPrince | Torchdiffeq]] = {
 }
 """(rtol, atol) -> solver, also of likelihoods: of an order that makes small tolerances cheap."""
 
-SOLVERS: dict[str, Callable] = {"adams": Adams, **ADAPTIVE}
+SOLVERS: dict[str, Callable[..., Solver]] = {"adams": Adams, **ADAPTIVE}
 """What the user types after ``likelihood.solver``: the solver, from those of its options that a config has."""

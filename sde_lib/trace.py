@@ -10,6 +10,7 @@ from torch import Tensor
 
 from score_sde.sde_lib.devices import put
 from score_sde.sde_lib.motion import Rows
+from score_sde.sde_lib.process import Draw
 
 CHUNK, FEW = 8, 1 << 12
 """Products with a Jacobian that are taken at once, and how many numbers they may have: more are no faster."""
@@ -49,7 +50,7 @@ def orthogonal(z: Tensor) -> Tensor:
     num, dimensions = len(z), z[0, 0].numel()
     if num > dimensions:
         raise ValueError(f"{num} orthogonal probes in {dimensions} dimensions: need at most {dimensions}")
-    frame = torch.linalg.qr(z.flatten(2).movedim(0, 2)).Q
+    frame: Tensor = torch.linalg.qr(z.flatten(2).movedim(0, 2)).Q
     return math.sqrt(dimensions) * frame.movedim(2, 0).reshape(z.shape)[:, None]
 
 
@@ -74,7 +75,8 @@ def walsh(shape: torch.Size, device: torch.device | str = "cpu") -> Iterator[Ten
     digits = [place >> level & 1 for level in range(most) for place, size in places if (size - 1) >> level]
     for n in range(2 ** len(digits)):
         odd = sum((digit for j, digit in enumerate(digits) if n >> j & 1), torch.zeros_like(places[0][0]))
-        yield 1 - 2 * (odd & 1)
+        signs: Tensor = 1 - 2 * (odd & 1)
+        yield signs
 
 
 def turned(make: Callable[[Tensor], Tensor], normals: Normals) -> Iterator[Tensor]:
@@ -157,7 +159,7 @@ class Hutchinson:
     Raises: ValueError for numbers out of range and an unknown kind.
     """
 
-    def __init__(self, draw: Callable[[Tensor], Tensor], num: int = 1, kind: str = "rademacher", fresh: bool = False):
+    def __init__(self, draw: Draw, num: int = 1, kind: str = "rademacher", fresh: bool = False):
         if num < 1:
             raise ValueError(f"probes {num}: need at least 1")
         if kind not in PROBES:
@@ -198,10 +200,11 @@ def traces(value: Tensor, at: Tensor, probes: Tensor, create_graph: bool = False
     else:
         products = ((_batched(grad, part), part) for part in vectors.split(at_once))
     forms = torch.cat([(product * part).flatten(2).sum(2) for product, part in products])
-    return forms.mT.unflatten(1, probes.shape[:2]).sum(2)
+    estimates: Tensor = forms.mT.unflatten(1, probes.shape[:2]).sum(2)
+    return estimates
 
 
-def _batched(grad: Callable[..., tuple[Tensor]], vectors: Tensor) -> Tensor:
+def _batched(grad: Callable[..., tuple[Tensor, ...]], vectors: Tensor) -> Tensor:
     """The products with vectors (P, B, *), in one call where torch can batch the derivative of every operation.
 
     It cannot for some kernels, such as group normalisation of a channels-last tensor.

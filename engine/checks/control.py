@@ -17,11 +17,11 @@ from score_sde.samplers.guidance import (
     static_threshold,
     within,
 )
-from score_sde.samplers.loop import Draw, Step
+from score_sde.samplers.loop import Step
 from score_sde.samplers.posterior import DPS, moment_matching, pigdm
 from score_sde.sde_lib import SDE, SDES, Gaussian, Prediction
 from score_sde.sde_lib.denoiser import Denoiser
-from score_sde.sde_lib.process import Time
+from score_sde.sde_lib.process import Draw, Time
 
 
 class Normal:

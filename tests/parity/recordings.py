@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.samplers.loop import Draw
 from score_sde.sde_lib import GaussianMixture
+from score_sde.sde_lib.process import Draw
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIES = ROOT / "tests" / "data"
