@@ -340,19 +340,23 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_config_that_was_lost_is_restored_from_the_newest_whole_checkpoint(loss, straight, tmp_path, capsys):
+READING = ["--mode=sample", "--steps=1", "--num_samples=2"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"), [("empty", READING), ("zeros", ["--mode=train", "--config=points"]), ("missing", READING)]
+)
+def test_a_config_that_was_lost_is_restored_from_the_newest_whole_checkpoint(loss, words, straight, tmp_path, capsys):
     """Also for the modes that only read, and for a training that has to agree with it."""
     shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "config.json"
     whole = path.read_bytes()
     (tmp_path / "checkpoints" / "step_00000008" / "meta.json").write_bytes(b"")
-    for words in (["--mode=sample", "--steps=1", "--num_samples=2"], ["--mode=train", "--config=points"]):
-        LOSSES[loss](path)
-        capsys.readouterr()
-        command_line.main(["run.py", f"--workdir={tmp_path}", *words])
-        assert f"{path} was missing or empty: restored from step_00000006" in capsys.readouterr().out
-        assert path.read_bytes() == whole
+    LOSSES[loss](path)
+    capsys.readouterr()
+    command_line.main(["run.py", f"--workdir={tmp_path}", *words])
+    assert f"{path} was missing or empty: restored from step_00000006" in capsys.readouterr().out
+    assert path.read_bytes() == whole
     LOSSES[loss](path)
     assert train(tmp_path, 8, "points", optim__learning_rate=0.5) == 2
     assert "optim.learning_rate" in capsys.readouterr().err
