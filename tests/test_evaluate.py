@@ -389,3 +389,13 @@ def test_inception_that_is_not_there(monkeypatch, tmp_path):
     torch.save({"other": torch.zeros(1)}, tmp_path / "weights.pth")
     with pytest.raises(DataError, match="does not hold the weights of Inception v3"):
         inception(inception_path=tmp_path / "weights.pth")
+
+
+def test_a_class_that_no_sample_has_is_the_rarest():
+    """Also where it is the last, which no count tells."""
+    one_hot = torch.eye(3, dtype=torch.float64)
+    found = metrics.classes(
+        lambda label: 0.9 * one_hot[label], torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2]), None
+    )
+    assert found["rarest_class"] == {"samples": 0.0, "floor": pytest.approx(1 / 3)}
+    assert found["confidence"] == {"samples": pytest.approx(0.9), "floor": pytest.approx(0.9)}

@@ -42,6 +42,13 @@ def test_no_step_size_keeps_the_variance_better(ratio, num_steps):
     assert 1 < found <= min(others)
 
 
+def test_the_step_size_is_that_of_the_mean_ratio_of_neighbours():
+    """Of all levels: three uneven moves from 81 to 3 have the ratio 3 in the mean."""
+    step = AnnealedLangevin(EDMSDE(1.0, 100.0), langevin_steps=4)
+    step.reset([81.0, 80.0, 9.0, 3.0])
+    assert step.size == pytest.approx(langevin_step_size(3.0, 4))
+
+
 def test_equal_levels_need_no_steps():
     assert langevin_step_size(1.0, 5) == pytest.approx(0, abs=1e-9)
 

@@ -131,7 +131,7 @@ def test_a_key_that_would_be_ignored_is_refused(words, message, capsys, tmp_path
     line = refused(2, capsys, "--mode=train", f"--workdir={tmp_path / 'run'}", *words)
     assert message in line
     if "does not read" in message and "max_pixels" not in message:
-        assert "table (table)" in line
+        assert "mnist (images), " in line
     assert not (tmp_path / "run").exists()
 
 
