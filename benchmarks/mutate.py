@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -146,10 +147,15 @@ def chosen(tests: dict, function: str, seconds: float, first: str | None) -> lis
     """Tests that call a function, in three turns, each with its time; all turns together take no longer than allowed.
 
     The first turn is the test that is named, if it is there. Then come the three modules of tests most of whose tests
-    call the function, then ten more. Within a module come the cheapest case of each test, then the second.
+    call the function, then ten more. Within a module come the cheapest case of each test, then the second. A function
+    that no test calls in its own process is left to the modules of tests that name its file.
     """
     modules = collections.Counter(module_of(name) for name in tests)
     calling = {name: cost for name, (cost, called) in tests.items() if function in called}
+    if not calling:
+        stem = Path(function.split(":")[0]).stem
+        naming = {module for module in modules if re.search(rf"\b{stem}\b", (ROOT / module).read_text())}
+        calling = {name: cost for name, (cost, _) in tests.items() if module_of(name) in naming}
     shares = collections.Counter(module_of(name) for name in calling)
     ranked = sorted(shares, key=lambda module: (-shares[module] / modules[module], module))
     seen, turns = collections.Counter(), []
