@@ -82,7 +82,7 @@ MODES = {
     "data": "score_sde.engine.modes.data",
     "import": "score_sde.engine.modes.import_",
     "export": "score_sde.engine.modes.export",
-    "selftest": "score_sde.engine.selftest",
+    "selftest": "score_sde.selftest.mode",
 }
 """The module of each mode, imported when it runs: run(config, workdir, options)."""
 

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from score_sde.engine import selftest
-from score_sde.engine.checks import CHECKS, Setting
+from score_sde.selftest import Setting
+from score_sde.selftest.groups import CHECKS, results
 from tests.mutations import MUTATIONS, noticed
 
 PAGE = """# Selftest
@@ -30,7 +30,7 @@ device that is not there is status 2, a disk without space 3.
 
 {groups}
 
-The checks live in `engine/checks`, a small file for each group, and run over the dicts of the library, so that a new
+The checks live in `selftest/`, a small file for each group, and run over the dicts of the library, so that a new
 SDE, step, weight, parameterisation, time law, grid, probe, solver or codec is checked by being there. Closed forms are
 written a second time, without `sde_lib`.
 
@@ -61,7 +61,7 @@ def main() -> int:
     """Print a row for each mistake, and write the page; return 0 if all are noticed, else 1."""
     setting, counts = Setting(torch.device("cpu"), torch.float64), {}
     for group in CHECKS:
-        rows = list(selftest.results(group, setting))
+        rows = list(results(group, setting))
         failed = [row.what for row in rows if not row.passed]
         if failed:
             print(f"without a mistake {group} fails: {failed[0]}")

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from score_sde.engine import selftest
-from score_sde.engine.checks import CHECKS, Row, Setting
+from score_sde.selftest import Row, Setting
+from score_sde.selftest.groups import CHECKS, results
 
 
 class Mutation(NamedTuple):
@@ -78,7 +78,7 @@ def noticed(mutation: Mutation) -> tuple[str, Row] | None:
     setting = Setting(torch.device("cpu"), torch.float64)
     with applied(mutation):
         for group in (mutation.group, *(CHECKS.keys() - {mutation.group})):
-            for row in selftest.results(group, setting):
+            for row in results(group, setting):
                 if not row.passed:
                     if row.what.startswith(OWN_TEXT):
                         raise LookupError(f"{mutation.name}: its text does not run, {row.what}; write it anew")

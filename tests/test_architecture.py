@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PARTS = ["configs", "data", "engine", "models", "samplers", "sde_lib", "storage"]
+PARTS = ["configs", "data", "engine", "models", "samplers", "sde_lib", "selftest", "storage"]
 PACKAGES = ["benchmarks", "score_sde", *PARTS]
 FILES = sorted([ROOT / "run.py", *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))])
 SOURCES = {str(file.relative_to(ROOT)): file.read_text() for file in FILES}
@@ -23,6 +23,7 @@ ALLOWED = {
     "configs": set(),
     "samplers": {"sde_lib", "storage"},
     "engine": {"sde_lib", "samplers", "models", "data", "configs", "storage"},
+    "selftest": {"engine", "sde_lib", "samplers", "models", "data", "configs", "storage"},
 }
 
 
@@ -81,16 +82,19 @@ def test_imports_run_one_way():
     assert {path: found for path, found in others.items() if found} == {}
 
 
-def test_only_the_engine_knows_configs():
+READING_CONFIGS = {"engine", "selftest", "configs", "run", "benchmarks"}
+
+
+def test_configs_are_read_in_few_packages():
     knowing = {path for path, found in IMPORTS.items() if {"ml_collections", "absl"} & found}
-    assert {path for path in knowing if package_of(path) not in {"engine", "configs", "run", "benchmarks"}} == set()
+    assert {path for path in knowing if package_of(path) not in READING_CONFIGS} == set()
 
 
 def test_what_is_public_has_a_docstring():
     public = [
         (path, node)
         for path, tree in TREES.items()
-        if package_of(path) in {"sde_lib", "samplers", "storage"}
+        if package_of(path) in {"sde_lib", "samplers", "selftest", "storage"}
         for node in [tree, *tree.body]
         if isinstance(node, ast.Module)
         or (isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"))

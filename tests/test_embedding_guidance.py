@@ -5,8 +5,6 @@ import math
 import pytest
 import torch
 
-from score_sde.engine.checks import Setting
-from score_sde.engine.checks.guidance import TwoClasses
 from score_sde.samplers import (
     GRIDS,
     ODE,
@@ -20,6 +18,8 @@ from score_sde.samplers import (
     within,
 )
 from score_sde.sde_lib import SDES, GaussianMixture, Prediction
+from score_sde.selftest import Setting
+from score_sde.selftest.guidance import TwoClasses
 
 SETTING = Setting(torch.device("cpu"), torch.float64)
 W = torch.tensor([[0.4, -0.3], [0.2, 0.5], [-0.1, 0.3]], dtype=torch.float64)

@@ -260,11 +260,8 @@ def test_signs_that_would_steer_a_terminal_are_told_as_text(tmp_path, capsys):
 # --- the source -------------------------------------------------------------------------------------------------------
 
 FILES = [ROOT / "run.py"]
-FILES += [
-    f
-    for p in ("benchmarks", "configs", "data", "engine", "models", "samplers", "score_sde", "sde_lib", "storage")
-    for f in (ROOT / p).rglob("*.py")
-]
+PACKAGES = ("configs", "data", "engine", "models", "samplers", "sde_lib", "selftest", "storage")
+FILES += [f for p in (*PACKAGES, "benchmarks", "score_sde") for f in (ROOT / p).rglob("*.py")]
 UNSAFE = {"eval", "exec", "os.system", "os.popen", "shutil.unpack_archive", "torch.hub.load", "torch.jit.load"}
 UNSAFE |= {
     f"{module}.{name}" for module in ("pickle", "marshal", "dill", "joblib") for name in ("load", "loads", "Unpickler")

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from score_sde.engine.checks import Setting
-from score_sde.engine.checks.guidance import TwoClasses
 from score_sde.models import MLP
 from score_sde.samplers import (
     DDIM,
@@ -25,6 +23,8 @@ from score_sde.samplers import (
     within,
 )
 from score_sde.sde_lib import SDES, Denoiser, GaussianMixture, Prediction
+from score_sde.selftest import Setting
+from score_sde.selftest.guidance import TwoClasses
 
 SETTING = Setting(torch.device("cpu"), torch.float64)
 LABEL = torch.tensor([0, 1, 1, 0, 1])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from score_sde.engine import selftest
-from score_sde.engine.checks import CHECKS, Setting
+from score_sde.selftest import Setting
+from score_sde.selftest.groups import CHECKS, results
 from tests.mutations import MUTATIONS, Mutation, applied, function_of, noticed
 
 SLOW = {"steps", "sampling", "likelihood", "training"}
@@ -22,7 +22,7 @@ def by_speed(items, group):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("group", by_speed(CHECKS, str))
 def test_the_library_passes(group, dtype):
-    rows = list(selftest.results(group, Setting(torch.device("cpu"), dtype)))
+    rows = list(results(group, Setting(torch.device("cpu"), dtype)))
     assert rows
     assert [row for row in rows if not row.passed] == []
 

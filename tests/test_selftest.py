@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from score_sde import run as command_line
-from score_sde.engine import selftest
-from score_sde.engine.checks import CHECKS, Row, Setting, denoisers, grids, losses, steps, textbook
-from score_sde.engine.checks.rows import distance, relative, worst
 from score_sde.engine.log import versions
 from score_sde.samplers import GRIDS, STEPS
 from score_sde.sde_lib import PARAMETERIZATIONS, SDES, TIME_LAWS, WEIGHTS
+from score_sde.selftest import Row, Setting, denoisers, grids, groups, losses, steps, textbook
+from score_sde.selftest.groups import CHECKS
+from score_sde.selftest.rows import distance, relative, worst
 from score_sde.storage.writing import confined
 
 CPU = Setting(torch.device("cpu"), torch.float64)
 
 
 @pytest.fixture
-def groups(monkeypatch):
+def table(monkeypatch):
     """Two small groups in place of all."""
     table = {
         "good": lambda setting: iter(
@@ -28,8 +28,8 @@ def groups(monkeypatch):
         ),
         "other": lambda setting: iter([Row("one number", 0.1, 0.2)]),
     }
-    monkeypatch.setattr(selftest, "CHECKS", table)
-    monkeypatch.setattr(selftest, "workers", lambda device: 1)  # other processes have the table of the library
+    monkeypatch.setattr(groups, "CHECKS", table)
+    monkeypatch.setattr(groups, "workers", lambda device: 1)  # other processes have the table of the library
     return table
 
 
@@ -49,7 +49,7 @@ def call(tmp_path, monkeypatch, capsys):
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
-def test_table_and_json_say_the_same(groups, call, tmp_path):
+def test_table_and_json_say_the_same(table, call, tmp_path):
     status, out, err = call("--device", "cpu", "--dtype", "float64")
     assert (status, err) == (0, [])
     lines = out.splitlines()
@@ -66,8 +66,8 @@ def test_table_and_json_say_the_same(groups, call, tmp_path):
     assert [row["group"] for row in report["rows"]] == ["good", "good", "other"]
 
 
-def test_a_failed_row_is_marked_counted_and_ends_with_one(groups, call, tmp_path):
-    groups["bad"] = lambda setting: iter([Row("too much", 2.0, 1.0), Row("not a number", math.nan, 1.0)])
+def test_a_failed_row_is_marked_counted_and_ends_with_one(table, call, tmp_path):
+    table["bad"] = lambda setting: iter([Row("too much", 2.0, 1.0), Row("not a number", math.nan, 1.0)])
     status, out, (line,) = call("--workdir", "here")
     assert status == 1
     assert line.startswith("error: 2 of 5 checks failed")
@@ -79,12 +79,12 @@ def test_a_failed_row_is_marked_counted_and_ends_with_one(groups, call, tmp_path
     assert [row["measured"] for row in report["rows"]][-2:] == [2.0, None]
 
 
-def test_an_exception_is_a_failed_row_and_the_others_go_on(groups, call):
+def test_an_exception_is_a_failed_row_and_the_others_go_on(table, call):
     def broken(setting):
         yield Row("before", 0.0, 1.0)
         raise ArithmeticError("no\nsuch number")
 
-    groups.update(broken=broken, last=groups["other"])
+    table.update(broken=broken, last=table["other"])
     status, out, _ = call()
     assert status == 1
     assert "stopped by ArithmeticError: no such number" in out
@@ -92,8 +92,8 @@ def test_an_exception_is_a_failed_row_and_the_others_go_on(groups, call):
 
 
 def test_several_processes_give_the_rows_of_one(monkeypatch):
-    monkeypatch.setattr(selftest, "CHECKS", {group: CHECKS[group] for group in ("grids", "codecs")})
-    alone, shared = ([(group, list(rows)) for group, rows in selftest.every_group(CPU, num)] for num in (1, 2))
+    monkeypatch.setattr(groups, "CHECKS", {group: CHECKS[group] for group in ("grids", "codecs")})
+    alone, shared = ([(group, list(rows)) for group, rows in groups.every_group(CPU, num)] for num in (1, 2))
     assert [group for group, _ in alone] == ["grids", "codecs"]
     assert all(rows for _, rows in alone)
     assert shared == alone
@@ -111,14 +111,14 @@ def test_several_processes_give_the_rows_of_one(monkeypatch):
         (("--config", "vpsd"), "did you mean 'vpsde'"),
     ],
 )
-def test_wrong_dtype_and_device_are_wrong_usage(groups, call, tmp_path, flags, words):
+def test_wrong_dtype_and_device_are_wrong_usage(table, call, tmp_path, flags, words):
     status, _, (line,) = call(*flags)
     assert status == 2
     assert words in line
     assert not list(tmp_path.iterdir())
 
 
-def test_a_device_without_such_numbers_is_wrong_usage(groups, call, monkeypatch):
+def test_a_device_without_such_numbers_is_wrong_usage(table, call, monkeypatch):
     def refuse(self, values):
         raise TypeError("MPS has no float64")
 
@@ -128,7 +128,7 @@ def test_a_device_without_such_numbers_is_wrong_usage(groups, call, monkeypatch)
     assert line == "error: dtype float64 cannot be used on cpu; try --dtype float32"
 
 
-def test_a_full_disk_is_told(groups, call, monkeypatch):
+def test_a_full_disk_is_told(table, call, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -183,6 +183,6 @@ def test_a_new_step_is_checked_by_being_there(monkeypatch):
 def test_checks_that_write_do_so_in_a_folder_of_their_own(tmp_path):
     """Also where a command may write below its --workdir alone, in the process that runs the checks."""
     with confined(tmp_path):
-        rows = list(selftest.results("training", CPU))
+        rows = list(groups.results("training", CPU))
     assert all(row.passed for row in rows), [row.what for row in rows if not row.passed]
     assert list(tmp_path.iterdir()) == []

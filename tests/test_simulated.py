@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from score_sde.engine.checks import CHECKS
+from score_sde.selftest.groups import CHECKS
 
 ROOT = Path(__file__).parent.parent
 
@@ -355,8 +355,8 @@ def test_every_mode_and_sampler_has_the_numbers_of_the_cpu(tmp_path):
 
 SELFTEST = """
 import json
-from score_sde.engine.checks import CHECKS, Setting
-from score_sde.engine.selftest import results
+from score_sde.selftest import Setting
+from score_sde.selftest.groups import CHECKS, results
 
 setting, found = Setting(torch.device("sim"), torch.float32), {}
 for group in sys.argv[1:]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from score_sde.engine.checks.rows import Row, Setting, distance, worst
 from score_sde.samplers.constraints import enlarge, lowpass, masked, replacement, resampled
 from score_sde.samplers.editing import depth_time, sdedit, slerp
 from score_sde.samplers.guidance import (
@@ -22,6 +21,7 @@ from score_sde.samplers.posterior import DPS, moment_matching, pigdm
 from score_sde.sde_lib import SDE, SDES, Gaussian, Prediction
 from score_sde.sde_lib.denoiser import Denoiser
 from score_sde.sde_lib.process import Draw, Time
+from score_sde.selftest.rows import Row, Setting, distance, worst
 
 
 class Normal:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from score_sde.configs import default
 from score_sde.engine import checkpoint
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly, relative, worst
 from score_sde.engine.config import load, override
 from score_sde.engine.datasets import read_dataset
 from score_sde.engine.errors import CheckpointError
@@ -24,6 +23,7 @@ from score_sde.engine.training.ema import EMA
 from score_sde.engine.training.trainer import Trainer, learning_rate
 from score_sde.engine.training.validation import HeldOut
 from score_sde.sde_lib import SDES, TIME_LAWS
+from score_sde.selftest.rows import Row, Setting, distance, exactly, relative, worst
 from score_sde.storage.reading import half_of_memory, read_bytes
 from score_sde.storage.writing import confined, write_bytes
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from score_sde.engine.checks.rows import Row, Setting, distance, worst
 from score_sde.samplers.guidance import classifier, classifier_free
 from score_sde.sde_lib import SDE, SDES, GaussianMixture, Prediction
 from score_sde.sde_lib.process import Time
+from score_sde.selftest.rows import Row, Setting, distance, worst
 
 
 class TwoClasses:

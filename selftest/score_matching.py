@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.engine.checks.losses import textbook_of
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly, worst
-from score_sde.engine.checks.textbook import PROCESSES
 from score_sde.sde_lib import OBJECTIVES, SDE, SDES, WEIGHTS, GaussianMixture, Prediction, explicit
 from score_sde.sde_lib.process import Time
+from score_sde.selftest.losses import textbook_of
+from score_sde.selftest.rows import Row, Setting, distance, exactly, worst
+from score_sde.selftest.textbook import PROCESSES
 
 MEAN, VARIANCE, OFFSET, GAIN = 0.5, 0.3, 0.3, -0.2
 

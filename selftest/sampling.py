@@ -9,15 +9,15 @@ from torch import Tensor
 from score_sde.configs.default import get_config
 from score_sde.data import Pixels
 from score_sde.engine.build import Experiment
-from score_sde.engine.checks.exact import MEANS, STDS, WEIGHTS, blobs, bumps
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly, worst
-from score_sde.engine.checks.steps import IN_COORDINATES, SPOKEN_FOR_ALL
 from score_sde.engine.density import Measurement
 from score_sde.engine.drawing import draw, draw_scored
 from score_sde.engine.facts import DataFacts
 from score_sde.samplers import GRIDS, ODE, STEPS, Noise, PredictorCorrector, Step, sample
 from score_sde.samplers.predictor_corrector import STEP_SIZES
 from score_sde.sde_lib import SDE, SDES, Gaussian, GaussianMixture, Prediction
+from score_sde.selftest.exact import MEANS, STDS, WEIGHTS, blobs, bumps
+from score_sde.selftest.rows import Row, Setting, distance, exactly, worst
+from score_sde.selftest.steps import IN_COORDINATES, SPOKEN_FOR_ALL
 
 NUM, NUM_STEPS = 1000, 64
 

@@ -1,6 +1,7 @@
-"""What a check is made of: where it computes, and the rows that it yields."""
+"""Rows of the selftest, the device and dtype in which they are computed, and distances."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,19 @@ class Row:
     @property
     def passed(self) -> bool:
         return self.measured <= self.allowed
+
+    def __str__(self) -> str:
+        """The row as a line of the table."""
+        verdict = "passed" if self.passed else "FAILED"
+        return f"{self.what:91}{self.measured:9.2g}{self.allowed:9.2g}  {verdict}"
+
+
+def guarded(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows; an exception is one more row, that failed."""
+    try:
+        yield from rows
+    except Exception as error:
+        yield Row(f"stopped by {type(error).__name__}: {' '.join(str(error).split())}", math.nan, 0.0)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly, relative, worst
 from score_sde.sde_lib import (
     SDE,
     SDES,
@@ -18,6 +17,7 @@ from score_sde.sde_lib import (
     Prediction,
     transport,
 )
+from score_sde.selftest.rows import Row, Setting, distance, exactly, relative, worst
 
 MEAN, VARIANCE, SIGMA_DATA, STEPS, BEND = 0.5, 0.3, 0.7, 200, 0.00054
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from score_sde.engine.checks.processes import interval
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly, worst
 from score_sde.models.embeddings import LogSNREmbedding
 from score_sde.sde_lib import PARAMETERIZATIONS, SDE, SDES, Denoiser
+from score_sde.selftest.processes import interval
+from score_sde.selftest.rows import Row, Setting, distance, exactly, worst
 
 SIGMA_DATA = 0.6
 

@@ -13,8 +13,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from score_sde.engine.checks.rows import Row, Setting, exactly, relative, worst
-from score_sde.engine.checks.textbook import PROCESSES, Process
 from score_sde.samplers import (
     DDIM,
     GRIDS,
@@ -34,6 +32,8 @@ from score_sde.samplers import (
 from score_sde.samplers.adaptive import StepControl
 from score_sde.samplers.predictor_corrector import STEP_SIZES, Corrector
 from score_sde.sde_lib import ADAPTIVE, SDE, SDES, Denoiser, GaussianMixture, Prediction
+from score_sde.selftest.rows import Row, Setting, exactly, relative, worst
+from score_sde.selftest.textbook import PROCESSES, Process
 
 MEAN, VARIANCE, SHARE = 0.8, 0.3, 0.5
 FEW = 32

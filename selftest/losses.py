@@ -9,8 +9,6 @@ from scipy.stats import truncnorm
 from torch import Tensor
 
 from score_sde.configs import default
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly, relative, worst
-from score_sde.engine.checks.textbook import PROCESSES, Process
 from score_sde.engine.objective import make_time_law, make_weight
 from score_sde.sde_lib import (
     SDE,
@@ -23,6 +21,8 @@ from score_sde.sde_lib import (
     denoising_loss,
     stratified,
 )
+from score_sde.selftest.rows import Row, Setting, distance, exactly, relative, worst
+from score_sde.selftest.textbook import PROCESSES, Process
 
 MEAN, VARIANCE, SIGMA_DATA = 0.5, 0.3, 0.6
 

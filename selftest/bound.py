@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly, relative, worst
 from score_sde.samplers import LearnedVariance
 from score_sde.sde_lib import (
     OBJECTIVES,
@@ -24,6 +23,7 @@ from score_sde.sde_lib import (
 )
 from score_sde.sde_lib.bound import decoder_term, decoder_time, kl, log_prob_bins, step_bound
 from score_sde.sde_lib.denoiser import CHAIN_PARAMETERIZATIONS
+from score_sde.selftest.rows import Row, Setting, distance, exactly, relative, worst
 
 MEAN, STD, WIDTH = 0.5, 0.6, 0.25
 CHAINS: dict[str, Callable[[], Discrete]] = {"ddpm": lambda: ddpm(40, 1e-3, 0.3), "iddpm": lambda: iddpm(40)}

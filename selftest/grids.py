@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly, worst
-from score_sde.engine.checks.textbook import INTERVALS, PROCESSES, Process
 from score_sde.samplers import GRIDS
 from score_sde.samplers.grids import of_ratios
 from score_sde.sde_lib import SDES, Discrete
+from score_sde.selftest.rows import Row, Setting, distance, exactly, worst
+from score_sde.selftest.textbook import INTERVALS, PROCESSES, Process
 
 EVEN: dict[str, Callable[[Process, np.ndarray], np.ndarray]] = {
     "uniform": lambda book, t: t,

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from score_sde.configs import default
 from score_sde.data.archives import unpack_arrays
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly, worst
 from score_sde.engine.config import Options, override, to_json
 from score_sde.engine.datasets import read_dataset
 from score_sde.engine.density import COPY
@@ -50,6 +49,7 @@ from score_sde.sde_lib.dequantization import data_time, edge
 from score_sde.sde_lib.motion import Motion, Solution
 from score_sde.sde_lib.process import Time
 from score_sde.sde_lib.runge_kutta import DormandPrince
+from score_sde.selftest.rows import Row, Setting, distance, exactly, worst
 from score_sde.storage.reading import read_text
 from score_sde.storage.writing import confined, write_text
 

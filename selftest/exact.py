@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly, relative
 from score_sde.sde_lib import SDES, GaussianMixture
+from score_sde.selftest.rows import Row, Setting, distance, exactly, relative
 
 WEIGHTS, MEANS, STDS = (0.3, 0.7), (-1.0, 0.8), (0.2, 0.4)
 

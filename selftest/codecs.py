@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from score_sde.data import CODECS
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly
+from score_sde.selftest.rows import Row, Setting, distance, exactly
 
 LEVELS = {"identity": (0,), "standardize": (0,)}
 """Numbers of levels that a codec takes where they are not these: 2, 17 and 256."""

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from score_sde.data import Dataset, Pixels
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly, relative
 from score_sde.engine.codecs import first_guess
 from score_sde.sde_lib import Gaussian
 from score_sde.sde_lib.nodes import CENTRE, SHARE, mixture
+from score_sde.selftest.rows import Row, Setting, distance, exactly, relative
 
 RATIO, EXTRA = 0.3, 0.01
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly, worst
 from score_sde.engine.randomness import DITHER, TRAINING, noise, positions, uniform
 from score_sde.samplers import Brownian, Noise
 from score_sde.samplers.noise import philox
+from score_sde.selftest.rows import Row, Setting, distance, exactly, worst
 
 
 def check(setting: Setting) -> Iterator[Row]:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly, worst
 from score_sde.sde_lib import SDE, SDES, Classification, Classifier
+from score_sde.selftest.rows import Row, Setting, distance, exactly, worst
 
 SIGMA_DATA, WEIGHTS, MEANS, VARIANCES = 0.6, (0.3, 0.7), (-1.0, 0.8), (0.2, 0.5)
 LEVELS, NODES = (-3.0, 0.0, 3.0), 48

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.engine.checks.rows import Row, Setting, distance, exactly, relative, worst
-from score_sde.engine.checks.textbook import INTERVALS, PRIOR_STD, PROCESSES
 from score_sde.sde_lib import SDE, SDES, VPSDE, MonotoneSchedule, ladder_ratio
+from score_sde.selftest.rows import Row, Setting, distance, exactly, relative, worst
+from score_sde.selftest.textbook import INTERVALS, PRIOR_STD, PROCESSES
 
 
 def check(setting: Setting) -> Iterator[Row]:
