@@ -16,36 +16,42 @@ from score_sde.selftest.textbook import INTERVALS, PRIOR_STD, PROCESSES
 def check(setting: Setting) -> Iterator[Row]:
     """Marginals, rates, inverse, transitions, bridges and prior of every SDE; chains and a learned schedule."""
     for name, make in SDES.items():
-        sde = make()
-        times = interval(sde, 61)
-        t = setting.tensor(times)
         if name in PROCESSES:
-            book = PROCESSES[name](exactly(t).numpy())
-            found = worst([relative(sde.alpha(t), book.alpha), relative(sde.sigma(t), book.sigma)])
-            yield Row(f"{name}: alpha and sigma against the closed forms", found, 500 * setting.rounding)
-            found = worst([relative(sde.drift(t), book.f), relative(sde.diffusion(t), book.g)])
-            allowed = max(1e-11, 500 * setting.rounding)
-            yield Row(f"{name}: drift and diffusion against the closed forms", found, allowed)
-            ends = (sde.t_min, sde.t_max, sde.prior_std)
-            yield Row(f"{name}: interval and prior", distance(ends, (*INTERVALS[name], PRIOR_STD[name])), 0.0)
-        yield Row(f"{name}: marginals against the moment equations", moment_equations(sde), 1e-4)
-        yield Row(f"{name}: marginals against a simulation, in standard errors", simulation(sde, setting), 4.0)
-        l = sde.log_snr(t)
-        again = distance(sde.log_snr(sde.time(l)), l, 1 + exactly(l).abs())
-        yield Row(f"{name}: log-SNR to time and back", again, 500 * setting.rounding)
-        yield Row(f"{name}: the time without noise", data_time(sde), 0.0)
-        yield Row(f"{name}: times as numbers, in tables and as tensors", ways_to_ask(make, times), 1e-12)
-        yield Row(f"{name}: transitions compose and carry the marginals", transitions(sde, times), 1e-11)
-        yield Row(f"{name}: bridges keep the marginals", bridges(sde, times, setting), 16 * setting.rounding)
-        yield Row(
-            f"{name}: the full bridge is Bayes's posterior",
-            posterior(sde, times, setting),
-            max(1e-8, 16 * setting.rounding),
-        )
-        yield Row(f"{name}: density of the prior", prior(sde, setting), 16 * setting.rounding)
+            yield from closed_forms(name, make(), setting)
+        yield from identities(name, make, setting)
     yield Row("DDPM's chain of vpsde: betas from 1e-4 to 0.02", ddpm_chain(), 1e-9)
     yield Row("NCSN's ladder: probability that neighbours overlap, distance from 1/2", ladder_overlap(), 1e-8)
     yield from learned(setting)
+
+
+def closed_forms(name: str, sde: SDE, setting: Setting) -> Iterator[Row]:
+    """Rows of an SDE that is in the textbook under this name."""
+    t = setting.tensor(interval(sde, 61))
+    book = PROCESSES[name](exactly(t).numpy())
+    found = worst([relative(sde.alpha(t), book.alpha), relative(sde.sigma(t), book.sigma)])
+    yield Row(f"{name}: alpha and sigma against the closed forms", found, 500 * setting.rounding)
+    found = worst([relative(sde.drift(t), book.f), relative(sde.diffusion(t), book.g)])
+    yield Row(f"{name}: drift and diffusion against the closed forms", found, max(1e-11, 500 * setting.rounding))
+    ends = (sde.t_min, sde.t_max, sde.prior_std)
+    yield Row(f"{name}: interval and prior", distance(ends, (*INTERVALS[name], PRIOR_STD[name])), 0.0)
+
+
+def identities(name: str, make: Callable[[], SDE], setting: Setting) -> Iterator[Row]:
+    """Rows of any SDE: its marginals against its drift and diffusion, its inverse, transitions, bridges and prior."""
+    sde = make()
+    times = interval(sde, 61)
+    yield Row(f"{name}: marginals against the moment equations", moment_equations(sde), 1e-4)
+    yield Row(f"{name}: marginals against a simulation, in standard errors", simulation(sde, setting), 4.0)
+    l = sde.log_snr(setting.tensor(times))
+    again = distance(sde.log_snr(sde.time(l)), l, 1 + exactly(l).abs())
+    yield Row(f"{name}: log-SNR to time and back", again, 500 * setting.rounding)
+    yield Row(f"{name}: the time without noise", data_time(sde), 0.0)
+    yield Row(f"{name}: times as numbers, in tables and as tensors", ways_to_ask(make, times), 1e-12)
+    yield Row(f"{name}: transitions compose and carry the marginals", transitions(sde, times), 1e-11)
+    yield Row(f"{name}: bridges keep the marginals", bridges(sde, times, setting), 16 * setting.rounding)
+    found = posterior(sde, times, setting)
+    yield Row(f"{name}: the full bridge is Bayes's posterior", found, max(1e-8, 16 * setting.rounding))
+    yield Row(f"{name}: density of the prior", prior(sde, setting), 16 * setting.rounding)
 
 
 def interval(sde: SDE, num: int) -> Tensor:

@@ -12,14 +12,13 @@ from score_sde.engine.build import Experiment
 from score_sde.engine.density import Measurement
 from score_sde.engine.drawing import draw, draw_scored
 from score_sde.engine.facts import DataFacts
-from score_sde.samplers import GRIDS, ODE, STEPS, Noise, PredictorCorrector, Step, sample
+from score_sde.samplers import GRIDS, ODE, STEPS, Noise, PredictorCorrector, Step
 from score_sde.samplers.predictor_corrector import STEP_SIZES
 from score_sde.sde_lib import SDE, SDES, Gaussian, GaussianMixture, Prediction
-from score_sde.selftest.exact import MEANS, STDS, WEIGHTS, blobs, bumps
-from score_sde.selftest.rows import Row, Setting, distance, exactly, worst
+from score_sde.selftest.exact import blobs
+from score_sde.selftest.rows import Row, Setting, distance, worst
 from score_sde.selftest.steps import IN_COORDINATES, SPOKEN_FOR_ALL
-
-NUM, NUM_STEPS = 1000, 64
+from score_sde.selftest.trajectories import independence, two_bumps
 
 ADAPTING = {"adaptive_sde", "dpm_adaptive"}
 """Steps that choose their moves, in coordinates that all processes share."""
@@ -39,15 +38,8 @@ def check(setting: Setting) -> Iterator[Row]:
     for name, case in STEPS.items():
         some = SPOKEN_FOR_ALL[:1] if name in IN_COORDINATES | ADAPTING else list(SDES)[::3]
         steps = [case(SDES[sde_name]()) for sde_name in some]  # the laws below are those of more
-        found = worst(noise_left(step, setting) for step in steps)
-        yield Row(f"{name}: noise that the last step leaves on two points", found, 1e-5)
-        found = worst(flattened(step, setting) for step in steps)
-        yield Row(f"{name}: examples of shape (2, 3) and (6,)", found, 1e4 * setting.rounding)
-        found = worst(alone(step, setting) for step in steps)
-        yield Row(f"{name}: the same samples alone and in a batch", found, 1e4 * setting.rounding)
-        if name != "adaptive_sde":  # whose moves are refused or not by a last digit
-            found = worst(precision(step, setting) for step in steps)
-            yield Row(f"{name}: float32 against float64", found, 2e-3)
+        precise = name != "adaptive_sde"  # whose moves are refused or not by a last digit
+        yield from independence(name, steps, setting, precise)
     yield Row("engine: pixels that depend on the batch", engine_batches(setting), 0)
     yield Row("engine: a start that is not prior_std times noise", start(setting), 1e-6)
     yield Row("engine: log-densities of samples, and what the flow makes of latents, Gaussian", scored(setting), 1e-3)
@@ -58,58 +50,7 @@ def check(setting: Setting) -> Iterator[Row]:
         for sde_name, make in SDES.items():
             if name in IN_COORDINATES | ADAPTING and sde_name not in SPOKEN_FOR_ALL:
                 continue
-            found = kolmogorov_smirnov(case(make()), setting)
-            yield Row(f"{name}, {sde_name}: two bumps from the prior, Kolmogorov-Smirnov", found, 2.3)
-
-
-def draw_from(step: Step, mixture: GaussianMixture, seeds: Tensor, num_steps: int, like: Tensor) -> Tensor:
-    """One sample of the mixture for each seed (B,), from the prior over the whole interval; like (B, *)."""
-    noise, times = Noise(seeds), GRIDS["log_snr"](step.sde, 1 if step.num_steps == 1 else num_steps)
-    x = step.sde.prior_std * noise(like)
-    return sample(step, mixture.denoiser(step.sde, variance=0.5), x, times, noise)
-
-
-def kolmogorov_smirnov(step: Step, setting: Setting) -> float:
-    """sqrt(N) times the largest distance of the distribution functions; above 1.95 once in a thousand."""
-    like = torch.empty(NUM, 1, dtype=setting.dtype, device=setting.device)
-    x = exactly(draw_from(step, bumps(setting), torch.arange(NUM), NUM_STEPS, like)).flatten().sort().values
-    normal = torch.distributions.Normal(exactly(MEANS), exactly(STDS))
-    expected = normal.cdf(x[:, None]) @ exactly(WEIGHTS)
-    steps = torch.arange(NUM + 1, dtype=torch.float64) / NUM
-    return math.sqrt(NUM) * worst([distance(steps[1:], expected), distance(steps[:-1], expected)])
-
-
-def noise_left(step: Step, setting: Setting) -> float:
-    """Distance of samples of the points -1 and 1 from the nearer one."""
-    mixture = GaussianMixture.of_points(setting.tensor([[-1.0], [1.0]]))
-    like = torch.empty(16, 1, dtype=setting.dtype, device=setting.device)
-    return distance(draw_from(step, mixture, torch.arange(16), 12, like).abs(), 1.0)
-
-
-def flattened(step: Step, setting: Setting) -> float:
-    """Difference that the shape of the examples makes."""
-    flat, shaped = blobs(setting, (6,)), blobs(setting, (2, 3))
-    seeds, like = torch.arange(4), torch.empty(4, 6, dtype=setting.dtype, device=setting.device)
-    found = draw_from(step, shaped, seeds, 8, like.reshape(4, 2, 3))
-    return distance(found.flatten(1), draw_from(step, flat, seeds, 8, like))
-
-
-def alone(step: Step, setting: Setting) -> float:
-    """Difference that the rest of the batch makes."""
-    mixture, like = blobs(setting), torch.empty(12, 2, 2, dtype=setting.dtype, device=setting.device)
-    together = draw_from(step, mixture, torch.arange(12), 8, like)
-    return distance(draw_from(step, mixture, torch.arange(5, 8), 8, like[5:8]), together[5:8])
-
-
-def precision(step: Step, setting: Setting) -> float:
-    """Difference that float32 makes."""
-    found = []
-    for dtype in (torch.float32, torch.float64):
-        like = torch.empty(8, 2, 2, dtype=dtype, device=setting.device)
-        found.append(draw_from(step, blobs(Setting(setting.device, dtype)), torch.arange(8), 12, like))
-    if found[0].dtype != torch.float32:
-        return float("nan")
-    return distance(*found)
+            yield two_bumps(f"{name}, {sde_name}", case(make()), setting)
 
 
 def experiment(setting: Setting, sde: SDE) -> Experiment:

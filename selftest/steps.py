@@ -8,8 +8,10 @@ variance at the end are known to rounding, and their error can be seen to fall w
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,7 +87,7 @@ def check(setting: Setting) -> Iterator[Row]:
     known = [s for s in SDES if s in PROCESSES]
     for name in [name for name in STEPS if name in MOVES]:
         options = OPTIONS.get(name, {})
-        found = worst(one_move(STEPS[name](SDES[s](), **options), MOVES[name], s, setting) for s in known)
+        found = worst(one_move(STEPS[name](SDES[s](), **options), MOVES[name], PROCESSES[s], setting) for s in known)
         yield Row(f"{name}: one move against the closed form", found, 2000 * setting.rounding)
     for name in [name for name in STEP_SIZES if name in RATIOS]:
         found = worst(corrector(name, s, setting) for s in known)
@@ -103,7 +105,7 @@ def check(setting: Setting) -> Iterator[Row]:
     yield Row("ald: variance down a ladder where the data are a point", found, 1000 * setting.rounding)
     found = worst(step_size(ratio, num_steps) for ratio in (1.04, 1.5, 10.0) for num_steps in (1, 5))
     yield Row("ald: variance that it leaves, above that of the best of 1000 step sizes", found, 1e-9)
-    found = worst(known_ends(make(), setting) for make in SDES.values())
+    found = worst(known_ends(ConsistencyStep(make()), setting) for make in SDES.values())
     yield Row("consistency: mean and variance in 3 steps where the ends are known", found, 1000 * setting.rounding)
     for sde_name, make in SDES.items():
         for name, case in CASES.items():
@@ -112,11 +114,7 @@ def check(setting: Setting) -> Iterator[Row]:
                 if sde_name not in SPOKEN_FOR_ALL:
                     continue
                 few, precision, allowed = 2 * FEW, Setting(torch.device("cpu"), torch.float64), 0.4
-            few, many = (ending(case(sde, n), log_snr_grid(sde, n), precision) for n in (few, 2 * few))
-            lost = order - math.log2(math.hypot(*few) / math.hypot(*many))
-            yield Row(f"{name}, {sde_name}: what its order lacks of {order}", lost, allowed)
-            limit = [(2**order * m - f) / (2**order - 1) for f, m in zip(few, many)]
-            yield Row(f"{name}, {sde_name}: mean and variance in the limit of many steps", math.hypot(*limit), 0.02)
+            yield from convergence(f"{name}, {sde_name}", partial(case, sde), sde, order, few, precision, allowed)
         for solver in ADAPTIVE if sde_name == "vpsde" else ("dopri5",):  # what differs between SDEs is the flow
             yield Row(f"ode by {solver}, {sde_name}: its error over its tolerance", flow(make(), solver, setting), 250)
     for name, case in EXACT_FOR_A_POINT.items():
@@ -127,6 +125,17 @@ def check(setting: Setting) -> Iterator[Row]:
         yield Row(f"pc, {sde_name}: its divergence over that of twice the predictor", equal_cost(make(), setting), 1.0)
 
 
+def convergence(
+    name: str, step: Callable[[int], Step], sde: SDE, order: int, few: int, setting: Setting, allowed: float
+) -> Iterator[Row]:
+    """Rows of the order of a step, and of the law that it ends in, from ``few`` and twice as many moves."""
+    coarse, fine = (ending(step(n), log_snr_grid(sde, n), setting) for n in (few, 2 * few))
+    lost = order - math.log2(math.hypot(*coarse) / math.hypot(*fine))
+    yield Row(f"{name}: what its order lacks of {order}", lost, allowed)
+    limit = [(2**order * f - c) / (2**order - 1) for c, f in zip(coarse, fine)]
+    yield Row(f"{name}: mean and variance in the limit of many steps", math.hypot(*limit), 0.02)
+
+
 class Impulses:
     """Draws of which number k is 1 for example 2 + k, and 0 for all others."""
 
@@ -134,6 +143,8 @@ class Impulses:
         self.drawn = 0
 
     def __call__(self, like: Tensor) -> Tensor:
+        if 2 + self.drawn == len(like):
+            raise ValueError(f"draw number {self.drawn + 1}: a sampler may draw three times a move")
         z = torch.zeros_like(like)
         z[2 + self.drawn] = 1
         self.drawn += 1
@@ -171,6 +182,28 @@ def ending(
     found_variance = a**2 * (first.alpha**2 * variance + first.sigma**2) + sum(response**2 for response in b)
     expected = last.alpha**2 * variance + last.sigma**2
     return (found_mean - last.alpha * mean) / math.sqrt(expected), found_variance / expected - 1
+
+
+class Scaled:
+    """Draws that are 0, z and 2 z for three examples."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def __call__(self, like: Tensor) -> Tensor:
+        self.drawn += 1
+        generator = torch.Generator().manual_seed(self.drawn)
+        z = torch.randn(like.shape[1:], dtype=torch.float64, generator=generator).to(like)
+        return torch.stack([0 * z, z, 2 * z])
+
+
+def superposition(step: Step, setting: Setting) -> float:
+    """|f(2 w) - 2 f(w) + f(0)| / |f(2 w) - f(0)| of the last state, w the first one and all draws, Gaussian data."""
+    denoise = GaussianMixture(setting.tensor([1.0]), setting.tensor([[MEAN]]), VARIANCE).denoiser(step.sde, SHARE)
+    x = step.sde.prior_std * setting.tensor([[0.0], [1.0], [2.0]])
+    *_, end, _ = trajectory(step, denoise, x, log_snr_grid(step.sde, 8), Scaled())
+    zero, once, twice = end.flatten().tolist()
+    return abs(twice - 2 * once + zero) / abs(twice - zero)
 
 
 def flow(sde: SDE, solver: str, setting: Setting) -> float:
@@ -229,14 +262,14 @@ def step_size(ratio: float, num_steps: int) -> float:
     return left(langevin_step_size(ratio, num_steps)) - min(left(i / 1000) for i in range(1000))
 
 
-def known_ends(sde: SDE, setting: Setting) -> float:
+def known_ends(step: Step, setting: Setting) -> float:
     """Error of the law where the denoiser tells where the flow ends: as many deviations from the mean as it began."""
 
     def end(x: Tensor, t: float) -> Prediction:
-        alpha, sigma, _ = sde.at(t)
+        alpha, sigma, _ = step.sde.at(t)
         return Prediction(MEAN + math.sqrt(VARIANCE / (alpha**2 * VARIANCE + sigma**2)) * (x - alpha * MEAN))
 
-    return math.hypot(*ending(ConsistencyStep(sde), log_snr_grid(sde, 3), setting, denoise=end))
+    return math.hypot(*ending(step, log_snr_grid(step.sde, 3), setting, denoise=end))
 
 
 EXACT_FOR_A_POINT: dict[str, Callable[[SDE], Step]] = {
@@ -371,10 +404,12 @@ def langevin(name: str, x: Tensor, p: Process, q: Process, draw: Callable[[], Te
     return x + h * score + torch.sqrt(2 * h) * z
 
 
-def one_move(step: Step | Corrector, form: Callable, sde_name: str, setting: Setting) -> float:
+def one_move(
+    step: Step | Corrector, form: Callable, process: Callable[[np.ndarray], Process], setting: Setting
+) -> float:
     """Difference of one call of a step from a closed form, on two examples of four dimensions and given draws."""
     t, s = step.sde.time(torch.tensor([-1.0, 0.0], dtype=torch.float64)).tolist()
-    p, q = (Process(*map(float, PROCESSES[sde_name](exactly(v).numpy()))) for v in (t, s))
+    p, q = (Process(*map(float, process(exactly(v).numpy()))) for v in (t, s))
     mixture = GaussianMixture(setting.tensor([1.0]), setting.tensor([[MEAN] * 4]), VARIANCE)
     x, draws = p.sigma * setting.normals(2, 4), [setting.normals(2, 4, seed=seed) for seed in (1, 2)]
     given, used = iter(draws), iter(draws)
@@ -456,7 +491,7 @@ def corrector(name: str, sde_name: str, setting: Setting) -> float:
     def form(x: Tensor, p: Process, q: Process, h: float, draw: Callable[[], Tensor]) -> Tensor:
         return langevin(name, x, p, q, draw)
 
-    return one_move(Corrector(SDES[sde_name](), name, SNR, 1), form, sde_name, setting)
+    return one_move(Corrector(SDES[sde_name](), name, SNR, 1), form, PROCESSES[sde_name], setting)
 
 
 def equal_cost(sde: SDE, setting: Setting) -> float:

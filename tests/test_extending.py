@@ -53,6 +53,19 @@ def test_the_file_of_the_page_trains_and_the_printed_command_samples(place):
     assert shlex.quote(f"--config={folder}/mine.py") in alone.stderr
 
 
+def test_the_selftest_measures_process_and_step(place):
+    """By the command of the page, in a clone."""
+    folder, _ = place
+    line = next(line for line in (ROOT / "docs" / "extending.md").read_text().splitlines() if "selftest import" in line)
+    words = [sys.executable, *shlex.split(line)[1:]]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = done.stdout.splitlines()
+    assert [row for row in rows if not row.endswith("passed")] == []
+    assert sum(row.startswith("Midpoint, Quarter: what its order lacks of 2") for row in rows) == 1
+
+
 def test_a_strangers_file_is_not_named(place):
     """A run of another account says that there is a file, and not how to run it."""
     folder, run = place

@@ -99,6 +99,12 @@ def test_several_processes_give_the_rows_of_one(monkeypatch):
     assert shared == alone
 
 
+def test_rows_do_not_depend_on_the_random_numbers_drawn_before():
+    first = list(CHECKS["denoisers"](CPU))
+    torch.rand(1)
+    assert list(CHECKS["denoisers"](CPU)) == first
+
+
 # --- what it refuses --------------------------------------------------------------------------------------------------
 
 
