@@ -4,8 +4,8 @@
     python benchmarks/mutate.py --calls calls --number 150 --seed 0 --out mutants.json
 
 The first command records which functions each test calls (tests/calls.py). The second draws functions of ``sde_lib``,
-``samplers``, ``engine`` and ``data``, the checks of the selftest left out, changes each in one place, and runs tests
-that call it until one fails. Mutants are written to a copy of the project in a temporary folder, one at a time.
+``samplers``, ``engine`` and ``data``, changes each in one place, and runs tests that call it until one fails. Mutants
+are written to a copy of the project in a temporary folder, one at a time.
 
 Results are saved after each mutant; the same command goes on where it was stopped. With ``--again OTHER.json`` the
 mutants are those of an earlier run, and the test that failed then is tried first. Exit status 1 if a mutant survives.
@@ -133,7 +133,7 @@ def drawn(number: int, seed: int) -> list[dict]:
     """One mutant for each of so many random functions, in random order."""
     generator = random.Random(seed)
     paths = [path.relative_to(ROOT) for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
-    sources = {str(path): (ROOT / path).read_text() for path in paths if path.parts[:2] != ("engine", "checks")}
+    sources = {str(path): (ROOT / path).read_text() for path in paths}
     found = [(path, source, *each) for path, source in sources.items() for each in functions(ast.parse(source))]
     generator.shuffle(found)
     mutants = (mutant_of(*each, generator) for each in found)

@@ -20,7 +20,7 @@ from torch import Tensor
 from score_sde.samplers import Step
 from score_sde.sde_lib import SDE, SDES, GaussianMixture
 from score_sde.sde_lib.denoiser import Denoise, Estimate, as_denoiser
-from score_sde.sde_lib.process import Draw
+from score_sde.sde_lib.process import Draw, check_same
 from score_sde.selftest.denoisers import conversions
 from score_sde.selftest.exact import score_error
 from score_sde.selftest.processes import identities
@@ -77,6 +77,11 @@ def check(
     """
     if sampler is None and sde is None and denoiser is None:
         raise ValueError("nothing to check: give sampler=, sde= or denoiser=")
+    for name, given in (("sampler", sampler), ("sde", sde), ("denoiser", denoiser)):
+        if not (given is None or callable(given) or isinstance(given, Step | SDE)):
+            raise ValueError(
+                f"{name}={given!r}: need the object itself or a function; samplers.STEPS and sde_lib.SDES have some"
+            )
     if denoiser is not None and (sde is None or data is None):
         raise ValueError("a denoiser is compared with the exact one: give sde= and data=, a GaussianMixture")
     if move is not None and move not in MOVES:
@@ -111,10 +116,14 @@ class Whole(Step):
 def as_steps(sampler: Step | Run | Callable[[SDE], Step | Run], sdes: list[SDE], alone: bool) -> list[Step]:
     """The sampler as a step of each SDE, or of its own.
 
-    Raises: ValueError for arguments that are neither one SDE nor (denoise, x, times, draw), and for a function that is
-        given ``alone``, without an SDE.
+    Raises: ValueError for arguments that are neither one SDE nor (denoise, x, times, draw), for a function that is
+        given ``alone``, without an SDE, and for a step of another SDE.
     """
     if isinstance(sampler, Step):
+        if not alone and not same(sampler.sde, sdes[0]):
+            raise ValueError(
+                f"{name_of(sampler)} is a step of another SDE than sde=: give its class, or leave sde= out"
+            )
         return [sampler]
     num = num_arguments(sampler)
     if num not in (1, 4):
@@ -124,6 +133,15 @@ def as_steps(sampler: Step | Run | Callable[[SDE], Step | Run], sdes: list[SDE],
     call: Any = sampler
     made = [call(sde) if num == 1 else call for sde in sdes]
     return [step if isinstance(step, Step) else Whole(step, sde) for step, sde in zip(made, sdes)]
+
+
+def same(sde: SDE, other: SDE) -> bool:
+    """Whether two SDEs have the same alpha and sigma, to a millionth."""
+    try:
+        check_same(sde, other)
+    except ValueError:
+        return False
+    return True
 
 
 def num_arguments(function: Callable[..., Any]) -> int:

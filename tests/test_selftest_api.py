@@ -198,6 +198,9 @@ def test_an_exception_is_a_failed_row_and_the_others_go_on():
         ({"denoiser": lambda x, t: x}, "give sde= and data="),
         ({"sampler": lambda denoise, x, times, draw: x}, "give sde="),
         ({"sampler": lambda x, times: x}, "takes 2 arguments"),
+        ({"sampler": "ddim"}, "sampler='ddim': need the object itself"),
+        ({"sde": "vpsde"}, "sde='vpsde': need the object itself"),
+        ({"sampler": DDIM(SDES["edm"]()), "sde": SDES["vpsde"]}, "DDIM is a step of another SDE than sde="),
         ({"sampler": STEPS["ddim"], "move": "adams"}, "move 'adams' has no closed form; euler_maruyama"),
     ],
 )
