@@ -8,7 +8,17 @@ from torch.nn import functional as F
 
 from score_sde.models.blocks import Block, Stage, Style, attend
 from score_sde.models.embeddings import LabelEmbedding, Positional
-from score_sde.models.layers import ascend, check_image, convolution, descend, double, halve, resolutions, zeroed
+from score_sde.models.layers import (
+    all_of,
+    ascend,
+    check_image,
+    convolution,
+    descend,
+    double,
+    halve,
+    resolutions,
+    zeroed,
+)
 
 
 class Conditioning(nn.Module):
@@ -202,7 +212,7 @@ class ADM(ADMEncoder):
     ) -> Tensor:
         c = self.conditioning(noise, keep, label, augment)
         *written, h = self.encode(x, c)
-        for level, stages in enumerate(self.decoder):
+        for level, stages in enumerate(all_of(self.decoder, nn.ModuleList)):
             h = self.ups[level - 1](h, c) if level else h
             h = ascend(stages, h, c, written)
         return self.output(h)
@@ -348,7 +358,7 @@ def normalised_spatial_pool(encoder: ADMEncoder, sides: list[int]) -> SpatialPoo
     return SpatialPool(encoder, sides, normalised=True)
 
 
-POOLS = {
+POOLS: dict[str, Callable[[ADMEncoder, list[int]], AttentionPool | MeanPool | SpatialPool]] = {
     "attention": AttentionPool,
     "adaptive": MeanPool,
     "spatial": SpatialPool,

@@ -32,6 +32,9 @@ class Captioned(nn.Module):
         2.4. arXiv:2103.00020
     """
 
+    captions: Tensor
+    num_captions: Tensor
+
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -105,6 +108,8 @@ class Captioned(nn.Module):
         vectors = self.image(x, log_snr)
         if label is None:
             return self.output(vectors)
+        if u is None:
+            raise ValueError("labels without u: give a number in [0, 1) for each, which chooses a caption")
         num = self.num_captions[label]
         which = (u * num).long().clamp_max(num - 1)
         return self.sharpness() * vectors @ self.text(self.captions[label, which]).mT

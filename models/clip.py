@@ -5,14 +5,17 @@ import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from score_sde.models.checkpoints.safe import ForeignError
 from score_sde.storage.reading import half_of_memory, obstacle, open_file, read_text
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the colours that the published models see, for folders that do not say."""
@@ -34,7 +37,7 @@ class Clip:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: "CLIPModel",
         tokenize: Callable[[str], list[int]],
         mean: tuple[float, ...] = MEAN,
         std: tuple[float, ...] = STD,
@@ -72,9 +75,10 @@ class Clip:
             for file in folder.iterdir():  # transformers would open a pipe or a device
                 if not file.is_dir():
                     open_file(file, half_of_memory() if file.suffix == ".safetensors" else math.inf).close()
-            model, told = CLIPModel.from_pretrained(
+            loaded: Any = CLIPModel.from_pretrained(  # a pair, which transformers does not state
                 str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
             )
+            model, told = loaded
             if told["missing_keys"]:
                 raise KeyError(f"no {min(told['missing_keys'])}")
             odd = next((name for name, value in model.state_dict().items() if not value.isfinite().all()), None)

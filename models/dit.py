@@ -69,9 +69,11 @@ class DiT(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
-                nn.init.zeros_(module.bias)
-        for embedding in (*self.conditioning.layers[::2], *self.conditioning.tables()):
-            nn.init.normal_(embedding.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        linear = [layer.weight for layer in self.conditioning.layers if isinstance(layer, nn.Linear)]
+        for weight in (*linear, *(table.weight for table in self.conditioning.tables())):
+            nn.init.normal_(weight, std=0.02)
         for module in (self, *self.blocks):
             zeroed(module.steer)
         zeroed(self.output)

@@ -20,6 +20,8 @@ class LogSNREmbedding(nn.Module):
     Reference: Vaswani et al., "Attention Is All You Need", 2017, section 3.5. arXiv:1706.03762
     """
 
+    frequencies: Tensor
+
     def __init__(self, width: int):
         super().__init__()
         self.register_buffer("frequencies", torch.logspace(-5, 0, width // 2, base=2.0), persistent=False)
@@ -43,6 +45,8 @@ class Positional(nn.Module):
     Shapes: level (B,); returns (B, width).
     Reference: Vaswani et al., "Attention Is All You Need", 2017, section 3.5. arXiv:1706.03762
     """
+
+    frequencies: Tensor
 
     def __init__(self, width: int, cos_first: bool, ends: bool, period: float = 10_000.0):
         super().__init__()
@@ -70,6 +74,8 @@ class Fourier(nn.Module):
     Reference: Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains",
         2020, section 6. arXiv:2006.10739
     """
+
+    frequencies: Tensor
 
     def __init__(self, width: int, scale: float = 16.0):
         super().__init__()

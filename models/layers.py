@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+M = TypeVar("M", bound=nn.Module)
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
 
@@ -20,7 +23,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(channels, max(1, min(32, channels // 4))), channels)
 
 
-def zeroed(module: nn.Module) -> nn.Module:
+def zeroed(module: M) -> M:
     """Set every parameter of a module to zero, and return it."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -40,6 +43,15 @@ def double(x: Tensor) -> Tensor:
 def beside(values: Tensor, x: Tensor) -> Tensor:
     """A number an example, shaped to be multiplied with x: (B,) becomes (B, 1, ..., 1)."""
     return values.reshape(len(values), *[1] * (x.ndim - 1))
+
+
+def all_of(modules: Iterable[nn.Module], kind: type[M]) -> list[M]:
+    """The modules of a list, all of one kind, which torch's lists do not state."""
+    found = []
+    for module in modules:
+        assert isinstance(module, kind)
+        found.append(module)
+    return found
 
 
 def descend(stages: Iterable[nn.Module], h: Tensor, c: Tensor, written: list[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from score_sde.models.layers import beside, check_image, convolution, zeroed
+from score_sde.models.layers import all_of, beside, check_image, convolution, zeroed
 
 Norm = Callable[[int], nn.Module]
 """A normalisation of so many channels, called as ``norm(x, level)``."""
@@ -66,7 +66,7 @@ class InstanceNormPlus(nn.Module):
         return torch.addcmul(shift[..., None, None], gamma.expand_as(shift)[..., None, None], F.instance_norm(x))
 
 
-class Plain(nn.Identity):
+class Plain(nn.Module):
     """No normalisation."""
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class DilatedBlock(nn.Module):
         self.halves = down and dilation == 1
         self.norm1, self.conv1 = norm(channels_in), dilated(channels_in, between, dilation)
         self.norm2, self.conv2 = norm(between), dilated(between, channels_out, dilation)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if down or channels_in != channels_out:
             wide = dilation > 1
             self.shortcut = (
@@ -250,7 +250,7 @@ class NCSN(nn.Module):
     def forward(self, x: Tensor, noise: Tensor, keep: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         level = noise.round().long().clamp(0, max(self.num_levels - 1, 0))
         h, written = self.stem(x if self.centred else 2 * x - 1), []
-        for blocks in self.encoder:
+        for blocks in all_of(self.encoder, nn.ModuleList):
             for block in blocks:
                 h = block(h, level)
             written.append(h)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from score_sde.models.blocks import Block, Stage, Style, initialise
 from score_sde.models.embeddings import Fourier, LabelEmbedding, Positional
-from score_sde.models.layers import ascend, beside, check_image, convolution, descend, resolutions, zeroed
+from score_sde.models.layers import all_of, ascend, beside, check_image, convolution, descend, resolutions, zeroed
 from score_sde.models.resampling import FIR, Down, Up
 
 
@@ -59,7 +59,7 @@ class InputSkip(nn.Module):
         self.conv = nn.Conv2d(channels_in, channels, 1)
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
-        pyramid = self.fir.halve(pyramid)
+        pyramid = self.fir.downsample(pyramid)
         seen = self.conv(pyramid)
         return (torch.cat([seen, h], dim=1) if self.beside else seen + h), pyramid
 
@@ -86,7 +86,7 @@ class OutputSkip(nn.Module):
 
     def forward(self, h: Tensor, pyramid: Tensor | None) -> tuple[Tensor, Tensor]:
         image = self.conv(F.silu(self.norm(h)))
-        return h, image if pyramid is None else self.fir.double(pyramid) + image
+        return h, image if pyramid is None else self.fir.upsample(pyramid) + image
 
 
 class OutputResidual(nn.Module):
@@ -119,6 +119,9 @@ class Level(nn.Module):
     pyramid: how image-like features beside the network meet it.
     change: to the next resolution, None at the last; in the encoder before the pyramid, in the decoder after it.
     """
+
+    pyramid: nn.Module
+    change: nn.Module | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,10 +223,11 @@ class NCSNpp(nn.Module):
         def change(channels: int, layer: type[Down] | type[Up]) -> nn.Module:
             if blocks == "ddpm":
                 return layer(channels, channels, self.fir, resample_conv)
-            resample = self.fir.halve if layer is Down else self.fir.double
+            resample = self.fir.downsample if layer is Down else self.fir.upsample
             return block(channels, channels, resample=resample, project=True)
 
-        features, count = None, channels
+        features: nn.Module | None = None
+        count = channels
         if not blind and embedding == "fourier":
             features, count = LogFourier(2 * channels, fourier_scale), 2 * channels
         elif not blind:
@@ -241,8 +245,9 @@ class NCSNpp(nn.Module):
             level.change = None if last else change(current, Down)
             level.pyramid = Untouched()
             if not last and progressive_input == "input_skip":
-                level.pyramid = InputSkip(seen, current, self.fir, combine == "cat")
-                current *= 1 + level.pyramid.beside
+                skip = InputSkip(seen, current, self.fir, combine == "cat")
+                level.pyramid = skip
+                current *= 1 + skip.beside
             elif not last and progressive_input == "residual":
                 level.pyramid = InputResidual(seen, current, self.fir, gain)
                 seen = current
@@ -282,19 +287,19 @@ class NCSNpp(nn.Module):
         pyramid = x if self.centred else 2 * x - 1
         h = self.stem(pyramid)
         written = [h]
-        for level in self.encoder:
+        for level in all_of(self.encoder, Level):
             h = descend(level.stages, h, c, written)
             if level.change is not None:
                 h, pyramid = level.pyramid(level.change(h, c), pyramid)
                 written.append(h)
         for stage in self.middle:
             h = stage(h, c)
-        pyramid = None
-        for level in self.decoder:
+        image: Tensor | None = None
+        for level in all_of(self.decoder, Level):
             h = ascend(level.stages, h, c, written)
-            h, pyramid = level.pyramid(h, pyramid)
+            h, image = level.pyramid(h, image)
             h = h if level.change is None else level.change(h, c)
-        out = pyramid if self.skips else self.output(F.silu(self.norm(h)))
+        out = self.output(F.silu(self.norm(h))) if image is None or not self.skips else image
         return out / beside(self._sigma(noise), out) if self.by_sigma else out
 
     def _sigma(self, noise: Tensor) -> Tensor:

@@ -10,17 +10,19 @@ from score_sde.models.layers import double, halve
 class FIR(nn.Module):
     """Resampling of each channel by a separable filter f of K taps; nothing to learn, and zeros beyond the border.
 
-        halve:   y_i = sum_j f_j x_{2 i + j - K/2 + 1}
-        double:  y_i = 2 sum_j f_{i - 2 j + K/2 - 1} x_j        (on each axis; f sums to one)
+        downsample:  y_i = sum_j f_j x_{2 i + j - K/2 + 1}
+        upsample:    y_i = 2 sum_j f_{i - 2 j + K/2 - 1} x_j        (on each axis; f sums to one)
 
     Constants stay as they are away from the border. Without taps neighbours are averaged and repeated.
 
     Args:
         taps: the filter, two or more numbers up to a common factor, such as (1, 3, 3, 1); () for none.
-    Shapes: x (B, C, H, W); ``halve`` and ``double`` return half and twice the sides, ``blur`` two more on each.
+    Shapes: x (B, C, H, W); ``downsample`` and ``upsample`` return half and twice the sides, ``blur`` two more on each.
     Reference: Zhang, "Making Convolutional Networks Shift-Invariant Again", 2019. arXiv:1904.11486; Karras et al.,
         "Analyzing and Improving the Image Quality of StyleGAN", 2020, appendix B. arXiv:1912.04958
     """
+
+    kernel: Tensor
 
     def __init__(self, taps: tuple[float, ...]):
         super().__init__()
@@ -31,10 +33,10 @@ class FIR(nn.Module):
             f = torch.tensor(taps, dtype=torch.float32)
             self.register_buffer("kernel", torch.outer(f, f) / f.sum() ** 2, persistent=False)
 
-    def halve(self, x: Tensor) -> Tensor:
+    def downsample(self, x: Tensor) -> Tensor:
         return self._convolve(x, self.size - 2, stride=2) if self.size else halve(x)
 
-    def double(self, x: Tensor) -> Tensor:
+    def upsample(self, x: Tensor) -> Tensor:
         if not self.size:
             return double(x)
         cut = self.size - 2 - (self.size - 1) // 2
@@ -70,7 +72,7 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         if self.conv is None:
-            return self.fir.halve(x)
+            return self.fir.downsample(x)
         return self.conv(self.fir.blur(x) if self.fir.size else F.pad(x, (0, 1, 0, 1)))
 
 
@@ -87,5 +89,5 @@ class Up(nn.Module):
         self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1) if learned else None
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        x = self.fir.double(x)
+        x = self.fir.upsample(x)
         return x if self.conv is None else self.conv(x)

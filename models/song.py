@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from score_sde.models.blocks import Block, Stage, Style, initialise
 from score_sde.models.embeddings import Fourier, LabelEmbedding, Positional
-from score_sde.models.layers import ascend, check_image, convolution, descend, resolutions, zeroed
+from score_sde.models.layers import all_of, ascend, check_image, convolution, descend, resolutions, zeroed
 from score_sde.models.resampling import FIR, Down
 
 STYLE = Style(scale_shift=False, gain=math.sqrt(0.5), eps=1e-6, group=4)
@@ -121,7 +121,7 @@ class Song(nn.Module):
         written = [channels]
         for level, count in enumerate(counts):
             if level:
-                self.downs.append(self.block(current, current, self.fir.halve))
+                self.downs.append(self.block(current, current, self.fir.downsample))
                 written.append(current)
                 if encoder == "residual":
                     self.readers.append(Down(read, current, self.fir, learned=True))
@@ -139,7 +139,7 @@ class Song(nn.Module):
         self.decoder, self.ups, self.writers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, count in reversed(list(enumerate(counts))):
             if level < levels - 1:
-                self.ups.append(self.block(current, current, self.fir.double))
+                self.ups.append(self.block(current, current, self.fir.upsample))
             stages = nn.ModuleList()
             for index in range(num_blocks + 1):
                 attends = attending[level] and index == num_blocks
@@ -149,7 +149,7 @@ class Song(nn.Module):
             if decoder == "skip" or level == 0:
                 self.writers.append(nn.Sequential(STYLE.norm(current), nn.SiLU(), convolution(2, current, outputs)))
         initialise(self)
-        for writer in self.writers:
+        for writer in all_of(self.writers, nn.Sequential):
             zeroed(writer[2])
 
     def block(self, channels_in: int, channels_out: int, resample: Callable | None = None) -> Block:
@@ -167,7 +167,7 @@ class Song(nn.Module):
         if self.residual:
             h = (h + reader(image)) * STYLE.gain
             return h, h
-        image = self.fir.halve(image)
+        image = self.fir.downsample(image)
         return image, h + reader(image)
 
     def forward(
@@ -181,7 +181,7 @@ class Song(nn.Module):
         c, image = self.conditioning(noise, keep, label, augment), x
         h = self.stem(x)
         written = [h]
-        for level, stages in enumerate(self.encoder):
+        for level, stages in enumerate(all_of(self.encoder, nn.ModuleList)):
             if level:
                 h = self.downs[level - 1](h, c)
                 if self.readers:
@@ -191,9 +191,9 @@ class Song(nn.Module):
         for stage in self.middle:
             h = stage(h, c)
         output = None
-        for level, stages in enumerate(self.decoder):
+        for level, stages in enumerate(all_of(self.decoder, nn.ModuleList)):
             h = self.ups[level - 1](h, c) if level else h
             h = ascend(stages, h, c, written)
             if len(self.writers) > 1:
-                output = self.writers[level](h) + (0 if output is None else self.fir.double(output))
+                output = self.writers[level](h) + (0 if output is None else self.fir.upsample(output))
         return self.writers[0](h) if output is None else output

@@ -7,6 +7,7 @@ from score_sde.models.embeddings import Conditioning
 from score_sde.models.layers import (
     Attention,
     ResidualBlock,
+    all_of,
     ascend,
     convolution,
     descend,
@@ -53,10 +54,11 @@ class Encoder(nn.Module):
         self.stem = convolution(self.rank, data_channels, channels)
         self.encoder, current = nn.ModuleList(), channels
         for level, multiple in enumerate(channel_mult):
-            self.encoder.append(nn.ModuleList())
+            stages = nn.ModuleList()
             for _ in range(num_blocks):
-                self.encoder[-1].append(self.stage(current, channels * multiple, self.attending[level]))
+                stages.append(self.stage(current, channels * multiple, self.attending[level]))
                 current = channels * multiple
+            self.encoder.append(stages)
 
     def stage(self, channels_in: int, channels_out: int, attends: bool) -> "Stage":
         """A residual block of this network, with attention behind it or without."""
@@ -67,8 +69,9 @@ class Encoder(nn.Module):
 
         Shapes: x (B, *shape), c (B, width); each (B, channels, *).
         """
-        h, written = self.stem(F.pad(x, [n for missing in reversed(self.missing) for n in (0, missing)])), []
-        for level, stages in enumerate(self.encoder):
+        h = self.stem(F.pad(x, [n for missing in reversed(self.missing) for n in (0, missing)]))
+        written: list[Tensor] = []
+        for level, stages in enumerate(all_of(self.encoder, nn.ModuleList)):
             h = halve(h) if level else h
             h = descend(stages, h, c, written)
         return written
@@ -115,10 +118,11 @@ class UNet(Encoder):
         self.decoder, current = nn.ModuleList(), written[-1]
         self.middle = nn.ModuleList([self.stage(current, current, True), self.stage(current, current, False)])
         for level, multiple in reversed(list(enumerate(channel_mult))):
-            self.decoder.append(nn.ModuleList())
+            stages = nn.ModuleList()
             for _ in range(num_blocks):
-                self.decoder[-1].append(self.stage(current + written.pop(), channels * multiple, self.attending[level]))
+                stages.append(self.stage(current + written.pop(), channels * multiple, self.attending[level]))
                 current = channels * multiple
+            self.decoder.append(stages)
         outputs = shape[0] * (1 + learned_variance)
         self.output = nn.Sequential(group_norm(current), nn.SiLU(), zeroed(convolution(self.rank, current, outputs)))
 
@@ -128,7 +132,7 @@ class UNet(Encoder):
         h = written[-1]
         for stage in self.middle:
             h = stage(h, c)
-        for level, stages in enumerate(self.decoder):
+        for level, stages in enumerate(all_of(self.decoder, nn.ModuleList)):
             h = double(h) if level else h
             h = ascend(stages, h, c, written)
         return self.output(h)[(..., *(slice(side) for side in x.shape[2:]))]

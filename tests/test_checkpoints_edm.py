@@ -114,7 +114,7 @@ def loaded(name, module, dialect):
     [
         ("block_heads4", Stage(Block(16, 16, 8, 0.0, Style(group=4)), heads=4)),
         ("block_up_adaptive", Block(16, 8, 8, 0.0, Style(group=4), double)),
-        ("block_down_song", Block(16, 16, 8, 0.0, STYLE, SMOOTH.halve, project=True)),
+        ("block_down_song", Block(16, 16, 8, 0.0, STYLE, SMOOTH.downsample, project=True)),
     ],
 )
 def test_blocks_are_theirs(name, module):
@@ -128,7 +128,7 @@ def test_changes_of_resolution_are_theirs():
         LAYERS[f"conv_down_fused.param.{leaf}"] for leaf in ("weight", "bias")
     )
     assert per_sample(down(LAYERS["conv_down_fused.x"]), LAYERS["conv_down_fused.out"]) < 1e-5
-    assert per_sample(SMOOTH.double(LAYERS["conv_up_k0.x"]), LAYERS["conv_up_k0.out"]) < 1e-5
+    assert per_sample(SMOOTH.upsample(LAYERS["conv_up_k0.x"]), LAYERS["conv_up_k0.out"]) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "ends"), [("pos_embedding", False), ("pos_embedding_endpoint", True)])

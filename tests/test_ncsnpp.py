@@ -46,10 +46,10 @@ def test_resampling_is_theirs():
         down.conv.weight.copy_(recording["w"])
         down.conv.bias.zero_()
     ours = {
-        "upsample_2d": fir.double(x),
-        "downsample_2d": fir.halve(x),
-        "naive_upsample_2d": none.double(x),
-        "naive_downsample_2d": none.halve(x),
+        "upsample_2d": fir.upsample(x),
+        "downsample_2d": fir.downsample(x),
+        "naive_upsample_2d": none.upsample(x),
+        "naive_downsample_2d": none.downsample(x),
         "conv_downsample_2d": down(x).detach(),
     }
     for name, y in ours.items():
@@ -92,9 +92,9 @@ def test_attention_is_theirs():
 def test_constants_stay_inside(taps):
     x = torch.ones(1, 2, 12, 12)
     fir = FIR(taps)
-    torch.testing.assert_close(fir.halve(x)[..., 2:-2, 2:-2], torch.ones(1, 2, 2, 2))
+    torch.testing.assert_close(fir.downsample(x)[..., 2:-2, 2:-2], torch.ones(1, 2, 2, 2))
     even = sum(taps[::2]) == sum(taps[1::2])
-    inside = fir.double(x)[..., 4:-4, 4:-4]
+    inside = fir.upsample(x)[..., 4:-4, 4:-4]
     torch.testing.assert_close(inside.mean(), torch.tensor(1.0))
     assert not even or torch.allclose(inside, torch.ones_like(inside))
 
@@ -102,13 +102,13 @@ def test_constants_stay_inside(taps):
 @pytest.mark.parametrize("taps", [(1.0, 1.0), FILTER])
 def test_doubling_is_the_transpose_of_halving(taps):
     fir, x, y = FIR(taps).to(torch.float64), torch.randn(1, 2, 8, 8).double(), torch.randn(1, 2, 4, 4).double()
-    torch.testing.assert_close((fir.halve(x) * y).sum() * 4, (fir.double(y) * x).sum())
+    torch.testing.assert_close((fir.downsample(x) * y).sum() * 4, (fir.upsample(y) * x).sum())
 
 
 def test_two_taps_are_no_filter():
     x = torch.randn(2, 3, 8, 6)
-    torch.testing.assert_close(FIR((1, 1)).halve(x), FIR(()).halve(x))
-    torch.testing.assert_close(FIR((1, 1)).double(x), FIR(()).double(x))
+    torch.testing.assert_close(FIR((1, 1)).downsample(x), FIR(()).downsample(x))
+    torch.testing.assert_close(FIR((1, 1)).upsample(x), FIR(()).upsample(x))
 
 
 @pytest.mark.parametrize("taps", [(), (1, 2, 1), FILTER])

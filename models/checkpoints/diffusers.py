@@ -20,7 +20,8 @@ from score_sde.models.checkpoints.foreign import Foreign
 from score_sde.models.checkpoints.parts import Dialect, Tensors, names, with_null
 from score_sde.models.checkpoints.safe import ForeignError
 from score_sde.models.ddpm import DDPM
-from score_sde.models.ncsnpp import InputSkip, NCSNpp, OutputSkip
+from score_sde.models.layers import all_of
+from score_sde.models.ncsnpp import InputSkip, Level, NCSNpp, OutputSkip
 from score_sde.storage.reading import read_text
 
 DIALECT = Dialect(
@@ -122,7 +123,7 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
     tensors = Tensors(found, "conv_in.weight", "diffusers' UNet2DModel", weights)
     kind, options = architecture({**DEFAULTS, **told}, unet)
 
-    def arrange(network: nn.Module) -> dict[str, str | tuple[str, ...]]:
+    def arrange(network: ADM | NCSNpp) -> dict[str, str | tuple[str, ...]]:
         if "class_embedding.weight" in tensors:
             tensors["class_embedding.weight"] = with_null(tensors["class_embedding.weight"])
         twin = tensors.get("time_proj.W")  # the same frequencies once more, in old files
@@ -130,7 +131,7 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
             tensors["time_proj.weight"] = tensors.pop("time_proj.W")
         for name in [name for name in tensors if ".attentions." in name and tensors[name].ndim > 2]:
             tensors[name] = tensors[name].flatten(1)
-        modules = adm_modules(network) if kind is ADM else ncsnpp_modules(network)
+        modules = adm_modules(network) if isinstance(network, ADM) else ncsnpp_modules(network)
         return names(network, modules) | attention_names(network, modules, tensors)
 
     sections = process(scheduler)
@@ -289,7 +290,7 @@ def ends(first: str, second: str) -> dict[str, str]:
 
 def stages(ours: str, entries: nn.ModuleList, theirs: str) -> dict[str, str]:
     """Module of ours -> module of theirs, of blocks and the attention behind them, which they count by itself."""
-    modules, attending = {}, 0
+    modules, attending = dict[str, str](), 0
     for i, stage in enumerate(entries):
         modules |= DIALECT.stage(f"{ours}.{i}", stage, f"{theirs}.resnets.{i}", f"{theirs}.attentions.{attending}")
         attending += isinstance(stage.attention, SelfAttention)
@@ -301,7 +302,7 @@ def ncsnpp_modules(network: NCSNpp) -> dict[str, str]:
     modules = ends("conditioning.linear1", "conditioning.linear2") | stages("middle", network.middle, "mid_block")
     modules["conditioning.features.frequencies"] = "time_proj.weight"
     for side, levels, change in (("encoder", network.encoder, "down"), ("decoder", network.decoder, "up")):
-        for i, level in enumerate(levels):
+        for i, level in enumerate(all_of(levels, Level)):
             at, ours = f"{change}_blocks.{i}", f"{side}.{i}"
             modules |= stages(f"{ours}.stages", level.stages, at)
             if isinstance(level.change, Block):
@@ -326,14 +327,14 @@ def adm_modules(network: ADM) -> dict[str, str]:
             modules |= DIALECT.stage(f"encoder.{i}", module, f"{at}.resnets.{block}", f"{at}.attentions.{block}")
         else:
             modules[f"encoder.{i}.conv"] = f"{at}.downsamplers.0.conv"
-    for level, entries in enumerate(network.decoder):
+    for level, entries in enumerate(all_of(network.decoder, nn.ModuleList)):
         modules |= stages(f"decoder.{level}", entries, f"up_blocks.{level}")
     return modules | {f"ups.{i}.conv": f"up_blocks.{i}.upsamplers.0.conv" for i in range(len(network.ups))}
 
 
 def attention_names(network: nn.Module, modules: dict[str, str], tensors: Tensors) -> dict[str, str | tuple[str, ...]]:
     """Names of the tensors around each attention: queries, keys and values are three of theirs, of two generations."""
-    found = {}
+    found: dict[str, str | tuple[str, ...]] = {}
     for name, module in network.named_modules():
         if isinstance(module, SelfAttention):
             theirs = modules[f"{name}.norm"].removesuffix(".group_norm")

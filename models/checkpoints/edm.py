@@ -17,6 +17,7 @@ from score_sde.models.adm import ADM
 from score_sde.models.checkpoints.foreign import Foreign
 from score_sde.models.checkpoints.parts import Dialect, Tensors, linear_attention, names, value_fastest, with_null
 from score_sde.models.checkpoints.safe import ForeignError
+from score_sde.models.layers import all_of
 from score_sde.models.song import Song
 from score_sde.storage.reading import read_text
 
@@ -96,10 +97,10 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
 
     kind, options = architecture(tensors)
     resampled = check_filters(tensors, options.get("fir", ()))
-    modules_of = song_modules if kind is Song else adm_modules
 
-    def arrange(network: nn.Module) -> dict[str, str]:
-        modules = modules_of(network, resolutions(tensors))
+    def arrange(network: ADM | Song) -> dict[str, str]:
+        sides = resolutions(tensors)
+        modules = song_modules(network, sides) if isinstance(network, Song) else adm_modules(network, sides)
         linear_attention(network, modules, tensors, value_fastest)
         if "model.map_label.weight" in tensors:
             arrange_labels(tensors)
@@ -265,7 +266,7 @@ def adm_modules(network: ADM, sides: list[int]) -> dict[str, str]:
 def song_modules(network: Song, sides: list[int]) -> dict[str, str]:
     """Module of ours -> module of theirs."""
     modules = conditioning_modules() | {"stem": f"model.enc.{sides[0]}x{sides[0]}_conv"}
-    for level, (side, stages) in enumerate(zip(sides, network.encoder, strict=True)):
+    for level, (side, stages) in enumerate(zip(sides, all_of(network.encoder, nn.ModuleList), strict=True)):
         at = f"model.enc.{side}x{side}"
         if level:
             modules |= stage_modules(f"downs.{level - 1}", network.downs[level - 1], f"{at}_down")
@@ -281,10 +282,10 @@ def song_modules(network: Song, sides: list[int]) -> dict[str, str]:
 
 def decoder_modules(network: ADM | Song, sides: list[int]) -> dict[str, str]:
     """Module of ours -> module of theirs, of the middle, which they count to the decoder, and the decoder."""
-    modules = {}
+    modules: dict[str, str] = {}
     for i, stage in enumerate(network.middle):
         modules |= stage_modules(f"middle.{i}", stage, f"model.dec.{sides[-1]}x{sides[-1]}_in{i}")
-    for level, (side, stages) in enumerate(zip(sides[::-1], network.decoder, strict=True)):
+    for level, (side, stages) in enumerate(zip(sides[::-1], all_of(network.decoder, nn.ModuleList), strict=True)):
         at = f"model.dec.{side}x{side}"
         if level:
             modules |= stage_modules(f"ups.{level - 1}", network.ups[level - 1], f"{at}_up")

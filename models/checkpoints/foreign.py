@@ -57,7 +57,8 @@ def place(
         not all finite.
     """
     ours = network.state_dict()
-    parts = {name: (names[name],) if isinstance(names[name], str) else names[name] for name in ours}
+    theirs = {name: names[name] for name in ours}
+    parts = {name: (found,) if isinstance(found, str) else found for name, found in theirs.items()}
     wanted = [part for several in parts.values() for part in several]
     missing = sorted(set(wanted) - set(weights))
     unexpected = sorted(set(weights) - set(wanted))

@@ -9,7 +9,9 @@ import json
 import re
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import nn
 
 from score_sde.models.adm import ADM, ADMClassifier, ADMEncoder, Strided
 from score_sde.models.blocks import Block, SelfAttention
@@ -24,6 +26,7 @@ from score_sde.models.checkpoints.parts import (
     with_null,
 )
 from score_sde.models.checkpoints.safe import ForeignError
+from score_sde.models.layers import all_of
 from score_sde.storage.reading import read_text
 
 DIALECT = Dialect(
@@ -89,7 +92,10 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
 
     def arrange(network: ADMEncoder) -> dict[str, str]:
         modules = encoder_modules(network)
-        modules |= classifier_modules(options["pool"]) if classifies else decoder_modules(network, num_blocks)
+        if isinstance(network, ADM):
+            modules |= decoder_modules(network, num_blocks)
+        else:
+            modules |= classifier_modules(options["pool"])
         order = as_it_is if flags.get("use_new_attention_order") else head_first
         linear_attention(network, modules, tensors, order)
         if "label_emb.weight" in tensors:
@@ -194,8 +200,8 @@ def architecture(tensors: Tensors, flags: dict[str, Any], classifies: bool) -> t
     head_channels = flags.get("num_head_channels", 64 if by_script else -1)
     options |= {"head_channels": head_channels} if head_channels > 0 else {"heads": flags.get("num_heads", 4)}
     if classifies:
-        pool = next(pool for pool, output in OUTPUTS.items() if pool == "spatial" or output["mark"] in tensors)
-        last = tensors[f"{OUTPUTS[pool]['modules']['output']}.weight"]
+        pool = next(pool for pool, output in OUTPUTS.items() if pool == "spatial" or output.mark in tensors)
+        last = tensors[f"{OUTPUTS[pool].modules['output']}.weight"]
         return options | {"num_classes": len(last), "pool": pool}, each - 1
     options["learned_variance"] = len(tensors["out.2.weight"]) == 2 * stem.shape[1]
     options["num_classes"] = len(tensors["label_emb.weight"]) if "label_emb.weight" in tensors else 0
@@ -253,7 +259,7 @@ def encoder_modules(network: ADMEncoder) -> dict[str, str]:
 def decoder_modules(network: ADM, num_blocks: int) -> dict[str, str]:
     """Module of ours -> module of theirs: decoder and output."""
     modules = {"output.0": "out.0", "output.2": "out.2"}
-    for level, stages in enumerate(network.decoder):
+    for level, stages in enumerate(all_of(network.decoder, nn.ModuleList)):
         for i, stage in enumerate(stages):
             theirs = f"output_blocks.{level * (num_blocks + 1) + i}"
             modules |= DIALECT.stage(f"decoder.{level}.{i}", stage, f"{theirs}.0", f"{theirs}.1")
@@ -266,24 +272,31 @@ def decoder_modules(network: ADM, num_blocks: int) -> dict[str, str]:
     return modules
 
 
+class Output(NamedTuple):
+    """Pool and last layer of a classifier.
+
+    mark: a tensor by which it is known, where those above it in the table are not.
+    modules: module of ours -> module of theirs.
+    """
+
+    mark: str
+    modules: dict[str, str]
+
+
 OUTPUTS = {
-    "attention": {
-        "mark": "out.2.positional_embedding",
-        "modules": {"pool.norm": "out.0", "pool.qkv": "out.2.qkv_proj", "output": "out.2.c_proj"},
-    },
-    "spatial_v2": {
-        "mark": "out.1.weight",
-        "modules": {"pool.hidden": "out.0", "pool.norm": "out.1", "output": "out.3"},
-    },
-    "adaptive": {"mark": "out.3.weight", "modules": {"pool.norm": "out.0", "output": "out.3"}},
-    "spatial": {"mark": "", "modules": {"pool.hidden": "out.0", "output": "out.2"}},
+    "attention": Output(
+        "out.2.positional_embedding", {"pool.norm": "out.0", "pool.qkv": "out.2.qkv_proj", "output": "out.2.c_proj"}
+    ),
+    "spatial_v2": Output("out.1.weight", {"pool.hidden": "out.0", "pool.norm": "out.1", "output": "out.3"}),
+    "adaptive": Output("out.3.weight", {"pool.norm": "out.0", "output": "out.3"}),
+    "spatial": Output("", {"pool.hidden": "out.0", "output": "out.2"}),
 }
-"""Pool -> a tensor by which it is known, where those above it are not; module of ours -> module of theirs."""
+"""By the names of ``POOLS``."""
 
 
 def classifier_modules(pool: str) -> dict[str, str]:
     """Module of ours -> module of theirs: pool and last layer of a classifier."""
-    return {**OUTPUTS[pool]["modules"], "pool.positions": "out.2.positional_embedding"}
+    return {**OUTPUTS[pool].modules, "pool.positions": "out.2.positional_embedding"}
 
 
 def schedule(flags: dict[str, Any]) -> dict[str, Any]:

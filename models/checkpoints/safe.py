@@ -6,7 +6,7 @@ import os
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
@@ -19,10 +19,10 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from score_sde.storage.reading import half_of_memory, obstacle, open_file
 
-SCALAR = np.float64(0).__reduce__()[0]
+SCALAR: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]  # it could name a global
 """What a pickled scalar of numpy is rebuilt with."""
 
-ALLOWED = [
+ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     np.dtype,
     type(np.dtype("float64")),
     *[(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
@@ -97,7 +97,8 @@ def _check_tensors(path: Path, size: int, content: dict[str, Any]) -> None:
 
     A view of one number can claim any shape. Weights that are tied are counted once each.
     """
-    most, seen, waiting = 2 * size, set(), [content]
+    most, seen = 2 * size, set[int]()
+    waiting: list[Any] = [content]
     while waiting:
         value = waiting.pop()
         if id(value) in seen:
@@ -128,7 +129,7 @@ def _asked(path: Path) -> set[str]:
 
 def _globals(path: Path) -> Iterator[str]:
     """The names ``module.name`` that bare pickles want, one after the other in a file; torch's own left out."""
-    pushed, memo = [], []
+    pushed, memo = list[str](), list[str]()
     # at the end, or where it breaks off; a map, for a file would set aside whatever length a damaged word claims
     with (
         suppress(ValueError, OSError),
@@ -136,14 +137,16 @@ def _globals(path: Path) -> Iterator[str]:
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
         while True:
-            for operation, value, _ in pickletools.genops(content):
+            for operation, value, _ in pickletools.genops(content):  # type: ignore[arg-type]  # it reads as a file does
                 if operation.name == "MEMOIZE":
                     memo.append(pushed[-1] if pushed else "")
-                elif operation.name in ("BINGET", "LONG_BINGET") and value < len(memo):
+                elif operation.name in ("BINGET", "LONG_BINGET") and isinstance(value, int) and value < len(memo):
                     pushed.append(memo[value])
                 elif operation.name == "STACK_GLOBAL":
                     yield ".".join(map(str, pushed[-2:]))
-                elif operation.name == "GLOBAL" and not value.startswith(("torch ", "torch._utils ", "collections ")):
-                    yield value.replace(" ", ".")
                 elif isinstance(value, str):
-                    pushed.append(value)
+                    own = value.startswith(("torch ", "torch._utils ", "collections "))
+                    if operation.name == "GLOBAL" and not own:
+                        yield value.replace(" ", ".")
+                    else:
+                        pushed.append(value)

@@ -18,6 +18,7 @@ from score_sde.models.checkpoints.safe import ForeignError
 from score_sde.models.checkpoints.wrappers import unwrap
 from score_sde.models.ddpm import DDPM
 from score_sde.models.embeddings import Fourier
+from score_sde.models.layers import all_of
 from score_sde.models.ncsn import ACTIVATIONS, NCSN, NCSNv2
 from score_sde.models.ncsnpp import InputSkip, NCSNpp
 from score_sde.models.resampling import Down, Up
@@ -41,7 +42,7 @@ OWN_NAMES = {4: "1 2 3 4", 5: "1 2 3 4 5", 6: "1 2 3 31 4 5"}
 
 DECODER_NAMES = OWN_NAMES | {6: "1 2 31 3 4 5"}
 
-_DEFAULT = {
+_DEFAULT: dict[str, dict[str, Any]] = {
     "training": {"continuous": True},
     "data": {"image_size": 32, "centered": False, "num_channels": 3},
     "model": {
@@ -100,8 +101,8 @@ def read(path: str | Path, config: str | Path | None = None, weights: str = "ema
     path = Path(path)
     content = safe.read(path)
     if not recognises(content):
-        found = ", ".join(str(name)[:80] for name in list(content)[:5])
-        raise ForeignError(f"{path} is no checkpoint of score_sde, whose networks have all_modules: it has {found}")
+        has = ", ".join(str(name)[:80] for name in list(content)[:5])
+        raise ForeignError(f"{path} is no checkpoint of score_sde, whose networks have all_modules: it has {has}")
     told = Config.read(Path(config) if config else beside(path))
     sections = told.sections()
     options = {key: value for key, value in sections["network"].items() if key != "name"}
@@ -176,7 +177,7 @@ def names(network: nn.Module, told: "Config") -> Iterator[tuple[str, str | tuple
     """(name of ours, name of theirs) of every tensor; several of theirs where ours holds them one after the other."""
     if isinstance(network, NCSN):
         depth = len(network.encoder)
-        halving = {str(number) for number, (first, _) in enumerate(network.encoder) if first.halves}
+        halving = {str(i) for i, blocks in enumerate(all_of(network.encoder, nn.ModuleList)) if blocks[0].halves}
         yield from ((name, refined(name, depth, halving)) for name in network.state_dict())
         return
     unused = not told.conditional and told.fourier  # frequencies that nothing asks for come first
@@ -410,7 +411,7 @@ class Unread:
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys as dotted ones."""
-    items = {}
+    items: dict[str, Any] = {}
     for key, value in values.items():
         items |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return items
