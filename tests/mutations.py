@@ -44,6 +44,11 @@ def function_of(where: str):
     return inspect.unwrap(getattr(found, "__func__", found))
 
 
+def source_of(where: str) -> str:
+    """Its source, without the indentation of its class."""
+    return textwrap.dedent(inspect.getsource(function_of(where)))
+
+
 @contextmanager
 def applied(mutation: Mutation) -> Iterator[None]:
     """The library with the mistake in it.
@@ -51,7 +56,7 @@ def applied(mutation: Mutation) -> Iterator[None]:
     Raises: LookupError if the source has changed, so that the mistake cannot be made any more as it is written down.
     """
     function = function_of(mutation.where)
-    source = textwrap.dedent(inspect.getsource(function))
+    source = source_of(mutation.where)
     if source.count(mutation.old) != 1:
         raise LookupError(f"{mutation.where} holds {mutation.old!r} {source.count(mutation.old)} times: write it anew")
     tree = ast.parse(source.replace(mutation.old, mutation.new))
@@ -213,17 +218,21 @@ MUTATIONS = [
     Mutation(
         "bridge: noise of the wrong time",
         "processes",
-        f"{PROCESS}.bridge",
+        f"{PROCESS}.bridge_weights",
         "early.sigma * forgotten",
         "late.sigma * forgotten",
     ),
     Mutation(
-        "bridge: noise added, mean not shrunk", "processes", f"{PROCESS}.bridge", "(1 - forgotten**2) ** 0.5", "1.0"
+        "bridge: noise added, mean not shrunk",
+        "processes",
+        f"{PROCESS}.bridge_weights",
+        "(1 - forgotten**2) ** 0.5",
+        "1.0",
     ),
     Mutation(
         "bridge: the signal in eps forgotten",
         "processes",
-        f"{PROCESS}.bridge",
+        f"{PROCESS}.bridge_weights",
         "early.alpha - kept * late.alpha",
         "early.alpha",
     ),
@@ -519,7 +528,7 @@ MUTATIONS = [
         "Euler-Maruyama: h for its root in the noise",
         "steps",
         f"{STOCHASTIC}:EulerMaruyama.__call__",
-        "h**0.5 * g",
+        "root * g",
         "h * g",
     ),
     Mutation(
@@ -984,8 +993,8 @@ MUTATIONS = [
         "an interval turned inside out",
         "control",
         "samplers.guidance:within",
-        "torch.where(inside, x0, beside.x0)",
-        "torch.where(inside, beside.x0, x0)",
+        "(low <= ratio) & (ratio <= high)",
+        "(low > ratio) | (ratio > high)",
     ),
     Mutation(
         "dynamic threshold: the largest entry for the quantile",
@@ -1232,8 +1241,8 @@ MUTATIONS = [
         "a trace for each probe's neighbour",
         "likelihood",
         f"{TRACE}:traces",
-        "return forms.mT",
-        "return forms.roll(1, 0).mT",
+        "forms.mT",
+        "forms.roll(1, 0).mT",
     ),
     Mutation(
         "solver: stages at the wrong time",
