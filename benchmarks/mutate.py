@@ -88,6 +88,8 @@ def places(node: ast.AST) -> Iterator[ast.AST]:
     yield node
     if isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments):
         return
+    if isinstance(node, ast.keyword) and node.arg == "strict":  # of zip: an assertion of what holds
+        return
     for name, field in ast.iter_fields(node):
         if name not in {"annotation", "returns", "decorator_list"}:
             for below in field if isinstance(field, list) else [field]:

@@ -578,6 +578,18 @@ def test_gradients_of_the_bound_are_those_of_its_values(chain):
     assert parameter.grad.sum().item() == pytest.approx((value(1e-5) - value(-1e-5)) / 2e-5, rel=1e-5)
 
 
+def test_conditions_reach_the_network(chain):
+    x0, label, met = torch.zeros(2, 2).double(), torch.tensor([0, 1]), []
+
+    def denoise(x, t, **cond):
+        met.append(cond)
+        return Prediction(x, torch.full_like(x, 0.5))
+
+    for objective in (Bound(chain, 0.1), Hybrid(chain, WEIGHTS["simple"], 0.1)):
+        objective(denoise, x0, x0, level([3.0, 4.0]), None, 0.0, label=label)
+    assert met == [{"label": label}, {"label": label}]
+
+
 def test_hybrid_needs_a_variance(chain):
     denoise = Denoiser(Twice(2).mean, chain, "eps", 0.5)
     denoise.network.forward = lambda x, log_snr: torch.zeros_like(x)

@@ -469,6 +469,7 @@ def test_the_lognormal_law_of_rectified_flow_is_logit_normal():
         (VESDE, {"sigma_min": 0.0}),
         (VESDE, {"sigma_min": 2.0, "sigma_max": 1.0}),
         (VESDE, {"t_min": -0.1}),
+        (VESDE, {"t_min": 1.0}),
         (EDMSDE, {"sigma_min": 0.0}),
         (EDMSDE, {"sigma_min": 80.0, "sigma_max": 80.0}),
         (RectifiedSDE, {"t_min": 0.0}),

@@ -1,6 +1,7 @@
 """Training: a run that was killed ends as one that was not, bit for bit; what a step does; what a run leaves behind."""
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import json
@@ -26,7 +27,7 @@ from score_sde.engine.log import Metrics
 from score_sde.engine.randomness import TRAINING, noise
 from score_sde.engine.training.trainer import Trainer, learning_rate
 from score_sde.engine.training.validation import NOISE_BINS, HeldOut
-from score_sde.sde_lib import OBJECTIVES, Gaussian, GaussianMixture, denoising_loss
+from score_sde.sde_lib import LEARNING_LAWS, OBJECTIVES, Gaussian, GaussianMixture, denoising_loss
 from tests.runs import DIGITS, POINTS, ROOT, assert_same_run, digests, equal, metrics, steps, train, trainer_of
 
 
@@ -244,6 +245,22 @@ def test_another_batch_size_goes_on_at_the_example_where_the_run_was(tmp_path):
     assert (trainer.step, trainer.images_seen) == (6, 36)
     again = trainer_of(tmp_path, "points", num_steps=9)
     assert (again.step, again.images_seen, again.last_step()) == (6, 36, 6)
+
+
+def test_levels_are_dithered_within_their_bins(tmp_path):
+    trainer = trainer_of(tmp_path)
+    codec, plain = trainer.experiment.codec, batch_at(trainer.dataset, 0, 0, 4)["x"]
+    apart = (trainer._inputs(0)["x0"] - codec.encode(plain)).abs() / trainer.experiment.bin_width
+    assert 0.2 < apart.mean() < 0.3
+    assert apart.max() <= 0.5 + 1e-5
+
+
+@pytest.mark.parametrize("law", LEARNING_LAWS)
+def test_a_law_that_learns_learns_from_every_step(law, tmp_path):
+    trainer = trainer_of(tmp_path, "points", loss__time_law=law)
+    before = copy.deepcopy(trainer.time_law.state_dict())
+    list(trainer.steps(1))
+    assert not equal(before, trainer.time_law.state_dict())
 
 
 def test_the_noise_of_an_example_is_that_of_its_seed_and_position(tmp_path):
