@@ -3,6 +3,7 @@
 if __name__ != "score_sde.data":  # a second copy would have tables of its own
     raise ImportError("import score_sde.data: data is a part of the package score_sde")
 
+from collections.abc import Callable
 from functools import partial
 
 from score_sde.data.codecs import Codec, Identity, Pixels, Standardize
@@ -17,7 +18,7 @@ from score_sde.data.points import checkerboard, draw_points, eight_gaussians, mo
 from score_sde.data.real import correlated_table, read_real, smooth_fields, waves
 from score_sde.data.statistics import Statistics, examples, measure
 
-DATASETS = {
+DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": read_digits,
     "images": read_images,
     "pairs": read_pairs,

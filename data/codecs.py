@@ -24,9 +24,11 @@ class Codec:
         levels: number of values an entry can take, 0 for real-valued data.
         unit: what a difference of 1 of encoded real values is, in words.
         measures: whether ``measure`` reads the training data.
+        low: where encoded levels begin; of codecs of levels alone.
     """
 
     levels: int
+    low: float
     measures: ClassVar[bool] = False
     unit: ClassVar[str] = "units of the encoded data"
 

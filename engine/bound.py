@@ -11,17 +11,17 @@ from torch import Tensor
 
 from score_sde.engine.build import Experiment
 from score_sde.samplers import Noise
-from score_sde.sde_lib import Denoiser, VariationalBound, diffusion_bound, variational_bound
-from score_sde.sde_lib.bound import decoder_time
+from score_sde.sde_lib import Denoise, VariationalBound, diffusion_bound, variational_bound
+from score_sde.sde_lib.bound import as_chain, decoder_time
 from score_sde.storage.writing import replace
 
 Estimator = Callable[[Tensor, Noise], VariationalBound]
 """From data (B, *) and the noise of these examples to their bounds."""
 
 
-def chain(config: ConfigDict, experiment: Experiment, denoise: Denoiser) -> tuple[Estimator, dict[str, Any]]:
+def chain(config: ConfigDict, experiment: Experiment, denoise: Denoise) -> tuple[Estimator, dict[str, Any]]:
     """The bound by all levels of a chain, and what there is to tell of it."""
-    sde, variance, width = experiment.sde, config.bound.variance, experiment.bin_width
+    sde, variance, width = as_chain(experiment.sde), config.bound.variance, experiment.bin_width
     levels = int(sde.t_max)
     sde.tabulate(torch.arange(1, levels + 1, dtype=torch.float64))
 
@@ -32,7 +32,7 @@ def chain(config: ConfigDict, experiment: Experiment, denoise: Denoiser) -> tupl
     return evaluate, {"estimator": "chain", "levels": levels, "variance": told, "t_min": sde.t_min}
 
 
-def continuous(config: ConfigDict, experiment: Experiment, denoise: Denoiser) -> tuple[Estimator, dict[str, Any]]:
+def continuous(config: ConfigDict, experiment: Experiment, denoise: Denoise) -> tuple[Estimator, dict[str, Any]]:
     """The bound as an integral over the log-SNR, and what there is to tell of it."""
     sde, num, width = experiment.sde, config.bound.evaluations, experiment.bin_width
     t = config.bound.t_min or decoder_time(sde, width)

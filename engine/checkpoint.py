@@ -152,8 +152,8 @@ def find(folder: Path, which: str | None = None) -> Path:
         except Damage as error:
             damage.append(error)
             continue
-        for error in damage:
-            print(printable(f"warning: {error}; taking {path.name}"), file=sys.stderr)
+        for found in damage:
+            print(printable(f"warning: {found}; taking {path.name}"), file=sys.stderr)
         return path
     raise CheckpointError(f"{damage[0]}; {NO_OTHER}")
 

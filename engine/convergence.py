@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from score_sde.sde_lib.likelihood import Solver
+from score_sde.sde_lib.motion import Solver
 
 FRACTION = 0.5
 """Largest mean error of a converged solver, over the standard error of the mean over the data."""
@@ -81,5 +81,5 @@ def refine(solve: Callable[[Solver], np.ndarray], solver: Solver, spread: float,
         found = Refinement(solvers, nats, max(FRACTION * spread / math.sqrt(num), PER_DIMENSION * size))
         if MeanError.of(nats[-2] - nats[-1]).bound <= found.tolerance:
             return found
-        if solver.adaptive or solvers[-1].evaluations >= MOST:
+        if solver.adaptive or getattr(solvers[-1], "evaluations", MOST) >= MOST:
             return found

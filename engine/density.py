@@ -19,7 +19,7 @@ from score_sde.sde_lib import (
     DEQUANTIZATIONS,
     PRIORS,
     SOLVERS,
-    Denoiser,
+    Denoise,
     Exact,
     Hutchinson,
     LogProb,
@@ -30,8 +30,8 @@ from score_sde.sde_lib import (
 from score_sde.sde_lib import PROBES as PROBE_KINDS
 from score_sde.sde_lib.adams import Adams
 from score_sde.sde_lib.dequantization import data_time, edge
-from score_sde.sde_lib.likelihood import Solver, check_time
-from score_sde.sde_lib.motion import ExampleError
+from score_sde.sde_lib.likelihood import check_time
+from score_sde.sde_lib.motion import ExampleError, Solver
 from score_sde.storage.naming import options, pick
 
 CHECK_PROBES = 4
@@ -50,7 +50,7 @@ class Measurement(NamedTuple):
     """
 
     experiment: Experiment
-    denoiser: Denoiser
+    denoiser: Denoise
     settings: ConfigDict
     seed: int
     solver: Solver
@@ -58,7 +58,7 @@ class Measurement(NamedTuple):
     exact: bool
 
     @classmethod
-    def of(cls, config: ConfigDict, experiment: Experiment, denoiser: Denoiser) -> "Measurement":
+    def of(cls, config: ConfigDict, experiment: Experiment, denoiser: Denoise) -> "Measurement":
         """As the section ``likelihood`` says.
 
         Raises: ValueError for settings that do not fit each other or the data.
@@ -219,6 +219,7 @@ class Measurement(NamedTuple):
             return x.new_zeros(len(x)), 0.0
         probes = max(self.settings.probes, min(CHECK_PROBES, x[0].numel()))
         trace = self._trace(where, probes, not solver.adaptive)
+        assert isinstance(trace, Hutchinson)
         found = self._solve(x, where, trace, solver, measure)
         spread = found.estimates.double().var(1).mean().item()
         return found.nats.double(), math.sqrt(spread * trace.kind.variance(self.settings.probes, x[0].numel()))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from score_sde.engine.build import Experiment
 from score_sde.engine.files import write_json
+from score_sde.models.adm import ADM
 from score_sde.models.checkpoints.diffusers import (
     DEFAULTS,
     EMBEDDINGS,
@@ -28,9 +29,10 @@ from score_sde.models.checkpoints.diffusers import (
     ncsnpp_modules,
 )
 from score_sde.models.checkpoints.parts import names
+from score_sde.models.ncsnpp import NCSNpp
 from score_sde.storage.writing import replace
 
-NETWORKS = {
+NETWORKS: dict[str, dict[str, Any]] = {
     "ddpm": {"blind": False, "resample_conv": True, "by_sigma": False},
     "adm": {"scale_shift": False, "resample_blocks": False, "norm_group": 1, "embedding_mult": 4, "augment_dim": 0},
     "ncsnpp": SKIP_OPTIONS
@@ -54,7 +56,7 @@ def write_diffusers(folder: Path, config: ConfigDict, experiment: Experiment) ->
     if found:
         raise ValueError(f"diffusers' {pipeline.name} has no such run: {'; '.join(found)}")
     unet, (scheduler, told) = unet_config(config, experiment.facts.shape), pipeline.schedule(config)
-    tensors = save_tensors(renamed(experiment.network, config.network.name), {"format": "pt"})
+    tensors = save_tensors(renamed(experiment.network), {"format": "pt"})
     replace(folder / "unet" / WEIGHTS[0], lambda file: file.write(tensors))
     write_json(folder / "unet" / "config.json", unet)
     write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": pipeline.scheduler, **scheduler})
@@ -232,13 +234,15 @@ PIPELINES = {"ddpm": CHAINS, "adm": CHAINS, "ncsnpp": EXPLODING}
 """Network of ours -> the pipeline that it is in."""
 
 
-def renamed(network: nn.Module, name: str) -> dict[str, Tensor]:
+def renamed(network: nn.Module) -> dict[str, Tensor]:
     """The weights under the names of a UNet2DModel; queries, keys and values are three tensors there."""
-    modules = adm_modules(network) if name == "adm" else ncsnpp_modules(network)
+    assert isinstance(network, (ADM, NCSNpp))  # the networks of ``PIPELINES``
+    modules = adm_modules(network) if isinstance(network, ADM) else ncsnpp_modules(network)
     theirs = names(network, modules) | attention_names(network, modules, {})
-    found = {}
+    found: dict[str, Tensor] = {}
     for ours, tensor in network.state_dict().items():
-        parts = (theirs[ours],) if isinstance(theirs[ours], str) else theirs[ours]
+        several = theirs[ours]
+        parts = (several,) if isinstance(several, str) else several
         for part, chunk in zip(parts, tensor.cpu().chunk(len(parts)), strict=True):
             found[part] = chunk.clone()
     return found

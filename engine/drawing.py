@@ -27,7 +27,8 @@ from score_sde.engine.results import question
 from score_sde.engine.sampler import chosen, make_step, make_times, planned
 from score_sde.samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step
 from score_sde.samplers.draw import from_seeds, remark
-from score_sde.sde_lib import SOLVERS, Denoiser, Each, Prediction, of_rows
+from score_sde.sde_lib import SOLVERS, Denoise, Denoiser, Each, Prediction, of_rows
+from score_sde.sde_lib.adams import Adams
 from score_sde.sde_lib.process import Time
 from score_sde.storage.naming import options, pick
 from score_sde.storage.reading import half_of_memory
@@ -74,10 +75,11 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         if guide.acts:
             raise ValueError("--log_prob is of the run's own density: leave --label and guidance out")
         measurement = Measurement.of(config, experiment, counted)
+        draw_batch: Callable[[Tensor], tuple[Tensor, ...]]
         draw_batch, steps, grid = partial(draw_scored, measurement), 1, ""
         solver = config.likelihood.solver
         taken = {"solver": solver, **options(SOLVERS[solver], config.likelihood)}
-        if "evaluations" in taken:
+        if isinstance(measurement.solver, Adams):
             taken["evaluations"] = measurement.solver.evaluations
     else:
         if note := remark(settings.sampler, denoiser, experiment.sde):
@@ -86,9 +88,10 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         steps = chosen(config, experiment.sde)[1]
         source = pick(NOISES, "noise", settings.noise)
 
-        def draw_batch(seeds: Tensor) -> tuple[Tensor, Tensor]:
+        def draw_guided(seeds: Tensor) -> tuple[Tensor, Tensor]:
             return draw_pairs(experiment, guide(counted, seeds - config.seed), step, times, seeds, source)
 
+        draw_batch = draw_guided
         taken = {"noise": settings.noise, **options(kind, settings)}
 
     def evaluate(number: int) -> None:
@@ -172,7 +175,7 @@ def check_densities(config: ConfigDict, measurement: Measurement, num: int) -> d
     return measurement.check_samples(latents, seeds, num)
 
 
-def draw(experiment: Experiment, denoise: Denoiser, step: Step, times: Tensor, seeds: Tensor) -> Tensor:
+def draw(experiment: Experiment, denoise: Denoise, step: Step, times: Tensor, seeds: Tensor) -> Tensor:
     """One decoded sample for each seed (B,), on the CPU; images (B, C, H, W) uint8.
 
     Raises: NonFiniteError naming the seed.
@@ -182,7 +185,7 @@ def draw(experiment: Experiment, denoise: Denoiser, step: Step, times: Tensor, s
 
 def draw_pairs(
     experiment: Experiment,
-    denoise: Denoiser,
+    denoise: Denoise,
     step: Step,
     times: Tensor,
     seeds: Tensor,
@@ -218,7 +221,8 @@ def preview(experiment: Experiment, denoiser: Denoiser, config: ConfigDict, path
     By the run's own sampler if that takes at most 18 steps, else by Heun's method in as many.
     """
     sde = experiment.sde
-    step, times = Heun(sde), GRIDS["karras"](sde, 18)
+    step: Step = Heun(sde)
+    times = GRIDS["karras"](sde, 18)
     if chosen(config, sde)[1] <= 18:
         step, times = make_step(config, experiment), make_times(config, experiment)
     samples = draw(experiment, denoiser, step, times, torch.arange(num_shown(experiment.facts)))
@@ -240,7 +244,7 @@ def write_samples(folder: Path, samples: Tensor, facts: DataFacts, **beside: Ten
 class Counted(Each):
     """A denoiser that counts its calls."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoise) -> None:
         self.calls = 0
         super().__init__(lambda rows: partial(self._count, of_rows(denoiser, rows)))
 

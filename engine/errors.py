@@ -63,7 +63,7 @@ def describe(error: BaseException) -> str:
         return "interrupted; the last checkpoint is kept, run the same command to go on"
     message = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
-        message = f"{error.filename}: {error.strerror}{REMEDIES.get(error.errno, '')}"
+        message = f"{error.filename}: {error.strerror}{REMEDIES.get(error.errno or 0, '')}"
     if exit_status(error) == 1 and not hasattr(error, "exit_status"):
         message = f"{type(error).__name__}: {message}; run with --debug for the traceback"
     return printable(f"error: {message}")

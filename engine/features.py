@@ -20,7 +20,7 @@ from score_sde.engine.devices import make_device
 from score_sde.engine.errors import CheckpointError, looked_at
 from score_sde.engine.load import load_model
 from score_sde.engine.related import recipe_of
-from score_sde.sde_lib import OBJECTIVES
+from score_sde.sde_lib import OBJECTIVES, Classifier
 from score_sde.storage.naming import unknown
 from score_sde.storage.reading import half_of_memory, obstacle, open_file
 
@@ -81,6 +81,7 @@ def classifier(config: ConfigDict, dataset: Dataset) -> Features:
     except ValueError as error:
         raise ValueError(f"evaluate.features {folder}: {error}: {remedy(config, dataset, other)}") from error
     meta = checkpoint.read_meta(found)
+    assert isinstance(classify, Classifier)  # the model of an objective that does not generate
 
     def extract(x: Tensor) -> Tensor:
         return classify.features(experiment.codec.encode(x.to(experiment.device)), experiment.sde.t_min)

@@ -68,4 +68,4 @@ def read_numbers(path: Path) -> list[float]:
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
     """Write arrays to a compressed .npz."""
-    replace(path, lambda file: np.savez_compressed(file, **arrays))
+    replace(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]  # none is called allow_pickle

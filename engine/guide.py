@@ -23,7 +23,7 @@ from score_sde.engine.load import load, load_model
 from score_sde.engine.related import check_data, check_noise, recipe_of
 from score_sde.samplers import autoguidance, classifier, classifier_free, dynamic_threshold, static_threshold, within
 from score_sde.samplers.guidance import Guided
-from score_sde.sde_lib import Classifier, Denoiser, Each, of_rows, transport
+from score_sde.sde_lib import Classifier, Denoise, Each, of_rows, transport
 from score_sde.storage.naming import pick
 
 ALL = "all"
@@ -89,7 +89,7 @@ class Guide:
         if self.label is not None:
             found["label"] = self.label
             if self.classes:
-                found["class"] = self.label if self.label == ALL else self.classes[self.label]
+                found["class"] = self.classes[self.label] if isinstance(self.label, int) else self.label
         if self.leans:
             found |= {"low": settings.low, "high": settings.high}
         return found
@@ -103,23 +103,24 @@ class Guide:
         """The labels of the examples of these numbers (B,), int64; None without any."""
         if self.label is None:
             return None
-        labels = numbers % self.num_classes if self.label == ALL else torch.full_like(numbers, self.label)
+        labels = torch.full_like(numbers, self.label) if isinstance(self.label, int) else numbers % self.num_classes
         return labels.to(self.experiment.device)
 
-    def __call__(self, denoise: Denoiser, numbers: Tensor) -> Each:
+    def __call__(self, denoise: Denoise, numbers: Tensor) -> Each:
         """The guided denoiser for the examples of these numbers (B,)."""
         numbers = numbers.to(self.experiment.device)
         return Each(lambda rows: self._lean(of_rows(denoise, rows), numbers[rows]))
 
-    def _lean(self, denoise: Denoiser, numbers: Tensor) -> Guided:
+    def _lean(self, denoise: Denoise, numbers: Tensor) -> Guided:
         settings, labels, sde = self.settings, self.labels(numbers), self.experiment.sde
         cond = {"label": labels} if self.conditional and labels is not None else {}
-        plain = guided = functools.partial(denoise, **cond)
+        plain: Denoise = functools.partial(denoise, **cond)
+        guided = plain
         if settings.scale != 1:
             guided = functools.partial(classifier_free(denoise, settings.scale), **cond)
         if self.weaker:
             guided = autoguidance(guided, functools.partial(self.weaker, **cond), settings.weaker_scale)
-        if self.classify:
+        if self.classify and labels is not None:
             guided = classifier(guided, sde, self.classify.log_prob(labels), settings.classifier_scale)
         if self.towards:
             guided = self.towards(guided)

@@ -14,7 +14,7 @@ from score_sde.engine.inverse_problems import read_mask
 from score_sde.engine.load import check_flow, load
 from score_sde.engine.log import Progress
 from score_sde.engine.related import check_data, recipe_of
-from score_sde.engine.sampler import GRID_FILE, chosen, make_step, make_times
+from score_sde.engine.sampler import GRID_FILE, chosen, make_flow, make_step, make_times
 from score_sde.samplers import Noise, masked, replacement, sdedit, translate
 from score_sde.samplers.draw import numbered
 from score_sde.samplers.editing import depth_time
@@ -65,7 +65,7 @@ def bridge(experiment: Experiment, guided: Guide, config: ConfigDict, split: str
     check_flow(other, folder)
     check_data("edit.other", folder, theirs, experiment)
     x = experiment.codec.encode(read_given(config, experiment, split)).to(experiment.device)
-    here, there = make_step(config, experiment, "ode"), make_step(config, theirs, "ode")
+    here, there = make_flow(config, experiment), make_flow(config, theirs)
     parts = []
     for rows in _batches(len(x), config):
         with torch.no_grad(), numbered(rows):

@@ -99,7 +99,11 @@ def save(
     network, facts = experiment.network, experiment.facts
     average = checkpoint.ema_file(config.ema.rates[0])
     middle = torch.full(facts.shape, 0.5 * (1 + config.codec.low), dtype=torch.float64)
-    parts = {checkpoint.RAW: network, average: network, checkpoint.GAUSSIAN: Gaussian(middle, facts.std**2)}
+    parts: dict[str, nn.Module | Gaussian] = {
+        checkpoint.RAW: network,
+        average: network,
+        checkpoint.GAUSSIAN: Gaussian(middle, facts.std**2),
+    }
     config.ema.rates = config.ema.rates[:1]
     betas = (config.optim.beta1, config.optim.beta2)
     optimizer = OPTIMIZERS[config.optim.name](

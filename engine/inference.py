@@ -122,6 +122,9 @@ def _as_it_is() -> Iterator[None]:
         InferenceCall.trying = False
 
 
+Result = TypeVar("Result")
+
+
 class Parts:
     """Examples in parts that there is memory for: where a part has none, its halves, and no larger part afterwards.
 
@@ -131,12 +134,12 @@ class Parts:
     def __init__(self) -> None:
         self.most = 1 << 62
 
-    def __call__(self, work: Callable[[Rows], object], examples: Rows) -> Iterator[tuple[Rows, object]]:
+    def __call__(self, work: Callable[[Rows], Result], examples: Rows) -> Iterator[tuple[Rows, Result]]:
         """Each part, and what comes of it."""
         while len(examples):
             part = examples[: self.most]
             try:
-                found = work(part)
+                found: Result | None = work(part)
             except RuntimeError as error:
                 if not ran_out(error):
                     raise

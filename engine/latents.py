@@ -17,7 +17,7 @@ from score_sde.engine.examples import read_examples, spaced
 from score_sde.engine.files import read_npz, write_npz
 from score_sde.engine.log import Progress
 from score_sde.engine.pictures import compared, is_image, picture, save
-from score_sde.engine.sampler import make_step
+from score_sde.engine.sampler import make_flow
 from score_sde.samplers import DDIM, Ancestral, Noise, Step, sample
 from score_sde.samplers.draw import numbered
 from score_sde.samplers.editing import depth_time, flow_path, slerp, stochastic_path
@@ -50,7 +50,8 @@ def interpolate(
     weights = torch.linspace(0, 1, settings.frames)
     x = experiment.codec.encode(ends.to(experiment.device))
 
-    rows, nfe, progress = {}, {}, Progress(len(settings.depths) + 3, "paths")
+    nfe: dict[str, int] = {}
+    rows, progress = {}, Progress(len(settings.depths) + 3, "paths")
     for label, path in paths(experiment, denoise, x, weights, config):
         if not torch.isfinite(path).all():
             raise NonFiniteError(f"the path {label!r} is not finite; use more --steps")
@@ -91,17 +92,17 @@ def paths(
     for share, t in depths.items():
         step, times = Ancestral(sde, settings.variance), karras(sde, steps, t, end)
         yield f"noise {share:g}", stochastic_path(step, denoise, first, second, weights, times, Noise(alike))
-    flow = make_step(config, experiment, "ode")
+    flow = make_flow(config, experiment)
     yield "flow latents", flow_path(flow, denoise, first, second, weights)
     latents = sde.prior_std * Noise(torch.tensor([config.seed, config.seed + 1]))(x)
-    mixed, times = slerp(*latents.split(1), weights), karras(sde, steps, end=end)
-    yield PRIOR, sample(DDIM(sde), denoise, mixed, times, Noise(alike))
+    (start, stop), times = latents.split(1), karras(sde, steps, end=end)
+    yield PRIOR, sample(DDIM(sde), denoise, slerp(start, stop, weights), times, Noise(alike))
 
 
 def encode(folder: Path, experiment: Experiment, denoise: Counted, config: ConfigDict, split: str) -> dict[str, Any]:
     """The first examples of a split to their latents by the probability flow, and back: latents.npz and grid.png."""
     dataset, codec = read_examples(config, experiment, split), experiment.codec
-    num, flow = min(config.edit.num_examples or len(dataset), len(dataset)), make_step(config, experiment, "ode")
+    num, flow = min(config.edit.num_examples or len(dataset), len(dataset)), make_flow(config, experiment)
 
     parts, progress = [], Progress(num, "examples")
     for rows in torch.arange(num).split(config.edit.batch_size):
@@ -127,7 +128,7 @@ def encode(folder: Path, experiment: Experiment, denoise: Counted, config: Confi
         picture(folder / "grid.png", latents, experiment.facts)
 
     error, same = codec.values(back.double()) - codec.values(x.double()), codec.decode(back) == codec.decode(x)
-    found = {"rms": error.square().mean().sqrt().item(), "worst": error.abs().max().item()}
+    found: dict[str, float | None] = {"rms": error.square().mean().sqrt().item(), "worst": error.abs().max().item()}
     found["same_level"] = same.double().mean().item() if experiment.facts.levels else None
     return {"options": flow_options(config), "split": split, "num_examples": num, "round_trip": found}
 
@@ -142,7 +143,7 @@ def there_and_back(examples: Tensor, latents: Tensor, back: Tensor, levels: int)
 
 def decode(folder: Path, experiment: Experiment, denoise: Counted, config: ConfigDict, split: str) -> dict[str, Any]:
     """The latents of ``edit.latents`` to data by the probability flow: samples.npz and grid.png."""
-    latents, flow = read_latents(config, experiment), make_step(config, experiment, "ode")
+    latents, flow = read_latents(config, experiment), make_flow(config, experiment)
     parts, progress = [], Progress(len(latents), "latents")
     for rows in torch.arange(len(latents)).split(config.edit.batch_size):
         with numbered(rows):

@@ -34,6 +34,7 @@ def load(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experimen
             f"--mode evaluate --config.evaluate.features={shlex.quote(str(workdir))}"
         )
     experiment, denoiser, found = load_model(config, workdir, options)
+    assert isinstance(denoiser, Denoiser)  # the model of an objective that generates
     prior.warn(config.sde.name, experiment.sde, experiment.gaussian)
     return experiment, denoiser, found
 

@@ -7,12 +7,15 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from score_sde.engine import ranks
 from score_sde.storage.naming import printable
 from score_sde.storage.reading import LINES, read_bytes, read_text
 from score_sde.storage.writing import append, flush, make_folder, write_bytes, write_text
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def versions() -> dict[str, str]:
@@ -54,7 +57,8 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, step: int, lines: int | None = None) -> None:
-        self.folder, self.path, self.step, self.lines, self._board = folder, folder / "metrics.jsonl", step, 0, None
+        self.folder, self.path, self.step, self.lines = folder, folder / "metrics.jsonl", step, 0
+        self._board: SummaryWriter | None = None
         if ranks.rank() > 0:
             return
         if self.path.exists():

@@ -27,7 +27,7 @@ from score_sde.engine.files import read_npz, write_npz
 from score_sde.engine.inference import usual
 from score_sde.storage.reading import read_text
 
-Metrics = dict[str, dict[str, float | None]]
+Metrics = dict[str, Mapping[str, float | None]]
 """Name -> {"samples": number, "floor": number}, and "spread" where the numbers are means."""
 
 
@@ -154,7 +154,7 @@ def classes(classify: Callable[[Tensor], Tensor], samples: Tensor, test: Tensor,
     """
     p = {"samples": classify(samples), "floor": classify(test)}
     rarest = {key: q.argmax(1).bincount(minlength=q.shape[1]).min().item() / len(q) for key, q in p.items()}
-    found = {"confidence": {key: q.amax(1).mean().item() for key, q in p.items()}, "rarest_class": rarest}
+    found: Metrics = {"confidence": {key: q.amax(1).mean().item() for key, q in p.items()}, "rarest_class": rarest}
     if label is not None:
         found["accuracy"] = {"samples": None, "floor": (p["floor"].argmax(1) == label).double().mean().item()}
     return found
@@ -192,14 +192,18 @@ def nearest(x: Tensor, y: Tensor) -> float:
     return torch.cat([torch.cdist(part, y).amin(1) for part in x.split(256)]).mean().item()
 
 
+class _Given(nn.Identity):
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+
 def _given(x: Tensor) -> nn.Module:
     """A feature network for vectors that are features already."""
-    passed = nn.Identity()
-    passed.num_features = x.shape[1]
-    return passed
+    return _Given(x.shape[1])
 
 
-def _measured(metric: nn.Module, x: Tensor, y: Tensor) -> Any:
+def _measured(metric: FrechetInceptionDistance | KernelInceptionDistance, x: Tensor, y: Tensor) -> Any:
     metric.update(x.double(), real=False)
     metric.update(y.double(), real=True)
     return metric.compute()

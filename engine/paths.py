@@ -147,7 +147,9 @@ def signature(config: ConfigDict, command: Sequence[str]) -> str:
 def is_own(config: ConfigDict, command: Sequence[str], signed: object) -> bool:
     """Whether ``signature`` made this text, with the key of this account."""
     key = _key()
-    return bool(key) and isinstance(signed, str) and hmac.compare_digest(_mac(key, config, command), signed)
+    if not key or not isinstance(signed, str):
+        return False
+    return hmac.compare_digest(_mac(key, config, command), signed)
 
 
 def _mac(key: bytes, config: ConfigDict, command: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from score_sde.engine.files import write_json
 from score_sde.engine.log import Progress, say
 from score_sde.samplers import Heun, Noise, trajectory
 from score_sde.samplers.grids import log_snr
-from score_sde.sde_lib import Denoiser, log_prob
+from score_sde.sde_lib import Denoise, log_prob
 from score_sde.sde_lib.adams import Adams
 from score_sde.storage.reading import read_text
 from score_sde.storage.writing import replace
@@ -39,7 +39,7 @@ RECORD = "drawn.json"
 
 
 def draw(
-    workdir: Path, experiment: Experiment, denoise: Denoiser, config: ConfigDict, found: Path, weights: str
+    workdir: Path, experiment: Experiment, denoise: Denoise, config: ConfigDict, found: Path, weights: str
 ) -> Path | None:
     """Write density.png and trajectories.png below ``workdir``/plane, unless these weights were drawn before.
 
@@ -83,7 +83,7 @@ def training_points(config: ConfigDict) -> Tensor | None:
     return dataset.batch(range(min(NUM_POINTS, len(dataset))))["x"]
 
 
-def draw_density(path: Path, experiment: Experiment, denoise: Denoiser) -> None:
+def draw_density(path: Path, experiment: Experiment, denoise: Denoise) -> None:
     """The density of the model by the probability flow, in units of the data."""
     try:
         scaling = experiment.codec.log_det((2,))
@@ -111,7 +111,7 @@ def draw_density(path: Path, experiment: Experiment, denoise: Denoiser) -> None:
     replace(path, lambda file: figure.savefig(file, format="png"))
 
 
-def draw_trajectories(path: Path, experiment: Experiment, denoise: Denoiser, seed: int, points: Tensor | None) -> None:
+def draw_trajectories(path: Path, experiment: Experiment, denoise: Denoise, seed: int, points: Tensor | None) -> None:
     """Paths x_t of the probability flow in the coordinates of the data, over training data, where there are some.
 
     The frame holds the data and 3 standard deviations of the prior, or of a wider prior twice the data.
@@ -124,11 +124,13 @@ def draw_trajectories(path: Path, experiment: Experiment, denoise: Denoiser, see
     paths = codec.values(states.flatten(0, 1)).reshape(states.shape).cpu().numpy()
     figure, axes = plot("paths of the probability flow, from the prior (gray) to the data (black)")
     if points is not None:
-        axes.scatter(*points.T.numpy(), s=2, color="tab:blue", alpha=0.3, linewidths=0, label="training data")
+        x, y = points.T.numpy()
+        axes.scatter(x, y, s=2, color="tab:blue", alpha=0.3, linewidths=0, label="training data")
         axes.legend(loc="upper right", fontsize="small")
     axes.plot(paths[..., 0], paths[..., 1], linewidth=0.6, alpha=0.7)
-    axes.scatter(*paths[0].T, s=8, color="gray")
-    axes.scatter(*paths[-1].T, s=10, color="black", zorder=3)
+    (first, second), (x0, y0) = paths[0].T, paths[-1].T
+    axes.scatter(first, second, s=8, color="gray")
+    axes.scatter(x0, y0, s=10, color="black", zorder=3)
     reach = min(3.2 * sde.prior_std, 1.2 * experiment.facts.diameter)
     ends = codec.values(experiment.gaussian.mean.float() + torch.tensor([[-reach], [reach]]))
     (left, bottom), (right, top) = ends.tolist()

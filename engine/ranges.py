@@ -8,6 +8,7 @@ several keys, on the data, the process or the sampler is checked where these mee
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from score_sde.configs import default
 
@@ -205,7 +206,7 @@ class Range:
     fewest: str | None
     usual: str | None
 
-    def holds(self, value: object) -> bool:
+    def holds(self, value: Any) -> bool:
         """Whether a number, or a tuple of numbers, is in the range; nan never is."""
         if self.fewest is not None:
             return len(value) >= int(self.fewest) and all(map(self._includes, value))
@@ -235,7 +236,11 @@ def range_of(key: str) -> Range | None:
     """The range of a dotted key; None for a key that takes no number."""
     section, _, name = key.rpartition(".")
     text = RANGES.get(section, {}).get(name)
-    return Range(**RANGE.fullmatch(text).groupdict()) if text else None
+    if not text:
+        return None
+    found = RANGE.fullmatch(text)
+    assert found, text
+    return Range(**found.groupdict())
 
 
 def check_range(key: str, value: object, name: str | None = None) -> None:

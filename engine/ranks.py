@@ -11,12 +11,15 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, distributed, nn
 
 from score_sde.engine.memory import outermost
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def rank() -> int:
@@ -97,7 +100,7 @@ def all_rows(parts: Mapping[int, Sequence[Tensor]], num: int) -> list[Tensor]:
     """
     if size() == 1:
         return [torch.cat(column) for column in zip(*parts.values(), strict=True)]
-    forms = [None] * size()
+    forms: list[list[tuple[torch.Size, torch.dtype]] | None] = [None] * size()
     own = [(column.shape[1:], column.dtype) for column in next(iter(parts.values()))] if parts else None
     distributed.all_gather_object(forms, own, group=_everyone())
     columns = [torch.zeros(num, *shape, dtype=dtype) for shape, dtype in next(filter(None, forms))]
@@ -183,10 +186,11 @@ def apart(network: nn.Module) -> AbstractContextManager:
 
     Those of a ``sharded`` one are spread at once: whole ones would take the memory that it is there to save.
     """
-    return network.no_sync() if hasattr(network, "no_sync") else nullcontext()
+    no_sync = getattr(network, "no_sync", nullcontext)
+    return no_sync()
 
 
-def is_spread(tensor: Tensor) -> bool:
+def is_spread(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether this process keeps only its rows of a tensor."""
     return hasattr(tensor, "full_tensor")
 

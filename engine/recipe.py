@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -28,7 +29,7 @@ FREE = (
 
 def flat(values: Mapping, prefix: str = "") -> dict[str, object]:
     """Nested keys as dotted ones: {"train": {"compile": False}} is {"train.compile": False}."""
-    items = {}
+    items: dict[str, object] = {}
     for key, value in values.items():
         items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return items
@@ -36,7 +37,7 @@ def flat(values: Mapping, prefix: str = "") -> dict[str, object]:
 
 def nested(values: Mapping[str, object]) -> dict[str, object]:
     """Inverse of ``flat``."""
-    tree: dict[str, object] = {}
+    tree: dict[str, Any] = {}
     for key, value in values.items():
         *sections, last = key.split(".")
         part = tree

@@ -53,9 +53,12 @@ def resolve(
     Raises: ValueError where they disagree, or a stranger's config leads outside its folder; CheckpointError where the
         folder holds no run, or a damaged one.
     """
-    if name is None and workdir is None:
+    if workdir:
+        folder = Path(workdir)
+    elif name is not None:
+        folder = Path("runs") / run_name(name)
+    else:
         raise ValueError(f"give --config ({listed(names(), ' | ')}) or the --workdir of a run")
-    folder = Path(workdir) if workdir else Path("runs") / run_name(name)
     restore_config(folder)
     source = read_run(folder) if name is None else opened(name)
     config, mine = overridden(source, changes, mode)

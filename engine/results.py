@@ -19,8 +19,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_sde.engine import checkpoint
-from score_sde.engine.config import Options, flat
+from score_sde.engine.config import Options
 from score_sde.engine.log import say
+from score_sde.engine.recipe import flat
 from score_sde.storage.reading import read_text
 from score_sde.storage.writing import (
     exclusive,

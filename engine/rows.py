@@ -80,7 +80,7 @@ class Rows:
 
     def _read(self) -> dict[int, dict[str, float]]:
         """The rows that answer what is asked, by example."""
-        found = {}
+        found: dict[int, dict[str, float]] = {}
         for path in sorted(self.folder.glob(self.own)):
             try:
                 text = read_text(path, LINES, errors="replace")

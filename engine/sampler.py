@@ -13,7 +13,7 @@ from score_sde.engine.errors import CheckpointError
 from score_sde.engine.files import read_numbers
 from score_sde.engine.guide import Guide
 from score_sde.engine.log import say
-from score_sde.samplers import Step
+from score_sde.samplers import ODE, Multistep, Step
 from score_sde.samplers.calibration import Tuned
 from score_sde.samplers.draw import named_step, named_times, suited
 from score_sde.samplers.grids import of_ratios
@@ -27,6 +27,13 @@ def make_step(config: ConfigDict, experiment: Experiment, sampler: str | None = 
     """The step of that name, by default ``sample.sampler``, with the keys of the section and of more that it takes."""
     settings = {key: value for key, value in config.sample.items() if key != "order" or value}  # 0: the method's own
     return named_step(experiment.sde, sampler or config.sample.sampler, experiment.gaussian, {**settings, **more})
+
+
+def make_flow(config: ConfigDict, experiment: Experiment) -> ODE:
+    """The probability flow with the solver of the section ``sample``, which runs both ways."""
+    flow = make_step(config, experiment, "ode")
+    assert isinstance(flow, ODE)
+    return flow
 
 
 def make_times(config: ConfigDict, experiment: Experiment, start: float | None = None) -> Tensor:
@@ -64,6 +71,7 @@ def planned(
             say(f"not tuned: {error}")
         else:
             say(f"tuned by {path}")
+            assert isinstance(step, Multistep)  # as ``tuned.asked`` checked
             return Tuned(step, plan), torch.tensor(plan.times, dtype=torch.float64), tuned.GRID
     return step, make_times(config, experiment), name
 

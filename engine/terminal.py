@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 
+from typing_extensions import Buffer
+
 OUTPUT = "standard output"
 """The name that errors of writing to the terminal, a pipe or a redirection have."""
 
@@ -12,7 +14,7 @@ OUTPUT = "standard output"
 class _Output(io.FileIO):
     """Standard output, unbuffered."""
 
-    def write(self, content: bytes) -> int | None:
+    def write(self, content: Buffer, /) -> int:
         try:
             return super().write(content)
         except OSError as error:
@@ -29,8 +31,13 @@ def open_output() -> None:
         return
     old = sys.stdout
     buffer = io.BufferedWriter(_Output(old.fileno(), "wb", closefd=False))
-    options = {"line_buffering": old.line_buffering, "write_through": old.write_through}
-    sys.stdout = io.TextIOWrapper(buffer, encoding=old.encoding, errors="backslashreplace", **options)
+    sys.stdout = io.TextIOWrapper(
+        buffer,
+        encoding=old.encoding,
+        errors="backslashreplace",
+        line_buffering=bool(old.line_buffering),
+        write_through=getattr(old, "write_through", False),
+    )
 
 
 def flush_output() -> None:

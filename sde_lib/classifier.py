@@ -26,6 +26,9 @@ class ClassifierNetwork(Protocol):
     def features(self, x: Tensor, c_noise: Tensor, /) -> Tensor:
         """What its last layer reads, (B, F)."""
 
+    def output(self, features: Tensor, /) -> Tensor:
+        """The last layer: from features to logits."""
+
 
 class Classifier(nn.Module):
     """A network as a classifier of the states of one SDE.

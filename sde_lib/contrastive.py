@@ -20,6 +20,9 @@ class PairNetwork(ClassifierNetwork, Protocol):
     def image(self, x: Tensor, c_noise: Tensor, /) -> Tensor:
         """Of states."""
 
+    def tokens(self, text: str, /) -> Tensor:
+        """The numbers of a text's words, (1, words)."""
+
     def text(self, tokens: Tensor, /) -> Tensor:
         """Of texts."""
 

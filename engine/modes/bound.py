@@ -54,8 +54,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     prior, rate, distortion = prior / unit, rate / unit, distortion / (experiment.bin_width or 1.0)
     bits = prior + rate.sum(1) if facts.levels else None
     result = {
-        "bits_per_dim": float(bits.mean()) if facts.levels else None,
-        "bits_per_dim_stderr": stderr(bits) if facts.levels else None,
+        "bits_per_dim": None if bits is None else float(bits.mean()),
+        "bits_per_dim_stderr": None if bits is None else stderr(bits),
         "nats": float(nats.mean()),
         "nats_stderr": stderr(nats),
         "terms": {
@@ -81,7 +81,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     folder, shown = workdir / "bound", "rate_distortion.png" if split == "test" else f"rate_distortion-{split}.png"
     rows = {"nats": nats, "prior": prior, "rate": rate, "distortion": distortion, "log_snr": log_snr}
     with result_files(folder, (f"{split}.json", f"{split}.npz", shown), result["asked"]) as partial:
-        write_npz(partial / f"{split}.npz", **rows, **({"bits_per_dim": bits} if facts.levels else {}))
+        write_npz(partial / f"{split}.npz", **rows, **({} if bits is None else {"bits_per_dim": bits}))
         plot(partial / shown, result, prior.mean(), rate.mean(0), np.sqrt((distortion**2).mean(0)), log_snr)
         write_json(partial / f"{split}.json", result)
     say(*report(result).split("\n"))

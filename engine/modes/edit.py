@@ -93,7 +93,7 @@ def remake(
     return {"options": {**dict(config.edit), **about}, "split": split, "num_examples": len(result), **told}
 
 
-GUIDED = {**RESTORATIONS, **REMAKES}
+GUIDED: dict[str, Callable[..., Any]] = {**RESTORATIONS, **REMAKES}
 """Tasks on examples that come as they are or are guided: see ``engine.image_to_image.REMAKES``."""
 
 

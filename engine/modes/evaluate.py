@@ -3,12 +3,13 @@
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from score_sde.data.dataset import SPLITS
 from score_sde.engine import ranks
-from score_sde.engine.config import Options, flat
+from score_sde.engine.config import Options
 from score_sde.engine.datasets import check_form, read_dataset
 from score_sde.engine.drawing import draw_run
 from score_sde.engine.features import identity, make_features
@@ -16,6 +17,7 @@ from score_sde.engine.files import write_json
 from score_sde.engine.inference import usual
 from score_sde.engine.log import say, versions
 from score_sde.engine.metrics import classes, distances, labels, novelty, read_samples, reference, report
+from score_sde.engine.recipe import flat
 from score_sde.engine.results import question, result_files
 
 
@@ -53,9 +55,9 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     if features.classify:
         found |= classes(features.classify, vectors, real["test"], labels(datasets["test"], sizes["test"]))
     drawn_for = {key: manifest[key] for key in ("asked", "sha256") if key in manifest}
-    more = {"split": split, "features_sha256": features.sha256, "samples": drawn_for}
+    more: dict[str, Any] = {"split": split, "features_sha256": features.sha256, "samples": drawn_for}
     asked = flat(question(config, ("data", "evaluate"), options, **more))
-    result = {
+    result: dict[str, Any] = {
         "metrics": found,
         "protocol": {**protocol, "split": split, "num_samples": num, "seed": config.seed}
         | {key: settings[key] for key in ("subsets", "subset_size")},

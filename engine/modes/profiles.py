@@ -51,7 +51,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         say("no profiles were tracked; train with --config.ema.profiles=(0.05,0.1) to compare other widths, too")
     if left_out:
         say(f"the snapshots do not tell widths of {', '.join(f'{width:g}' for width in left_out)}")
-    best, target = min(losses, key=losses.get), workdir / "profiles"
+    best, target = min(losses, key=losses.__getitem__), workdir / "profiles"
     asked = question(config, ("data",), options, found, split=split)
     told = {"losses": losses, "checkpoint_step": meta["step"], "seconds": time.perf_counter() - start}
     with result_folder(target, "losses.json", asked) as folder:

@@ -26,8 +26,8 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     target = workdir / "samples" / f"{manifest['sampler']}-{manifest['steps']}"
     pairs = {"latents": drawn.latents, "x0": drawn.x0, "levels": torch.tensor(experiment.facts.levels)}
     kept = pairs if config.sample.keep_latents else {}
-    beside = {"log_prob": drawn.log_prob, "label": drawn.label}
-    beside = {name: values for name, values in beside.items() if values is not None}
+    told = {"log_prob": drawn.log_prob, "label": drawn.label}
+    beside = {name: values for name, values in told.items() if values is not None}
     with result_folder(target, "manifest.json", manifest["asked"]) as folder:
         write_samples(folder, experiment.codec.decode(drawn.x0).cpu(), experiment.facts, **kept, **beside)
         write_json(folder / "manifest.json", manifest)

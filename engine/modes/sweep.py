@@ -42,7 +42,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     features = make_features(config, read_dataset(config, "train"))
     size = settings.batch_size or usual(dataset.shape)
     real = features.of(batch["x"] for batch in batches(dataset, len(dataset), size))
-    spread = spreads(real, labels(dataset, len(dataset))) if dataset.num_classes else {}
+    classes = labels(dataset, len(dataset))
+    spread = {} if classes is None else spreads(real, classes)
 
     rows, pictures = [], {}
     for scale in config.guidance.scales:
@@ -51,6 +52,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         changed.sample.label = config.sample.label or ALL
         drawn = draw_run(changed, workdir, options, settings.num_samples, settings.batch_size)
         samples = drawn.experiment.codec.decode(drawn.x0).cpu()
+        assert drawn.label is not None  # sample.label is set
         vectors, label = features.of(samples.split(size)), drawn.label.cpu()
         rows.append({key: scale, **measured(vectors, real, spread, label)})
         if features.classify:
@@ -64,7 +66,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     found |= {"asked": asked, "seconds": time.perf_counter() - start, "versions": versions()}
     with result_folder(target, "sweep.json", asked) as folder:
         write_json(folder / "sweep.json", found)
-        save(folder / "grid.png", compared(pictures, [[str(label) for label in drawn.label[:shown].tolist()]], facts))
+        save(folder / "grid.png", compared(pictures, [[str(each) for each in label[:shown].tolist()]], facts))
         curve(folder / "curve.png", rows, key)
     say(f"files are in {target}")
 

@@ -20,7 +20,7 @@ from score_sde.engine.log import say, versions
 from score_sde.engine.randomness import TUNING, noise, positions
 from score_sde.engine.results import question, result_files
 from score_sde.engine.sampler import chosen, make_step, make_times
-from score_sde.samplers import ODE
+from score_sde.samplers import ODE, Multistep
 from score_sde.samplers.calibration import calibrate
 
 REFERENCES, ITERATIONS, BATCH_SIZE = 320, 150, 64
@@ -45,8 +45,8 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     check_flow(denoiser, workdir)
     sde, sampler, step = experiment.sde, config.sample.sampler, make_step(config, experiment)
     made_for = tuned.asked(config, step, found, given.weights)
-    (grid, steps), times = chosen(config, sde), make_times(config, experiment)
-    times = times[sde.sigma(times) > 0].tolist()
+    (grid, steps), whole = chosen(config, sde), make_times(config, experiment)
+    times: list[float] = whole[sde.sigma(whole) > 0].tolist()
     if len(times) < 2:
         raise ValueError(f"{steps} steps on the grid {grid} are one look at the noise, with nothing to tune; use more")
 
@@ -56,6 +56,7 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     flow = ODE(sde, rtol=TOLERANCE, atol=TOLERANCE, gaussian=experiment.gaussian.isotropic())
     with torch.no_grad():
         ends = [flow.follow(denoiser, part, times[0], times[-1]) for part in x.split(size)]
+    assert isinstance(step, Multistep)  # as ``tuned.asked`` checked
     plan, before, after = calibrate(step, denoiser, x, torch.cat(ends), times, ITERATIONS, BATCH_SIZE)
     seconds = time.perf_counter() - start
 

@@ -51,12 +51,12 @@ class Adam:
         torch._foreach_add_(steps, 1)
         self.kernel(
             [ranks.local(p) for p in parameters],
-            [ranks.local(p.grad) for p in parameters],
+            [ranks.local(p.grad) for p in parameters if p.grad is not None],
             first,
             second,
             [],
             steps,
-            lr=self.lr,
+            lr=self.lr,  # type: ignore[arg-type]  # the stub leaves out numbers
             beta1=self.betas[0],
             beta2=self.betas[1],
             weight_decay=self.weight_decay,

@@ -59,9 +59,9 @@ class EMA:
     def update(self) -> None:
         """Move the averages towards the present parameters of the network."""
         parameters, buffers = self._followed
-        parameters = [ranks.local(p).float() for p in parameters]
+        present = [ranks.local(p).float() for p in parameters]
         for kept, (average, copies) in zip(self._kept, self._averages, strict=True):
-            torch._foreach_lerp_(average, parameters, 1 - kept(self.num_updates))
+            torch._foreach_lerp_(average, present, 1 - kept(self.num_updates))
             for target, buffer in zip(copies, buffers, strict=True):
                 target.copy_(buffer)
         self.num_updates += 1
@@ -83,7 +83,7 @@ class EMA:
         if self.networks is not self._own:
             yield
             return
-        places = [self._followed[0][0].device, *["cpu"] * len(self._own)]
+        places: list[torch.device | str] = [self._followed[0][0].device, *["cpu"] * len(self._own)]
         to_place = [partial(ranks.to_first, device=place) for place in places]
         self.networks = [ranks.whole_network(own, get) for own, get in zip(self._own, to_place)]
         try:

@@ -6,6 +6,7 @@ last checkpoint is written again, alike, and nothing is missing.
 
 import itertools
 import shlex
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -75,11 +76,12 @@ def train(config: ConfigDict, workdir: Path, options: Options, asked: Asked, wri
             writer.check()
             window.look()
             if log or evaluate or save:
-                line = {"step": step, "images_seen": trainer.images_seen, **window.close()}
-                line |= {"ema_distance": trainer.ema.distance().item()}
+                measured: dict[str, Any] = {"step": step, "images_seen": trainer.images_seen, **window.close()}
+                measured |= {"ema_distance": trainer.ema.distance().item()}
+                if held_out is not None and evaluate:
+                    measured |= held_out.losses(trainer.ema.networks[0])
                 if ranks.rank() == 0:
-                    line |= held_out.losses(trainer.ema.networks[0]) if evaluate else {}
-                    metrics.write(line)
+                    metrics.write(measured)
             if draw and trainer.objective.generates and ranks.rank() == 0:
                 picture = workdir / "samples" / f"step_{step:08d}.png"
                 preview(trainer.experiment, trainer.denoiser_of_average(), config, picture)
@@ -90,10 +92,12 @@ def train(config: ConfigDict, workdir: Path, options: Options, asked: Asked, wri
                 trainer.save(window.state_dict(), metric_lines=metrics.lines, config_json=text)
         if stop and not last:
             ranks.wait_for_all()  # the first one may still be writing
-            raise Stopped(asked.by, f"stopped at step {step}, with a checkpoint; run the same command to go on")
+            raise Stopped(
+                asked.by or signal.SIGTERM, f"stopped at step {step}, with a checkpoint; run the same command to go on"
+            )
     progress.close()
     if ranks.rank() == 0:
-        conclude(trainer, options, progress, line)
+        conclude(trainer, options, progress, measured)
 
 
 def conclude(trainer: Trainer, options: Options, progress: Progress, line: Mapping[str, Any]) -> None:

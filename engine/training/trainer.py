@@ -53,7 +53,7 @@ from score_sde.engine.training.ema import EMA
 from score_sde.engine.training.nonfinite import Skipped, culprit, stop
 from score_sde.engine.training.posthoc import Snapshots, about, profiles
 from score_sde.models.layers import resolutions
-from score_sde.sde_lib import OBJECTIVES, Denoiser
+from score_sde.sde_lib import OBJECTIVES, Denoiser, Gaussian
 from score_sde.sde_lib.devices import put
 from score_sde.storage.naming import pick
 
@@ -134,7 +134,7 @@ class Trainer:
         self.snapshots = Snapshots(workdir, self.ema, config.ema.snapshot_every, config.ema.max_snapshots, self.step)
         if config.train.recompute:
             memory.recompute(self.parallel)
-        network = torch.compile(self.parallel) if self.compiled else self.parallel
+        network: nn.Module = torch.compile(self.parallel) if self.compiled else self.parallel  # type: ignore[assignment]  # a module of a module
         self.denoiser = self.experiment.denoiser(network, config)
         self.objective = make_objective(config, self.experiment)
         like = torch.empty(1, *facts.shape, device=self.experiment.device)
@@ -248,7 +248,9 @@ class Trainer:
         losses = torch.cat(found)
         self._observe(inputs["t"], losses)
         loss = ranks.sum_over((inputs["correction"].flatten() * losses).mean() / ranks.size())
-        norm = clip_gradients([p.grad for p in self.parameters], config.optim.clip_norm or math.inf)
+        norm = clip_gradients(
+            [p.grad for p in self.parameters if p.grad is not None], config.optim.clip_norm or math.inf
+        )
         self.optimizer.lr = learning_rate(config, self.images_seen)
         self.optimizer.step(found_inf=(~torch.isfinite(norm + loss)).float())
         self.optimizer.zero_grad()
@@ -356,7 +358,11 @@ class Trainer:
         }
         raw = ranks.whole_network(self.network, to_disk)
         with self.ema.whole():
-            parts = {checkpoint.RAW: raw, **self._averages(), checkpoint.GAUSSIAN: self.experiment.gaussian}
+            parts: dict[str, nn.Module | Gaussian] = {
+                checkpoint.RAW: raw,
+                **self._averages(),
+                checkpoint.GAUSSIAN: self.experiment.gaussian,
+            }
             if ranks.rank() == 0:
                 checkpoint.save(self.folder, self.step, parts, state, meta)
                 checkpoint.forget(self.folder, self.config.train.keep_checkpoints, self.config.train.keep_every)

@@ -12,7 +12,7 @@ from score_sde.data import Dataset, batch_at
 from score_sde.engine.build import Experiment, conditions
 from score_sde.engine.objective import make_objective, make_time_law
 from score_sde.engine.randomness import HELD_OUT, OBJECTIVE, dither, dithers, draw_times, noise, positions
-from score_sde.sde_lib import Denoiser
+from score_sde.sde_lib import Denoise
 
 HELD_OUT_EXAMPLES = 512
 
@@ -59,7 +59,7 @@ class HeldOut:
             told = {**told, "label_effect": self._label_effect(denoise)}
         return found | {f"held_out_{key}": value for key, value in told.items()}
 
-    def _label_effect(self, denoise: Denoiser) -> float:
+    def _label_effect(self, denoise: Denoise) -> float:
         """How much of the estimates hangs on the label: |x0 - x0 without it| over |x0 - data|, root mean squares.
 
         A label that says nothing to the network has 0.
@@ -69,7 +69,7 @@ class HeldOut:
         with_label, without = denoise(x, self.t, **self.cond).x0, denoise(x, self.t, keep=nobody, **self.cond).x0
         return ((with_label - without).square().mean() / (with_label - self.x0).square().mean()).sqrt().item()
 
-    def _losses(self, denoise: Denoiser) -> Tensor:
+    def _losses(self, denoise: Denoise) -> Tensor:
         draw = noise(self.config.seed, OBJECTIVE, self.where)
         return self.objective(denoise, self.x0, self.eps, self.t, draw, 1.0, **self.cond)
 

@@ -7,6 +7,7 @@ Three of its settings are networks of ours: that of DDPM (sine first, no padding
 
 import json
 import math
+from collections.abc import Container
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -332,7 +333,9 @@ def adm_modules(network: ADM) -> dict[str, str]:
     return modules | {f"ups.{i}.conv": f"up_blocks.{i}.upsamplers.0.conv" for i in range(len(network.ups))}
 
 
-def attention_names(network: nn.Module, modules: dict[str, str], tensors: Tensors) -> dict[str, str | tuple[str, ...]]:
+def attention_names(
+    network: nn.Module, modules: dict[str, str], tensors: Container[str]
+) -> dict[str, str | tuple[str, ...]]:
     """Names of the tensors around each attention: queries, keys and values are three of theirs, of two generations."""
     found: dict[str, str | tuple[str, ...]] = {}
     for name, module in network.named_modules():
