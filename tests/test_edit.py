@@ -541,3 +541,11 @@ def test_latents_by_another_solver(digits, done):
         for solver in ("dopri5", "torchdiffeq_dopri5")
     ]
     np.testing.assert_allclose(*found, rtol=0, atol=1e-2)
+
+
+def test_a_latent_out_of_reach_is_black_or_white(monkeypatch):
+    """And 0 is in the middle of the levels."""
+    monkeypatch.setattr(latents, "table", lambda rows, *args: rows)
+    z, images = torch.tensor([-9.0, 0.0, 9.0]).reshape(1, 1, 1, 3), torch.zeros(1, 1, 1, 3, dtype=torch.uint8)
+    rows = latents.there_and_back(images, z, images, 201)
+    assert rows["latents"][0].flatten().tolist() == [0, 100, 200]
