@@ -155,7 +155,7 @@ def test_what_is_said(digits, drawn, capsys):
 # --- a sample and its seed --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("sampler", "size"), list(zip(STEPS, itertools.cycle([1, 2, 3]))))
+@pytest.mark.parametrize(("sampler", "size"), list(zip(list(STEPS)[::2], itertools.cycle([1, 2, 3]))))
 def test_a_sample_does_not_depend_on_the_batch_size(sampler, size, digits, drawn):
     num = 3 if sampler == "ode" else 5
     some, whole = (drawn(digits, sampler, 2, num, f"--batch_size={size}")[0] for size in (size, 64))
@@ -163,7 +163,7 @@ def test_a_sample_does_not_depend_on_the_batch_size(sampler, size, digits, drawn
     assert len(np.unique(whole, axis=0)) == num
 
 
-@pytest.mark.parametrize("sampler", STEPS)
+@pytest.mark.parametrize("sampler", list(STEPS)[1::2])
 def test_a_state_does_not_depend_on_the_batch_size(sampler, points, drawn, monkeypatch):
     """To the rounding of float32, which the solver that adapts its steps may enlarge."""
     monkeypatch.setattr(plane, "draw", lambda *args: None)

@@ -169,8 +169,7 @@ def test_torchdiffeq_agrees_with_ours(sde, plane, method):
     assert theirs.integrals.shape == ours.integrals.shape == (2, 0)
 
 
-@pytest.mark.parametrize("sde_name", ["vpsde", "vesde", "subvpsde"])
-@pytest.mark.parametrize("name", TORCHDIFFEQ)
+@pytest.mark.parametrize(("name", "sde_name"), list(zip(TORCHDIFFEQ, itertools.cycle(["vpsde", "vesde", "subvpsde"]))))
 def test_the_sampler_takes_the_methods_of_torchdiffeq(sde_name, plane, name):
     """Adaptive ones come near their tolerance; the others have the order of their books in the number of moves."""
     sde, orders = SDES[sde_name](), {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}

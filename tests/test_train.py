@@ -138,10 +138,15 @@ def data_for(config, folder):
     yield from (f"--config.network.{key}={value}" for key, value in small.items() if key in config.network)
 
 
+ALIKE = {"subvpsde", "cosine", "laplace", "logistic", "sigmoid", "mnist"}
+"""Configs that differ from others of their family in the schedule of the noise, or in the size of the data, alone."""
+
+
 def recipes():
     """The names of all configs; those that differ in little from others of their family are slow."""
     for name in names():
         alike = name.startswith("cifar10_") and name not in ("cifar10_ddpm_vp", "cifar10_ncsnpp_subvp")
+        alike |= name in ALIKE
         if name != "default":
             yield pytest.param(name, marks=[pytest.mark.slow] * alike)
 
