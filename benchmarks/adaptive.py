@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from score_sde.samplers import GRIDS, STEPS, Noise, Step, sample, trajectory  # noqa: E402
 from score_sde.sde_lib import SDE, SDES, GaussianMixture, Prediction  # noqa: E402
-from score_sde.sde_lib.process import Moment  # noqa: E402
+from score_sde.sde_lib.process import Marginal  # noqa: E402
 
 BUMPS = GaussianMixture(
     torch.tensor([0.3, 0.7]).double(), torch.tensor([[-1.0], [0.8]]).double(), torch.tensor([[0.04], [0.16]]).double()
@@ -36,13 +36,13 @@ class Counted:
         return self.denoise(x, t)
 
 
-def distribution(x: Tensor, at: Moment) -> Tensor:
+def distribution(x: Tensor, at: Marginal) -> Tensor:
     """P(state < x) under the mixture with the noise of a time."""
     deviation = torch.sqrt(at.alpha**2 * BUMPS.variances[:, 0] + at.sigma**2)
     return (BUMPS.log_weights.exp() * torch.special.ndtr((x - at.alpha * BUMPS.means[:, 0]) / deviation)).sum(1)
 
 
-def transported(x: Tensor, first: Moment, last: Moment) -> Tensor:
+def transported(x: Tensor, first: Marginal, last: Marginal) -> Tensor:
     """The end of the flow from x (B, 1), by bisection."""
     target, low, high = distribution(x, first), torch.full_like(x, -1e3), torch.full_like(x, 1e3)
     for _ in range(100):
@@ -56,7 +56,7 @@ def tolerances(process: str) -> None:
     """Evaluations, median and largest error of both orders of ``dpm_adaptive``, 41 starts, down to log-SNR 6."""
     sde = SDES[process]()
     end = sde.time(torch.tensor(6.0, dtype=torch.float64)).item()
-    first, last = sde.at(sde.t_max), sde.at(end)
+    first, last = sde.marginal(sde.t_max), sde.marginal(end)
     x = first.alpha * BUMPS.mean + first.sigma * torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
     exact = transported(x, first, last)
     for tolerance in TOLERANCES:

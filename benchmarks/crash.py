@@ -142,8 +142,8 @@ def moments(run: Run, rng: random.Random, whole: float) -> Iterator[Callable[[],
     folder = run.workdir / "checkpoints"
 
     def after(seconds: float) -> Callable[[], bool]:
-        moment = time.perf_counter() + seconds
-        return lambda: time.perf_counter() > moment
+        marginal = time.perf_counter() + seconds
+        return lambda: time.perf_counter() > marginal
 
     def writing(seconds: float) -> Callable[[], bool]:
         begin = time.time()  # what an earlier kill has left behind does not count

@@ -39,7 +39,7 @@ MOVES = {
     "0.2": lambda sde: DDIM(sde, 0.2),
     "0.5": lambda sde: DDIM(sde, 0.5),
     "1": lambda sde: DDIM(sde, 1.0),
-    "sigma-hat": lambda sde: Ancestral(sde, variance=1.0),
+    "sigma-hat": lambda sde: Ancestral(sde, v=1.0),
 }
 """The column of the table, to the step."""
 

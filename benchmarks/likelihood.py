@@ -29,13 +29,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.command import end  # noqa: E402
-from benchmarks.problems import digits64, first_guess  # noqa: E402
+from benchmarks.problems import digits64, moment_matched  # noqa: E402
 from score_sde.engine.config import Options, stored  # noqa: E402
 from score_sde.engine.datasets import read_dataset  # noqa: E402
 from score_sde.engine.load import load  # noqa: E402
 from score_sde.samplers import Noise  # noqa: E402
 from score_sde.sde_lib import SDE, SDES, Denoiser, Exact, Gaussian, Hutchinson, Prediction, log_prob  # noqa: E402
-from score_sde.sde_lib.adams import Adams  # noqa: E402
+from score_sde.sde_lib.adams_pece import AdamsPECE  # noqa: E402
 from score_sde.sde_lib.likelihood import Solver, matched_prior  # noqa: E402
 from score_sde.sde_lib.runge_kutta import DormandPrince  # noqa: E402
 from score_sde.sde_lib.solvers import Torchdiffeq  # noqa: E402
@@ -70,7 +70,7 @@ def mixture() -> Problem:
     """Draws of the mixture of digits, by VP."""
     law, sde = digits64(), SDES["vpsde"](t_min=1e-5)
     x = law.sample(96, torch.Generator().manual_seed(31337))
-    denoise, guess = law.denoiser(sde), first_guess(law)
+    denoise, guess = law.denoiser(sde), moment_matched(law)
 
     def pictures(x: Tensor, t: float) -> Prediction:
         return Prediction(denoise(x.flatten(1), t).x0.reshape(x.shape))
@@ -151,13 +151,13 @@ def rows(trained: bool) -> dict[str, Callable[[Problem, int], Answer]]:
     return {
         "classic: RK45 1e-5, one probe": classic(1e-5),
         "classic: RK45 1e-3, one probe": classic(1e-3),
-        **{f"adams {n}, a fresh probe each": ours(Adams(n), 1) for n in (8, 16, 32, 48)},
-        **{f"adams 32, {k} fresh probes each": ours(Adams(32), k) for k in (4, 16)},
-        "adams 32, 16 orthogonal probes each": ours(Adams(32), 16, "orthogonal"),
+        **{f"adams {n}, a fresh probe each": ours(AdamsPECE(n), 1) for n in (8, 16, 32, 48)},
+        **{f"adams 32, {k} fresh probes each": ours(AdamsPECE(32), k) for k in (4, 16)},
+        "adams 32, 16 orthogonal probes each": ours(AdamsPECE(32), 16, "orthogonal"),
         "dopri5 1e-3, one probe": ours(DormandPrince(1e-3, 1e-3), 1),
         **({} if trained else {"classic: RK45 1e-5, exact trace": classic(1e-5, exact=True)}),
-        **{f"adams {n}, exact trace": ours(Adams(n)) for n in (8, 16, 24, 32, 48, 64)},
-        **{f"adams {n}, exact trace at {m}": ours(Adams(n, m)) for n, m in ((48, 16), (48, 24), (72, 24))},
+        **{f"adams {n}, exact trace": ours(AdamsPECE(n)) for n in (8, 16, 24, 32, 48, 64)},
+        **{f"adams {n}, exact trace at {m}": ours(AdamsPECE(n, m)) for n, m in ((48, 16), (48, 24), (72, 24))},
         **{f"dopri5 {tol:g}, exact trace": ours(DormandPrince(tol, tol)) for tol in (1e-3, 1e-4, 1e-5)},
         **({} if trained else {"torchdiffeq dopri8 1e-5, exact trace": ours(Torchdiffeq(1e-5, 1e-5, "dopri8"))}),
     }

@@ -17,9 +17,9 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.problems import digits64, first_guess, gmm1d, gmm2d  # noqa: E402
+from benchmarks.problems import digits64, moment_matched, gmm1d, gmm2d  # noqa: E402
 from score_sde.sde_lib import DEQUANTIZATIONS, SDES, Exact, Gaussian, GaussianMixture, log_prob, nodes  # noqa: E402
-from score_sde.sde_lib.adams import Adams  # noqa: E402
+from score_sde.sde_lib.adams_pece import AdamsPECE  # noqa: E402
 from score_sde.sde_lib.dequantization import data_time  # noqa: E402
 
 BUDGETS = (16, 32, 64, 128)
@@ -50,7 +50,7 @@ def levels(num: int) -> GaussianMixture:
     return GaussianMixture(weights, centres[:, None], 0.0)
 
 
-def error(law: GaussianMixture, guess: Gaussian, state: Tensor, t: float, solver: Adams) -> str:
+def error(law: GaussianMixture, guess: Gaussian, state: Tensor, t: float, solver: AdamsPECE) -> str:
     """Of the solver, for states (N, D) at time t."""
     sde = SDES["vpsde"]()
     denoise = law.denoiser(sde)
@@ -62,13 +62,13 @@ def error(law: GaussianMixture, guess: Gaussian, state: Tensor, t: float, solver
 def continuous(name: str, law: GaussianMixture, num: int, budgets: tuple[int, ...]) -> None:
     """Rows of one law, one for each law of the nodes."""
     sde, generator = SDES["vpsde"](), torch.Generator().manual_seed(7)
-    (alpha, sigma, _), x = sde.at(sde.t_min), law.sample(num, generator)
+    (alpha, sigma, _), x = sde.marginal(sde.t_min), law.sample(num, generator)
     state = alpha * x + sigma * torch.randn(x.shape, dtype=x.dtype, generator=generator)
     for centre, share in LAWS_OF_NODES:
-        nodes.mixture.__defaults__ = centre, share, 0.0
-        cells = [error(law, first_guess(law), state, sde.t_min, Adams(n)) for n in budgets]
+        nodes.logistic_uniform.__defaults__ = centre, share, 0.0
+        cells = [error(law, moment_matched(law), state, sde.t_min, AdamsPECE(n)) for n in budgets]
         print(f"{name:12s} {centre:4} {share:5}   " + "  ".join(f"{cell:18s}" for cell in cells), flush=True)
-    nodes.mixture.__defaults__ = nodes.CENTRE, nodes.SHARE, 0.0
+    nodes.logistic_uniform.__defaults__ = nodes.CENTRE, nodes.SHARE, 0.0
 
 
 def bare(num: int) -> None:
@@ -80,7 +80,7 @@ def bare(num: int) -> None:
     state, _ = DEQUANTIZATIONS["truncated_normal"](sde, t, x, u, width)
     guess = Gaussian(law.mean, law.covariance.item() + width**2 / 12)
     for edge in (0.0, 0.15, 0.3, 0.45):
-        cells = [error(law, guess, state, t, Adams(n, edge=edge)) for n in BUDGETS]
+        cells = [error(law, guess, state, t, AdamsPECE(n, edge=edge)) for n in BUDGETS]
         print(f"{f'{num} levels':12s} edge {edge:4}    " + "  ".join(f"{cell:18s}" for cell in cells), flush=True)
 
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.likelihood import Problem, mixture, network  # noqa: E402
 from score_sde.samplers import Noise  # noqa: E402
 from score_sde.sde_lib import PROBES, Hutchinson, Prediction, log_prob  # noqa: E402
-from score_sde.sde_lib.adams import Adams  # noqa: E402
+from score_sde.sde_lib.adams_pece import AdamsPECE  # noqa: E402
 from score_sde.sde_lib.likelihood import matched_prior  # noqa: E402
 from score_sde.sde_lib.process import Time  # noqa: E402
 from score_sde.sde_lib.trace import redrawn  # noqa: E402
@@ -51,7 +51,7 @@ def error(problem: Problem, evaluations: int, probes: int, turn: bool) -> float:
             return matched_prior(problem.sde, problem.gaussian, latent)
 
         given = problem.sde, problem.denoise, problem.x, problem.gaussian, trace
-        found.append(log_prob(*given, solver=Adams(evaluations), prior_log_prob=prior).nats - problem.truth)
+        found.append(log_prob(*given, solver=AdamsPECE(evaluations), prior_log_prob=prior).nats - problem.truth)
     return torch.stack(found).square().mean().sqrt().item() / (problem.x[0].numel() * math.log(2))
 
 

@@ -20,10 +20,10 @@ from score_sde import run  # noqa: E402
 
 RECIPES = {
     "edm": [],
-    "simple": ["--config.loss.weight=simple", "--config.loss.time_law=uniform"],
-    "likelihood": ["--config.loss.weight=likelihood", "--config.loss.time_law=importance"],
+    "simple": ["--config.loss.weight=simple", "--config.loss.timestep_sampler=uniform"],
+    "likelihood": ["--config.loss.weight=likelihood", "--config.loss.timestep_sampler=importance"],
 }
-EDM = ["--config.denoiser.parameterization=edm", "--config.loss.weight=edm", "--config.loss.time_law=lognormal"]
+EDM = ["--config.denoiser.parameterization=edm", "--config.loss.weight=edm", "--config.loss.timestep_sampler=lognormal"]
 ROWS = {
     "vpsde": ("vpsde", [], "uniform"),
     "subvpsde": ("subvpsde", [], "uniform"),
@@ -48,7 +48,7 @@ def main() -> None:
                 quiet = ["--mode=train", f"--config={config}", "--config.train.sample_every=0"]
                 check(run.main([*known, *quiet, *common, *changes]))
             likelihood = [f"--config.likelihood.dequantization={noise}", "--config.likelihood.probes=4"]
-            check(run.main([*known, "--mode=likelihood", "--config.likelihood.solver=adams", *likelihood]))
+            check(run.main([*known, "--mode=likelihood", "--config.likelihood.solver=adams_pece", *likelihood]))
             check(run.main([*known, "--mode=bound"]))
             flow = json.loads((workdir / "likelihood" / f"test-{noise}.json").read_text())
             bound = json.loads((workdir / "bound" / "test.json").read_text())

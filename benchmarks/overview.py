@@ -19,7 +19,7 @@ from score_sde.engine.load import load  # noqa: E402
 from score_sde.engine.sampler import make_step, make_times  # noqa: E402
 from score_sde.samplers import Noise, trajectory  # noqa: E402
 from score_sde.sde_lib import log_prob  # noqa: E402
-from score_sde.sde_lib.adams import Adams  # noqa: E402
+from score_sde.sde_lib.adams_pece import AdamsPECE  # noqa: E402
 
 ROWS, MOMENTS, CELLS = 6, 10, 120
 
@@ -42,7 +42,7 @@ def density(workdir: Path) -> tuple[torch.Tensor, torch.Tensor]:
     experiment, denoise, _ = load(config, workdir, Options())
     cells = torch.linspace(-1, 1, CELLS) * 0.6 * experiment.facts.diameter
     points = torch.cartesian_prod(cells, cells)
-    nats = log_prob(experiment.sde, denoise, points, experiment.gaussian.isotropic(), solver=Adams(64)).nats
+    nats = log_prob(experiment.sde, denoise, points, experiment.gaussian.isotropic(), solver=AdamsPECE(64)).nats
     return cells, nats.exp().reshape(CELLS, CELLS)
 
 

@@ -50,11 +50,11 @@ def peers(sde: SDE) -> tuple[dict[str, Peer], dict[str, str | None]]:
 def _euler_in_time(sde: SDE, denoise: Denoise, y: Tensor, ratios: Tensor) -> Tensor:
     """score_sde's way: dx/dt = f x - g^2 score / 2, by Euler in t."""
     times = sde.time(-2 * torch.log(ratios)).tolist()
-    x = sde.at(times[0]).alpha * y
+    x = sde.marginal(times[0]).alpha * y
     for t, s, ratio in zip(times, times[1:], ratios.tolist()):
-        score = sde.score(x, denoise(x / sde.at(t).alpha, ratio), t)
+        score = sde.score(x, denoise(x / sde.marginal(t).alpha, ratio), t)
         x = x + (s - t) * (sde.drift(t) * x - 0.5 * sde.diffusion(t) ** 2 * score)
-    return x / sde.at(times[-1]).alpha
+    return x / sde.marginal(times[-1]).alpha
 
 
 def _azula() -> dict[str, Peer]:

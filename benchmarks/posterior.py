@@ -92,7 +92,7 @@ def problems(mixture: GaussianMixture) -> dict[str, Problem]:
     return found
 
 
-def first_guess(mixture: GaussianMixture) -> Gaussian:
+def moment_matched(mixture: GaussianMixture) -> Gaussian:
     """Mean and covariance of the mixture."""
     variances, directions = torch.linalg.eigh(mixture.covariance)
     return Gaussian(mixture.mean, 1.0, variances, directions)
@@ -104,7 +104,7 @@ Method = Callable[[int, Tensor, Noise], Tensor]
 
 def methods(sde: SDE, mixture: GaussianMixture, problem: Problem) -> dict[str, Method]:
     """The rows of a table."""
-    denoise, guess, step = mixture.denoiser(sde), first_guess(mixture), Ancestral(sde)
+    denoise, guess, step = mixture.denoiser(sde), moment_matched(mixture), Ancestral(sde)
     exact = problem.posterior.denoiser(sde)
     guided = {
         "PiGDM, isotropic guess": pigdm(denoise, sde, problem.forward, problem.y, problem.std, guess.isotropic()),
@@ -129,7 +129,7 @@ def methods(sde: SDE, mixture: GaussianMixture, problem: Problem) -> dict[str, M
         found[f"DPS, zeta {zeta:g}"] = walk(DPS(step, problem.forward, problem.y, zeta), denoise, "log_snr")
     found |= {name: walk(step, leaned, "log_snr") for name, leaned in guided.items()}
     return found | {
-        f"{name}, adams": walk(Adams(sde, gaussian=guess.isotropic()), leaned, "mixture")
+        f"{name}, adams": walk(Adams(sde, gaussian=guess.isotropic()), leaned, "logistic")
         for name, leaned in guided.items()
     }
 

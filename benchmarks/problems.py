@@ -90,7 +90,7 @@ class LowRank:
         self.along = torch.einsum("kd,kdr->kr", law.means, bases)
 
     def __call__(self, x: Tensor, t: Time) -> Prediction:
-        means, (alpha, sigma, _) = self.law.means, self.sde.at(t)
+        means, (alpha, sigma, _) = self.law.means, self.sde.marginal(t)
         wide = alpha[..., None] if isinstance(alpha, Tensor) else alpha
         along = (x @ self.directions).unflatten(1, self.along.shape) - wide * self.along
         rest = alpha**2 * self.floor + sigma**2
@@ -110,7 +110,7 @@ class Problem(NamedTuple):
     """What a solver is given, and where it should arrive.
 
     key: hash of all of it.
-    gaussian: first guess of the data, isotropic.
+    gaussian: moment-matched Gaussian of the data, isotropic.
     dimensions: over which the data spread.
     y, ends: starts at t_max and the flow's answer at t_min, both x / alpha; (N, *) float64.
     """
@@ -130,7 +130,7 @@ def exact(mixture: str, process: str, num: int, seed: int) -> Problem:
     denoise = LowRank(law, sde, 0 if law.bases is None else DIRECTIONS)
     content = (law.log_weights, law.means, law.variances, *(() if law.bases is None else (law.bases,)))
     dimensions = (law.covariance.trace() ** 2 / law.covariance.square().sum()).item()
-    return problem(sde, denoise, first_guess(law), dimensions, content, num, seed)
+    return problem(sde, denoise, moment_matched(law), dimensions, content, num, seed)
 
 
 def trained(workdir: Path, num: int, seed: int) -> Problem:
@@ -166,21 +166,21 @@ def problem(
     solver: DormandPrince = TIGHT,
 ) -> Problem:
     """Starts and their ends, worked out once for the same content, process, number and seed."""
-    levels = [tuple(sde.at(t.item())) for t in torch.linspace(sde.t_min, sde.t_max, 9).double()]
+    levels = [tuple(sde.marginal(t.item())) for t in torch.linspace(sde.t_min, sde.t_max, 9).double()]
     key = _hash(*content, levels, num, seed, str(solver))
     z = torch.randn(num, *gaussian.mean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    y = sde.prior_std / sde.at(sde.t_max).alpha * z
+    y = sde.prior_std / sde.marginal(sde.t_max).alpha * z
     flow = Flow(sde, denoise, gaussian)
 
     def follow() -> Tensor:
         start, end = sde.t_max, sde.t_min
-        u = flow.enter(sde.at(start).alpha * y, start)
-        return flow.leave(solver(flow, u, flow.angle(start), flow.angle(end))[0], end) / sde.at(end).alpha
+        u = flow.enter(sde.marginal(start).alpha * y, start)
+        return flow.leave(solver(flow, u, flow.angle(start), flow.angle(end))[0], end) / sde.marginal(end).alpha
 
     return Problem(key, sde, denoise, gaussian, dimensions, y, cached(f"{key}.pt", follow))
 
 
-def first_guess(law: GaussianMixture) -> Gaussian:
+def moment_matched(law: GaussianMixture) -> Gaussian:
     """N(mean, s^2 I) of a law on vectors, with its mean variance."""
     return Gaussian(law.mean, law.covariance.trace().item() / law.mean.numel())
 

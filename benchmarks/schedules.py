@@ -16,7 +16,7 @@ from benchmarks.command import end, paths  # noqa: E402
 from score_sde.data import Pixels, read_digits  # noqa: E402
 from score_sde.engine import checkpoint  # noqa: E402
 from score_sde.engine.config import stored  # noqa: E402
-from score_sde.engine.objective import make_time_law  # noqa: E402
+from score_sde.engine.objective import make_timestep_sampler  # noqa: E402
 from score_sde.sde_lib import SDE, SDES  # noqa: E402
 
 MOMENTS, DIGIT, CELL = 10, 0, 9
@@ -40,8 +40,8 @@ COLOURS = ["#7a5195", "#d45087", "#2f9e73", "#9bb83c", "#f39c35", "#35a7c4", "#3
 def learned(workdir: Path) -> SDE:
     """The process whose uniform times are the law that a run has learned."""
     config = stored(workdir)
-    law = make_time_law(config)
-    law.load_state_dict(checkpoint.load_state(checkpoint.find(workdir / "checkpoints"))["time_law"])
+    law = make_timestep_sampler(config)
+    law.load_state_dict(checkpoint.load_state(checkpoint.find(workdir / "checkpoints"))["timestep_sampler"])
     return law.process(SDES[config.sde.name](**{key: v for key, v in config.sde.items() if key != "name"}))
 
 

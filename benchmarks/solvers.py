@@ -73,7 +73,7 @@ class Best(NamedTuple):
 
 def ours(problem: Problem, num: int) -> tuple[Step, Tensor]:
     """Our default for this number of evaluations: the step and its times."""
-    times = GRIDS["mixture"](problem.sde, num, std=problem.gaussian.std, dimensions=problem.dimensions)
+    times = GRIDS["logistic"](problem.sde, num, std=problem.gaussian.std, dimensions=problem.dimensions)
     return Adams(problem.sde, gaussian=problem.gaussian), times
 
 
@@ -88,10 +88,10 @@ def walk(problem: Problem, step: Step, times: Tensor) -> Tensor:
     sde, places = problem.sde, times.tolist()
     sde.tabulate(times)
     step.reset(places)
-    x = sde.at(places[0]).alpha * problem.y
+    x = sde.marginal(places[0]).alpha * problem.y
     for t, s in pairwise(places):
         x = step(problem.denoise, x, t, s, torch.randn_like)
-    return x / sde.at(places[-1]).alpha
+    return x / sde.marginal(places[-1]).alpha
 
 
 def measured(
@@ -121,12 +121,12 @@ class Ratios:
         self.calls += 1
         t = self.sde.time(torch.tensor(-2 * math.log(ratio), dtype=torch.float64)).item()
         t = min(max(t, self.sde.t_min), self.sde.t_max)
-        return self.denoise(self.sde.at(t).alpha * y, t).x0
+        return self.denoise(self.sde.marginal(t).alpha * y, t).x0
 
 
 def grids(sde: SDE) -> list[str]:
     """The fixed grids of a process: those in t only where t is no noise level."""
-    return [name for name in FIXED if name not in ("time", "quad") or sde.at(sde.t_max).alpha < 1]
+    return [name for name in FIXED if name not in ("time", "quad") or sde.marginal(sde.t_max).alpha < 1]
 
 
 def survey(problem: Problem, options: argparse.Namespace) -> dict[str, dict[int, Error]]:

@@ -63,7 +63,7 @@ def ours(given: Mapping[str, Any]) -> tuple[Actions, Any]:
     from score_sde.engine.malloc import keep_freed
     from score_sde.engine.training.trainer import Trainer
     from score_sde.samplers import GRIDS, NOISES, STEPS, Noise, sample
-    from score_sde.samplers.adaptive import motion
+    from score_sde.samplers.adaptive import brownian_path
     from score_sde.sde_lib import Flow, Gaussian, Hutchinson
     from score_sde.sde_lib.likelihood import TracedFlow
 
@@ -168,7 +168,7 @@ def ours(given: Mapping[str, Any]) -> tuple[Actions, Any]:
         return MOVES
 
     def tents() -> float:
-        motion(seeds, 100 * seeds % (1 << 16), x)
+        brownian_path(seeds, 100 * seeds % (1 << 16), x)
         return 1
 
     def plain() -> float:

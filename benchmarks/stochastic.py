@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.command import end  # noqa: E402
 from benchmarks.peers import k_diffusion_sampling  # noqa: E402
-from benchmarks.problems import DIRECTIONS, MIXTURES, PROCESSES, LowRank, first_guess  # noqa: E402
+from benchmarks.problems import DIRECTIONS, MIXTURES, PROCESSES, LowRank, moment_matched  # noqa: E402
 from score_sde.samplers import GRIDS, STEPS, Adams, Churn, PredictorCorrector, SASolver, Step  # noqa: E402
 from score_sde.sde_lib import SDE, Gaussian, GaussianMixture  # noqa: E402
 
@@ -63,10 +63,10 @@ def walk(step: Step, denoise: LowRank, y: Tensor, times: Tensor) -> Tensor:
     sde, places = step.sde, times.tolist()
     sde.tabulate(times)
     step.reset(places)
-    x = sde.at(places[0]).alpha * y
+    x = sde.marginal(places[0]).alpha * y
     for t, s in pairwise(places):
         x = step(denoise, x, t, s, torch.randn_like)
-    return x / sde.at(places[-1]).alpha
+    return x / sde.marginal(places[-1]).alpha
 
 
 def theirs(sde: SDE) -> dict[str, tuple[Sampler, int]]:
@@ -77,13 +77,13 @@ def theirs(sde: SDE) -> dict[str, tuple[Sampler, int]]:
     sampling = k_diffusion_sampling()
 
     def solve(name: str, denoise: LowRank, y: Tensor, times: Tensor) -> Tensor:
-        moments = {math.exp(-0.5 * sde.at(t).log_snr): t for t in times.tolist()}
+        moments = {math.exp(-0.5 * sde.marginal(t).log_snr): t for t in times.tolist()}
         ratios = torch.tensor(list(moments), dtype=torch.float64)
 
         def model(y: Tensor, sigma: Tensor) -> Tensor:
             ratio = sigma[0].item()
             t = moments.get(ratio) or sde.time(torch.tensor(-2 * math.log(ratio), dtype=torch.float64)).item()
-            return denoise(sde.at(t).alpha * y, t).x0
+            return denoise(sde.marginal(t).alpha * y, t).x0
 
         own = {} if name == "euler_ancestral" else {"noise_sampler": lambda sigma, later: torch.randn_like(y)}
         return getattr(sampling, f"sample_{name}")(model, y, ratios, disable=True, **own)
@@ -104,10 +104,10 @@ def distance(x: Tensor, y: Tensor) -> float:
 
 def table(law: GaussianMixture, sde: SDE, num: int) -> None:
     """Print the distances of one mixture under one process."""
-    denoise, guess = LowRank(law, sde, 0 if law.bases is None else DIRECTIONS), first_guess(law)
+    denoise, guess = LowRank(law, sde, 0 if law.bases is None else DIRECTIONS), moment_matched(law)
     dimensions = (law.covariance.trace() ** 2 / law.covariance.square().sum()).item()
-    generator, (alpha, sigma, _) = torch.Generator().manual_seed(1), sde.at(sde.t_min)
-    own = partial(GRIDS["mixture"], std=guess.std, dimensions=dimensions)
+    generator, (alpha, sigma, _) = torch.Generator().manual_seed(1), sde.marginal(sde.t_min)
+    own = partial(GRIDS["logistic"], std=guess.std, dimensions=dimensions)
 
     def exact() -> Tensor:
         x = law.sample(num, generator)
@@ -122,7 +122,7 @@ def table(law: GaussianMixture, sde: SDE, num: int) -> None:
             found = []
             for grid in grids.values():
                 torch.manual_seed(0)
-                y = sde.prior_std / sde.at(sde.t_max).alpha * torch.randn_like(truth)
+                y = sde.prior_std / sde.marginal(sde.t_max).alpha * torch.randn_like(truth)
                 end = solve(denoise, y, grid(sde, evaluations // cost))
                 found.append(distance(end, truth) if end.isfinite().all() else math.inf)
             line.append(f"{min(found):10.4f}")

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.denoiser.c_noise = "time"
     config.denoiser.input = "raw"
     config.loss.weight = "simple"
-    config.loss.time_law = "uniform"
+    config.loss.timestep_sampler = "uniform"
     config.train.total_images = 166_400_000
     config.train.dequantize = False
     config.train.precision = "float32"

@@ -9,7 +9,7 @@ def get_config() -> ConfigDict:
     config = default.get_config()
     config.network = default.choose("network", "classifier", channels=16, channel_mult=(1, 2, 4))
     config.loss.name = "classification"
-    config.loss.time_law = "lognormal"
+    config.loss.timestep_sampler = "lognormal"
     config.loss.time_mean = -2.0
     config.loss.time_std = 2.0
     config.loss.time_tail = 0.0

@@ -10,5 +10,5 @@ def get_config() -> ConfigDict:
     config.sde = default.choose("sde", "cosine")
     config.denoiser.parameterization = "v"
     config.loss.weight = "v"
-    config.loss.time_law = "uniform"
+    config.loss.timestep_sampler = "uniform"
     return config

@@ -13,11 +13,11 @@ def get_config() -> ConfigDict:
     config.sde = default.choose("sde", "ddpm")
     config.denoiser.parameterization = "eps"
     config.loss.weight = "simple"
-    config.loss.time_law = "uniform"
+    config.loss.timestep_sampler = "uniform"
     config.train.dequantize = False
     config.sample.sampler = "ancestral"
     config.sample.grid = "levels"
     config.sample.steps = 1_000
     config.sample.t_min = 0.0
-    config.bound.variance = 1.0
+    config.bound.v = 1.0
     return config

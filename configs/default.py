@@ -81,7 +81,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
             "attention": (),  # resolutions that attend beside the middle, in pixels, such as (16,)
             "dropout": 0.0,  # probability in [0, 1)
             "num_classes": 0,  # 0 is unconditional
-            "blind": False,  # not told the noise level, which the parameterisation then divides by
+            "noise_unconditional": False,  # not told the noise level, which the parameterisation then divides by
             "learned_variance": False,  # twice the channels: variances of reverse moves, for bound and hybrid
             "pad": False,  # pad and crop data whose sides the levels do not divide
         },
@@ -92,7 +92,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
             "attention": (16,),  # resolutions that attend beside the middle, in pixels
             "dropout": 0.1,  # probability in [0, 1)
             "num_classes": 0,  # 0 is unconditional
-            "blind": False,  # not told the noise level
+            "noise_unconditional": False,  # not told the noise level
             "resample_conv": True,  # convolutions change the resolution; else neighbours are averaged and repeated
             "centred": True,  # data in [-1, 1]; the network maps those in [0, 1] to it
             "by_sigma": False,  # divide the output by sigma
@@ -109,7 +109,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
             "attention": (16,),  # resolutions that attend beside the middle, in pixels
             "dropout": 0.1,  # probability in [0, 1)
             "num_classes": 0,  # 0 is unconditional
-            "blind": False,  # not told the noise level
+            "noise_unconditional": False,  # not told the noise level
             "blocks": "biggan",  # biggan: blocks change the resolution | ddpm: layers between them do
             "fir": (),  # taps of the filter of changes of resolution, such as (1.0, 3.0, 3.0, 1.0); (): average, repeat
             "resample_conv": True,  # of ddpm: those layers hold convolutions
@@ -146,7 +146,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
             "depth": 3,  # residual blocks
             "dropout": 0.0,  # probability in [0, 1)
             "num_classes": 0,  # 0 is unconditional
-            "blind": False,  # not told the noise level, which the parameterisation then divides by
+            "noise_unconditional": False,  # not told the noise level, which the parameterisation then divides by
             "learned_variance": False,  # twice the channels: variances of reverse moves, for bound and hybrid
         },
         "classifier": {
@@ -283,7 +283,7 @@ def get_config() -> ConfigDict:
     config.loss = ConfigDict()
     config.loss.name = "denoising"  # a key of OBJECTIVES
     config.loss.weight = "edm"  # a key of WEIGHTS, on the squared error of x0
-    config.loss.time_law = "lognormal"  # a key of TIME_LAWS or LEARNING_LAWS
+    config.loss.timestep_sampler = "lognormal"  # a key of TIMESTEP_SAMPLERS or LEARNING_TIMESTEP_SAMPLERS
     config.loss.time_mean = -0.5  # of log(sigma / alpha), for the law lognormal
     config.loss.time_std = 1.0  # of log(sigma / alpha), for the law lognormal
     config.loss.time_tail = 0.05  # share of the law lognormal that is uniform in log(sigma / alpha), over all levels
@@ -292,7 +292,7 @@ def get_config() -> ConfigDict:
     config.loss.teacher = ""  # of consistency_distillation: folder of a trained run, such as runs/edm
     config.loss.first_steps = 10  # of consistency_*: steps from noise to data when training begins
     config.loss.last_steps = 1280  # of consistency_*: most steps from noise to data, after doublings
-    config.loss.variance = 0.0  # of bound, where the network tells none: 0 posterior (beta-tilde), 1 forward (beta)
+    config.loss.v = 0.0  # of bound, where the network tells none: 0 posterior (beta-tilde), 1 forward (beta)
     config.loss.bins = 100  # of the law loss_aware: equal shares of the time that each keep a history
 
     config.optim = ConfigDict()
@@ -346,10 +346,10 @@ def get_config() -> ConfigDict:
     config.sample.corrector_steps = 1  # of pc: Langevin moves at each time
     config.sample.eta = 0.0  # of ddim and the multistep samplers: share of the ancestral noise, 0 to 1
     config.sample.tau = 1.0  # of sa: share of the reverse SDE's noise
-    config.sample.variance = 0.0  # of ancestral: 0 posterior (beta-tilde), 1 forward (beta)
+    config.sample.v = 0.0  # of ancestral: 0 posterior (beta-tilde), 1 forward (beta)
     config.sample.order = 0  # of the multistep samplers: values that a move goes through; 0: the sampler's own
-    config.sample.form = "data"  # of multistep and unipc: a key of FORMS, what polynomials go through
-    config.sample.clock = "log_ratio"  # of multistep: a key of CLOCKS, what polynomials are in
+    config.sample.integrand = "data"  # of multistep and unipc: a key of INTEGRANDS, what polynomials go through
+    config.sample.integration_variable = "log_ratio"  # of multistep: a key of INTEGRATION_VARIABLES, what polynomials are in
     config.sample.correct = False  # of multistep: whether each evaluation mends the move before it
     config.sample.variant = "bh2"  # of unipc: bh1 | bh2
     config.sample.epsilon = 0.0  # of ald: step size at the last noise level, in units of the data squared; 0: fitted
@@ -375,8 +375,8 @@ def get_config() -> ConfigDict:
     config.guidance.scale = 1.0  # of the label's score, without a classifier: 0 ignores it, more than 1 sharpens
     config.guidance.classifier = ""  # folder of a classifier's run on the same noise; empty: none
     config.guidance.classifier_scale = 1.0  # of the classifier's gradient
-    config.guidance.weaker = ""  # folder of a weaker run that the samples lean away from (autoguidance); empty: none
-    config.guidance.weaker_scale = 2.0  # 1: the weaker run does not count
+    config.guidance.autoguidance = ""  # folder of a weaker run that the samples lean away from (autoguidance); empty: none
+    config.guidance.autoguidance_scale = 2.0  # 1: the weaker run does not count
     config.guidance.encoder = ""  # folder of a run of --config clip on the same noise, or of a CLIPModel; empty: none
     config.guidance.text = ""  # of the encoder: what the samples lean towards, such as "a three"
     config.guidance.image = ""  # of the encoder, instead of text: an image, .npy or .npz of one example
@@ -412,7 +412,7 @@ def get_config() -> ConfigDict:
     config.bound = ConfigDict()
     config.bound.num_examples = 0  # of the split; 0 is all
     config.bound.batch_size = 256  # examples at a time
-    config.bound.variance = 0.0  # of a chain's reverse moves, if the network tells none: 0 posterior, 1 forward
+    config.bound.v = 0.0  # of a chain's reverse moves, if the network tells none: 0 posterior, 1 forward
     config.bound.evaluations = 32  # of the network for each example; a chain takes as many as it has levels
     config.bound.t_min = 0.0  # time of the decoder; 0: noise of 0.3 widths of a level, or the earliest. Not of a chain
 
@@ -428,7 +428,7 @@ def get_config() -> ConfigDict:
     config.evaluate.subset_size = 300  # samples in each; at most as many as there are of samples and of either split
 
     config.likelihood = ConfigDict()
-    config.likelihood.solver = "adams"  # a key of SOLVERS
+    config.likelihood.solver = "adams_pece"  # a key of SOLVERS
     config.likelihood.evaluations = 0  # of adams: of the network, at least 2; 0: as many as make its error small
     config.likelihood.traces = 0  # of adams: evaluations that the divergence is taken at, 2 or more; 0 is all
     config.likelihood.rtol = 1e-5  # of the adaptive solvers: relative tolerance

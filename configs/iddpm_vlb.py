@@ -8,6 +8,6 @@ from score_sde.configs import iddpm
 def get_config() -> ConfigDict:
     config = iddpm.get_config()
     config.loss.name = "bound"
-    config.loss.time_law = "loss_aware"
+    config.loss.timestep_sampler = "loss_aware"
     config.loss.bins = config.sde.num_levels
     return config

@@ -8,5 +8,5 @@ from score_sde.configs import default
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.loss.weight = "likelihood"
-    config.loss.time_law = "learned"
+    config.loss.timestep_sampler = "learned"
     return config

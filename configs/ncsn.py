@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.sde = default.choose("sde", "ncsn", sigma_min=0.05, sigma_max=4.0, num_levels=10)
     config.denoiser.parameterization = "eps"
     config.loss.weight = "sigma2"
-    config.loss.time_law = "uniform"
+    config.loss.timestep_sampler = "uniform"
     config.ema.rates = (0.0,)
     config.sample.sampler = "ald"
     config.sample.grid = "levels"

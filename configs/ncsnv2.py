@@ -11,11 +11,11 @@ from score_sde.configs import default
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.sde = default.choose("sde", "ncsn", sigma_min=0.05, sigma_max=0.0, num_levels=0)
-    config.network.blind = True
+    config.network.noise_unconditional = True
     config.denoiser.parameterization = "eps"
     config.denoiser.sigma_data = 3.0  # more than the data have: the size of its input then tells the noise
     config.loss.weight = "sigma2"
-    config.loss.time_law = "uniform"
+    config.loss.timestep_sampler = "uniform"
     config.sample.sampler = "ald"
     config.sample.grid = "levels"
     config.sample.steps = 18

@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     config.sde = default.choose("sde", "rectified")
     config.denoiser.parameterization = "flow"
     config.loss.weight = "flow"
-    config.loss.time_law = "logit_normal"
+    config.loss.timestep_sampler = "logit_normal"
     config.loss.time_mean = 0.0
     config.loss.time_std = 1.0
     config.loss.time_tail = 0.0

@@ -33,7 +33,7 @@ class Dataset:
         eps: noise that each example of x belongs to, standard normal and shaped as x; None where it is drawn afresh.
         classes: the name of each class, if classes have names; else empty.
         notes: lines for the user on how the examples were read and on files that were left out.
-        held_out: which examples form the test split, in words.
+        validation: which examples form the test split, in words.
     """
 
     x: Any
@@ -44,7 +44,7 @@ class Dataset:
     eps: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    held_out: str = ""
+    validation: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -32,5 +32,5 @@ def read_digits(split: str) -> Dataset:
     x, label = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].astype(np.int64)
     splits = hold_out(np.argsort(label, kind="stable"), every=5)
     return Dataset(
-        x, splits[split], levels=17, label=label, num_classes=10, held_out="every 5th image, sorted by class"
+        x, splits[split], levels=17, label=label, num_classes=10, validation="every 5th image, sorted by class"
     )

@@ -75,8 +75,8 @@ def read_images(
         notes.append(f"no labels: {without} has none")
     if num_classes and label is not None:
         notes += _without_images(split, label[rows], num_classes, classes)
-    held_out = test_path or ("the folder of test images" if source.splits else "every 10th image")
-    return Dataset(source.x, rows, 256, label, num_classes, classes=classes, notes=tuple(notes), held_out=held_out)
+    validation = test_path or ("the folder of test images" if source.splits else "every 10th image")
+    return Dataset(source.x, rows, 256, label, num_classes, classes=classes, notes=tuple(notes), validation=validation)
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,5 +53,5 @@ def read_pairs(split: str, path: str) -> Dataset:
         values = values.clamp(-0.5, levels - 0.5)
     rows = hold_out(np.arange(len(x0)), every=10)[split]
     return Dataset(
-        values.float().numpy(), rows, levels=levels, eps=latents.astype(np.float32), held_out="every 10th pair"
+        values.float().numpy(), rows, levels=levels, eps=latents.astype(np.float32), validation="every 10th pair"
     )

@@ -22,7 +22,7 @@ def draw_points(draw: Callable[[np.random.Generator, int], np.ndarray], split: s
     if num < 1:
         raise ValueError(f"data.num is {num}: give at least 1 point")
     x = draw(np.random.default_rng(SPLITS.index(split)), num)
-    return Dataset(x.astype(np.float32), np.arange(num), held_out="an independent draw")
+    return Dataset(x.astype(np.float32), np.arange(num), validation="an independent draw")
 
 
 def moons(rng: np.random.Generator, num: int) -> np.ndarray:

@@ -37,7 +37,7 @@ def read_real(rank: int, synthetic: Synthetic, split: str, path: str = "", test_
         if test_path:
             raise ValueError(f"data.test_path {test_path!r} is given without data.path: give the training data, too")
         x = synthetic(np.random.default_rng(SPLITS.index(split)), SYNTHETIC[split])
-        return Dataset(x.astype(np.float32), np.arange(len(x)), held_out="an independent draw of the synthetic data")
+        return Dataset(x.astype(np.float32), np.arange(len(x)), validation="an independent draw of the synthetic data")
     sources = [_read(Path(each), rank) for each in (path, test_path) if each]
     shapes = {x.shape[1:] for x, _ in sources}
     if len(shapes) > 1:
@@ -49,8 +49,8 @@ def read_real(rank: int, synthetic: Synthetic, split: str, path: str = "", test_
     rows = np.arange(len(x)) if test_path else hold_out(np.arange(len(x)), EVERY)[split]
     if len(rows) == 0:
         raise DataError(f"{path} has too few rows to leave any for {split}: add rows or give data.test_path")
-    held_out = test_path or f"every {EVERY}th row"
-    return Dataset(x, rows, label=label if labelled else None, num_classes=num_classes, held_out=held_out)
+    validation = test_path or f"every {EVERY}th row"
+    return Dataset(x, rows, label=label if labelled else None, num_classes=num_classes, validation=validation)
 
 
 def _read(path: Path, rank: int) -> tuple[np.ndarray, np.ndarray | None]:

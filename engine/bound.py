@@ -21,15 +21,15 @@ Estimator = Callable[[Tensor, Noise], VariationalBound]
 
 def chain(config: ConfigDict, experiment: Experiment, denoise: Denoise) -> tuple[Estimator, dict[str, Any]]:
     """The bound by all levels of a chain, and what there is to tell of it."""
-    sde, variance, width = as_chain(experiment.sde), config.bound.variance, experiment.bin_width
+    sde, v, width = as_chain(experiment.sde), config.bound.v, experiment.bin_width
     levels = int(sde.t_max)
     sde.tabulate(torch.arange(1, levels + 1, dtype=torch.float64))
 
     def evaluate(x0: Tensor, draw: Noise) -> VariationalBound:
-        return variational_bound(sde, denoise, x0, draw, variance, width, experiment.low)
+        return variational_bound(sde, denoise, x0, draw, v, width, experiment.low)
 
-    told = "learned" if config.network.get("learned_variance") else variance
-    return evaluate, {"estimator": "chain", "levels": levels, "variance": told, "t_min": sde.t_min}
+    told = "learned" if config.network.get("learned_variance") else v
+    return evaluate, {"estimator": "chain", "levels": levels, "v": told, "t_min": sde.t_min}
 
 
 def continuous(config: ConfigDict, experiment: Experiment, denoise: Denoise) -> tuple[Estimator, dict[str, Any]]:
@@ -42,7 +42,7 @@ def continuous(config: ConfigDict, experiment: Experiment, denoise: Denoise) -> 
         u = (torch.arange(num) + within) / num
         return diffusion_bound(sde, denoise, x0, experiment.gaussian.like(x0), u, draw, width, t, experiment.low)
 
-    return evaluate, {"estimator": "continuous", "levels": None, "variance": None, "t_min": t}
+    return evaluate, {"estimator": "continuous", "levels": None, "v": None, "t_min": t}
 
 
 def plot(path: Path, result: dict, prior: float, rate: np.ndarray, distortion: np.ndarray, log_snr: np.ndarray) -> None:
@@ -84,8 +84,8 @@ def report(result: dict) -> str:
     terms = ", ".join(f"{key} {value:.4f}" for key, value in result["terms"].items())
     where = f"with {result['nfe']:.0f} evaluations, decoded at t = {result['t_min']:.3g}"
     if result["estimator"] == "chain":
-        variance = "learned variance" if result["variance"] == "learned" else f"variance {result['variance']:g}"
-        where = f"at all {result['levels']} levels, {variance}"
+        v = "learned variance" if result["v"] == "learned" else f"v {result['v']:g}"
+        where = f"at all {result['levels']} levels, {v}"
     return (
         f"{result['split']}: {found}\n"
         f"  terms in {result['unit']}: {terms}\n"

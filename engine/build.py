@@ -31,7 +31,8 @@ class Experiment:
     """The parts of a run, put together.
 
     Args:
-        gaussian: first guess of the encoded training data, float64 on the CPU; ``gaussian.like(x)`` is made for use.
+        gaussian: moment-matched Gaussian of the encoded training data, float64 on the CPU; ``gaussian.like(x)`` is made
+            for use.
     """
 
     facts: DataFacts
@@ -68,7 +69,7 @@ def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None
     """The experiment of a config on data of which the facts are known.
 
     Args:
-        gaussian: first guess of the data; None for N(0, std^2).
+        gaussian: moment-matched Gaussian of the data; None for N(0, std^2).
     Raises: ValueError for a name that is in no table, a device that is not there, a shape that the network refuses.
     """
     pick(PARAMETERIZATIONS | CHAIN_PARAMETERIZATIONS, "parameterization", config.denoiser.parameterization)

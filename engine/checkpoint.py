@@ -74,7 +74,8 @@ def save(
     """Write checkpoint ``step`` below ``folder`` and return its path.
 
     Args:
-        parts: from the name of a file to the network whose weights it holds, or to the first guess of the data.
+        parts: from the name of a file to the network whose weights it holds, or to the moment-matched Gaussian of the
+        data.
         state: tensors, numbers and containers of them, for training to go on.
         meta: JSON values that describe the checkpoint.
     """
@@ -228,7 +229,8 @@ def load_network(path: Path, name: str, network: nn.Module) -> None:
 
 
 def load_gaussian(path: Path, shape: tuple[int, ...]) -> Gaussian | None:
-    """The first guess of data whose examples have this shape; None from a checkpoint of before there was one.
+    """The moment-matched Gaussian of data whose examples have this shape; None from a checkpoint of before there was
+    one.
 
     Raises: CheckpointError if the file is damaged, or holds a guess of other data.
     """

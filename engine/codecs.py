@@ -35,6 +35,6 @@ def bin_width(codec: Codec) -> float:
     return math.exp(codec.log_det((1,))) if codec.levels else 0.0
 
 
-def first_guess(dataset: Dataset, codec: Codec) -> Gaussian:
+def moment_matched(dataset: Dataset, codec: Codec) -> Gaussian:
     """The Gaussian of encoded data, measured on a dataset; levels fill their bins."""
     return Gaussian.of(examples(dataset, codec), bin_width(codec) ** 2 / 12)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from score_sde.sde_lib.motion import Solver
+from score_sde.sde_lib.velocity import Solver
 
 FRACTION = 0.5
 """Largest mean error of a converged solver, over the standard error of the mean over the data."""

@@ -28,10 +28,10 @@ from score_sde.sde_lib import (
     sample_log_prob,
 )
 from score_sde.sde_lib import PROBES as PROBE_KINDS
-from score_sde.sde_lib.adams import Adams
+from score_sde.sde_lib.adams_pece import AdamsPECE
 from score_sde.sde_lib.dequantization import data_time, edge
 from score_sde.sde_lib.likelihood import check_time
-from score_sde.sde_lib.motion import ExampleError, Solver
+from score_sde.sde_lib.velocity import ExampleError, Solver
 from score_sde.storage.naming import options, pick
 
 CHECK_PROBES = 4
@@ -42,7 +42,7 @@ COPY = 1 << 40
 """Distance between the positions of an example's dequantised copies, in the addresses of random numbers."""
 
 
-class Measurement(NamedTuple):
+class DensityEstimator(NamedTuple):
     """How the density of an example is measured.
 
     t: time of the data.
@@ -58,7 +58,7 @@ class Measurement(NamedTuple):
     exact: bool
 
     @classmethod
-    def of(cls, config: ConfigDict, experiment: Experiment, denoiser: Denoise) -> "Measurement":
+    def of(cls, config: ConfigDict, experiment: Experiment, denoiser: Denoise) -> "DensityEstimator":
         """As the section ``likelihood`` says.
 
         Raises: ValueError for settings that do not fit each other or the data.
@@ -84,13 +84,13 @@ class Measurement(NamedTuple):
         measurement._trace(torch.tensor([0]), settings.probes, False).start(like)  # refuses more than there can be
         return measurement
 
-    def shortest(self) -> "Measurement":
+    def shortest(self) -> "DensityEstimator":
         """The same in two evaluations, for what it takes of memory."""
-        return self._replace(solver=Adams(2))
+        return self._replace(solver=AdamsPECE(2))
 
     def told(self) -> dict[str, Any]:
         """Facts of it for a file: the time of the data, their noise over their scale, the trace and the solver."""
-        alpha, sigma, _ = self.experiment.sde.at(self.t)
+        alpha, sigma, _ = self.experiment.sde.marginal(self.t)
         trace = "exact" if self.exact else f"{self.settings.probes} {self.settings.probe}"
         solver = f"{self.settings.solver}, {self.solver}"
         width = self.experiment.bin_width
@@ -153,7 +153,7 @@ class Measurement(NamedTuple):
         """Whether the number of evaluations is left to the measurement."""
         return not self.solver.adaptive and not self.settings.evaluations
 
-    def converged(self, dataset: Dataset, num: int) -> tuple["Measurement", dict[str, Any] | None]:
+    def converged(self, dataset: Dataset, num: int) -> tuple["DensityEstimator", dict[str, Any] | None]:
         """The measurement with the solver that is used, and the error of that solver on the first ``num`` examples.
 
         With automatic evaluations it is the coarsest solver whose mean error is small beside the standard error over
@@ -276,7 +276,7 @@ def check_dequantization(name: str, levels: int) -> None:
         raise ValueError(f"likelihood.dequantization {name!r}, but the data are {kind}: use {fits!r}")
 
 
-def check_copies(measurement: Measurement) -> None:
+def check_copies(measurement: DensityEstimator) -> None:
     """Raises: ValueError for copies or repeats that are all alike, and importance weights that are noise of probes."""
     settings = measurement.settings
     bare = settings.dequantization == "none"

@@ -33,10 +33,10 @@ from score_sde.models.ncsnpp import NCSNpp
 from score_sde.storage.writing import replace
 
 NETWORKS: dict[str, dict[str, Any]] = {
-    "ddpm": {"blind": False, "resample_conv": True, "by_sigma": False},
+    "ddpm": {"noise_unconditional": False, "resample_conv": True, "by_sigma": False},
     "adm": {"scale_shift": False, "resample_blocks": False, "norm_group": 1, "embedding_mult": 4, "augment_dim": 0},
     "ncsnpp": SKIP_OPTIONS
-    | {"blind": False, "blocks": "biggan", "combine": "sum", "rescale": True, "ladder": ()}
+    | {"noise_unconditional": False, "blocks": "biggan", "combine": "sum", "rescale": True, "ladder": ()}
     | {"norm_groups": 32, "norm_group": 4},
 }
 """Network of ours that is a UNet2DModel -> the options that it then has."""
@@ -179,7 +179,7 @@ def chain(config: ConfigDict) -> tuple[dict[str, Any], str]:
         levels, share = (CHAIN, CHAIN) if sde.name == "vpsde" else (sde.num_levels, 1)
         betas = {"beta_start": sde.beta_min / share, "beta_end": sde.beta_max / share}
         schedule = {"beta_schedule": "linear", **betas}
-    variance = "fixed_large" if config.sample.variance == 1 else "fixed_small"
+    variance = "fixed_large" if config.sample.v == 1 else "fixed_small"
     predicted = {ours: theirs for theirs, ours in PREDICTIONS.items()}[config.denoiser.parameterization]
     told = {
         "num_train_timesteps": levels,

@@ -14,7 +14,7 @@ from torch import Tensor
 from score_sde.engine import checkpoint, ranks
 from score_sde.engine.build import Experiment
 from score_sde.engine.config import Options
-from score_sde.engine.density import Measurement
+from score_sde.engine.density import DensityEstimator
 from score_sde.engine.facts import DataFacts
 from score_sde.engine.files import write_npz
 from score_sde.engine.guide import Guide
@@ -28,7 +28,7 @@ from score_sde.engine.sampler import chosen, make_step, make_times, planned
 from score_sde.samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step
 from score_sde.samplers.draw import from_seeds, remark
 from score_sde.sde_lib import SOLVERS, Denoise, Denoiser, Each, Prediction, of_rows
-from score_sde.sde_lib.adams import Adams
+from score_sde.sde_lib.adams_pece import AdamsPECE
 from score_sde.sde_lib.process import Time
 from score_sde.storage.naming import options, pick
 from score_sde.storage.reading import half_of_memory
@@ -74,12 +74,12 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         check_flow(denoiser, workdir)
         if guide.acts:
             raise ValueError("--log_prob is of the run's own density: leave --label and guidance out")
-        measurement = Measurement.of(config, experiment, counted)
+        measurement = DensityEstimator.of(config, experiment, counted)
         draw_batch: Callable[[Tensor], tuple[Tensor, ...]]
         draw_batch, steps, grid = partial(draw_scored, measurement), 1, ""
         solver = config.likelihood.solver
         taken = {"solver": solver, **options(SOLVERS[solver], config.likelihood)}
-        if isinstance(measurement.solver, Adams):
+        if isinstance(measurement.solver, AdamsPECE):
             taken["evaluations"] = measurement.solver.evaluations
     else:
         if note := remark(settings.sampler, denoiser, experiment.sde):
@@ -165,7 +165,7 @@ def asked_of(config: ConfigDict, given: Options, found: Path, num: int) -> dict[
     return question(config, sections, given, found, log_prob=given.log_prob, sample__num_samples=num)
 
 
-def check_densities(config: ConfigDict, measurement: Measurement, num: int) -> dict[str, Any] | None:
+def check_densities(config: ConfigDict, measurement: DensityEstimator, num: int) -> dict[str, Any] | None:
     """The error of the solver on the densities of the first ``likelihood.check_examples`` of ``num`` samples."""
     checks = min(config.likelihood.check_examples, num)
     if not checks or ranks.rank() > 0:
@@ -199,7 +199,7 @@ def draw_pairs(
     return from_seeds(step, denoise, shape, times, seeds, source, device)
 
 
-def draw_scored(measurement: Measurement, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def draw_scored(measurement: DensityEstimator, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As ``draw_pairs``, by one solve of the flow down to t_min of the section ``likelihood``; and log-densities (B,).
 
     What is returned are the states there, for it is these whose density is known; no denoising follows.

@@ -50,7 +50,7 @@ class Guide:
         self.config, self.settings, self.experiment = config, config.guidance, experiment
         self.conditional = config.network.get("num_classes", 0) > 0
         self.classes = experiment.facts.classes
-        self.weaker = self._weaker(Path(self.settings.weaker)) if self.settings.weaker else None
+        self.weaker = self._weaker(Path(self.settings.autoguidance)) if self.settings.autoguidance else None
         self.classify = self._classifier(Path(self.settings.classifier)) if self.settings.classifier else None
         self.towards = self._towards()
         self.num_classes = self.classify.num_classes if self.classify else config.network.get("num_classes", 0)
@@ -74,8 +74,8 @@ class Guide:
         settings = self.settings
         keys = {
             "scale": settings.scale != 1,
-            "weaker_scale": self.weaker,
-            "weaker": self.weaker,
+            "autoguidance_scale": self.weaker,
+            "autoguidance": self.weaker,
             "classifier_scale": self.classify,
             "classifier": self.classify,
             "encoder_scale": self.towards,
@@ -119,7 +119,7 @@ class Guide:
         if settings.scale != 1:
             guided = functools.partial(classifier_free(denoise, settings.scale), **cond)
         if self.weaker:
-            guided = autoguidance(guided, functools.partial(self.weaker, **cond), settings.weaker_scale)
+            guided = autoguidance(guided, functools.partial(self.weaker, **cond), settings.autoguidance_scale)
         if self.classify and labels is not None:
             guided = classifier(guided, sde, self.classify.log_prob(labels), settings.classifier_scale)
         if self.towards:
@@ -187,10 +187,10 @@ class Guide:
         """The run that the own one leans away from, on the SDE of this one."""
         recipe = recipe_of(folder, self.config)
         theirs, denoise, _ = load(recipe, folder, Options())
-        check_data("guidance.weaker", folder, theirs, self.experiment)
+        check_data("guidance.autoguidance", folder, theirs, self.experiment)
         classes, ours = (config.network.get("num_classes", 0) for config in (recipe, self.config))
         if classes != ours:
-            raise ValueError(f"guidance.weaker {folder} knows {classes} classes, this run {ours}: need as many")
+            raise ValueError(f"guidance.autoguidance {folder} knows {classes} classes, this run {ours}: need as many")
         return transport(denoise, theirs.sde, self.experiment.sde)
 
     def _classifier(self, folder: Path) -> Classifier:

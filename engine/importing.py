@@ -59,7 +59,7 @@ def resolved(recipe: ConfigDict, foreign: Foreign) -> ConfigDict:
     config = conform(values)
     config.data.path = config.data.test_path = ""
     if config.sde.name != "edm":
-        config.loss.weight, config.loss.time_law = "simple", "uniform"
+        config.loss.weight, config.loss.timestep_sampler = "simple", "uniform"
     config.train.label_dropout = 0.0
     sample, network = config.sample, config.network
     sample.t_min = 1e-3 if config.sde.name in ("vpsde", "subvpsde") else 0.0
@@ -109,7 +109,7 @@ def save(
     optimizer = OPTIMIZERS[config.optim.name](
         network.parameters(), config.optim.learning_rate, betas, config.optim.weight_decay
     )
-    state = {"optimizer": optimizer.state_dict(), "ema_updates": step, "time_law": {}}
+    state = {"optimizer": optimizer.state_dict(), "ema_updates": step, "timestep_sampler": {}}
     text = run_json(config, versions())
     meta = {"data": asdict(facts), "sigma_data": sigma_data, "ema": [average], "imported": origin, "config_json": text}
     remove(workdir / "checkpoints")  # of an import that was killed, maybe of another source

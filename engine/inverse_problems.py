@@ -45,11 +45,11 @@ from score_sde.samplers.draw import numbered
 from score_sde.samplers.guidance import Guided
 from score_sde.samplers.posterior import Forward
 from score_sde.sde_lib import Each, of_rows
-from score_sde.sde_lib.motion import Rows
+from score_sde.sde_lib.velocity import Rows
 from score_sde.storage.naming import pick
 
 
-class Known(NamedTuple):
+class Measurement(NamedTuple):
     """What is known of examples x (B, *).
 
     measure: A, linear for pigdm: x to what was measured of it.
@@ -62,29 +62,29 @@ class Known(NamedTuple):
     show: Callable[[Tensor], Tensor] | None = None
 
 
-def inpaint(config: ConfigDict, experiment: Experiment) -> Known:
+def inpaint(config: ConfigDict, experiment: Experiment) -> Measurement:
     """All but the pixels of ``edit.mask``."""
     project = masked(read_mask(config.edit.mask, experiment.facts.shape).to(experiment.device))
-    return Known(project, project, lambda y: y)
+    return Measurement(project, project, lambda y: y)
 
 
-def colorize(config: ConfigDict, experiment: Experiment) -> Known:
+def colorize(config: ConfigDict, experiment: Experiment) -> Measurement:
     """The mean over the channels.
 
     Raises: ValueError for data without colours.
     """
     if experiment.facts.shape[0] == 1 or len(experiment.facts.shape) != 3:
         raise ValueError(f"--task colorize needs pictures with colours; the run has shape {experiment.facts.shape}")
-    return Known(lambda x: x.mean(1, keepdim=True), grey, lambda y: y.expand(-1, experiment.facts.shape[0], -1, -1))
+    return Measurement(lambda x: x.mean(1, keepdim=True), grey, lambda y: y.expand(-1, experiment.facts.shape[0], -1, -1))
 
 
-def superres(config: ConfigDict, experiment: Experiment) -> Known:
+def superres(config: ConfigDict, experiment: Experiment) -> Measurement:
     """The mean of each block of ``edit.factor`` pixels a side."""
     factor = config.edit.factor
-    return Known(lambda x: block_means(x, factor), lowpass(factor), lambda y: enlarge(y, factor))
+    return Measurement(lambda x: block_means(x, factor), lowpass(factor), lambda y: enlarge(y, factor))
 
 
-def deblur(config: ConfigDict, experiment: Experiment) -> Known:
+def deblur(config: ConfigDict, experiment: Experiment) -> Measurement:
     """Every pixel a mean of its neighbours, weighted by a Gaussian of deviation ``edit.blur``; edges repeat.
 
     Raises: ValueError for data that are no signals or images.
@@ -103,10 +103,10 @@ def deblur(config: ConfigDict, experiment: Experiment) -> Known:
             x = F.conv1d(line, weights.to(x)[None, None]).reshape(x.shape).movedim(-1, axis)
         return x
 
-    return Known(blur, None, lambda y: y)
+    return Measurement(blur, None, lambda y: y)
 
 
-def measured(config: ConfigDict, experiment: Experiment) -> Known:
+def measured(config: ConfigDict, experiment: Experiment) -> Measurement:
     """What the function ``edit.measure`` gives, FILE.py:FUNCTION from encoded examples (B, *) to (B, *).
 
     Raises: ValueError where there is no such function.
@@ -125,10 +125,10 @@ def measured(config: ConfigDict, experiment: Experiment) -> Known:
         raise ValueError(f"edit.measure {text}: {type(error).__name__}: {error}") from error
     if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != 2:
         raise ValueError(f"edit.measure {text}: need a tensor of shape (B, *) for examples of shape (B, *{shape})")
-    return Known(measure)
+    return Measurement(measure)
 
 
-TASKS: dict[str, Callable[[ConfigDict, Experiment], Known]] = {
+TASKS: dict[str, Callable[[ConfigDict, Experiment], Measurement]] = {
     "inpaint": inpaint,
     "colorize": colorize,
     "superres": superres,
@@ -172,7 +172,7 @@ class Problem(NamedTuple):
 
     config: ConfigDict
     experiment: Experiment
-    known: Known
+    known: Measurement
     x: Tensor
     y: Tensor
     latents: Tensor
@@ -198,11 +198,11 @@ def by_replacement(problem: Problem, denoise: Guided) -> Tensor:
     noisy = times[experiment.sde.sigma(times) > 0]
     states = trajectory(step, denoise, problem.latents, noisy, problem.draw, constrain)
     last = functools.reduce(lambda _, x: x, itertools.islice(states, len(noisy) - 1), problem.latents)
-    return constrain(last, experiment.sde.at(noisy[-1].item()).alpha, 0.0)
+    return constrain(last, experiment.sde.marginal(noisy[-1].item()).alpha, 0.0)
 
 
 def by_pigdm(problem: Problem, denoise: Guided) -> Tensor:
-    """Guidance by the measurement, with the covariance of the first guess of the data."""
+    """Guidance by the measurement, with the covariance of the moment-matched Gaussian of the data."""
     config, experiment = problem.config, problem.experiment
     std, guess = config.edit.noise, experiment.gaussian.isotropic()
 

@@ -69,7 +69,7 @@ def interpolate(
 
     save(folder / "grid.png", show(slice(None)))
     write_gif(folder / "animation.gif", [show(slice(k, k + 1)) for k in range(len(names))])
-    taken = {key: config.sample[key] for key in ("steps", "t_min", "variance", "solver", "rtol", "atol")}
+    taken = {key: config.sample[key] for key in ("steps", "t_min", "v", "solver", "rtol", "atol")}
     given = {key: settings[key] for key in ("first", "second", "frames", "depths")}
     return {"options": {**given, **taken}, "split": split, "paths": nfe}
 
@@ -90,7 +90,7 @@ def paths(
     depths = {share: depth_time(sde, share, experiment.sigma_data(config)) for share in config.edit.depths}
     yield "pixels" if x.ndim == 4 else "values", torch.lerp(first, second, weights)
     for share, t in depths.items():
-        step, times = Ancestral(sde, settings.variance), karras(sde, steps, t, end)
+        step, times = Ancestral(sde, settings.v), karras(sde, steps, t, end)
         yield f"noise {share:g}", stochastic_path(step, denoise, first, second, weights, times, Noise(alike))
     flow = make_flow(config, experiment)
     yield "flow latents", flow_path(flow, denoise, first, second, weights)

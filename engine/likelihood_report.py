@@ -90,7 +90,7 @@ def report(result: dict) -> str:
 
 def accuracy(result: dict) -> list[str]:
     """Lines on the solver's own error, and whether it is small beside the other errors."""
-    check, adaptive = result["check"], result["settings"]["solver"] != "adams"
+    check, adaptive = result["check"], result["settings"]["solver"] != "adams_pece"
     if not check:
         return ["the solver's error was not measured, for likelihood.check_examples is 0: it is not included"]
     found = (

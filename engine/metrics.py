@@ -141,10 +141,10 @@ def novelty(
         return pixels.of(batch["x"] for batch in batches(datasets[split], sizes[split], size))
 
     train = vectors("train")
-    held_out = nearest(vectors("test"), train)
-    if held_out == 0:
+    validation = nearest(vectors("test"), train)
+    if validation == 0:
         raise ValueError("each test example is a training example: give others by data.test_path")
-    return {"novelty": {"samples": nearest(pixels.of([samples]), train) / held_out, "floor": 1.0}}
+    return {"novelty": {"samples": nearest(pixels.of([samples]), train) / validation, "floor": 1.0}}
 
 
 def classes(classify: Callable[[Tensor], Tensor], samples: Tensor, test: Tensor, label: Tensor | None) -> Metrics:

@@ -12,16 +12,16 @@ from score_sde.engine.build import Experiment
 from score_sde.engine.config import Options, stored
 from score_sde.engine.load import check_there, load
 from score_sde.sde_lib import (
-    LEARNING_LAWS,
+    LEARNING_TIMESTEP_SAMPLERS,
     OBJECTIVES,
-    TIME_LAWS,
+    TIMESTEP_SAMPLERS,
     WEIGHTS,
     Denoiser,
     Objective,
-    TimeLaw,
+    TimestepSampler,
     transport,
 )
-from score_sde.sde_lib.laws import Fixed
+from score_sde.sde_lib.timestep_samplers import Fixed
 from score_sde.storage.naming import options, pick
 
 
@@ -53,11 +53,11 @@ def make_weight(config: ConfigDict, sigma_data: float) -> Callable:
     return functools.partial(weight, **options(weight, {"sigma_data": sigma_data}))
 
 
-def make_time_law(config: ConfigDict) -> TimeLaw:
-    """The law of time, ``(sde, u) -> (t, correction)``."""
+def make_timestep_sampler(config: ConfigDict) -> TimestepSampler:
+    """The timestep sampler, ``(sde, u) -> (t, correction)``."""
     values = {**config.loss, "mean": config.loss.time_mean, "std": config.loss.time_std, "tail": config.loss.time_tail}
-    law = pick({**TIME_LAWS, **LEARNING_LAWS}, "time law", config.loss.time_law)
-    if config.loss.time_law in LEARNING_LAWS:
+    law = pick({**TIMESTEP_SAMPLERS, **LEARNING_TIMESTEP_SAMPLERS}, "timestep sampler", config.loss.timestep_sampler)
+    if config.loss.timestep_sampler in LEARNING_TIMESTEP_SAMPLERS:
         return law(**options(law, values))
     return Fixed(functools.partial(law, **options(law, values)))
 

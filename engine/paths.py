@@ -29,7 +29,7 @@ PATHS: dict[str, Callable[[str], bool]] = {
     "train.init": bool,
     "sample.grid": lambda text: text.endswith(".txt"),
     "guidance.classifier": bool,
-    "guidance.weaker": bool,
+    "guidance.autoguidance": bool,
     "guidance.encoder": bool,
     "guidance.image": bool,
     "edit.input": bool,

@@ -22,7 +22,7 @@ from score_sde.engine.log import Progress, say
 from score_sde.samplers import Heun, Noise, trajectory
 from score_sde.samplers.grids import log_snr
 from score_sde.sde_lib import Denoise, log_prob
-from score_sde.sde_lib.adams import Adams
+from score_sde.sde_lib.adams_pece import AdamsPECE
 from score_sde.storage.reading import read_text
 from score_sde.storage.writing import replace
 
@@ -97,7 +97,7 @@ def draw_density(path: Path, experiment: Experiment, denoise: Denoise) -> None:
     points = torch.cartesian_prod(*corners.T).to(experiment.device)
     progress, nats = Progress(len(points), "cells of the density"), []
     for part in points.split(CELLS_AT_A_TIME):
-        found = log_prob(experiment.sde, denoise, part, experiment.gaussian.isotropic(), solver=Adams(64))
+        found = log_prob(experiment.sde, denoise, part, experiment.gaussian.isotropic(), solver=AdamsPECE(64))
         nats.append(found.nats.cpu().double() + scaling)
         progress.advance(len(part))
     progress.close()

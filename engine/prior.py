@@ -14,7 +14,7 @@ def warn(name: str, sde: SDE, gaussian: Gaussian) -> None:
     gap = prior_divergence(sde, gaussian)
     if gap <= LARGEST or ranks.rank() > 0:
         return
-    alpha, sigma, _ = sde.at(sde.t_max)
+    alpha, sigma, _ = sde.marginal(sde.t_max)
     print(
         f"warning: the last level of {name} is not noise: alpha(T) = {alpha:.3g}, sigma(T) = {sigma:.3g}. Data there "
         f"are {gap:.2g} nats from N(0, {sde.prior_std:.3g}^2), where samples begin, so samples and likelihoods are "

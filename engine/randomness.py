@@ -12,9 +12,9 @@ from torch import Tensor
 from score_sde.engine.facts import DataFacts
 from score_sde.samplers import Noise
 from score_sde.samplers.noise import random_bits
-from score_sde.sde_lib import SDE, TimeLaw, stratified
+from score_sde.sde_lib import SDE, TimestepSampler, stratified
 from score_sde.sde_lib.devices import put
-from score_sde.sde_lib.laws import GOLDEN_RATIO
+from score_sde.sde_lib.timestep_samplers import GOLDEN_RATIO
 
 TRAINING, DITHER, HELD_OUT, DEQUANTIZATION, PROBES, OBJECTIVE, BOUND, TUNING, LABELS, EDITING = range(1, 11)
 """Purposes; 0 is sampling, where a sample's own seed is the position."""
@@ -33,7 +33,7 @@ def uniform(seed: int, purpose: int, positions: Tensor, like: Tensor) -> Tensor:
 
 
 def draw_times(
-    step: int, like: Tensor, sde: SDE, law: TimeLaw, first: int = 0, total: int | None = None
+    step: int, like: Tensor, sde: SDE, law: TimestepSampler, first: int = 0, total: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Times of examples shaped as ``like`` (B, *), and their corrections; both (B, 1, ..., 1).
 

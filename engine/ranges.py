@@ -74,7 +74,7 @@ RANGES = {
         "projections": "[1, inf)",
         "first_steps": "[1, inf)",
         "last_steps": "[1, inf)",
-        "variance": "[0, 1]",
+        "v": "[0, 1]",
         "bins": "[1, inf)",
     },
     "optim": {
@@ -110,7 +110,7 @@ RANGES = {
         "corrector_steps": "[0, 1e6]",
         "eta": "[0, 1] of the ancestral noise",
         "tau": "[0, inf) usually 0 to 1",
-        "variance": "[0, 1] from posterior to forward",
+        "v": "[0, 1] from posterior to forward",
         "order": "[0, 100] where 0 is the sampler's own",
         "epsilon": "[0, inf)",
         "langevin_steps": "[1, 1e6]",
@@ -129,7 +129,7 @@ RANGES = {
     "guidance": {
         "scale": "(-inf, inf)",
         "classifier_scale": "(-inf, inf)",
-        "weaker_scale": "(-inf, inf)",
+        "autoguidance_scale": "(-inf, inf)",
         "encoder_scale": "(-inf, inf)",
         "low": "[0, inf)",
         "high": "(0, inf]",
@@ -154,7 +154,7 @@ RANGES = {
     "bound": {
         "num_examples": "[0, inf)",
         "batch_size": "[1, inf)",
-        "variance": "[0, 1] from posterior to forward",
+        "v": "[0, 1] from posterior to forward",
         "evaluations": "[1, 1e6]",
         "t_min": "(-inf, inf)",
     },

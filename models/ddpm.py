@@ -9,7 +9,8 @@ class DDPM(NCSNpp):
     Zero at initialisation.
 
     Args:
-        shape, channels, channel_mult, num_blocks, attention, dropout, num_classes, blind, centred, by_sigma, ladder,
+        shape, channels, channel_mult, num_blocks, attention, dropout, num_classes, noise_unconditional, centred,
+        by_sigma, ladder,
             head_channels, attend_always, norm_eps: as of ``NCSNpp``.
         resample_conv: whether convolutions change the resolution; else neighbours are averaged and repeated.
         norm_groups: groups of each normalisation, a divisor of every number of channels.
@@ -27,7 +28,7 @@ class DDPM(NCSNpp):
         attention: tuple[int, ...] = (16,),
         dropout: float = 0.1,
         num_classes: int = 0,
-        blind: bool = False,
+        noise_unconditional: bool = False,
         resample_conv: bool = True,
         centred: bool = True,
         by_sigma: bool = False,
@@ -45,7 +46,7 @@ class DDPM(NCSNpp):
             attention,
             dropout,
             num_classes,
-            blind,
+            noise_unconditional,
             blocks="ddpm",
             resample_conv=resample_conv,
             rescale=False,

@@ -110,16 +110,17 @@ class LabelEmbedding(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """The vector that steers every block of a network: noise level, unless it is blind to it, plus label.
+    """The vector that steers every block of a network: noise level, unless it is noise_unconditional to it, plus label.
 
-    Shapes: log_snr (B,), keep and label (B,) or None; returns (B, width), or (1, width) if blind and without a label.
+    Shapes: log_snr (B,), keep and label (B,) or None; returns (B, width), or (1, width) if noise_unconditional and
+    without a label.
     Reference: Song, Ermon, "Improved Techniques for Training Score-Based Generative Models", 2020, technique 3, for
-        the blind one. arXiv:2006.09011
+        the noise_unconditional one. arXiv:2006.09011
     """
 
-    def __init__(self, width: int, num_classes: int, blind: bool = False):
+    def __init__(self, width: int, num_classes: int, noise_unconditional: bool = False):
         super().__init__()
-        self.log_snr = None if blind else LogSNREmbedding(width)
+        self.log_snr = None if noise_unconditional else LogSNREmbedding(width)
         self.label = LabelEmbedding(num_classes, width)
 
     def forward(self, log_snr: Tensor, keep: Tensor | None, label: Tensor | None) -> Tensor:

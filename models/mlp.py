@@ -20,7 +20,7 @@ class MLP(nn.Module):
         depth: number of residual blocks.
         dropout: share of the activations that training sets to zero, 0 to 1.
         num_classes: number of labels, 0 for an unconditional network.
-        blind: whether the network is not told the noise level.
+        noise_unconditional: whether the network is not told the noise level.
         learned_variance: whether a second half of the output tells the variance of a reverse move, see ``Prediction``.
     Shapes: x (B, C, *), log_snr (B,), keep bool (B,), label int64 (B,); returns (B, C, *) or (B, 2 C, *).
     """
@@ -32,12 +32,12 @@ class MLP(nn.Module):
         depth: int = 3,
         dropout: float = 0.0,
         num_classes: int = 0,
-        blind: bool = False,
+        noise_unconditional: bool = False,
         learned_variance: bool = False,
     ):
         super().__init__()
         self.answer = (shape[0] * (1 + learned_variance), *shape[1:])
-        self.conditioning = Conditioning(width, num_classes, blind)
+        self.conditioning = Conditioning(width, num_classes, noise_unconditional)
         self.stem = nn.Linear(math.prod(shape), width)
         self.blocks = nn.ModuleList(LinearBlock(width, dropout) for _ in range(depth))
         outputs = zeroed(nn.Linear(width, math.prod(self.answer)))

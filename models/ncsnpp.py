@@ -18,7 +18,8 @@ class Told(nn.Module):
 
         silu(linear(silu(linear(features(noise)))) + label)
 
-    A network that is blind hears the label alone. Shapes: noise (B,), keep and label (B,) or None; returns (B, width).
+    A network that is noise_unconditional hears the label alone. Shapes: noise (B,), keep and label (B,) or None;
+    returns (B, width).
     """
 
     def __init__(self, features: nn.Module | None, channels: int, width: int, num_classes: int):
@@ -143,7 +144,7 @@ class NCSNpp(nn.Module):
         attention: resolutions (of the longer side, in pixels) that attend; the middle always does.
         dropout: share of the activations that training sets to zero, 0 to 1.
         num_classes: number of labels, 0 for an unconditional network.
-        blind: whether the network is not told the noise level.
+        noise_unconditional: whether the network is not told the noise level.
         blocks: ``biggan``, whose blocks change the resolution, or ``ddpm``, where a layer between them does.
         fir: taps of the filter of changes of resolution, such as (1, 3, 3, 1); () averages and repeats.
         resample_conv: whether the layers between blocks of ``ddpm`` hold convolutions.
@@ -176,7 +177,7 @@ class NCSNpp(nn.Module):
         attention: tuple[int, ...] = (16,),
         dropout: float = 0.1,
         num_classes: int = 0,
-        blind: bool = False,
+        noise_unconditional: bool = False,
         blocks: str = "biggan",
         fir: tuple[float, ...] = (),
         resample_conv: bool = True,
@@ -228,9 +229,9 @@ class NCSNpp(nn.Module):
 
         features: nn.Module | None = None
         count = channels
-        if not blind and embedding == "fourier":
+        if not noise_unconditional and embedding == "fourier":
             features, count = LogFourier(2 * channels, fourier_scale), 2 * channels
-        elif not blind:
+        elif not noise_unconditional:
             features = Positional(channels, cos_first=False, ends=True)
         self.conditioning = Told(features, count, width, num_classes)
         self.stem = convolution(2, data_channels, channels)

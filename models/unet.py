@@ -36,7 +36,7 @@ class Encoder(nn.Module):
         attention: tuple[int, ...],
         dropout: float,
         num_classes: int,
-        blind: bool,
+        noise_unconditional: bool,
         pad: bool,
     ):
         super().__init__()
@@ -50,7 +50,7 @@ class Encoder(nn.Module):
             raise ValueError(f"{indivisible(shape, levels)}, or set network.pad=True")
         self.attending = [side in attention for side in resolutions(sides, levels)]
 
-        self.conditioning = Conditioning(self.width, num_classes, blind)
+        self.conditioning = Conditioning(self.width, num_classes, noise_unconditional)
         self.stem = convolution(self.rank, data_channels, channels)
         self.encoder, current = nn.ModuleList(), channels
         for level, multiple in enumerate(channel_mult):
@@ -92,7 +92,7 @@ class UNet(Encoder):
             first of the two blocks in the middle, on the coarsest grid, always is.
         dropout: share of the activations that training sets to zero, 0 to 1.
         num_classes: number of labels, 0 for an unconditional network.
-        blind: whether the network is not told the noise level.
+        noise_unconditional: whether the network is not told the noise level.
         learned_variance: whether a second half of the output tells the variance of a reverse move, see ``Prediction``.
         pad: whether a shape that the levels do not divide is padded with zeros, and the result cropped.
     Shapes: x (B, *shape), log_snr (B,), keep bool (B,), label int64 (B,); returns (B, *shape), or twice its channels.
@@ -109,11 +109,11 @@ class UNet(Encoder):
         attention: tuple[int, ...] = (),
         dropout: float = 0.1,
         num_classes: int = 0,
-        blind: bool = False,
+        noise_unconditional: bool = False,
         learned_variance: bool = False,
         pad: bool = False,
     ):
-        super().__init__(shape, channels, channel_mult, num_blocks, attention, dropout, num_classes, blind, pad)
+        super().__init__(shape, channels, channel_mult, num_blocks, attention, dropout, num_classes, noise_unconditional, pad)
         written = [channels * multiple for multiple in channel_mult for _ in range(num_blocks)]
         self.decoder, current = nn.ModuleList(), written[-1]
         self.middle = nn.ModuleList([self.stage(current, current, True), self.stage(current, current, False)])

@@ -2,7 +2,7 @@
 
 from score_sde.samplers.multistep import Multistep
 from score_sde.sde_lib import SDE, Gaussian
-from score_sde.sde_lib.adams import MOST_AMPLIFIED
+from score_sde.sde_lib.adams_pece import MOST_AMPLIFIED
 
 
 class Adams(Multistep):
@@ -17,11 +17,11 @@ class Adams(Multistep):
     Args:
         order: of the predictor, 1 to 6; the method has order + 1; 0: by the number of moves.
         eta: 0 follows the probability flow, 1 samples the reverse SDE.
-        gaussian: first guess of the data, whose standard deviation s is taken; default N(0, I).
+        gaussian: moment-matched Gaussian of the data, whose standard deviation s is taken; default N(0, I).
     Reference: docs/solvers.md; Zhao et al., "UniPC", 2023, for the second use of an evaluation. arXiv:2302.04867
     """
 
-    grid, num_steps = "mixture", 14
+    grid, num_steps = "logistic", 14
     most_amplified = MOST_AMPLIFIED
 
     def __init__(self, sde: SDE, order: int = 0, eta: float = 0.0, gaussian: Gaussian | None = None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_sde.samplers.brownian import PLACES, motion
+from score_sde.samplers.brownian import PLACES, brownian_path
 from score_sde.samplers.loop import Step, checked
 from score_sde.sde_lib import ADAPTIVE, SDE, TORCHDIFFEQ, Flow, Gaussian, NonFiniteError, NotConvergedError
 from score_sde.sde_lib.denoiser import Denoise, Estimate, of_rows
@@ -29,7 +29,7 @@ class ODE(Step):
             that a sample does not depend on its batch; those of torchdiffeq have one step size for the batch, or take
             one step in each move, as ``torchdiffeq_rk4`` does.
         rtol, atol: relative and absolute tolerance, positive.
-        gaussian: first guess of the data, default N(0, I); one of their mean and scale saves evaluations.
+        gaussian: moment-matched Gaussian of the data, default N(0, I); one of their mean and scale saves evaluations.
     Raises: NotConvergedError where the tolerance cannot be met; ValueError for an unknown solver, a tolerance that is
         not positive, or a solver of one step a move where there is a single move.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, section 4.3. arXiv:2011.13456
@@ -125,7 +125,7 @@ class StepControl(Step):
         return torch.zeros(len(x), dtype=torch.int64)
 
     def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
-        start, end = (-0.5 * self.sde.at(time).log_snr for time in (t, s))
+        start, end = (-0.5 * self.sde.marginal(time).log_snr for time in (t, s))
         dtype, result, keys = x.dtype, torch.empty_like(x), self.keys(draw, x)
         x, most = x.double(), max(1, int(PLACES * min(1.0, self.longest / abs(end - start))))
         rows, place = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64)
@@ -140,7 +140,7 @@ class StepControl(Step):
             return of_rows(denoise, there)(x.to(dtype), t.to(dtype)).x0.double()
 
         def increment() -> Tensor:
-            later, now = (motion(keys[rows], p, x) for p in (place + size, place))
+            later, now = (brownian_path(keys[rows], p, x) for p in (place + size, place))
             return (later - now) * put((PLACES / size.double()).sqrt(), x.device).reshape(-1, *[1] * (x.ndim - 1))
 
         for _ in range(_MAX_MOVES):

@@ -1,7 +1,8 @@
-"""Noise along one path: a Brownian motion for each example, the same however finely its increments are asked for.
+"""Noise along one path: a Brownian brownian_path for each example, the same however finely its increments are asked
+for.
 
 Both kinds are functions of seed and position. What moves of a grid need is made of halves of halves, one new normal a
-move; a motion at any place is a sum of tents, one normal for each halving that could separate two places.
+move; a Brownian path at any place is a sum of tents, one normal for each halving that could separate two places.
 """
 
 import functools
@@ -17,7 +18,8 @@ from score_sde.sde_lib.process import Draw
 
 
 class Brownian(Noise):
-    """Noise whose first draw in each of N moves is an increment of one Brownian motion over the place in the grid.
+    """Noise whose first draw in each of N moves is an increment of one Brownian brownian_path over the place in the
+    grid.
 
         z_i = sqrt(N) (W((i + 1) / N) - W(i / N))
 
@@ -61,8 +63,8 @@ class Brownian(Noise):
         return noise(like)
 
 
-def motion(keys: Tensor, place: Tensor, like: Tensor) -> Tensor:
-    """A Brownian motion W of each key at a place of its own, W(0) = 0 and W(PLACES) ~ N(0, I).
+def brownian_path(keys: Tensor, place: Tensor, like: Tensor) -> Tensor:
+    """A Brownian brownian_path W of each key at a place of its own, W(0) = 0 and W(PLACES) ~ N(0, I).
 
         W(p) = p z_0 + sum_l 2^(-(l + 1) / 2) tent(2^(l - 1) p) z_l,j,    tent(u) = 1 - |2 (u - j) - 1|,    j = floor(u)
 
@@ -84,7 +86,7 @@ def motion(keys: Tensor, place: Tensor, like: Tensor) -> Tensor:
 
 
 PLACES = 1 << 16
-"""Shares of its whole way at which a motion is known."""
+"""Shares of its whole way at which a Brownian path is known."""
 
 
 def _first_from(first: Callable[[Tensor], Tensor], others: Noise) -> Callable[[Tensor], Tensor]:

@@ -156,7 +156,7 @@ def _table(step: Multistep, times: list[float], gaps: Tensor, changes: Tensor) -
     value, *near = (_numbers(step, grid, counts) for grid in grids)
     slope = (torch.stack(near, -1) - value[..., None]) / _NUDGE
     table = value + slope @ (gaps - at)
-    moments = map(sde.at, grids[0][1:])
+    moments = map(sde.marginal, grids[0][1:])
     size = torch.tensor([math.hypot(m.alpha * step.coordinates.std, m.sigma) for m in moments], dtype=torch.float64)
     unit = torch.cat([value[:, 5:6], size[:, None].expand(-1, step.order + 1)], 1)
     told = sde.time(-2 * (table[:, :1] + changes[:, :1])).clamp(sde.t_min, sde.t_max)

@@ -34,23 +34,23 @@ class DDIM(Step):
 class Ancestral(Step):
     """Ancestral sampling: the Gaussian reverse kernel of the exact forward transition, at any step size.
 
-        x_s = E[x_s | x_t, x0] + std z,     log std = (1 - variance) log(sigma_s b / sigma_t) + variance log b
+        x_s = E[x_s | x_t, x0] + std z,     log std = (1 - v) log(sigma_s b / sigma_t) + v log b
 
     Args:
-        variance: 0 for the variance of the posterior q(x_s | x_t, x_0), NCSN's and DDPM's beta-tilde, right where the
+        v: 0 for the variance of the posterior q(x_s | x_t, x_0), NCSN's and DDPM's beta-tilde, right where the
             data are one point; 1 for that of the forward move, DDPM's beta, right where the data are N(0, I).
-    Raises: ValueError if variance is outside [0, 1].
+    Raises: ValueError if v is outside [0, 1].
     Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, section 3.2; Song et al., 2021,
         appendix F. Between the two: Nichol, Dhariwal, 2021, eq. 15.
     """
 
-    def __init__(self, sde: SDE, variance: float = 0.0) -> None:
-        if not 0 <= variance <= 1:
-            raise ValueError(f"variance {variance}: need 0 (posterior) to 1 (forward)")
-        self.sde, self.variance = sde, variance
+    def __init__(self, sde: SDE, v: float = 0.0) -> None:
+        if not 0 <= v <= 1:
+            raise ValueError(f"v {v}: need 0 (posterior) to 1 (forward)")
+        self.sde, self.v = sde, v
 
     def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
-        mean, std = self.sde.reverse(x, denoise(x, t).x0, t, s, self.variance)
+        mean, std = self.sde.reverse(x, denoise(x, t).x0, t, s, self.v)
         return mean + std * draw(x)
 
 
@@ -59,7 +59,7 @@ class LearnedVariance(Step):
 
         x_s = E[x_s | x_t, x0] + std z,     log std = (1 - v) log(sigma_s b / sigma_t) + v log b
 
-    v is ``Prediction.variance``, learned for the moves of a chain from level to level; longer moves take it as it is.
+    v is ``Prediction.v``, learned for the moves of a chain from level to level; longer moves take it as it is.
     Exact at any step size where the data are Gaussian and v is right.
 
     Raises: ValueError if the network tells no variance.
@@ -71,8 +71,8 @@ class LearnedVariance(Step):
         self.sde = sde
 
     def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
-        x0, variance = denoise(x, t)
-        if variance is None:
+        x0, v = denoise(x, t)
+        if v is None:
             raise ValueError("this network has learned no variance: use --sampler ancestral, or train --config iddpm")
-        mean, std = self.sde.reverse(x, x0, t, s, variance)
+        mean, std = self.sde.reverse(x, x0, t, s, v)
         return mean + std * draw(x)

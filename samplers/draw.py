@@ -19,7 +19,7 @@ from score_sde.samplers.steps import STEPS
 from score_sde.sde_lib import SDE, Each, ExactDenoiser, Gaussian, NonFiniteError, of_rows
 from score_sde.sde_lib.consistency import ConsistencyModel
 from score_sde.sde_lib.denoiser import Denoise, Denoiser, Estimate, as_denoiser
-from score_sde.sde_lib.motion import ExampleError
+from score_sde.sde_lib.velocity import ExampleError
 from score_sde.storage.naming import options, pick
 
 LAST = 1e-3
@@ -49,14 +49,14 @@ def draw(
         seeds: (B,) whole numbers, as of ``Noise``.
         sampler: a key of ``STEPS``.
         steps: moves, at least 1; default ``Step.num_steps`` of the sampler.
-        gaussian: first guess of the data, ``Gaussian.of(data)`` where there are some, which saves evaluations; default
-            N(0, I).
+        gaussian: moment-matched Gaussian of the data, ``Gaussian.of(data)`` where there are some, which saves
+            evaluations; default N(0, I).
         device: where the denoiser computes.
         cond: further arguments of the denoiser, such as label; (B, *), an entry for each seed.
     Shapes: returns (B, *shape), on the device.
     Raises: ValueError for an unknown sampler, one that is derived for other denoisers or processes than these, a
-        denoiser of another SDE, steps below 1, seeds that are no whole numbers, a condition or a first guess of another
-        shape; NonFiniteError and NotConvergedError naming the seed.
+        denoiser of another SDE, steps below 1, seeds that are no whole numbers, a condition or a moment-matched
+        Gaussian of another shape; NonFiniteError and NotConvergedError naming the seed.
     """
     if gaussian is not None and gaussian.mean.shape != torch.Size(shape):
         raise ValueError(f"gaussian of shape {tuple(gaussian.mean.shape)}: need that of a sample, {tuple(shape)}")
@@ -74,8 +74,8 @@ def draw(
 def named_step(sde: SDE, sampler: str, gaussian: Gaussian, settings: Mapping[str, Any]) -> Step:
     """The step of that name, with those of the settings that it takes.
 
-    It gets mean and scale of the first guess of the data. To solvers that adapt their steps, directions of little
-    variance would be as important as all others.
+    It gets mean and scale of the moment-matched Gaussian of the data. To solvers that adapt their steps, directions of
+    little variance would be as important as all others.
 
     Raises: ValueError for an unknown name.
     """
@@ -101,7 +101,7 @@ def named_times(
     start: float | None = None,
     end: float | None = None,
 ) -> Tensor:
-    """The grid of that name, for data of which the first guess is given: num_steps + 1 decreasing times.
+    """The grid of that name, for data of which the moment-matched Gaussian is given: num_steps + 1 decreasing times.
 
     Raises: ValueError for an unknown name, or values out of range.
     """
@@ -124,7 +124,7 @@ def remark(sampler: str, denoise: Estimate, sde: SDE) -> str:
             f"{sampler} needs the mean E[x_0 | x], and this denoiser estimates the ends of the probability flow: "
             "use --sampler consistency"
         )
-    if kind.unscaled and sde.at(sde.t_max).alpha < 1:
+    if kind.unscaled and sde.marginal(sde.t_max).alpha < 1:
         return (
             f"{sampler} is derived for processes that do not scale the data, such as that of --config ncsn; on "
             f"{type(sde).__name__} other samplers need far fewer evaluations"

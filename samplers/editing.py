@@ -25,7 +25,7 @@ def depth_time(sde: SDE, share: float, std: float) -> float:
         std: standard deviation of the data.
     Raises: ValueError for a share that the SDE does not reach.
     """
-    low, high = (_share(sde.at(t).log_snr, std) for t in (sde.t_min, sde.t_max))
+    low, high = (_share(sde.marginal(t).log_snr, std) for t in (sde.t_min, sde.t_max))
     if not low < share <= high:
         raise ValueError(f"depth {share}: need a share of noise above {low:.2g} and at most {high:.6g} for this SDE")
     log_snr = math.log(1 / share - 1) - 2 * math.log(std)

@@ -58,7 +58,7 @@ def angle(sde: SDE, num_steps: int, start: float | None = None, end: float | Non
     return _in_ratio(sde, num_steps, start, end, lambda r: torch.atan(r / std), lambda u: std * torch.tan(u))
 
 
-def mixture(
+def logistic(
     sde: SDE,
     num_steps: int,
     start: float | None = None,
@@ -80,9 +80,9 @@ def mixture(
     """
     _check_num(num_steps)
     start, end = _ends(sde, start, end)
-    low, high = (math.exp(-0.5 * sde.at(t).log_snr) for t in (end, start))
+    low, high = (math.exp(-0.5 * sde.marginal(t).log_snr) for t in (end, start))
     centre, share = min(0.35 * math.sqrt(dimensions), 1.4), 0.8 * min(math.sqrt(15 / num_steps), 1.0)
-    ratio, _ = nodes.mixture(low, high, np.linspace(1, 0, num_steps + 1), std, centre, share)
+    ratio, _ = nodes.logistic_uniform(low, high, np.linspace(1, 0, num_steps + 1), std, centre, share)
     return _between(sde.time(-2 * torch.log(torch.from_numpy(ratio))), start, end)
 
 
@@ -93,7 +93,7 @@ def of_ratios(sde: SDE, ratios: Sequence[float]) -> Tensor:
         ratios: decreasing, the first that of t_max to a thousandth, the last at least that of t_min, or 0.
     Raises: ValueError naming the first that is out of order or out of range.
     """
-    low, high = (math.exp(-0.5 * sde.at(t).log_snr) for t in (sde.t_min, sde.t_max))
+    low, high = (math.exp(-0.5 * sde.marginal(t).log_snr) for t in (sde.t_min, sde.t_max))
     if len(ratios) < 2:
         raise ValueError(f"{len(ratios)} noise levels: a grid has two or more")
     for number, (before, ratio) in enumerate(pairwise(ratios), 2):
@@ -158,7 +158,7 @@ GRIDS: dict[str, Grid] = {
     "karras": karras,
     "flow": flow,
     "angle": angle,
-    "mixture": mixture,
+    "logistic": logistic,
     "edm": edm,
     "levels": levels,
     "levels_quadratic": levels_quadratic,

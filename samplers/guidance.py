@@ -43,9 +43,9 @@ def classifier_free(denoise: Estimate, scale: float) -> Guided:
             return denoise(x, t, keep=torch.full((len(x),), scale == 1, device=x.device), **cond)
         keep = torch.arange(2 * len(x), device=x.device) < len(x)
         doubled = {name: _twice(value) for name, value in cond.items()}
-        x0, variance = denoise(_twice(x), _twice(t), keep=keep, **doubled)
+        x0, v = denoise(_twice(x), _twice(t), keep=keep, **doubled)
         with_cond, without = x0.chunk(2)
-        return Prediction(torch.lerp(without, with_cond, scale), None if variance is None else variance[: len(x)])
+        return Prediction(torch.lerp(without, with_cond, scale), None if v is None else v[: len(x)])
 
     return guided
 
@@ -70,9 +70,9 @@ def classifier(denoise: Estimate, sde: SDE, log_prob: Callable[[Tensor, Time], T
     def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         with _differentiable(x) as (leaf, deeper):
             gradient = torch.autograd.grad(log_prob(leaf, t).sum(), leaf, create_graph=deeper)[0]
-        alpha, sigma, _ = sde.at(t)
-        x0, variance = denoise(x, t, **cond)
-        return Prediction(x0 + scale * sigma**2 / alpha * gradient, variance)
+        alpha, sigma, _ = sde.marginal(t)
+        x0, v = denoise(x, t, **cond)
+        return Prediction(x0 + scale * sigma**2 / alpha * gradient, v)
 
     return guided
 
@@ -120,11 +120,11 @@ def clean_embedding_guidance(
 
     def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         with _differentiable(x) as (leaf, deeper):
-            x0, variance = denoise(leaf, t, **cond)
+            x0, v = denoise(leaf, t, **cond)
             alike = (encode(x0) * target).sum()
             gradient = torch.autograd.grad(alike, leaf, create_graph=deeper)[0]
-        alpha, sigma, _ = sde.at(t)
-        found = Prediction(x0 + scale * sigma**2 / alpha * gradient, variance)
+        alpha, sigma, _ = sde.marginal(t)
+        found = Prediction(x0 + scale * sigma**2 / alpha * gradient, v)
         return found if deeper else detached(found)
 
     return guided
@@ -151,8 +151,8 @@ def autoguidance(denoise: Denoise, weaker: Denoise, scale: float) -> Guided:
     denoise, weaker = as_denoiser(denoise), as_denoiser(weaker, getattr(denoise, "sde", None))
 
     def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
-        x0, variance = denoise(x, t, **cond)
-        return Prediction(torch.lerp(weaker(x, t, **cond).x0, x0, scale), variance)
+        x0, v = denoise(x, t, **cond)
+        return Prediction(torch.lerp(weaker(x, t, **cond).x0, x0, scale), v)
 
     return guided
 
@@ -174,13 +174,13 @@ def within(guided: Estimate, denoise: Estimate, sde: SDE, low: float = 0.0, high
     guided, denoise = as_denoiser(guided, sde), as_denoiser(denoise, sde)
 
     def choose(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
-        alpha, sigma, _ = sde.at(t)
+        alpha, sigma, _ = sde.marginal(t)
         ratio = sigma / alpha
         if not isinstance(ratio, Tensor):
             return (guided if low <= ratio <= high else denoise)(x, t, **cond)
-        inside, (x0, variance), beside = (low <= ratio) & (ratio <= high), guided(x, t, **cond), denoise(x, t, **cond)
-        if variance is not None and beside.variance is not None:
-            return Prediction(torch.where(inside, x0, beside.x0), torch.where(inside, variance, beside.variance))
+        inside, (x0, v), beside = (low <= ratio) & (ratio <= high), guided(x, t, **cond), denoise(x, t, **cond)
+        if v is not None and beside.v is not None:
+            return Prediction(torch.where(inside, x0, beside.x0), torch.where(inside, v, beside.v))
         return Prediction(torch.where(inside, x0, beside.x0))
 
     return choose
@@ -197,8 +197,8 @@ def static_threshold(denoise: Estimate, low: float = -1.0, high: float = 1.0) ->
     denoise = as_denoiser(denoise)
 
     def clipped(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
-        x0, variance = denoise(x, t, **cond)
-        return Prediction(x0.clamp(low, high), variance)
+        x0, v = denoise(x, t, **cond)
+        return Prediction(x0.clamp(low, high), v)
 
     return clipped
 
@@ -224,20 +224,20 @@ def dynamic_threshold(denoise: Estimate, quantile: float = 0.995, low: float = -
     denoise = as_denoiser(denoise)
 
     def clipped(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
-        x0, variance = denoise(x, t, **cond)
+        x0, v = denoise(x, t, **cond)
         u = (x0 - middle) / half
         size = u.flatten(1).abs()
         bound = size.kthvalue(math.ceil(quantile * size.shape[1]), dim=1).values.clamp_min(1)
         bound = bound.reshape(-1, *[1] * (x.ndim - 1))
-        return Prediction(middle + half * (u.clamp(-bound, bound) / bound), variance)
+        return Prediction(middle + half * (u.clamp(-bound, bound) / bound), v)
 
     return clipped
 
 
 def detached(prediction: Prediction) -> Prediction:
     """The same without gradients."""
-    x0, variance = prediction
-    return Prediction(x0.detach(), None if variance is None else variance.detach())
+    x0, v = prediction
+    return Prediction(x0.detach(), None if v is None else v.detach())
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class AnnealedLangevin(Step):
         self.sde, self.epsilon, self.num_steps = sde, epsilon, langevin_steps
 
     def reset(self, times: list[float]) -> None:
-        first, last = (math.exp(-0.5 * self.sde.at(t).log_snr) for t in (times[0], times[-1]))
+        first, last = (math.exp(-0.5 * self.sde.marginal(t).log_snr) for t in (times[0], times[-1]))
         ratio = (first / last) ** (1 / max(1, len(times) - 1))
         self.size = self.epsilon / last**2 or langevin_step_size(ratio, self.num_steps)
 
@@ -69,7 +69,7 @@ class AnnealedLangevin(Step):
         return super().finish(denoise, self._at(denoise, x, t, draw), t, draw)
 
     def _at(self, denoise: Denoise, x: Tensor, t: float, draw: Draw) -> Tensor:
-        h = self.size * self.sde.at(t).sigma ** 2
+        h = self.size * self.sde.marginal(t).sigma ** 2
         return langevin(self.sde, denoise, x, t, draw, self.num_steps, lambda score, z: h)
 
 

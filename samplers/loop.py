@@ -81,7 +81,7 @@ def trajectory(
         if s < t:
             x = step(denoise, x, t, s, noise)
             if constrain is not None:
-                x = constrain(x, *step.sde.at(s)[:2])
+                x = constrain(x, *step.sde.marginal(s)[:2])
         else:
             a, b = step.sde.transition(t, s)
             x = a * x + b * noise(x)

@@ -1,9 +1,9 @@
 """Solvers that remember: a polynomial through the values of earlier times, integrated over the next move.
 
-One class is all of them. A form says what the values are, a clock what the polynomial is in (``samplers/forms.py``),
-an order how many values it goes through; all coefficients are worked out when the grid is known, for unequal moves, and
-a move is then one sum. The methods of the literature are its rows (``samplers/published.py``), and so is ours
-(``samplers/adams.py``).
+One class is all of them. An integrand says what the values are, an integration variable what the polynomial is in
+(``samplers/integrands.py``), an order how many values it goes through; all coefficients are worked out when the grid is
+known, for unequal moves, and a move is then one sum. The methods of the literature are its rows
+(``samplers/published.py``), and so is ours (``samplers/adams.py``).
 """
 
 import math
@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from score_sde.samplers.forms import Coordinates
+from score_sde.samplers.integrands import Coordinates
 from score_sde.samplers.loop import Step
 from score_sde.sde_lib import SDE, Gaussian
-from score_sde.sde_lib.adams import amplification
+from score_sde.sde_lib.adams_pece import amplification
 from score_sde.sde_lib.denoiser import Denoise
 from score_sde.sde_lib.process import Draw
 
@@ -38,7 +38,8 @@ class Move(NamedTuple):
 
 
 class Multistep(Step):
-    """Variable-step Adams method in a form and a clock, predictor alone or with a corrector that costs nothing.
+    """Variable-step Adams method in an integrand and an integration variable, predictor alone or with a corrector that
+    costs nothing.
 
         u_s = u_t + sum_j w_j value_j,    w_j the integral of pace times the j-th Lagrange polynomial of the last nodes
 
@@ -48,15 +49,15 @@ class Multistep(Step):
 
     Attributes:
         most_amplified: by how much more than on even gaps the weights of a move may enlarge errors of the values
-            (``sde_lib.adams.amplification``); above it the move goes through fewer values.
+            (``sde_lib.adams_pece.amplification``); above it the move goes through fewer values.
 
     Args:
-        form, clock: keys of ``FORMS`` and ``CLOCKS``.
+        integrand, integration_variable: keys of ``INTEGRANDS`` and ``INTEGRATION_VARIABLES``.
         order: values that the predictor goes through, 1 to 6.
         correct: whether each evaluation mends the move before it.
         eta: share of the reverse SDE's noise: 0 follows the probability flow, 1 samples the reverse SDE.
-        gaussian: first guess of the data, N(0, I) by default: its deviation for ``velocity`` and ``residual``, and its
-            mean for the second.
+        gaussian: moment-matched Gaussian of the data, N(0, I) by default: its deviation for ``velocity`` and
+            ``residual``, and its mean for the second.
     Raises: ValueError for an unknown name or a value out of range.
     References: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 1993, section III.5; Zhang, Chen,
         2023, arXiv:2204.13902.
@@ -68,8 +69,8 @@ class Multistep(Step):
     def __init__(
         self,
         sde: SDE,
-        form: str = "data",
-        clock: str = "log_ratio",
+        integrand: str = "data",
+        integration_variable: str = "log_ratio",
         order: int = 2,
         correct: bool = False,
         eta: float = 0.0,
@@ -80,9 +81,9 @@ class Multistep(Step):
         if not eta >= 0:
             raise ValueError(f"eta {eta}: need the share of the reverse SDE's noise, 0 or more")
         self.sde, self.order, self.correct, self.gaussian = sde, order, correct, gaussian
-        self.coordinates = Coordinates(sde, form, clock, gaussian.std if gaussian else 1.0, eta)
+        self.coordinates = Coordinates(sde, integrand, integration_variable, gaussian.std if gaussian else 1.0, eta)
         # of no other form does the mean change anything
-        self.centre = gaussian.mean if gaussian is not None and form == "residual" else None
+        self.centre = gaussian.mean if gaussian is not None and integrand == "residual" else None
         self.moves: dict[float, Move] = {}
         self.past: list[Tensor] = []
 
@@ -96,7 +97,7 @@ class Multistep(Step):
             counts: values that each prediction and each correction goes through; default ``counts(times)``.
         """
         coordinates, num, most = self.coordinates, len(times) - 1, self.order + 1
-        alpha, ratio = np.array([self.sde.at(t).alpha for t in times]), self._ratio(times)
+        alpha, ratio = np.array([self.sde.marginal(t).alpha for t in times]), self._ratio(times)
         predicted, corrected = counts or self.counts(times)
         weights, changes = np.zeros((num + 1, most)), np.zeros((num + 1, most))
         weights[:-1] = self.integrals(ratio, np.arange(num), predicted)
@@ -138,7 +139,7 @@ class Multistep(Step):
         return counts
 
     def _ratio(self, times: list[float]) -> np.ndarray:
-        return np.exp([-0.5 * self.sde.at(t).log_snr for t in times])
+        return np.exp([-0.5 * self.sde.marginal(t).log_snr for t in times])
 
     def integrals(self, ratio: np.ndarray, latest: np.ndarray, orders: np.ndarray) -> np.ndarray:
         """Weights of the values seen at ``latest`` and before it, as many as ``orders``, in the moves of the grid.

@@ -80,7 +80,7 @@ class PNDM(PLMS):
     def estimate(self, denoise: Denoise, x: Tensor, x0: Tensor, t: float, s: float) -> Tensor:
         if self.order == 2 or len(self.past) == self.order:
             return super().estimate(denoise, x, x0, t, s)
-        if self.sde.at(s).log_snr - self.sde.at(t).log_snr > 2 * math.log(_LONGEST_FALL):
+        if self.sde.marginal(s).log_snr - self.sde.marginal(t).log_snr > 2 * math.log(_LONGEST_FALL):
             return trapezoidal(denoise, self.sde, x, x0, t, s)
         return self.sde.x0(x, self._runge_kutta(denoise, x, t, s), t)
 

@@ -17,7 +17,7 @@ from score_sde.samplers.guidance import Guided, detached
 from score_sde.samplers.loop import Step
 from score_sde.sde_lib import SDE, Each, Gaussian, of_rows
 from score_sde.sde_lib.denoiser import Denoise, Estimate, Prediction, as_denoiser
-from score_sde.sde_lib.motion import Rows
+from score_sde.sde_lib.velocity import Rows
 from score_sde.sde_lib.process import Draw, Time
 
 Forward = Callable[[Tensor], Tensor]
@@ -81,21 +81,21 @@ class DPS(Step):
 
 
 def pigdm(denoise: Estimate, sde: SDE, forward: Forward, y: Tensor, std: float, gaussian: Gaussian) -> Guided:
-    """Pseudoinverse guidance with the covariance of a first guess: a linear measurement told to a denoiser.
+    """Pseudoinverse guidance with the covariance of a moment-matched Gaussian: a linear measurement told to a denoiser.
 
         x0 <- x0 + J A^T (A S A^T + std^2)^(-1) (y - A x0),    J = sigma^2 / alpha (d x0 / d x)^T,    S = Cov[x_0 | x_t]
 
-    J is the denoiser's own covariance of x_0 given x_t, by one vector-Jacobian product; S that of the first guess
-    N(m, C), r^2 C / (C + r^2) with r = sigma / alpha, and for an isotropic one the r_t^2 of the paper. Where the data
-    are Gaussian and the guess is right it is E[x_0 | x_t, y], exactly. Elsewhere it errs as the guess does: S of a
-    mixture depends on x_t. The inverse is applied by conjugate gradients.
+    J is the denoiser's own covariance of x_0 given x_t, by one vector-Jacobian product; S that of the moment-matched
+    Gaussian N(m, C), r^2 C / (C + r^2) with r = sigma / alpha, and for an isotropic one the r_t^2 of the paper. Where
+    the data are Gaussian and the guess is right it is E[x_0 | x_t, y], exactly. Elsewhere it errs as the guess does: S
+    of a mixture depends on x_t. The inverse is applied by conjugate gradients.
 
     Args:
         forward: A, linear; its transpose is found by differentiation.
         y: what was measured of each example, or of all.
         std: of the noise in y, at least 0; some of it steadies an A that is close to singular.
-        gaussian: first guess of the data, with directions if they are known; ``Gaussian.standard(x)`` is the paper's
-            for VP, and more than the variance of the data leans too little.
+        gaussian: moment-matched Gaussian of the data, with directions if they are known; ``Gaussian.standard(x)`` is
+            the paper's for VP, and more than the variance of the data leans too little.
     Shapes: y (B, *) or (1, *).
     Raises: ValueError for an A that is not linear, a y that A does not give, or std below 0.
     References: Song, Vahdat, Mardani, Kautz, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", 2023,
@@ -179,7 +179,7 @@ def _guided(
     denoise = as_denoiser(denoise, sde)
 
     def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
-        alpha, sigma, _ = sde.at(t)
+        alpha, sigma, _ = sde.marginal(t)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
             prediction = denoise(leaf, t, **cond)
@@ -198,7 +198,7 @@ def _guided(
                 matrix = lambda v: forward(covariance(transpose(v))) + std**2 * v  # noqa: E731
                 solved = solve(matrix, residual, sigma / alpha)
                 x0 = prediction.x0 + jacobian(transpose(solved))
-        return detached(Prediction(x0, prediction.variance))
+        return detached(Prediction(x0, prediction.v))
 
     return guided
 

@@ -82,20 +82,20 @@ class Corrector:
 
     def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         """The state at the same time t; s is where the predictor will go next."""
-        a, sigma = self.sde.transition(s, t)[0], self.sde.at(t).sigma
+        a, sigma = self.sde.transition(s, t)[0], self.sde.marginal(t).sigma
 
         def size(score: Tensor, z: Tensor) -> Tensor | float:
             return 2 * (a * self.snr) ** 2 * self.step_size(score, z, sigma)
 
         x = langevin(self.sde, denoise, x, t, draw, self.num_steps, size)
-        return x if self.constrain is None else self.constrain(x, *self.sde.at(t)[:2])
+        return x if self.constrain is None else self.constrain(x, *self.sde.marginal(t)[:2])
 
 
 PREDICTORS: dict[str, Callable[[SDE], Step]] = {
     "euler_maruyama": EulerMaruyama,
     "reverse_diffusion": ReverseDiffusion,
     "ancestral": Ancestral,
-    "ancestral_forward": partial(Ancestral, variance=1.0),
+    "ancestral_forward": partial(Ancestral, v=1.0),
     "ddim": DDIM,
     "none": Stay,
 }

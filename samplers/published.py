@@ -1,10 +1,11 @@
-"""The multistep methods of the literature, as rows of ``Multistep``: a form, a clock, an order."""
+"""The multistep methods of the literature, as rows of ``Multistep``: an integrand, an integration variable, an
+order."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-from score_sde.samplers.forms import Coordinates
+from score_sde.samplers.integrands import Coordinates
 from score_sde.samplers.multistep import Multistep
 from score_sde.sde_lib import SDE
 
@@ -134,21 +135,21 @@ class UniPC(Multistep):
     Below 15 evaluations the order falls towards the last denoising, of order 1; with more that would cap the method's.
 
     Args:
-        form: data | noise.
+        integrand: data | noise.
         order: 1 to 4; with the corrector the method has order + 1.
         variant: bh1 | bh2.
-    Raises: ValueError for another form, order or variant.
+    Raises: ValueError for another integrand, order or variant.
     Reference: Zhao et al., "UniPC", 2023, section 3, algorithms 1, 2. arXiv:2302.04867
     """
 
-    def __init__(self, sde: SDE, form: str = "data", order: int = 3, variant: str = "bh2") -> None:
-        if form not in ("data", "noise"):
-            raise ValueError(f"form {form!r}: UniPC is for data or noise")
+    def __init__(self, sde: SDE, integrand: str = "data", order: int = 3, variant: str = "bh2") -> None:
+        if integrand not in ("data", "noise"):
+            raise ValueError(f"form {integrand!r}: UniPC is for data or noise")
         if not 1 <= order <= 4:
             raise ValueError(f"order {order}: UniPC has orders 1 to 4")
         if variant not in ("bh1", "bh2"):
             raise ValueError(f"variant {variant!r}: need bh1 or bh2")
-        super().__init__(sde, form, "log_ratio", order, correct=True)
+        super().__init__(sde, integrand, "log_ratio", order, correct=True)
         self.slope = {"bh1": _by_end, "bh2": _by_mean}[variant]
 
     def orders(self, num_moves: int) -> np.ndarray:
@@ -166,8 +167,8 @@ def _with_slope(
     if nodes.shape[1] != 2:
         return coordinates.integrals(nodes, start, end)
     mean = coordinates.integrals(start[:, None], start, end)[:, 0]
-    clock, first, last = coordinates.clock(nodes), coordinates.clock(start), coordinates.clock(end)
-    by = slope(coordinates, mean, start, end) * (last - first) / (clock[:, 0] - clock[:, 1])
+    integration_variable, first, last = coordinates.integration_variable(nodes), coordinates.integration_variable(start), coordinates.integration_variable(end)
+    by = slope(coordinates, mean, start, end) * (last - first) / (integration_variable[:, 0] - integration_variable[:, 1])
     found = np.stack([by, -by], 1)
     found[np.arange(len(nodes)), np.argmax(nodes == start[:, None], 1)] += mean
     return found

@@ -1,7 +1,8 @@
 """Deterministic solvers that look more than once inside each move, and remember nothing between moves.
 
-One class is most of them, as in ``samplers/multistep.py``: a form, a clock, and stages, each a place on the way whose
-state follows from the values of earlier ones. All coefficients are worked out when the grid is known.
+One class is most of them, as in ``samplers/multistep.py``: an integrand, an integration variable, and stages, each a
+place on the way whose state follows from the values of earlier ones. All coefficients are worked out when the grid is
+known.
 """
 
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_sde.samplers.forms import Coordinates
+from score_sde.samplers.integrands import Coordinates
 from score_sde.samplers.loop import Step
 from score_sde.sde_lib import SDE, Gaussian
 from score_sde.sde_lib.denoiser import Denoise
@@ -63,10 +64,11 @@ class Singlestep(Step):
     The last state is that at s. As many evaluations as stages.
 
     Args:
-        form, clock: keys of ``FORMS`` and ``CLOCKS``.
+        integrand, integration_variable: keys of ``INTEGRANDS`` and ``INTEGRATION_VARIABLES``.
         stages: of each, how far it is from t to s in log(sigma / alpha), in (0, 1], and which values it goes through,
             where 0 is that at t and i that at stage i; the last stage is at 1.
-        gaussian: first guess of the data: mean and standard deviation of the form ``residual``; default N(0, I).
+        gaussian: moment-matched Gaussian of the data: mean and standard deviation of the integrand ``residual``;
+            default N(0, I).
     Raises: ValueError for an unknown name.
     Reference: Hochbruck, Ostermann, "Exponential integrators", 2010, section 2.3.
     """
@@ -74,13 +76,13 @@ class Singlestep(Step):
     def __init__(
         self,
         sde: SDE,
-        form: str,
-        clock: str,
+        integrand: str,
+        integration_variable: str,
         stages: tuple[tuple[float, tuple[float, ...]], ...],
         gaussian: Gaussian | None = None,
     ) -> None:
         self.sde, self.stages, self.gaussian = sde, stages, gaussian
-        self.coordinates = Coordinates(sde, form, clock, gaussian.std if gaussian else 1.0)
+        self.coordinates = Coordinates(sde, integrand, integration_variable, gaussian.std if gaussian else 1.0)
         self.moves: dict[float, list[Stage]] = {}
 
     def reset(self, times: list[float]) -> None:
@@ -89,12 +91,12 @@ class Singlestep(Step):
     def plan(self, times: list[float]) -> list[list[Stage]]:
         """The stages of the moves from each time to the next; their times join the table of the SDE."""
         grid, places = torch.tensor(times, dtype=torch.float64), np.array([0.0, *(place for place, _ in self.stages)])
-        ends = np.array([-0.5 * self.sde.at(t).log_snr for t in times])
+        ends = np.array([-0.5 * self.sde.marginal(t).log_snr for t in times])
         logs = ends[:-1, None] + np.diff(ends)[:, None] * places
         at = self.sde.time(torch.from_numpy(-2 * logs))
         at[:, places == 0], at[:, places == 1] = grid[:-1, None], grid[1:, None]
         self.sde.tabulate(torch.cat([grid, at.flatten()]))
-        alpha, ratio = self.sde.at(at).alpha.numpy(), np.exp(logs)
+        alpha, ratio = self.sde.marginal(at).alpha.numpy(), np.exp(logs)
         a, b = self.coordinates.weights(ratio)
         scale = alpha * self.coordinates.scale(ratio)
         keep = scale[:, 1:] / scale[:, :1]
@@ -162,19 +164,19 @@ class RungeKutta(Singlestep):
     """An explicit Runge-Kutta method of du / dlog r = pace value, r = sigma / alpha, in moves of a given size.
 
     Args:
-        form: key of ``FORMS``.
+        integrand: key of ``INTEGRANDS``.
         stages: of the tableau, each its node and its row; the last is the result.
-        gaussian: first guess of the data; default N(0, I).
+        gaussian: moment-matched Gaussian of the data; default N(0, I).
     """
 
     def __init__(
         self,
         sde: SDE,
-        form: str,
+        integrand: str,
         stages: tuple[tuple[float, tuple[float, ...]], ...],
         gaussian: Gaussian | None = None,
     ) -> None:
-        super().__init__(sde, form, "log_ratio", stages, gaussian)
+        super().__init__(sde, integrand, "log_ratio", stages, gaussian)
 
     def rule(self, ratio: np.ndarray) -> np.ndarray:
         rows = np.zeros((len(self.stages), len(self.stages)))
@@ -189,7 +191,7 @@ class RK4(RungeKutta):
     """The classical Runge-Kutta method. Order 4 for four evaluations.
 
     Args:
-        gaussian: first guess of the data; default N(0, I).
+        gaussian: moment-matched Gaussian of the data; default N(0, I).
     Reference: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 1993, table II.1.2.
     """
 
@@ -201,7 +203,7 @@ class RK45(RungeKutta):
     """The fifth-order row of Dormand and Prince's pair. Order 5 for six evaluations; ``ode`` is the pair itself.
 
     Args:
-        gaussian: first guess of the data; default N(0, I).
+        gaussian: moment-matched Gaussian of the data; default N(0, I).
     Reference: Dormand, Prince, "A Family of Embedded Runge-Kutta Formulae", 1980.
     """
 

@@ -39,10 +39,10 @@ from score_sde.sde_lib.exact import ExactDenoiser, GaussianMixture
 from score_sde.sde_lib.fit import fit
 from score_sde.sde_lib.flow import Flow
 from score_sde.sde_lib.gaussian import Gaussian
-from score_sde.sde_lib.laws import LEARNING_LAWS, TIME_LAWS, TimeLaw, stratified
+from score_sde.sde_lib.timestep_samplers import LEARNING_TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, TimestepSampler, stratified
 from score_sde.sde_lib.likelihood import PRIORS, LogProb, log_prob, sample_log_prob
 from score_sde.sde_lib.losses import WEIGHTS, denoising_loss
-from score_sde.sde_lib.motion import NonFiniteError, NotConvergedError
+from score_sde.sde_lib.velocity import NonFiniteError, NotConvergedError
 from score_sde.sde_lib.objective import Denoising, Objective
 from score_sde.sde_lib.process import SDE, Draw
 from score_sde.sde_lib.processes import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedSDE, SubVPSDE, ddpm, iddpm, ncsn
@@ -88,7 +88,7 @@ __all__ = [
     "DEQUANTIZATIONS",
     "EDMSDE",
     "INPUTS",
-    "LEARNING_LAWS",
+    "LEARNING_TIMESTEP_SAMPLERS",
     "OBJECTIVES",
     "PARAMETERIZATIONS",
     "PRIORS",
@@ -96,7 +96,7 @@ __all__ = [
     "SDE",
     "SDES",
     "SOLVERS",
-    "TIME_LAWS",
+    "TIMESTEP_SAMPLERS",
     "TORCHDIFFEQ",
     "VESDE",
     "VPSDE",
@@ -139,7 +139,7 @@ __all__ = [
     "Sliced",
     "SlicedVR",
     "SubVPSDE",
-    "TimeLaw",
+    "TimestepSampler",
     "VariationalBound",
     "ddpm",
     "denoising_loss",

@@ -24,7 +24,7 @@ from score_sde.sde_lib.denoiser import Denoise, Estimate, Prediction, as_denoise
 from score_sde.sde_lib.discrete import Discrete
 from score_sde.sde_lib.gaussian import Gaussian
 from score_sde.sde_lib.losses import Weight
-from score_sde.sde_lib.nodes import mixture
+from score_sde.sde_lib.nodes import logistic_uniform
 from score_sde.sde_lib.objective import Denoising, Objective
 from score_sde.sde_lib.process import SDE, Draw, Time, check_state, reverse_std
 
@@ -89,7 +89,7 @@ def prior_term(sde: SDE, x0: Tensor) -> Tensor:
     Shapes: x0 (B, *); returns (B,).
     Reference: Ho, Jain, Abbeel, 2020, eq. 5, L_T.
     """
-    alpha, sigma, _ = sde.at(sde.t_max)
+    alpha, sigma, _ = sde.marginal(sde.t_max)
     return kl(alpha * x0, sigma, 0.0, sde.prior_std).flatten(1).sum(1)
 
 
@@ -101,7 +101,7 @@ def prior_divergence(sde: SDE, gaussian: Gaussian) -> float:
 
     It is 0 where the last level is noise alone, and never above the mean of ``prior_term``.
     """
-    alpha, sigma, _ = sde.at(sde.t_max)
+    alpha, sigma, _ = sde.marginal(sde.t_max)
 
     def excess(variance: Tensor) -> Tensor:
         ratio = (alpha**2 * variance + sigma**2) / sde.prior_std**2
@@ -117,7 +117,7 @@ def step_bound(
     x0: Tensor,
     x: Tensor,
     t: Time,
-    variance: float | Tensor,
+    v: float | Tensor,
     bin_width: float,
     low: float = -1.0,
 ) -> Tensor:
@@ -129,13 +129,13 @@ def step_bound(
 
     Args:
         prediction: of x0 from x.
-        variance: share that counts where the prediction tells none.
+        v: share that counts where the prediction tells none.
         bin_width: of a level of the data, 0 for real data.
         low: where the levels begin; they end at 1.
     Shapes: x0, x (B, *); t a whole level, a number or (B, 1, ..., 1); returns (B,).
     Reference: Ho, Jain, Abbeel, 2020, eq. 5 to 8; Nichol, Dhariwal, 2021, section 3.1.
     """
-    share = variance if prediction.variance is None else prediction.variance
+    share = v if prediction.v is None else prediction.v
     second = t.clamp(min=2) if isinstance(t, Tensor) else max(t, 2)
     truth, _ = sde.bridge(x, x0, t, t - 1, eta=1.0)
     mean, _ = sde.bridge(x, prediction.x0, t, t - 1, eta=1.0)
@@ -180,7 +180,7 @@ def variational_bound(
     denoise: Estimate,
     x0: Tensor,
     draw: Draw,
-    variance: float,
+    v: float,
     bin_width: float,
     low: float = -1.0,
     **cond: Tensor,
@@ -192,7 +192,7 @@ def variational_bound(
 
     Args:
         draw: standard normals, one draw for each level from 1 to N.
-        variance, bin_width, low: as ``step_bound``.
+        v, bin_width, low: as ``step_bound``.
     Shapes: x0 (B, *).
     Raises: ValueError if sde is no chain.
     Reference: Ho, Jain, Abbeel, 2020, eq. 5, and section 4.3 for rate and distortion.
@@ -203,7 +203,7 @@ def variational_bound(
     for t in range(1, int(chain.t_max) + 1):
         x = chain.perturb(x0, draw(x0), t)
         prediction = denoise(x, t, **cond)
-        terms.append(step_bound(chain, prediction, x0, x, t, variance, bin_width, low))
+        terms.append(step_bound(chain, prediction, x0, x, t, v, bin_width, low))
         distortion.append(_rms(prediction.x0 - x0))
     log_snr = chain.log_snr(torch.arange(1, len(terms) + 1, dtype=torch.float64))
     decoder, *moves = terms
@@ -228,10 +228,10 @@ def diffusion_bound(
         diffusion = integral over log r of E|x_0 - x0_hat|^2 / r^2,    r = sigma / alpha
                   = E[d log r / du (|x_0 - x0_hat|^2 - |x_0 - guess|^2) / r^2] + the integral for the guess
 
-    The pieces are equal shares u of the law ``nodes.mixture``. The guess is the linear denoiser of N(mean, C), asked
-    about the same x_t: a control variate, for its integral is known. The bound is unbiased whatever the Gaussian, and
-    has no variance where x0_hat is that guess. With the exact x0_hat of a law its expectation is -log p(x_0) itself,
-    for every x_0, but for what the prior and the decoder are off.
+    The pieces are equal shares u of the law ``nodes.logistic_uniform``. The guess is the linear denoiser of N(mean, C),
+    asked about the same x_t: a control variate, for its integral is known. The bound is unbiased whatever the Gaussian,
+    and has no variance where x0_hat is that guess. With the exact x0_hat of a law its expectation is -log p(x_0)
+    itself, for every x_0, but for what the prior and the decoder are off.
 
     Args:
         gaussian: N(mean, C), in the dtype and on the device of x0.
@@ -250,15 +250,15 @@ def diffusion_bound(
     if not sde.t_min <= t < sde.t_max:
         raise ValueError(f"decoder at t = {t}: the network was trained on [{sde.t_min}, {sde.t_max}]")
     num, like = u.shape[1], (-1, *[1] * (x0.ndim - 1))
-    near, far = (math.exp(-0.5 * sde.at(end).log_snr) for end in (t, sde.t_max))
-    ratios, rises = mixture(near, far, u.double().cpu().numpy(), gaussian.std)
+    near, far = (math.exp(-0.5 * sde.marginal(end).log_snr) for end in (t, sde.t_max))
+    ratios, rises = logistic_uniform(near, far, u.double().cpu().numpy(), gaussian.std)
     times = sde.time(torch.from_numpy(-2 * np.log(ratios))).clamp(t, sde.t_max).to(x0)
-    borders, _ = mixture(near, far, np.arange(num + 1) / num, gaussian.std)
+    borders, _ = logistic_uniform(near, far, np.arange(num + 1) / num, gaussian.std)
     expected = torch.stack([_guess_error(gaussian, x0, ratio) for ratio in borders], 1).diff(dim=1)
     surplus, distortion = [], []
     for time in times.unbind(1):
         time = time.reshape(like)
-        alpha, _, log_snr = sde.at(time)
+        alpha, _, log_snr = sde.marginal(time)
         x = sde.perturb(x0, draw(x0), time)
         found = denoise(x, time, **cond).x0
         guess = gaussian.posterior_mean(x / alpha, torch.exp(-0.5 * log_snr).flatten(1))
@@ -294,7 +294,7 @@ def decoder_time(sde: SDE, bin_width: float) -> float:
     """
     if bin_width == 0:
         return sde.t_min
-    log_snr = min(-2 * math.log(DECODER_NOISE * bin_width), sde.at(sde.t_min).log_snr)
+    log_snr = min(-2 * math.log(DECODER_NOISE * bin_width), sde.marginal(sde.t_min).log_snr)
     return max(sde.time(torch.tensor(log_snr, dtype=torch.float64)).item(), sde.t_min)
 
 
@@ -329,21 +329,21 @@ class Bound(Objective[Denoise]):
 
     Args:
         bin_width: of a level of the data, 0 for real data.
-        variance: share that counts where the network tells none: 0 posterior, 1 forward.
+        v: share that counts where the network tells none: 0 posterior, 1 forward.
         low: where the levels begin; they end at 1.
     Raises: ValueError if sde is no chain.
     Reference: Ho, Jain, Abbeel, 2020, eq. 5; L_vlb of Nichol, Dhariwal, 2021, section 2.
     """
 
-    def __init__(self, sde: SDE, bin_width: float, variance: float = 0.0, low: float = -1.0) -> None:
+    def __init__(self, sde: SDE, bin_width: float, v: float = 0.0, low: float = -1.0) -> None:
         super().__init__(as_chain(sde))
-        self.bin_width, self.variance, self.low = bin_width, variance, low
+        self.bin_width, self.v, self.low = bin_width, v, low
 
     def __call__(
         self, denoise: Denoise, /, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
     ) -> Tensor:
         x = self.sde.perturb(x0, eps, t)
-        nats = step_bound(self.sde, denoise(x, t, **cond), x0, x, t, self.variance, self.bin_width, self.low)
+        nats = step_bound(self.sde, denoise(x, t, **cond), x0, x, t, self.v, self.bin_width, self.low)
         return self.sde.t_max / (x0.shape[1:].numel() * math.log(2)) * nats
 
 
@@ -367,11 +367,11 @@ class Hybrid(Objective[Denoise]):
     def __call__(
         self, denoise: Denoise, /, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
     ) -> Tensor:
-        found, variance = denoise(self.sde.perturb(x0, eps, t), t, **cond)
-        if variance is None:
+        found, v = denoise(self.sde.perturb(x0, eps, t), t, **cond)
+        if v is None:
             raise ValueError("the objective hybrid learns a variance: set network.learned_variance=True")
         simple = self.simple(_always(Prediction(found)), x0, eps, t, draw, progress)
-        bound = self.bound(_always(Prediction(found.detach(), variance)), x0, eps, t, draw, progress)
+        bound = self.bound(_always(Prediction(found.detach(), v)), x0, eps, t, draw, progress)
         return simple + self.share_of_bound * bound
 
 

@@ -56,9 +56,9 @@ class Classifier(nn.Module):
 
     def told(self, network: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Time) -> Tensor:
         """Output of the network, or of one of its methods, at a state x; in the dtype of x."""
-        moment = self.sde.at(t)
-        c_noise = conditioning(self.c_noise(self.sde, t, moment), x)
-        return network(self.scale(moment, self.sigma_data) * x, c_noise).to(x.dtype)
+        marginal = self.sde.marginal(t)
+        c_noise = conditioning(self.c_noise(self.sde, t, marginal), x)
+        return network(self.scale(marginal, self.sigma_data) * x, c_noise).to(x.dtype)
 
     @property
     def num_classes(self) -> int:

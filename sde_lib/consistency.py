@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from score_sde.sde_lib.denoiser import Coefficients, Denoise, Denoiser, Prediction, per_example
 from score_sde.sde_lib.flow import trapezoidal
 from score_sde.sde_lib.objective import Objective
-from score_sde.sde_lib.process import SDE, Draw, Moment, Time
+from score_sde.sde_lib.process import SDE, Draw, Marginal, Time
 
 
 class ConsistencyModel(Denoiser):
@@ -31,8 +31,8 @@ class ConsistencyModel(Denoiser):
         self.coefficients = _bounded
 
 
-def _bounded(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
-    alpha, r, above = moment.alpha, _ratio(moment), _ratio(moment) - _ratio(sde.at(sde.t_min))
+def _bounded(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
+    alpha, r, above = marginal.alpha, _ratio(marginal), _ratio(marginal) - _ratio(sde.marginal(sde.t_min))
     return sigma_data**2 / (above**2 + sigma_data**2) / alpha, sigma_data * above / (r**2 + sigma_data**2) ** 0.5
 
 
@@ -69,7 +69,7 @@ class ConsistencyTraining(Objective[Denoise]):
         with torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
             target = denoise(earlier, s, **cond).x0
         squared = (denoise(x, t, **cond).x0 - target).flatten(1).square().mean(1)
-        gap = _ratio(self.sde.at(t)) - _ratio(self.sde.at(s))
+        gap = _ratio(self.sde.marginal(t)) - _ratio(self.sde.marginal(s))
         return squared / ((squared + self.huber**2).sqrt() + self.huber) / gap.flatten()
 
     def data(self, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, **cond: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def neighbours(sde: SDE, t: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
 
     Shapes: t (B, 1, ..., 1), and both ends.
     """
-    lowest, highest = sde.at(sde.t_max).log_snr, sde.at(sde.t_min).log_snr
+    lowest, highest = sde.marginal(sde.t_max).log_snr, sde.marginal(sde.t_min).log_snr
     step = (highest - lowest) / num_steps
     later = ((highest - sde.log_snr(t)) / step).ceil().clamp(1, num_steps)
     t, s = (sde.time(highest - step * k).clamp(sde.t_min, sde.t_max) for k in (later, later - 1))
@@ -123,18 +123,18 @@ def transport(denoise: Denoise, source: SDE, sde: SDE) -> Denoise:
     """
 
     def transported(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
-        alpha, _, log_snr = sde.at(t)
+        alpha, _, log_snr = sde.marginal(t)
         time = source.time(torch.as_tensor(log_snr, dtype=None if isinstance(t, Tensor) else torch.float64))
         time = time.clamp(source.t_min, source.t_max)
         there: Time = time if isinstance(t, Tensor) else time.item()
-        return denoise(source.at(there).alpha / alpha * x, there, **cond)
+        return denoise(source.marginal(there).alpha / alpha * x, there, **cond)
 
     return transported
 
 
 @overload
-def _ratio(moment: Moment[Tensor]) -> Tensor: ...
+def _ratio(marginal: Marginal[Tensor]) -> Tensor: ...
 @overload
-def _ratio(moment: Moment[Time]) -> Time: ...
-def _ratio(moment: Moment[Time]) -> Time:
-    return moment.sigma / moment.alpha
+def _ratio(marginal: Marginal[Time]) -> Time: ...
+def _ratio(marginal: Marginal[Time]) -> Time:
+    return marginal.sigma / marginal.alpha

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from score_sde.sde_lib.discrete import Discrete
-from score_sde.sde_lib.process import SDE, Moment, Time, check_same, check_state, in_dtype
+from score_sde.sde_lib.process import SDE, Marginal, Time, check_same, check_state, in_dtype
 
 
 class Prediction(NamedTuple):
     """What a denoiser knows about x_0 given x_t.
 
     x0: the estimate of E[x_0 | x_t], shaped as x.
-    variance: the variance of a reverse move that was learned, shaped as x: where its logarithm lies between that of the
+    v: the v of a reverse move that was learned, shaped as x: where its logarithm lies between that of the
         posterior (0) and that of the forward move (1); None where a network says nothing of it.
     """
 
     x0: Tensor
-    variance: Tensor | None = None
+    v: Tensor | None = None
 
 
 class Denoise(Protocol):
@@ -44,50 +44,50 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-def _x0(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
+def _x0(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
     """F estimates the data."""
     return 0.0, 1.0
 
 
-def _eps(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
+def _eps(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
     """F estimates the noise: x0 = (x - sigma F) / alpha. Ho, Jain, Abbeel, 2020, eq. 9. arXiv:2006.11239"""
-    alpha, sigma, _ = moment
+    alpha, sigma, _ = marginal
     return 1 / alpha, -sigma / alpha
 
 
-def _score(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
+def _score(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
     """F estimates the score: x0 = (x + sigma^2 F) / alpha. Song, Ermon, 2019. arXiv:1907.05600"""
-    alpha, sigma, _ = moment
+    alpha, sigma, _ = marginal
     return 1 / alpha, sigma**2 / alpha
 
 
-def _scaled_score(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
+def _scaled_score(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
     """F estimates sigma times the score, that is minus the noise. Karras et al., 2022, table 1, column VE."""
-    alpha, sigma, _ = moment
+    alpha, sigma, _ = marginal
     return 1 / alpha, sigma / alpha
 
 
-def _v(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
+def _v(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
     """F estimates (alpha eps - sigma x0) / r, r^2 = alpha^2 + sigma^2. Salimans, Ho, 2022, app. D. arXiv:2202.00512"""
-    alpha, sigma, _ = moment
+    alpha, sigma, _ = marginal
     radius = (alpha**2 + sigma**2) ** 0.5
     return alpha / radius**2, -sigma / radius
 
 
-def _flow(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
+def _flow(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
     """F estimates eps - x0, the velocity of ``rectified``. Lipman et al., 2022, eq. 23. arXiv:2210.02747"""
-    alpha, sigma, _ = moment
+    alpha, sigma, _ = marginal
     return 1 / (alpha + sigma), -sigma / (alpha + sigma)
 
 
-def _edm(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
+def _edm(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
     """F has unit variance, and its error is scaled as little as can be. Karras et al., 2022, table 1, on any SDE."""
-    alpha, sigma, _ = moment
+    alpha, sigma, _ = marginal
     radius = ((alpha * sigma_data) ** 2 + sigma**2) ** 0.5
     return alpha * sigma_data**2 / radius**2, sigma * sigma_data / radius
 
 
-PARAMETERIZATIONS: dict[str, Callable[[SDE, Time, Moment[Time], float], Coefficients]] = {
+PARAMETERIZATIONS: dict[str, Callable[[SDE, Time, Marginal[Time], float], Coefficients]] = {
     "x0": _x0,
     "eps": _eps,
     "score": _score,
@@ -96,10 +96,10 @@ PARAMETERIZATIONS: dict[str, Callable[[SDE, Time, Moment[Time], float], Coeffici
     "flow": _flow,
     "edm": _edm,
 }
-"""(sde, t, sde.at(t), sigma_data) -> (c_skip, c_out) of x0 = c_skip x + c_out F."""
+"""(sde, t, sde.marginal(t), sigma_data) -> (c_skip, c_out) of x0 = c_skip x + c_out F."""
 
 
-def _mean(sde: SDE, t: Time, moment: Moment[Time], sigma_data: float) -> Coefficients:
+def _mean(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
     """F estimates the mean of q(x_{t-1} | x_t, x_0). Ho, Jain, Abbeel, 2020, eq. 7, 8. arXiv:2006.11239"""
     of_x, of_x0, _ = sde.bridge_weights(t, t - 1, eta=1.0)
     return -of_x / of_x0, 1 / of_x0
@@ -109,34 +109,34 @@ CHAIN_PARAMETERIZATIONS = {"mean": _mean}
 """As ``PARAMETERIZATIONS``, for processes with whole levels."""
 
 
-def _nearest_level(sde: SDE, t: Time, moment: Moment[Time]) -> Time:
+def _nearest_level(sde: SDE, t: Time, marginal: Marginal[Time]) -> Time:
     """The whole level whose sigma / alpha is nearest; 0 is level 1, as EDM asks improved DDPM's networks."""
     below = t // 1
-    low, high = (sde.at(level).sigma / sde.at(level).alpha for level in (below, below + 1))
-    return below - 1 + (moment.sigma / moment.alpha > (low + high) / 2)
+    low, high = (sde.marginal(level).sigma / sde.marginal(level).alpha for level in (below, below + 1))
+    return below - 1 + (marginal.sigma / marginal.alpha > (low + high) / 2)
 
 
-C_NOISE: dict[str, Callable[[SDE, Time, Moment[Time]], Time]] = {
-    "log_snr": lambda sde, t, moment: moment.log_snr,
-    "time": lambda sde, t, moment: 999 * t,
-    "level": lambda sde, t, moment: t - 1,
-    "level_of_1000": lambda sde, t, moment: (t - 1) * (1000 / sde.t_max),
+C_NOISE: dict[str, Callable[[SDE, Time, Marginal[Time]], Time]] = {
+    "log_snr": lambda sde, t, marginal: marginal.log_snr,
+    "time": lambda sde, t, marginal: 999 * t,
+    "level": lambda sde, t, marginal: t - 1,
+    "level_of_1000": lambda sde, t, marginal: (t - 1) * (1000 / sde.t_max),
     "nearest_level": _nearest_level,
-    "level_from_noise": lambda sde, t, moment: sde.t_max - t,
-    "sigma": lambda sde, t, moment: moment.sigma / moment.alpha,
-    "log_sigma": lambda sde, t, moment: -moment.log_snr / 2,
-    "log_half_sigma": lambda sde, t, moment: -moment.log_snr / 2 - math.log(2),
-    "edm": lambda sde, t, moment: -moment.log_snr / 8,
+    "level_from_noise": lambda sde, t, marginal: sde.t_max - t,
+    "sigma": lambda sde, t, marginal: marginal.sigma / marginal.alpha,
+    "log_sigma": lambda sde, t, marginal: -marginal.log_snr / 2,
+    "log_half_sigma": lambda sde, t, marginal: -marginal.log_snr / 2 - math.log(2),
+    "edm": lambda sde, t, marginal: -marginal.log_snr / 8,
 }
-"""(sde, t, sde.at(t)) -> c_noise, the noise conditioning of a network. Ours take log-SNR; the others are those of
+"""(sde, t, sde.marginal(t)) -> c_noise, the noise conditioning of a network. Ours take log-SNR; the others are those of
 published weights: of score_sde's VP and sub-VP; of chains, level 1 or the noisiest being 0, counted in thousandths or
 rounded; of its VE; of EDM's VE, log(sigma / 2); of EDM, log(sigma) / 4. Karras et al., 2022, table 1."""
 
-INPUTS: dict[str, Callable[[Moment[Time], float], Time]] = {
-    "unit": lambda moment, sigma_data: ((moment.alpha * sigma_data) ** 2 + moment.sigma**2) ** -0.5,
-    "raw": lambda moment, sigma_data: 1.0,
+INPUTS: dict[str, Callable[[Marginal[Time], float], Time]] = {
+    "unit": lambda marginal, sigma_data: ((marginal.alpha * sigma_data) ** 2 + marginal.sigma**2) ** -0.5,
+    "raw": lambda marginal, sigma_data: 1.0,
 }
-"""(sde.at(t), sigma_data) -> c_in, by which a network's input is multiplied: to unit variance, or not at all."""
+"""(sde.marginal(t), sigma_data) -> c_in, by which a network's input is multiplied: to unit variance, or not at all."""
 
 
 class Denoiser(nn.Module):
@@ -152,7 +152,7 @@ class Denoiser(nn.Module):
 
     Args:
         network: called as ``network(x, c_noise, **cond)`` with c_noise (B,) float32; returns the shape of x, or exactly
-            twice its channels, of which the second half is 2 ``Prediction.variance`` - 1.
+            twice its channels, of which the second half is 2 ``Prediction.v`` - 1.
         sde: the process that noised the data.
         parameterization: a key of ``PARAMETERIZATIONS`` or, for a chain, ``CHAIN_PARAMETERIZATIONS``: what the network
             estimates.
@@ -191,9 +191,9 @@ class Denoiser(nn.Module):
         self.coefficients = known[parameterization]
 
     def forward(self, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
-        moment = self.sde.at(t)
-        c_skip, c_out = self.coefficients(self.sde, t, moment, self.sigma_data)
-        output, share = self._ask(x, t, moment, cond)
+        marginal = self.sde.marginal(t)
+        c_skip, c_out = self.coefficients(self.sde, t, marginal, self.sigma_data)
+        output, share = self._ask(x, t, marginal, cond)
         return Prediction(c_skip * x + c_out * output, None if share is None else 0.5 * (share + 1))
 
     def score(self, x: Tensor, t: Time, **cond: Tensor) -> Tensor:
@@ -203,19 +203,19 @@ class Denoiser(nn.Module):
         or the score, x does not enter, at whatever sigma.
         """
         t = t.double() if isinstance(t, Tensor) else t
-        moment = self.sde.at(t)
-        alpha, sigma, _ = moment
-        c_skip, c_out = self.coefficients(self.sde, t, moment, self.sigma_data)
+        marginal = self.sde.marginal(t)
+        alpha, sigma, _ = marginal
+        c_skip, c_out = self.coefficients(self.sde, t, marginal, self.sigma_data)
         rest = alpha * c_skip - 1
         of_x = rest * ((rest > 1e-15) | (rest < -1e-15)) / sigma**2
-        output, _ = self._ask(x, t, moment, cond)
+        output, _ = self._ask(x, t, marginal, cond)
         return in_dtype(of_x, x) * x + in_dtype(alpha * c_out / sigma**2, x) * output
 
-    def _ask(self, x: Tensor, t: Time, moment: Moment[Time], cond: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def _ask(self, x: Tensor, t: Time, marginal: Marginal[Time], cond: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """F, and the second half of the network's output if it has one."""
         check_state(x)
-        scale = in_dtype(self.scale(moment, self.sigma_data), x)
-        c_noise = conditioning(self.c_noise(self.sde, t, moment), x)
+        scale = in_dtype(self.scale(marginal, self.sigma_data), x)
+        c_noise = conditioning(self.c_noise(self.sde, t, marginal), x)
         output: Tensor = self.network(scale * x, c_noise, **cond).to(x.dtype)
         if output.shape == x.shape:
             return output, None

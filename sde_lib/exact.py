@@ -95,9 +95,9 @@ class GaussianMixture:
         weights = torch.softmax(self.log_weights + log_evidence, 0)
         return self.of_covariances(weights, means.reshape(-1, *self.shape), root @ (eye - gain.mT @ gain) @ root.mT)
 
-    def denoiser(self, sde: SDE, variance: float | None = None) -> "ExactDenoiser":
+    def denoiser(self, sde: SDE, v: float | None = None) -> "ExactDenoiser":
         """The denoiser that a network trained without error on this distribution would be."""
-        return ExactDenoiser(self, sde, variance)
+        return ExactDenoiser(self, sde, v)
 
     def sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
         """Independent draws of x_0, (num, *); the generator is one of the device of the means."""
@@ -149,13 +149,13 @@ class ExactDenoiser:
     for examples that ``keep`` leaves out it is E[x_0 | x_t].
 
     Args:
-        variance: what it tells as ``Prediction.variance``, everywhere the same.
+        v: what it tells as ``Prediction.v``, everywhere the same.
     Shapes: x (B, *); label int64 (B,), 0 to K - 1; keep bool (B,).
     Raises: ValueError, when called, for another condition or label.
     """
 
-    def __init__(self, mixture: GaussianMixture, sde: SDE, variance: float | None = None) -> None:
-        self.mixture, self.sde, self.variance = mixture, sde, variance
+    def __init__(self, mixture: GaussianMixture, sde: SDE, v: float | None = None) -> None:
+        self.mixture, self.sde, self.v = mixture, sde, v
 
     def __call__(
         self, x: Tensor, t: Time, keep: Tensor | None = None, label: Tensor | None = None, **cond: Tensor
@@ -164,9 +164,9 @@ class ExactDenoiser:
             raise ValueError(f"unknown condition {next(iter(cond))!r}: an exact denoiser takes label and keep")
         check_state(x)
         among = None if label is None else self._of_label(label, keep, len(x))
-        alpha, sigma, _ = self.sde.at(t)
+        alpha, sigma, _ = self.sde.marginal(t)
         x0 = self.mixture.posterior_mean(x, alpha, sigma, among)
-        return Prediction(x0, None if self.variance is None else torch.full_like(x, self.variance))
+        return Prediction(x0, None if self.v is None else torch.full_like(x, self.v))
 
     def _of_label(self, label: Tensor, keep: Tensor | None, num: int) -> Tensor:
         """Whether each of ``num`` examples may be of each component, bool (B, K)."""
@@ -185,7 +185,7 @@ class ExactDenoiser:
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """Exact log-density in nats of the marginal at time t; (B,)."""
-        alpha, sigma, _ = self.sde.at(t)
+        alpha, sigma, _ = self.sde.marginal(t)
         return self.mixture.log_prob(x, alpha, sigma)
 
 

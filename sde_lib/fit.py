@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from score_sde.sde_lib.denoiser import Denoiser
-from score_sde.sde_lib.laws import GOLDEN_RATIO, lognormal, stratified
+from score_sde.sde_lib.timestep_samplers import GOLDEN_RATIO, lognormal, stratified
 from score_sde.sde_lib.losses import denoising_loss, edm
-from score_sde.sde_lib.motion import NonFiniteError
+from score_sde.sde_lib.velocity import NonFiniteError
 from score_sde.sde_lib.process import SDE
 
 

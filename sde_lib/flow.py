@@ -1,4 +1,5 @@
-"""The probability flow: the deterministic motion that has the marginals of the SDE, in coordinates made for solving it.
+"""The probability flow: the deterministic velocity that has the marginals of the SDE, in coordinates made for solving
+it.
 
 With y = x / alpha and r = sigma / alpha it is dy/dr = (y - x0) / r for every SDE. What data of N(mean, C) would do
 is known, and taken out:
@@ -8,7 +9,7 @@ is known, and taken out:
     du/dtheta = -(C + r^2)^(-1/2) (x0 - x0_gaussian) / (sin theta cos theta).
 
 Gaussian data stand still, u has unit variance at all times, and theta is bounded: its ends 0 and pi / 2 are data and
-noise, and near both the motion is slow. (It is dx/dt = f x - g^2 score / 2 in other coordinates.)
+noise, and near both the velocity is slow. (It is dx/dt = f x - g^2 score / 2 in other coordinates.)
 
 Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, eq. 13. arXiv:2011.13456
 """
@@ -23,16 +24,16 @@ from torch import Tensor
 
 from score_sde.sde_lib.denoiser import Denoise, Estimate, as_denoiser, of_rows
 from score_sde.sde_lib.gaussian import Gaussian, Noised
-from score_sde.sde_lib.motion import NonFiniteError, Rate, Rows
+from score_sde.sde_lib.velocity import NonFiniteError, Rate, Rows
 from score_sde.sde_lib.process import SDE, Time, check_state, in_dtype
 
 
-class Place(NamedTuple):
+class Coefficients(NamedTuple):
     """A place on the way, as what is worked out there takes it: numbers, or tensors with one for each example.
 
     angle, time: theta and t, numbers or (b, 1, ..., 1).
     alpha, slowness: the scale of the signal, and sin theta cos theta; so too.
-    guess: the law of y = x / alpha if the first guess were right.
+    guess: the law of y = x / alpha if the moment-matched Gaussian were right.
     """
 
     angle: Time
@@ -46,16 +47,17 @@ class Flow:
     """The probability flow of a denoiser as an ordinary differential equation of u over theta.
 
     Args:
-        gaussian: the first guess of the data, in their dtype and on their device; whatever it is, the flow is the same.
+        gaussian: the moment-matched Gaussian of the data, in their dtype and on their device; whatever it is, the flow
+            is the same.
     """
 
     def __init__(self, sde: SDE, denoise: Estimate, gaussian: Gaussian, **cond: Tensor) -> None:
         self.sde, self.denoise, self.gaussian, self.cond = sde, as_denoiser(denoise, sde), gaussian, cond
-        self._unread: list[tuple[Time, Rows, Tensor]] = []  # angle, examples and the sum over each one's motion
+        self._unread: list[tuple[Time, Rows, Tensor]] = []  # angle, examples and the sum over each one's velocity
 
     def angle(self, t: float) -> float:
         """theta at time t."""
-        return math.atan(math.exp(-0.5 * self.sde.at(t).log_snr) / self.gaussian.std)
+        return math.atan(math.exp(-0.5 * self.sde.marginal(t).log_snr) / self.gaussian.std)
 
     @overload
     def time(self, angle: float) -> float: ...
@@ -78,21 +80,21 @@ class Flow:
     def enter(self, x: Tensor, t: float) -> Tensor:
         """The coordinates u of a state x (B, *) at time t."""
         check_state(x)
-        alpha, sigma, _ = self.sde.at(t)
+        alpha, sigma, _ = self.sde.marginal(t)
         return self.gaussian.whiten(x / alpha, sigma / alpha)
 
     def leave(self, u: Tensor, t: float) -> Tensor:
         """Inverse of ``enter``."""
-        alpha, sigma, _ = self.sde.at(t)
+        alpha, sigma, _ = self.sde.marginal(t)
         return alpha * self.gaussian.colour(u, sigma / alpha)
 
     def log_volume(self, t: float) -> float:
         """log |det dx/du| at time t."""
-        alpha, sigma, _ = self.sde.at(t)
+        alpha, sigma, _ = self.sde.marginal(t)
         return self.gaussian.mean.numel() * math.log(alpha) + self.gaussian.log_volume(sigma / alpha)
 
     def __call__(self, angle: Time, u: Tensor, rows: Rows = slice(None), traced: bool = True) -> tuple[Tensor, Tensor]:
-        """The motion du/dtheta, and the estimates of its divergence that are asked for: none.
+        """The velocity du/dtheta, and the estimates of its divergence that are asked for: none.
 
         Args:
             angle: a number, or (b, 1, ..., 1) with one for each example.
@@ -100,43 +102,43 @@ class Flow:
             traced: whether the divergence is asked for at this place.
         Shapes: u (b, *); returns (b, *) and (b, K), here K = 0.
         """
-        return self.move(self.at(angle, u), u, rows, traced)
+        return self.move(self.coefficients(angle, u), u, rows, traced)
 
     def ahead(self, angles: Tensor, u: Tensor) -> Sequence[Rate]:
-        """The motion at each of the angles (N, b, 1, ..., 1), for states like u (b, *)."""
-        return [functools.partial(self.move, place) for place in _unbound(self.at(angles, u))]
+        """The velocity at each of the angles (N, b, 1, ..., 1), for states like u (b, *)."""
+        return [functools.partial(self.move, place) for place in _unbound(self.coefficients(angles, u))]
 
-    def move(self, place: Place, u: Tensor, rows: Rows = slice(None), traced: bool = True) -> tuple[Tensor, Tensor]:
+    def move(self, place: Coefficients, u: Tensor, rows: Rows = slice(None), traced: bool = True) -> tuple[Tensor, Tensor]:
         """As when called, at a place that is worked out."""
         residual = self.residual(self.position(u, place), place, rows)
-        return self.motion(residual, place, rows), u.new_zeros(len(u), 0)
+        return self.velocity(residual, place, rows), u.new_zeros(len(u), 0)
 
-    def at(self, angle: Time, like: Tensor) -> Place:
+    def coefficients(self, angle: Time, like: Tensor) -> Coefficients:
         """The place that an angle is, or (N, b, 1, ..., 1) are, in the dtype of ``like`` (b, *)."""
         t, ratio, slowness = in_dtype(self.time(angle), like), self.ratio(angle), in_dtype(_sin_cos(angle), like)
         if isinstance(ratio, Tensor):
             ratio = ratio.flatten(ratio.ndim - like.ndim + 1).to(like.dtype)
-        return Place(angle, t, self.sde.alpha(t), slowness, self.gaussian.noised(ratio))
+        return Coefficients(angle, t, self.sde.alpha(t), slowness, self.gaussian.noised(ratio))
 
-    def position(self, u: Tensor, place: Place) -> Tensor:
+    def position(self, u: Tensor, place: Coefficients) -> Tensor:
         """y = x / alpha, from u."""
         return self.gaussian.scale(place.guess.spread, u).add_(self.gaussian.mean)
 
-    def residual(self, y: Tensor, place: Place, rows: Rows) -> Tensor:
-        """x0_gaussian - x0 at y, over sin theta cos theta: its Jacobian has the trace of that of the motion."""
+    def residual(self, y: Tensor, place: Coefficients, rows: Rows) -> Tensor:
+        """x0_gaussian - x0 at y, over sin theta cos theta: its Jacobian has the trace of that of the velocity."""
         cond = {key: value[rows] for key, value in self.cond.items()}
         x0 = of_rows(self.denoise, rows)(place.alpha * y, place.time, **cond).x0
         mean = self.gaussian.mean
         return self.gaussian.scale(place.guess.kept, y - mean).add_(mean).sub_(x0).div_(place.slowness)
 
-    def motion(self, residual: Tensor, place: Place, rows: Rows) -> Tensor:
+    def velocity(self, residual: Tensor, place: Coefficients, rows: Rows) -> Tensor:
         """du/dtheta, from the residual."""
-        motion = self.gaussian.scale(place.guess.narrow, residual)
-        self._unread.append((place.angle, rows, motion.flatten(1).sum(1)))  # a tenth of the cost of each number
-        return motion
+        velocity = self.gaussian.scale(place.guess.narrow, residual)
+        self._unread.append((place.angle, rows, velocity.flatten(1).sum(1)))  # a tenth of the cost of each number
+        return velocity
 
     def read(self, flags: Tensor) -> Tensor:
-        """Flags of a solver on the CPU, in one copy with those of the motion since the last call.
+        """Flags of a solver on the CPU, in one copy with those of the velocity since the last call.
 
         Raises: NonFiniteError naming example, time and log-SNR.
         """
@@ -149,7 +151,8 @@ class Flow:
         return own.view(flags.shape)
 
     def _name_first(self, unread: list[tuple[Time, Rows, Tensor]], finite: Tensor) -> NoReturn:
-        """Raise the error of the first example whose motion was not finite, of all that were computed in this order."""
+        """Raise the error of the first example whose velocity was not finite, of all that were computed in this
+        order."""
         for (angle, rows, _), good in zip(unread, finite.split([len(sums) for _, _, sums in unread]), strict=True):
             if not good.all():
                 bad = int(good.int().argmin())
@@ -174,7 +177,7 @@ def trapezoidal(denoise: Denoise, sde: SDE, x: Tensor, x0: Tensor, t: Time, s: T
     Shapes: x, x0 (B, *), and what is returned.
     """
     y, _ = sde.bridge(x, x0, t, s)
-    late, early = sde.at(t), sde.at(s)
+    late, early = sde.marginal(t), sde.marginal(s)
     ratio = late.sigma / late.alpha * (early.alpha / early.sigma)
     steep = (ratio > _LONGEST_FALL) & (early.sigma > early.alpha)
     weight = 0.5 * ratio * (steep ^ True) + steep

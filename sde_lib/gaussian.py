@@ -1,4 +1,4 @@
-"""A Gaussian as the first guess of the data: what is known of their law before any network has seen them.
+"""A Gaussian as the moment-matched Gaussian of the data: what is known of their law before any network has seen them.
 
 Where the guess is right, the denoiser is the linear one, the probability flow is a scaling and nothing is left to
 solve. Solvers, control variates and priors take it out, and work on the rest.

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from score_sde.sde_lib.denoiser import Estimate
-from score_sde.sde_lib.flow import Flow, Place
+from score_sde.sde_lib.flow import Flow, Coefficients
 from score_sde.sde_lib.gaussian import Gaussian
-from score_sde.sde_lib.motion import NonFiniteError, Rows, Solver
+from score_sde.sde_lib.velocity import NonFiniteError, Rows, Solver
 from score_sde.sde_lib.process import SDE, Time
 from score_sde.sde_lib.runge_kutta import DormandPrince
 from score_sde.sde_lib.trace import Exact, Hutchinson, traces
@@ -60,18 +60,18 @@ class TracedFlow(Flow):
         super().__init__(flow.sde, flow.denoise, flow.gaussian, **flow.cond)
         self.vectors = vectors
 
-    def at(self, angle: Time, like: Tensor) -> Place:
+    def coefficients(self, angle: Time, like: Tensor) -> Coefficients:
         with torch.inference_mode(False):  # autograd keeps no tensors that were made under it
-            return super().at(angle, like)
+            return super().coefficients(angle, like)
 
-    def move(self, place: Place, u: Tensor, rows: Rows = slice(None), traced: bool = True) -> tuple[Tensor, Tensor]:
+    def move(self, place: Coefficients, u: Tensor, rows: Rows = slice(None), traced: bool = True) -> tuple[Tensor, Tensor]:
         if not traced:
             return super().move(place, u, rows)
         with torch.inference_mode(False), torch.enable_grad():
             y = self.position(u.detach().clone(), place).requires_grad_()
             residual = self.residual(y, place, rows)
-            motion = self.motion(residual.detach(), place, rows)
-            return motion, traces(residual, y, self.vectors(rows))
+            velocity = self.velocity(residual.detach(), place, rows)
+            return velocity, traces(residual, y, self.vectors(rows))
 
 
 def standard_prior(sde: SDE, gaussian: Gaussian, x: Tensor) -> Tensor:
@@ -80,11 +80,11 @@ def standard_prior(sde: SDE, gaussian: Gaussian, x: Tensor) -> Tensor:
 
 
 def matched_prior(sde: SDE, gaussian: Gaussian, x: Tensor) -> Tensor:
-    """Log-density of x_T under the marginal that the first guess of the data has there; nats, (B,).
+    """Log-density of x_T under the marginal that the moment-matched Gaussian of the data has there; nats, (B,).
 
     N(alpha mean, alpha^2 C + sigma^2) at t_max: nearer to the truth than the standard one, and as easy to draw from.
     """
-    alpha, sigma, _ = sde.at(sde.t_max)
+    alpha, sigma, _ = sde.marginal(sde.t_max)
     gaussian = gaussian.like(x)
     u = gaussian.whiten(x / alpha, sigma / alpha).flatten(1)
     constant = u.shape[1] * math.log(math.sqrt(2 * math.pi) * alpha) + gaussian.log_volume(sigma / alpha)
@@ -109,7 +109,8 @@ def log_prob(
     """Log-density of x under the model at time t.
 
     Args:
-        gaussian: first guess of the data, default N(0, I); a better one saves evaluations, none changes the result.
+        gaussian: moment-matched Gaussian of the data, default N(0, I); a better one saves evaluations, none changes the
+        result.
         trace: of the Jacobian, default exact.
         t: where the data are, default and least sde.t_min.
         solver: a value of ``SOLVERS``, default ``DormandPrince()``.
@@ -172,8 +173,8 @@ def _along(
         gaussian = (gaussian or Gaussian.standard(state)).like(state)
         cond = {key: value.clone() for key, value in cond.items()}
     flow = Flow(sde, denoise, gaussian, **cond)
-    motion = TracedFlow(flow, trace.start(state))
-    solution = solver(motion, flow.enter(state, start), flow.angle(start), flow.angle(end))
+    velocity = TracedFlow(flow, trace.start(state))
+    solution = solver(velocity, flow.enter(state, start), flow.angle(start), flow.angle(end))
     ends = {start: state, end: flow.leave(solution.u, end)}
     prior = (prior_log_prob or sde.prior_log_prob)(ends[sde.t_max])
     growth = solution.integrals if start < end else -solution.integrals

@@ -2,7 +2,7 @@
 
     loss = E_t E_x0,eps [ weight(t) |x0_hat(alpha x0 + sigma eps, t) - x0|^2 / D ]
 
-The famous objectives are rows of ``WEIGHTS``; how t is drawn stands in ``sde_lib.laws``.
+The famous objectives are rows of ``WEIGHTS``; how t is drawn stands in ``sde_lib.timestep_samplers``.
 """
 
 from collections.abc import Callable

@@ -7,20 +7,20 @@ TRACE_CENTRE, TRACE_SHARE = 0.7, 0.87
 EDGE_WIDTH = 0.5  # of log r, scale of the logistic law at the low end
 
 
-def mixture(
+def logistic_uniform(
     low: float, high: float, u: np.ndarray, std: float, middle: float = CENTRE, share: float = SHARE, edge: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noise-to-signal ratios r, dense where the data take shape and nowhere absent: the quantiles of a law of log r.
 
-    The law is a mixture of a logistic one around log(middle std), of weight ``share``, and a uniform one, both cut at
-    the ends. Which mixture, ``benchmarks/likelihood.py`` has measured. A weight of ``edge`` goes to half of a logistic
-    law that begins at the low end, for a flow that moves fast there.
+    The law is a logistic_uniform of a logistic one around log(middle std), of weight ``share``, and a uniform one, both
+    cut at the ends. Which logistic_uniform, ``benchmarks/likelihood.py`` has measured. A weight of ``edge`` goes to
+    half of a logistic law that begins at the low end, for a flow that moves fast there.
 
     Args:
         low, high: ends, 0 < low < high, exact for u = 0 and 1.
         u: shares of the law, in [0, 1].
         std: standard deviation of the data.
-        middle, share: of the mixture, the first positive, the second in [0, 1].
+        middle, share: of the logistic_uniform, the first positive, the second in [0, 1].
         edge: weight at the low end, in [0, 1).
     Shapes: u any; returns r and d log r / du, float64, shaped as u.
     """
@@ -53,27 +53,27 @@ def mixture(
 def nested(low: float, high: float, num: int, traces: int, edge: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Angles atan r of ``num`` nodes of a path, and the numbers of those at which a trace is taken.
 
-    The trace is smooth elsewhere than the path: where it is taken at fewer nodes, these lie at quantiles of a mixture
-    of their own, and the path's divide the gaps between them as its own mixture would.
+    The trace is smooth elsewhere than the path: where it is taken at fewer nodes, these lie at quantiles of a
+    logistic_uniform of their own, and the path's divide the gaps between them as its own logistic_uniform would.
 
     Args:
         low, high: ends, as angles in (0, pi / 2), exact.
         num, traces: 2 <= traces <= num.
-        edge: weight of the law of ``mixture`` at the low end.
+        edge: weight of the law of ``logistic_uniform`` at the low end.
     Shapes: returns (num,) increasing float64 and (traces,) int64, ends included.
     """
     (near, far), marked = np.tan([low, high]), np.arange(num)
     shares = np.linspace(0, 1, num)
     if traces < num:
-        wanted = mixture(near, far, np.linspace(0, 1, traces), 1.0, TRACE_CENTRE, TRACE_SHARE, edge)[0]
+        wanted = logistic_uniform(near, far, np.linspace(0, 1, traces), 1.0, TRACE_CENTRE, TRACE_SHARE, edge)[0]
         table = np.linspace(0, 1, 2_001)
-        stops = np.interp(np.log(wanted), np.log(mixture(near, far, table, 1.0, edge=edge)[0]), table)
+        stops = np.interp(np.log(wanted), np.log(logistic_uniform(near, far, table, 1.0, edge=edge)[0]), table)
         moves = np.ones(traces - 1, dtype=int)
         for _ in range(num - traces):
             moves[np.argmax(np.diff(stops) / moves)] += 1
         marked = np.append(0, np.cumsum(moves))
         shares = np.interp(np.arange(num), marked, stops)
-    angles = np.arctan(mixture(near, far, shares, 1.0, edge=edge)[0])
+    angles = np.arctan(logistic_uniform(near, far, shares, 1.0, edge=edge)[0])
     angles[[0, -1]] = low, high
     return angles, marked
 

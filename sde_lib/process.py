@@ -31,7 +31,7 @@ class Draw(Protocol):
         """Fresh standard normals in the shape and dtype of the argument, on its device."""
 
 
-class Moment(NamedTuple, Generic[T]):
+class Marginal(NamedTuple, Generic[T]):
     """The marginal at one time: scale of the signal, deviation of the noise, logarithm of the signal-to-noise ratio."""
 
     alpha: T
@@ -83,21 +83,21 @@ class SDE(ABC):
         return 2 * (self.log_alpha(t) - torch.log(self.sigma(t)))
 
     @overload
-    def at(self, t: float) -> Moment[float]: ...
+    def marginal(self, t: float) -> Marginal[float]: ...
     @overload
-    def at(self, t: Tensor) -> Moment[Tensor]: ...
-    def at(self, t: Time) -> Moment[float] | Moment[Tensor]:
+    def marginal(self, t: Tensor) -> Marginal[Tensor]: ...
+    def marginal(self, t: Time) -> Marginal[float] | Marginal[Tensor]:
         """alpha, sigma and log-SNR at time t: numbers for a number, tensors for a tensor."""
         if isinstance(t, Tensor):
             log_alpha, sigma = self.log_alpha(t), self.sigma(t)
-            return Moment(torch.exp(log_alpha), sigma, 2 * (log_alpha - torch.log(sigma)))
-        return self._table.get(t) or Moment(*(v.item() for v in self.at(_double(t))))
+            return Marginal(torch.exp(log_alpha), sigma, 2 * (log_alpha - torch.log(sigma)))
+        return self._table.get(t) or Marginal(*(v.item() for v in self.marginal(_double(t))))
 
     def tabulate(self, times: Tensor) -> None:
         """Work out ``at``, ``drift`` and ``diffusion`` at these times (N,) in one go, for those who ask one by one."""
         keys = times.tolist()
-        moments = zip(*(v.tolist() for v in self.at(times)), strict=True)
-        self._table = dict(zip(keys, map(Moment._make, moments), strict=True))
+        marginals = zip(*(v.tolist() for v in self.marginal(times)), strict=True)
+        self._table = dict(zip(keys, map(Marginal._make, marginals), strict=True))
         rates = zip(self.drift(times).tolist(), self.diffusion(times).tolist(), strict=True)
         self._rates = dict(zip(keys, rates, strict=True))
 
@@ -107,7 +107,7 @@ class SDE(ABC):
     def alpha(self, t: Tensor) -> Tensor: ...
     def alpha(self, t: Time) -> Time:
         """Scale of the signal at time t."""
-        return self.at(t).alpha
+        return self.marginal(t).alpha
 
     @overload
     def drift(self, t: float) -> float: ...
@@ -161,32 +161,32 @@ class SDE(ABC):
 
         Chains: the transitions from r to s and from s to t make the one from r to t.
         """
-        early, late = self.at(s), self.at(t)
+        early, late = self.marginal(s), self.marginal(t)
         return late.alpha / early.alpha, late.sigma * _forgotten(early, late)
 
     def perturb(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
         """Data and noise to the state x_t = alpha x0 + sigma eps."""
-        alpha, sigma, _ = self.at(t)
+        alpha, sigma, _ = self.marginal(t)
         return alpha * x0 + sigma * eps
 
     def eps(self, x: Tensor, x0: Tensor, t: Time) -> Tensor:
         """The noise that the pair (x, x0) implies, (x - alpha x0) / sigma."""
-        alpha, sigma, _ = self.at(t)
+        alpha, sigma, _ = self.marginal(t)
         return (x - alpha * x0) / sigma
 
     def x0(self, x: Tensor, eps: Tensor, t: Time) -> Tensor:
         """The data that the pair (x, eps) implies, (x - sigma eps) / alpha."""
-        alpha, sigma, _ = self.at(t)
+        alpha, sigma, _ = self.marginal(t)
         return (x - sigma * eps) / alpha
 
     def score(self, x: Tensor, x0: Tensor, t: Time) -> Tensor:
         """The score that the estimate x0 = E[x_0 | x] implies, (alpha x0 - x) / sigma^2 (Tweedie's formula)."""
-        alpha, sigma, _ = self.at(t)
+        alpha, sigma, _ = self.marginal(t)
         return (alpha * x0 - x) / sigma**2
 
     def x0_of_score(self, x: Tensor, score: Tensor, t: Time) -> Tensor:
         """The estimate of the data that a score implies, (x + sigma^2 score) / alpha; inverse of ``score``."""
-        alpha, sigma, _ = self.at(t)
+        alpha, sigma, _ = self.marginal(t)
         return (x + sigma**2 * score) / alpha
 
     def bridge(self, x: Tensor, x0: Tensor, t: Time, s: Time, eta: float = 0.0) -> tuple[Tensor, Time]:
@@ -205,26 +205,26 @@ class SDE(ABC):
 
     def bridge_weights(self, t: Time, s: Time, eta: float = 0.0) -> tuple[Time, Time, Time]:
         """Weights of x and x0 in the mean of ``bridge``, and its std."""
-        late, early = self.at(t), self.at(s)
+        late, early = self.marginal(t), self.marginal(s)
         forgotten = eta * _forgotten(early, late)
         kept = early.sigma / late.sigma * (1 - forgotten**2) ** 0.5
         return kept, early.alpha - kept * late.alpha, early.sigma * forgotten
 
-    def reverse(self, x: Tensor, x0: Tensor, t: Time, s: Time, variance: float | Tensor) -> tuple[Tensor, Time]:
+    def reverse(self, x: Tensor, x0: Tensor, t: Time, s: Time, v: float | Tensor) -> tuple[Tensor, Time]:
         """The reverse kernel p(x_s | x_t) = N(mean, std^2) of an estimate of the data, for any move.
 
-            mean = E[x_s | x_t, x0] as ``bridge``,    std = ``reverse_std(sigma_s b / sigma_t, b, variance)``
+            mean = E[x_s | x_t, x0] as ``bridge``,    std = ``reverse_std(sigma_s b / sigma_t, b, v)``
 
         Where the data are Gaussian and x0 is exact, some share makes it the true law of x_s given x_t.
 
         Args:
-            variance: the share, a number or shaped as x: 0 for the posterior q(x_s | x_t, x_0), NCSN's and DDPM's
+            v: the share, a number or shaped as x: 0 for the posterior q(x_s | x_t, x_0), NCSN's and DDPM's
                 beta-tilde; 1 for the forward move, DDPM's beta.
         Shapes: x, x0 (B, *); returns the mean (B, *) and std.
         Reference: Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, eq. 15. arXiv:2102.09672
         """
         mean, std = self.bridge(x, x0, t, s, eta=1.0)
-        return mean, reverse_std(std, self.transition(s, t)[1], variance)
+        return mean, reverse_std(std, self.transition(s, t)[1], v)
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of the prior N(0, prior_std^2 I) in nats; x (B, *), returns (B,)."""
@@ -232,7 +232,7 @@ class SDE(ABC):
         return -0.5 * (z**2).sum(1) - z.shape[1] * math.log(self.prior_std * math.sqrt(2 * math.pi))
 
     @cached_property
-    def _table(self) -> dict[float, Moment[float]]:
+    def _table(self) -> dict[float, Marginal[float]]:
         return {}
 
     @cached_property
@@ -246,23 +246,23 @@ def check_same(sde: SDE, other: SDE) -> None:
         return
     shared = max(sde.t_min, other.t_min), min(sde.t_max, other.t_max)
     times = torch.linspace(*shared, 9, dtype=torch.float64)
-    own, others = (torch.stack(process.at(times)[:2]) for process in (sde, other))
+    own, others = (torch.stack(process.marginal(times)[:2]) for process in (sde, other))
     apart = ~torch.isclose(own, others, rtol=1e-6, atol=0.0).all(0)
     if apart.any():
         at = int(apart.int().argmax())
-        states = ["{:.3g} x_0 + {:.3g} eps".format(*moments[:, at].tolist()) for moments in (own, others)]
+        states = ["{:.3g} x_0 + {:.3g} eps".format(*marginals[:, at].tolist()) for marginals in (own, others)]
         raise ValueError(
             f"states are of {type(sde).__name__} and the denoiser is of {type(other).__name__}: at t = {times[at]:.3g} "
             f"{states[0]} and {states[1]}; make both of one SDE"
         )
 
 
-def reverse_std(posterior: Time, forward: Time, variance: float | Tensor) -> Time:
-    """log std = (1 - variance) log(posterior) + variance log(forward): the two bounds, mixed by a share."""
-    return posterior ** (1 - variance) * forward**variance
+def reverse_std(posterior: Time, forward: Time, v: float | Tensor) -> Time:
+    """log std = (1 - v) log(posterior) + v log(forward): the two bounds, mixed by a share."""
+    return posterior ** (1 - v) * forward**v
 
 
-def _forgotten(early: Moment[Time], late: Moment[Time]) -> Time:
+def _forgotten(early: Marginal[Time], late: Marginal[Time]) -> Time:
     """Share of the late noise that came after the early time, b / sigma_t = sqrt(1 - exp(l_t - l_s)), uncancelled."""
     fall = late.log_snr - early.log_snr
     return (-torch.expm1(fall)) ** 0.5 if isinstance(fall, Tensor) else math.sqrt(-math.expm1(fall))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from score_sde.sde_lib.devices import put
-from score_sde.sde_lib.motion import Motion, NotConvergedError, Rate, Solution
+from score_sde.sde_lib.velocity import Velocity, NotConvergedError, Rate, Solution
 
 State = tuple[Tensor, Tensor]
 
@@ -37,8 +37,8 @@ class DormandPrince:
         """The same with a tenth of the tolerances."""
         return type(self)(0.1 * self.rtol, 0.1 * self.atol)
 
-    def __call__(self, motion: Motion, u: Tensor, start: float, end: float) -> Solution:
-        """Follow the motion of u (B, *) from the angle ``start`` to ``end``, in either order."""
+    def __call__(self, velocity: Velocity, u: Tensor, start: float, end: float) -> Solution:
+        """Follow the velocity of u (B, *) from the angle ``start`` to ``end``, in either order."""
         check_reach(self.rtol, self.atol, u.dtype)
         span, rows = end - start, torch.arange(len(u), device=u.device)
         progress = torch.zeros(len(u), dtype=torch.float64, device=u.device)  # share of the way done, 0 to 1
@@ -46,27 +46,27 @@ class DormandPrince:
         calls, asked = torch.empty_like(rows), 1
 
         def ahead(places: Tensor) -> Sequence[Rate]:
-            return motion.ahead((start + span * places).reshape(len(places), -1, *[1] * (u.ndim - 1)), u)
+            return velocity.ahead((start + span * places).reshape(len(places), -1, *[1] * (u.ndim - 1)), u)
 
         first = ahead(progress[None])[0](u, rows)
         state = u, torch.zeros_like(first[1])
         result = torch.empty_like(state[0]), torch.empty_like(state[1])
         for _ in range(_MAX_STEPS):
             step = torch.minimum(step, 1 - progress)
-            motions, rates, move = [first[0]], [first[1]], tuple(_rowwise(span * step, part) for part in state)
+            velocities, rates, move = [first[0]], [first[1]], tuple(_rowwise(span * step, part) for part in state)
             for rate, weights in zip(ahead(progress + nodes * step), STAGES, strict=True):
-                there = _combine(state[0], move[0], weights, motions)
-                for found, part in zip((motions, rates), rate(there, rows), strict=True):
+                there = _combine(state[0], move[0], weights, velocities)
+                for found, part in zip((velocities, rates), rate(there, rows), strict=True):
                     found.append(part)
             asked += len(NODES)
             proposal = there, _combine(state[1], move[1], STAGES[-1], rates[:-1])
-            error = self._error(state, proposal, span * step, (motions, rates))
+            error = self._error(state, proposal, span * step, (velocities, rates))
             accept = error <= 1
             progress = torch.where(accept, progress + step, progress)
-            state, first = _choose(accept, proposal, state), _choose(accept, (motions[-1], rates[-1]), first)
+            state, first = _choose(accept, proposal, state), _choose(accept, (velocities[-1], rates[-1]), first)
             step = step * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 2.0)
             unfinished = progress < 1 - 1e-12
-            going, lost = motion.read(torch.stack([unfinished, ~(step >= _LEAST_STEP)]))  # lost where NaN as well
+            going, lost = velocity.read(torch.stack([unfinished, ~(step >= _LEAST_STEP)]))  # lost where NaN as well
             if not going.all():
                 done, left = (put(where.nonzero()[:, 0], u.device) for where in (~going, going))
                 for whole, part in zip(result, state, strict=True):
@@ -80,7 +80,7 @@ class DormandPrince:
                 break
         bad = int(lost.int().argmax())
         raise NotConvergedError(
-            f"the solver is stuck {motion.place(start + span * progress[bad].item())}, with a step of "
+            f"the solver is stuck {velocity.place(start + span * progress[bad].item())}, with a step of "
             f"{abs(span) * step[bad]:.1g} after {asked} evaluations; raise the tolerances ({self})",
             int(rows[bad]),
         )

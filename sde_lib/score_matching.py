@@ -58,7 +58,7 @@ class Implicit(Objective[Denoise]):
             score = self.sde.score(x, denoise(x, t, **cond).x0, t)
         probes = self.probes(x, draw)
         trace = traces(score, x, probes, create_graph=torch.is_grad_enabled()).mean(1)
-        alpha, sigma, _ = self.sde.at(t)
+        alpha, sigma, _ = self.sde.marginal(t)
         factor = (self.weight(self.sde, t) * sigma**4 / alpha**2).flatten() / x.shape[1:].numel()
         return factor * (2 * trace + self.squared_norm(score, probes))
 

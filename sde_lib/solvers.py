@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_sde.sde_lib.adams import Adams
-from score_sde.sde_lib.motion import Motion, NotConvergedError, Solution, Solver
+from score_sde.sde_lib.adams_pece import AdamsPECE
+from score_sde.sde_lib.velocity import Velocity, NotConvergedError, Solution, Solver
 from score_sde.sde_lib.runge_kutta import DormandPrince, check_reach, check_tolerances
 
 
@@ -34,8 +34,8 @@ class Torchdiffeq:
         """The same with a tenth of the tolerances."""
         return Torchdiffeq(0.1 * self.rtol, 0.1 * self.atol, self.method)
 
-    def __call__(self, motion: Motion, u: Tensor, start: float, end: float) -> Solution:
-        """Follow the motion of u (B, *) from the angle ``start`` to ``end``, in either order."""
+    def __call__(self, velocity: Velocity, u: Tensor, start: float, end: float) -> Solution:
+        """Follow the velocity of u (B, *) from the angle ``start`` to ``end``, in either order."""
         from torchdiffeq import odeint
 
         if self.adaptive:
@@ -48,9 +48,9 @@ class Torchdiffeq:
             nonlocal calls
             calls += 1
             if adaptive:  # torchdiffeq waits for each step anyway, and takes small steps where nothing is finite
-                motion.read(none)
+                velocity.read(none)
             angle = (start + (end - start) * progress.double()).expand(len(u)).reshape(-1, *[1] * (u.ndim - 1))
-            return tuple((end - start) * rate for rate in motion(angle, state[0], rows) if rate.shape[1:].numel())
+            return tuple((end - start) * rate for rate in velocity(angle, state[0], rows) if rate.shape[1:].numel())
 
         begin, finish = torch.tensor([0.0, 1.0], dtype=torch.float64, device=u.device)
         columns = [torch.zeros_like(rate) for rate in rates(begin, (u,))[1:]]
@@ -60,7 +60,7 @@ class Torchdiffeq:
             solution = odeint(rates, (u, *columns), span, method=method, options=options, **tolerances)
         except AssertionError as error:  # torchdiffeq's way to say that the step vanished
             raise NotConvergedError(f"torchdiffeq: {error}; raise the tolerances ({self})") from None
-        motion.read(none)
+        velocity.read(none)
         integrals = solution[1][-1] if columns else u.new_zeros(len(u), 0)
         counts = torch.full_like(rows, calls)
         return Solution(solution[0][-1], integrals, counts, counts)
@@ -81,5 +81,5 @@ ADAPTIVE: dict[str, Callable[[float, float], DormandPrince | Torchdiffeq]] = {
 }
 """(rtol, atol) -> solver, also of likelihoods: of an order that makes small tolerances cheap."""
 
-SOLVERS: dict[str, Callable[..., Solver]] = {"adams": Adams, **ADAPTIVE}
+SOLVERS: dict[str, Callable[..., Solver]] = {"adams_pece": AdamsPECE, **ADAPTIVE}
 """What the user types after ``likelihood.solver``: the solver, from those of its options that a config has."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from score_sde.sde_lib.devices import put
-from score_sde.sde_lib.motion import Rows
+from score_sde.sde_lib.velocity import Rows
 from score_sde.sde_lib.process import Draw
 
 CHUNK, FEW = 8, 1 << 12
@@ -155,7 +155,7 @@ class Hutchinson:
         kind: a key of ``PROBES``.
         fresh: whether each evaluation gets other probes. Both ways are unbiased. Fresh ones, for solvers on given
             nodes, have far less noise, because their errors cancel along the way; solvers that adapt their steps must
-            not see another motion when they ask again, and get the same probes for the whole way.
+            not see another velocity when they ask again, and get the same probes for the whole way.
     Raises: ValueError for numbers out of range and an unknown kind.
     """
 

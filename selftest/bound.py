@@ -56,7 +56,7 @@ def check(setting: Setting) -> Iterator[Row]:
 def stride(sde: SDE, setting: Setting) -> float:
     """Mean and variance after one move of the exact denoiser and share, relative to the earlier law."""
     late, early = sde.time(torch.tensor([-2.0, 1.0], dtype=torch.float64)).tolist()
-    (a, b, _), (c, d, _) = sde.at(late), sde.at(early)
+    (a, b, _), (c, d, _) = sde.marginal(late), sde.marginal(early)
     x, z = setting.tensor([[0.0], [1.0], [0.0]]), setting.tensor([[0.0], [0.0], [1.0]])
     states = LearnedVariance(sde)(exact(sde, late, early, setting), x, late, early, lambda like: z)
     offset, at_one, noisy = exactly(states).flatten().tolist()
@@ -71,11 +71,11 @@ def exact(sde: SDE, t: float, s: float, setting: Setting) -> Callable[[Tensor, f
     The true variance is that of the posterior and (alpha_s b^2 / sigma_t^2)^2 Var[x0 | x_t]. To the data themselves the
     posterior has no width; there the lower bound is that of level 2.
     """
-    (a, b, _), (c, d, _) = sde.at(t), sde.at(s)
+    (a, b, _), (c, d, _) = sde.marginal(t), sde.marginal(s)
     forward = b**2 - (a / c * d) ** 2
     unknown = (c * forward / b**2 * STD * b) ** 2 / ((a * STD) ** 2 + b**2)
     posterior = forward * d**2 / b**2
-    low = posterior if d > 0 else sde.transition(1, 2)[1] ** 2 * (sde.at(1).sigma / sde.at(2).sigma) ** 2
+    low = posterior if d > 0 else sde.transition(1, 2)[1] ** 2 * (sde.marginal(1).sigma / sde.marginal(2).sigma) ** 2
     share = math.log((posterior + unknown) / low) / math.log(forward / low)
     gaussian = GaussianMixture(setting.tensor([1.0]), setting.tensor([[MEAN]]), STD**2).denoiser(sde)
     return lambda x, t: Prediction(gaussian(x, t).x0, torch.full_like(x, share))
@@ -107,7 +107,7 @@ def far(setting: Setting) -> float:
 def eps_form(chain: Discrete, setting: Setting) -> float:
     """Relative to beta^2 / (2 std^2 (1 - beta) sigma^2) |eps - eps_hat|^2. Ho, Jain, Abbeel, 2020, eq. 12."""
     t = torch.tensor([2.0, 11.0, 25.0, 38.0], dtype=torch.float64)[:, None]
-    square, earlier = chain.at(t).alpha ** 2, chain.at(t - 1).alpha ** 2
+    square, earlier = chain.marginal(t).alpha ** 2, chain.marginal(t - 1).alpha ** 2
     beta = 1 - square / earlier
     variance = beta * (1 - earlier) / (1 - square)
     x0, found, eps = setting.normals(3, 4, 3)
@@ -139,7 +139,7 @@ def whole(chain: Discrete, setting: Setting) -> float:
         0.0,
         0.0,
     )
-    alpha, sigma, _ = chain.at(chain.t_max)
+    alpha, sigma, _ = chain.marginal(chain.t_max)
     laws = ((0.0, 1.0), (alpha * MEAN, math.hypot(alpha * STD, sigma)), (MEAN, STD))
     prior, last, data = (torch.distributions.Normal(exactly(mean), exactly(std)) for mean, std in laws)
     end = torch.distributions.Normal(alpha * x0, sigma)
@@ -165,12 +165,12 @@ def objectives(chain: Discrete, setting: Setting) -> float:
 def from_mean(chain: Discrete, setting: Setting) -> float:
     """Of alpha_s beta / sigma_t^2 x0 + sqrt(1 - beta) sigma_s^2 / sigma_t^2 x. Ho, Jain, Abbeel, 2020, eq. 7."""
     t = torch.tensor([2.0, 11.0, 25.0], dtype=torch.float64)[:, None]
-    late, early = chain.at(t), chain.at(t - 1)
+    late, early = chain.marginal(t), chain.marginal(t - 1)
     x0, x = exactly(setting.normals(3, 2)), exactly(setting.normals(3, 2, seed=1))
     beta = 1 - (late.alpha / early.alpha) ** 2
     mean = (early.alpha * beta * x0 + torch.sqrt(1 - beta) * early.sigma**2 * x) / late.sigma**2
     given = setting.tensor(t)
-    skip, out = CHAIN_PARAMETERIZATIONS["mean"](chain, given, chain.at(given), STD)
+    skip, out = CHAIN_PARAMETERIZATIONS["mean"](chain, given, chain.marginal(given), STD)
     return distance(exactly(skip) * x + exactly(out) * mean, x0)
 
 
@@ -201,7 +201,7 @@ def mended(setting: Setting) -> float:
 def integral(sde: SDE, t: float, x0: Tensor, mean: Tensor, variances: Tensor) -> Tensor:
     """Diffusion and decoder in closed form: s is the square of sigma / alpha, first at time t and then at t_max."""
     v, square = exactly(variances), exactly(x0 - mean).square()
-    first, last = ((sde.at(end).sigma / sde.at(end).alpha) ** 2 for end in (t, sde.t_max))
+    first, last = ((sde.marginal(end).sigma / sde.marginal(end).alpha) ** 2 for end in (t, sde.t_max))
     ends = [0.5 * (square / (v + s) + torch.log(1 + v / s) - v / (v + s)) for s in (first, last)]
     return (ends[0] - ends[1] + 0.5 * math.log(2 * math.pi * math.e * first)).sum(1)
 
@@ -223,4 +223,4 @@ def decoders(setting: Setting) -> float:
 def told_apart(sde: SDE) -> float:
     """Noise at the time of the decoder, of levels of this width; and the first time for real values."""
     t = decoder_time(sde, WIDTH)
-    return max(relative(sde.at(t).sigma / sde.at(t).alpha, 0.3 * WIDTH), relative(decoder_time(sde, 0.0), sde.t_min))
+    return max(relative(sde.marginal(t).sigma / sde.marginal(t).alpha, 0.3 * WIDTH), relative(decoder_time(sde, 0.0), sde.t_min))

@@ -34,7 +34,7 @@ class Normal:
         self.covariance = (self.turn * self.variances) @ self.turn.mT
 
     def __call__(self, x: Tensor, t: Time) -> Prediction:
-        alpha, sigma, _ = self.sde.at(t)
+        alpha, sigma, _ = self.sde.marginal(t)
         gain = (self.turn * (alpha * self.variances / (alpha**2 * self.variances + sigma**2))) @ self.turn.mT
         return Prediction(self.mean + (x - alpha * self.mean) @ gain)
 
@@ -73,10 +73,10 @@ def error(of: object, sde: SDE, setting: Setting) -> float:
     seen, y, std = setting.tensor([[0.6, 0.8]]), setting.tensor([[0.5]]), 0.3
     for l in (-3.0, 0.0, 3.0):
         t = sde.time(torch.tensor(l, dtype=torch.float64)).item()
-        alpha, sigma, _ = sde.at(t)
+        alpha, sigma, _ = sde.marginal(t)
         x = (alpha + sigma) * setting.normals(4, 2, seed=7)
         if of is embedding_guidance:
-            guided = of(plain, sde, lambda x, t: sde.at(t).alpha * x @ matrix.mT, e, 0.7)
+            guided = of(plain, sde, lambda x, t: sde.marginal(t).alpha * x @ matrix.mT, e, 0.7)
             expected = plain(x, t).x0 + sigma**2 * pull
         elif of is clean_embedding_guidance:
             guided = of(plain, sde, lambda x0: x0 @ matrix.mT, e, 0.7)
@@ -143,7 +143,7 @@ def editing(setting: Setting) -> Iterator[Row]:
     shares = []
     for make in SDES.values():
         sde = make()
-        alpha, sigma, _ = sde.at(depth_time(sde, 0.4, 0.5))
+        alpha, sigma, _ = sde.marginal(depth_time(sde, 0.4, 0.5))
         shares.append(distance(sigma**2 / (alpha**2 * 0.25 + sigma**2), 0.4))
     yield Row("the depth of an edit is a share of the variance", worst(shares), 1e-6)
     first, second = setting.tensor([[2.0, 0.0]]), setting.tensor([[0.0, 4.0]])
@@ -154,7 +154,7 @@ def editing(setting: Setting) -> Iterator[Row]:
     yield Row("a spherical path turns evenly", distance(found, expected), 50 * setting.rounding)
     sde, x, z = SDES["vpsde"](), setting.normals(3, 2, seed=1), setting.normals(3, 2, seed=2)
     start = depth_time(sde, 0.4, 0.5)
-    alpha, sigma, _ = sde.at(start)
+    alpha, sigma, _ = sde.marginal(start)
     identity = lambda x, t: Prediction(x)  # noqa: E731
     found = sdedit(Ask(sde), identity, x, torch.tensor([start], dtype=torch.float64), lambda x: z)
     yield Row("an edit begins at the noised example", distance(found, alpha * x + sigma * z), 50 * setting.rounding)

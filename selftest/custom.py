@@ -202,8 +202,8 @@ def process_of(sde: SDE) -> Callable[[np.ndarray], Process]:
 
     def at(t: np.ndarray) -> Process:
         time = torch.as_tensor(t, dtype=torch.float64)
-        moments = (*sde.at(time)[:2], sde.drift(time), sde.diffusion(time))
-        return Process(*(torch.as_tensor(moment).numpy() for moment in moments))
+        moments = (*sde.marginal(time)[:2], sde.drift(time), sde.diffusion(time))
+        return Process(*(torch.as_tensor(marginal).numpy() for marginal in moments))
 
     return at
 
@@ -227,7 +227,7 @@ def denoiser_rows(
     eps, times = setting.normals(*x0.shape), log_snr_grid(sde, 8).tolist()
     scale = math.sqrt((data.covariance.trace() + data.mean.square().sum()).item() / data.mean.numel())
     states = [sde.perturb(x0, eps, t) for t in times]
-    exact = [data.posterior_mean(x, *sde.at(t)[:2]) for x, t in zip(states, times)]
+    exact = [data.posterior_mean(x, *sde.marginal(t)[:2]) for x, t in zip(states, times)]
     found = worst(distance(denoise(x, t).x0, mean, scale) for x, t, mean in zip(states, times, exact))
     yield Row(f"{name}: x0 against the posterior mean, over the data's root mean square", found, allowed)
     (even,) = sde.time(torch.zeros(1, dtype=torch.float64)).clamp(sde.t_min, sde.t_max).tolist()

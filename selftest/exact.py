@@ -30,7 +30,7 @@ def blobs(setting: Setting, shape: tuple[int, ...] = (2, 2)) -> GaussianMixture:
 def score_error(denoise: Callable[..., Prediction], mixture: GaussianMixture, sde: SDE, x: Tensor, t: float) -> float:
     """Distance of the score that a denoiser implies from the gradient of the exact log-density; x (B, *)."""
     x = x.detach().requires_grad_()
-    gradient = torch.autograd.grad(mixture.log_prob(x, *sde.at(t)[:2]).sum(), x)[0]
+    gradient = torch.autograd.grad(mixture.log_prob(x, *sde.marginal(t)[:2]).sum(), x)[0]
     return distance(sde.score(x.detach(), denoise(x.detach(), t).x0, t), gradient)
 
 

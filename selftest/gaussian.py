@@ -1,4 +1,5 @@
-"""The first guess of the data against dense matrices, and the ratios where to look against the law they are of."""
+"""The moment-matched Gaussian of the data against dense matrices, and the ratios where to look against the law they are
+of."""
 
 import math
 from collections.abc import Iterator
@@ -7,9 +8,9 @@ import numpy as np
 import torch
 
 from score_sde.data import Dataset, Pixels
-from score_sde.engine.codecs import first_guess
+from score_sde.engine.codecs import moment_matched
 from score_sde.sde_lib import Gaussian
-from score_sde.sde_lib.nodes import CENTRE, SHARE, mixture
+from score_sde.sde_lib.nodes import CENTRE, SHARE, logistic_uniform
 from score_sde.selftest.rows import Row, Setting, distance, exactly, relative
 
 RATIO, EXTRA = 0.3, 0.01
@@ -37,7 +38,7 @@ def measured() -> Iterator[Row]:
     )
     yield Row("leading variances, and their sum with the rest", error, 1e-10)
     images = Dataset(np.full((8, 1, 4, 4), 5, dtype=np.uint8), np.arange(8), levels=17)
-    found = first_guess(images, Pixels(17)).std
+    found = moment_matched(images, Pixels(17)).std
     yield Row("images that are all alike: deviation within a bin", abs(found * 17 * math.sqrt(3) - 1), 1e-5)
 
 
@@ -70,10 +71,10 @@ def ratios() -> Iterator[Row]:
     logistic = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
     share = SHARE * logistic / logistic[-1] + (1 - SHARE) * np.linspace(0, 1, len(grid))
     u = np.linspace(0, 1, 101)
-    ratio, slope = mixture(low, high, u, std)
+    ratio, slope = logistic_uniform(low, high, u, std)
     yield Row("ratios at the ends", distance(ratio[[0, -1]], [low, high]), 0.0)
     yield Row("ratios: share of the law below them", distance(np.interp(np.log(ratio), grid, share), u), 1e-7)
-    above, below = (np.log(mixture(low, high, u[1:-1] + h, std)[0]) for h in (1e-6, -1e-6))
+    above, below = (np.log(logistic_uniform(low, high, u[1:-1] + h, std)[0]) for h in (1e-6, -1e-6))
     yield Row("ratios: slope against differences", relative(slope[1:-1], (above - below) / 2e-6), 1e-6)
 
 

@@ -19,7 +19,7 @@ EVEN: dict[str, Callable[[Process, np.ndarray], np.ndarray]] = {
     "edm": lambda book, t: (book.sigma / book.alpha) ** (1 / 7),
     "flow": lambda book, t: book.sigma / (book.alpha + book.sigma),
     "angle": lambda book, t: np.arctan(book.sigma / book.alpha),
-    "mixture": lambda book, t: mixed(np.log(book.sigma / book.alpha)),
+    "logistic": lambda book, t: mixed(np.log(book.sigma / book.alpha)),
 }
 """What is evenly spaced."""
 
@@ -34,7 +34,8 @@ LEVELS: dict[str, Callable[[int, int], list[int]]] = {
 
 
 def mixed(log_ratio: np.ndarray) -> np.ndarray:
-    """Cumulated law of the grid mixture in 20 steps, for data of unit deviation in many dimensions, cut at the ends."""
+    """Cumulated law of the grid logistic in 20 steps, for data of unit deviation in many dimensions, cut at the
+    ends."""
     share, bump = 0.8 * math.sqrt(15 / 20), 1 / (1 + 1.4 * np.exp(-log_ratio))
     logistic, uniform = ((law - law[-1]) / (law[0] - law[-1]) for law in (bump, log_ratio))
     return share * logistic + (1 - share) * uniform

@@ -22,7 +22,7 @@ class TwoClasses:
         self.classes = [GaussianMixture(weights[:1], means[k, None], variances[k, None]) for k in (0, 1)]
 
     def __call__(self, x: Tensor, t: Time, keep: Tensor, label: Tensor) -> Prediction:
-        alpha, sigma, _ = self.sde.at(t)
+        alpha, sigma, _ = self.sde.marginal(t)
         x0 = self.whole.posterior_mean(x, alpha, sigma)
         for k, mixture in enumerate(self.classes):
             x0 = torch.where((keep & (label == k))[:, None], mixture.posterior_mean(x, alpha, sigma), x0)
@@ -30,7 +30,7 @@ class TwoClasses:
 
     def log_posterior(self, x: Tensor, t: Time, label: Tensor) -> Tensor:
         """log p(y | x_t), by Bayes; (B,)."""
-        alpha, sigma, _ = self.sde.at(t)
+        alpha, sigma, _ = self.sde.marginal(t)
         joint = [w + mixture.log_prob(x, alpha, sigma) for w, mixture in zip(self.log_weights, self.classes)]
         return torch.stack(joint, 1).gather(1, label[:, None])[:, 0] - self.whole.log_prob(x, alpha, sigma)
 
@@ -51,7 +51,7 @@ def error(kind: str, scale: float, sde: SDE, setting: Setting) -> float:
     number = sde.time(torch.tensor(1.0, dtype=torch.float64)).item()
     column = setting.tensor(sde.time(torch.linspace(-5, 5, 5, dtype=torch.float64)))[:, None]
     for t in (number, column):
-        alpha, sigma, _ = sde.at(t)
+        alpha, sigma, _ = sde.marginal(t)
         x = (alpha + sigma) * setting.normals(5, 2)
         if kind == "classifier-free":
             found = classifier_free(exact, scale)(x, t, label=label).x0

@@ -1,9 +1,9 @@
 """Every term of a log-density against exact densities, both ways, by every solver and probe, and the engine's bits/dim.
 
 The data are one Gaussian with a full covariance, on examples of shape (2, 2): its flow is linear, so that end point,
-change of volume and the estimate of every single probe have a closed form. The first guess is another Gaussian, so that
-something is left to solve. The density is taken from the true law at t_max; how far the prior is from that law is a row
-of its own, and never part of a solver's error.
+change of volume and the estimate of every single probe have a closed form. The moment-matched Gaussian is another
+Gaussian, so that something is left to solve. The density is taken from the true law at t_max; how far the prior is from
+that law is a row of its own, and never part of a solver's error.
 """
 
 import contextlib
@@ -44,9 +44,9 @@ from score_sde.sde_lib import (
     prior_term,
     sample_log_prob,
 )
-from score_sde.sde_lib.adams import Adams
+from score_sde.sde_lib.adams_pece import AdamsPECE
 from score_sde.sde_lib.dequantization import data_time, edge
-from score_sde.sde_lib.motion import Motion, Solution
+from score_sde.sde_lib.velocity import Velocity, Solution
 from score_sde.sde_lib.process import Time
 from score_sde.sde_lib.runge_kutta import DormandPrince
 from score_sde.selftest.rows import Row, Setting, distance, exactly, worst
@@ -57,7 +57,8 @@ DIMENSIONS, SEED = 4, 40
 
 
 class Normal:
-    """N(m, C) in four dimensions under one SDE, what its flow from t_min to t_max does, and a first guess N(m', C')."""
+    """N(m, C) in four dimensions under one SDE, what its flow from t_min to t_max does, and a moment-matched Gaussian
+    N(m', C')."""
 
     def __init__(self, sde: SDE, setting: Setting) -> None:
         root = 0.5 * setting.normals(4, 4)
@@ -67,7 +68,7 @@ class Normal:
         self.denoise = self.mixture.denoiser(sde)
         directions = torch.linalg.qr(setting.normals(4, 2, seed=6).cpu().double()).Q.to(covariance)
         self.guess = Gaussian(0.5 * self.mean, 0.2, setting.tensor([0.5, 1.5]), directions)
-        first, last = sde.at(sde.t_min), sde.at(sde.t_max)
+        first, last = sde.marginal(sde.t_min), sde.marginal(sde.t_max)
         values, vectors = torch.linalg.eigh(exactly(covariance))
         stretch = ((last.alpha**2 * values + last.sigma**2) / (first.alpha**2 * values + first.sigma**2)).sqrt()
         self.first, self.last = first, last
@@ -96,13 +97,13 @@ class Normal:
         return self._law(t, exactly(self.mean), exactly(self.mixture.covariance)).log_prob(exactly(x).flatten(1))
 
     def matched(self, x: Tensor) -> Tensor:
-        """Log-density at t_max of the marginal that the first guess has there, by torch."""
+        """Log-density at t_max of the marginal that the moment-matched Gaussian has there, by torch."""
         guessed = exactly(self.guess.directions)
         covariance = 0.2 * torch.eye(4).double() + guessed @ torch.diag(exactly([0.3, 1.3])) @ guessed.mT
         return self._law(self.sde.t_max, 0.5 * exactly(self.mean), covariance).log_prob(exactly(x).flatten(1))
 
     def _law(self, t: float, mean: Tensor, covariance: Tensor) -> torch.distributions.Distribution:
-        alpha, sigma, _ = self.sde.at(t)
+        alpha, sigma, _ = self.sde.marginal(t)
         marginal = alpha**2 * covariance + sigma**2 * torch.eye(4).double()
         return torch.distributions.MultivariateNormal(alpha * mean.flatten(), marginal)
 
@@ -110,11 +111,11 @@ class Normal:
         """The library's log-density of the true law at t_max."""
         return self.mixture.log_prob(latent, self.last.alpha, self.last.sigma)
 
-    def evaluate(self, x: Tensor, solver: Adams | DormandPrince, trace: Exact | Hutchinson | None = None) -> LogProb:
+    def evaluate(self, x: Tensor, solver: AdamsPECE | DormandPrince, trace: Exact | Hutchinson | None = None) -> LogProb:
         """The library's answer, from the true law at t_max."""
         return log_prob(self.sde, self.denoise, x, self.guess, trace, None, solver, self.true_law)
 
-    def sample(self, latent: Tensor, solver: Adams | DormandPrince) -> LogProb:
+    def sample(self, latent: Tensor, solver: AdamsPECE | DormandPrince) -> LogProb:
         """The same from the other end."""
         return sample_log_prob(self.sde, self.denoise, latent, self.guess, None, None, solver, self.true_law)
 
@@ -124,11 +125,11 @@ def check(setting: Setting) -> Iterator[Row]:
     for name in SDES:
         yield from priors(name, setting)
     for name in SDES:
-        yield from terms(f"{name} by adams", SDES[name](), Adams(80), setting)
+        yield from terms(f"{name} by adams", SDES[name](), AdamsPECE(80), setting)
     for name in SOLVERS:
-        solver = SOLVERS[name](80) if name == "adams" else SOLVERS[name](1e-5, 1e-5)
+        solver = SOLVERS[name](80) if name == "adams_pece" else SOLVERS[name](1e-5, 1e-5)
         yield from there_and_back(name, solver, setting)
-        if name != "adams":
+        if name != "adams_pece":
             yield from terms(f"vpsde by {name}", SDES["vpsde"](), solver, setting)
     yield from at_rest(setting)
     yield from solvers()
@@ -150,7 +151,7 @@ def examples(normal: Normal, setting: Setting) -> Tensor:
     return normal.first.alpha * normal.mean + 0.6 * setting.normals(5, 2, 2, seed=3)
 
 
-def terms(who: str, sde: SDE, solver: Adams | DormandPrince, setting: Setting) -> Iterator[Row]:
+def terms(who: str, sde: SDE, solver: AdamsPECE | DormandPrince, setting: Setting) -> Iterator[Row]:
     """End point, change of volume and log-density, from the true law at t_max."""
     normal = Normal(sde, setting)
     x = examples(normal, setting)
@@ -161,7 +162,7 @@ def terms(who: str, sde: SDE, solver: Adams | DormandPrince, setting: Setting) -
     yield Row(f"{who}: log-density from the true last law, nats", distance(result.nats, density), 5e-4)
 
 
-def there_and_back(name: str, solver: Adams | DormandPrince, setting: Setting) -> Iterator[Row]:
+def there_and_back(name: str, solver: AdamsPECE | DormandPrince, setting: Setting) -> Iterator[Row]:
     """Samples and their density from one solve, of the latents of known examples."""
     normal = Normal(SDES["edm"](), setting)
     x = examples(normal, setting)
@@ -172,18 +173,18 @@ def there_and_back(name: str, solver: Adams | DormandPrince, setting: Setting) -
 
 
 def at_rest(setting: Setting) -> Iterator[Row]:
-    """Where the first guess is right nothing moves, and two evaluations are exact."""
+    """Where the moment-matched Gaussian is right nothing moves, and two evaluations are exact."""
     normal = Normal(SDES["vpsde"](), setting)
     values, vectors = torch.linalg.eigh(exactly(normal.mixture.covariance))
     normal.guess = Gaussian(normal.mean, 1.0, setting.tensor(values), setting.tensor(vectors))
     x = examples(normal, setting)
-    result = normal.evaluate(x, Adams(2))
+    result = normal.evaluate(x, AdamsPECE(2))
     found = distance(result.nats, normal.log_prob(x, normal.sde.t_min))
-    yield Row("right first guess: log-density by two evaluations, nats", found, 1e5 * setting.rounding)
+    yield Row("right moment-matched Gaussian: log-density by two evaluations, nats", found, 1e5 * setting.rounding)
 
 
-class Circle(Motion):
-    """A motion with a closed form: u turns by the angle times the speed, and the rate is a cosine."""
+class Circle(Velocity):
+    """A velocity with a closed form: u turns by the angle times the speed, and the rate is a cosine."""
 
     def __init__(self, speed: float = 1.0) -> None:
         self.speed, self.traced = speed, []
@@ -205,24 +206,24 @@ class Circle(Motion):
 
 def solvers() -> Iterator[Row]:
     """The tolerance is kept; what the solver with a budget takes, and how its error falls."""
-    motion, (start, end) = Circle(), (1e-3, math.pi / 2 - 1e-3)
+    velocity, (start, end) = Circle(), (1e-3, math.pi / 2 - 1e-3)
     u, area = Circle().end(0.0), math.sin(end) - math.sin(start)
     for name in ADAPTIVE:
         found, fast = ADAPTIVE[name](1e-6, 1e-6)(Circle(40.0), u, start, end), Circle(40.0).end(end - start)
         error = worst([distance(found.u, fast), distance(found.integrals, area)])
-        yield Row(f"{name}: error of a fast motion, over the tolerance", error / 1e-6, 100.0)
-    found = Adams(32, 12)(motion, u, start, end)
-    counts = [len(motion.traced), sum(motion.traced), found.calls.item(), found.traced.item()]
+        yield Row(f"{name}: error of a fast velocity, over the tolerance", error / 1e-6, 100.0)
+    found = AdamsPECE(32, 12)(velocity, u, start, end)
+    counts = [len(velocity.traced), sum(velocity.traced), found.calls.item(), found.traced.item()]
     yield Row("adams: evaluations and traces, off the budget", distance(counts, [32, 12, 32, 12]), 0.0)
     for order in (1, 2, 3):
-        ends = [Adams(n, order=order)(Circle(), u, start, end).u for n in (81, 161)]
+        ends = [AdamsPECE(n, order=order)(Circle(), u, start, end).u for n in (81, 161)]
         errors = [distance(found, Circle().end(end - start)) for found in ends]
         yield Row(
             f"adams: order of a predictor of order {order}, distance from {order + 1}",
             abs(math.log2(errors[0] / errors[1]) - order - 1),
             0.5,
         )
-    errors = [distance(Adams(161, traces)(Circle(), u, start, end).integrals, area) for traces in (21, 41)]
+    errors = [distance(AdamsPECE(161, traces)(Circle(), u, start, end).integrals, area) for traces in (21, 41)]
     yield Row("adams: order in the number of traces, short of 4", max(0.0, 4 - math.log2(errors[0] / errors[1])), 0.5)
 
 
@@ -244,7 +245,7 @@ def priors(sde_name: str, setting: Setting) -> Iterator[Row]:
 
 def mismatch(sde: SDE, setting: Setting) -> float:
     """Of KL(N(alpha x0, sigma^2) || N(0, prior_std^2)), by torch, to what the engine tells."""
-    x0, (alpha, sigma, _) = setting.normals(5, 2, 3), sde.at(sde.t_max)
+    x0, (alpha, sigma, _) = setting.normals(5, 2, 3), sde.marginal(sde.t_max)
     laws = torch.distributions.Normal(alpha * exactly(x0), sigma), torch.distributions.Normal(0.0, sde.prior_std)
     expected = torch.distributions.kl_divergence(*laws).flatten(1).sum(1)
     return distance(prior_term(sde, x0), expected)
@@ -302,7 +303,7 @@ def told(who: str, result: LogProb, variance: float) -> Row:
 
 def fresh(name: str, setting: Setting) -> Iterator[Row]:
     """New probes at every evaluation: no bias, less noise than frozen ones by the same solver, and they tell it."""
-    normal, rows, solver = Normal(SDES["vpsde"](), setting), 512, Adams(32)
+    normal, rows, solver = Normal(SDES["vpsde"](), setting), 512, AdamsPECE(32)
     x = setting.normals(rows, 2, 2, seed=4)
     exact, found = normal.evaluate(x, solver), []
     for renewed in (False, True):
@@ -338,7 +339,7 @@ class Patient:
 
     adaptive = True
 
-    def __call__(self, motion: Motion, u: Tensor, start: float, end: float) -> Solution:
+    def __call__(self, velocity: Velocity, u: Tensor, start: float, end: float) -> Solution:
         counts = torch.zeros(len(u), dtype=torch.int64)
         return Solution(u, u.new_zeros(len(u), 2), counts, counts)
 
@@ -347,7 +348,7 @@ def dequantized(name: str, setting: Setting) -> Iterator[Row]:
     """The law of a state, at evenly spread u, and its density: they belong together, and fill the bin."""
     sde, width, num = SDES["vpsde"](), 0.2, 4001
     t = sde.time(torch.tensor(2 * math.log(1.2 / width), dtype=torch.float64)).item()
-    (alpha, sigma, _), u = sde.at(t), (torch.arange(num).double() + 0.5) / num
+    (alpha, sigma, _), u = sde.marginal(t), (torch.arange(num).double() + 0.5) / num
     x = setting.tensor(torch.full((num, 1), 0.3))
     state, log_q = DEQUANTIZATIONS[name](sde, t, x, setting.tensor(u)[:, None], width)
     if name == "none":
@@ -382,7 +383,7 @@ def bare_levels(setting: Setting) -> Row:
     x = setting.tensor(centres[2::4])[:, None]
     u = setting.tensor((torch.arange(num).double() * 0.618) % 1)[:, None].clamp(0.01, 0.99)
     state, _ = DEQUANTIZATIONS["truncated_normal"](sde, t, x, u, width)
-    solver = Adams(32, edge=edge("truncated_normal"))
+    solver = AdamsPECE(32, edge=edge("truncated_normal"))
     result = log_prob(sde, denoise, state, guess, None, t, solver, lambda latent: denoise.log_prob(latent, sde.t_max))
     error = (exactly(result.nats) - exactly(denoise.log_prob(state, t))).mean().abs().item()
     return Row("256 bare levels, truncated_normal: mean error of 32 evaluations, nats", error, 0.02)
@@ -432,9 +433,9 @@ def untrained(data: str, dequantization: str, changes: dict[str, str | int], set
             x, log_q = x + width * (u - 0.5), torch.full_like(x, -math.log(width))
         if dequantization == "truncated_normal":  # the noise is 0.3 widths of a level
             t = sde.time(torch.tensor(-2 * math.log(0.3 * width), dtype=torch.float64)).item()
-            x, density = truncated(sde.at(t).alpha * x, sde.at(t).sigma, math.erf(0.5 / 0.3 / math.sqrt(2)), u)
+            x, density = truncated(sde.marginal(t).alpha * x, sde.marginal(t).sigma, math.erf(0.5 / 0.3 / math.sqrt(2)), u)
             log_q = density.log()
-        wide, narrow = (math.hypot(sde.at(end).alpha * std, sde.at(end).sigma) for end in (sde.t_max, t))
+        wide, narrow = (math.hypot(sde.marginal(end).alpha * std, sde.marginal(end).sigma) for end in (sde.t_max, t))
         law = torch.distributions.Normal(exactly(0.0), exactly(1.0))
         nats = law.log_prob(x * wide / narrow) + math.log(wide / narrow) - log_q
         found.append(nats.flatten(1).sum(1))

@@ -1,4 +1,4 @@
-"""Every weight at its optimum, and every law of time, against closed forms."""
+"""Every weight at its optimum, and every timestep sampler, against closed forms."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,11 +9,11 @@ from scipy.stats import truncnorm
 from torch import Tensor
 
 from score_sde.configs import default
-from score_sde.engine.objective import make_time_law, make_weight
+from score_sde.engine.objective import make_timestep_sampler, make_weight
 from score_sde.sde_lib import (
     SDE,
     SDES,
-    TIME_LAWS,
+    TIMESTEP_SAMPLERS,
     WEIGHTS,
     Discrete,
     GaussianMixture,
@@ -80,10 +80,10 @@ def check(setting: Setting) -> Iterator[Row]:
         yield Row(
             f"weight {name}: the exact denoiser is where the loss is least", worst(slopes), 100 * setting.rounding
         )
-    for name in TIME_LAWS:
+    for name in TIMESTEP_SAMPLERS:
         quantiles, corrections = zip(*(law(name, sde_name, setting) for sde_name in SDES if sde_name in PROCESSES))
-        yield Row(f"time law {name}: quantiles", worst(quantiles), 100 * setting.rounding)
-        yield Row(f"time law {name}: correction", worst(corrections), 2000 * setting.rounding)
+        yield Row(f"timestep sampler {name}: quantiles", worst(quantiles), 100 * setting.rounding)
+        yield Row(f"timestep sampler {name}: correction", worst(corrections), 2000 * setting.rounding)
     yield Row("stratified times: strata without their one number", strata(), 0.0)
 
 
@@ -122,7 +122,7 @@ def optimum(weight: str, sde_name: str, setting: Setting) -> tuple[float, float]
 
 def textbook_of(sde: SDE, t: Tensor) -> Process:
     """A process of which no closed form is known here, as it tells itself."""
-    return Process(*(exactly(v).flatten().numpy() for v in (*sde.at(t)[:2], sde.drift(t), sde.diffusion(t))))
+    return Process(*(exactly(v).flatten().numpy() for v in (*sde.marginal(t)[:2], sde.drift(t), sde.diffusion(t))))
 
 
 def law(name: str, sde_name: str, setting: Setting) -> tuple[float, float]:
@@ -130,8 +130,8 @@ def law(name: str, sde_name: str, setting: Setting) -> tuple[float, float]:
     sde, book = SDES[sde_name](), PROCESSES[sde_name]
     u = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
     config = default.get_config()
-    config.loss.time_law = name
-    t, correction = make_time_law(config)(sde, setting.tensor(u)[:, None])
+    config.loss.timestep_sampler = name
+    t, correction = make_timestep_sampler(config)(sde, setting.tensor(u)[:, None])
     t, ends = exactly(t).flatten().numpy(), np.array([sde.t_min, sde.t_max])
     found = LAW_FORMS[name](book, t, ends) if name in LAW_FORMS else u
     if name == "uniform" and isinstance(sde, Discrete):  # whole levels, each with one share of u

@@ -66,12 +66,12 @@ def moment_equations(sde: SDE) -> float:
     # Whole numbers too: at those the rates of a chain jump.
     times = torch.cat([times, torch.arange(1, math.floor(sde.t_max) + 1, dtype=torch.float64)])
     times = times[times >= sde.t_min].unique()
-    alpha, sigma, _ = sde.at(times[0].item())
+    alpha, sigma, _ = sde.marginal(times[0].item())
     m, v, marginals = alpha, sigma**2, []
     for a, b in frozen_moves(sde, times):
         m, v = a * m, a**2 * v + b**2
         marginals.append((m, math.sqrt(v)))
-    alpha, sigma, _ = sde.at(times[1:])
+    alpha, sigma, _ = sde.marginal(times[1:])
     return relative(marginals, torch.stack([alpha, sigma], 1))
 
 
@@ -79,7 +79,7 @@ def simulation(sde: SDE, setting: Setting) -> float:
     """The forward process of many particles, from a point to the middle of the interval."""
     num, point, generator = 4000, 1.5, torch.Generator().manual_seed(0)
     times = torch.linspace(sde.t_min, 0.5 * (sde.t_min + sde.t_max), 401, dtype=torch.float64)
-    first, last = sde.at(times[0].item()), sde.at(times[-1].item())
+    first, last = sde.marginal(times[0].item()), sde.marginal(times[-1].item())
     x = setting.tensor(first.alpha * point + first.sigma * torch.randn(num, generator=generator))
     for a, b in frozen_moves(sde, times):
         x = a * x + b * setting.tensor(torch.randn(num, generator=generator))
@@ -98,7 +98,7 @@ def frozen_moves(sde: SDE, times: Tensor) -> list[tuple[float, float]]:
 
 def data_time(sde: SDE) -> float:
     """At an infinite log-SNR alpha is 1 and sigma 0."""
-    alpha, sigma, _ = sde.at(sde.time(torch.tensor(math.inf, dtype=torch.float64)).item())
+    alpha, sigma, _ = sde.marginal(sde.time(torch.tensor(math.inf, dtype=torch.float64)).item())
     return distance([alpha, sigma], [1.0, 0.0])
 
 
@@ -106,8 +106,8 @@ def ways_to_ask(make: Callable[[], SDE], times: Tensor) -> float:
     """Numbers, numbers from a table and tensors give the same alpha, sigma, log-SNR, drift and diffusion."""
     alone, table = make(), make()
     table.tabulate(times)
-    expected = torch.stack([*alone.at(times), alone.drift(times), alone.diffusion(times)], 1)
-    asked = [[[*sde.at(t), sde.drift(t), sde.diffusion(t)] for t in times.tolist()] for sde in (alone, table)]
+    expected = torch.stack([*alone.marginal(times), alone.drift(times), alone.diffusion(times)], 1)
+    asked = [[[*sde.marginal(t), sde.drift(t), sde.diffusion(t)] for t in times.tolist()] for sde in (alone, table)]
     return worst(relative(found, expected) for found in asked)
 
 
@@ -121,7 +121,7 @@ def transitions(sde: SDE, times: Tensor) -> float:
     errors = []
     for r, s, t in triples(times):
         (a1, b1), (a2, b2), (a, b) = sde.transition(r, s), sde.transition(s, t), sde.transition(r, t)
-        early, late = sde.at(r), sde.at(t)
+        early, late = sde.marginal(r), sde.marginal(t)
         errors += [
             relative([a1 * a2, (a2 * b1) ** 2 + b2**2], [a, b**2]),
             relative([a * early.alpha, (a * early.sigma) ** 2 + b**2], [late.alpha, late.sigma**2]),
@@ -142,7 +142,7 @@ def bridges(sde: SDE, times: Tensor, setting: Setting) -> float:
     for _, s, t in triples(times):
         for eta in (0.0, 0.4, 1.0):
             of_x, of_x0, std = bridge(sde, t, s, eta, setting)
-            early, late = sde.at(s), sde.at(t)
+            early, late = sde.marginal(s), sde.marginal(t)
             errors += [
                 abs(of_x * late.alpha + of_x0 - early.alpha) / early.alpha,
                 abs((of_x * late.sigma) ** 2 + std**2 - early.sigma**2) / early.sigma**2,
@@ -155,7 +155,7 @@ def posterior(sde: SDE, times: Tensor, setting: Setting) -> float:
     """At eta = 1: N(alpha_s x0, sigma_s^2) times N(x_t; a x_s, b^2), precisions added."""
     errors = []
     for _, s, t in triples(times):
-        early, late = sde.at(s), sde.at(t)
+        early, late = sde.marginal(s), sde.marginal(t)
         a = late.alpha / early.alpha
         gain = a / (late.sigma**2 - (a * early.sigma) ** 2)
         variance = 1 / (early.sigma**-2 + a * gain)

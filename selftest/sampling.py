@@ -9,7 +9,7 @@ from torch import Tensor
 from score_sde.configs.default import get_config
 from score_sde.data import Pixels
 from score_sde.engine.build import Experiment
-from score_sde.engine.density import Measurement
+from score_sde.engine.density import DensityEstimator
 from score_sde.engine.drawing import draw, draw_scored
 from score_sde.engine.facts import DataFacts
 from score_sde.samplers import GRIDS, ODE, STEPS, Noise, PredictorCorrector, Step
@@ -98,7 +98,7 @@ def normal(setting: Setting, shape: tuple[int, ...]) -> GaussianMixture:
 
 def growth(sde: SDE) -> float:
     """The deviation of data N(0, 1/4) at t_max, over that at t_min: what the flow makes of a state."""
-    late, early = (0.25 * moment.alpha**2 + moment.sigma**2 for moment in map(sde.at, (sde.t_max, sde.t_min)))
+    late, early = (0.25 * marginal.alpha**2 + marginal.sigma**2 for marginal in map(sde.marginal, (sde.t_max, sde.t_min)))
     return math.sqrt(late / early)
 
 
@@ -120,7 +120,7 @@ def scored(setting: Setting) -> float:
     for make in list(SDES.values())[2::3]:
         sde, seeds = make(), torch.arange(3, 7)
         denoise = normal(single, (1, 2, 3)).denoiser(sde)
-        z, x, nats = draw_scored(Measurement.of(config, experiment(single, sde), denoise), seeds)
+        z, x, nats = draw_scored(DensityEstimator.of(config, experiment(single, sde), denoise), seeds)
         expected = sde.prior_log_prob(sde.prior_std * z).cpu() + 6 * math.log(growth(sde) * 2 / 17)
         errors += [distance(x, sde.prior_std / growth(sde) * z), distance(nats, expected) / 6]
     return worst(errors)

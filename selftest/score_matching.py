@@ -35,7 +35,7 @@ class Affine:
         self.tilt = setting.tensor([OFFSET, GAIN]).repeat(7 * 9, 1).requires_grad_()
 
     def __call__(self, x: Tensor, t: Time) -> Prediction:
-        alpha, sigma, _ = self.sde.at(t)
+        alpha, sigma, _ = self.sde.marginal(t)
         offset, gain = self.tilt.split(1, 1)
         change = offset + gain * x / (alpha**2 * VARIANCE + sigma**2) ** 0.5
         return Prediction(self.exact(x, t).x0 + sigma / alpha * change)

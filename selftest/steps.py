@@ -77,7 +77,7 @@ CASES: dict[str, Callable[[SDE, int], Step]] = {
     },
     "pc": shrinking,
     "ddim, eta 0.5": lambda sde, num_steps: DDIM(sde, eta=0.5),
-    "ancestral, variance 1": lambda sde, num_steps: Ancestral(sde, variance=1.0),
+    "ancestral, variance 1": lambda sde, num_steps: Ancestral(sde, v=1.0),
 }
 """Steps that are affine in the state where the denoiser is."""
 
@@ -177,7 +177,7 @@ def ending(
     *_, end, _ = trajectory(step, denoise or exact, x, times, Impulses())
     c, *responses = exactly(end).flatten().tolist()
     a, *b = (response - c for response in responses)
-    first, last = sde.at(times[0].item()), sde.at(times[-1].item())
+    first, last = sde.marginal(times[0].item()), sde.marginal(times[-1].item())
     found_mean = a * first.alpha * mean + c
     found_variance = a**2 * (first.alpha**2 * variance + first.sigma**2) + sum(response**2 for response in b)
     expected = last.alpha**2 * variance + last.sigma**2
@@ -212,7 +212,7 @@ def flow(sde: SDE, solver: str, setting: Setting) -> float:
     Relative, over the tolerance of the solver.
     """
     t, s = log_snr_grid(sde, 1).tolist()
-    late, early = sde.at(t), sde.at(s)
+    late, early = sde.marginal(t), sde.marginal(s)
     denoise = GaussianMixture(setting.tensor([1.0]), setting.tensor([[MEAN]]), VARIANCE).denoiser(sde)
     widths = [math.sqrt(m.alpha**2 * VARIANCE + m.sigma**2) for m in (late, early)]
     x = setting.tensor([[-1.5], [0.0], [2.0]]) * widths[0] + late.alpha * MEAN
@@ -240,7 +240,7 @@ def even_order(case: Callable[[SDE], Step], setting: Setting) -> float:
 def recursion(sde: SDE, num_steps: int, setting: Setting) -> float:
     """Error of the variance that Langevin steps of a tenth of sigma^2 leave of the level before, level by level."""
     times = log_snr_grid(sde, 8)
-    ratios = [math.exp(-0.5 * sde.at(t).log_snr) for t in times.tolist()]
+    ratios = [math.exp(-0.5 * sde.marginal(t).log_snr) for t in times.tolist()]
     step = AnnealedLangevin(sde, 0.1 * ratios[-1] ** 2, num_steps)
     variance = 1.0
     for late, early in pairwise(ratios):
@@ -266,7 +266,7 @@ def known_ends(step: Step, setting: Setting) -> float:
     """Error of the law where the denoiser tells where the flow ends: as many deviations from the mean as it began."""
 
     def end(x: Tensor, t: float) -> Prediction:
-        alpha, sigma, _ = step.sde.at(t)
+        alpha, sigma, _ = step.sde.marginal(t)
         return Prediction(MEAN + math.sqrt(VARIANCE / (alpha**2 * VARIANCE + sigma**2)) * (x - alpha * MEAN))
 
     return math.hypot(*ending(step, log_snr_grid(step.sde, 3), setting, denoise=end))
@@ -289,7 +289,7 @@ def end_at_a_point(case: Callable[[SDE], Step], sde: SDE, setting: Setting) -> f
 def unit_ending(setting: Setting) -> float:
     """The larger variance makes no error where alpha^2 + sigma^2 = 1 and the data are as wide as the noise."""
     sde = SDES["vpsde"]()
-    return abs(ending(Ancestral(sde, variance=1.0), GRIDS["log_snr"](sde, 3), setting, 0.0, 1.0)[1])
+    return abs(ending(Ancestral(sde, v=1.0), GRIDS["log_snr"](sde, 3), setting, 0.0, 1.0)[1])
 
 
 def x0_of(x: Tensor, p: Process) -> Tensor:

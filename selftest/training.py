@@ -21,8 +21,8 @@ from score_sde.engine.randomness import dither as dither_of
 from score_sde.engine.randomness import draw_times
 from score_sde.engine.training.ema import EMA
 from score_sde.engine.training.trainer import Trainer, learning_rate
-from score_sde.engine.training.validation import HeldOut
-from score_sde.sde_lib import SDES, TIME_LAWS
+from score_sde.engine.training.validation import Validation
+from score_sde.sde_lib import SDES, TIMESTEP_SAMPLERS
 from score_sde.selftest.rows import Row, Setting, distance, exactly, relative, worst
 from score_sde.storage.reading import half_of_memory, read_bytes
 from score_sde.storage.writing import confined, write_bytes
@@ -84,7 +84,7 @@ def shares(setting: Setting) -> int:
     missed, like = 0, torch.empty(32, 1, 2, device=setting.device)
     sde = SDES["edm"]()
     for step in range(20):
-        t, _ = draw_times(step, like, sde, TIME_LAWS["uniform"])
+        t, _ = draw_times(step, like, sde, TIMESTEP_SAMPLERS["uniform"])
         share = (exactly(t).flatten() - sde.t_min) / (sde.t_max - sde.t_min)
         # float32 rounds a time at the border of two shares to either side.
         gaps = share.sort().values.diff()
@@ -147,16 +147,16 @@ def runs(folder: Path, setting: Setting) -> Iterator[Row]:
     path = checkpoint.find(folder / "pieces" / "checkpoints")
     yield Row("a damaged checkpoint is taken", damaged(path, second), 0)
 
-    held_out = HeldOut(config, whole.experiment, read_dataset(config, "test"))
-    before = held_out.losses(whole.ema.networks[0])
+    validation = Validation(config, whole.experiment, read_dataset(config, "test"))
+    before = validation.losses(whole.ema.networks[0])
     yield Row(
         "held-out loss of a network of zeros, against its first",
-        relative(before["held_out_loss_of_zero"], losses[0]),
+        relative(before["validation_loss_of_zero"], losses[0]),
         0.1,
     )
     list(whole.steps(200))
-    after = held_out.losses(whole.ema.networks[0])
-    found = after["held_out_loss"] / after["held_out_loss_of_zero"]
+    after = validation.losses(whole.ema.networks[0])
+    found = after["validation_loss"] / after["validation_loss_of_zero"]
     yield Row("held-out loss after 200 steps, over that of zeros", found, 0.94)
 
 

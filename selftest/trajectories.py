@@ -40,7 +40,7 @@ def draw_from(step: Step, mixture: GaussianMixture, seeds: Tensor, num_steps: in
     """One sample of the mixture for each seed (B,), from the prior over the whole interval; like (B, *)."""
     noise, times = Noise(seeds), GRIDS["log_snr"](step.sde, 1 if step.num_steps == 1 else num_steps)
     x = step.sde.prior_std * noise(like)
-    return sample(step, mixture.denoiser(step.sde, variance=0.5), x, times, noise)
+    return sample(step, mixture.denoiser(step.sde, v=0.5), x, times, noise)
 
 
 def kolmogorov_smirnov(step: Step, setting: Setting) -> float:

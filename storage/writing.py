@@ -102,7 +102,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder for a moment, in which others who ask for it wait; without effect where none are."""
+    """Hold the lock of a folder for a marginal, in which others who ask for it wait; without effect where none are."""
     descriptor = os.open(make_folder(folder), os.O_RDONLY) if fcntl else None
     try:
         if descriptor is not None:

@@ -106,9 +106,9 @@ def shaped_mixture(request):
 @pytest.fixture
 def quantiles(sde, mixture):
     """States at the latest time, where the flow takes them at log-SNR 6, and that time."""
-    first, end = sde.at(sde.t_max), sde.time(torch.tensor(6.0, dtype=torch.float64)).item()
+    first, end = sde.marginal(sde.t_max), sde.time(torch.tensor(6.0, dtype=torch.float64)).item()
     x = first.alpha * mixture.mean + first.sigma * torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
-    return x, transported(mixture, x, first, sde.at(end)), end
+    return x, transported(mixture, x, first, sde.marginal(end)), end
 
 
 @pytest.fixture(scope="session")

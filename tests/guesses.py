@@ -7,7 +7,7 @@ from score_sde.sde_lib import Gaussian
 GUESSES = ("standard", "isotropic", "leading", "full")
 
 
-def first_guess(name, mixture):
+def moment_matched(name, mixture):
     """N(0, I); another mean and variance; the mixture's moments, in a third of the directions or in all."""
     shape = mixture.shape
     if name == "standard":

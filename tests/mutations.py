@@ -93,9 +93,9 @@ def noticed(mutation: Mutation) -> tuple[str, Row] | None:
 
 PROCESS, LEAVES, CHAIN = "sde_lib.process:SDE", "sde_lib.processes", "sde_lib.process"
 SCHEDULES = "sde_lib.schedules"
-DENOISER, LOSSES, LAWS = "sde_lib.denoiser", "sde_lib.losses", "sde_lib.laws"
+DENOISER, LOSSES, LAWS = "sde_lib.denoiser", "sde_lib.losses", "sde_lib.timestep_samplers"
 FLOW, LIKELIHOOD, TRACE = "sde_lib.flow:Flow", "sde_lib.likelihood", "sde_lib.trace"
-ADAMS, DORMAND, DEQUANTIZE = "sde_lib.adams", "sde_lib.runge_kutta:DormandPrince", "sde_lib.dequantization"
+ADAMS, DORMAND, DEQUANTIZE = "sde_lib.adams_pece", "sde_lib.runge_kutta:DormandPrince", "sde_lib.dequantization"
 MATCHING = "sde_lib.score_matching"
 BOUND = "sde_lib.bound"
 GAUSSIAN, NODES = "sde_lib.gaussian:Gaussian", "sde_lib.nodes"
@@ -186,7 +186,7 @@ MUTATIONS = [
     Mutation(
         "log-SNR of amplitudes, not of powers",
         "processes",
-        f"{PROCESS}.at",
+        f"{PROCESS}.marginal",
         "sigma, 2 * (log_alpha",
         "sigma, (log_alpha",
     ),
@@ -272,8 +272,8 @@ MUTATIONS = [
         "network told alpha, not log-SNR",
         "denoisers",
         f"{DENOISER}:Denoiser._ask",
-        "conditioning(self.c_noise(self.sde, t, moment), x)",
-        "conditioning(moment.alpha, x)",
+        "conditioning(self.c_noise(self.sde, t, marginal), x)",
+        "conditioning(marginal.alpha, x)",
     ),
     Mutation(
         "log-SNR through bfloat16",
@@ -304,31 +304,32 @@ MUTATIONS = [
         "self.log_weights + log_density",
         "log_density",
     ),
-    # --- first guess --------------------------------------------------------------------------------------------------
+    # --- moment-matched Gaussian
+    # --------------------------------------------------------------------------------------------------
     Mutation(
-        "first guess: covariance around 0",
+        "moment-matched Gaussian: covariance around 0",
         "gaussian",
         f"{GAUSSIAN}.of",
         "part.to(dtype) - mean.to(dtype)",
         "part.to(dtype)",
     ),
-    Mutation("first guess: noise within bins left out", "gaussian", f"{GAUSSIAN}.of", "(least) + extra", "(least)"),
+    Mutation("moment-matched Gaussian: noise within bins left out", "gaussian", f"{GAUSSIAN}.of", "(least) + extra", "(least)"),
     Mutation(
-        "first guess: all variance for the directions left out",
+        "moment-matched Gaussian: all variance for the directions left out",
         "gaussian",
         f"{GAUSSIAN}.of",
         "total - values.sum().item()",
         "total",
     ),
     Mutation(
-        "first guess: the width of a bin for its square",
+        "moment-matched Gaussian: the width of a bin for its square",
         "gaussian",
-        "engine.codecs:first_guess",
+        "engine.codecs:moment_matched",
         "bin_width(codec) ** 2",
         "bin_width(codec)",
     ),
     Mutation(
-        "first guess: directions count twice",
+        "moment-matched Gaussian: directions count twice",
         "gaussian",
         f"{GAUSSIAN}.spectrum",
         "function(self.variances) - rest",
@@ -344,11 +345,11 @@ MUTATIONS = [
         "square / (v + square)",
     ),
     Mutation("volume: the determinant for its root", "gaussian", f"{GAUSSIAN}.log_volume", "0.5 * ", ""),
-    Mutation("ratios: density for the slope", "gaussian", f"{NODES}:mixture", "1 / law(found)[1]", "law(found)[1]"),
+    Mutation("ratios: density for the slope", "gaussian", f"{NODES}:logistic_uniform", "1 / law(found)[1]", "law(found)[1]"),
     Mutation(
         "ratios: the uniform part in r, not in log r",
         "gaussian",
-        f"{NODES}:mixture",
+        f"{NODES}:logistic_uniform",
         "(log_ratio - ends[0]) * uniform",
         "(np.exp(log_ratio) - low) / (high - low)",
     ),
@@ -384,8 +385,8 @@ MUTATIONS = [
         "learned variance: the variance mixed, not its logarithm",
         "bound",
         "sde_lib.process:reverse_std",
-        "posterior ** (1 - variance) * forward**variance",
-        "posterior * (1 - variance) + forward * variance",
+        "posterior ** (1 - v) * forward**v",
+        "posterior * (1 - v) + forward * v",
     ),
     Mutation(
         "divergence: the laws exchanged", "bound", f"{BOUND}:kl", "as_tensor(std1 / std2", "as_tensor(std2 / std1"
@@ -548,7 +549,7 @@ MUTATIONS = [
         "ancestral: the two variances exchanged",
         "steps",
         "sde_lib.process:reverse_std",
-        "posterior ** (1 - variance) * forward**variance",
+        "posterior ** (1 - v) * forward**v",
         "posterior**variance * forward ** (1 - variance)",
     ),
     Mutation(
@@ -577,7 +578,7 @@ MUTATIONS = [
         "steps",
         f"{CORRECTOR}:Corrector.__call__",
         "self.sde.transition(s, t)[0]",
-        "self.sde.at(t).alpha",
+        "self.sde.marginal(t).alpha",
     ),
     Mutation("Langevin: noise lacks a 2", "steps", f"{LANGEVIN}:langevin", "(2 * h) ** 0.5", "h**0.5"),
     Mutation(
@@ -591,8 +592,8 @@ MUTATIONS = [
         "corrector: noise of the wrong time",
         "steps",
         f"{CORRECTOR}:Corrector.__call__",
-        "self.sde.at(t).sigma",
-        "self.sde.at(s).sigma",
+        "self.sde.marginal(t).sigma",
+        "self.sde.marginal(s).sigma",
     ),
     Mutation(
         "annealed Langevin: x stays, not x / alpha",
@@ -605,8 +606,8 @@ MUTATIONS = [
         "annealed Langevin: one step size for all levels",
         "steps",
         f"{LANGEVIN}:AnnealedLangevin._at",
-        "self.sde.at(t).sigma ** 2",
-        "self.sde.at(self.sde.t_min).sigma ** 2",
+        "self.sde.marginal(t).sigma ** 2",
+        "self.sde.marginal(self.sde.t_min).sigma ** 2",
     ),
     Mutation(
         "annealed Langevin: the variance of half the steps is held",
@@ -668,37 +669,37 @@ MUTATIONS = [
     Mutation(
         "multistep: noise of the forward move",
         "steps",
-        "samplers.forms:Coordinates.noise",
+        "samplers.integrands:Coordinates.noise",
         "self.scale(end)[:, None] / self.scale(places)",
         "self.scale(places) / self.scale(end)[:, None]",
     ),
-    Mutation("multistep: noise lacks a 2", "steps", "samplers.forms:Coordinates.noise", "-2 * (widths", "-1 * (widths"),
+    Mutation("multistep: noise lacks a 2", "steps", "samplers.integrands:Coordinates.noise", "-2 * (widths", "-1 * (widths"),
     Mutation(
         "multistep: the scale of the flow for the reverse SDE",
         "steps",
-        "samplers.forms:Coordinates.scale",
+        "samplers.integrands:Coordinates.scale",
         "** self.power",
         "",
     ),
     Mutation(
         "multistep: the pace of the flow for the reverse SDE",
         "steps",
-        "samplers.forms:Coordinates.pace",
+        "samplers.integrands:Coordinates.pace",
         "-self.power /",
         "-1 /",
     ),
     Mutation(
         "multistep: a value that lacks the growth of its scale",
         "steps",
-        "samplers.forms:Coordinates.weights",
-        "self.form.growth(ratio, self.std) - 1",
+        "samplers.integrands:Coordinates.weights",
+        "self.integrand.growth(ratio, self.std) - 1",
         "-1",
     ),
     Mutation(
-        "multistep: polynomials in log r whatever the clock",
+        "multistep: polynomials in log r whatever the integration variable",
         "steps",
-        "samplers.forms:Coordinates.clock",
-        "self._clock(ratio, self.std, self.sde)",
+        "samplers.integrands:Coordinates.integration_variable",
+        "self._variable(ratio, self.std, self.sde)",
         "np.log(ratio)",
     ),
     Mutation(
@@ -810,9 +811,9 @@ MUTATIONS = [
         "1",
     ),
     Mutation(
-        "the mixture grid without its uniform part",
+        "the logistic grid without its uniform part",
         "grids",
-        "sde_lib.nodes:mixture",
+        "sde_lib.nodes:logistic_uniform",
         "share * bump + (1 - share) * (log_ratio - ends[0]) * uniform",
         "bump",
     ),
@@ -826,7 +827,7 @@ MUTATIONS = [
         "sampling",
         "samplers.loop:Step.finish",
         "denoise(x, t).x0",
-        "denoise(x, t).x0 + self.sde.at(t).sigma * draw(x)",
+        "denoise(x, t).x0 + self.sde.marginal(t).sigma * draw(x)",
     ),
     Mutation(
         "start not scaled to the prior",
@@ -864,7 +865,7 @@ MUTATIONS = [
         "consistency: boundary at noise 0",
         "consistency",
         "sde_lib.consistency:_bounded",
-        " - _ratio(sde.at(sde.t_min))",
+        " - _ratio(sde.marginal(sde.t_min))",
         "",
     ),
     Mutation(
@@ -892,7 +893,7 @@ MUTATIONS = [
         "consistency: a teacher told another state",
         "consistency",
         "sde_lib.consistency:transport",
-        "source.at(there).alpha / alpha * x",
+        "source.marginal(there).alpha / alpha * x",
         "x",
     ),
     # --- classifier ---------------------------------------------------------------------------------------------------
@@ -907,8 +908,8 @@ MUTATIONS = [
         "classifier told another time",
         "classifier",
         "sde_lib.classifier:Classifier.told",
-        "moment = self.sde.at(t)",
-        "moment = self.sde.at(0.9 * t + 0.1 * self.sde.t_max)",
+        "marginal = self.sde.marginal(t)",
+        "marginal = self.sde.marginal(0.9 * t + 0.1 * self.sde.t_max)",
     ),
     # --- guidance -----------------------------------------------------------------------------------------------------
     Mutation(
@@ -1038,7 +1039,7 @@ MUTATIONS = [
         "PiGDM: noise of the measurement not squared", "control", "samplers.posterior:_guided", "std**2 * v", "std * v"
     ),
     Mutation(
-        "PiGDM: the first guess's covariance for what is left of it",
+        "PiGDM: the moment-matched Gaussian's covariance for what is left of it",
         "control",
         "samplers.posterior:pigdm",
         "v * flat**2 / (v + flat**2)",
@@ -1095,25 +1096,25 @@ MUTATIONS = [
     ),
     # --- likelihood ---------------------------------------------------------------------------------------------------
     Mutation("flow: full score instead of half", "likelihood", "sde_lib.flow:_sin_cos", "0.5 * (", "0.25 * ("),
-    Mutation("flow: the sign of the motion", "likelihood", f"{FLOW}.residual", "place.slowness", "-place.slowness"),
+    Mutation("flow: the sign of the velocity", "likelihood", f"{FLOW}.residual", "place.slowness", "-place.slowness"),
     Mutation(
-        "flow: motion over the variance, not its root",
+        "flow: velocity over the variance, not its root",
         "likelihood",
-        f"{FLOW}.motion",
+        f"{FLOW}.velocity",
         "narrow, residual",
         "narrow, self.gaussian.scale(place.guess.narrow, residual)",
     ),
     Mutation(
-        "flow: the mean of the first guess for its denoiser",
+        "flow: the mean of the moment-matched Gaussian for its denoiser",
         "likelihood",
         f"{FLOW}.residual",
         "self.gaussian.scale(place.guess.kept, y - mean)",
         "torch.zeros_like(y)",
     ),
     Mutation(
-        "flow: first guess at another noise",
+        "flow: moment-matched Gaussian at another noise",
         "likelihood",
-        f"{FLOW}.at",
+        f"{FLOW}.coefficients",
         "noised(ratio)",
         "noised(1.1 * ratio)",
     ),
@@ -1354,41 +1355,41 @@ MUTATIONS = [
         "prior mismatch: at the wrong end of time",
         "likelihood",
         f"{BOUND}:prior_term",
-        "sde.at(sde.t_max)",
-        "sde.at(sde.t_min)",
+        "sde.marginal(sde.t_max)",
+        "sde.marginal(sde.t_min)",
     ),
     Mutation(
         "likelihood: density of the noise added, not subtracted",
         "likelihood",
-        "engine.density:Measurement._once",
+        "engine.density:DensityEstimator._once",
         "found.nats.double() - log_q",
         "found.nats.double() + log_q",
     ),
     Mutation(
         "likelihood: copies summed, not averaged",
         "likelihood",
-        "engine.density:Measurement._once",
+        "engine.density:DensityEstimator._once",
         "torch.logsumexp(nats, 1) - math.log(samples)",
         "torch.logsumexp(nats, 1)",
     ),
     Mutation(
         "likelihood: the mean of logarithms for that of densities",
         "likelihood",
-        "engine.density:Measurement._once",
+        "engine.density:DensityEstimator._once",
         "total = torch.logsumexp(nats, 1) - math.log(samples)",
         "total = nats.mean(1)",
     ),
     Mutation(
         "likelihood: copies all alike",
         "likelihood",
-        "engine.density:Measurement._once",
+        "engine.density:DensityEstimator._once",
         "COPY * copies",
         "0 * copies",
     ),
     Mutation(
         "terms without the codec's scaling",
         "likelihood",
-        "engine.density:Measurement._once",
+        "engine.density:DensityEstimator._once",
         "-log_q.double() - scaling",
         "-log_q.double()",
     ),

@@ -60,7 +60,8 @@ def steps(workdir):
 
 
 def digests(workdir, step):
-    """The hashes of all weights of a checkpoint, raw ones and averages, and of the first guess of the data."""
+    """The hashes of all weights of a checkpoint, raw ones and averages, and of the moment-matched Gaussian of the
+    data."""
     found = checkpoint.read_meta(workdir / "checkpoints" / f"step_{step:08d}")["sha256"]
     return {name: digest for name, digest in found.items() if name.endswith(".safetensors")}
 

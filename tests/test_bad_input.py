@@ -83,7 +83,7 @@ TRAINING = {
     "--config.denoiser.parameterization=epsilon": "unknown parameterization 'epsilon'; known: edm, eps, flow, mean",
     "--config.denoiser.sigma_data=-1": "sigma_data -1.0: need at least 0, the standard deviation of the encoded data",
     "--config.loss.weight=simpel": "unknown weight 'simpel'; did you mean 'simple'?",
-    "--config.loss.time_law=lognorml": "unknown time law 'lognorml'; did you mean 'lognormal'",
+    "--config.loss.timestep_sampler=lognorml": "unknown timestep sampler 'lognorml'; did you mean 'lognormal'",
     "--config.loss.time_tail=1": "loss.time_tail 1.0: need 0 to below 1",
     "--config.loss.time_std=0": "loss.time_std 0.0: need above 0 to 100, of a logarithm",
     "--config.loss.time_std=1e999": "loss.time_std inf: need above 0 to 100, of a logarithm",
@@ -127,7 +127,7 @@ CHAINS = {
 @pytest.mark.parametrize("word", CHAINS)
 def test_training_a_chain_with_what_makes_no_sense(refused, word):
     line = refused(
-        2, "--mode=train", "--config=ddpm", "--workdir=new", *TINY, "--config.loss.time_law=loss_aware", word
+        2, "--mode=train", "--config=ddpm", "--workdir=new", *TINY, "--config.loss.timestep_sampler=loss_aware", word
     )
     assert CHAINS[word] in line
 
@@ -156,7 +156,7 @@ SAMPLING = {
 }
 WITH = {
     "--config.sample.eta=2": ("ddim", "sample.eta 2.0: need 0 to 1, of the ancestral noise"),
-    "--config.sample.variance=-1": ("ancestral", "sample.variance -1.0: need 0 to 1, from posterior to forward"),
+    "--config.sample.v=-1": ("ancestral", "sample.v -1.0: need 0 to 1, from posterior to forward"),
     "--config.sample.rtol=0": ("ode", "sample.rtol 0.0: need above 0 to 1, usually 1e-4"),
     "--config.sample.solver=rk4": ("ode", "unknown solver 'rk4'; known: dopri5, torchdiffeq_dopri5, torchdiffeq_"),
 }
@@ -183,7 +183,7 @@ LIKELIHOOD = {
     "--config.likelihood.samples=8": "likelihood.samples 8 weighs by densities, which probes make noisy",
     "--config.likelihood.evaluations=1": "evaluations 1: need at least 2",
     "--config.likelihood.traces=1": "traces 1: need 0 (all), or 2 to 32",
-    "--config.likelihood.solver=rk45": "unknown solver 'rk45'; known: adams, dopri5, torchdiffeq_dopri5, torchdiffeq_",
+    "--config.likelihood.solver=rk45": "unknown solver 'rk45'; known: adams_pece, dopri5, torchdiffeq_dopri5, ",
     "--config.likelihood.prior=normal": "unknown prior 'normal'; known: matched, standard",
     "--config.likelihood.dequantization=none": "the data are whole numbers: use 'uniform'",
     "--config.likelihood.t_min=1e-9": "likelihood at t = 1e-09: the network was trained on [1e-05, 1.0]",
@@ -214,7 +214,7 @@ EDITING = {
     "--config.edit.frames=1": "edit.frames 1: need 2 to 1e6",
     "--config.edit.depths=(0.5,1.5)": "edit.depths (0.5, 1.5): need one or more numbers, each above 0 to below 1",
     "--config.edit.depths=(0.0,)": "edit.depths (0.0,): need one or more numbers, each above 0 to below 1",
-    "--config.sample.variance=2": "sample.variance 2.0: need 0 to 1, from posterior to forward",
+    "--config.sample.v=2": "sample.v 2.0: need 0 to 1, from posterior to forward",
     "--config.sample.solver=rk4": "unknown solver 'rk4'; known: dopri5, torchdiffeq_dopri5, torchdiffeq_",
     "--split=dev": "<train|test>",
 }

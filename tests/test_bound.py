@@ -36,7 +36,7 @@ from score_sde.sde_lib.bound import (
     step_bound,
 )
 from score_sde.sde_lib.losses import WEIGHTS
-from score_sde.sde_lib.nodes import mixture as mixture_law
+from score_sde.sde_lib.nodes import logistic_uniform as mixture_law
 
 MEAN, STD = 0.3, 0.5
 GAUSSIAN = GaussianMixture(torch.ones(1).double(), torch.tensor([[MEAN]], dtype=torch.float64), STD**2)
@@ -51,7 +51,7 @@ def chain(request):
 def exact(sde, t, s, least=0.0):
     """Denoiser of N(MEAN, STD^2), with the share that makes the move from t to s its true one."""
     gaussian = GAUSSIAN.denoiser(sde)
-    alpha, sigma, _ = sde.at(t)
+    alpha, sigma, _ = sde.marginal(t)
     uncertainty = (STD * sigma) ** 2 / ((alpha * STD) ** 2 + sigma**2)
     of_x0, posterior = sde.bridge(0.0, 1.0, t, s, eta=1.0)
     forward, true = sde.transition(s, t)[1], math.sqrt(posterior**2 + of_x0**2 * uncertainty)
@@ -105,7 +105,7 @@ def test_the_learned_variance_is_exact_for_gaussian_data_at_any_stride(sde):
         move = STEPS["ancestral_learned"](sde)(exact(sde, late, early), x, late, early, lambda like, z=z: z)
         offset, at_one, noisy = move.flatten().tolist()
         slope, std = at_one - offset, noisy - offset
-        (a, b, _), (c, d, _) = sde.at(late), sde.at(early)
+        (a, b, _), (c, d, _) = sde.marginal(late), sde.marginal(early)
         assert slope * a * MEAN + offset == pytest.approx(c * MEAN, rel=1e-9)
         assert slope**2 * ((a * STD) ** 2 + b**2) + std**2 == pytest.approx((c * STD) ** 2 + d**2, rel=1e-9)
 
@@ -185,7 +185,7 @@ def test_gradients_at_the_ends_are_finite():
 def test_the_bound_of_gaussian_data_is_their_density(chain):
     """Exact kernels: what is left is KL(q(x_N | x_0) || prior) - KL(q(x_N | x_0) || q(x_N)), however few levels."""
     x0 = torch.tensor([[-1.0], [0.0], [0.3], [1.2]], dtype=torch.float64)
-    alpha, sigma, _ = chain.at(chain.t_max)
+    alpha, sigma, _ = chain.marginal(chain.t_max)
     last = kl(alpha * x0, sigma, alpha * MEAN, math.hypot(alpha * STD, sigma)).flatten()
     expected = prior_term(chain, x0) - last - log_density(x0).flatten()
     torch.testing.assert_close(over_noise(chain, exact_of_levels(chain), x0), expected, rtol=1e-10, atol=1e-10)
@@ -289,7 +289,7 @@ def test_the_continuous_bound_of_gaussian_data_is_their_density(sde, num):
     takes N(x_0; y, r^2) for the law of x_0 given y, whose variances are v r^2 / (v + r^2)."""
     data, x0 = law(6, (2, 3)), torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(1)).double()
     found = diffusion_bound(sde, data.denoiser(sde), x0, guess_of(data), strata(4, num), keyed(), 0.0)
-    (alpha, sigma, _), first = sde.at(sde.t_max), sde.at(sde.t_min)
+    (alpha, sigma, _), first = sde.marginal(sde.t_max), sde.marginal(sde.t_min)
     eye, normal, flat = torch.eye(6).double(), torch.distributions.MultivariateNormal, x0.flatten(1)
     end = normal(alpha * flat, sigma**2 * eye)
     prior = normal(torch.zeros(6).double(), sde.prior_std**2 * eye)
@@ -320,7 +320,7 @@ def test_no_guess_changes_the_continuous_bound(mixture, name):
     denoise, eps = mixture.denoiser(sde), nodes.repeat(2)[:, None]
     rows, u = x0.repeat_interleave(20, 0), ((torch.arange(num) + 0.5) / num).double().expand(40, -1)
     found = diffusion_bound(sde, denoise, rows, GUESSES[name](mixture), u, lambda like: eps, 0.0).diffusion.sum(1)
-    log_ratio, errors = np.linspace(*(-0.5 * sde.at(t).log_snr for t in (sde.t_min, sde.t_max)), 301), []
+    log_ratio, errors = np.linspace(*(-0.5 * sde.marginal(t).log_snr for t in (sde.t_min, sde.t_max)), 301), []
     for log_r in log_ratio:
         t = sde.time(torch.tensor(-2 * log_r)).item()
         error = (denoise(sde.perturb(rows, eps, t), t).x0 - rows).square() * math.exp(-2 * log_r)
@@ -361,7 +361,7 @@ def test_the_guess_takes_most_of_the_variance_away():
     """Of the errors of the denoiser, told as distortion, in their weighted sum: the bound without a guess."""
     data, sde, num = clusters((64,)), VPSDE(), 8
     x0, guess = data.sample(64, torch.Generator().manual_seed(0)), guess_of(data)
-    ends = [math.exp(-0.5 * sde.at(t).log_snr) for t in (sde.t_min, sde.t_max)]
+    ends = [math.exp(-0.5 * sde.marginal(t).log_snr) for t in (sde.t_min, sde.t_max)]
     nats, plain = [], []
     for seed in (0, 1):
         u = strata(64, num, seed)
@@ -404,7 +404,7 @@ def test_terms_of_the_continuous_bound_lie_where_they_say(sde, shaped_mixture):
     )
     assert found.diffusion.shape == found.distortion.shape == (3, 6)
     assert found.log_snr[0].item() == pytest.approx(5.0)
-    assert found.log_snr[-1].item() == pytest.approx(sde.at(sde.t_max).log_snr)
+    assert found.log_snr[-1].item() == pytest.approx(sde.marginal(sde.t_max).log_snr)
     where = torch.stack(seen, 1)
     assert (where <= found.log_snr[:-1] + 1e-9).all()
     assert (where >= found.log_snr[1:] - 1e-9).all()
@@ -470,7 +470,7 @@ def test_the_decoder_adds_up_over_entries_and_knows_nothing_in_much_noise():
 
 def test_levels_are_decoded_where_they_can_be_told_apart(sde):
     t = decoder_time(sde, 2 / 17)
-    assert sde.at(t).sigma / sde.at(t).alpha == pytest.approx(DECODER_NOISE * 2 / 17, rel=1e-9)
+    assert sde.marginal(t).sigma / sde.marginal(t).alpha == pytest.approx(DECODER_NOISE * 2 / 17, rel=1e-9)
     assert decoder_time(sde, 0.0) == sde.t_min
     assert sde.t_min <= decoder_time(sde, 1e-9) <= (1 + 1e-9) * sde.t_min
 
@@ -626,8 +626,8 @@ def test_the_mean_of_the_posterior_needs_a_chain():
 def test_a_network_that_learns_a_variance_starts_between_the_two(name, shape, chain):
     network = NETWORKS[name](shape, learned_variance=True)
     found = Denoiser(network, chain, "v", 0.5)(torch.ones(2, *shape), 3.0)
-    assert found.x0.shape == found.variance.shape == (2, *shape)
-    assert torch.equal(found.variance, torch.full((2, *shape), 0.5))
+    assert found.x0.shape == found.v.shape == (2, *shape)
+    assert torch.equal(found.v, torch.full((2, *shape), 0.5))
 
 
 def test_levels_from_zero_are_those_of_half_the_scale():

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import kstest
 
 from score_sde.samplers import GRIDS, STEPS, EulerMaruyama, Noise, sample
-from score_sde.samplers.brownian import PLACES, Brownian, motion
+from score_sde.samplers.brownian import PLACES, Brownian, brownian_path
 from score_sde.sde_lib import SDES, VPSDE
 from tests.trajectories import noises, terminal
 
@@ -100,14 +100,14 @@ def test_a_step_without_noise_does_not_care(sde, mixture):
     assert torch.equal(sample(STEPS["heun"](sde), mixture.denoiser(sde), x, times, Brownian(torch.arange(3))), expected)
 
 
-# --- a motion at any place --------------------------------------------------------------------------------------------
+# --- a Brownian path at any place -------------------------------------------------------------------------------------
 
 
 def test_motion_has_the_covariance_of_brownian_motion():
     keys, like = torch.arange(20_000), torch.zeros(20_000, 1, dtype=torch.float64)
     shares = [0.0, 1 / PLACES, 0.1, 0.5, 0.73, 1.0]
     places = [torch.full((20_000,), round(share * PLACES)) for share in shares]
-    w = torch.cat([motion(keys, place, like) for place in places], 1)
+    w = torch.cat([brownian_path(keys, place, like) for place in places], 1)
     exact = torch.tensor([place[0] / PLACES for place in places], dtype=torch.float64)
     expected = torch.minimum(exact[:, None], exact)
     spread = torch.sqrt((torch.outer(exact, exact) + expected**2) / 20_000)
@@ -118,11 +118,11 @@ def test_motion_has_the_covariance_of_brownian_motion():
 def test_motion_of_each_key_is_its_own():
     keys, places = torch.tensor([5, -9, 5]), torch.tensor([100, 40_000, 777])
     like = torch.zeros(3, 2, 3)
-    together = motion(keys, places, like)
+    together = brownian_path(keys, places, like)
     for i in range(3):
-        assert torch.equal(motion(keys[i : i + 1], places[i : i + 1], like[:1])[0], together[i])
+        assert torch.equal(brownian_path(keys[i : i + 1], places[i : i + 1], like[:1])[0], together[i])
     torch.testing.assert_close(
-        motion(keys, places + 1, like), together, rtol=0, atol=6 * PLACES**-0.5
+        brownian_path(keys, places + 1, like), together, rtol=0, atol=6 * PLACES**-0.5
     )  # paths are continuous
 
 

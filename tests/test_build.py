@@ -15,15 +15,15 @@ from score_sde.configs import default
 from score_sde.data import DATASETS, DataError, examples, order, statistics
 from score_sde.engine import checkpoint
 from score_sde.engine.build import build, make
-from score_sde.engine.codecs import first_guess, fit_codec
+from score_sde.engine.codecs import moment_matched, fit_codec
 from score_sde.engine.config import Options, load, names, override, stored
 from score_sde.engine.datasets import read_dataset
 from score_sde.engine.devices import make_device
 from score_sde.engine.facts import DataFacts
 from score_sde.engine.load import load as load_run
-from score_sde.engine.objective import make_time_law, make_weight
+from score_sde.engine.objective import make_timestep_sampler, make_weight
 from score_sde.models import CLASSIFIERS, NETWORKS
-from score_sde.sde_lib import OBJECTIVES, PARAMETERIZATIONS, SDES, TIME_LAWS, WEIGHTS, Gaussian
+from score_sde.sde_lib import OBJECTIVES, PARAMETERIZATIONS, SDES, TIMESTEP_SAMPLERS, WEIGHTS, Gaussian
 from score_sde.storage.naming import pick
 
 IMAGES = DataFacts(shape=(1, 8, 8), levels=17, std=0.7, diameter=9.0)
@@ -94,16 +94,16 @@ def test_each_weight_is_positive(name):
 
 def test_the_edm_weight_takes_the_deviation_of_the_data():
     sde, t = SDES["vpsde"](), torch.tensor([[0.3]])
-    alpha, sigma, _ = sde.at(0.3)
+    alpha, sigma, _ = sde.marginal(0.3)
     weight = make_weight(config_with(loss__weight="edm"), sigma_data=0.5)(sde, t)
     assert weight.item() == pytest.approx((alpha**2 * 0.5**2 + sigma**2) / (0.5 * sigma) ** 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", TIME_LAWS)
+@pytest.mark.parametrize("name", TIMESTEP_SAMPLERS)
 @pytest.mark.parametrize("sde", SDES)
 def test_each_time_law_stays_in_the_interval(name, sde):
     sde = SDES[sde]()
-    t, correction = make_time_law(config_with(loss__time_law=name))(sde, torch.linspace(0, 0.999, 50).reshape(-1, 1))
+    t, correction = make_timestep_sampler(config_with(loss__timestep_sampler=name))(sde, torch.linspace(0, 0.999, 50).reshape(-1, 1))
     assert t.min() >= sde.t_min
     assert t.max() <= sde.t_max
     assert (correction > 0).all()
@@ -112,7 +112,7 @@ def test_each_time_law_stays_in_the_interval(name, sde):
 def test_the_lognormal_law_takes_mean_and_deviation():
     """The quantile of one standard deviation above the mean, where the ends of the interval cut off almost nothing."""
     sde, above = SDES["edm"](), 0.5 * math.erfc(-1 / math.sqrt(2))
-    law = make_time_law(config_with(loss__time_mean=-0.7, loss__time_std=0.4, loss__time_tail=0.0))
+    law = make_timestep_sampler(config_with(loss__time_mean=-0.7, loss__time_std=0.4, loss__time_tail=0.0))
     t, _ = law(sde, torch.tensor([[0.5], [above]]))
     torch.testing.assert_close(
         -0.5 * sde.log_snr(t.double()).flatten(), torch.tensor([-0.7, -0.3]).double(), atol=1e-4, rtol=0
@@ -135,7 +135,7 @@ def test_facts_of_the_digits():
 def test_the_first_guess_of_the_digits_is_their_covariance_with_the_noise_within_a_level():
     config = config_with()
     dataset = read_dataset(config, "train")
-    found = first_guess(dataset, fit_codec(config, "train", dataset))
+    found = moment_matched(dataset, fit_codec(config, "train", dataset))
     x = (dataset.batch(np.arange(len(dataset)))["x"].double().numpy().reshape(-1, 64) + 0.5) * 2 / 17 - 1
     covariance = (found.directions * found.variances) @ found.directions.mT
     np.testing.assert_allclose(covariance, np.cov(x.T, bias=True) + (2 / 17) ** 2 / 12 * np.eye(64), rtol=0, atol=1e-6)
@@ -146,7 +146,7 @@ def test_the_first_guess_of_the_digits_is_their_covariance_with_the_noise_within
 def test_real_valued_data_have_no_noise_within_a_level():
     config = config_with("points")
     dataset = read_dataset(config, "train")
-    found = first_guess(dataset, fit_codec(config, "train", dataset))
+    found = moment_matched(dataset, fit_codec(config, "train", dataset))
     x = dataset.batch(order(0, 0, len(dataset))[:10_000])["x"].double().numpy()
     covariance = (found.directions * found.variances) @ found.directions.mT
     np.testing.assert_allclose(covariance, np.cov(x.T, bias=True), rtol=0, atol=1e-12)
@@ -176,7 +176,7 @@ def test_a_trained_run_has_its_first_guess(digits, tmp_path):
     config = stored(digits)
     dataset = read_dataset(config, "train")
     found = load_run(config, digits, Options())[0].gaussian.state_dict()
-    measured = first_guess(dataset, fit_codec(config, "train", dataset)).state_dict()
+    measured = moment_matched(dataset, fit_codec(config, "train", dataset)).state_dict()
     assert all(torch.equal(found[key], measured[key]) for key in measured)
     newest = checkpoint.find(digits / "checkpoints")
     path = shutil.copytree(newest, tmp_path / "checkpoints" / newest.name)

@@ -9,9 +9,9 @@ from score_sde.sde_lib import EDMSDE, VPSDE, Gaussian
 
 
 def problem(mixture, sde, num_steps, num):
-    """A first guess, states of the prior, where the flow takes them, and a grid."""
+    """A moment-matched Gaussian, states of the prior, where the flow takes them, and a grid."""
     guess = Gaussian(mixture.mean, mixture.covariance.diagonal().mean().item())
-    times = GRIDS["mixture"](sde, num_steps, end=max(sde.t_min, 1e-3 * sde.t_max), std=guess.std).tolist()
+    times = GRIDS["logistic"](sde, num_steps, end=max(sde.t_min, 1e-3 * sde.t_max), std=guess.std).tolist()
     z = torch.randn(num, len(mixture.mean), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     flow = ODE(sde, rtol=1e-5, atol=1e-5, gaussian=guess)
     return guess, sde.prior_std * z, flow.follow(mixture.denoiser(sde), sde.prior_std * z, times[0], times[-1]), times

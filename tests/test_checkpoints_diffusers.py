@@ -54,7 +54,7 @@ def test_the_denoiser_asks_for_the_level_and_knows_the_estimate(case):
     for i, t in enumerate(times.tolist()):
         one = slice(i, i + 1)
         given = {name: values[one] for name, values in conditions(foreign, recording).items()}
-        alpha, sigma, _ = denoise.sde.at(t)
+        alpha, sigma, _ = denoise.sde.marginal(t)
         x, out = recording["x"][one], recording["out"][one]
         estimates = {"eps": (x - sigma * out) / alpha, "v": alpha * x - sigma * out, "score": x + sigma**2 * out}
         assert per_sample(denoise(x, t, **given).x0, estimates[foreign.config["denoiser"]["parameterization"]]) < 1e-5

@@ -72,7 +72,7 @@ def test_the_denoiser_answers_as_theirs(folder, array):
     given = conditions(recording, array.removeprefix("D_no_").removesuffix("s"))
     for i, t in enumerate(denoise.sde.time(-2 * sigmas.log()).tolist()):
         one = slice(i, i + 1)
-        x = denoise.sde.at(t).alpha * recording["x"][one]
+        x = denoise.sde.marginal(t).alpha * recording["x"][one]
         ours = denoise(x, t, **{name: values[one] for name, values in given.items()}).x0
         assert per_sample(ours, recording[array][one]) < allowed(foreign)
 

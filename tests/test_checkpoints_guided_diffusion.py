@@ -56,9 +56,9 @@ def test_the_denoiser_says_what_their_process_makes_of_it(folder):
     for i, t in enumerate((recording["timesteps"].double() + 1).tolist()):
         one = slice(i, i + 1)
         found = denoise(recording["x"][one], t, label=recording["y"][one])
-        alpha, sigma, _ = denoise.sde.at(t)
+        alpha, sigma, _ = denoise.sde.marginal(t)
         assert per_sample(found.x0, (recording["x"][one] - sigma * noise[one]) / alpha) < 1e-5
-        assert per_sample(found.variance, 0.5 * (share[one] + 1)) < 1e-5
+        assert per_sample(found.v, 0.5 * (share[one] + 1)) < 1e-5
 
 
 @pytest.mark.parametrize("folder", CLASSIFIERS, ids=lambda path: path.name)
@@ -190,7 +190,7 @@ def test_levels_are_told_in_their_unit(tmp_path, flags, c_noise):
     foreign = guided_diffusion.read(tmp_path / "mine.pt")
     assert foreign.config["denoiser"]["c_noise"] == c_noise
     denoise, steps = denoiser(foreign), flags.get("diffusion_steps", 1000)
-    told = denoise.c_noise(denoise.sde, float(steps), denoise.sde.at(float(steps)))
+    told = denoise.c_noise(denoise.sde, float(steps), denoise.sde.marginal(float(steps)))
     assert told == pytest.approx((steps - 1) * (1000 / steps if c_noise == "level_of_1000" else 1))
     assert denoise.sde.alpha(torch.tensor(float(steps)).double()).log() == pytest.approx(-5.05, abs=0.03)
 

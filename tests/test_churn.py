@@ -33,7 +33,7 @@ def test_levels_are_the_published_ones(sde, mixture, churn, low, high):
     ratios = torch.exp(-0.5 * sde.log_snr(times)).tolist()
     acts = [low <= ratio <= high for ratio in ratios]
     factor = 1 + min(churn / 9, 2**0.5 - 1)
-    seen = [math.exp(-0.5 * sde.at(t).log_snr) for t in asked[::2]]
+    seen = [math.exp(-0.5 * sde.marginal(t).log_snr) for t in asked[::2]]
     expected = [min(ratio * factor, ratios[0]) if act else ratio for ratio, act in zip(ratios, acts)]
     assert seen == pytest.approx(expected, rel=1e-6)
     assert noise.calls == sum(acts[1:])
@@ -47,7 +47,7 @@ def test_noise_is_the_forward_move_scaled():
     step.reset([0.6, t, 0.4])
     z = torch.tensor([[1.0], [0.0]]).double()
     moved, later = step.put_in(x, t, lambda like: z)
-    (alpha, _, log_snr), (high_alpha, _, high_log_snr) = sde.at(t), sde.at(later)
+    (alpha, _, log_snr), (high_alpha, _, high_log_snr) = sde.marginal(t), sde.marginal(later)
     ratio, high = math.exp(-0.5 * log_snr), math.exp(-0.5 * high_log_snr)
     assert high == pytest.approx(4 / 3 * ratio, rel=1e-9)
     expected = 1 / alpha + 1.5 * math.sqrt(high**2 - ratio**2) * z

@@ -10,7 +10,7 @@ from score_sde import run as command_line
 from score_sde.engine.config import load, override
 from score_sde.engine.datasets import read_dataset
 from score_sde.engine.training.trainer import Trainer
-from score_sde.engine.training.validation import HeldOut
+from score_sde.engine.training.validation import Validation
 from score_sde.samplers import classifier as guided
 from score_sde.sde_lib import Classification, Classifier, GaussianMixture
 
@@ -28,7 +28,7 @@ class Posterior(torch.nn.Module):
 
     def forward(self, x, log_snr):
         t = self.sde.time(log_snr.double()).reshape(-1, *[1] * (x.ndim - 1))
-        alpha, sigma, _ = self.sde.at(t)
+        alpha, sigma, _ = self.sde.marginal(t)
         state = x * ((alpha * SIGMA_DATA) ** 2 + sigma**2) ** 0.5
         joint, *_ = self.mixture._components(state, alpha, sigma)
         return joint + self.tilt + self.gain * state.flatten(1).sum(1, keepdim=True)
@@ -78,10 +78,10 @@ def test_the_exact_classifier_guides_to_the_exact_conditional(shaped_mixture, sd
     )
     for log_snr in (-3.0, 0.0, 3.0):
         t = sde.time(torch.tensor(log_snr, dtype=torch.float64)).item()
-        x = torch.randn(8, *mixture.shape, dtype=torch.float64) * (sde.at(t).alpha ** 2 + sde.at(t).sigma ** 2) ** 0.5
+        x = torch.randn(8, *mixture.shape, dtype=torch.float64) * (sde.marginal(t).alpha ** 2 + sde.marginal(t).sigma ** 2) ** 0.5
         log_prob = classify.log_prob(torch.ones(8, dtype=torch.int64))
         found = guided(mixture.denoiser(sde), sde, log_prob, 1.0)(x, t).x0
-        expected = one.posterior_mean(x, *sde.at(t)[:2]).reshape(x.shape)
+        expected = one.posterior_mean(x, *sde.marginal(t)[:2]).reshape(x.shape)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -94,7 +94,7 @@ def test_accuracy_is_told_by_noise_level(shaped_mixture, sde, drawn):
         t = sde.t_min
         if "log_snr" in key:
             t = sde.time(torch.tensor(float(key.rpartition("_")[2]), dtype=torch.float64)).item()
-        alpha, sigma, _ = sde.at(t)
+        alpha, sigma, _ = sde.marginal(t)
         x = x0 if key == "accuracy" else alpha * x0 + sigma * eps
         joint, *_ = shaped_mixture._components(x, alpha, sigma)
         assert value == pytest.approx((joint.argmax(1) == label).double().mean().item(), abs=1e-3)
@@ -123,9 +123,9 @@ def trained(tmp_path_factory):
 
 def test_training_tells_accuracy_and_draws_nothing(trained):
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["held_out_loss_of_zero"] == pytest.approx(np.log(10), rel=1e-5)
-    assert 0 <= last["held_out_accuracy"] <= 1
-    assert {"held_out_accuracy/log_snr_4", "held_out_accuracy/log_snr_-4"} <= last.keys()
+    assert last["validation_loss_of_zero"] == pytest.approx(np.log(10), rel=1e-5)
+    assert 0 <= last["validation_accuracy"] <= 1
+    assert {"validation_accuracy/log_snr_4", "validation_accuracy/log_snr_-4"} <= last.keys()
     assert not (trained / "samples").exists()
 
 
@@ -162,7 +162,7 @@ def test_the_recipe_knows_the_digits(tmp_path):
     trainer = Trainer(config, tmp_path, read_dataset(config, "train"))
     for _ in trainer.steps(config.train.total_images // config.train.batch_size):
         pass
-    found = HeldOut(config, trainer.experiment, read_dataset(config, "test")).losses(trainer.ema.networks[0])
-    assert found["held_out_accuracy"] >= 0.97
-    assert found["held_out_accuracy/log_snr_2"] >= 0.95
-    assert found["held_out_accuracy/log_snr_0"] >= 0.65
+    found = Validation(config, trainer.experiment, read_dataset(config, "test")).losses(trainer.ema.networks[0])
+    assert found["validation_accuracy"] >= 0.97
+    assert found["validation_accuracy/log_snr_2"] >= 0.95
+    assert found["validation_accuracy/log_snr_0"] >= 0.65

@@ -209,7 +209,7 @@ def test_guidance_of_a_denoiser_that_knows_examples_apart_does_so_too():
         "counted": Counted(each),
         "classifier": classifier(each, SDE, lambda x, t: -x.flatten(1).square().sum(1), 0.5),
         "auto": autoguidance(each, each, 2.0),
-        "weaker": autoguidance(denoise, weaker=each, scale=2.0),
+        "autoguidance": autoguidance(denoise, weaker=each, scale=2.0),
         "within": within(each, denoise, SDE, 0.1, 1.0),
         "static": static_threshold(each),
         "dynamic": dynamic_threshold(each),
@@ -267,7 +267,7 @@ SAMPLES = [
     ("label", GUIDED, FAST, "ema:0.1"),
     ("label", GUIDED | LOOSE, LOW, "raw"),
     ("label", GUIDED | {"guidance.classifier": "low"}, FAST, "ema"),
-    ("label", GUIDED | {"guidance.classifier": "fast", "guidance.weaker": "label"}, LOW, "ema"),
+    ("label", GUIDED | {"guidance.classifier": "fast", "guidance.autoguidance": "label"}, LOW, "ema"),
 ]
 
 

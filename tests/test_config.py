@@ -16,13 +16,13 @@ from score_sde.models import NETWORKS
 from score_sde.samplers import GRIDS, STEPS
 from score_sde.sde_lib import (
     ADAPTIVE,
-    LEARNING_LAWS,
+    LEARNING_TIMESTEP_SAMPLERS,
     PARAMETERIZATIONS,
     PRIORS,
     PROBES,
     SDES,
     SOLVERS,
-    TIME_LAWS,
+    TIMESTEP_SAMPLERS,
     WEIGHTS,
 )
 
@@ -86,7 +86,7 @@ def test_json_loses_nothing():
 
 TABLES = {
     **{"sde.name": SDES, "network.name": NETWORKS, "codec.name": CODECS, "data.name": DATASETS},
-    **{"loss.weight": WEIGHTS, "loss.time_law": TIME_LAWS | LEARNING_LAWS},
+    **{"loss.weight": WEIGHTS, "loss.timestep_sampler": TIMESTEP_SAMPLERS | LEARNING_TIMESTEP_SAMPLERS},
     **{"denoiser.parameterization": PARAMETERIZATIONS, "sample.sampler": STEPS, "sample.grid": {"", *GRIDS}},
     **{"sample.solver": ADAPTIVE, "likelihood.solver": SOLVERS, "likelihood.probe": PROBES, "likelihood.prior": PRIORS},
 }

@@ -8,10 +8,10 @@ from score_sde.samplers import GRIDS, STEPS, ConsistencyStep, Noise, sample, tra
 from score_sde.samplers.draw import remark
 from score_sde.sde_lib import SDES, Denoiser, GaussianMixture, Prediction
 from score_sde.sde_lib.consistency import ConsistencyModel
-from score_sde.sde_lib.process import Moment
+from score_sde.sde_lib.process import Marginal
 from tests.trajectories import Counted, noises, terminal, transported
 
-DATA = Moment(1.0, 0.0, float("inf"))
+DATA = Marginal(1.0, 0.0, float("inf"))
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
@@ -20,7 +20,7 @@ def test_the_law_is_that_of_the_data_where_the_end_of_the_flow_is_known(sde, mix
     num = 2000
 
     def end_of_flow(x, t):
-        return Prediction(transported(mixture, x, sde.at(t), DATA))
+        return Prediction(transported(mixture, x, sde.marginal(t), DATA))
 
     x, times = terminal(mixture, sde, num), GRIDS["edm"](sde, num_steps)
     x = sample(ConsistencyStep(sde), end_of_flow, x, times, noises(num))
@@ -48,7 +48,7 @@ def test_states_are_the_estimates_noised_afresh(sde, mixture):
     denoise, expected = mixture.denoiser(sde), []
     x0 = denoise(x, sde.t_max).x0
     for s in times.tolist()[1:-1]:
-        alpha, sigma, _ = sde.at(s)
+        alpha, sigma, _ = sde.marginal(s)
         expected.append(alpha * x0 + sigma * draw(x))
         x0 = denoise(expected[-1], s).x0
     found = list(trajectory(ConsistencyStep(sde), denoise, x, times, noises(3)))

@@ -129,7 +129,7 @@ def test_a_corrector_constrains_what_it_has_made(mixture, steps):
 
     step = PredictorCorrector(sde, corrector_steps=steps, constrain=constrain)
     x = step(mixture.denoiser(sde), normals(2, 1), 0.6, 0.5, torch.zeros_like)
-    assert seen == [tuple(sde.at(0.6)[:2])]
+    assert seen == [tuple(sde.marginal(0.6)[:2])]
     there = torch.full((2, 1), 0.3, dtype=torch.float64)
     expected = PREDICTORS["reverse_diffusion"](sde)(mixture.denoiser(sde), there, 0.6, 0.5, torch.zeros_like)
     assert torch.equal(x, expected)
@@ -182,7 +182,7 @@ def test_where_times_rise_noise_takes_the_state_up(sde):
     states = list(trajectory(step, lambda x, t: Prediction(x), x, times, lambda like: z, constrain))
     down = [[t[0], t[1], t[2]], [t[0], t[1], t[2], t[3]], [t[1], t[4]]]
     assert step.told == [entry for run in down for entry in [("reset", run), *pairwise(run)]]
-    assert constrained == [*(tuple(sde.at(s)[:2]) for run in down for s in run[1:]), (1.0, 0.0)]
+    assert constrained == [*(tuple(sde.marginal(s)[:2]) for run in down for s in run[1:]), (1.0, 0.0)]
     (a, b), (c, d) = sde.transition(t[2], t[0]), sde.transition(t[3], t[1])
     assert len(states) == len(times)
     assert torch.equal(states[2], a * x + b * z)

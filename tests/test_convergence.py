@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from score_sde.engine.convergence import MOST, MeanError, refine
-from score_sde.sde_lib.adams import Adams
+from score_sde.sde_lib.adams_pece import AdamsPECE
 from score_sde.sde_lib.runge_kutta import DormandPrince
 
 NATS = np.linspace(-2.0, 2.0, 8)
@@ -20,7 +20,7 @@ def second_order(solver):
 
 def test_the_coarsest_solver_within_the_tolerance_is_chosen():
     """Half of the standard error of 100 examples is 0.065: 100 / 32^2 is above it, 100 / 64^2 below."""
-    found = refine(second_order, Adams(32), math.inf, 100, 1)
+    found = refine(second_order, AdamsPECE(32), math.inf, 100, 1)
     assert found.tolerance == pytest.approx(0.5 * NATS.std(ddof=1) / 10)
     assert [solver.evaluations for solver in found.solvers] == [32, 64, 128]
     assert found.converged == 1
@@ -28,13 +28,13 @@ def test_the_coarsest_solver_within_the_tolerance_is_chosen():
 
 
 def test_a_smaller_spread_is_believed():
-    assert refine(second_order, Adams(32), 0.5, 100, 1).tolerance == pytest.approx(0.5 * 0.5 / 10)
-    assert refine(second_order, Adams(32), 0.0, 100, 64).tolerance == pytest.approx(64e-4)
+    assert refine(second_order, AdamsPECE(32), 0.5, 100, 1).tolerance == pytest.approx(0.5 * 0.5 / 10)
+    assert refine(second_order, AdamsPECE(32), 0.0, 100, 64).tolerance == pytest.approx(64e-4)
 
 
 def test_what_does_not_converge_ends_at_the_most_evaluations():
     """The last solver is the reference, so the one before it is used."""
-    found = refine(lambda solver: NATS + math.log2(solver.evaluations), Adams(32), math.inf, 100, 1)
+    found = refine(lambda solver: NATS + math.log2(solver.evaluations), AdamsPECE(32), math.inf, 100, 1)
     assert found.solvers[-1].evaluations == MOST
     assert found.converged == len(found.solvers) - 2
     adaptive = refine(lambda solver: NATS + math.log10(solver.rtol), DormandPrince(1e-3, 1e-3), math.inf, 100, 1)

@@ -100,8 +100,8 @@ def test_twice_the_channels_tell_the_variance(sde):
     both = Denoiser(Fixed(torch.cat([estimate, 2 * share - 1], 1)), sde, "v", SIGMA_DATA)(x, t)
     alone = Denoiser(Fixed(estimate), sde, "v", SIGMA_DATA)(x, t)
     torch.testing.assert_close(both.x0, alone.x0, rtol=0, atol=0)
-    torch.testing.assert_close(both.variance, share)
-    assert alone.variance is None
+    torch.testing.assert_close(both.v, share)
+    assert alone.v is None
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 3), (2, 3, 3), (2, 6, 3), (2, 2, 6), (2, 4, 6), (4, 2, 3), (2, 4)])
@@ -172,14 +172,14 @@ def test_levels_are_told_rounded_in_noise_or_in_thousandths():
     between = torch.linspace(1, 50, 200, dtype=torch.float64)
     expected = (ratio(between)[:, None] - ratio(levels)).abs().argmin(1)
     for t, nearest in ((levels, levels - 1), (between, expected)):
-        told = C_NOISE["nearest_level"](sde, t, sde.at(t))
+        told = C_NOISE["nearest_level"](sde, t, sde.marginal(t))
         torch.testing.assert_close(told, nearest.double(), rtol=0, atol=0)
-        assert [C_NOISE["nearest_level"](sde, one, sde.at(one)) for one in t.tolist()] == nearest.tolist()
-    assert C_NOISE["nearest_level"](sde, 0.1, sde.at(0.1)) == -1
-    torch.testing.assert_close(C_NOISE["level_of_1000"](sde, levels, sde.at(levels)), 20 * (levels - 1))
+        assert [C_NOISE["nearest_level"](sde, one, sde.marginal(one)) for one in t.tolist()] == nearest.tolist()
+    assert C_NOISE["nearest_level"](sde, 0.1, sde.marginal(0.1)) == -1
+    torch.testing.assert_close(C_NOISE["level_of_1000"](sde, levels, sde.marginal(levels)), 20 * (levels - 1))
 
 
 def test_edm_told_half_the_noise():
     sde = SDES["vesde"]()
     t = torch.tensor([0.1, 0.9], dtype=torch.float64)
-    torch.testing.assert_close(C_NOISE["log_half_sigma"](sde, t, sde.at(t)), torch.log(sde.sigma(t) / 2))
+    torch.testing.assert_close(C_NOISE["log_half_sigma"](sde, t, sde.marginal(t)), torch.log(sde.sigma(t) / 2))

@@ -41,7 +41,7 @@ def test_the_truncated_normal_is_that_of_scipy(sde, cut):
     t = time_of(sde, cut)
     if not sde.t_min <= t <= sde.t_max:
         t = sde.t_min
-    alpha, sigma, _ = sde.at(t)
+    alpha, sigma, _ = sde.marginal(t)
     cut = alpha * WIDTH / (2 * sigma)
     law, (state, log_q) = stats.truncnorm(-cut, cut), pair("truncated_normal", sde, t)
     z = (state - alpha * 0.375) / sigma
@@ -68,7 +68,7 @@ def test_the_state_stays_in_its_bin(cut, dtype):
     """That of levels at alpha times its centre, to its edges; of bare data for uniform noise. Whatever u is drawn."""
     sde = SDES["vpsde"]()
     t = time_of(sde, cut)
-    alpha, sigma, _ = sde.at(t)
+    alpha, sigma, _ = sde.marginal(t)
     u = torch.tensor([[2.0**-33], [1e-6], [0.5], [1 - 2.0**-24], [1.0]], dtype=dtype)
     x = torch.full((5, 1), 0.375, dtype=dtype)
     for name, scale in (("truncated_normal", alpha), ("uniform", 1.0)):
@@ -112,7 +112,7 @@ def test_noise_of_the_process_is_added_when_it_fills_the_bin(sde):
     """With a deviation of 0.3 bins, or at the earliest time if that has more; other noise at the earliest time."""
     for width in (0.25, 1e-6):
         t = data_time("truncated_normal", sde, width)
-        alpha, sigma, _ = sde.at(t)
+        alpha, sigma, _ = sde.marginal(t)
         assert t == pytest.approx(sde.t_min, rel=1e-9) or sigma / alpha == pytest.approx(0.3 * width, rel=1e-6)
         assert sigma / alpha >= 0.3 * width * (1 - 1e-6)
         assert data_time("uniform", sde, width) == data_time("none", sde, width) == sde.t_min
@@ -130,7 +130,7 @@ def log_weights(name, sde, t, mixture, centre, u):
 
 def log_mass(mixture, sde, t, low, high):
     """Logarithm of the mixture's mass between two states at time t, by the error function."""
-    alpha, sigma, _ = sde.at(t)
+    alpha, sigma, _ = sde.marginal(t)
     weights, means, variances = (
         v.flatten().numpy() for v in (mixture.log_weights.exp(), mixture.means, mixture.variances)
     )

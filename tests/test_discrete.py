@@ -22,14 +22,14 @@ def test_the_chains_are_the_discretised_processes():
     levels = torch.arange(1, 1001, dtype=torch.float64)
     for chain, process in ((ddpm(), VPSDE()), (iddpm(), CosineSDE()), (ncsn(num_levels=1000), VESDE())):
         discrete = process.discretize(1000)
-        torch.testing.assert_close(chain.at(levels), discrete.at(levels), rtol=1e-13, atol=0)
+        torch.testing.assert_close(chain.marginal(levels), discrete.marginal(levels), rtol=1e-13, atol=0)
         assert chain.prior_std == discrete.prior_std == process.prior_std
         assert (chain.t_min, chain.t_max) == (1.0, 1000.0)
 
 
 def test_vp_discretised_is_ddpm(chain):
     for i in [1, 2, 3, 10, 137, 500, 999, 1000]:
-        alpha, sigma, _ = chain.at(i)
+        alpha, sigma, _ = chain.marginal(i)
         assert alpha**2 == pytest.approx(ALPHA_BARS[i - 1], rel=1e-12)
         assert sigma**2 == pytest.approx(1 - ALPHA_BARS[i - 1], rel=1e-12)
         a, b = chain.transition(i - 1, i)
@@ -98,26 +98,26 @@ def test_time_inverts_log_snr_between_levels_too(chain, dtype, tolerance):
 
 def test_between_levels_log_alpha_and_log_snr_are_linear(chain):
     for i in (1, 600, 999):
-        middle, ends = chain.at(i + 0.5), (chain.at(i), chain.at(i + 1))
+        middle, ends = chain.marginal(i + 0.5), (chain.marginal(i), chain.marginal(i + 1))
         assert middle.alpha**2 == pytest.approx(ends[0].alpha * ends[1].alpha, rel=1e-12)
         assert middle.log_snr == pytest.approx(0.5 * (ends[0].log_snr + ends[1].log_snr), rel=1e-12)
 
 
 def test_below_level_one_log_alpha_and_the_noise_to_signal_ratio_are_linear(chain):
-    first = chain.at(1)
+    first = chain.marginal(1)
     for share in (0.001, 0.5, 0.999):
-        alpha, sigma, log_snr = chain.at(share)
+        alpha, sigma, log_snr = chain.marginal(share)
         assert math.log(alpha) == pytest.approx(share * math.log(first.alpha), rel=1e-12)
         assert sigma / alpha == pytest.approx(share * first.sigma / first.alpha, rel=1e-12)
         assert chain.time(torch.tensor(log_snr, dtype=torch.float64)).item() == pytest.approx(share, rel=1e-12)
-    assert chain.at(0) == (1.0, 0.0, math.inf)
+    assert chain.marginal(0) == (1.0, 0.0, math.inf)
     assert chain.time(torch.tensor(math.inf)) == 0
 
 
 def test_numbers_and_tensors_agree(chain):
     for t in [0.0, 0.5, 1.0, 1.5, 500.0, 999.5, 1000.0]:
-        tensors = chain.at(torch.full((2, 1, 1), t, dtype=torch.float64))
-        for tensor, number in zip(tensors, chain.at(t)):
+        tensors = chain.marginal(torch.full((2, 1, 1), t, dtype=torch.float64))
+        for tensor, number in zip(tensors, chain.marginal(t)):
             torch.testing.assert_close(tensor, torch.full((2, 1, 1), number, dtype=torch.float64))
 
 

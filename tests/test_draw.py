@@ -45,7 +45,7 @@ def test_every_sampler_draws_by_its_name_with_the_defaults_of_the_config(sampler
     config, shape = load("vesde"), (1, 2, 2)
     config.sample.sampler = sampler
     experiment = build(config, DataFacts(shape, 17, 1.0, 1.0))
-    exact = gaussian_of(torch.zeros(shape)).denoiser(experiment.sde, variance=0.5)
+    exact = gaussian_of(torch.zeros(shape)).denoiser(experiment.sde, v=0.5)
     denoise = lambda x, t: exact(x, t)  # noqa: E731, of an estimate that nobody knows the meaning of
     step, times = make_step(config, experiment), make_times(config, experiment)
     expected = draw_pairs(experiment, denoise, step, times, torch.arange(2))[1]
@@ -57,7 +57,7 @@ def test_adams_draws_what_the_exact_flow_brings_the_noise_to(name):
     """It keeps (x - alpha mean) / sqrt(alpha^2 std^2 + sigma^2); 14 moves err by less than a hundredth of std."""
     sde = SDES[name](sigma_max=20.0) if name == "edm" else SDES[name]()
     x, z = draw(gaussian_of(MEAN).denoiser(sde), sde, (2,), range(4000)), Noise(range(4000))(torch.empty(4000, 2))
-    (first, last) = (sde.at(t) for t in (sde.t_max, max(1e-3, sde.t_min)))
+    (first, last) = (sde.marginal(t) for t in (sde.t_max, max(1e-3, sde.t_min)))
     u = (sde.prior_std * z - first.alpha * MEAN) / (first.alpha**2 * STD**2 + first.sigma**2) ** 0.5
     expected = MEAN + last.alpha * STD**2 / (last.alpha**2 * STD**2 + last.sigma**2) ** 0.5 * u
     torch.testing.assert_close(x, expected, rtol=0, atol=0.01 * STD)

@@ -39,7 +39,7 @@ def upright(numbers, like):
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
 @pytest.mark.parametrize("std", [0.3, 1.0, 2.0])
 def test_a_depth_is_the_share_of_noise_in_the_variance(sde, share, std):
-    alpha, sigma, _ = sde.at(depth_time(sde, share, std))
+    alpha, sigma, _ = sde.marginal(depth_time(sde, share, std))
     assert sigma**2 / ((alpha * std) ** 2 + sigma**2) == pytest.approx(share, rel=1e-9)
 
 
@@ -122,7 +122,7 @@ def test_encodings_have_the_variance_of_their_depth_at_every_weight(sde, weight)
     denoise = Recorded(GaussianMixture(torch.ones(1), torch.zeros(1, 1).double(), 1.0).denoiser(sde))
     weights, noise = torch.full((num, 1), weight).double(), Noise(torch.arange(num))
     stochastic_path(Ancestral(sde), denoise, first, second, weights, times, noise)
-    alpha, sigma, _ = sde.at(times[0].item())
+    alpha, sigma, _ = sde.marginal(times[0].item())
     mean = alpha * (-2.0 + 3.0 * weight)
     assert denoise.first.mean().item() == pytest.approx(mean, abs=5 * sigma / math.sqrt(num))
     assert denoise.first.std().item() == pytest.approx(sigma, rel=5 / math.sqrt(2 * num))
@@ -139,7 +139,7 @@ def test_decoded_mixtures_have_the_law_of_the_exact_posterior(sde, weight):
     denoise = GaussianMixture(torch.ones(1), torch.zeros(1, 1).double(), v).denoiser(sde)
     weights = torch.full((num, 1), weight).double()
     found = stochastic_path(Ancestral(sde), denoise, first, second, weights, times, Noise(torch.arange(num)))
-    alpha, sigma, _ = sde.at(times[0].item())
+    alpha, sigma, _ = sde.marginal(times[0].item())
     total = alpha**2 * v + sigma**2
     k, mixed = alpha * v / total, -1.0 + 3.0 * weight
     std = math.sqrt((k * sigma) ** 2 + v * sigma**2 / total)
@@ -182,8 +182,8 @@ def test_latents_of_a_gaussian(sde, shape):
     x, mean, v = normals(3, *shape), normals(1, *shape, seed=1), 0.3
     denoise = GaussianMixture(torch.ones(1), mean, v).denoiser(sde)
     (late, final), (early, first) = (
-        (moment.alpha, math.hypot(moment.alpha * v**0.5, moment.sigma))
-        for moment in map(sde.at, (sde.t_max, sde.t_min))
+        (marginal.alpha, math.hypot(marginal.alpha * v**0.5, marginal.sigma))
+        for marginal in map(sde.marginal, (sde.t_max, sde.t_min))
     )
     flow = ODE(sde, rtol=1e-6, atol=1e-6)
     latents = flow.encode(denoise, x)
@@ -197,7 +197,7 @@ def test_latents_are_standard_normals(sde, plane):
     num = 4_000
     x = sde.perturb(plane.sample(num, torch.Generator().manual_seed(0)), normals(num, 2, seed=1), sde.t_min)
     latents = ODE(sde, rtol=1e-3, atol=1e-3).encode(plane.denoiser(sde), x)
-    left = (sde.at(sde.t_max).alpha / sde.prior_std) ** 2
+    left = (sde.marginal(sde.t_max).alpha / sde.prior_std) ** 2
     assert latents.mean(0).abs().max() < 4 / math.sqrt(num) + left**0.5
     assert (latents.T.cov() - torch.eye(2)).abs().max() < 4 * math.sqrt(2 / num) + 2 * left
 

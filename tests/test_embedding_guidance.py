@@ -46,7 +46,7 @@ def bent(x, t=None):
 def state(sde, l=0.5):
     """A time of log-SNR l, and five states that are likely there."""
     t = sde.time(torch.tensor(l, dtype=torch.float64)).item()
-    return (sde.at(t).alpha + sde.at(t).sigma) * SETTING.normals(5, 2, seed=9), t
+    return (sde.marginal(t).alpha + sde.marginal(t).sigma) * SETTING.normals(5, 2, seed=9), t
 
 
 @pytest.mark.parametrize("scale", [-2.0, 0.0, 1.0, 7.0])
@@ -108,10 +108,10 @@ def test_the_flow_of_a_noised_linear_encoder_of_a_gaussian(name):
     """In y = x / alpha, r = sigma / alpha, told f = W y: dy/dr = r (y / (c + r^2) - scale W^T e), solved by hand."""
     sde, c, scale = SDES[name](), 0.4, 0.05
     data = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), c)
-    guided = embedding_guidance(data.denoiser(sde), sde, lambda x, t: linear(x) / sde.at(t).alpha, TARGET, scale)
+    guided = embedding_guidance(data.denoiser(sde), sde, lambda x, t: linear(x) / sde.marginal(t).alpha, TARGET, scale)
     times = GRIDS["log_snr"](sde, 1)
     (start, end), x = times.tolist(), sde.prior_std * SETTING.normals(3, 2)
-    (high, low), (alpha, *_) = (sde.at(t).sigma / sde.at(t).alpha for t in (start, end)), sde.at(start)
+    (high, low), (alpha, *_) = (sde.marginal(t).sigma / sde.marginal(t).alpha for t in (start, end)), sde.marginal(start)
     roots = [math.sqrt(c + r**2) for r in (high, low)]
     y = roots[1] * (x / alpha / roots[0] + scale * (TARGET @ W) * (roots[0] - roots[1]))
     expected = c / (c + low**2) * y + low**2 * scale * (TARGET @ W)
@@ -126,7 +126,7 @@ def test_the_gradient_goes_through_the_denoiser(plane):
     alike = lambda x: (bent(denoise(x, t).x0) * TARGET).sum(1)  # noqa: E731
     slope = torch.stack([(alike(x + h * e) - alike(x - h * e)) / (2 * h) for e in torch.eye(2).double()], 1)
     found = clean_embedding_guidance(denoise, sde, bent, TARGET, 1.0)(x, t).x0 - denoise(x, t).x0
-    alpha, sigma, _ = sde.at(t)
+    alpha, sigma, _ = sde.marginal(t)
     torch.testing.assert_close(found, sigma**2 / alpha * slope, rtol=1e-6, atol=1e-8)
 
 
@@ -169,7 +169,7 @@ def test_the_estimate_costs_one_evaluation_and_keeps_what_the_network_says_of_va
     x, t = state(sde)
     found = clean_embedding_guidance(denoise, sde, bent, TARGET, 1.0)(x, t, label=3)
     assert calls == [{"label": 3}]
-    assert torch.equal(found.variance, 0.3 * x)
+    assert torch.equal(found.v, 0.3 * x)
 
 
 def test_each_example_has_a_target_of_its_own(plane):

@@ -26,7 +26,7 @@ KEYS = (
     "unit",
     "estimator",
     "levels",
-    "variance",
+    "v",
 )
 KEYS += ("t_min", "num_examples", "nfe", "split", "sde", "weights", "seed", "checkpoint_step", "seconds", "versions")
 LEVELS = 30
@@ -82,7 +82,7 @@ def normal(shape):
 def test_who_knows_the_data_pays_for_the_prior_alone(exact):
     dataset = Dataset(np.full((3, 1, 2, 2), 3, dtype=np.uint8), np.arange(3), levels=8)
     x0 = Pixels(8).encode(torch.from_numpy(dataset.x))
-    result, rows, chain = exact(dataset, GaussianMixture.of_points(x0[:1]), **{"bound.variance": 0.0})
+    result, rows, chain = exact(dataset, GaussianMixture.of_points(x0[:1]), **{"bound.v": 0.0})
     expected = prior_term(chain, x0).numpy() / (4 * math.log(2))
     np.testing.assert_allclose(rows["bits_per_dim"], expected, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(rows["distortion"], 0, atol=1e-5)
@@ -93,7 +93,7 @@ def test_who_knows_the_data_pays_for_the_prior_alone(exact):
 def test_bits_are_at_least_those_of_the_density_and_near_them(exact):
     """For the variance of the forward move, right but for the last levels; the volume of a bin is (2 / levels)^D."""
     dataset = quantized(256, num=60)
-    result, rows, _ = exact(dataset, normal(dataset.shape), **{"bound.variance": 1.0})
+    result, rows, _ = exact(dataset, normal(dataset.shape), **{"bound.v": 1.0})
     x = Pixels(256).encode(torch.from_numpy(dataset.x)).double().flatten(1)
     nats = torch.distributions.Normal(MEAN, STD).log_prob(x).sum(1) + 8 * math.log(2 / 256)
     gap = rows["bits_per_dim"] + nats.numpy() / (8 * math.log(2))
@@ -103,9 +103,9 @@ def test_bits_are_at_least_those_of_the_density_and_near_them(exact):
 
 def test_the_smaller_variance_is_worse_where_the_data_are_wide(exact):
     dataset = quantized(17)
-    small, large = (exact(dataset, normal(dataset.shape), **{"bound.variance": v})[0] for v in (0.0, 1.0))
+    small, large = (exact(dataset, normal(dataset.shape), **{"bound.v": v})[0] for v in (0.0, 1.0))
     assert small["bits_per_dim"] > large["bits_per_dim"]
-    assert (small["variance"], large["variance"]) == (0.0, 1.0)
+    assert (small["v"], large["v"]) == (0.0, 1.0)
 
 
 def test_terms_add_up_and_distortion_is_in_levels(exact):
@@ -124,7 +124,7 @@ def test_the_continuous_bound_of_one_point_is_its_prior_and_its_decoder(exact):
     dataset = Dataset(np.full((64, 1, 2, 2), 3, dtype=np.uint8), np.arange(64), levels=8)
     x0, bits = Pixels(8).encode(torch.from_numpy(dataset.x)), 4 * math.log(2)
     result, rows, sde = exact(dataset, GaussianMixture.of_points(x0[:1]), "vpsde", **{"bound.batch_size": 64})
-    terms, diffusion, (alpha, sigma, _) = result["terms"], rows["rate"][:, 1:].sum(1), sde.at(result["t_min"])
+    terms, diffusion, (alpha, sigma, _) = result["terms"], rows["rate"][:, 1:].sum(1), sde.marginal(result["t_min"])
     assert sigma / alpha == pytest.approx(0.3 / 4)
     assert terms["prior"] == pytest.approx(prior_term(sde, x0).mean().item() / bits, rel=1e-4)
     assert terms["decoder"] == pytest.approx(decoder_term(x0, 0.3 / 4, 1 / 4).mean().item() / bits, rel=1e-5)
@@ -152,7 +152,7 @@ def test_the_continuous_bound_of_fine_levels_has_no_variance_if_the_guess_is_rig
 def test_real_values_have_nats_and_no_bits(exact, capsys, config, estimator):
     x = MEAN + STD * torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     dataset = Dataset(x.numpy(), np.arange(200))
-    result, rows, _ = exact(dataset, normal((2,)), config, **REAL, **{"bound.variance": 1.0})
+    result, rows, _ = exact(dataset, normal((2,)), config, **REAL, **{"bound.v": 1.0})
     nats = torch.distributions.Normal(MEAN, STD).log_prob(x).sum(1).mean().item()
     assert result["nats"] == pytest.approx(nats, abs=1e-3) if config == "vpsde" else nats - 2 < result["nats"] < nats
     assert (result["estimator"], result["unit"], result["bits_per_dim"]) == (estimator, "nats", None)
@@ -205,7 +205,7 @@ def test_numbers_rows_and_picture_are_written(chain, capsys):
     assert command("--mode=bound", f"--workdir={chain}", "--config.bound.num_examples=5", "--batch_size=3") == 0
     result, rows = read(chain)
     assert set(KEYS) <= result.keys()
-    assert (result["num_examples"], result["levels"], result["variance"]) == (5, 10, "learned")
+    assert (result["num_examples"], result["levels"], result["v"]) == (5, 10, "learned")
     assert rows["rate"].shape == (5, 10)
     assert (chain / "bound" / "rate_distortion.png").stat().st_size > 1000
     assert result["estimator"] == "chain"
@@ -270,7 +270,7 @@ def test_numbers_that_are_not_finite_are_refused(exact, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--config.bound.variance=1.5", "bound.variance 1.5: need 0 to 1, from posterior to forward"),
+        ("--config.bound.v=1.5", "bound.v 1.5: need 0 to 1, from posterior to forward"),
         ("--batch_size=0", "--batch_size"),
         ("--config.bound.num_examples=-1", "bound.num_examples -1: need at least 0"),
         ("--config.bound.evaluations=0", "bound.evaluations 0: need 1 to 1e6"),

@@ -21,7 +21,7 @@ from score_sde.data import Dataset, Identity, Pixels, read_digits
 from score_sde.engine import checkpoint, density, ranks
 from score_sde.engine.build import build
 from score_sde.engine.config import load, override
-from score_sde.engine.density import COPY, Measurement
+from score_sde.engine.density import COPY, DensityEstimator
 from score_sde.engine.facts import DataFacts
 from score_sde.engine.likelihood_report import interval
 from score_sde.engine.modes import likelihood
@@ -29,7 +29,7 @@ from score_sde.engine.randomness import DEQUANTIZATION, positions, uniform
 from score_sde.sde_lib import DEQUANTIZATIONS, PRIORS, SDES, SOLVERS, Gaussian, GaussianMixture, prior_term
 from score_sde.sde_lib.denoiser import Prediction
 from score_sde.sde_lib.dequantization import data_time
-from score_sde.sde_lib.motion import ExampleError
+from score_sde.sde_lib.velocity import ExampleError
 from tests.runs import ROOT, command
 
 FAST = ("--config.likelihood.evaluations=8", "--config.likelihood.check_examples=0")
@@ -73,7 +73,7 @@ PROBED = {"exact_trace_below": 0, "probe": "gauss"}
 def exact(monkeypatch, tmp_path):
     """Measure a dataset under the exact denoiser of a law, by default N(MEAN, STD^2): (numbers, rows).
 
-    The first guess is wrong. Changes are of the section ``likelihood``.
+    The moment-matched Gaussian is wrong. Changes are of the section ``likelihood``.
     """
 
     def run(dataset, name="vpsde", gaussian=None, seed=0, codec=None, state=None, law=None, **changes):
@@ -97,7 +97,7 @@ def exact(monkeypatch, tmp_path):
 
 def spread(sde, t):
     """alpha at time t, and the standard deviation that N(MEAN, STD^2) has there."""
-    alpha, sigma, _ = sde.at(t)
+    alpha, sigma, _ = sde.marginal(t)
     return alpha, math.hypot(alpha * STD, sigma)
 
 
@@ -211,7 +211,7 @@ def test_the_data_can_be_taken_later(exact):
     points = pointed()
     result, rows = exact(points, t_min=0.1)
     np.testing.assert_allclose(rows["nats"], log_model(torch.from_numpy(points.x), SDES["vpsde"](), 0.1), atol=1e-3)
-    alpha, sigma, _ = SDES["vpsde"]().at(0.1)
+    alpha, sigma, _ = SDES["vpsde"]().marginal(0.1)
     assert (result["t"], result["noise"], result["noise_levels"]) == (0.1, sigma / alpha, None)
 
 
@@ -242,7 +242,7 @@ def test_one_copy_is_the_plain_estimate(exact):
 def test_more_copies_come_nearer_from_below(exact):
     """Of each example to the logarithm of the mass of its bins, which is known; on the average they never go beyond."""
     dataset, sde = quantized(4, num=40), SDES["vpsde"]()
-    alpha, sigma, _ = sde.at(sde.t_min)
+    alpha, sigma, _ = sde.marginal(sde.t_min)
     law = scipy.stats.norm(alpha * MEAN, math.hypot(alpha * STD, sigma))
     centres = Pixels(4).encode(torch.from_numpy(dataset.x)).double().flatten(1).numpy()
     mass = np.log(law.cdf(centres + 0.25) - law.cdf(centres - 0.25)).sum(1)
@@ -292,7 +292,7 @@ def test_a_random_trace_has_the_mean_of_the_exact_one(exact):
     assert np.abs(rows["probe_variance"]).max() < 1e-6
 
 
-@pytest.mark.parametrize("solver", ["adams", "dopri5"])
+@pytest.mark.parametrize("solver", ["adams_pece", "dopri5"])
 def test_the_spread_of_probes_is_the_standard_error_of_their_mean(solver, exact):
     """Normal probes of a diagonal Jacobian spread; rows of the exact trace lie within their errors."""
     _, trace = exact(quantized(17), solver=solver, **QUICK)
@@ -300,7 +300,7 @@ def test_the_spread_of_probes_is_the_standard_error_of_their_mean(solver, exact)
     scores = (rows["nats"] - trace["nats"]) / rows["probe_variance"] ** 0.5
     assert result["trace"] == "32 gauss"
     assert result["probe_stderr_nats"] == pytest.approx((rows["probe_variance"].mean() / 12) ** 0.5)
-    assert result["probe_stderr_nats"] > (0.01 if solver == "adams" else 0.02)
+    assert result["probe_stderr_nats"] > (0.01 if solver == "adams_pece" else 0.02)
     assert 0.4 < scores.std() < 1.8
     assert abs(scores.mean()) < 4 / 12**0.5
 
@@ -327,14 +327,14 @@ def test_importance_tells_what_of_it_is_noise_of_the_probes(exact):
 
 def test_errors_of_copies_are_weighed_as_the_copies_are(exact, monkeypatch):
     """Two copies whose densities are 1 to 3, of variances 0.4 and 0.8, in two repeats."""
-    solve = Measurement._solve
+    solve = DensityEstimator._solve
 
     def known(self, x, *args):
         found, pairs = solve(self, x, *args), len(x) // 2
         nats, variance = (torch.tensor(values).double().repeat(pairs) for values in ([0.0, math.log(3)], [0.4, 0.8]))
         return found._replace(nats=nats, variance=variance)
 
-    monkeypatch.setattr(Measurement, "_solve", known)
+    monkeypatch.setattr(DensityEstimator, "_solve", known)
     result, rows = exact(quantized(17), samples=2, repeats=2, **QUICK)
     np.testing.assert_allclose(rows["probe_variance"], (0.4 / 16 + 0.8 * 9 / 16) / 2, rtol=1e-6)
     np.testing.assert_allclose(rows["inflation"], 0.5 * 3 / 16 * (0.4 + 0.8), rtol=1e-6)
@@ -426,7 +426,7 @@ def test_automatic_evaluations_are_as_many_as_the_solver_needs(exact, monkeypatc
     expected = law.bound(dataset, SDES["vpsde"]()).mean()
     result, _ = exact(dataset, law=law, **BARE, evaluations=0, exact_trace_below=0)
     assert result["nfe"] in (64, 128, 256)
-    assert result["solver"] == f"adams, {result['nfe']:.0f} evaluations"
+    assert result["solver"] == f"adams_pece, {result['nfe']:.0f} evaluations"
     assert abs(result["nats"] - expected) < result["nats_stderr"]
     easy, _ = exact(quantized(17), **PROBED, evaluations=0, check_examples=4)
     assert (easy["nfe"], easy["check"]["against"]) == (32, "64 evaluations")
@@ -486,7 +486,7 @@ def test_the_mismatch_of_each_example_is_told(exact):
     points, sde = pointed(), SDES["vpsde"]()
     for t in (0.0, 0.5):
         result, rows = exact(points, t_min=t)
-        expected = prior_term(sde, torch.from_numpy(points.x) / sde.at(t or sde.t_min).alpha)
+        expected = prior_term(sde, torch.from_numpy(points.x) / sde.marginal(t or sde.t_min).alpha)
         np.testing.assert_allclose(rows["mismatch"], expected, rtol=1e-5)
         assert result["prior_mismatch_nats"] == pytest.approx(rows["mismatch"].mean())
 
@@ -495,7 +495,7 @@ def test_the_mismatch_of_each_example_is_told(exact):
 def test_the_mismatch_of_the_prior_is_a_divergence_between_normals(sde):
     """Against torch's own, for the end point of each example."""
     made, x = SDES[sde](), torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    alpha, sigma, _ = made.at(made.t_max)
+    alpha, sigma, _ = made.marginal(made.t_max)
     end = torch.distributions.Normal(alpha * x, torch.full_like(x, sigma))
     prior = torch.distributions.Normal(torch.zeros_like(x), torch.full_like(x, made.prior_std))
     expected = torch.distributions.kl_divergence(end, prior).flatten(1).sum(1)
@@ -660,7 +660,7 @@ def test_the_noise_is_that_of_the_seed(digits, measured):
     assert not np.array_equal(rows[0], rows[2])
 
 
-@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "adams"])
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "adams_pece"])
 def test_another_solver_agrees(points, measured, solver):
     tight = ("--config.likelihood.rtol=1e-5", "--config.likelihood.atol=1e-5")
     _, own = measured(points, 4, "--config.likelihood.evaluations=128", name="test-none")
@@ -703,7 +703,7 @@ class Batches(list):
 @pytest.fixture
 def scored(monkeypatch):
     """The batches that are scored."""
-    found, measure = Batches(), Measurement.score
+    found, measure = Batches(), DensityEstimator.score
 
     def count(self, dataset, examples):
         if len(found) == found.stop:
@@ -711,7 +711,7 @@ def scored(monkeypatch):
         found.append(examples)
         return measure(self, dataset, examples)
 
-    monkeypatch.setattr(Measurement, "score", count)
+    monkeypatch.setattr(DensityEstimator, "score", count)
     return found
 
 
@@ -899,7 +899,7 @@ def second(monkeypatch):
 def test_the_second_of_two_processes_does_its_share_and_is_quiet(copied, undisturbed, scored, second, capfd):
     """Every second batch; no check, no result and not a word. One process alone goes on with what it has left."""
     capfd.readouterr()
-    second.setattr(Measurement, "_check", None)
+    second.setattr(DensityEstimator, "_check", None)
     assert score(copied, 11, "--config.likelihood.check_examples=4") == 0
     assert scored == [[4, 5, 6, 7]]
     assert tuple(capfd.readouterr()) == ("", "")
@@ -916,10 +916,10 @@ import os, signal, sys, time
 from pathlib import Path
 
 from score_sde import run
-from score_sde.engine.density import Measurement
+from score_sde.engine.density import DensityEstimator
 from score_sde.sde_lib import NonFiniteError
 
-measure, batches = Measurement.score, []
+measure, batches = DensityEstimator.score, []
 
 
 def fail(self, dataset, examples):
@@ -933,7 +933,7 @@ def fail(self, dataset, examples):
     return measure(self, dataset, examples)
 
 
-Measurement.score = fail
+DensityEstimator.score = fail
 sys.exit(run.main(sys.argv))
 """
 
@@ -1001,7 +1001,7 @@ def test_a_process_that_fails_ends_the_other_and_one_goes_on(how, copied, undist
         ("probe=gaus", "unknown probe 'gaus'; did you mean 'gauss'?"),
         ("probe=gaus exact_trace_below=100", "unknown probe 'gaus'; did you mean 'gauss'?"),
         ("prior=matchd", "unknown prior 'matchd'; did you mean 'matched'?"),
-        ("solver=adms", "unknown solver 'adms'; did you mean 'adams'?"),
+        ("solver=adams_pec", "unknown solver 'adams_pec'; did you mean 'adams_pece'?"),
         ("solver=dopri8", "unknown solver 'dopri8'; did you mean "),
         ("rtol=0 solver=dopri5", "likelihood.rtol 0.0: need above 0 to 1, usually 1e-5"),
         ("atol=-1 solver=dopri5", "likelihood.atol -1.0: need a number above 0, usually 1e-5"),

@@ -177,7 +177,7 @@ def test_images_by_a_classifier(evaluated, classifier_run):
     }  # fmt: skip
     assert result["protocol"]["features_sha256"] in (classifier_run / "checkpoints/step_00000010/meta.json").read_text()
     last = json.loads((classifier_run / "metrics.jsonl").read_text().splitlines()[-1])
-    assert metrics["accuracy"] == {"samples": None, "floor": pytest.approx(last["held_out_accuracy"])}
+    assert metrics["accuracy"] == {"samples": None, "floor": pytest.approx(last["validation_accuracy"])}
     assert metrics["frechet_distance"]["floor"] < metrics["frechet_distance"]["samples"]
     for name in ("confidence", "rarest_class"):
         assert all(0 <= value <= 1 for value in metrics[name].values())

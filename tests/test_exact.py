@@ -34,7 +34,7 @@ def test_density_is_scipys(shaped_mixture, alpha, sigma):
 def test_score_is_the_gradient_of_the_density(sde, shaped_mixture):
     denoise = shaped_mixture.denoiser(sde)
     for t in sde.time(torch.linspace(-8, 10, 5, dtype=torch.float64)).tolist():
-        x = sde.at(t).alpha * around(shaped_mixture) + sde.at(t).sigma
+        x = sde.marginal(t).alpha * around(shaped_mixture) + sde.marginal(t).sigma
         x.requires_grad_()
         expected = torch.autograd.grad(denoise.log_prob(x, t).sum(), x)[0]
         x = x.detach()
@@ -63,7 +63,7 @@ def test_one_component_is_gaussian_conditioning(sde):
     mixture = GaussianMixture.of_covariances(torch.ones(1).double(), mean[None], covariance[None])
     x = 3 * torch.randn(6, 4, dtype=torch.float64, generator=generator)
     for t in sde.time(torch.linspace(-8, 10, 5, dtype=torch.float64)).tolist():
-        alpha, sigma, _ = sde.at(t)
+        alpha, sigma, _ = sde.marginal(t)
         marginal = alpha**2 * covariance + sigma**2 * torch.eye(4).double()
         expected = mean + alpha * torch.linalg.solve(marginal, (x - alpha * mean).T).T @ covariance
         torch.testing.assert_close(mixture.denoiser(sde)(x, t).x0, expected, rtol=1e-9, atol=1e-9)

@@ -104,7 +104,7 @@ def test_the_chain_of_a_continuous_process_is_near_it(tmp_path):
     )
     continuous, chain = loaded(workdir).sde, loaded(tmp_path / "back").sde
     for level in (10, 100, 500, 999):
-        theirs, ours = chain.at(level + 1).log_snr, continuous.at(level / 999).log_snr
+        theirs, ours = chain.marginal(level + 1).log_snr, continuous.marginal(level / 999).log_snr
         assert abs(theirs - ours) < 0.2
 
 
@@ -154,7 +154,7 @@ def test_the_scheduler_is_that_of_the_run(tmp_path, name, expected):
     told = json.loads(path.read_text())
     assert {key: told[key] for key in expected} == pytest.approx(expected)
     assert told["clip_sample"] is False
-    words = ("--config.guidance.threshold=static", "--config.sample.variance=1.0")
+    words = ("--config.guidance.threshold=static", "--config.sample.v=1.0")
     assert command("--mode=export", "--format=diffusers", f"--workdir={workdir}", *words) == 0
     told = json.loads(path.read_text())
     assert told["clip_sample"] is True
@@ -221,7 +221,7 @@ def test_unknown_formats_are_refused(digits, capsys):
         ("chain", {"norm_groups": 16}, {}, "network.norm_groups 16 does not divide the channels of every level"),
         ("chain", {"num_classes": 10}, {}, "its network knows classes"),
         ("chain", {"resample_conv": False}, {}, "network.resample_conv is False, not True"),
-        ("chain", {"blind": True}, {}, "network.blind is True, not False"),
+        ("chain", {"noise_unconditional": True}, {}, "network.noise_unconditional is True, not False"),
         ("chain", {}, {"c_noise": "log_sigma"}, "denoiser.c_noise is log_sigma, not level"),
         ("chain", {}, {"parameterization": "score"}, "denoiser.parameterization is score, not eps, x0, v"),
         ("cosine", {"heads": 2}, {}, "network.heads is 2, not 0 or 1"),

@@ -7,7 +7,7 @@ import torch
 
 from score_sde.models import NETWORKS
 from score_sde.sde_lib import SDES, WEIGHTS, GaussianMixture, NonFiniteError, denoising_loss, fit
-from score_sde.sde_lib.laws import lognormal, stratified
+from score_sde.sde_lib.timestep_samplers import lognormal, stratified
 
 MARGIN = 0.005
 """Above the loss of the exact denoiser, which is 0.86; an untrained network has 1.00."""

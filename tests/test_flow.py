@@ -1,4 +1,4 @@
-"""The probability flow: its motion against drift and score, its coordinates, and where Gaussian data stand still."""
+"""The probability flow: its velocity against drift and score, its coordinates, and where Gaussian data stand still."""
 
 import math
 import re
@@ -10,35 +10,35 @@ from score_sde.sde_lib import Flow, Gaussian, GaussianMixture, NonFiniteError
 from score_sde.sde_lib.denoiser import Prediction
 from score_sde.sde_lib.likelihood import TracedFlow
 from score_sde.sde_lib.trace import Exact
-from tests.guesses import GUESSES, first_guess
+from tests.guesses import GUESSES, moment_matched
 from tests.trajectories import terminal
 
 
 @pytest.fixture(params=GUESSES)
 def guess(request, shaped_mixture):
-    return first_guess(request.param, shaped_mixture)
+    return moment_matched(request.param, shaped_mixture)
 
 
 def time_at(sde, log_snr):
     return sde.time(torch.tensor(log_snr, dtype=torch.float64)).item()
 
 
-# --- the motion -------------------------------------------------------------------------------------------------------
+# --- the velocity -----------------------------------------------------------------------------------------------------
 
 
 def test_motion_is_that_of_song_in_other_coordinates(sde, shaped_mixture, guess):
-    """dx/dt = f x - g^2 score / 2, eq. 13: here by a central difference of x along the motion."""
+    """dx/dt = f x - g^2 score / 2, eq. 13: here by a central difference of x along the velocity."""
     denoise, h = shaped_mixture.denoiser(sde), 1e-5
     flow = Flow(sde, denoise, guess)
     for l in (-4.0, 0.5, 4.0):  # not at 0, where the Laplace schedule has a bend
         t = time_at(sde, l)
-        alpha, sigma, _ = sde.at(t)
+        alpha, sigma, _ = sde.marginal(t)
         x = alpha * terminal(shaped_mixture, sde, 4) / sde.prior_std + sigma
         expected = sde.drift(t) * x - 0.5 * sde.diffusion(t) ** 2 * denoise.score(x, t)
         angle, u = flow.angle(t), flow.enter(x, t)
-        motion, rates = flow(angle, u)
+        velocity, rates = flow(angle, u)
         late, early = (flow.time(angle + step) for step in (h, -h))
-        found = (flow.leave(u + h * motion, late) - flow.leave(u - h * motion, early)) / (late - early)
+        found = (flow.leave(u + h * velocity, late) - flow.leave(u - h * velocity, early)) / (late - early)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
         assert rates.shape == (4, 0)
 
@@ -64,26 +64,26 @@ def test_places_ahead_are_worked_out_together_as_alone(sde, shaped_mixture, gues
     traced, rows = TracedFlow(flow, Exact().start(u)), torch.arange(3)
     angles = torch.tensor([[0.1, 0.2, 0.3], [0.7, 0.8, 0.9]], dtype=torch.float64)
     angles = angles.reshape(2, 3, *[1] * (u.ndim - 1))
-    for motion in (flow, traced):
+    for velocity in (flow, traced):
         with torch.inference_mode():
-            rates = motion.ahead(angles, u)
+            rates = velocity.ahead(angles, u)
             found = [rate(u, rows) for rate in rates]
         assert len(rates) == 2
         for angle, (moved, divergence) in zip(angles, found):
-            expected = motion(angle, u, rows)
+            expected = velocity(angle, u, rows)
             assert torch.equal(moved, expected[0])
             assert torch.equal(divergence, expected[1])
-        assert found[0][1].shape == (3, motion is traced)
+        assert found[0][1].shape == (3, velocity is traced)
 
 
 def test_where_the_guess_is_right_nothing_moves(sde, shaped_mixture):
-    """The motion and its Jacobian vanish for the data that the guess is of, and for no others."""
-    whole = first_guess("full", shaped_mixture)
+    """The velocity and its Jacobian vanish for the data that the guess is of, and for no others."""
+    whole = moment_matched("full", shaped_mixture)
     mean, covariance = whole.mean[None], shaped_mixture.covariance[None]
     right = GaussianMixture.of_covariances(torch.ones(1, dtype=torch.float64), mean, covariance)
     u = terminal(shaped_mixture, sde, 3) / sde.prior_std
     for name in GUESSES:
-        flow, moved = Flow(sde, right.denoiser(sde), first_guess(name, shaped_mixture)), []
+        flow, moved = Flow(sde, right.denoiser(sde), moment_matched(name, shaped_mixture)), []
         for angle in (0.05, 0.8, 1.5):
             jacobian = torch.autograd.functional.jacobian(lambda u, f=flow, a=angle: f(a, u)[0].sum(0), u[:1])
             moved += [flow(angle, u)[0].abs().max().item(), jacobian.abs().max().item()]
@@ -94,8 +94,8 @@ def test_float32_stays(shaped_mixture, guess, sde):
     flow = Flow(sde, shaped_mixture.denoiser(sde), guess.like(torch.ones(1)))
     u = torch.ones(2, *shaped_mixture.shape)
     for angle in (0.5, torch.full((2, *[1] * (u.ndim - 1)), 0.5, dtype=torch.float64)):
-        motion, rates = flow(angle, u)
-        assert motion.dtype == rates.dtype == torch.float32
+        velocity, rates = flow(angle, u)
+        assert velocity.dtype == rates.dtype == torch.float32
     assert flow.enter(u, sde.t_min).dtype == flow.leave(u, sde.t_min).dtype == torch.float32
 
 
@@ -114,10 +114,10 @@ def test_leave_undoes_enter_and_the_volume_is_that_of_its_jacobian(sde, shaped_m
 
 def test_data_of_the_guess_have_unit_variance_at_all_times(sde, shaped_mixture):
     """By the exact covariance of x, through the matrix of the coordinates."""
-    flow = Flow(sde, shaped_mixture.denoiser(sde), first_guess("full", shaped_mixture))
+    flow = Flow(sde, shaped_mixture.denoiser(sde), moment_matched("full", shaped_mixture))
     num = len(shaped_mixture.covariance)
     for t in (sde.t_min, time_at(sde, 0.5), sde.t_max):
-        alpha, sigma, _ = sde.at(t)
+        alpha, sigma, _ = sde.marginal(t)
         covariance = alpha**2 * shaped_mixture.covariance + sigma**2 * torch.eye(num, dtype=torch.float64)
         mean = alpha * shaped_mixture.mean.reshape(1, *shaped_mixture.shape)
         root = torch.linalg.cholesky(covariance)

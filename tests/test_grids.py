@@ -31,16 +31,16 @@ def noisy(name, sde, times):
 
 
 def test_every_grid_is_measured():
-    assert set(GRIDS) == {*EVEN, *LEVELS, "mixture"}
+    assert set(GRIDS) == {*EVEN, *LEVELS, "logistic"}
 
 
 @pytest.mark.parametrize(
     ("dimensions", "num", "centre", "share"), [(1.0, 10, 0.35, 0.8), (4.0, 60, 0.7, 0.4), (1e9, 15, 1.4, 0.8)]
 )
 @pytest.mark.parametrize("std", [0.3, 1.0])
-def test_the_mixture_has_its_law(sde, std, dimensions, num, centre, share):
+def test_the_logistic_grid_has_its_law(sde, std, dimensions, num, centre, share):
     """Shares of a logistic law around log(centre std) and of a uniform one, by their cumulated distributions."""
-    times = GRIDS["mixture"](sde, num, std=std, dimensions=dimensions)
+    times = GRIDS["logistic"](sde, num, std=std, dimensions=dimensions)
     assert (times[0].item(), times[-1].item()) == (sde.t_max, sde.t_min)
     logs = -0.5 * sde.log_snr(times)
     bump = torch.sigmoid(logs - math.log(centre * std))
@@ -181,7 +181,7 @@ def test_what_is_no_chain_has_no_levels(name, sde):
 
 def test_given_levels_are_those_of_the_times(sde):
     """Between ends that are exact; a 0 is the data."""
-    low, high = (math.exp(-0.5 * sde.at(t).log_snr) for t in (sde.t_min, sde.t_max))
+    low, high = (math.exp(-0.5 * sde.marginal(t).log_snr) for t in (sde.t_min, sde.t_max))
     ratios = [high * 1.0005, *(math.sqrt(low * high) * factor for factor in (1.5, 1.0, 0.7)), low]
     times = of_ratios(sde, ratios)
     assert times.dtype == torch.float64

@@ -39,7 +39,7 @@ def exact(sde):
 def state(sde, l):
     """A time of log-SNR l, and five states that are likely there."""
     t = sde.time(torch.tensor(l, dtype=torch.float64)).item()
-    return (sde.at(t).alpha + sde.at(t).sigma) * SETTING.normals(5, 2, seed=9), t
+    return (sde.marginal(t).alpha + sde.marginal(t).sigma) * SETTING.normals(5, 2, seed=9), t
 
 
 @pytest.mark.parametrize("l", [-5.0, 0.0, 5.0])
@@ -67,7 +67,7 @@ def test_both_kinds_are_one_where_the_denoisers_are_exact(sde, exact, scale):
 def test_guided_score_is_the_gradient_of_the_sharpened_density(sde, exact):
     """(1 - w) log p(x) + w log p(x | y), by autograd."""
     x, t = state(sde, 0.5)
-    leaf, (alpha, sigma, _) = x.clone().requires_grad_(), sde.at(t)
+    leaf, (alpha, sigma, _) = x.clone().requires_grad_(), sde.marginal(t)
     conditional = torch.stack([mixture.log_prob(leaf, alpha, sigma) for mixture in exact.classes], 1)
     conditional = conditional.gather(1, LABEL[:, None])[:, 0]
     density = -2.0 * exact.whole.log_prob(leaf, alpha, sigma) + 3.0 * conditional
@@ -106,7 +106,7 @@ def test_a_network_is_guided_without_gradients_around(mode):
         found = classifier_free(denoise, 2.0)(x, t, label=LABEL).x0
         torch.testing.assert_close(found, 2 * both - null)
         leaned = classifier(denoise, sde, lambda x, t: x.sum(1), 2.0)(x, t, keep=~ALL, label=LABEL).x0
-    torch.testing.assert_close(leaned, null + 2 * sde.at(t).sigma ** 2 / sde.at(t).alpha)
+    torch.testing.assert_close(leaned, null + 2 * sde.marginal(t).sigma ** 2 / sde.marginal(t).alpha)
 
 
 def test_each_example_is_guided_by_itself(exact, sde):
@@ -175,17 +175,17 @@ def test_a_learned_variance_is_that_of_the_condition():
     }
     for name, denoise in wrapped.items():
         for t in (0.3, torch.full((3, 1), 0.3)):
-            assert (denoise(x, t, label=label).variance == 0.75).all(), name
+            assert (denoise(x, t, label=label).v == 0.75).all(), name
     silent = Asked(variance=None)
     for denoise in (autoguidance(silent, silent, 2.0), static_threshold(silent), within(silent, Asked(), sde, 0, 1)):
-        assert denoise(x, torch.full((3, 1), 0.3)).variance is None
+        assert denoise(x, torch.full((3, 1), 0.3)).v is None
 
 
 def test_autoguidance_sharpens_what_the_weaker_model_blurs(sde, exact):
     """Its score is the gradient of w log p + (1 - w) log p_weaker."""
     weaker = GaussianMixture(torch.ones(1).double(), exact.whole.mean[None], exact.whole.covariance.diagonal()[None])
     x, t = state(sde, 0.5)
-    leaf, (alpha, sigma, _) = x.clone().requires_grad_(), sde.at(t)
+    leaf, (alpha, sigma, _) = x.clone().requires_grad_(), sde.marginal(t)
     density = 2.5 * exact.whole.log_prob(leaf, alpha, sigma) - 1.5 * weaker.log_prob(leaf, alpha, sigma)
     expected = torch.autograd.grad(density.sum(), leaf)[0]
     guided = autoguidance(exact.whole.denoiser(sde), weaker.denoiser(sde), 2.5)

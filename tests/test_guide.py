@@ -20,7 +20,7 @@ from score_sde.engine.load import load_model
 from score_sde.engine.randomness import kept
 from score_sde.engine.sampler import make_step, make_times
 from score_sde.engine.training.trainer import Trainer
-from score_sde.engine.training.validation import HeldOut
+from score_sde.engine.training.validation import Validation
 from score_sde.samplers import GRIDS, STEPS
 
 SMALL = {
@@ -208,8 +208,8 @@ def test_guidance_acts_between_two_noise_levels(labelled, drawn, asked):
     words = ("--label=1", "--config.guidance.scale=2", "--config.guidance.low=0.5", "--config.guidance.high=5")
     _, manifest = drawn(labelled, *words, steps=12)
     sde = sde_lib.SDES["vpsde"]()
-    ratios = [sde.at(t) for t in GRIDS[STEPS["ddim"].grid or sde.grid](sde, 12, None, 1e-3).tolist()]
-    inside = [0.5 <= moment.sigma / moment.alpha <= 5 for moment in ratios]
+    ratios = [sde.marginal(t) for t in GRIDS[STEPS["ddim"].grid or sde.grid](sde, 12, None, 1e-3).tolist()]
+    inside = [0.5 <= marginal.sigma / marginal.alpha <= 5 for marginal in ratios]
     assert [num == 10 for num, _ in asked] == inside
     assert 2 < sum(inside) < 11
     assert manifest["guidance"].items() >= {"low": 0.5, "high": 5.0}.items()
@@ -271,20 +271,20 @@ def test_samples_lean_away_from_a_weaker_run(digits, other_noise, drawn):
     )
 
     def expected(x, t):
-        alpha, _, log_snr = experiment.sde.at(t)
+        alpha, _, log_snr = experiment.sde.marginal(t)
         there = theirs.sde.time(torch.tensor(log_snr, dtype=torch.float64)).item()
         there = min(max(there, theirs.sde.t_min), theirs.sde.t_max)
-        below = weak(theirs.sde.at(there).alpha / alpha * x, there).x0
+        below = weak(theirs.sde.marginal(there).alpha / alpha * x, there).x0
         return sde_lib.Prediction(below + 3 * (denoise(x, t).x0 - below))
 
     step, times = make_step(config, experiment), make_times(config, experiment)
     x0 = draw_pairs(experiment, expected, step, times, torch.arange(5))[1]
-    words = (f"--config.guidance.weaker={other_noise}", "--config.guidance.weaker_scale=3")
+    words = (f"--config.guidance.autoguidance={other_noise}", "--config.guidance.autoguidance_scale=3")
     found, manifest = drawn(digits, *words, "--config.sample.keep_latents=true")
     np.testing.assert_allclose(found["x0"], x0, rtol=0, atol=1e-3)
-    assert manifest["guidance"].items() >= {"weaker": str(other_noise), "weaker_scale": 3.0}.items()
+    assert manifest["guidance"].items() >= {"autoguidance": str(other_noise), "autoguidance_scale": 3.0}.items()
     plain, _ = drawn(digits)
-    alone, _ = drawn(digits, words[0], "--config.guidance.weaker_scale=1")
+    alone, _ = drawn(digits, words[0], "--config.guidance.autoguidance_scale=1")
     assert np.array_equal(alone["samples"], plain["samples"])
     assert not np.array_equal(found["samples"], plain["samples"])
 
@@ -306,7 +306,7 @@ def test_samples_lean_away_from_a_weaker_run(digits, other_noise, drawn):
 )
 def test_runs_that_are_no_weaker_ones(run, other, status, message, request, capsys):
     run, other = map(request.getfixturevalue, (run, other))
-    refused(capsys, status, message, f"--workdir={run}", f"--config.guidance.weaker={other}")
+    refused(capsys, status, message, f"--workdir={run}", f"--config.guidance.autoguidance={other}")
 
 
 # --- a classifier -----------------------------------------------------------------------------------------------------
@@ -460,15 +460,15 @@ def test_a_label_dropout_that_is_no_share(dropout, tmp_path, capsys):
 def test_the_effect_of_the_label_is_logged(labelled, digits):
     """By hand from the checkpoint; a run without labels has none."""
     lines = [json.loads(line) for line in (labelled / "metrics.jsonl").read_text().splitlines()]
-    logged = [line["held_out_label_effect"] for line in lines if "held_out_label_effect" in line]
+    logged = [line["validation_label_effect"] for line in lines if "validation_label_effect" in line]
     config = stored(labelled)
     experiment, denoise, _ = load_run(config, labelled, Options())
-    held_out = HeldOut(config, experiment, read_dataset(config, "test"))
-    x = experiment.sde.perturb(held_out.x0, held_out.eps, held_out.t)
+    validation = Validation(config, experiment, read_dataset(config, "test"))
+    x = experiment.sde.perturb(validation.x0, validation.eps, validation.t)
     with torch.no_grad():
-        with_label = denoise(x, held_out.t, label=held_out.cond["label"]).x0
-        without = denoise(x, held_out.t).x0
-    expected = (with_label - without).norm() / (with_label - held_out.x0).norm()
+        with_label = denoise(x, validation.t, label=validation.cond["label"]).x0
+        without = denoise(x, validation.t).x0
+    expected = (with_label - without).norm() / (with_label - validation.x0).norm()
     assert logged[-1] == pytest.approx(expected.item(), rel=1e-4)
     assert logged[-1] > 0.01
     assert "label_effect" not in (digits / "metrics.jsonl").read_text()
@@ -480,11 +480,11 @@ def test_a_network_that_does_not_listen_has_no_effect_of_the_label(labelled):
     table = experiment.network.get_submodule("conditioning.label.table")
     with torch.no_grad():
         table.weight.copy_(table.weight[-1:].expand_as(table.weight).clone())
-    held_out = HeldOut(config, experiment, read_dataset(config, "test"))
-    assert held_out.losses(experiment.network)["held_out_label_effect"] == 0
+    validation = Validation(config, experiment, read_dataset(config, "test"))
+    assert validation.losses(experiment.network)["validation_label_effect"] == 0
     with torch.no_grad():
         table.weight[:-1] += 0.1
-    assert held_out.losses(experiment.network)["held_out_label_effect"] > 1e-3
+    assert validation.losses(experiment.network)["validation_label_effect"] > 1e-3
 
 
 def test_the_config_of_labels_is_of_the_digits():

@@ -106,7 +106,7 @@ def estimates_of_sigma(denoise, io):
         one = slice(i, i + 1)
         given = {"label": io["class_labels"][one].argmax(1)} if "class_labels" in io else {}
         given |= {"augment": io["augment_labels"][one]} if "augment_labels" in io else {}
-        yield denoise(denoise.sde.at(t).alpha * io["x"][one], t, **given).x0, io["D"][one]
+        yield denoise(denoise.sde.marginal(t).alpha * io["x"][one], t, **given).x0, io["D"][one]
 
 
 def estimates_of_level(denoise, io):
@@ -114,7 +114,7 @@ def estimates_of_level(denoise, io):
     levels = io["timesteps"] if "timesteps" in io else io["t"]
     label = next(io[key] for key in ("y", "class_labels") if key in io)
     for i, t in enumerate((levels.double() + 1).tolist()):
-        one, (alpha, sigma, _) = slice(i, i + 1), denoise.sde.at(t)
+        one, (alpha, sigma, _) = slice(i, i + 1), denoise.sde.marginal(t)
         x, out = io["x"][one], io["out"][one, :3]
         meant = {"_eps": (x - sigma * out) / alpha, "_v": alpha * x - sigma * out}[denoise.coefficients.__name__]
         yield denoise(x, t, label=label[one]).x0, meant

@@ -84,7 +84,7 @@ def test_it_is_the_published_algorithm(mixture):
     x = expected = terminal(mixture, sde, 3)
     for sigma in sde.sigma(times).tolist():
         for _ in range(2):
-            size = epsilon * sigma**2 / sde.at(sde.t_min).sigma ** 2
+            size = epsilon * sigma**2 / sde.marginal(sde.t_min).sigma ** 2
             score = (mixture.posterior_mean(expected, 1.0, sigma) - expected) / sigma**2
             expected = expected + size * score + math.sqrt(2 * size) * draw(expected)
     expected = mixture.posterior_mean(expected, 1.0, sigma)

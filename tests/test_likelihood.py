@@ -22,15 +22,15 @@ from score_sde.sde_lib import (
     log_prob,
     sample_log_prob,
 )
-from score_sde.sde_lib.adams import Adams
+from score_sde.sde_lib.adams_pece import AdamsPECE
 from score_sde.sde_lib.denoiser import Prediction
 from score_sde.sde_lib.runge_kutta import DormandPrince
-from tests.guesses import GUESSES, first_guess
+from tests.guesses import GUESSES, moment_matched
 
 
 def data(mixture, sde, num, seed=0):
     """Draws of the marginal at t_min."""
-    generator, (alpha, sigma, _) = torch.Generator().manual_seed(seed), sde.at(sde.t_min)
+    generator, (alpha, sigma, _) = torch.Generator().manual_seed(seed), sde.marginal(sde.t_min)
     x0 = mixture.sample(num, generator)
     return alpha * x0 + sigma * torch.randn(x0.shape, dtype=x0.dtype, generator=generator)
 
@@ -79,9 +79,9 @@ def test_a_gaussian_by_hand(sde, guess):
     variance = 0.3
     mixture = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 1).double(), variance)
     x = torch.tensor([[0.2], [-1.0]], dtype=torch.float64)
-    first, last = sde.at(sde.t_min), sde.at(sde.t_max)
+    first, last = sde.marginal(sde.t_min), sde.marginal(sde.t_max)
     ratio = math.sqrt((last.alpha**2 * variance + last.sigma**2) / (first.alpha**2 * variance + first.sigma**2))
-    found = log_prob(sde, mixture.denoiser(sde), x, first_guess(guess, mixture), solver=DormandPrince(1e-7, 1e-8))
+    found = log_prob(sde, mixture.denoiser(sde), x, moment_matched(guess, mixture), solver=DormandPrince(1e-7, 1e-8))
     torch.testing.assert_close(found.latent, ratio * x, rtol=1e-5, atol=0)
     torch.testing.assert_close(
         found.divergence, torch.full((2,), math.log(ratio), dtype=torch.float64), rtol=0, atol=1e-5
@@ -93,7 +93,7 @@ def test_a_gaussian_by_hand(sde, guess):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_with_the_true_terminal_law_it_is_the_exact_density(sde, mixture, solver):
     denoise, x = mixture.denoiser(sde), data(mixture, sde, 3)
-    made = SOLVERS[solver](64) if solver == "adams" else SOLVERS[solver](1e-6, 1e-7)
+    made = SOLVERS[solver](64) if solver == "adams_pece" else SOLVERS[solver](1e-6, 1e-7)
     found = log_prob(sde, denoise, x, solver=made, prior_log_prob=true_law(denoise, sde))
     torch.testing.assert_close(found.nats, denoise.log_prob(x, sde.t_min), rtol=0, atol=1e-4)
 
@@ -102,8 +102,8 @@ def test_the_first_guess_changes_neither_the_density_nor_its_terms(shaped_mixtur
     sde = SDES["vpsde"]()
     denoise, x = shaped_mixture.denoiser(sde), data(shaped_mixture, sde, 2)
     expected = log_prob(sde, denoise, x, solver=DormandPrince(1e-8, 1e-8))
-    for guess in map(functools.partial(first_guess, mixture=shaped_mixture), GUESSES):
-        for solver, atol in ((DormandPrince(1e-6, 1e-7), 3e-6), (Adams(100), 1e-4)):
+    for guess in map(functools.partial(moment_matched, mixture=shaped_mixture), GUESSES):
+        for solver, atol in ((DormandPrince(1e-6, 1e-7), 3e-6), (AdamsPECE(100), 1e-4)):
             found = log_prob(sde, denoise, x, guess, solver=solver)
             for name in ("nats", "prior", "divergence", "latent"):
                 torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=atol)
@@ -111,30 +111,30 @@ def test_the_first_guess_changes_neither_the_density_nor_its_terms(shaped_mixtur
 
 def test_the_first_guess_changes_no_process(sde, plane):
     denoise, x, solver = plane.denoiser(sde), data(plane, sde, 2), DormandPrince(1e-6, 1e-7)
-    one, other = (log_prob(sde, denoise, x, first_guess(name, plane), solver=solver) for name in ("standard", "full"))
+    one, other = (log_prob(sde, denoise, x, moment_matched(name, plane), solver=solver) for name in ("standard", "full"))
     for name in ("nats", "prior", "divergence", "latent"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-6, atol=2e-6)
 
 
 def test_where_the_guess_is_right_two_evaluations_are_exact(sde, shaped_mixture):
-    guess = first_guess("full", shaped_mixture)
+    guess = moment_matched("full", shaped_mixture)
     right = GaussianMixture.of_covariances(torch.ones(1).double(), guess.mean[None], shaped_mixture.covariance[None])
     denoise, x = right.denoiser(sde), data(shaped_mixture, sde, 3)
-    for solver in (Adams(2), DormandPrince()):
+    for solver in (AdamsPECE(2), DormandPrince()):
         found = log_prob(sde, denoise, x, guess, solver=solver, prior_log_prob=true_law(denoise, sde))
         torch.testing.assert_close(found.nats, denoise.log_prob(x, sde.t_min), rtol=1e-9, atol=1e-8)
-    found = log_prob(sde, denoise, x, guess, solver=Adams(2))
+    found = log_prob(sde, denoise, x, guess, solver=AdamsPECE(2))
     assert found.calls.tolist() == [2, 2, 2]
     matched = functools.partial(PRIORS["matched"], sde, guess)
-    found = log_prob(sde, denoise, x, guess, seeded(x, 1), solver=Adams(2), prior_log_prob=matched)
+    found = log_prob(sde, denoise, x, guess, seeded(x, 1), solver=AdamsPECE(2), prior_log_prob=matched)
     torch.testing.assert_close(found.nats, denoise.log_prob(x, sde.t_min), rtol=1e-9, atol=1e-8)
 
 
 def test_the_density_itself_is_of_the_fourth_order_in_the_budget(sde, plane):
-    denoise, x, guess = plane.denoiser(sde), data(plane, sde, 5), first_guess("full", plane)
+    denoise, x, guess = plane.denoiser(sde), data(plane, sde, 5), moment_matched("full", plane)
     exact, errors = denoise.log_prob(x, sde.t_min), []
     for evaluations in (50, 100):
-        found = log_prob(sde, denoise, x, guess, None, None, Adams(evaluations), true_law(denoise, sde))
+        found = log_prob(sde, denoise, x, guess, None, None, AdamsPECE(evaluations), true_law(denoise, sde))
         errors.append((found.nats - exact).abs().max().item())
     assert math.log2(errors[0] / errors[1]) > 3.4
     assert errors[1] < 2e-5
@@ -148,7 +148,7 @@ def test_the_density_itself_is_of_the_fourth_order_in_the_budget(sde, plane):
 def test_terms_add_up(sde, shaped_mixture, probe, fresh):
     x = data(shaped_mixture, sde, 3)
     trace = seeded(x, 3, probe, fresh)
-    found = log_prob(sde, shaped_mixture.denoiser(sde), x, None, trace, solver=Adams(3))
+    found = log_prob(sde, shaped_mixture.denoiser(sde), x, None, trace, solver=AdamsPECE(3))
     assert found.nats.shape == found.prior.shape == found.divergence.shape == found.variance.shape == (3,)
     assert found.estimates.shape == (3, 3)
     assert found.latent.shape == x.shape
@@ -191,10 +191,10 @@ def test_traces_are_counted_apart(mixture):
         graphs.append(x.requires_grad)
         return mixture.denoiser(sde)(x, t)
 
-    few = log_prob(sde, denoise, x, solver=Adams(24, 9))
+    few = log_prob(sde, denoise, x, solver=AdamsPECE(24, 9))
     assert (few.calls.tolist(), few.traced.tolist()) == ([24, 24], [9, 9])
     assert sum(graphs) == 9
-    many = log_prob(sde, denoise, x, solver=Adams(24))
+    many = log_prob(sde, denoise, x, solver=AdamsPECE(24))
     torch.testing.assert_close(few.latent, many.latent, rtol=0, atol=1e-3)
     torch.testing.assert_close(few.nats, many.nats, rtol=0, atol=0.05)
 
@@ -204,7 +204,7 @@ def test_traces_are_counted_apart(mixture):
 
 def test_the_standard_prior_is_that_of_the_process(sde, shaped_mixture):
     x = data(shaped_mixture, sde, 3)
-    found = PRIORS["standard"](sde, first_guess("full", shaped_mixture), x)
+    found = PRIORS["standard"](sde, moment_matched("full", shaped_mixture), x)
     assert torch.equal(found, sde.prior_log_prob(x))
     law = torch.distributions.Normal(torch.zeros_like(x), sde.prior_std)
     torch.testing.assert_close(found, law.log_prob(x).flatten(1).sum(1))
@@ -213,7 +213,7 @@ def test_the_standard_prior_is_that_of_the_process(sde, shaped_mixture):
 @pytest.mark.parametrize("guess", GUESSES)
 def test_the_matched_prior_is_the_marginal_of_the_guess(sde, shaped_mixture, guess):
     """By dense matrices, and by the exact mixture of one component."""
-    gaussian, (alpha, sigma, _) = first_guess(guess, shaped_mixture), sde.at(sde.t_max)
+    gaussian, (alpha, sigma, _) = moment_matched(guess, shaped_mixture), sde.marginal(sde.t_max)
     num = gaussian.mean.numel()
     identity = torch.eye(num, dtype=torch.float64)
     covariance = gaussian.apply(lambda v: v, identity.reshape(num, *shaped_mixture.shape)).reshape(num, num)
@@ -233,8 +233,8 @@ def test_the_matched_prior_is_the_marginal_of_the_guess(sde, shaped_mixture, gue
 
 def test_the_matched_prior_is_nearer_to_the_truth_than_the_standard_one(sde, plane):
     """It has their mean and covariance, and what else the process leaves of the data is next to nothing."""
-    denoise, x, guess = plane.denoiser(sde), data(plane, sde, 200), first_guess("full", plane)
-    x = sde.alpha(sde.t_max) / sde.alpha(sde.t_min) * x + sde.at(sde.t_max).sigma * torch.randn(
+    denoise, x, guess = plane.denoiser(sde), data(plane, sde, 200), moment_matched("full", plane)
+    x = sde.alpha(sde.t_max) / sde.alpha(sde.t_min) * x + sde.marginal(sde.t_max).sigma * torch.randn(
         x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1)
     )
     truth = denoise.log_prob(x, sde.t_max)
@@ -264,7 +264,7 @@ def correlated():
 def test_probes_are_unbiased_and_their_error_falls_with_the_root_of_their_number(correlated, probe, fresh):
     """Orthogonal ones in D dimensions as those drawn without replacement: by (D - K) / (K (D - 1)), to nothing."""
     sde, denoise, x, exact = correlated
-    solver = Adams(40) if fresh else DormandPrince(1e-3, 1e-3)
+    solver = AdamsPECE(40) if fresh else DormandPrince(1e-3, 1e-3)
     numbers = (1, 2, 3) if probe == "orthogonal" else (1, 4, 16)
     spreads = []
     for num in numbers:
@@ -288,7 +288,7 @@ def test_fresh_probes_have_a_third_of_the_noise_of_frozen_ones(probe):
     sde, mixture = SDES["vpsde"](), low_rank(64)
     x = data(mixture, sde, 100)
     guess = Gaussian(torch.zeros(64).double(), mixture.covariance.trace().item() / 64)
-    denoise, noise, solver = mixture.denoiser(sde), [], Adams(32)
+    denoise, noise, solver = mixture.denoiser(sde), [], AdamsPECE(32)
     exact = log_prob(sde, denoise, x, guess, solver=solver).nats
     for fresh in (False, True):
         noise.append((log_prob(sde, denoise, x, guess, seeded(x, 1, probe, fresh), solver=solver).nats - exact).std())
@@ -299,7 +299,7 @@ def test_probes_are_keyed_by_seed_whatever_the_batch_is(shaped_mixture):
     """An example alone and among others: the same probes at every evaluation, fresh or frozen."""
     sde, denoise = SDES["cosine"](), shaped_mixture.denoiser(SDES["cosine"]())
     x, seeds = data(shaped_mixture, sde, 4), [5, 2, 11, 7]
-    for solver in (Adams(8), DormandPrince(1e-2, 1e-2)):
+    for solver in (AdamsPECE(8), DormandPrince(1e-2, 1e-2)):
         for probe in PROBES:
             fresh = not solver.adaptive
             whole = log_prob(sde, denoise, x, None, seeded(x, 2, probe, fresh, seeds), solver=solver)
@@ -314,7 +314,7 @@ def covered(shape, solver, probe, seeds, num=8):
     sde, mixture = SDES["vpsde"](), low_rank(*shape, rank=min(8, math.prod(shape) // 2))
     denoise, x = mixture.denoiser(sde), data(mixture, sde, seeds)
     guess = Gaussian(torch.zeros(shape).double(), mixture.covariance.trace().item() / math.prod(shape))
-    made = Adams(48) if solver == "adams" else DormandPrince()
+    made = AdamsPECE(48) if solver == "adams_pece" else DormandPrince()
     trace = seeded(x, num, probe, fresh=not made.adaptive)
     found = log_prob(sde, denoise, x, guess, trace, None, made, true_law(denoise, sde))
     error = (found.nats - denoise.log_prob(x, sde.t_min)).abs()
@@ -324,7 +324,7 @@ def covered(shape, solver, probe, seeds, num=8):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("probe", PROBES)
-@pytest.mark.parametrize("solver", ["adams", "dopri5"])
+@pytest.mark.parametrize("solver", ["adams_pece", "dopri5"])
 @pytest.mark.parametrize(("shape", "seeds"), [((64,), 1000), ((3, 8, 8), 400)], ids=str)
 def test_intervals_cover_the_exact_density(shape, seeds, solver, probe):
     """Eight probes: from 93 to 99 of 100 intervals of 95 %, each of another seed and example."""
@@ -352,7 +352,7 @@ def test_frozen_probes_in_the_plane_are_no_normal_variables():
     assert 0.84 < share < 0.91
 
 
-@pytest.mark.parametrize("solver", ["adams", "dopri5"])
+@pytest.mark.parametrize("solver", ["adams_pece", "dopri5"])
 def test_orthogonal_probes_of_all_dimensions_leave_the_error_of_the_solver(solver):
     """They say so: no variance."""
     _, error, variance = covered((2,), solver, "orthogonal", 100, num=2)
@@ -363,10 +363,10 @@ def test_orthogonal_probes_of_all_dimensions_leave_the_error_of_the_solver(solve
 # --- there and back ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", [Adams(128), DormandPrince(1e-7, 1e-7)], ids=["adams", "dopri5"])
+@pytest.mark.parametrize("solver", [AdamsPECE(128), DormandPrince(1e-7, 1e-7)], ids=["adams_pece", "dopri5"])
 def test_sampling_is_the_inverse(sde, mixture, solver):
     """The same terms from either side, and x itself."""
-    denoise, x, guess = mixture.denoiser(sde), data(mixture, sde, 3), first_guess("isotropic", mixture)
+    denoise, x, guess = mixture.denoiser(sde), data(mixture, sde, 3), moment_matched("isotropic", mixture)
     there = log_prob(sde, denoise, x, guess, solver=solver)
     back = sample_log_prob(sde, denoise, there.latent, guess, solver=solver)
     torch.testing.assert_close(back.x, x, rtol=0, atol=1e-6)
@@ -376,7 +376,7 @@ def test_sampling_is_the_inverse(sde, mixture, solver):
 
 
 def test_sampling_is_the_inverse_for_examples_of_any_shape(shaped_mixture):
-    sde, guess, solver = SDES["edm"](), first_guess("full", shaped_mixture), DormandPrince(1e-8, 1e-8)
+    sde, guess, solver = SDES["edm"](), moment_matched("full", shaped_mixture), DormandPrince(1e-8, 1e-8)
     denoise, x = shaped_mixture.denoiser(sde), data(shaped_mixture, sde, 3)
     there = log_prob(sde, denoise, x, guess, solver=solver)
     back = sample_log_prob(sde, denoise, there.latent, guess, solver=solver)
@@ -386,16 +386,16 @@ def test_sampling_is_the_inverse_for_examples_of_any_shape(shaped_mixture):
 
 def test_samples_have_their_exact_density(sde, plane):
     """From the prior, without a look at data."""
-    denoise, guess = plane.denoiser(sde), first_guess("full", plane)
+    denoise, guess = plane.denoiser(sde), moment_matched("full", plane)
     latent = sde.prior_std * torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = sample_log_prob(sde, denoise, latent, guess, solver=Adams(100), prior_log_prob=true_law(denoise, sde))
+    found = sample_log_prob(sde, denoise, latent, guess, solver=AdamsPECE(100), prior_log_prob=true_law(denoise, sde))
     torch.testing.assert_close(found.nats, denoise.log_prob(found.x, sde.t_min), rtol=0, atol=1e-4)
     assert found.calls.tolist() == found.traced.tolist() == [100] * 5
 
 
 def test_estimates_of_samples_have_the_sign_of_those_of_data(plane):
     """With frozen probes each estimate is a function of the path, and the path is the same both ways."""
-    sde, guess = SDES["vpsde"](), first_guess("isotropic", plane)
+    sde, guess = SDES["vpsde"](), moment_matched("isotropic", plane)
     denoise, x, solver = plane.denoiser(sde), data(plane, sde, 3), DormandPrince(1e-8, 1e-8)
     there = log_prob(sde, denoise, x, guess, seeded(x, 3, "gauss"), solver=solver)
     back = sample_log_prob(sde, denoise, there.latent, guess, seeded(x, 3, "gauss"), solver=solver)
@@ -413,7 +413,7 @@ def test_samples_may_end_at_a_later_time(sde, mixture):
 # --- each example by itself -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", [Adams(4), DormandPrince(1e-2, 1e-2)], ids=["adams", "dopri5"])
+@pytest.mark.parametrize("solver", [AdamsPECE(4), DormandPrince(1e-2, 1e-2)], ids=["adams_pece", "dopri5"])
 def test_a_density_does_not_depend_on_the_batch(sde, shaped_mixture, solver):
     x, fresh = data(shaped_mixture, sde, 7), not solver.adaptive
 
@@ -429,13 +429,13 @@ def test_a_density_does_not_depend_on_the_batch(sde, shaped_mixture, solver):
         assert torch.equal(found.calls, whole.calls[rows])
 
 
-@pytest.mark.parametrize("solver", [Adams(80), DormandPrince(1e-6, 1e-6)], ids=["adams", "dopri5"])
+@pytest.mark.parametrize("solver", [AdamsPECE(80), DormandPrince(1e-6, 1e-6)], ids=["adams_pece", "dopri5"])
 def test_conditions_follow_their_examples(mixture, solver):
     """Examples end at different calls; each keeps its own condition, here an offset and a scale of the data."""
     sde = SDES["cosine"]()
 
     def denoise(x, t, scale):
-        alpha, sigma, _ = sde.at(t)
+        alpha, sigma, _ = sde.marginal(t)
         scale = scale[:, None]
         return Prediction(scale * mixture.posterior_mean(x / scale, alpha, sigma / scale))
 
@@ -449,10 +449,10 @@ def test_conditions_follow_their_examples(mixture, solver):
     torch.testing.assert_close(found.nats, expected, rtol=0, atol=0.05)  # up to prior and noise at t_min
 
 
-@pytest.mark.parametrize("solver", [Adams(24), DormandPrince(1e-3, 1e-3)], ids=["adams", "dopri5"])
+@pytest.mark.parametrize("solver", [AdamsPECE(24), DormandPrince(1e-3, 1e-3)], ids=["adams_pece", "dopri5"])
 def test_works_inside_inference_mode_and_keeps_float32(sde, plane, solver):
-    """Whatever of it was made there: data, first guess, conditions, probes."""
-    x, guess = data(plane, sde, 2), first_guess("isotropic", plane)
+    """Whatever of it was made there: data, moment-matched Gaussian, conditions, probes."""
+    x, guess = data(plane, sde, 2), moment_matched("isotropic", plane)
 
     def denoise(x, t, scale):
         x0 = plane.denoiser(sde)(x, t).x0
@@ -471,10 +471,10 @@ def test_works_inside_inference_mode_and_keeps_float32(sde, plane, solver):
         torch.testing.assert_close(result.nats.double(), expected, rtol=0, atol=5e-3)
 
 
-@pytest.mark.parametrize("solver", [Adams(80), DormandPrince()], ids=["adams", "dopri5"])
+@pytest.mark.parametrize("solver", [AdamsPECE(80), DormandPrince()], ids=["adams_pece", "dopri5"])
 def test_float32_is_enough(sde, plane, solver):
     """From the earliest time of every process, where noise over signal may be a millionth."""
-    denoise, x, guess = plane.denoiser(sde), data(plane, sde, 5), first_guess("isotropic", plane)
+    denoise, x, guess = plane.denoiser(sde), data(plane, sde, 5), moment_matched("isotropic", plane)
     single = log_prob(sde, denoise, x.float(), guess, solver=solver)
     double = log_prob(sde, denoise, x, guess, solver=solver)
     for name in ("nats", "divergence", "prior"):
@@ -514,7 +514,7 @@ def test_a_density_that_is_not_finite_is_named(mixture, ask):
     assert error.value.exit_status == 4
 
 
-@pytest.mark.parametrize("solver", [Adams(), DormandPrince()], ids=["adams", "dopri5"])
+@pytest.mark.parametrize("solver", [AdamsPECE(), DormandPrince()], ids=["adams_pece", "dopri5"])
 def test_a_network_that_is_not_finite_is_named(mixture, solver):
     """By example and place, and with a trace as without."""
     sde = SDES["vpsde"]()

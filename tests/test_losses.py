@@ -1,4 +1,5 @@
-"""Losses: weights against their closed forms, the optimum and its value, the laws of time and their corrections."""
+"""Losses: weights against their closed forms, the optimum and its value, the timestep samplers and their
+corrections."""
 
 from functools import partial
 
@@ -9,7 +10,7 @@ from scipy.stats import truncnorm
 from score_sde.sde_lib import (
     PARAMETERIZATIONS,
     SDES,
-    TIME_LAWS,
+    TIMESTEP_SAMPLERS,
     WEIGHTS,
     Denoiser,
     Discrete,
@@ -79,7 +80,7 @@ def test_loss_is_the_squared_error_of_what_its_name_says(sde, name, quantity):
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_the_parameterization_changes_neither_loss_nor_gradient(sde, weight):
     x0, eps, t = state(sde, (2, 3))
-    x, (alpha, sigma, _) = sde.perturb(x0, eps, t), sde.at(t)
+    x, (alpha, sigma, _) = sde.perturb(x0, eps, t), sde.marginal(t)
     found = {}
     for name in PARAMETERIZATIONS:
         guess = (x0 + 0.1 * torch.sin(5 * eps)).requires_grad_()
@@ -132,7 +133,7 @@ def test_no_change_of_the_exact_denoiser_lowers_the_loss(sde, mixture):
             assert abs(slope.mean().item()) < 3 * slope.std().item() / num**0.5
 
 
-# --- laws of time -----------------------------------------------------------------------------------------------------
+# --- timestep samplers ------------------------------------------------------------------------------------------------
 
 
 def share_of_log_snr(sde, t):
@@ -157,20 +158,20 @@ DISTRIBUTION = {
 }
 
 
-@pytest.mark.parametrize("law", TIME_LAWS)
+@pytest.mark.parametrize("law", TIMESTEP_SAMPLERS)
 def test_laws_turn_uniform_numbers_into_their_quantiles(sde, law):
     u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    t, _ = TIME_LAWS[law](sde, u)
+    t, _ = TIMESTEP_SAMPLERS[law](sde, u)
     if law == "uniform" and isinstance(sde, Discrete):
         assert torch.equal(t, torch.floor(u * sde.t_max) + 1)
     else:
         torch.testing.assert_close(DISTRIBUTION[law](sde, t), u, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("law", TIME_LAWS)
+@pytest.mark.parametrize("law", TIMESTEP_SAMPLERS)
 def test_a_histogram_in_float32_is_even_in_probability(sde, law):
     u = torch.rand(50_000, 1, 1, generator=torch.Generator().manual_seed(0))
-    t, correction = TIME_LAWS[law](sde, u)
+    t, correction = TIMESTEP_SAMPLERS[law](sde, u)
     assert t.shape == correction.shape == u.shape
     assert t.dtype == correction.dtype == torch.float32
     share, bins = DISTRIBUTION[law](sde, t.double().flatten()), 20
@@ -181,10 +182,10 @@ def test_a_histogram_in_float32_is_even_in_probability(sde, law):
     assert ((counts - even) ** 2 / even).sum() < bins + 4 * (2 * bins) ** 0.5
 
 
-@pytest.mark.parametrize("law", TIME_LAWS)
+@pytest.mark.parametrize("law", TIMESTEP_SAMPLERS)
 def test_times_stay_in_the_interval(sde, law):
     u = torch.cat([torch.linspace(0, 1, 10_001), torch.tensor([2.0**-30, 1 - 2.0**-24])])
-    t, correction = TIME_LAWS[law](sde, u)
+    t, correction = TIMESTEP_SAMPLERS[law](sde, u)
     assert (t >= torch.tensor(sde.t_min)).all()
     assert (t <= torch.tensor(sde.t_max)).all()
     assert (correction > 0).all()
@@ -196,7 +197,7 @@ def test_times_stay_in_the_interval(sde, law):
 @pytest.mark.parametrize("tail", [0.05, 0.3])
 def test_a_tail_of_the_lognormal_law_is_uniform_in_log_snr(sde, tail):
     u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    t, _ = TIME_LAWS["lognormal"](sde, u, tail=tail)
+    t, _ = TIMESTEP_SAMPLERS["lognormal"](sde, u, tail=tail)
     num = round(tail * 1000)
     evenly = (torch.arange(num, dtype=torch.float64) + 0.5) / num
     torch.testing.assert_close(share_of_log_snr(sde, t[:num]), evenly, rtol=1e-8, atol=1e-8)
@@ -207,7 +208,7 @@ def test_a_tail_of_the_lognormal_law_is_uniform_in_log_snr(sde, tail):
 def test_uncorrected_laws_say_so(sde):
     u = torch.rand(5, generator=torch.Generator().manual_seed(0))
     for law in ("uniform", "log_snr", "lognormal"):
-        assert (TIME_LAWS[law](sde, u)[1] == 1).all()
+        assert (TIMESTEP_SAMPLERS[law](sde, u)[1] == 1).all()
 
 
 def bound(sde, t):
@@ -221,7 +222,7 @@ def test_correction_keeps_the_mean_over_uniform_time(sde, law):
     ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
     expected = (torch.log1p(ends.exp()).diff().neg() / (sde.t_max - sde.t_min)).item()
     u = (torch.arange(500_000, dtype=torch.float64) + 0.5) / 500_000
-    t, correction = TIME_LAWS[law](sde, u)
+    t, correction = TIMESTEP_SAMPLERS[law](sde, u)
     # Uniform times see the steep start of the interval through a few points only.
     assert (correction * bound(sde, t)).mean().item() == pytest.approx(expected, rel=2e-2 if law == "uniform" else 1e-6)
 
@@ -230,7 +231,7 @@ def test_importance_takes_the_spread_out_of_the_likelihood_loss(sde):
     u = torch.rand(100_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     spread = {}
     for law in ("uniform", "importance"):
-        t, correction = TIME_LAWS[law](sde, u)
+        t, correction = TIMESTEP_SAMPLERS[law](sde, u)
         spread[law] = (correction * bound(sde, t)).var().item()
     steps = sde.log_snr(torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64)).diff()
     if torch.allclose(steps, steps.mean().expand(8), rtol=1e-6):
@@ -254,7 +255,7 @@ def test_stratified_times_make_the_loss_vary_less():
     offsets = torch.rand(200, generator=generator, dtype=torch.float64).tolist()
 
     def mean(u):
-        t, correction = TIME_LAWS["importance"](sde, u.double())
+        t, correction = TIMESTEP_SAMPLERS["importance"](sde, u.double())
         return (correction * bound(sde, t)).mean()
 
     even = torch.stack([mean(stratified(o, 0, 64, 64)) for o in offsets])

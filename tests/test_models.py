@@ -98,7 +98,7 @@ def test_told_the_noise_level(network):
 @pytest.mark.parametrize(("name", "shape"), [("mlp", (2,)), ("unet", (1, 8, 8))])
 def test_a_blind_network_hears_the_label_alone(name, shape):
     torch.manual_seed(0)
-    network = NETWORKS[name](shape, num_classes=3, blind=True).eval()
+    network = NETWORKS[name](shape, num_classes=3, noise_unconditional=True).eval()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     x, log_snr = torch.randn(2, *shape), torch.tensor([-3.0, 3.0])

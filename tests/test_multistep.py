@@ -1,4 +1,5 @@
-"""Multistep solvers: their integrals by quadrature, orders in every form and clock, what they are exact for, noise."""
+"""Multistep solvers: their integrals by quadrature, orders in every integrand and integration variable, what they are
+exact for, noise."""
 
 import math
 from itertools import product
@@ -9,9 +10,9 @@ import torch
 from scipy.integrate import quad
 
 from score_sde.samplers import DDIM, GRIDS, STEPS, Adams, DPMSolver, Multistep, Noise, UniPC, sample, trajectory
-from score_sde.samplers.forms import CLOCKS, FORMS, Coordinates
+from score_sde.samplers.integrands import INTEGRATION_VARIABLES, INTEGRANDS, Coordinates
 from score_sde.sde_lib import SDES, VPSDE, Flow, Gaussian, GaussianMixture
-from score_sde.sde_lib.adams import MOST_AMPLIFIED, amplification, integration_weights
+from score_sde.sde_lib.adams_pece import MOST_AMPLIFIED, amplification, integration_weights
 from score_sde.sde_lib.runge_kutta import DormandPrince
 
 NODES = np.array([2.0, 3.5, 7.0, 20.0])
@@ -47,10 +48,10 @@ def order_of(make, sde, few=100, end=1e-2):
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
-@pytest.mark.parametrize("form", FORMS)
-def test_pace_and_value_are_how_the_scaled_state_moves(form, eta):
+@pytest.mark.parametrize("integrand", INTEGRANDS)
+def test_pace_and_value_are_how_the_scaled_state_moves(integrand, eta):
     """d(y / scale) / dlog r with dy / dlog r = (1 + eta^2) (y - x0), by differences."""
-    here, y, x0, h = Coordinates(VPSDE(), form, "angle", 0.6, eta), 1.3, -0.4, 1e-5
+    here, y, x0, h = Coordinates(VPSDE(), integrand, "angle", 0.6, eta), 1.3, -0.4, 1e-5
     for r in (0.01, 0.5, 3.0, 80.0):
         (a, b), pace = here.weights(np.array(r)), here.pace(np.array(r))
         above, below = here.scale(np.array(r * math.exp(h))), here.scale(np.array(r * math.exp(-h)))
@@ -58,44 +59,44 @@ def test_pace_and_value_are_how_the_scaled_state_moves(form, eta):
         assert pace * (a * y + b * x0) == pytest.approx(slope, rel=1e-6)
 
 
-@pytest.mark.parametrize("clock", CLOCKS)
-@pytest.mark.parametrize("form", FORMS)
-def test_integrals_are_those_of_the_polynomials(form, clock):
+@pytest.mark.parametrize("integration_variable", INTEGRATION_VARIABLES)
+@pytest.mark.parametrize("integrand", INTEGRANDS)
+def test_integrals_are_those_of_the_polynomials(integrand, integration_variable):
     """Against adaptive quadrature of pace times Lagrange's polynomial, inside and beyond the nodes."""
     sde = VPSDE()
-    here = Coordinates(sde, form, clock, 0.6)
+    here = Coordinates(sde, integrand, integration_variable, 0.6)
     for num, (start, end) in product([1, 2, 4], [(2.0, 1.2), (3.5, 2.0)]):
         found = here.integrals(NODES[None, :num], np.array([start]), np.array([end]))[0]
-        at = here.clock(NODES[:num])
+        at = here.integration_variable(NODES[:num])
         for j in range(num):
 
             def rate(log_r, j=j, at=at):
                 r = np.exp([log_r])
                 others = [k for k in range(len(at)) if k != j]
-                return here.pace(r)[0] * math.prod((here.clock(r)[0] - at[k]) / (at[j] - at[k]) for k in others)
+                return here.pace(r)[0] * math.prod((here.integration_variable(r)[0] - at[k]) / (at[j] - at[k]) for k in others)
 
             assert found[j] == pytest.approx(quad(rate, math.log(start), math.log(end), epsabs=1e-11)[0], rel=1e-8)
 
 
-@pytest.mark.parametrize(("form", "variance"), [("data", lambda r, s: 1 - (s / r) ** 2), ("noise", None)])
-def test_noise_of_a_move_in_closed_form(form, variance):
+@pytest.mark.parametrize(("integrand", "variance"), [("data", lambda r, s: 1 - (s / r) ** 2), ("noise", None)])
+def test_noise_of_a_move_in_closed_form(integrand, variance):
     """SDE-DPM-Solver++: r_s^2 (1 - (r_s / r_t)^2); SDE-DPM-Solver: r_t^2 - r_s^2."""
     start, end = np.array([9.0, 1.0]), np.array([2.0, 0.3])
     expected = end**2 * variance(start, end) if variance else start**2 - end**2
-    np.testing.assert_allclose(Coordinates(VPSDE(), form, "log_ratio", 1.0, 1.0).noise(start, end) ** 2, expected)
-    assert not Coordinates(VPSDE(), form, "log_ratio").noise(start, end).any()
+    np.testing.assert_allclose(Coordinates(VPSDE(), integrand, "log_ratio", 1.0, 1.0).noise(start, end) ** 2, expected)
+    assert not Coordinates(VPSDE(), integrand, "log_ratio").noise(start, end).any()
 
 
 # --- orders -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clock", CLOCKS)
-@pytest.mark.parametrize("form", FORMS)
-def test_order_in_every_form_and_clock(form, clock):
+@pytest.mark.parametrize("integration_variable", INTEGRATION_VARIABLES)
+@pytest.mark.parametrize("integrand", INTEGRANDS)
+def test_order_in_every_form_and_clock(integrand, integration_variable):
     sde = VPSDE()
     gaussian = Gaussian(MIXTURE.mean, 0.36)
     for correct in (False, True):
-        found = order_of(lambda correct=correct: Multistep(sde, form, clock, 2, correct, gaussian=gaussian), sde)
+        found = order_of(lambda correct=correct: Multistep(sde, integrand, integration_variable, 2, correct, gaussian=gaussian), sde)
         assert found == pytest.approx(2 + correct, abs=0.35)
 
 
@@ -134,7 +135,7 @@ def test_the_error_of_adams_never_rises_with_its_evaluations(name):
     angles = flow.angle(sde.t_max), flow.angle(sde.t_min)
     exact, errors = flow.leave(solve(flow, flow.enter(x, sde.t_max), *angles).u, sde.t_min), []
     for num in (8, 10, 12, 16, 20, 24, 30, 50):
-        times = GRIDS["mixture"](sde, num, std=gaussian.std, dimensions=dimensions)
+        times = GRIDS["logistic"](sde, num, std=gaussian.std, dimensions=dimensions)
         end = last_state(Adams(sde, gaussian=gaussian), data.denoiser(sde), x, times)
         errors.append((end - exact).square().mean(1).sqrt().median().item())
     assert errors == sorted(errors, reverse=True)
@@ -152,10 +153,10 @@ def test_amplification_of_predictions_after_gaps_that_grow(growth, two, three):
 def test_a_move_after_much_shorter_ones_goes_through_fewer_values():
     """As many as keep the amplification of errors within the bound, for each move; on even gaps the whole order."""
     sde = VPSDE()
-    times = GRIDS["mixture"](sde, 24, std=0.45, dimensions=7.0).tolist()
+    times = GRIDS["logistic"](sde, 24, std=0.45, dimensions=7.0).tolist()
     step = Adams(sde, gaussian=Gaussian(torch.zeros(1), 0.45**2))
     step.reset(times)
-    ratio, moves = np.exp([-0.5 * sde.at(t).log_snr for t in times]), np.arange(24)
+    ratio, moves = np.exp([-0.5 * sde.marginal(t).log_snr for t in times]), np.arange(24)
     for ahead, counts in enumerate(step.counts(times)):
         whole = np.minimum(step.orders(24), 1 + moves) + ahead
         fewer = counts < whole
@@ -174,11 +175,11 @@ def test_a_move_after_much_shorter_ones_goes_through_fewer_values():
 # --- equalities -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["data", "noise"])
-def test_order_1_is_ddim(sde, form):
+@pytest.mark.parametrize("integrand", ["data", "noise"])
+def test_order_1_is_ddim(sde, integrand):
     x = sde.prior_std * torch.randn(5, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     times = GRIDS["log_snr"](sde, 7)
-    ours = list(trajectory(Multistep(sde, form, "log_ratio", 1), MIXTURE.denoiser(sde), x, times, None))
+    ours = list(trajectory(Multistep(sde, integrand, "log_ratio", 1), MIXTURE.denoiser(sde), x, times, None))
     for state, expected in zip(ours, trajectory(DDIM(sde), MIXTURE.denoiser(sde), x, times, None), strict=True):
         torch.testing.assert_close(state, expected, rtol=1e-9, atol=1e-9)
 
@@ -204,16 +205,16 @@ def test_the_order_of_unipc_falls_only_where_moves_are_few():
 
 
 def test_gaussian_data_are_followed_exactly_in_one_move(sde):
-    """By the form residual, and denoised to the posterior mean."""
+    """By the integrand residual, and denoised to the posterior mean."""
     gaussian = Gaussian(torch.tensor([0.7, -0.2]).double(), 0.09)
     law = GaussianMixture.of_points(gaussian.mean[None]).denoiser(sde)
     exact = lambda x, t: law(x, t)._replace(  # noqa: E731
-        x0=gaussian.posterior_mean(x / sde.at(t).alpha, math.exp(-0.5 * sde.at(t).log_snr))
+        x0=gaussian.posterior_mean(x / sde.marginal(t).alpha, math.exp(-0.5 * sde.marginal(t).log_snr))
     )
     step = Multistep(sde, "residual", "angle", 2, gaussian=gaussian)
     x = sde.prior_std * torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     times = GRIDS["log_snr"](sde, 1)
-    first, last = sde.at(sde.t_max), sde.at(sde.t_min)
+    first, last = sde.marginal(sde.t_max), sde.marginal(sde.t_min)
     early, late = (math.exp(-0.5 * m.log_snr) for m in (last, first))
     y = gaussian.colour(gaussian.whiten(x / first.alpha, late), early)
     *_, state, x0 = trajectory(step, exact, x, times, None)
@@ -275,7 +276,7 @@ def test_a_correction_is_added_to_whatever_the_state_has_become():
 def test_rounding_stays_rounding(sde, dtype):
     """Many moves of the highest order in float32 differ from those in float64 by little."""
     x = sde.prior_std * torch.randn(16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    times = GRIDS["mixture"](sde, 60, std=0.6)
+    times = GRIDS["logistic"](sde, 60, std=0.6)
     ends = [
         sample(Adams(sde, gaussian=Gaussian(MIXTURE.mean, 0.36).like(z)), MIXTURE.denoiser(sde), z, times, None)
         for z in (x.to(dtype), x)
@@ -289,8 +290,8 @@ def test_rounding_stays_rounding(sde, dtype):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda sde: Multistep(sde, "dat"), "unknown form 'dat'; known: data, noise, velocity, residual"),
-        (lambda sde: Multistep(sde, "data", "hour"), "unknown clock 'hour'"),
+        (lambda sde: Multistep(sde, "dat"), "unknown integrand 'dat'; known: data, noise, velocity, residual"),
+        (lambda sde: Multistep(sde, "data", "hour"), "unknown integration variable 'hour'"),
         (lambda sde: Multistep(sde, order=7), "order 7: need 1 to 6"),
         (lambda sde: Multistep(sde, order=0), "order 0: need 1 to 6"),
         (lambda sde: Multistep(sde, eta=-1.0), "eta -1.0"),

@@ -193,7 +193,7 @@ def test_labels_and_their_absence():
 
 
 def test_blind():
-    network, x = filled(blind=True), torch.randn(2, 3, 8, 8)
+    network, x = filled(noise_unconditional=True), torch.randn(2, 3, 8, 8)
     assert torch.equal(network(x, torch.zeros(2)), network(x, torch.full((2,), 9.0)))
 
 
@@ -258,7 +258,7 @@ def test_recipes_build_and_weigh_the_error_of_the_noise(name):
     width = "32" if config.network.name == "ddpm" else "8"
     override(config, [("network.channels", width), ("device", "cpu"), *blocks])
     experiment = build.build(config, build.DataFacts((3, 32, 32), 256, 0.5, 60.0))
-    denoise, law = experiment.denoiser(experiment.network, config), objective.make_time_law(config)
+    denoise, law = experiment.denoiser(experiment.network, config), objective.make_timestep_sampler(config)
     t, _ = law(experiment.sde, torch.tensor([0.1, 0.5, 0.9]))
     x0 = experiment.codec.encode(torch.randint(256, (3, 3, 32, 32)))
     assert (x0.min() < 0) == config.network.centred

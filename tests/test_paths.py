@@ -134,17 +134,17 @@ def test_what_lies_inside_is_followed_and_links_lead_outside(tmp_path, form):
 
 
 def test_an_import_takes_no_path_of_a_strangers_config(tmp_path):
-    folder = stranger(tmp_path / "theirs", guidance__weaker="/outside")
-    with pytest.warns(UserWarning, match=r"guidance\.weaker"):
-        assert single(f"{folder}/config.json", [], "import").guidance.weaker == ""
+    folder = stranger(tmp_path / "theirs", guidance__autoguidance="/outside")
+    with pytest.warns(UserWarning, match=r"guidance\.autoguidance"):
+        assert single(f"{folder}/config.json", [], "import").guidance.autoguidance == ""
 
 
 def test_a_signature_is_of_the_paths_that_it_was_made_for(tmp_path):
     config = load("vpsde")
-    config.guidance.weaker = "/runs/weak"
+    config.guidance.autoguidance = "/runs/weak"
     text = run_json(config, {})
     (tmp_path / "config.json").write_text(text)
-    assert resolve(None, str(tmp_path), [], "sample")[0].guidance.weaker == "/runs/weak"
+    assert resolve(None, str(tmp_path), [], "sample")[0].guidance.autoguidance == "/runs/weak"
     (tmp_path / "config.json").write_text(text.replace("/runs/weak", "/etc/weak"))
     with pytest.raises(ValueError, match="written by no command of yours"):
         resolve(None, str(tmp_path), [], "sample")

@@ -40,7 +40,7 @@ def random_covariance(size, seed=0):
 
 
 def gaussian_data(*shape, seed=0):
-    """One Gaussian with a full covariance, as a mixture and as a first guess."""
+    """One Gaussian with a full covariance, as a mixture and as a moment-matched Gaussian."""
     mean, covariance = normals(*shape, seed=seed), random_covariance(math.prod(shape), seed + 1)
     variances, directions = torch.linalg.eigh(covariance)
     mixture = GaussianMixture.of_covariances(torch.ones(1).double(), mean[None], covariance[None])
@@ -50,7 +50,7 @@ def gaussian_data(*shape, seed=0):
 def moments(sde):
     """Times of several noise levels."""
     times = sde.time(torch.tensor(LEVELS, dtype=torch.float64)).clamp(sde.t_min, sde.t_max)
-    return [(t, sde.at(t).alpha, sde.at(t).sigma) for t in times.tolist()]
+    return [(t, sde.marginal(t).alpha, sde.marginal(t).sigma) for t in times.tolist()]
 
 
 class Counted:
@@ -235,7 +235,7 @@ def test_what_it_guides_samples_the_posterior(sde, name):
     step, num_steps = {
         "ode": (ODE(sde, rtol=0.03, atol=0.03), 1),
         "adams": (Adams(sde), 20),
-        "ancestral": (Ancestral(sde, variance=0.5), 200),
+        "ancestral": (Ancestral(sde, v=0.5), 200),
     }[name]
     noise, like = Noise(torch.arange(num)), torch.empty(num, 3, dtype=torch.float64)
     x = sample(step, guided, sde.prior_std * noise(like), GRIDS["log_snr"](sde, num_steps), noise)
@@ -263,7 +263,7 @@ def test_networks_are_differentiated_without_gradients_around(mode):
         lean = DPS(DDIM(sde), lambda x: x[:, :1].square(), y, 0.3)
         moved = lean(lambda x, t: ask(x, t, keep=keep, label=label), x, 0.3, 0.2, torch.zeros_like)
     assert all(cond["label"] is label for cond in seen)
-    assert (guided.variance == 0.25).all()
+    assert (guided.v == 0.25).all()
     assert not guided.x0.requires_grad
     assert not moved.requires_grad
     assert (guided.x0 - denoise(x, 0.3, keep=keep, label=label).x0).abs().min() > 0

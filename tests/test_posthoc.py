@@ -28,7 +28,7 @@ from score_sde.engine.training.posthoc import (
     profiles,
     spacing,
 )
-from score_sde.engine.training.validation import HeldOut
+from score_sde.engine.training.validation import Validation
 
 TRACKED = (0.05, 0.1)
 KEYS = ("network.channels=8", "optim.warmup_images=0", "optim.decay=constant", "optim.learning_rate=1e-2")
@@ -255,8 +255,8 @@ def test_losses_by_profile(tracked, capsys):
     assert f"least: --weights {min(told, key=told.get)};" in out
     for weights in ("raw", "ema-0.5", "ema:0.1"):
         experiment = load_model(config := stored(tracked), tracked, Options(weights=weights))[0]
-        held_out = HeldOut(config, experiment, read_dataset(config, "test"))
-        assert told[weights] == held_out.losses(experiment.network)["held_out_loss"]
+        validation = Validation(config, experiment, read_dataset(config, "test"))
+        assert told[weights] == validation.losses(experiment.network)["validation_loss"]
     assert (tracked / "profiles/profiles.png").stat().st_size > 1000
 
 

@@ -33,7 +33,7 @@ def test_every_pair_keeps_the_marginals(sde, mixture, predictor, corrector):
 def test_correctors_leave_the_marginal_as_it_is(sde, mixture, corrector):
     """From exact draws at a middle time, as many steps as bring them well away from where they were."""
     t = sde.time(torch.tensor(1.0, dtype=torch.float64)).item()
-    alpha, sigma, _ = sde.at(t)
+    alpha, sigma, _ = sde.marginal(t)
     num, generator = 3000, torch.Generator().manual_seed(0)
     x = alpha * mixture.sample(num, generator)
     x = x + sigma * torch.randn(x.shape, dtype=x.dtype, generator=generator)
@@ -47,7 +47,7 @@ def test_correctors_leave_the_marginal_as_it_is(sde, mixture, corrector):
 @pytest.mark.parametrize("corrector", STEP_SIZES)
 def test_correctors_bring_another_law_to_the_marginal(sde, mixture, corrector):
     t = sde.time(torch.tensor(0.0, dtype=torch.float64)).item()
-    alpha, sigma, _ = sde.at(t)
+    alpha, sigma, _ = sde.marginal(t)
     num = 1500
     x = torch.full((num, 1), 2.0 * sigma, dtype=torch.float64)
     x = Corrector(sde, corrector, snr=0.16, num_steps=300)(mixture.denoiser(sde), x, t, 0.99 * t, noises(num))
@@ -76,7 +76,7 @@ def test_one_langevin_step_is_the_algorithm(sde, shaped_mixture, name):
     snr, t, s = 0.16, 0.5 * sde.t_max, 0.45 * sde.t_max
     x, denoise = terminal(shaped_mixture, sde, 4, seed=2), shaped_mixture.denoiser(sde)
     score, z = denoise.score(x, t), noises(4)(x)
-    a, sigma = (sde.at(t).alpha / sde.at(s).alpha), sde.at(t).sigma
+    a, sigma = (sde.marginal(t).alpha / sde.marginal(s).alpha), sde.marginal(t).sigma
     expected = []
     for i, ratio in enumerate(rule(name, score, z, sigma)):
         step = 2 * a**2 * snr**2 * ratio  # Song et al., 2021, algorithms 4 and 5

@@ -21,7 +21,7 @@ def gaussian():
 
 
 def test_the_divergence_is_that_of_the_two_normal_laws(sde, gaussian):
-    alpha, sigma, _ = sde.at(sde.t_max)
+    alpha, sigma, _ = sde.marginal(sde.t_max)
     left_out = torch.eye(4).double() - gaussian.directions @ gaussian.directions.T
     covariance = gaussian.directions @ torch.diag(gaussian.variances) @ gaussian.directions.T + 0.3 * left_out
     marginal = MultivariateNormal(alpha * gaussian.mean, alpha**2 * covariance + sigma**2 * torch.eye(4))
@@ -34,7 +34,7 @@ def test_a_process_that_ends_early_is_named_with_its_alpha(name, gaussian, capsy
     sde = SDES[name](**SHORT[name])
     warn(name, sde, gaussian)
     error = capsys.readouterr().err
-    assert f"warning: the last level of {name} is not noise: alpha(T) = {sde.at(sde.t_max).alpha:.3g}, sigma" in error
+    assert f"warning: the last level of {name} is not noise: alpha(T) = {sde.marginal(sde.t_max).alpha:.3g}, sigma" in error
 
 
 @pytest.mark.parametrize("name", sorted(set(SDES) - {"ncsn"}))

@@ -132,7 +132,7 @@ def test_time_and_log_snr_are_inverse(sde, data):
 def test_numbers_and_tensors_agree(sde, data):
     t = sde.t_min + data.draw(UNIT) * (sde.t_max - sde.t_min)
     tensor = torch.full((2, 1, 1), t, dtype=torch.float64)
-    for number, values in zip(sde.at(t), sde.at(tensor)):
+    for number, values in zip(sde.marginal(t), sde.marginal(tensor)):
         assert values.shape == tensor.shape
         assert values.flatten().tolist() == pytest.approx([number] * 2, rel=1e-12, abs=1e-300)
 
@@ -141,7 +141,7 @@ def test_numbers_and_tensors_agree(sde, data):
 @given(sde=any_sde, data=st.data())
 def test_float32_keeps_its_digits(sde, data):
     t = torch.tensor(sde.t_min + data.draw(UNIT) * (sde.t_max - sde.t_min)).clamp(max=sde.t_max)
-    single, double = sde.at(t), sde.at(t.double())
+    single, double = sde.marginal(t), sde.marginal(t.double())
     # exp(x) has the relative error of x times x: 6e-8 times the logarithm of what is asked for
     spread = 1 + abs(math.log(double.sigma)) + abs(math.log(double.alpha))
     for ours, exact in ((single.alpha, double.alpha), (single.sigma, double.sigma)):
@@ -154,7 +154,7 @@ def test_float32_keeps_its_digits(sde, data):
 def test_marginal_at_the_start_is_the_prior_up_to_the_signal_left(name, data):
     sde = data.draw(sdes(name))
     grid = GRIDS[data.draw(st.sampled_from(SPACED))]
-    alpha, sigma, _ = sde.at(grid(sde, data.draw(st.integers(1, 20)))[0].item())
+    alpha, sigma, _ = sde.marginal(grid(sde, data.draw(st.integers(1, 20)))[0].item())
     for variance in (0.0, 1.0):
         mismatch = alpha**2 * variance + sigma**2 - sde.prior_std**2
         assert abs(mismatch) <= 2 * alpha**2 + 1e-12 * sde.prior_std**2
@@ -169,8 +169,8 @@ def test_transitions_compose_and_make_the_marginals(sde, shares):
     late, middle, early = (between(sde, share) for share in shares)
     (a1, b1), (a2, b2), (a, b) = (sde.transition(s, t) for s, t in ((early, middle), (middle, late), (early, late)))
     assert a2 * a1 == pytest.approx(a, rel=1e-9)
-    assert math.hypot(a2 * b1, b2) == pytest.approx(b, rel=1e-6, abs=1e-6 * sde.at(late).sigma)
-    assert math.hypot(a * sde.at(early).sigma, b) == pytest.approx(sde.at(late).sigma, rel=1e-9)
+    assert math.hypot(a2 * b1, b2) == pytest.approx(b, rel=1e-6, abs=1e-6 * sde.marginal(late).sigma)
+    assert math.hypot(a * sde.marginal(early).sigma, b) == pytest.approx(sde.marginal(late).sigma, rel=1e-9)
 
 
 @MORE
@@ -178,7 +178,7 @@ def test_transitions_compose_and_make_the_marginals(sde, shares):
 def test_bridge_keeps_the_marginal_and_ends_at_the_posterior(sde, shares, eta):
     t, s = (between(sde, share) for share in shares)
     x0, eps = normals([3, 2], torch.float64), normals([3, 2], torch.float64, seed=1)
-    alpha, sigma, _ = sde.at(s)
+    alpha, sigma, _ = sde.marginal(s)
     mean, std = sde.bridge(sde.perturb(x0, eps, t), x0, t, s, eta)
     assert 0 <= std <= sigma * (1 + 1e-12)
     # the part of the noise that is kept and the part that is new have the variance of the marginal between them
@@ -186,7 +186,7 @@ def test_bridge_keeps_the_marginal_and_ends_at_the_posterior(sde, shares, eta):
     torch.testing.assert_close(kept, kept[0, 0].expand_as(kept), rtol=1e-5, atol=1e-7 * max(alpha, sigma))
     assert math.hypot(kept[0, 0].item(), std) == pytest.approx(sigma, rel=1e-4, abs=1e-7 * max(alpha, sigma))
     a, b = sde.transition(s, t)
-    if b > 1e-6 * sde.at(t).sigma:
+    if b > 1e-6 * sde.marginal(t).sigma:
         posterior = (a**2 / b**2 + 1 / sigma**2) ** -0.5
         assert sde.bridge(x0, x0, t, s, 1.0)[1] == pytest.approx(posterior, rel=1e-6)
 
@@ -224,7 +224,7 @@ def test_one_step_of_anything_is_finite_and_keeps_its_type(step, sde, shape, dty
     x = sde.perturb(mixture.means.reshape(1, *shape[1:]) + normals(shape, dtype), normals(shape, dtype, seed=1), t)
     move = STEPS[step](sde, **ALONE.get(step, {}))
     move.reset([t, s])
-    moved = move(mixture.denoiser(sde, variance=0.5), x, t, s, Noise(torch.arange(shape[0])))
+    moved = move(mixture.denoiser(sde, v=0.5), x, t, s, Noise(torch.arange(shape[0])))
     assert (moved.shape, moved.dtype, moved.device) == (x.shape, dtype, x.device)
     assert torch.isfinite(moved).all()
 
@@ -251,7 +251,7 @@ def test_every_parameterization_gives_the_data_back(parameterization, sde, shape
     t = between(sde, share)
     x0, eps = sigma_data * normals(shape, torch.float64), normals(shape, torch.float64, seed=1)
     x = sde.perturb(x0, eps, t)
-    alpha, sigma, log_snr = sde.at(t)
+    alpha, sigma, log_snr = sde.marginal(t)
     radius, preconditioned = math.hypot(alpha, sigma), math.hypot(alpha * sigma_data, sigma)
     target = {
         "x0": x0,
@@ -274,7 +274,7 @@ def test_every_parameterization_gives_the_data_back(parameterization, sde, shape
 def test_eps_x0_and_score_are_one_another(sde, shape, share):
     t = between(sde, share)
     x, x0 = normals(shape, torch.float64), normals(shape, torch.float64, seed=1)
-    alpha, sigma, _ = sde.at(t)
+    alpha, sigma, _ = sde.marginal(t)
     precision = {"rtol": 1e-9, "atol": 1e-14 * (1 + 1 / alpha)}
     torch.testing.assert_close(sde.x0(x, sde.eps(x, x0, t), t), x0, **precision)
     torch.testing.assert_close(sde.x0_of_score(x, sde.score(x, x0, t), t), x0, **precision)

@@ -54,7 +54,7 @@ def process():
 @pytest.fixture
 def denoise(process):
     """Exact, of two points in the plane, with a variance."""
-    return two_bumps().denoiser(process, variance=0.5)
+    return two_bumps().denoiser(process, v=0.5)
 
 
 def two_bumps():
@@ -296,7 +296,7 @@ def uses_of(process, x):
     found |= {
         "encode": lambda d: ODE(process).encode(d, x),
         "sdedit": lambda d: sdedit(STEPS["ddim"](process), d, x, times, draw_of(x)),
-        "likelihood": lambda d: log_prob(process, d, x, solver=SOLVERS["adams"](6)).nats,
+        "likelihood": lambda d: log_prob(process, d, x, solver=SOLVERS["adams_pece"](6)).nats,
         "sample_log_prob": lambda d: sample_log_prob(process, d, x).nats,
         "bound": lambda d: diffusion_bound(process, d, x, guess, torch.full((len(x), 1), 0.5), draw_of(x), 0.0).nats,
         "bound of a chain": lambda d: variational_bound(chain, d, x, draw_of(x), 0.5, 0.0).nats,
@@ -402,7 +402,7 @@ def test_a_tolerance_beyond_the_dtype_is_refused(name):
     process, x = SDES["vpsde"](), torch.tensor([[0.3, -0.2], [0.9, 0.4]], dtype=torch.float64)
     denoise = GaussianMixture(torch.ones(1).double(), torch.ones(1, 2).double(), 0.5).denoiser(process)
     found = ODE(process, name, rtol=1e-12, atol=1e-12).encode(denoise, x)
-    first, last = (process.at(t) for t in (process.t_min, process.t_max))
+    first, last = (process.marginal(t) for t in (process.t_min, process.t_max))
     spread = ((0.5 * last.alpha**2 + last.sigma**2) / (0.5 * first.alpha**2 + first.sigma**2)) ** 0.5
     torch.testing.assert_close(found, last.alpha + spread * (x - first.alpha), rtol=0, atol=1e-10)
     for rtol, atol in ((1e-12, 1e-4), (1e-4, 1e-12)):

@@ -12,9 +12,9 @@ from score_sde import run as command_line
 from score_sde.data import DATASETS, DataError, Dataset
 from score_sde.engine import checkpoint
 from score_sde.engine.build import build
-from score_sde.engine.codecs import first_guess, fit_codec
+from score_sde.engine.codecs import moment_matched, fit_codec
 from score_sde.engine.config import load, override
-from score_sde.engine.density import Measurement
+from score_sde.engine.density import DensityEstimator
 from score_sde.engine.facts import DataFacts
 from score_sde.sde_lib import Gaussian, GaussianMixture
 
@@ -46,7 +46,7 @@ def test_every_tenth_row_is_held_out(name, kind, tmp_path):
     x, path = numbers(*SHAPES[name]), tmp_path / f"x.{kind}"
     np.save(path, x) if kind == "npy" else np.savez(path, data=x, labels=np.arange(20) % 4)
     train, test = (DATASETS[name](split=split, path=str(path)) for split in ("train", "test"))
-    assert test.held_out == "every 10th row"
+    assert test.validation == "every 10th row"
     for dataset, rows in ((test, [0, 10]), (train, sorted(set(range(20)) - {0, 10}))):
         batch = dataset.batch(range(len(dataset)))
         assert torch.equal(batch["x"], torch.from_numpy(x[rows].astype(np.float32)))
@@ -62,7 +62,7 @@ def test_a_test_path_is_the_whole_test_split(tmp_path):
     for k, split in enumerate(paths):
         dataset = DATASETS["table"](split=split, path=paths["train"], test_path=paths["test"])
         assert dataset.batch(range(len(dataset)))["x"].tolist() == [[k, k]] * 3
-        assert dataset.held_out == paths["test"]
+        assert dataset.validation == paths["test"]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_the_density_of_gaussian_data_is_exact_in_units_of_the_data():
     gaussian = Gaussian((mean - means) / stds, 1.0, values, directions)
     experiment = build(config, DataFacts.of(dataset, codec), gaussian)
     denoiser = law.denoiser(experiment.sde)
-    found = Measurement.of(config, experiment, denoiser).score(dataset, list(range(50)))
+    found = DensityEstimator.of(config, experiment, denoiser).score(dataset, list(range(50)))
     expected = normal.log_prob(dataset.batch(range(50))["x"].double())
     np.testing.assert_allclose(found["nats"], expected, rtol=0, atol=2e-3)
     scaling = experiment.codec.log_det((3,))
@@ -282,12 +282,12 @@ def test_recipes_run_on_synthetic_data_and_learn(name, tmp_path):
     line = ["run.py", f"--config={name}", "--mode=train", f"--workdir={tmp_path}", "--device=cpu", *words, *sizes]
     assert command_line.main([*line, "--config.train.sample_every=0", "--config.optim.decay=constant"]) == 0
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["held_out_loss"] < 0.9 * last["held_out_loss_of_zero"]
+    assert last["validation_loss"] < 0.9 * last["validation_loss_of_zero"]
 
 
 def test_the_first_guess_is_of_the_encoded_data():
     config = load("table")
     dataset = DATASETS["table"](split="train")
-    guess = first_guess(dataset, fit_codec(config, "train", dataset))
+    guess = moment_matched(dataset, fit_codec(config, "train", dataset))
     assert guess.std == pytest.approx(1, abs=0.05)
     assert guess.mean.abs().max() < 0.1

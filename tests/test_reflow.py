@@ -13,7 +13,7 @@ from score_sde.engine import plane
 from score_sde.engine.config import load, override
 from score_sde.engine.datasets import read_dataset
 from score_sde.engine.training.trainer import Trainer
-from score_sde.engine.training.validation import HeldOut
+from score_sde.engine.training.validation import Validation
 from score_sde.samplers import DDIM, GRIDS, Heun, Noise, sample
 from score_sde.sde_lib import SDES, WEIGHTS, Prediction, denoising_loss
 
@@ -145,12 +145,12 @@ def test_training_takes_the_noise_of_the_pairs(trainer):
 
 def test_held_out_loss_takes_the_noise_of_the_pairs(trainer):
     dataset = read_dataset(trainer.config, "test")
-    held_out, seen = HeldOut(trainer.config, trainer.experiment, dataset), []
+    validation, seen = Validation(trainer.config, trainer.experiment, dataset), []
     trainer.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    held_out.losses(trainer.network)
+    validation.losses(trainer.network)
     whole = dataset.batch([0, 1])
-    alpha, sigma, _ = trainer.experiment.sde.at(held_out.t)
-    states = [alpha * held_out.x0 + sigma * whole["eps"][order] for order in ([0, 1], [1, 0])]
+    alpha, sigma, _ = trainer.experiment.sde.marginal(validation.t)
+    states = [alpha * validation.x0 + sigma * whole["eps"][order] for order in ([0, 1], [1, 0])]
     c_in = ((alpha * trainer.denoiser.sigma_data) ** 2 + sigma**2) ** -0.5
     assert min((c_in * state - seen[0]).abs().max() for state in states) < 1e-5
 
@@ -187,7 +187,7 @@ def straightened(sde, noise, data):
     """E[x_0 | x_t] of the coupling: on a line the map is monotone, and so x_t knows its noise."""
 
     def denoise(x, t):
-        alpha, sigma = (np.broadcast_to(np.asarray(v), x.shape)[:, 0] for v in sde.at(t)[:2])
+        alpha, sigma = (np.broadcast_to(np.asarray(v), x.shape)[:, 0] for v in sde.marginal(t)[:2])
         place = np.empty(len(x))
         for a, s in {(a, s) for a, s in zip(alpha.tolist(), sigma.tolist())}:
             rows = (alpha == a) & (sigma == s)

@@ -25,7 +25,7 @@ from torch import nn
 from score_sde import run as command_line
 from score_sde.engine import checkpoint, lock, pictures
 from score_sde.engine.lock import only_writer
-from score_sde.engine.training.nonfinite import culprit
+from score_sde.engine.training.nonfinite import first_nonfinite_layer
 from score_sde.engine.training.trainer import Trainer
 from tests.runs import POINTS, ROOT, assert_same_run, metrics, steps, train, trainer_of
 
@@ -262,20 +262,20 @@ class Stages(nn.Module):
 @pytest.mark.parametrize("name", ["first", "second", "third"])
 def test_the_culprit_is_the_first_layer(name):
     network = Stages(**{name: math.inf})
-    where = culprit(network, lambda: network(torch.ones(1, 2)).sum())
+    where = first_nonfinite_layer(network, lambda: network(torch.ones(1, 2)).sum())
     assert where == f"the first layer whose output is not finite is {name} (Linear)"
 
 
 def test_the_culprit_may_be_what_the_first_layer_is_given():
     network = Stages()
-    where = culprit(network, lambda: network(torch.full((1, 2), math.nan)).sum())
+    where = first_nonfinite_layer(network, lambda: network(torch.full((1, 2), math.nan)).sum())
     assert where.endswith("is first (Linear), from an input that is not finite")
 
 
 def test_the_culprit_may_be_the_loss_or_a_gradient():
     network = Stages()
-    assert "the loss is not" in culprit(network, lambda: network(torch.ones(1, 2)).sum() / torch.zeros(()))
-    where = culprit(network, lambda: (network(torch.ones(1, 2)).sum() * 0).sqrt())
+    assert "the loss is not" in first_nonfinite_layer(network, lambda: network(torch.ones(1, 2)).sum() / torch.zeros(()))
+    where = first_nonfinite_layer(network, lambda: (network(torch.ones(1, 2)).sum() * 0).sqrt())
     assert where.startswith("outputs and loss are finite, the gradient of ")
 
 

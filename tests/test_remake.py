@@ -92,8 +92,8 @@ def test_what_is_made_is_the_library_s(digits, made):
     experiment, denoise, _ = load(config, digits, Options())
     sde, x = experiment.sde, experiment.codec.encode(given(digits))
     start = depth_time(sde, 0.6, experiment.sigma_data(config))
-    moment = sde.at(start)
-    share = moment.sigma**2 / ((moment.alpha * experiment.facts.std) ** 2 + moment.sigma**2)
+    marginal = sde.marginal(start)
+    share = marginal.sigma**2 / ((marginal.alpha * experiment.facts.std) ** 2 + marginal.sigma**2)
     assert share == pytest.approx(0.6, rel=1e-6)
     times = GRIDS[Ancestral.grid or sde.grid](sde, 5, start, 1e-3)
     with torch.no_grad():

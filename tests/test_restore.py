@@ -409,13 +409,13 @@ def test_files_and_what_is_told(digits, restored, capsys):
 def test_restorations_take_guidance(method, digits, restored):
     """Away from another checkpoint of the run; at scale 1 it is the run alone."""
     words = (f"--config.edit.method={method}", "--sampler=ancestral", "--checkpoint=4")
-    weaker = (*words, f"--config.guidance.weaker={digits}")
+    weaker = (*words, f"--config.guidance.autoguidance={digits}")
     plain, _ = restored(digits, "inpaint", *words)
-    alone, _ = restored(digits, "inpaint", *weaker, "--config.guidance.weaker_scale=1")
-    leaned, manifest = restored(digits, "inpaint", *weaker, "--config.guidance.weaker_scale=3")
+    alone, _ = restored(digits, "inpaint", *weaker, "--config.guidance.autoguidance_scale=1")
+    leaned, manifest = restored(digits, "inpaint", *weaker, "--config.guidance.autoguidance_scale=3")
     assert torch.equal(plain, alone)
     assert not torch.equal(plain, leaned)
-    assert manifest["guidance"].items() >= {"weaker": str(digits), "weaker_scale": 3.0}.items()
+    assert manifest["guidance"].items() >= {"autoguidance": str(digits), "autoguidance_scale": 3.0}.items()
 
 
 # --- the end of score_sde ---------------------------------------------------------------------------------------------
@@ -445,7 +445,7 @@ def test_the_noisy_mean_of_the_reference(task, digits):
     step, times = STEPS["pc"](sde, constrain=constrain), GRIDS["uniform"](sde, 4, None, config.sample.t_min)
     with torch.no_grad():
         *_, last, data = trajectory(step, denoise, latents, times, draw, constrain)
-    end = sde.at(times[-1].item())
+    end = sde.marginal(times[-1].item())
     assert torch.equal(restored_by(True), constrain(last, end.alpha, 0.0))
     assert torch.equal(restored_by(False), data)
     torch.testing.assert_close(known.project(restored_by(True)), end.alpha * known.project(x))

@@ -16,7 +16,7 @@ from score_sde import sde_lib
 from score_sde.engine import checkpoint, drawing, plane
 from score_sde.engine.build import build
 from score_sde.engine.config import Options, load, stored
-from score_sde.engine.density import Measurement
+from score_sde.engine.density import DensityEstimator
 from score_sde.engine.drawing import Counted, draw, draw_pairs, draw_scored
 from score_sde.engine.facts import DataFacts
 from score_sde.engine.randomness import PROBES, noise
@@ -237,7 +237,7 @@ def test_the_config_alone_finds_its_run(digits, drawn, tmp_path, monkeypatch):
 
 def test_a_step_takes_its_keys_of_the_config():
     config = load("vpsde")
-    config.sample.eta, config.sample.variance, config.sample.rtol = 0.5, 0.25, 0.125
+    config.sample.eta, config.sample.v, config.sample.rtol = 0.5, 0.25, 0.125
     experiment = build(config, FACTS)
     for config.sample.sampler in STEPS:
         step = make_step(config, experiment)
@@ -253,8 +253,8 @@ def test_the_grid_of_the_config_and_its_end(grid):
     config, sde = load("vpsde"), sde_lib.SDES["ddpm" if chain else "vpsde"]()
     config.sample.grid, config.sample.steps, config.sample.t_min = grid, 10, 0.0
     experiment = dataclasses.replace(build(config, FACTS), sde=sde)
-    law = {"std": experiment.gaussian.std} if grid in ("angle", "mixture") else {}
-    law |= {"dimensions": experiment.gaussian.dimensions} if grid == "mixture" else {}
+    law = {"std": experiment.gaussian.std} if grid in ("angle", "logistic") else {}
+    law |= {"dimensions": experiment.gaussian.dimensions} if grid == "logistic" else {}
     assert torch.equal(make_times(config, experiment), GRIDS[grid](sde, 10, **law))
     config.sample.t_min = 10.0 if chain else 1e-3
     noisy = make_times(config, experiment)
@@ -379,10 +379,10 @@ def test_log_densities_of_gaussian_data_are_in_units_of_the_data(name, levels):
     experiment = build(config, DataFacts(shape, levels, 1.0, 1.0))
     sde, seeds = experiment.sde, torch.arange(5)
     normal = GaussianMixture(torch.ones(1), torch.full((1, *shape), MEAN), STD**2)
-    z, x, nats = draw_scored(Measurement.of(config, experiment, normal.denoiser(sde)), seeds)
+    z, x, nats = draw_scored(DensityEstimator.of(config, experiment, normal.denoiser(sde)), seeds)
     t = config.likelihood.t_min
     (late, final), (early, first) = (
-        (moment.alpha, math.hypot(moment.alpha * STD, moment.sigma)) for moment in map(sde.at, (sde.t_max, t))
+        (marginal.alpha, math.hypot(marginal.alpha * STD, marginal.sigma)) for marginal in map(sde.marginal, (sde.t_max, t))
     )
     latents = sde.prior_std * z.double()
     torch.testing.assert_close(x.double(), early * MEAN + first / final * (latents - late * MEAN), rtol=0, atol=1e-3)
@@ -412,8 +412,8 @@ def test_what_is_told_of_densities(digits, drawn, capsys):
     assert told["nats_stderr"] == pytest.approx(found["log_prob"].std(ddof=1) / math.sqrt(5))
     assert (told["t"], told["trace"], told["prior"]) == (1e-5, "1 rademacher", "standard")
     assert told["solver"] == "adams, 6 evaluations"
-    assert told["noise"] == pytest.approx(sde_lib.SDES["vpsde"]().at(1e-5).sigma, rel=1e-4)
-    assert manifest["options"] == {"solver": "adams", "evaluations": 6, "traces": 0}
+    assert told["noise"] == pytest.approx(sde_lib.SDES["vpsde"]().marginal(1e-5).sigma, rel=1e-4)
+    assert manifest["options"] == {"solver": "adams_pece", "evaluations": 6, "traces": 0}
     assert (manifest["nfe"], manifest["steps"]) == (6, 1)
     out = capsys.readouterr().out
     assert f"log-density {told['nats']:.3f} +- {told['nats_stderr']:.3f} nats in units of the data" in out

@@ -459,8 +459,8 @@ def test_a_loss_that_compares_examples_has_its_batch_whole(microbatch, processes
 @pytest.mark.parametrize(
     "changes",
     [
-        {"loss__time_law": "loss_aware", "loss__bins": 2},
-        {"loss__time_law": "learned"},
+        {"loss__timestep_sampler": "loss_aware", "loss__bins": 2},
+        {"loss__timestep_sampler": "learned"},
         {"loss__name": "consistency_training"},
         {"loss__name": "sliced"},
     ],

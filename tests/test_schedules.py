@@ -52,7 +52,7 @@ def test_a_hot_sigmoid_is_a_straight_line():
 def test_both_ends_keep_their_digits_in_float32(process):
     sde = process()
     t = torch.tensor([1e-6, 1e-5, 1e-3, 0.5, 0.999, 1 - 2**-20])
-    single, double = sde.at(t), sde.at(t.double())
+    single, double = sde.marginal(t), sde.marginal(t.double())
     for ours, exact in zip(single, double):
         torch.testing.assert_close(ours.double(), exact, rtol=2e-6, atol=1e-6)
     torch.testing.assert_close(single.alpha**2 + single.sigma**2, torch.ones(6), rtol=5e-7, atol=0)
@@ -175,7 +175,7 @@ def test_the_process_of_a_learned_schedule(schedule, plane):
     """Variance preserving, with the rates of its density; and its flow is that of every other process."""
     sde = LearnedSDE(schedule)
     t = torch.linspace(0, 1, 21, dtype=torch.float64)
-    alpha, sigma, log_snr = (value.detach() for value in sde.at(t))
+    alpha, sigma, log_snr = (value.detach() for value in sde.marginal(t))
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(t))
     torch.testing.assert_close(log_snr, schedule.log_snr(t).detach())
     density = schedule.density(log_snr).detach()
@@ -185,10 +185,10 @@ def test_the_process_of_a_learned_schedule(schedule, plane):
     last = []
     for process in (sde, VPSDE()):
         times = GRIDS["log_snr"](process, 6, *process.time(ends).tolist()).tolist()
-        x = process.at(times[0]).alpha * y
+        x = process.marginal(times[0]).alpha * y
         for k in range(6):
             x = Heun(process)(plane.denoiser(process), x, times[k], times[k + 1], None)
-        last.append(x / process.at(times[-1]).alpha)
+        last.append(x / process.marginal(times[-1]).alpha)
     torch.testing.assert_close(*last, rtol=1e-8, atol=1e-8)
 
 

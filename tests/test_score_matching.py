@@ -8,7 +8,7 @@ import torch
 from score_sde.configs import ncsnv2, sliced
 from score_sde.engine.build import build
 from score_sde.engine.facts import DataFacts
-from score_sde.engine.objective import make_objective, make_time_law
+from score_sde.engine.objective import make_objective, make_timestep_sampler
 from score_sde.models import NETWORKS
 from score_sde.sde_lib import OBJECTIVES, VESDE, WEIGHTS, Denoiser, Prediction, explicit
 
@@ -46,7 +46,7 @@ class Wrong:
         self.coefficients = torch.full((num, 4), size, dtype=torch.float64, requires_grad=True)
 
     def __call__(self, x, t):
-        alpha, sigma, _ = self.sde.at(t)
+        alpha, sigma, _ = self.sde.marginal(t)
         y = x / (alpha**2 + sigma**2) ** 0.5
         shapes = torch.stack([torch.ones_like(y), y, torch.sin(3 * y), y.roll(1, 1)])
         error = (self.coefficients.T.reshape(4, -1, *[1] * (x.ndim - 1)) * shapes).sum(0)
@@ -68,7 +68,7 @@ def test_values_differ_by_the_known_constants(sde, plane, name):
         x0, eps, t, draw = draws(sde, plane, log_snr)
         denoise = Wrong(plane.denoiser(sde), NUM, 0.2)
         losses = {key: make(key, sde, weight)(denoise, x0, eps, t, draw, 0.0).detach() for key in ("denoising", name)}
-        w, (alpha, sigma, snr) = WEIGHTS[weight](sde, t[:1]).item(), sde.at(t[0].item())
+        w, (alpha, sigma, snr) = WEIGHTS[weight](sde, t[:1]).item(), sde.marginal(t[0].item())
         is_mean(losses["denoising"] - losses[name], w * torch.tensor(-snr).exp())
 
         x = sde.perturb(x0, eps, t)
@@ -181,9 +181,9 @@ def test_options_are_checked_and_come_from_the_config():
 
 def test_one_noise_level_is_the_log_normal_law_without_width(sde):
     config = sliced.get_config()
-    config.loss.time_law, config.loss.time_mean, config.loss.time_std = "lognormal", -1.0, 1e-6
+    config.loss.timestep_sampler, config.loss.time_mean, config.loss.time_std = "lognormal", -1.0, 1e-6
     config.loss.time_tail = 0.0
-    t, correction = make_time_law(config)(sde, torch.linspace(0, 1 - 2**-24, 100, dtype=torch.float64))
+    t, correction = make_timestep_sampler(config)(sde, torch.linspace(0, 1 - 2**-24, 100, dtype=torch.float64))
     torch.testing.assert_close(sde.log_snr(t), torch.full_like(t, 2.0), rtol=0, atol=1e-4)
     assert (correction == 1).all()
 
@@ -191,7 +191,7 @@ def test_one_noise_level_is_the_log_normal_law_without_width(sde):
 def test_ncsnv2_follows_from_the_data():
     config = ncsnv2.get_config()
     experiment = build(config, DIGITS)
-    noise = [experiment.sde.at(float(level)).sigma for level in range(1, int(experiment.sde.t_max) + 1)]
+    noise = [experiment.sde.marginal(float(level)).sigma for level in range(1, int(experiment.sde.t_max) + 1)]
     assert noise[0] == pytest.approx(config.sde.sigma_min)
     assert noise[-1] == pytest.approx(9.0)
     width = 128**0.5

@@ -15,7 +15,7 @@ from score_sde.samplers import GRIDS, STEPS
 from score_sde.sde_lib import (
     EDMSDE,
     SDES,
-    TIME_LAWS,
+    TIMESTEP_SAMPLERS,
     VESDE,
     VPSDE,
     CosineSDE,
@@ -247,7 +247,7 @@ def test_the_simulated_process_has_the_marginals(sde, share):
     generator = torch.Generator().manual_seed(0)
     num, steps = 3000, 3000
     times = torch.linspace(sde.t_min, sde.t_min + share * (sde.t_max - sde.t_min), steps + 1, dtype=torch.float64)
-    first, last = sde.at(sde.t_min), sde.at(times[-1].item())
+    first, last = sde.marginal(sde.t_min), sde.marginal(times[-1].item())
     x = first.alpha * 1.5 + first.sigma * torch.randn(num, generator=generator, dtype=torch.float64)
     h = times[1].item() - times[0].item()
     for f, g in zip(sde.drift(times[:-1]).tolist(), sde.diffusion(times[:-1]).tolist()):
@@ -300,7 +300,7 @@ def test_transitions_compose_and_carry_marginals(sde):
         (a1, b1), (a2, b2), (a, b) = sde.transition(r, s), sde.transition(s, t), sde.transition(r, t)
         assert a == pytest.approx(a1 * a2, rel=1e-12)
         assert b**2 == pytest.approx((a2 * b1) ** 2 + b2**2, rel=1e-12)
-        early, late = sde.at(s), sde.at(t)
+        early, late = sde.marginal(s), sde.marginal(t)
         assert late.alpha == pytest.approx(a2 * early.alpha, rel=1e-12)
         assert late.sigma**2 == pytest.approx((a2 * early.sigma) ** 2 + b2**2, rel=1e-12)
 
@@ -325,7 +325,7 @@ def bridge_coefficients(sde, t, s, eta):
 def test_bridge_keeps_the_marginal(sde):
     for eta, (_, s, t) in product([0.0, 0.3, 1.0], triples(sde)):
         of_x, of_x0, std = bridge_coefficients(sde, t, s, eta)
-        early, late = sde.at(s), sde.at(t)
+        early, late = sde.marginal(s), sde.marginal(t)
         assert of_x * late.alpha + of_x0 == pytest.approx(early.alpha, rel=1e-12)
         assert (of_x * late.sigma) ** 2 + std**2 == pytest.approx(early.sigma**2, rel=1e-12)
         assert std == pytest.approx(eta * early.sigma * sde.transition(s, t)[1] / late.sigma, rel=1e-12)
@@ -333,7 +333,7 @@ def test_bridge_keeps_the_marginal(sde):
 
 def test_bridge_is_the_gaussian_posterior_at_eta_one(sde):
     for _, s, t in triples(sde):
-        (a, b), early = sde.transition(s, t), sde.at(s)
+        (a, b), early = sde.transition(s, t), sde.marginal(s)
         variance = 1 / (early.sigma**-2 + (a / b) ** 2)  # Bayes: N(alpha_s x0, sigma_s^2) times N(x_t; a x_s, b^2)
         of_x, of_x0, std = bridge_coefficients(sde, t, s, 1.0)
         assert of_x == pytest.approx(variance * a / b**2, rel=1e-9)
@@ -359,15 +359,15 @@ def test_prior_is_the_normal_law_that_noise_ends_in(sde):
     x = 2 * torch.randn(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = torch.distributions.Normal(0.0, sde.prior_std).log_prob(x).sum((1, 2))
     torch.testing.assert_close(sde.prior_log_prob(x), expected)
-    assert sde.at(sde.t_max).sigma == pytest.approx(sde.prior_std, rel=1e-3)
-    assert sde.at(sde.t_max).alpha < 0.04 * sde.prior_std
+    assert sde.marginal(sde.t_max).sigma == pytest.approx(sde.prior_std, rel=1e-3)
+    assert sde.marginal(sde.t_max).alpha < 0.04 * sde.prior_std
 
 
 def test_without_noise_is_a_time_too(sde):
     for dtype, eta in product([torch.float32, torch.float64], [0.0, 1.0]):
         t = sde.time(torch.tensor(math.inf, dtype=dtype))
-        assert sde.at(t) == pytest.approx((1.0, 0.0, math.inf))
-        assert sde.at(t.item()) == pytest.approx((1.0, 0.0, math.inf))
+        assert sde.marginal(t) == pytest.approx((1.0, 0.0, math.inf))
+        assert sde.marginal(t.item()) == pytest.approx((1.0, 0.0, math.inf))
         x, x0 = torch.ones(2, 3, dtype=dtype), torch.full((2, 3), 0.5, dtype=dtype)
         mean, std = sde.bridge(x, x0, sde.t_min, t.item(), eta)
         torch.testing.assert_close(mean, x0)
@@ -379,7 +379,7 @@ def test_without_noise_is_a_time_too(sde):
 
 def answers(sde, s, t):
     """All that depends on time alone."""
-    return [*sde.at(t), sde.alpha(t), sde.drift(t), sde.diffusion(t), *sde.transition(s, t)]
+    return [*sde.marginal(t), sde.alpha(t), sde.drift(t), sde.diffusion(t), *sde.transition(s, t)]
 
 
 def test_numbers_and_tensors_agree(sde):
@@ -400,7 +400,7 @@ def test_tabulate_changes_nothing(name):
     for t, s in zip(times.tolist(), times.tolist()[1:]):
         assert answers(tabulated, s, t) == pytest.approx(answers(SDES[name](), s, t), rel=1e-13)
     between = 0.5 * (times[2] + times[3]).item()
-    assert tabulated.at(between) == SDES[name]().at(between)
+    assert tabulated.marginal(between) == SDES[name]().marginal(between)
 
 
 def test_works_inside_inference_mode(sde):
@@ -436,7 +436,7 @@ def test_every_process_takes_the_same_way_in_log_snr(sde, plane, step):
         x = process.alpha(times[0]) * y
         move.reset(times)
         for t, s in pairwise(times):
-            noise = math.exp(-0.5 * process.at(t).log_snr)
+            noise = math.exp(-0.5 * process.marginal(t).log_snr)
             torch.testing.assert_close(denoise(x, t).x0, plane.posterior_mean(x / process.alpha(t), 1.0, noise))
             x = move(denoise, x, t, s, None)
         last.append(x / process.alpha(times[-1]))
@@ -445,7 +445,7 @@ def test_every_process_takes_the_same_way_in_log_snr(sde, plane, step):
 
 def test_the_lognormal_law_of_rectified_flow_is_logit_normal():
     u = torch.tensor([0.1, 0.3, 0.5, 0.8], dtype=torch.float64)
-    t, _ = TIME_LAWS["lognormal"](RectifiedSDE(), u, mean=0.4, std=0.9)
+    t, _ = TIMESTEP_SAMPLERS["lognormal"](RectifiedSDE(), u, mean=0.4, std=0.9)
     torch.testing.assert_close(torch.logit(t), 0.4 + 0.9 * torch.special.ndtri(u), rtol=1e-6, atol=1e-6)
 
 

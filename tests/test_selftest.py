@@ -10,7 +10,7 @@ import torch
 from score_sde import run as command_line
 from score_sde.engine.log import versions
 from score_sde.samplers import GRIDS, STEPS
-from score_sde.sde_lib import PARAMETERIZATIONS, SDES, TIME_LAWS, WEIGHTS
+from score_sde.sde_lib import PARAMETERIZATIONS, SDES, TIMESTEP_SAMPLERS, WEIGHTS
 from score_sde.selftest import Row, Setting, denoisers, grids, groups, losses, steps, textbook
 from score_sde.selftest.groups import CHECKS
 from score_sde.selftest.rows import distance, relative, worst
@@ -168,7 +168,7 @@ def test_what_the_library_has_is_known_in_closed_form():
     """New entries are checked without one; those that come with the project have one."""
     assert textbook.PROCESSES.keys() == textbook.PRIOR_STD.keys() == textbook.INTERVALS.keys() == SDES.keys()
     assert losses.WEIGHT_FORMS.keys() == WEIGHTS.keys()
-    assert losses.LAW_FORMS.keys() == TIME_LAWS.keys()
+    assert losses.LAW_FORMS.keys() == TIMESTEP_SAMPLERS.keys()
     assert steps.MOVES.keys() | steps.WITHOUT_STEPS | steps.IN_COORDINATES == STEPS.keys()
     assert denoisers.TARGETS.keys() == PARAMETERIZATIONS.keys()
     assert grids.EVEN.keys() | grids.LEVELS.keys() == GRIDS.keys()

@@ -95,7 +95,7 @@ class Midpoint(Step):
         self.sde, self.half = sde, half
 
     def __call__(self, denoise, x, t, s, draw):
-        l, k = self.sde.at(t).log_snr, self.sde.at(s).log_snr
+        l, k = self.sde.marginal(t).log_snr, self.sde.marginal(s).log_snr
         middle = self.sde.time(torch.tensor(l + self.half * (k - l), dtype=torch.float64)).item()
         there, _ = self.sde.bridge(x, denoise(x, t).x0, t, middle)
         eps = self.sde.eps(there, denoise(there, middle).x0, middle)

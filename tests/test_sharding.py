@@ -130,7 +130,7 @@ TOGETHER = {
     "bfloat16": ("vpsde", {"train.precision": "bfloat16", "train.recompute": True}),
     "consistency": ("vpsde", {"loss.name": "consistency_training"}),
     "hybrid": ("iddpm", {}),
-    "learned": ("vpsde", {"loss.time_law": "learned"}),
+    "learned": ("vpsde", {"loss.timestep_sampler": "learned"}),
     "classes": ("conditional", {"optim.name": "adamw", "optim.weight_decay": 0.1}),
 }
 

@@ -135,7 +135,7 @@ for name in sys.argv[1:]:
     sde, device = SDES["vpsde"](), torch.device("sim")
     means = torch.tensor([[-1.0, 0.5, 0.2], [0.8, 0.1, -0.4]], device=device)
     mixture = GaussianMixture(torch.ones(2, device=device), means, 0.1)
-    exact, calls = mixture.denoiser(sde, variance=0.5), []
+    exact, calls = mixture.denoiser(sde, v=0.5), []
 
     def denoise(x, t, keep=None, label=None):
         calls.append(len(x))
@@ -201,7 +201,7 @@ LIKELIHOOD = """
 import json
 from score_sde.samplers import Noise
 from score_sde.sde_lib import SDES, Exact, Gaussian, GaussianMixture, Hutchinson, log_prob
-from score_sde.sde_lib.adams import Adams
+from score_sde.sde_lib.adams_pece import AdamsPECE
 from score_sde.sde_lib.runge_kutta import DormandPrince
 
 sde, found = SDES["vpsde"](), {}
@@ -219,7 +219,8 @@ for trace in ("exact", "rademacher", "gauss", "orthogonal"):
                 result = log_prob(sde, denoise, x, gaussian, probes, solver=solver)
             return sum(waits.values()), result
 
-        few, many, adaptive = (measure(solver) for solver in (Adams(8, 4), Adams(24, 16), DormandPrince(1e-3, 1e-3)))
+        solvers = AdamsPECE(8, 4), AdamsPECE(24, 16), DormandPrince(1e-3, 1e-3)
+        few, many, adaptive = map(measure, solvers)
         nats[device] = [result.nats.tolist() for _, result in (few, many, adaptive)]
         if device == "sim":
             steps = int(adaptive[1].calls.max()) // 6

@@ -1,4 +1,5 @@
-"""Moves in stages: measured orders, the published formulas, evaluations, and what the first guess changes."""
+"""Moves in stages: measured orders, the published formulas, evaluations, and what the moment-matched Gaussian
+changes."""
 
 import math
 
@@ -16,7 +17,7 @@ KINDS = [(DPM2S, 2, 2, 128), (DPM3S, 3, 3, 128), (DPMPP2S, 2, 2, 128), (RK4, 4, 
 
 def errors(step, mixture, sde, grid, sizes, start, end):
     """What each number of moves is off the flow from start to end, at 41 places."""
-    first, last = sde.at(start), sde.at(end)
+    first, last = sde.marginal(start), sde.marginal(end)
     x = first.alpha * mixture.mean + first.sigma * torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
     expected = transported(mixture, x, first, last)
     ends = (flow(step, mixture.denoiser(sde), x, GRIDS[grid](sde, num, start, end)) for num in sizes)
@@ -75,7 +76,7 @@ def move(kind, sde, denoise, x, t, s, **options):
 
 
 def half_log_snr(sde, t):
-    return 0.5 * sde.at(t).log_snr
+    return 0.5 * sde.marginal(t).log_snr
 
 
 def test_dpm_solver_is_the_papers(mixture):
@@ -91,7 +92,7 @@ def test_dpm_solver_is_the_papers(mixture):
         return sde.eps(x, denoise(x, t).x0, t)
 
     def first(t, s, share, noise):
-        return sde.at(s).alpha / sde.at(t).alpha * x - sde.at(s).sigma * math.expm1(share * h) * noise
+        return sde.marginal(s).alpha / sde.marginal(t).alpha * x - sde.marginal(s).sigma * math.expm1(share * h) * noise
 
     e = eps(x, t)
     middle = place(0.5)
@@ -100,8 +101,8 @@ def test_dpm_solver_is_the_papers(mixture):
     one, two = place(1 / 3), place(2 / 3)
     d1 = eps(first(t, one, 1 / 3, e), one) - e
     rest = math.expm1(2 / 3 * h) / (2 / 3 * h) - 1
-    d2 = eps(first(t, two, 2 / 3, e) - sde.at(two).sigma * 2 * rest * d1, two) - e
-    expected = first(t, s, 1, e) - sde.at(s).sigma * 1.5 * (math.expm1(h) / h - 1) * d2
+    d2 = eps(first(t, two, 2 / 3, e) - sde.marginal(two).sigma * 2 * rest * d1, two) - e
+    expected = first(t, s, 1, e) - sde.marginal(s).sigma * 1.5 * (math.expm1(h) / h - 1) * d2
     torch.testing.assert_close(move(DPM3S, sde, denoise, x, t, s), expected, rtol=1e-11, atol=1e-11)
 
 
@@ -139,7 +140,7 @@ def test_data_of_the_first_guess_stand_still(sde, kind):
     """However few the moves, the flow of N(mean, s^2) is exact where it is the guess, and only there."""
     mean = torch.tensor([0.4, -0.3]).double()
     guess, data = Gaussian(mean, 0.09), GaussianMixture(torch.ones(1).double(), mean[None], 0.09)
-    first, last = sde.at(sde.t_max), sde.at(sde.t_min)
+    first, last = sde.marginal(sde.t_max), sde.marginal(sde.t_min)
     z = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x, expected = (m.alpha * mean + math.hypot(0.3 * m.alpha, m.sigma) * z for m in (first, last))
     times = GRIDS["log_snr"](sde, 2)
@@ -152,6 +153,6 @@ def test_data_of_the_first_guess_stand_still(sde, kind):
 def test_exact_for_one_point_in_few_steps(sde, kind, order, evaluations, size):
     point = torch.tensor([[0.3, -0.7]]).double()
     eps = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    last, x = sde.at(sde.t_min), sde.perturb(point, eps, sde.t_max)
+    last, x = sde.marginal(sde.t_min), sde.perturb(point, eps, sde.t_max)
     computed = flow(kind(sde), GaussianMixture.of_points(point).denoiser(sde), x, GRIDS["log_snr"](sde, 4))
     torch.testing.assert_close(computed, last.alpha * point + last.sigma * eps, rtol=1e-6, atol=1e-7)

@@ -12,13 +12,13 @@ from scipy.interpolate import CubicSpline, make_interp_spline
 
 from score_sde.samplers import GRIDS, STEPS, sample
 from score_sde.sde_lib import ADAPTIVE, SDES, SOLVERS, TORCHDIFFEQ, Flow, NonFiniteError, NotConvergedError
-from score_sde.sde_lib.adams import Adams, integration_weights, spline_weights
+from score_sde.sde_lib.adams_pece import AdamsPECE, integration_weights, spline_weights
 from score_sde.sde_lib.denoiser import Prediction
-from score_sde.sde_lib.motion import Motion
-from score_sde.sde_lib.nodes import mixture as ratios
+from score_sde.sde_lib.velocity import Velocity
+from score_sde.sde_lib.nodes import logistic_uniform as ratios
 from score_sde.sde_lib.runge_kutta import DormandPrince
 from score_sde.sde_lib.solvers import SINGLE, Torchdiffeq
-from tests.guesses import GUESSES, first_guess
+from tests.guesses import GUESSES, moment_matched
 from tests.trajectories import terminal
 
 SPANS = [(0.2, 1.4), (1.4, 0.2)]
@@ -26,8 +26,8 @@ ENDS = (1e-3, math.pi / 2 - 1e-3)
 """As of a flow: the ends are near 0 and pi / 2, where the nodes are dense."""
 
 
-class Followed(Motion):
-    """A motion that is a function of (angle, u, rows) -> (motion, rates), with a record of what it was asked."""
+class Followed(Velocity):
+    """A velocity that is a function of (angle, u, rows) -> (velocity, rates), with a record of what it was asked."""
 
     def __init__(self, function):
         self.function, self.angles, self.sizes, self.traced = function, [], [], []
@@ -38,8 +38,8 @@ class Followed(Motion):
         self.traced.append(traced)
         angle = angle if isinstance(angle, torch.Tensor) else torch.tensor(angle, dtype=torch.float64)
         numbers = torch.arange(len(u)) if isinstance(rows, slice) else rows
-        motion, rates = self.function(angle, u, numbers)
-        return motion, rates if traced else u.new_zeros(len(u), 0)
+        velocity, rates = self.function(angle, u, numbers)
+        return velocity, rates if traced else u.new_zeros(len(u), 0)
 
     def place(self, angle):
         return f"at angle {angle:.3g}"
@@ -72,14 +72,14 @@ def adaptive(request):
 @pytest.mark.parametrize(("start", "end"), SPANS)
 @pytest.mark.parametrize("tolerance", [1e-5, 1e-9])
 def test_adaptive_solvers_meet_a_closed_form_in_both_directions(adaptive, start, end, tolerance):
-    motion = Followed(spiral)
-    found = adaptive(tolerance, tolerance)(motion, PAIRS, start, end)
+    velocity = Followed(spiral)
+    found = adaptive(tolerance, tolerance)(velocity, PAIRS, start, end)
     torch.testing.assert_close(found.u, turned(PAIRS, end - start), rtol=0, atol=50 * tolerance)
     areas = [math.sin(end) - math.sin(start), math.cos(start) - math.cos(end)]
     expected = torch.tensor(areas, dtype=torch.float64).expand(3, 2)
     torch.testing.assert_close(found.integrals, expected, rtol=0, atol=50 * tolerance)
     assert ((found.calls > 0) & (found.calls < 3000)).all()
-    assert all(motion.traced)
+    assert all(velocity.traced)
 
 
 def test_error_falls_with_the_fifth_order():
@@ -112,8 +112,8 @@ def test_calls_are_counted(adaptive):
 
     def counted(angle, u, rows):
         seen[rows] += 1
-        motion, rates = spiral(angle, u, 20 * rows)
-        return motion * torch.cos(20 * angle.reshape(-1, 1)), rates
+        velocity, rates = spiral(angle, u, 20 * rows)
+        return velocity * torch.cos(20 * angle.reshape(-1, 1)), rates
 
     found = adaptive(1e-6, 1e-6)(Followed(counted), PAIRS, 0.1, 1.4)
     assert torch.equal(found.calls, seen)
@@ -123,11 +123,11 @@ def test_calls_are_counted(adaptive):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("start", "end"), [(1e-6, 1.5), (1.5, 1e-6), ENDS, ENDS[::-1]])
 def test_no_adaptive_solver_looks_beyond_the_ends(adaptive, start, end, dtype):
-    """Not by a bit, not for a moment: beyond 0 and pi / 2 there is no noise that the angle could be of."""
+    """Not by a bit, not for a marginal: beyond 0 and pi / 2 there is no noise that the angle could be of."""
     low, high = min(start, end), max(start, end)
-    motion = Followed(spiral)
-    adaptive(1e-4, 1e-4)(motion, PAIRS.to(dtype), start, end)
-    angles = torch.cat([angle.flatten() for angle in motion.angles])
+    velocity = Followed(spiral)
+    adaptive(1e-4, 1e-4)(velocity, PAIRS.to(dtype), start, end)
+    angles = torch.cat([angle.flatten() for angle in velocity.angles])
     assert angles.dtype == torch.float64
     assert angles.min() >= low - 1e-15
     assert angles.max() <= high + 1e-15
@@ -137,9 +137,9 @@ def test_no_adaptive_solver_looks_beyond_the_ends(adaptive, start, end, dtype):
 
 
 def test_solvers_agree_with_scipy_on_the_flow_of_a_mixture(sde, plane):
-    """There dy/dl = (x0 - y) / 2 in log-SNR, the motion without any guess; here each solver has another one."""
+    """There dy/dl = (x0 - y) / 2 in log-SNR, the velocity without any guess; here each solver has another one."""
     denoise, x = plane.denoiser(sde), terminal(plane, sde, 3)
-    late, early = sde.at(sde.t_max), sde.at(sde.t_min)
+    late, early = sde.marginal(sde.t_max), sde.marginal(sde.t_min)
 
     def right(l, y):
         t, y = sde.time(torch.tensor(l, dtype=torch.float64)).item(), torch.from_numpy(y).reshape(x.shape)
@@ -149,7 +149,7 @@ def test_solvers_agree_with_scipy_on_the_flow_of_a_mixture(sde, plane):
     end = solve_ivp(right, (late.log_snr, early.log_snr), y, method="DOP853", rtol=1e-9, atol=1e-10).y[:, -1]
     expected = early.alpha * torch.from_numpy(np.ascontiguousarray(end)).reshape(x.shape)
     for name, guess in zip(SOLVERS, itertools.cycle(GUESSES)):
-        gaussian = first_guess(guess, plane)
+        gaussian = moment_matched(guess, plane)
         if name in ADAPTIVE:
             step = STEPS["ode"](sde, solver=name, rtol=1e-7, atol=1e-7, gaussian=gaussian)
             found = step(denoise, x, sde.t_max, sde.t_min, None)
@@ -162,7 +162,7 @@ def test_solvers_agree_with_scipy_on_the_flow_of_a_mixture(sde, plane):
 
 @pytest.mark.parametrize("method", ["dopri5", "dopri8"])
 def test_torchdiffeq_agrees_with_ours(sde, plane, method):
-    flow, x = Flow(sde, plane.denoiser(sde), first_guess("isotropic", plane)), terminal(plane, sde, 2)
+    flow, x = Flow(sde, plane.denoiser(sde), moment_matched("isotropic", plane)), terminal(plane, sde, 2)
     u, ends = flow.enter(x, sde.t_max), (flow.angle(sde.t_max), flow.angle(sde.t_min))
     ours, theirs = DormandPrince(1e-6, 1e-6)(flow, u, *ends), Torchdiffeq(1e-6, 1e-6, method)(flow, u, *ends)
     torch.testing.assert_close(theirs.u, ours.u, rtol=2e-5, atol=2e-5)
@@ -173,7 +173,7 @@ def test_torchdiffeq_agrees_with_ours(sde, plane, method):
 def test_the_sampler_takes_the_methods_of_torchdiffeq(sde_name, plane, name):
     """Adaptive ones come near their tolerance; the others have the order of their books in the number of moves."""
     sde, orders = SDES[sde_name](), {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
-    denoise, x, gaussian = plane.denoiser(sde), terminal(plane, sde, 4), first_guess("isotropic", plane)
+    denoise, x, gaussian = plane.denoiser(sde), terminal(plane, sde, 4), moment_matched("isotropic", plane)
     expected = STEPS["ode"](sde, rtol=1e-9, atol=1e-9, gaussian=gaussian).follow(denoise, x, sde.t_max, sde.t_min)
     step = STEPS["ode"](sde, solver=name, rtol=1e-5, atol=1e-5, gaussian=gaussian)
     order = orders.get(name.removeprefix("torchdiffeq_"))
@@ -228,7 +228,7 @@ def test_each_example_has_its_own_steps():
         assert single.calls.item() == found.calls[k] == len(seen) == sum(k in rows for rows in together)
 
 
-# --- Adams: orders ----------------------------------------------------------------------------------------------------
+# --- AdamsPECE: orders ------------------------------------------------------------------------------------------------
 
 
 def curved(angle, u, rows):
@@ -261,7 +261,7 @@ def test_adams_has_an_order_more_than_its_predictor(order, start, end):
     expected, areas = curved_end(start, end)
     errors, inexact = [], []
     for evaluations in (76, 151, 301):
-        found = Adams(evaluations, order=order)(Followed(curved), START, start, end)
+        found = AdamsPECE(evaluations, order=order)(Followed(curved), START, start, end)
         errors.append((found.u - expected).abs().max().item())
         inexact.append((found.integrals - areas).abs().amax(0).tolist())
     assert exponent(errors) == pytest.approx(order + 1, abs=0.4)
@@ -272,10 +272,10 @@ def test_adams_has_an_order_more_than_its_predictor(order, start, end):
 
 @pytest.mark.parametrize(("start", "end", "scale"), [(0.3, 1.2, 4.0), (1.2, 0.3, 1.0)], ids=["forward", "backward"])
 def test_adams_is_of_order_3_where_it_starts_in_the_midst_of_the_motion(start, end, scale):
-    """The first move has but two motions to go by, and here it is not a small one."""
+    """The first move has but two velocities to go by, and here it is not a small one."""
     u, errors = scale * START, []
     for evaluations in (151, 301):
-        found = Adams(evaluations)(Followed(curved), u, start, end).u
+        found = AdamsPECE(evaluations)(Followed(curved), u, start, end).u
         errors.append((found - curved_end(start, end, u)[0]).abs().max().item())
     assert exponent(errors) == pytest.approx(3, abs=0.2)
 
@@ -283,8 +283,8 @@ def test_adams_is_of_order_3_where_it_starts_in_the_midst_of_the_motion(start, e
 @pytest.mark.parametrize(("start", "end"), [ENDS, ENDS[::-1]], ids=["forward", "backward"])
 def test_there_and_back_again(start, end):
     """On the same nodes; what is integrated comes back with the other sign."""
-    there = Adams(200)(Followed(curved), START, start, end)
-    back = Adams(200)(Followed(curved), there.u, end, start)
+    there = AdamsPECE(200)(Followed(curved), START, start, end)
+    back = AdamsPECE(200)(Followed(curved), there.u, end, start)
     torch.testing.assert_close(back.u, START, rtol=0, atol=1e-7)
     torch.testing.assert_close(back.integrals, -there.integrals, rtol=0, atol=1e-7)
 
@@ -302,13 +302,13 @@ def polynomial(degree):
 @pytest.mark.parametrize(("start", "end"), SPANS)
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
 def test_adams_is_exact_for_polynomials_of_its_order_but_for_the_start(order, start, end):
-    """Move i is the integral of the polynomial through the motions at nodes 0 to i, at most order + 1 of them."""
+    """Move i is the integral of the polynomial through the velocities at nodes 0 to i, at most order + 1 of them."""
     for degree in range(order + 1):
-        motion = polynomial(degree)
-        found = Adams(12, order=order)(motion, torch.zeros(2, 1).double(), start, end).u
+        velocity = polynomial(degree)
+        found = AdamsPECE(12, order=order)(velocity, torch.zeros(2, 1).double(), start, end).u
         expected = ((end - 0.4) ** (degree + 1) - (start - 0.4) ** (degree + 1)) / (degree + 1)
         for i in range(1, degree):
-            known, move = np.array(motion.angles[: i + 1]), motion.angles[i - 1 : i + 1]
+            known, move = np.array(velocity.angles[: i + 1]), velocity.angles[i - 1 : i + 1]
             through = np.polyint(np.polyfit(known, (known - 0.4) ** degree, i))
             truth = np.polyint(np.poly([0.4] * degree))
             expected += np.subtract(*np.polyval(through, move[::-1])) - np.subtract(*np.polyval(truth, move[::-1]))
@@ -337,7 +337,7 @@ def test_rounding_near_the_data_is_not_magnified(start):
         return torch.sin(2 * angle) + error, torch.cos(3 * angle) + error
 
     for evaluations, allowed in ((32, 1e-3), (80, 2e-5), (160, 2e-5)):
-        solver = Adams(evaluations)
+        solver = AdamsPECE(evaluations)
         smooth = solver(Followed(functools.partial(f, size=0.0)), u, start, 1.57)
         rough = solver(Followed(f), u, start, 1.57)
         assert (rough.u - smooth.u).abs().max() < allowed
@@ -359,16 +359,16 @@ def test_the_spline_is_that_of_scipy_where_gaps_are_even():
     assert spline_weights(many) @ np.sin(many) == pytest.approx(quintic, rel=1e-12)
 
 
-# --- Adams: nodes and budget ------------------------------------------------------------------------------------------
+# --- AdamsPECE: nodes and budget --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("start", "end"), [*SPANS, ENDS, ENDS[::-1]])
 @pytest.mark.parametrize("evaluations", [2, 3, 17, 32])
 def test_nodes_are_shares_of_the_law_of_ratios_with_both_ends(evaluations, start, end):
-    motion = Followed(curved)
-    Adams(evaluations)(motion, START, start, end)
-    angles = np.array(motion.angles)
-    assert all(isinstance(angle, float) for angle in motion.angles)
+    velocity = Followed(curved)
+    AdamsPECE(evaluations)(velocity, START, start, end)
+    angles = np.array(velocity.angles)
+    assert all(isinstance(angle, float) for angle in velocity.angles)
     assert (angles[0], angles[-1]) == (start, end)
     assert (np.diff(angles) * np.sign(end - start) > 0).all()
     low, high = math.tan(min(start, end)), math.tan(max(start, end))
@@ -381,7 +381,7 @@ def test_nodes_do_not_depend_on_the_scale_of_the_data(plane):
     found = []
     for scale in (1.0, 10.0):
         sde = SDES["edm"](sigma_min=0.002 * scale, sigma_max=80.0 * scale)
-        guess = first_guess("isotropic", plane)
+        guess = moment_matched("isotropic", plane)
         guess.rest *= scale**2
         flow = Flow(sde, plane.denoiser(sde), guess)
         found.append([flow.angle(sde.t_min), flow.angle(sde.t_max)])
@@ -392,11 +392,11 @@ def test_the_budget_is_kept_exactly():
     """For any number of evaluations and of traces among them, which are spread evenly and begin and end the way."""
     for evaluations in range(2, 18):
         for traces in (0, *range(2, evaluations + 1)):
-            motion = Followed(curved)
-            found = Adams(evaluations, traces)(motion, START, *SPANS[0])
-            assert len(motion.angles) == evaluations
+            velocity = Followed(curved)
+            found = AdamsPECE(evaluations, traces)(velocity, START, *SPANS[0])
+            assert len(velocity.angles) == evaluations
             assert found.calls.tolist() == [evaluations] * 2
-            marked = np.flatnonzero(motion.traced)
+            marked = np.flatnonzero(velocity.traced)
             assert found.traced.tolist() == [len(marked)] * 2 == [traces or evaluations] * 2
             assert (marked[0], marked[-1]) == (0, evaluations - 1)
             gaps = np.diff(marked)
@@ -408,7 +408,7 @@ def test_fewer_traces_leave_the_path_and_their_error_falls_with_the_fourth_power
     expected, areas = curved_end(start, end)
     errors = []
     for traces in (16, 31):
-        found = Adams(481, traces)(Followed(curved), START, start, end)
+        found = AdamsPECE(481, traces)(Followed(curved), START, start, end)
         torch.testing.assert_close(found.u, expected, rtol=0, atol=3e-8)
         errors.append((found.integrals - areas).abs().amax(0).tolist())
     for column in zip(*errors):  # with more, what is left is the path's
@@ -416,12 +416,12 @@ def test_fewer_traces_leave_the_path_and_their_error_falls_with_the_fourth_power
 
 
 def test_two_evaluations_are_the_trapezoidal_rule():
-    """The first motion predicts, the second corrects; a second-order rule for a linear motion."""
+    """The first velocity predicts, the second corrects; a second-order rule for a linear velocity."""
 
     def f(angle, u, rows):
         return -u * angle, angle.expand(len(u), 1)
 
-    found = Adams(2)(Followed(f), START, 0.2, 0.4)
+    found = AdamsPECE(2)(Followed(f), START, 0.2, 0.4)
     predicted = START - 0.2 * 0.2 * START
     torch.testing.assert_close(found.u, START - 0.1 * (0.2 * START + 0.4 * predicted))
     torch.testing.assert_close(found.integrals, torch.full((2, 1), 0.06).double())
@@ -433,18 +433,18 @@ def test_adams_keeps_dtype_and_examples_apart():
     def f(angle, u, rows):
         return torch.cos(3 * u) * torch.sin(2 * angle).to(u), u.flatten(1)
 
-    found = Adams(20)(Followed(f), u, *ENDS)
+    found = AdamsPECE(20)(Followed(f), u, *ENDS)
     assert found.u.dtype == found.integrals.dtype == torch.float32
     assert found.calls.dtype == found.traced.dtype == torch.int64
-    alone = Adams(20)(Followed(f), u[3:4], *ENDS)
+    alone = AdamsPECE(20)(Followed(f), u[3:4], *ENDS)
     torch.testing.assert_close(alone.u, found.u[3:4], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(alone.integrals, found.integrals[3:4], rtol=1e-6, atol=1e-6)
 
 
 def test_small_budgets_have_a_lower_order():
     """Unless one is asked for."""
-    assert [Adams(n).order for n in (2, 23, 24, 100)] == [2, 2, 3, 3]
-    assert Adams(8, order=4).order == 4
+    assert [AdamsPECE(n).order for n in (2, 23, 24, 100)] == [2, 2, 3, 3]
+    assert AdamsPECE(8, order=4).order == 4
 
 
 # --- better ones ------------------------------------------------------------------------------------------------------
@@ -452,7 +452,7 @@ def test_small_budgets_have_a_lower_order():
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_refined_solver_is_better(name):
-    made = SOLVERS[name](40) if name == "adams" else SOLVERS[name](1e-4, 1e-5)
+    made = SOLVERS[name](40) if name == "adams_pece" else SOLVERS[name](1e-4, 1e-5)
     better, (expected, areas) = made.refined(), curved_end(*ENDS)
     errors = []
     for solver in (made, better):
@@ -461,11 +461,11 @@ def test_the_refined_solver_is_better(name):
     assert errors[1] < 0.3 * errors[0]
     assert type(better) is type(made)
     assert made.adaptive == (name in ADAPTIVE)
-    assert str(better) == ("80 evaluations" if name == "adams" else "rtol 1e-05, atol 1e-06")
+    assert str(better) == ("80 evaluations" if name == "adams_pece" else "rtol 1e-05, atol 1e-06")
 
 
 def test_refining_keeps_the_rest():
-    better = Adams(24, 8, edge=0.2).refined()
+    better = AdamsPECE(24, 8, edge=0.2).refined()
     assert (better.evaluations, better.traces, better.edge) == (48, 16, 0.2)
     assert Torchdiffeq(method="dopri8").refined().method == "dopri8"
 
@@ -495,7 +495,7 @@ def test_tolerances_must_be_positive(adaptive, rtol, atol):
 )
 def test_budgets_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
-        Adams(**options)
+        AdamsPECE(**options)
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -529,9 +529,9 @@ def test_an_example_keeps_its_number_when_others_are_done(name, mixture):
         broken = (who == 3).reshape(-1, 1) & (torch.as_tensor(t) < 0.01)
         return Prediction(torch.where(broken, torch.nan, mixture.denoiser(sde)(x, t).x0))
 
-    flow = Flow(sde, denoise, first_guess("isotropic", mixture), who=torch.arange(5))
+    flow = Flow(sde, denoise, moment_matched("isotropic", mixture), who=torch.arange(5))
     u = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
-    solver = SOLVERS[name]() if name == "adams" else SOLVERS[name](1e-7, 1e-7)
+    solver = SOLVERS[name]() if name == "adams_pece" else SOLVERS[name](1e-7, 1e-7)
     with pytest.raises(NonFiniteError, match=r"example 3: the network is not finite at t = 0\.00") as error:
         solver(flow, u, flow.angle(sde.t_max), flow.angle(sde.t_min))
     assert error.value.exit_status == 4

@@ -40,7 +40,7 @@ STOCHASTIC = {
 # What else is true of them is in files of their own: the Langevin steps come late at every noise level, and consistency
 # sampling needs another denoiser.
 OTHERS = {"ald", "consistency"}
-OPTIONS = [("ancestral", {"variance": 1.0}), ("ddim", {"eta": 0.5}), ("plms", {"order": 2}), ("pndm", {"order": 2})]
+OPTIONS = [("ancestral", {"v": 1.0}), ("ddim", {"eta": 0.5}), ("plms", {"order": 2}), ("pndm", {"order": 2})]
 VARIANTS = [*((name, {}) for name in STEPS), *OPTIONS]
 KEEPING = [(name, options) for name, options in VARIANTS if name not in OTHERS]
 
@@ -121,7 +121,7 @@ def test_ode_follows_the_flow_to_its_tolerance(sde, mixture, quantiles):
 def test_ddim_is_exact_for_one_point(sde):
     point = torch.tensor([[0.3, -0.7]]).double()
     eps = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    last = sde.at(sde.t_min)
+    last = sde.marginal(sde.t_min)
     x = sde.perturb(point, eps, sde.t_max)
     computed = flow(DDIM(sde), GaussianMixture.of_points(point).denoiser(sde, 0.5), x, GRIDS["log_snr"](sde, 3))
     torch.testing.assert_close(computed, last.alpha * point + last.sigma * eps)
@@ -205,7 +205,7 @@ def test_few_moves_on_a_chain_end_near_the_data(name):
     """On the step's own grid. The chain of iDDPM falls from sigma / alpha of 2e4 to a few units in the first move."""
     for chain in ("ddpm", "iddpm", "ncsn"):
         sde, grid = SDES[chain](), GRIDS[STEPS[name].grid or SDES[chain]().grid]
-        denoise = TWO.denoiser(sde, variance=0.5 if name == "ancestral_learned" else None)
+        denoise = TWO.denoiser(sde, v=0.5 if name == "ancestral_learned" else None)
         for num in {8} if name in ALONE else {8, 20, 50}:
             if (name, chain, num) not in UNSTABLE:
                 noise = noises(16)
@@ -249,10 +249,10 @@ def test_data_and_gaussian_moved_by_c_move_the_state_by_alpha_c(sde, plane, name
     there = STEPS[name](sde, **options, gaussian=Gaussian(mean + c, 0.3))
 
     def moved(x, t):
-        return Prediction(denoise(x - sde.at(t).alpha * c, t).x0 + c)
+        return Prediction(denoise(x - sde.marginal(t).alpha * c, t).x0 + c)
 
-    expected = flow(here, denoise, x, times) + sde.at(sde.t_min).alpha * c
-    found = flow(there, moved, x + sde.at(sde.t_max).alpha * c, times)
+    expected = flow(here, denoise, x, times) + sde.marginal(sde.t_min).alpha * c
+    found = flow(there, moved, x + sde.marginal(sde.t_max).alpha * c, times)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-8)
 
 
@@ -332,7 +332,7 @@ def test_a_grid_that_ends_at_the_data_makes_its_last_move_by_the_finish(sde, mix
     assert sde.sigma(times)[-1] == 0
     assert len(moved) == 2 * 4
     assert tabled[:5] == times[:-1].tolist()  # a step that plans its stages adds theirs
-    assert all(sde.at(t).sigma > 0 for t in moved + tabled)
+    assert all(sde.marginal(t).sigma > 0 for t in moved + tabled)
     without = list(trajectory(STEPS[name](sde, **options), denoise, x, GRIDS["karras"](sde, 4), noises(3)))
     assert len(with_data) == len(without) == 5
     for ours, theirs in zip(with_data, without, strict=True):
@@ -358,7 +358,7 @@ def test_a_constraint_acts_after_each_move_and_on_the_data(mixture, grid):
     times, denoise = GRIDS[grid](sde, 3), mixture.denoiser(sde, 0.5)
     states = list(trajectory(DDIM(sde), denoise, terminal(mixture, sde, 2), times, torch.randn_like, constrain))
     noisy = [t for t in times.tolist()[1:] if t > 0]
-    assert seen == [*((sde.at(t).alpha, sde.at(t).sigma) for t in noisy), (1.0, 0.0)]
+    assert seen == [*((sde.marginal(t).alpha, sde.marginal(t).sigma) for t in noisy), (1.0, 0.0)]
     assert [state[0].item() for state in states] == [alpha * 0.25 for alpha, _ in seen]
 
 

@@ -168,5 +168,5 @@ def test_the_lost_config_of_another_run_is_read_and_not_written(place):
     """A command writes below its own --workdir alone."""
     (place / "theirs/run/config.json").unlink()
     before = contents(place / "theirs")
-    assert command(place / "run", *SAMPLE, f"--config.guidance.weaker={place}/theirs/run") == 0
+    assert command(place / "run", *SAMPLE, f"--config.guidance.autoguidance={place}/theirs/run") == 0
     assert contents(place / "theirs") == before

@@ -26,13 +26,13 @@ from score_sde.engine.datasets import read_dataset
 from score_sde.engine.log import Metrics
 from score_sde.engine.randomness import TRAINING, noise
 from score_sde.engine.training.trainer import Trainer, learning_rate
-from score_sde.engine.training.validation import NOISE_BINS, HeldOut
-from score_sde.sde_lib import LEARNING_LAWS, OBJECTIVES, Gaussian, GaussianMixture, denoising_loss
+from score_sde.engine.training.validation import NOISE_BINS, Validation
+from score_sde.sde_lib import LEARNING_TIMESTEP_SAMPLERS, OBJECTIVES, Gaussian, GaussianMixture, denoising_loss
 from tests.runs import DIGITS, POINTS, ROOT, assert_same_run, digests, equal, metrics, steps, train, trainer_of
 
 
-def held_out_of(trainer):
-    return HeldOut(trainer.config, trainer.experiment, read_dataset(trainer.config, "test"))
+def validation_of(trainer):
+    return Validation(trainer.config, trainer.experiment, read_dataset(trainer.config, "test"))
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
@@ -78,9 +78,9 @@ MOMENTS = {
 """Where a run is killed, and the checkpoint that is left."""
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(moment, straight, tmp_path, monkeypatch):
-    owner, name, call, left = MOMENTS[moment]
+@pytest.mark.parametrize("marginal", MOMENTS)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(marginal, straight, tmp_path, monkeypatch):
+    owner, name, call, left = MOMENTS[marginal]
     changes = {"ema__rates": (0.999, 0.9), "train__evaluate_every": 8}
     with killed(monkeypatch, owner, name, call), pytest.raises(Killed):
         train(tmp_path, 8, **changes)
@@ -106,7 +106,7 @@ def test_what_a_hard_kill_leaves_behind_is_no_hindrance(straight, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_goes_on(tmp_path):
-    """SIGKILL at an arbitrary moment, three times over."""
+    """SIGKILL at an arbitrary marginal, three times over."""
     assert train(tmp_path / "straight", 300, train__evaluate_every=50) == 0
     keys = DIGITS | {"train.evaluate_every": 50, "train.total_images": 1200}
     flags = [f"--workdir={tmp_path / 'killed'}", "--config=vpsde", *(f"--config.{k}={v}" for k, v in keys.items())]
@@ -260,12 +260,12 @@ def test_levels_are_dithered_within_their_bins(tmp_path):
     assert apart.max() <= 0.5 + 1e-5
 
 
-@pytest.mark.parametrize("law", LEARNING_LAWS)
+@pytest.mark.parametrize("law", LEARNING_TIMESTEP_SAMPLERS)
 def test_a_law_that_learns_learns_from_every_step(law, tmp_path):
-    trainer = trainer_of(tmp_path, "points", loss__time_law=law)
-    before = copy.deepcopy(trainer.time_law.state_dict())
+    trainer = trainer_of(tmp_path, "points", loss__timestep_sampler=law)
+    before = copy.deepcopy(trainer.timestep_sampler.state_dict())
     list(trainer.steps(1))
-    assert not equal(before, trainer.time_law.state_dict())
+    assert not equal(before, trainer.timestep_sampler.state_dict())
 
 
 def test_the_noise_of_an_example_is_that_of_its_seed_and_position(tmp_path):
@@ -324,7 +324,7 @@ def test_how_often_a_run_logs_evaluates_and_draws_changes_no_weight(straight, tm
     assert digests(tmp_path, 8) == digests(straight, 8)
 
 
-# --- the first guess of the data --------------------------------------------------------------------------------------
+# --- the moment-matched Gaussian of the data --------------------------------------------------------------------------
 
 
 def test_the_guess_is_measured_once_and_read_back(tmp_path):
@@ -466,12 +466,12 @@ def test_values_that_are_no_levels_end_training_before_they_move_a_weight(dequan
 
 def test_levels_are_dequantized_where_the_config_asks(tmp_path):
     """With uniform noise of one level's width, or the centres of the 17 levels and nothing else."""
-    held_out = {}
+    validation = {}
     for dequantize in (True, False):
         trainer = trainer_of(tmp_path, train__dequantize=dequantize)
-        held_out[dequantize] = held_out_of(trainer).x0
-    levels = (held_out[False] + 1) * 17 / 2 - 0.5
-    noise = (held_out[True] - held_out[False]) * 17 / 2
+        validation[dequantize] = validation_of(trainer).x0
+    levels = (validation[False] + 1) * 17 / 2 - 0.5
+    noise = (validation[True] - validation[False]) * 17 / 2
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-5)
     assert noise.abs().max() <= 0.5 + 1e-5
     assert noise.mean().abs() < 4 * (1 / 12 / noise.numel()) ** 0.5
@@ -483,7 +483,7 @@ def test_labels_reach_the_network(tmp_path):
     seen = []
     trainer.network.register_forward_pre_hook(lambda m, args, cond: seen.append(cond["label"]), with_kwargs=True)
     (_,) = trainer.steps(1)
-    held_out_of(trainer).losses(trainer.network)
+    validation_of(trainer).losses(trainer.network)
     # of the batch, held out, of a silent network, and twice for the effect of the label
     assert [len(labels) for labels in seen] == [4, 360, 360, 360, 360]
     assert set(seen[1].tolist()) == set(range(10))
@@ -495,41 +495,41 @@ def test_labels_reach_the_network(tmp_path):
 def test_the_held_out_loss_is_on_fixed_draws(tmp_path):
     trainer = trainer_of(tmp_path / "a", "points", network__dropout=0.5)
     list(trainer.steps(8))
-    held_out, average = held_out_of(trainer), trainer.ema.networks[0]
-    found = held_out.losses(average)
+    validation, average = validation_of(trainer), trainer.ema.networks[0]
+    found = validation.losses(average)
     torch.manual_seed(99)
-    assert held_out.losses(average) == found
-    assert held_out_of(trainer).losses(average) == found
-    assert held_out_of(trainer_of(tmp_path / "b", "points", train__batch_size=7)).losses(average) == found
+    assert validation.losses(average) == found
+    assert validation_of(trainer).losses(average) == found
+    assert validation_of(trainer_of(tmp_path / "b", "points", train__batch_size=7)).losses(average) == found
 
 
 @pytest.mark.parametrize("config", ["vpsde", "points"])
 def test_the_loss_of_zero_with_eps_and_the_simple_weight_is_the_square_of_the_noise(config, tmp_path):
     trainer = trainer_of(tmp_path, config, denoiser__parameterization="eps", loss__weight="simple")
-    held_out = held_out_of(trainer)
-    found = held_out.losses(trainer.network.eval())
-    assert found["held_out_loss_of_zero"] == pytest.approx(held_out.eps.square().mean().item(), rel=1e-4)
-    assert found["held_out_loss"] == found["held_out_loss_of_zero"]  # each network starts at zero
+    validation = validation_of(trainer)
+    found = validation.losses(trainer.network.eval())
+    assert found["validation_loss_of_zero"] == pytest.approx(validation.eps.square().mean().item(), rel=1e-4)
+    assert found["validation_loss"] == found["validation_loss_of_zero"]  # each network starts at zero
 
 
 def test_the_loss_of_zero_with_x0_and_its_weight_is_the_square_of_the_data(tmp_path):
     trainer = trainer_of(tmp_path, "points", denoiser__parameterization="x0", loss__weight="x0")
-    held_out = held_out_of(trainer)
-    found = held_out.losses(trainer.network.eval())["held_out_loss_of_zero"]
-    assert found == pytest.approx(held_out.x0.square().mean().item(), rel=1e-6)
+    validation = validation_of(trainer)
+    found = validation.losses(trainer.network.eval())["validation_loss_of_zero"]
+    assert found == pytest.approx(validation.x0.square().mean().item(), rel=1e-6)
 
 
 def test_losses_in_bins_are_means_over_their_times(tmp_path):
     trainer = trainer_of(tmp_path, "points", denoiser__parameterization="eps", loss__weight="simple")
-    held_out = held_out_of(trainer)
-    found = held_out.losses(trainer.network.eval())
-    log_snr = trainer.experiment.sde.log_snr(held_out.t).flatten()
+    validation = validation_of(trainer)
+    found = validation.losses(trainer.network.eval())
+    log_snr = trainer.experiment.sde.log_snr(validation.t).flatten()
     bins = {key: value for key, value in found.items() if "log_snr" in key}
     assert len(bins) > 4
     for low, high in itertools.pairwise(NOISE_BINS):
         inside = (log_snr > low) & (log_snr <= high)
         if key := next((key for key in bins if key.endswith(f"log_snr_{low:g}_to_{high:g}")), None):
-            expected = held_out.eps[inside].square().mean().item()
+            expected = validation.eps[inside].square().mean().item()
             assert bins[key] == pytest.approx(expected, rel=1e-3)
         else:
             assert not inside.any()
@@ -540,14 +540,14 @@ def test_training_on_eight_gaussians_comes_near_the_best_loss(tmp_path):
     changes = {"network__width": 32, "network__depth": 2, "train__batch_size": 128, "optim__learning_rate": 1e-2}
     changes |= {"data__name": "eight_gaussians", "network__dropout": 0.0}
     assert train(tmp_path / "run", 150, "points", train__evaluate_every=50, train__checkpoint_every=0, **changes) == 0
-    losses = [line["held_out_loss"] for line in metrics(tmp_path / "run") if "held_out_loss" in line]
+    losses = [line["validation_loss"] for line in metrics(tmp_path / "run") if "validation_loss" in line]
 
     trainer = trainer_of(tmp_path / "new", "points", **changes)
-    held_out, sde, angle = held_out_of(trainer), trainer.experiment.sde, torch.arange(8) * math.pi / 4
+    validation, sde, angle = validation_of(trainer), trainer.experiment.sde, torch.arange(8) * math.pi / 4
     means = torch.stack([angle.cos(), angle.sin()], 1)
     exact = GaussianMixture(torch.ones(8), means, 0.1**2).denoiser(sde)
-    best = denoising_loss(sde, exact, trainer.objective.weight, held_out.x0, held_out.eps, held_out.t).mean().item()
-    zero = held_out.losses(trainer.network)["held_out_loss_of_zero"]
+    best = denoising_loss(sde, exact, trainer.objective.weight, validation.x0, validation.eps, validation.t).mean().item()
+    zero = validation.losses(trainer.network)["validation_loss_of_zero"]
     assert zero > losses[0] > losses[1] > losses[2] > best
     assert losses[2] < (zero + best) / 2
 
@@ -562,7 +562,7 @@ def test_files_and_metrics_of_a_run(straight):
         assert line["images_seen"] == 4 * line["step"]
         keys = {"loss", "gradient_norm", "learning_rate", "images_per_second", "ema_distance"}
         assert all(line[key] > 0 for key in keys)
-        assert ("held_out_loss" in line) == ("held_out_loss_of_zero" in line) == (line["step"] == 8)
+        assert ("validation_loss" in line) == ("validation_loss_of_zero" in line) == (line["step"] == 8)
     assert list((straight / "tensorboard").glob("events.out.tfevents.*"))
     stored = json.loads((straight / "config.json").read_text())
     assert stored["network"]["channels"] == 8
@@ -587,7 +587,7 @@ def test_tensorboard_has_the_numbers_of_the_metrics(straight):
 
     board = EventAccumulator(str(straight / "tensorboard"))
     board.Reload()
-    for key in ("loss", "learning_rate", "held_out_loss", "images_seen"):
+    for key in ("loss", "learning_rate", "validation_loss", "images_seen"):
         found = {event.step: event.value for event in board.Scalars(key)}
         assert found == pytest.approx({line["step"]: line[key] for line in metrics(straight) if key in line}, rel=1e-6)
 
@@ -607,7 +607,8 @@ def test_what_is_said(tmp_path, capsys):
     assert train(tmp_path, 5, train__evaluate_every=5) == 0
     out = capsys.readouterr().out
     for words in ("1437 examples of shape (1, 8, 8) from digits", "20 images in batches of 4, from the start",
-                  "trained on 20 images", "held_out_loss_of_zero", f"--workdir {tmp_path} --mode sample"):  # fmt: skip
+                  "trained on 20 images", "validation_loss_of_zero",
+                  f"--workdir {tmp_path} --mode sample"):  # fmt: skip
         assert words in out
 
 

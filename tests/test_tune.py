@@ -17,7 +17,7 @@ FLAGS = ("--sampler=adams", "--steps=3")
 
 @pytest.fixture
 def points_run(points, tmp_path, monkeypatch):
-    """A copy of the run on points, and tuning that takes a moment."""
+    """A copy of the run on points, and tuning that takes a marginal."""
     monkeypatch.setattr(tune, "REFERENCES", 40)
     monkeypatch.setattr(tune, "ITERATIONS", 8)
     monkeypatch.setattr(plane, "draw", lambda *args: None)
@@ -43,10 +43,10 @@ def test_what_is_kept(tuned_run, capsys):
     times = kept["plan"]["times"]
     assert len(times) == len(kept["plan"]["seen"]) == len(kept["plan"]["moves"]) == 4
     assert (times[0], times[-1]) == (1.0, 1e-3)
-    assert kept["held_out"]["num"] == 8
-    assert kept["held_out"]["after"]["mean"] <= kept["held_out"]["before"]["mean"]
+    assert kept["validation"]["num"] == 8
+    assert kept["validation"]["after"]["mean"] <= kept["validation"]["before"]["mean"]
     assert kept["made_for"]["weights"] == "ema"
-    assert kept.items() >= {"grid": "mixture", "seed": 0, "references": 40}.items()
+    assert kept.items() >= {"grid": "logistic", "seed": 0, "references": 40}.items()
 
 
 def test_the_same_command_keeps_the_same(tuned_run):
@@ -89,7 +89,7 @@ def test_the_benchmark_of_solvers_takes_it_too(points_run, tmp_path, monkeypatch
     step, times = problems.calibrated(points_run, 3)
     tuned, default = error(problem, walk(problem, step, times)), error(problem, walk(problem, *ours(problem, 3)))
     assert times.tolist() == kept["plan"]["times"]
-    gain = kept["held_out"]["before"]["median"] / kept["held_out"]["after"]["median"]
+    gain = kept["validation"]["before"]["median"] / kept["validation"]["after"]["median"]
     assert gain > 1.05
     assert default.median / tuned.median == pytest.approx(gain, rel=0.2)
 
@@ -106,7 +106,7 @@ def test_one_for_something_else(tuned_run, capsys, words, key):
     """Refused where it was asked for, left out with a word where it was not."""
     status, manifest = draw(tuned_run, *words)
     out = capsys.readouterr().out
-    assert (status, manifest["grid"]) == (0, "mixture")
+    assert (status, manifest["grid"]) == (0, "logistic")
     assert "not tuned: " in out
     assert key in out
     assert draw(tuned_run, *words, "--config.sample.grid=tuned")[0] == 2
@@ -120,7 +120,7 @@ def test_one_for_another_checkpoint(tuned_run, capsys):
     kept = json.loads(path.read_text())
     kept["made_for"]["weights_sha256"] = "0" * 64
     path.write_text(json.dumps(kept))
-    assert draw(tuned_run)[1]["grid"] == "mixture"
+    assert draw(tuned_run)[1]["grid"] == "logistic"
     assert draw(tuned_run, "--config.sample.grid=tuned")[0] == 2
     assert f"made for weights_sha256 {'0' * 64}" in capsys.readouterr().err
 
@@ -131,7 +131,7 @@ def test_one_for_another_checkpoint(tuned_run, capsys):
 def test_a_damaged_file(tuned_run, capsys, damage):
     path = tuned_run / "tuned" / "adams-3.json"
     path.write_text(damage(path.read_text()))
-    assert draw(tuned_run)[1]["grid"] == "mixture"
+    assert draw(tuned_run)[1]["grid"] == "logistic"
     assert draw(tuned_run, "--config.sample.grid=tuned")[0] == 3
     assert "adams-3.json is damaged; make it with --mode tune" in capsys.readouterr().err
 

@@ -45,7 +45,7 @@ class Counted:
 
 def terminal(mixture, sde, num, seed=0):
     """Exact draws of the marginal at the latest time."""
-    generator, (alpha, sigma, _) = torch.Generator().manual_seed(seed), sde.at(sde.t_max)
+    generator, (alpha, sigma, _) = torch.Generator().manual_seed(seed), sde.marginal(sde.t_max)
     x0 = mixture.sample(num, generator)
     return alpha * x0 + sigma * torch.randn(x0.shape, dtype=x0.dtype, generator=generator)
 
@@ -86,7 +86,7 @@ def shares_of_modes(mixture):
 
 def assert_marginal(mixture, sde, x, limit=3.0):
     """Mean, covariance and weights of the modes of the marginal at t_min, each within its standard errors."""
-    alpha, sigma, _ = sde.at(sde.t_min)
+    alpha, sigma, _ = sde.marginal(sde.t_min)
     num, dimensions = x.shape
     x = x / alpha
     covariance = mixture.covariance + (sigma / alpha) ** 2 * torch.eye(dimensions, dtype=x.dtype)

@@ -27,7 +27,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     kind = f"whole numbers 0 to {dataset.levels - 1}" if dataset.levels else "real numbers"
     labels = f"{dataset.num_classes} classes" if dataset.num_classes else "no labels"
     say(f"{config.data.name}, {split}: {found.count} examples of shape {found.shape}, {kind}, {labels}")
-    for line in [*remarks(dataset), f"test split: {dataset.held_out}"]:
+    for line in [*remarks(dataset), f"test split: {dataset.validation}"]:
         say(f"  {line}")
     if config.data.size and isinstance(dataset.x, ImageFiles):
         say(f"  {dataset.x.describe_stored()}")
@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     say(f"  suggested sigma_max {found.diameter:.3g}, the largest distance found (taken where sde.sigma_max is 0)")
     folder = workdir / "data"
     about = {"levels": dataset.levels, "classes": dataset.num_classes, "class_names": dataset.classes}
-    about |= {"test_split": dataset.held_out, "notes": dataset.notes}
+    about |= {"test_split": dataset.validation, "notes": dataset.notes}
     write_json(folder / f"{split}.json", {**asdict(found), **about})
     shown = max(1, min(num_shown(facts), SHOWN_ENTRIES // math.prod(dataset.shape)))
     examples = dataset.batch(order(config.seed, 0, len(dataset))[:shown])["x"]

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from score_sde.engine import checkpoint, ranks
 from score_sde.engine.config import Options
 from score_sde.engine.datasets import check_form, read_dataset
-from score_sde.engine.density import Measurement, check_copies, check_dequantization
+from score_sde.engine.density import DensityEstimator, check_copies, check_dequantization
 from score_sde.engine.files import write_json, write_npz
 from score_sde.engine.inference import Parts, filling
 from score_sde.engine.likelihood_report import report, summary
@@ -26,7 +26,7 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     experiment, denoiser, found = load(config, workdir, given)
     check_flow(denoiser, workdir)
     check_dequantization(settings.dequantization, experiment.facts.levels)
-    measurement = Measurement.of(config, experiment, denoiser)
+    measurement = DensityEstimator.of(config, experiment, denoiser)
     check_copies(measurement)
     dataset = read_dataset(config, split)
     check_form(config, dataset, experiment.facts)

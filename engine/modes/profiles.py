@@ -14,7 +14,7 @@ from score_sde.engine.load import load_model
 from score_sde.engine.log import say, versions
 from score_sde.engine.results import question, result_folder
 from score_sde.engine.training import posthoc
-from score_sde.engine.training.validation import HeldOut
+from score_sde.engine.training.validation import Validation
 from score_sde.storage.writing import replace
 
 WIDTHS = tuple(round(width, 3) for width in np.geomspace(0.01, 0.25, 13).tolist())
@@ -42,10 +42,10 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
             profiles.append(name)
     dataset, losses = read_dataset(config, split), {}
     check_form(config, dataset, experiment.facts)
-    held_out = HeldOut(config, experiment, dataset)
+    validation = Validation(config, experiment, dataset)
     for weights in ("raw", *(name.removesuffix(".safetensors") for name in meta["ema"]), *profiles):
         posthoc.load_weights(found, weights, experiment.network)
-        losses[weights] = held_out.losses(experiment.network)["held_out_loss"]
+        losses[weights] = validation.losses(experiment.network)["validation_loss"]
         say(f"{weights:<12} {losses[weights]:.5f}")
     if not meta.get("profiles"):
         say("no profiles were tracked; train with --config.ema.profiles=(0.05,0.1) to compare other widths, too")

@@ -70,7 +70,7 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         "seed": config.seed,
         "changes": given.changes,
         "references": REFERENCES,
-        "held_out": {"num": len(before), "before": _told(before), "after": _told(after)},
+        "validation": {"num": len(before), "before": _told(before), "after": _told(after)},
         "seconds": seconds,
         "versions": versions(),
     }

@@ -29,7 +29,7 @@ from score_sde.engine.remarks import remarks
 from score_sde.engine.resolve import written
 from score_sde.engine.training.signals import Asked, Stopped
 from score_sde.engine.training.trainer import StepResult, Trainer
-from score_sde.engine.training.validation import HeldOut
+from score_sde.engine.training.validation import Validation
 from score_sde.storage.writing import write_text
 
 
@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: Path, options: Options, asked: Asked, wri
     say(*trainer.describe())
     if trainer.objective.generates:
         prior.warn(config.sde.name, trainer.experiment.sde, trainer.experiment.gaussian)
-    held_out = HeldOut(config, trainer.experiment, read_dataset(config, "test")) if ranks.rank() == 0 else None
+    validation = Validation(config, trainer.experiment, read_dataset(config, "test")) if ranks.rank() == 0 else None
     window, results, start = Window(trainer), trainer.steps(last_step), trainer.step
     first = next(results)  # a config whose first step fails leaves nothing behind
     writer.check()
@@ -78,8 +78,8 @@ def train(config: ConfigDict, workdir: Path, options: Options, asked: Asked, wri
             if log or evaluate or save:
                 measured: dict[str, Any] = {"step": step, "images_seen": trainer.images_seen, **window.close()}
                 measured |= {"ema_distance": trainer.ema.distance().item()}
-                if held_out is not None and evaluate:
-                    measured |= held_out.losses(trainer.ema.networks[0])
+                if validation is not None and evaluate:
+                    measured |= validation.losses(trainer.ema.networks[0])
                 if ranks.rank() == 0:
                     metrics.write(measured)
             if draw and trainer.objective.generates and ranks.rank() == 0:
@@ -102,11 +102,11 @@ def train(config: ConfigDict, workdir: Path, options: Options, asked: Asked, wri
 
 def conclude(trainer: Trainer, options: Options, progress: Progress, line: Mapping[str, Any]) -> None:
     """Say how it went, by the last line of the metrics, and what to do next."""
-    skipped = f", {trainer.skipped.count} steps skipped" if trainer.skipped.count else ""
+    skipped = f", {trainer.nonfinite.count} steps skipped" if trainer.nonfinite.count else ""
     say(f"trained on {trainer.images_seen} {progress.unit}, {progress.rate:.0f} a second, pauses included{skipped}")
-    for key in ("loss", "held_out_loss", "held_out_loss_of_zero", "held_out_accuracy"):
+    for key in ("loss", "validation_loss", "validation_loss_of_zero", "validation_accuracy"):
         if key in line:
-            say(f"  {key:<22} {line[key]:.4f}")
+            say(f"  {key:<23} {line[key]:.4f}")
     command = shlex.join([*options.command, "--workdir", str(trainer.workdir), "--mode", "sample"])
     then = f"; next: {PROGRAM} {command}" if trainer.objective.generates else ""
     say(f"weights, metrics and pictures are in {trainer.workdir}{then}")
@@ -155,7 +155,7 @@ class Window:
             "loss": loss,
             "gradient_norm": self.results[-1].gradient_norm.item(),
             "learning_rate": self.results[-1].learning_rate,
-            "skipped_steps": self.trainer.skipped.count,
+            "skipped_steps": self.trainer.nonfinite.count,
             "images_per_second": num / (time.perf_counter() - self.start),
         }
         self._open()

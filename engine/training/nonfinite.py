@@ -18,7 +18,7 @@ from score_sde.storage.writing import replace
 MOST_KEPT = 3
 
 
-class Skipped:
+class NonFiniteSteps:
     """What became of the steps that were skipped.
 
     Args:
@@ -60,7 +60,7 @@ class Skipped:
         self.count, self.in_a_row = state["count"], state["in_a_row"]
 
 
-def culprit(network: nn.Module, loss: Callable[[], Tensor]) -> str:
+def first_nonfinite_layer(network: nn.Module, loss: Callable[[], Tensor]) -> str:
     """Where numbers stop being finite when the loss of a batch is taken again: the first layer, or the first gradient.
 
     Args:
@@ -98,7 +98,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     replace(path, lambda file: file.write(content))
 
 
-def stop(skipped: Skipped, step: int, where: str, newest: Path | None) -> NonFiniteError:
+def stop(skipped: NonFiniteSteps, step: int, where: str, newest: Path | None) -> NonFiniteError:
     """The error that ends a run. The newest checkpoint may hold the weights that gave such numbers."""
     kept = f"; {newest} is the newest checkpoint" if newest else ""
     return NonFiniteError(

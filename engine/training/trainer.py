@@ -25,14 +25,14 @@ from torch.utils._pytree import tree_map_only
 from score_sde.data import Dataset, reader
 from score_sde.engine import checkpoint, memory, ranks
 from score_sde.engine.build import build, conditions
-from score_sde.engine.codecs import first_guess, fit_codec, make_codec
+from score_sde.engine.codecs import moment_matched, fit_codec, make_codec
 from score_sde.engine.datasets import check_classes
 from score_sde.engine.devices import set_threads
 from score_sde.engine.errors import CheckpointError, OutOfMemory
 from score_sde.engine.facts import DataFacts
 from score_sde.engine.load import check_there, load_average
 from score_sde.engine.log import say, versions
-from score_sde.engine.objective import make_objective, make_time_law
+from score_sde.engine.objective import make_objective, make_timestep_sampler
 from score_sde.engine.pictures import unit
 from score_sde.engine.precision import PRECISIONS, check_precision
 from score_sde.engine.randomness import (
@@ -50,7 +50,7 @@ from score_sde.engine.randomness import (
 from score_sde.engine.recipe import MODEL, RECIPE, digest
 from score_sde.engine.training.adam import Adam, AdamW
 from score_sde.engine.training.ema import EMA
-from score_sde.engine.training.nonfinite import Skipped, culprit, stop
+from score_sde.engine.training.nonfinite import NonFiniteSteps, first_nonfinite_layer, stop
 from score_sde.engine.training.posthoc import Snapshots, about, profiles
 from score_sde.models.layers import resolutions
 from score_sde.sde_lib import OBJECTIVES, Denoiser, Gaussian
@@ -102,7 +102,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         if config.train.deterministic:
             torch.use_deterministic_algorithms(True)
-        self.experiment = build(config, facts, gaussian or first_guess(dataset, make_codec(config, facts)))
+        self.experiment = build(config, facts, gaussian or moment_matched(dataset, make_codec(config, facts)))
         check_precision(self.precision, self.experiment.device)
         self.compiled = compiles(config, self.experiment.device)
         if config.train.init and not found:
@@ -123,11 +123,11 @@ class Trainer:
             weight_decay=config.optim.weight_decay,
         )
         self.step = self.images_seen = 0
-        self.skipped = Skipped(workdir / "skipped", config.train.max_skipped)
+        self.nonfinite = NonFiniteSteps(workdir / "skipped", config.train.max_skipped)
         self.window_state: Mapping[str, Any] = {}
         self.metric_lines = meta.get("metric_lines")
         self.recipe_sha256 = meta.get("recipe_sha256")
-        self.time_law = make_time_law(config)
+        self.timestep_sampler = make_timestep_sampler(config)
         if found:
             self._load(found)
             tell_changes(meta.get("arithmetic", {}), self.arithmetic(), self.step)
@@ -139,7 +139,7 @@ class Trainer:
         self.objective = make_objective(config, self.experiment)
         like = torch.empty(1, *facts.shape, device=self.experiment.device)
         sde = self.experiment.sde
-        sde.tabulate(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))  # the laws of time ask for the ends
+        sde.tabulate(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))  # the timestep samplers ask for the ends
         self.read = reader(
             dataset,
             self.experiment.device,
@@ -182,7 +182,7 @@ class Trainer:
             f"{config.network.name} with {parameters:,} parameters on {device} ({self.precision}{threads}), "
             f"{config.sde.name}",
             f"{len(self.dataset)} examples of shape {self.experiment.facts.shape} from {config.data.name}, "
-            f"sigma_data {self.denoiser.sigma_data:.4f}; test split: {self.dataset.held_out}",
+            f"sigma_data {self.denoiser.sigma_data:.4f}; test split: {self.dataset.validation}",
             f"{config.train.total_images} {unit(self.experiment.facts)} in batches of {config.train.batch_size}"
             f"{shared}, {start}; files go to {self.workdir}",
         ]
@@ -278,7 +278,7 @@ class Trainer:
         cond = conditions(config, batch, device)
         if cond:
             cond["keep"] = put(kept(config.seed, positions(start, self.num), config.train.label_dropout), device)
-        t, correction = draw_times(step, x0, sde, self.time_law, self.first, config.train.batch_size)
+        t, correction = draw_times(step, x0, sde, self.timestep_sampler, self.first, config.train.batch_size)
         eps = put(batch["eps"], device) if "eps" in batch else self.eps(start)
         return {"x0": x0, "eps": eps, "t": t, "correction": correction, **cond}
 
@@ -299,9 +299,9 @@ class Trainer:
             return self.objective(denoiser, inputs["x0"], inputs["eps"], inputs["t"], draw, progress, **cond)
 
     def _observe(self, t: Tensor, losses: Tensor) -> None:
-        """Let the law of time learn from the whole batch."""
-        if self.time_law.learns:
-            self.time_law.observe(self.experiment.sde, ranks.joined(t), ranks.joined(losses))
+        """Let the timestep sampler learn from the whole batch."""
+        if self.timestep_sampler.learns:
+            self.timestep_sampler.observe(self.experiment.sde, ranks.joined(t), ranks.joined(losses))
 
     def look(self, step: int, result: StepResult, finite: bool) -> None:
         """Count a step; if its numbers were not finite, keep what made them.
@@ -309,7 +309,7 @@ class Trainer:
         Raises: ValueError for data that the codec does not take; NonFiniteError after too many in a row, or at the end
             of a run without any other step, with the first layer that gave such numbers.
         """
-        self.skipped.note(finite)
+        self.nonfinite.note(finite)
         if finite:
             return
         start = step * self.config.train.batch_size + self.first
@@ -317,11 +317,11 @@ class Trainer:
         inputs = self._inputs(step)
         facts = {"loss": result.loss.item(), "gradient_norm": result.gradient_norm.item(), "weights_of": self.step}
         network = ranks.whole_network(self.network)
-        self.skipped.keep(step + 1, inputs, network, facts)
-        if self.skipped.too_many or self.skipped.count == step + 1 == self.last_step():
+        self.nonfinite.keep(step + 1, inputs, network, facts)
+        if self.nonfinite.too_many or self.nonfinite.count == step + 1 == self.last_step():
             denoiser = self.experiment.denoiser(network, self.config)
-            where = culprit(network, lambda: self._losses(denoiser, inputs, step, 0).sum())
-            raise stop(self.skipped, step + 1, where, checkpoint.newest(self.folder))
+            where = first_nonfinite_layer(network, lambda: self._losses(denoiser, inputs, step, 0).sum())
+            raise stop(self.nonfinite, step + 1, where, checkpoint.newest(self.folder))
 
     def denoiser_of_average(self) -> Denoiser:
         """The denoiser with the first of the averages for its network."""
@@ -338,15 +338,15 @@ class Trainer:
         state = {
             "optimizer": tree_map_only(Tensor, to_disk, self.optimizer.state_dict()),
             "ema_updates": self.ema.num_updates,
-            "time_law": self.time_law.state_dict(),
-            "skipped": self.skipped.state_dict(),
+            "timestep_sampler": self.timestep_sampler.state_dict(),
+            "nonfinite": self.nonfinite.state_dict(),
             "window": dict(window or {}),
         }
         meta = {
             "images_seen": self.images_seen,
             "data": asdict(self.experiment.facts),
             "data_sha256": self.fingerprint,
-            "test_split": self.dataset.held_out,
+            "test_split": self.dataset.validation,
             "sigma_data": self.denoiser.sigma_data,
             "ema": [checkpoint.ema_file(rate) for rate in self.ema.rates],
             "arithmetic": self.arithmetic(),
@@ -377,8 +377,8 @@ class Trainer:
         state = checkpoint.load_state(path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.num_updates = state["ema_updates"]
-        self.time_law.load_state_dict(state.get("time_law", {}))  # earlier versions had no law that learns
-        self.skipped.load_state_dict(state.get("skipped", self.skipped.state_dict()))  # nor skipped a step
+        self.timestep_sampler.load_state_dict(state.get("timestep_sampler", {}))  # earlier versions had no law that learns
+        self.nonfinite.load_state_dict(state.get("nonfinite", self.nonfinite.state_dict()))  # nor skipped a step
         self.window_state = state.get("window", {})
         meta = checkpoint.read_meta(path)
         self.step, self.images_seen = meta["step"], images_at(meta, self.config)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from score_sde.data import Dataset, batch_at
 from score_sde.engine.build import Experiment, conditions
-from score_sde.engine.objective import make_objective, make_time_law
+from score_sde.engine.objective import make_objective, make_timestep_sampler
 from score_sde.engine.randomness import HELD_OUT, OBJECTIVE, dither, dithers, draw_times, noise, positions
 from score_sde.sde_lib import Denoise
 
@@ -25,7 +25,7 @@ NOISE_BINS = (-20.0, -8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0, 20.0)
 """Borders in log-SNR of the bins that the held-out loss is told by; the outer two take everything beyond."""
 
 
-class HeldOut:
+class Validation:
     """The loss on fixed draws of (x, t, eps) from the test split: comparable between steps, and between runs."""
 
     def __init__(self, config: ConfigDict, experiment: Experiment, dataset: Dataset) -> None:
@@ -39,7 +39,7 @@ class HeldOut:
         )
         self.eps = batch["eps"].to(device) if "eps" in batch else noise(config.seed, HELD_OUT, where)(self.x0)
         self.cond = conditions(config, batch, device)
-        self.t, self.correction = draw_times(0, self.x0, experiment.sde, make_time_law(config))
+        self.t, self.correction = draw_times(0, self.x0, experiment.sde, make_timestep_sampler(config))
         self.objective, self.where = make_objective(config, experiment), where
         self.experiment, self.config = experiment, config
 
@@ -50,14 +50,14 @@ class HeldOut:
         loss, zero = (self.correction.flatten() * self._losses(d) for d in (denoise, silent))
         borders = torch.tensor(NOISE_BINS[1:-1], device=loss.device)
         bins = torch.bucketize(self.experiment.sde.log_snr(self.t).flatten(), borders)
-        found = {"held_out_loss": loss.mean().item(), "held_out_loss_of_zero": zero.mean().item()}
+        found = {"validation_loss": loss.mean().item(), "validation_loss_of_zero": zero.mean().item()}
         for k, (low, high) in enumerate(pairwise(NOISE_BINS)):
             if (bins == k).any():
-                found[f"held_out_loss/log_snr_{low:g}_to_{high:g}"] = loss[bins == k].mean().item()
+                found[f"validation_loss/log_snr_{low:g}_to_{high:g}"] = loss[bins == k].mean().item()
         told = self.objective.report(denoise, self.x0, self.eps, **self.cond)
         if self.cond and self.objective.generates:
             told = {**told, "label_effect": self._label_effect(denoise)}
-        return found | {f"held_out_{key}": value for key, value in told.items()}
+        return found | {f"validation_{key}": value for key, value in told.items()}
 
     def _label_effect(self, denoise: Denoise) -> float:
         """How much of the estimates hangs on the label: |x0 - x0 without it| over |x0 - data|, root mean squares.

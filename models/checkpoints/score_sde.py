@@ -382,7 +382,7 @@ class Config:
             "num_blocks": self["model.num_res_blocks"],
             "attention": tuple(self["model.attn_resolutions"]),
             "dropout": float(self["model.dropout"]),
-            "blind": not self.conditional,
+            "noise_unconditional": not self.conditional,
             "resample_conv": self["model.resamp_with_conv"],
             "centred": centred,
             "by_sigma": by_sigma,

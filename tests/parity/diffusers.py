@@ -25,7 +25,7 @@ from score_sde.sde_lib import EDMSDE, SDE, VPSDE, Discrete, GaussianMixture, Pre
 
 CHAINS: dict[str, Callable[[SDE], Step]] = {
     "ddpm_small": Ancestral,
-    "ddpm_large": lambda sde: Ancestral(sde, variance=1.0),
+    "ddpm_large": lambda sde: Ancestral(sde, v=1.0),
     "ddim_eta0": DDIM,
     "ddim_eta05": lambda sde: DDIM(sde, eta=0.5),
     "ddim_trailing": DDIM,

@@ -47,7 +47,7 @@ def tables(recording: Recording, schedule: str) -> Iterator[Comparison]:
 
 def _tables(recording: Recording, prefix: str, sde: Discrete) -> Iterator[Comparison]:
     level = torch.arange(1, sde.t_max + 1, dtype=torch.float64)
-    alpha, sigma, _ = sde.at(level)
+    alpha, sigma, _ = sde.marginal(level)
     zero, one = torch.zeros_like(level), torch.ones_like(level)
     of_x0, std = sde.bridge(zero, one, level, level - 1, eta=1.0)
     of_x, _ = sde.bridge(one, zero, level, level - 1, eta=1.0)
@@ -108,7 +108,7 @@ def steps(recording: Recording) -> Iterator[Comparison]:
                 mean = update(Ancestral(sde), denoisers, x, levels, still)
                 yield f"{case}.{name}.mean", mean, recording[f"{case}.{name}.mean"]
         if kind in ("eps_small", "eps_large"):
-            step, noise = Ancestral(sde, variance=float(kind == "eps_large")), recording[f"{case}.noise_p_sample"]
+            step, noise = Ancestral(sde, v=float(kind == "eps_large")), recording[f"{case}.noise_p_sample"]
             noise = torch.where(column(recording["t"]) > 0, noise, 0)
             ours = update(step, [clipped(denoise) for denoise in plain], x, levels, noise)
             yield f"{case}.p_sample", ours, recording[f"{case}.p_sample"]
@@ -190,7 +190,7 @@ def variances(recording: Recording) -> Iterator[Comparison]:
     for case, _, sde, level, _, prediction in predictions(recording):
         name = f"{case}.noclip.log_variance"
         if name in recording:
-            yield name, 2 * torch.log(reverse_std(*bounds(sde, level), prediction.variance)), recording[name]
+            yield name, 2 * torch.log(reverse_std(*bounds(sde, level), prediction.v)), recording[name]
 
 
 def step_bounds(recording: Recording) -> Iterator[Comparison]:

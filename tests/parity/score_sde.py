@@ -37,7 +37,7 @@ from score_sde.samplers.loop import Step
 from score_sde.samplers.predictor_corrector import PREDICTORS, Corrector
 from score_sde.sde_lib import (
     SDE,
-    TIME_LAWS,
+    TIMESTEP_SAMPLERS,
     VESDE,
     VPSDE,
     WEIGHTS,
@@ -83,7 +83,7 @@ def marginals(recording: Recording, ours: torch.dtype, theirs: str, after: float
     sde = process(parameters("sde_math/params")["cases"][recording.name.split("/")[1]], t_min=1e-5)
     rows = recording["t"] > after
     t, x = column(recording["t"][rows]).to(ours), recording["x"][rows].to(ours)
-    alpha, sigma, _ = sde.at(t)
+    alpha, sigma, _ = sde.marginal(t)
     yield "mean", alpha * x, recording[f"mean{theirs}"][rows]
     yield "std", sigma.flatten(), recording[f"std{theirs}"][rows]
     yield "drift", sde.drift(t) * x, recording[f"drift{theirs}"][rows]
@@ -124,12 +124,12 @@ def reverse_processes(recording: Recording, theirs: str = "", after: float = 0.0
     yield "rsde_drift", drift, recording[f"rsde_drift{theirs}"][rows]
     yield "rsde_diffusion", diffusion, recording[f"rsde_diffusion{theirs}"][rows]
 
-    alpha, sigma, _ = sde.at(t)
+    alpha, sigma, _ = sde.marginal(t)
     ratio, growth = sigma / alpha, 0.5 * (sde.diffusion(t) / sigma) ** 2  # r, and d log r / dt
     radius = (1 + ratio**2).sqrt()  # x = alpha radius u, and theta = atan r
-    motion, _ = Flow(sde, denoise, Gaussian.standard(x))(torch.atan(ratio), x / (alpha * radius))
+    velocity, _ = Flow(sde, denoise, Gaussian.standard(x))(torch.atan(ratio), x / (alpha * radius))
     stretch = sde.drift(t) + (ratio / radius) ** 2 * growth
-    flow = stretch * x + alpha * radius * motion * ratio / radius**2 * growth
+    flow = stretch * x + alpha * radius * velocity * ratio / radius**2 * growth
     yield "ode_drift", flow, recording[f"ode_drift{theirs}"][rows]
 
     if isinstance(sde, SubVPSDE):  # the reference has no chain for it and takes Euler-Maruyama steps
@@ -156,7 +156,7 @@ def tables(recording: Recording, theirs: str = "") -> Iterator[Comparison]:
     if isinstance(sde, SubVPSDE):
         return
     chain, level = sde.discretize(num_levels), torch.arange(1, num_levels + 1, dtype=torch.float64)
-    alpha, sigma, _ = chain.at(level)
+    alpha, sigma, _ = chain.marginal(level)
     a, b = chain.transition(level - 1, level)
     chains = {
         "table_discrete_betas": b**2,
@@ -186,7 +186,7 @@ def predictors(recording: Recording, precision: str = "") -> Iterator[Comparison
     steps = {
         "pred.euler_maruyama": EulerMaruyama(sde),
         "pred.reverse_diffusion": EulerMaruyama(sde) if chain is sde else ReverseDiffusion(chain),
-        "pred.ancestral_sampling": Ancestral(chain, variance=1.0 if isinstance(sde, VPSDE) else 0.0),
+        "pred.ancestral_sampling": Ancestral(chain, v=1.0 if isinstance(sde, VPSDE) else 0.0),
         "pred.none": PREDICTORS["none"](sde),
     }
     for case, step in steps.items():
@@ -291,8 +291,8 @@ def constrained_runs(recording: Recording, precision: str = "") -> Iterator[Comp
         prior = recording[f"{case}.prior_noise{precision}"] * sde.prior_std
         x = prior - masked(mask)(prior) + project(known.to(prior))
         for level, t in time_of.items():
-            alpha, sigma, _ = sde.at(t)
-            step.correct.constrain = lambda x, *_, moment=(alpha, sigma), constrain=constrain: constrain(x, *moment)
+            alpha, sigma, _ = sde.marginal(t)
+            step.correct.constrain = lambda x, *_, marginal=(alpha, sigma), constrain=constrain: constrain(x, *marginal)
             x = step(on_chain(chain, exact.score, time_of.__getitem__), x, float(level), float(level - 1), draw)
             x = constrain(x, alpha, sigma)
         yield f"{case}.x", constrain(x, alpha, 0.0), expected
@@ -322,7 +322,7 @@ def _predictor_corrector(sde: SDE, chain: SDE, options: dict, score: Callable, t
     num_steps = 0 if options["corrector"] == "none" else options["n_steps"]
     step = PredictorCorrector(chain, predictor, corrector, options["snr"], num_steps)
     if predictor == "ancestral" and isinstance(sde, VPSDE):
-        step.predict = Ancestral(chain, variance=1.0)
+        step.predict = Ancestral(chain, v=1.0)
     if options["corrector"] == "ald":
         ald, denoise = Corrector(sde, "ald", options["snr"], num_steps), on_chain(sde, score, lambda t: t)
         step.correct = lambda _, x, t, s, draw: ald(denoise, x, time_of[t], time_of[t], draw)
@@ -392,7 +392,7 @@ def losses(recording: Recording, precision: str = "") -> Iterator[Comparison]:
             t = t.to(expected.dtype)
         else:
             sde = process(options["sde"], t_min=1e-5)
-            t, _ = TIME_LAWS["uniform"](sde, column(recording[f"{name}.rand{precision}"]))
+            t, _ = TIMESTEP_SAMPLERS["uniform"](sde, column(recording[f"{name}.rand{precision}"]))
             denoise = gaussian(recording, x0.shape[1:]).denoiser(sde)
         weight = WEIGHTS["likelihood" if options.get("likelihood_weighting") else "simple"]
         loss = denoising_loss(sde, denoise, weight, x0, z, t).mean()

@@ -1,4 +1,4 @@
-"""Laws of time: how training draws t, as functions of numbers in [0, 1).
+"""Timestep samplers: how training draws t, as functions of numbers in [0, 1).
 
     (sde, u) -> (t, correction)
 
@@ -73,7 +73,7 @@ def lognormal(sde: SDE, u: Tensor, mean: float = -1.2, std: float = 1.2, tail: f
     return sde.time(log_snr).to(u.dtype).clamp(sde.t_min, sde.t_max), torch.ones_like(u)
 
 
-TIME_LAWS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+TIMESTEP_SAMPLERS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "uniform": uniform_time,
     "importance": importance,
     "log_snr": log_snr_uniform,
@@ -82,7 +82,7 @@ TIME_LAWS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 }
 
 
-class TimeLaw(ABC):
+class TimestepSampler(ABC):
     """A law that may learn from the losses that it led to; what it has learned is part of a checkpoint."""
 
     @abstractmethod
@@ -103,7 +103,7 @@ class TimeLaw(ABC):
         """Go on from a ``state_dict``."""
 
 
-class Fixed(TimeLaw):
+class Fixed(TimestepSampler):
     """A law that is a function of u alone."""
 
     def __init__(self, law: Callable[[SDE, Tensor], tuple[Tensor, Tensor]]) -> None:
@@ -113,7 +113,7 @@ class Fixed(TimeLaw):
         return self.law(sde, u)
 
 
-class LossAware(TimeLaw):
+class LossAware(TimestepSampler):
     """Times where the loss is large, drawn more often, so that the bound's estimate varies least.
 
         p_k proportional to sqrt(E[loss^2 | bin k]),    correction = 1 / (bins p_k)
@@ -183,7 +183,7 @@ class LossAware(TimeLaw):
         self.losses, self.seen = state["losses"], state["seen"]
 
 
-class Learned(TimeLaw):
+class Learned(TimestepSampler):
     """A law of the log-SNR that learns to make the loss vary least, without a change of its mean over uniform t.
 
         correction = |dt/dl| / ((t_max - t_min) p(l)),    p(l) proportional to sqrt(E[loss^2 | l]) |dt/dl| at best
@@ -240,8 +240,8 @@ class Learned(TimeLaw):
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-LEARNING_LAWS: dict[str, type[TimeLaw]] = {"loss_aware": LossAware, "learned": Learned}
-"""What the user may name beside ``TIME_LAWS``: laws that learn."""
+LEARNING_TIMESTEP_SAMPLERS: dict[str, type[TimestepSampler]] = {"loss_aware": LossAware, "learned": Learned}
+"""What the user may name beside ``TIMESTEP_SAMPLERS``: laws that learn."""
 
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -263,7 +263,7 @@ def stratified(offset: float, start: int, num: int, total: int) -> Tensor:
 
 
 def _log_snr_range(sde: SDE) -> tuple[float, float]:
-    return sde.at(sde.t_max).log_snr, sde.at(sde.t_min).log_snr
+    return sde.marginal(sde.t_max).log_snr, sde.marginal(sde.t_min).log_snr
 
 
 def _normal_cdf(x: float) -> float:

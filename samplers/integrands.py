@@ -1,12 +1,13 @@
-"""Coordinates in which solvers follow the probability flow: what they scale out, what they see, by which clock.
+"""Coordinates in which solvers follow the probability flow: what they scale out, what they see, by which integration
+variable.
 
-With y = x / alpha and r = sigma / alpha the flow of every SDE is dy / dlog r = y - x0. A form scales the state,
+With y = x / alpha and r = sigma / alpha the flow of every SDE is dy / dlog r = y - x0. An integrand scales the state,
 u = (y - mean) / scale, and knows how what is left moves:
 
     du / dlog r = pace value,    value = b ((x0 - mean) - (1 - g) (y - mean)),    g = dlog scale / dlog r
 
-A solver puts a polynomial through values, in a clock of its choice, and integrates pace times polynomial exactly. So a
-multistep method of the literature is a form, a clock and an order.
+A solver puts a polynomial through values, over an integration variable of its choice, and integrates pace times
+polynomial exactly. So a multistep method of the literature is an integrand, an integration variable and an order.
 
 With noise, eta > 0, the reverse SDE dy / dlog r = (1 + eta^2) (y - x0) + sqrt(2) eta r dw has the same marginals; its
 form has the scale to the power 1 + eta^2, and the same values.
@@ -27,7 +28,7 @@ Function = Callable[[np.ndarray, float], np.ndarray]
 """(r, std) -> number, with the standard deviation of the data."""
 
 
-class Form(NamedTuple):
+class Integrand(NamedTuple):
     """What is scaled out of the state and what is looked at; functions of r = sigma / alpha and of the data's std.
 
     scale: of the state, without noise.
@@ -40,11 +41,11 @@ class Form(NamedTuple):
     weight: Function
 
 
-FORMS: dict[str, Form] = {
-    "data": Form(lambda r, s: r, lambda r, s: np.ones_like(r), lambda r, s: np.ones_like(r)),
-    "noise": Form(lambda r, s: np.ones_like(r), lambda r, s: np.zeros_like(r), lambda r, s: -1 / r),
-    "velocity": Form(lambda r, s: s + r, lambda r, s: r / (s + r), lambda r, s: -(s + r) / (s * r)),
-    "residual": Form(
+INTEGRANDS: dict[str, Integrand] = {
+    "data": Integrand(lambda r, s: r, lambda r, s: np.ones_like(r), lambda r, s: np.ones_like(r)),
+    "noise": Integrand(lambda r, s: np.ones_like(r), lambda r, s: np.zeros_like(r), lambda r, s: -1 / r),
+    "velocity": Integrand(lambda r, s: s + r, lambda r, s: r / (s + r), lambda r, s: -(s + r) / (s * r)),
+    "residual": Integrand(
         lambda r, s: np.hypot(r, s), lambda r, s: r**2 / (r**2 + s**2), lambda r, s: np.hypot(r, s) / (r * s)
     ),
 }
@@ -52,7 +53,7 @@ FORMS: dict[str, Form] = {
 when N(mean, s^2 I) has told its guess, in units of its deviation: the output of a preconditioned network. For data of
 that law it is 0."""
 
-CLOCKS: dict[str, Callable[[np.ndarray, float, SDE], np.ndarray]] = {
+INTEGRATION_VARIABLES: dict[str, Callable[[np.ndarray, float, SDE], np.ndarray]] = {
     "log_ratio": lambda r, s, sde: np.log(r),
     "ratio": lambda r, s, sde: r,
     "flow": lambda r, s, sde: r / (s + r),
@@ -63,39 +64,40 @@ CLOCKS: dict[str, Callable[[np.ndarray, float, SDE], np.ndarray]] = {
 
 
 class Coordinates:
-    """A form and a clock, for one process and one law of the data: where all integrals are worked out.
+    """An integrand and an integration variable, for one process and one law of the data: where all integrals are worked
+    out.
 
     Args:
-        form, clock: keys of ``FORMS`` and ``CLOCKS``.
+        integrand, integration_variable: keys of ``INTEGRANDS`` and ``INTEGRATION_VARIABLES``.
         std: standard deviation s of the data.
         eta: share of noise: 0 follows the flow, 1 the reverse SDE.
     Raises: ValueError for an unknown name.
     """
 
-    def __init__(self, sde: SDE, form: str, clock: str, std: float = 1.0, eta: float = 0.0) -> None:
-        if form not in FORMS:
-            raise ValueError(f"unknown form {form!r}; known: {', '.join(FORMS)}")
-        if clock not in CLOCKS:
-            raise ValueError(f"unknown clock {clock!r}; known: {', '.join(CLOCKS)}")
-        self.sde, self.form, self.std, self.power, self.eta = sde, FORMS[form], std, 1 + eta**2, eta
-        self._clock = CLOCKS[clock]
+    def __init__(self, sde: SDE, integrand: str, integration_variable: str, std: float = 1.0, eta: float = 0.0) -> None:
+        if integrand not in INTEGRANDS:
+            raise ValueError(f"unknown integrand {integrand!r}; known: {', '.join(INTEGRANDS)}")
+        if integration_variable not in INTEGRATION_VARIABLES:
+            raise ValueError(f"unknown integration variable {integration_variable!r}; known: {', '.join(INTEGRATION_VARIABLES)}")
+        self.sde, self.integrand, self.std, self.power, self.eta = sde, INTEGRANDS[integrand], std, 1 + eta**2, eta
+        self._variable = INTEGRATION_VARIABLES[integration_variable]
 
-    def clock(self, ratio: np.ndarray) -> np.ndarray:
+    def integration_variable(self, ratio: np.ndarray) -> np.ndarray:
         """The variable of the polynomials."""
-        return self._clock(ratio, self.std, self.sde)
+        return self._variable(ratio, self.std, self.sde)
 
     def scale(self, ratio: np.ndarray) -> np.ndarray:
         """By which the state is divided."""
-        return self.form.scale(ratio, self.std) ** self.power
+        return self.integrand.scale(ratio, self.std) ** self.power
 
     def weights(self, ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(a, b) of value = a (y - mean) + b (x0 - mean)."""
-        b = self.form.weight(ratio, self.std)
-        return b * (self.form.growth(ratio, self.std) - 1), b
+        b = self.integrand.weight(ratio, self.std)
+        return b * (self.integrand.growth(ratio, self.std) - 1), b
 
     def pace(self, ratio: np.ndarray) -> np.ndarray:
         """du / dlog r over the value."""
-        return -self.power / (self.scale(ratio) * self.form.weight(ratio, self.std))
+        return -self.power / (self.scale(ratio) * self.integrand.weight(ratio, self.std))
 
     def integrals(self, nodes: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """What each node's value adds to u from start to end, if values follow the polynomial through the nodes.
@@ -103,10 +105,10 @@ class Coordinates:
         Shapes: nodes (N, k) of r, start, end (N,); returns (N, k).
         """
         places, widths = _between(start, end)
-        clock, at = self.clock(nodes), self.clock(places)
-        others, gaps = ~np.eye(nodes.shape[1], dtype=bool), clock[:, :, None] - clock[:, None, :]
+        integration_variable, at = self.integration_variable(nodes), self.integration_variable(places)
+        others, gaps = ~np.eye(nodes.shape[1], dtype=bool), integration_variable[:, :, None] - integration_variable[:, None, :]
         gaps = np.where(gaps == 0, 1.0, gaps)  # one node, or a move too short to tell two apart
-        factors = np.where(others, (at[:, :, None, None] - clock[:, None, None, :]) / gaps[:, None], 1.0)
+        factors = np.where(others, (at[:, :, None, None] - integration_variable[:, None, None, :]) / gaps[:, None], 1.0)
         integrals: np.ndarray = np.einsum("nq,nqk->nk", widths * self.pace(places), factors.prod(-1))
         return integrals
 

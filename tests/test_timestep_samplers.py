@@ -1,10 +1,10 @@
-"""Laws of time that learn: what they converge to in closed form, that they keep the mean, and that they go on."""
+"""Timestep samplers that learn: what they converge to in closed form, that they keep the mean, and that they go on."""
 
 import pytest
 import torch
 
-from score_sde.sde_lib import LEARNING_LAWS, SDES, VPSDE
-from score_sde.sde_lib.laws import Learned, LossAware, importance
+from score_sde.sde_lib import LEARNING_TIMESTEP_SAMPLERS, SDES, VPSDE
+from score_sde.sde_lib.timestep_samplers import Learned, LossAware, importance
 
 CHAIN = VPSDE().discretize(50)
 
@@ -25,9 +25,9 @@ def steep(sde, t):
     return 100 ** sde.share(t)
 
 
-@pytest.mark.parametrize("name", LEARNING_LAWS)
+@pytest.mark.parametrize("name", LEARNING_TIMESTEP_SAMPLERS)
 def test_the_corrected_mean_is_that_over_uniform_time(sde, name):
-    law = LEARNING_LAWS[name]()
+    law = LEARNING_TIMESTEP_SAMPLERS[name]()
     trained(law, sde, steep, 15)
     u = ((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)[:, None]
     t, correction = law(sde, u)
@@ -83,7 +83,7 @@ def test_loss_aware_remembers_as_if_losses_came_one_by_one():
 def test_learned_finds_the_law_of_least_variance():
     """Under the weight of a loss whose integrand in log-SNR is a bump, the law becomes the bump."""
     sde = SDES["vpsde"]()
-    lowest, highest = (sde.at(t).log_snr for t in (sde.t_max, sde.t_min))
+    lowest, highest = (sde.marginal(t).log_snr for t in (sde.t_max, sde.t_min))
 
     def bump(place):
         return 0.05 + torch.exp(-0.5 * ((place - 0.6) / 0.1) ** 2)
@@ -111,11 +111,11 @@ def test_the_process_of_a_learned_law_has_it_at_uniform_times():
     torch.testing.assert_close(law.process(sde).log_snr(u), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", LEARNING_LAWS)
+@pytest.mark.parametrize("name", LEARNING_TIMESTEP_SAMPLERS)
 def test_a_law_goes_on_from_its_state(name):
-    whole = trained(LEARNING_LAWS[name](), CHAIN, steep, 20)
-    half = trained(LEARNING_LAWS[name](), CHAIN, steep, 10)
-    again = LEARNING_LAWS[name]()
+    whole = trained(LEARNING_TIMESTEP_SAMPLERS[name](), CHAIN, steep, 20)
+    half = trained(LEARNING_TIMESTEP_SAMPLERS[name](), CHAIN, steep, 10)
+    again = LEARNING_TIMESTEP_SAMPLERS[name]()
     again.load_state_dict(half.state_dict())
     for step in range(10, 20):
         t, _ = again(CHAIN, column(256, step))

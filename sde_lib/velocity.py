@@ -1,7 +1,7 @@
 """What a solver of the probability flow is asked, and what it answers.
 
-A solver is called as ``solver(motion, u, start, end) -> Solution``; ``refined()`` is the same with less error, and
-``adaptive`` tells whether it needs a motion that says the same when it is asked again.
+A solver is called as ``solver(velocity, u, start, end) -> Solution``; ``refined()`` is the same with less error, and
+``adaptive`` tells whether it needs a velocity that says the same when it is asked again.
 """
 
 import functools
@@ -46,17 +46,17 @@ class NotConvergedError(ExampleError):
 
 
 class Rate(Protocol):
-    """A motion at an angle."""
+    """A velocity at an angle."""
 
     def __call__(self, u: Tensor, rows: Rows = ..., traced: bool = True) -> tuple[Tensor, Tensor]:
-        """As ``Motion``."""
+        """As ``Velocity``."""
 
 
-class Motion(Protocol):
+class Velocity(Protocol):
     """What can be followed: ``sde_lib.flow.Flow``, or ``sde_lib.likelihood.TracedFlow``, which measures on the way."""
 
     def __call__(self, angle: Time, u: Tensor, rows: Rows = ..., traced: bool = True) -> tuple[Tensor, Tensor]:
-        """The motion du/dangle (b, *), and the rates (b, K) of what is integrated along the way and moves nothing.
+        """The velocity du/dangle (b, *), and the rates (b, K) of what is integrated along the way and moves nothing.
 
         Args:
             angle: a number, or (b, 1, ..., 1) float64 with one for each example.
@@ -65,7 +65,7 @@ class Motion(Protocol):
         """
 
     def ahead(self, angles: Tensor, u: Tensor) -> Sequence[Rate]:
-        """The motion at each of N places that a step will visit, with what the states there do not change worked out.
+        """The velocity at each of N places that a step will visit, with what the states there do not change worked out.
 
         For a class that inherits from this one and says nothing of it: nothing is worked out.
 
@@ -78,7 +78,7 @@ class Motion(Protocol):
     def read(self, flags: Tensor) -> Tensor:
         """Flags of a solver on the CPU: the one wait of the host in a step.
 
-        Raises: NonFiniteError if the motion was not finite at one of the places since the last call.
+        Raises: NonFiniteError if the velocity was not finite at one of the places since the last call.
         """
         return flags.cpu()
 
@@ -87,11 +87,11 @@ class Motion(Protocol):
 
 
 class Solution(NamedTuple):
-    """Where a motion ends.
+    """Where a velocity ends.
 
     u: the end point, (B, *).
     integrals: of the rates along the way, (B, K).
-    calls: evaluations of the motion for each example, (B,) int64.
+    calls: evaluations of the velocity for each example, (B,) int64.
     traced: those of them whose rates were asked for, (B,) int64.
     """
 
@@ -102,12 +102,12 @@ class Solution(NamedTuple):
 
 
 class Solver(Protocol):
-    """A method that follows a motion."""
+    """A method that follows a velocity."""
 
     adaptive: bool
 
     def refined(self) -> "Solver":
         """The same with less error."""
 
-    def __call__(self, motion: Motion, u: Tensor, start: float, end: float, /) -> Solution:
-        """Follow the motion of u (B, *) from the angle ``start`` to ``end``, in either order."""
+    def __call__(self, velocity: Velocity, u: Tensor, start: float, end: float, /) -> Solution:
+        """Follow the velocity of u (B, *) from the angle ``start`` to ``end``, in either order."""

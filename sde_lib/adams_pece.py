@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 from score_sde.sde_lib.devices import put_like
-from score_sde.sde_lib.motion import Motion, Solution
+from score_sde.sde_lib.velocity import Velocity, Solution
 from score_sde.sde_lib.nodes import nested
 
 
-class Adams:
+class AdamsPECE:
     """Adams' multistep method on given nodes: each evaluation first ends one move, then begins the next.
 
-    A polynomial through the last ``order`` motions predicts the state at the next node; the motion found there makes it
-    one of a higher order, which corrects the move it has just made: order + 1 for one evaluation a move. What is
-    integrated along the way moves nothing, and so needs no more than a spline through the nodes, or through some.
+    A polynomial through the last ``order`` velocities predicts the state at the next node; the velocity found there
+    makes it one of a higher order, which corrects the move it has just made: order + 1 for one evaluation a move. What
+    is integrated along the way moves nothing, and so needs no more than a spline through the nodes, or through some.
 
     Args:
-        evaluations: of the motion, at least 2: one at each node, both ends included.
+        evaluations: of the velocity, at least 2: one at each node, both ends included.
         traces: nodes whose rates are asked for, both ends included; 0: all.
         order: of the predictor, at least 1; None: 2 below 24 evaluations, 3 from there on, as measured on mixtures and
             networks by ``benchmarks/likelihood.py``.
@@ -48,12 +48,12 @@ class Adams:
     def __str__(self) -> str:
         return f"{self.evaluations} evaluations"
 
-    def refined(self) -> "Adams":
+    def refined(self) -> "AdamsPECE":
         """One with twice the evaluations and twice the traces."""
-        return Adams(2 * self.evaluations, 2 * self.traces, edge=self.edge)
+        return AdamsPECE(2 * self.evaluations, 2 * self.traces, edge=self.edge)
 
-    def __call__(self, motion: Motion, u: Tensor, start: float, end: float) -> Solution:
-        """Follow the motion of u (B, *) from the angle ``start`` to ``end``, in either order, both in (0, pi / 2)."""
+    def __call__(self, velocity: Velocity, u: Tensor, start: float, end: float) -> Solution:
+        """Follow the velocity of u (B, *) from the angle ``start`` to ``end``, in either order, both in (0, pi / 2)."""
         low, high = sorted((start, end))
         angles, marked = nested(low, high, self.evaluations, self.traces, self.edge)
         if start > end:
@@ -61,7 +61,7 @@ class Adams:
 
         predicted, past, rates = u, [], []
         for i in range(self.evaluations):
-            rate, found = motion(angles[i].item(), predicted, slice(None), i in marked)
+            rate, found = velocity(angles[i].item(), predicted, slice(None), i in marked)
             past.append(rate)
             if i in marked:
                 rates.append(found)
@@ -70,7 +70,7 @@ class Adams:
             if i + 1 < self.evaluations:
                 predicted = _move(u, past, angles[: i + 1], self.order, angles[i], angles[i + 1], 0)
             past = past[-self.order :]
-        motion.read(torch.empty(0, dtype=torch.bool, device=u.device))
+        velocity.read(torch.empty(0, dtype=torch.bool, device=u.device))
         weights = spline_weights(np.sort(angles[marked]))
         weights = weights if start < end else -weights[::-1]
         integrals = torch.einsum("n,nbk->bk", put_like(torch.from_numpy(weights.copy()), u), torch.stack(rates))
@@ -111,7 +111,7 @@ def _enlarged_by_even(count: int, ahead: int) -> float:
 def _move(
     u: Tensor, past: list[Tensor], angles: np.ndarray, order: int, start: float, end: float, ahead: int
 ) -> Tensor:
-    """u plus the integral, from start to end, of the polynomial through the last ``order`` of the past motions.
+    """u plus the integral, from start to end, of the polynomial through the last ``order`` of the past velocities.
 
     It goes through fewer of them where the weights would amplify their errors. On the way from the data gaps grow by
     large factors, differences over the first ones are rounding, and a long move would make much of them.
