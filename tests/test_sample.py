@@ -242,7 +242,7 @@ def test_a_step_takes_its_keys_of_the_config():
     for config.sample.sampler in STEPS:
         step = make_step(config, experiment)
         assert type(step) is STEPS[config.sample.sampler]
-        for key in ("eta", "variance", "rtol"):
+        for key in ("eta", "v", "rtol"):
             if key in inspect.signature(type(step)).parameters:
                 assert getattr(step, key, config.sample[key]) == config.sample[key]
 
@@ -411,13 +411,13 @@ def test_what_is_told_of_densities(digits, drawn, capsys):
     assert told["nats"] == pytest.approx(found["log_prob"].mean())
     assert told["nats_stderr"] == pytest.approx(found["log_prob"].std(ddof=1) / math.sqrt(5))
     assert (told["t"], told["trace"], told["prior"]) == (1e-5, "1 rademacher", "standard")
-    assert told["solver"] == "adams, 6 evaluations"
+    assert told["solver"] == "adams_pece, 6 evaluations"
     assert told["noise"] == pytest.approx(sde_lib.SDES["vpsde"]().marginal(1e-5).sigma, rel=1e-4)
     assert manifest["options"] == {"solver": "adams_pece", "evaluations": 6, "traces": 0}
     assert (manifest["nfe"], manifest["steps"]) == (6, 1)
     out = capsys.readouterr().out
     assert f"log-density {told['nats']:.3f} +- {told['nats_stderr']:.3f} nats in units of the data" in out
-    assert "(adams, 6 evaluations; trace 1 rademacher)" in out
+    assert "(adams_pece, 6 evaluations; trace 1 rademacher)" in out
     assert told["check"]["examples"] == 5
     assert f"the solver is {told['check']['solver_error']:.2g} nats off one of {told['check']['against']} on 5" in out
     assert "of samples with noise of 0.001 in units of what the network sees: none is denoised" in out
@@ -428,7 +428,7 @@ def test_automatic_evaluations_of_samples_are_in_the_manifest(points, drawn):
     _, manifest = drawn(points, "ode", 1, 4, "--log_prob")
     assert manifest["options"]["evaluations"] == manifest["nfe"] == 128
     told = manifest["log_prob"]
-    assert (told["solver"], told["check"]["examples"]) == ("adams, 128 evaluations", 4)
+    assert (told["solver"], told["check"]["examples"]) == ("adams_pece, 128 evaluations", 4)
     assert told["check"]["solver_error"] < 1e-2
     _, tight = drawn(points, "ode", 1, 4, "--log_prob", "--config.likelihood.evaluations=512")
     off = told["nats"] - tight["log_prob"]["nats"]
@@ -450,7 +450,7 @@ def test_the_steps_of_the_sampler_do_not_matter_to_a_single_solve(digits, drawn)
         (("--sampler=heun",), "--log_prob needs the probability flow: add --sampler ode"),
         ((), "--log_prob needs the probability flow: add --sampler ode"),
         (("--sampler=ode", "--config.likelihood.probes=0"), "likelihood.probes 0: need 1 to 1e6"),
-        (("--sampler=ode", "--config.likelihood.solver=adam"), "unknown solver 'adam'; did you mean 'adams'?"),
+        (("--sampler=ode", "--config.likelihood.solver=adams_pec"), "unknown solver 'adams_pec'; did you mean 'adams_pece'?"),
         (("--sampler=ode", "--config.likelihood.prior=best"), "unknown prior 'best'; known: matched, standard"),
         (("--sampler=ode", "--config.likelihood.t_min=1e-9"), "likelihood at t = 1e-09: the network was trained on"),
     ],

@@ -234,7 +234,7 @@ def test_ddim_at_eta_one_is_ancestral(sde, shaped_mixture):
     torch.testing.assert_close(ddim, ancestral, rtol=1e-12, atol=1e-12)
 
 
-GUIDED = [("rk4", {}), ("rk45", {}), ("adams", {}), ("ode", {}), ("multistep", {"form": "residual"})]
+GUIDED = [("rk4", {}), ("rk45", {}), ("adams", {}), ("ode", {}), ("multistep", {"integrand": "residual"})]
 
 
 def test_every_step_with_a_gaussian_is_shifted():
@@ -367,7 +367,7 @@ def test_a_constraint_acts_after_each_move_and_on_the_data(mixture, grid):
     [
         ("ddim", {"eta": -0.1}),
         ("ddim", {"eta": 1.1}),
-        ("ancestral", {"variance": 2.0}),
+        ("ancestral", {"v": 2.0}),
         ("ode", {"solver": "rk4"}),
         ("pc", {"predictor": "langevin"}),
         ("pc", {"corrector": "none"}),
