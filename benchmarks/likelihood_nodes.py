@@ -17,7 +17,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.problems import digits64, moment_matched, gmm1d, gmm2d  # noqa: E402
+from benchmarks.problems import digits64, gmm1d, gmm2d, moment_matched  # noqa: E402
 from score_sde.sde_lib import DEQUANTIZATIONS, SDES, Exact, Gaussian, GaussianMixture, log_prob, nodes  # noqa: E402
 from score_sde.sde_lib.adams_pece import AdamsPECE  # noqa: E402
 from score_sde.sde_lib.dequantization import data_time  # noqa: E402

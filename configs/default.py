@@ -349,7 +349,7 @@ def get_config() -> ConfigDict:
     config.sample.v = 0.0  # of ancestral: 0 posterior (beta-tilde), 1 forward (beta)
     config.sample.order = 0  # of the multistep samplers: values that a move goes through; 0: the sampler's own
     config.sample.integrand = "data"  # of multistep and unipc: a key of INTEGRANDS, what polynomials go through
-    config.sample.integration_variable = "log_ratio"  # of multistep: a key of INTEGRATION_VARIABLES, what polynomials are in
+    config.sample.integration_variable = "log_ratio"  # of multistep: of polynomials, a key of INTEGRATION_VARIABLES
     config.sample.correct = False  # of multistep: whether each evaluation mends the move before it
     config.sample.variant = "bh2"  # of unipc: bh1 | bh2
     config.sample.epsilon = 0.0  # of ald: step size at the last noise level, in units of the data squared; 0: fitted
@@ -375,7 +375,7 @@ def get_config() -> ConfigDict:
     config.guidance.scale = 1.0  # of the label's score, without a classifier: 0 ignores it, more than 1 sharpens
     config.guidance.classifier = ""  # folder of a classifier's run on the same noise; empty: none
     config.guidance.classifier_scale = 1.0  # of the classifier's gradient
-    config.guidance.autoguidance = ""  # folder of a weaker run that the samples lean away from (autoguidance); empty: none
+    config.guidance.autoguidance = ""  # folder of a weaker run, from which samples are guided away; empty: none
     config.guidance.autoguidance_scale = 2.0  # 1: the weaker run does not count
     config.guidance.encoder = ""  # folder of a run of --config clip on the same noise, or of a CLIPModel; empty: none
     config.guidance.text = ""  # of the encoder: what the samples lean towards, such as "a three"

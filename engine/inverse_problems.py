@@ -75,7 +75,9 @@ def colorize(config: ConfigDict, experiment: Experiment) -> Measurement:
     """
     if experiment.facts.shape[0] == 1 or len(experiment.facts.shape) != 3:
         raise ValueError(f"--task colorize needs pictures with colours; the run has shape {experiment.facts.shape}")
-    return Measurement(lambda x: x.mean(1, keepdim=True), grey, lambda y: y.expand(-1, experiment.facts.shape[0], -1, -1))
+    return Measurement(
+        lambda x: x.mean(1, keepdim=True), grey, lambda y: y.expand(-1, experiment.facts.shape[0], -1, -1)
+    )
 
 
 def superres(config: ConfigDict, experiment: Experiment) -> Measurement:

@@ -35,7 +35,15 @@ class Classifier(Encoder):
         if num_classes < 2:
             raise ValueError(f"num_classes {num_classes}: a classifier needs at least 2, as many as the data have")
         super().__init__(
-            shape, channels, channel_mult, num_blocks, attention, dropout, num_classes=0, noise_unconditional=False, pad=pad
+            shape,
+            channels,
+            channel_mult,
+            num_blocks,
+            attention,
+            dropout,
+            num_classes=0,
+            noise_unconditional=False,
+            pad=pad,
         )
         self.num_classes, self.num_features = num_classes, channels * channel_mult[-1]
         self.norm = group_norm(self.num_features)

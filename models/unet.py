@@ -113,7 +113,9 @@ class UNet(Encoder):
         learned_variance: bool = False,
         pad: bool = False,
     ):
-        super().__init__(shape, channels, channel_mult, num_blocks, attention, dropout, num_classes, noise_unconditional, pad)
+        super().__init__(
+            shape, channels, channel_mult, num_blocks, attention, dropout, num_classes, noise_unconditional, pad
+        )
         written = [channels * multiple for multiple in channel_mult for _ in range(num_blocks)]
         self.decoder, current = nn.ModuleList(), written[-1]
         self.middle = nn.ModuleList([self.stage(current, current, True), self.stage(current, current, False)])

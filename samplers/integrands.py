@@ -78,7 +78,9 @@ class Coordinates:
         if integrand not in INTEGRANDS:
             raise ValueError(f"unknown integrand {integrand!r}; known: {', '.join(INTEGRANDS)}")
         if integration_variable not in INTEGRATION_VARIABLES:
-            raise ValueError(f"unknown integration variable {integration_variable!r}; known: {', '.join(INTEGRATION_VARIABLES)}")
+            raise ValueError(
+                f"unknown integration variable {integration_variable!r}; known: {', '.join(INTEGRATION_VARIABLES)}"
+            )
         self.sde, self.integrand, self.std, self.power, self.eta = sde, INTEGRANDS[integrand], std, 1 + eta**2, eta
         self._variable = INTEGRATION_VARIABLES[integration_variable]
 
@@ -105,10 +107,10 @@ class Coordinates:
         Shapes: nodes (N, k) of r, start, end (N,); returns (N, k).
         """
         places, widths = _between(start, end)
-        integration_variable, at = self.integration_variable(nodes), self.integration_variable(places)
-        others, gaps = ~np.eye(nodes.shape[1], dtype=bool), integration_variable[:, :, None] - integration_variable[:, None, :]
+        v, at = self.integration_variable(nodes), self.integration_variable(places)
+        others, gaps = ~np.eye(nodes.shape[1], dtype=bool), v[:, :, None] - v[:, None, :]
         gaps = np.where(gaps == 0, 1.0, gaps)  # one node, or a move too short to tell two apart
-        factors = np.where(others, (at[:, :, None, None] - integration_variable[:, None, None, :]) / gaps[:, None], 1.0)
+        factors = np.where(others, (at[:, :, None, None] - v[:, None, None, :]) / gaps[:, None], 1.0)
         integrals: np.ndarray = np.einsum("nq,nqk->nk", widths * self.pace(places), factors.prod(-1))
         return integrals
 

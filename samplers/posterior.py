@@ -17,8 +17,8 @@ from score_sde.samplers.guidance import Guided, detached
 from score_sde.samplers.loop import Step
 from score_sde.sde_lib import SDE, Each, Gaussian, of_rows
 from score_sde.sde_lib.denoiser import Denoise, Estimate, Prediction, as_denoiser
-from score_sde.sde_lib.velocity import Rows
 from score_sde.sde_lib.process import Draw, Time
+from score_sde.sde_lib.velocity import Rows
 
 Forward = Callable[[Tensor], Tensor]
 """A: what is measured of a batch of examples, (B, *) -> (B, *), differentiable."""

@@ -167,8 +167,8 @@ def _with_slope(
     if nodes.shape[1] != 2:
         return coordinates.integrals(nodes, start, end)
     mean = coordinates.integrals(start[:, None], start, end)[:, 0]
-    integration_variable, first, last = coordinates.integration_variable(nodes), coordinates.integration_variable(start), coordinates.integration_variable(end)
-    by = slope(coordinates, mean, start, end) * (last - first) / (integration_variable[:, 0] - integration_variable[:, 1])
+    variable, first, last = map(coordinates.integration_variable, (nodes, start, end))
+    by = slope(coordinates, mean, start, end) * (last - first) / (variable[:, 0] - variable[:, 1])
     found = np.stack([by, -by], 1)
     found[np.arange(len(nodes)), np.argmax(nodes == start[:, None], 1)] += mean
     return found

@@ -39,17 +39,22 @@ from score_sde.sde_lib.exact import ExactDenoiser, GaussianMixture
 from score_sde.sde_lib.fit import fit
 from score_sde.sde_lib.flow import Flow
 from score_sde.sde_lib.gaussian import Gaussian
-from score_sde.sde_lib.timestep_samplers import LEARNING_TIMESTEP_SAMPLERS, TIMESTEP_SAMPLERS, TimestepSampler, stratified
 from score_sde.sde_lib.likelihood import PRIORS, LogProb, log_prob, sample_log_prob
 from score_sde.sde_lib.losses import WEIGHTS, denoising_loss
-from score_sde.sde_lib.velocity import NonFiniteError, NotConvergedError
 from score_sde.sde_lib.objective import Denoising, Objective
 from score_sde.sde_lib.process import SDE, Draw
 from score_sde.sde_lib.processes import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedSDE, SubVPSDE, ddpm, iddpm, ncsn
 from score_sde.sde_lib.schedules import LaplaceSDE, LearnedSDE, LogisticSDE, MonotoneSchedule, SigmoidSDE
 from score_sde.sde_lib.score_matching import Implicit, Sliced, SlicedVR, explicit
 from score_sde.sde_lib.solvers import ADAPTIVE, SOLVERS, TORCHDIFFEQ
+from score_sde.sde_lib.timestep_samplers import (
+    LEARNING_TIMESTEP_SAMPLERS,
+    TIMESTEP_SAMPLERS,
+    TimestepSampler,
+    stratified,
+)
 from score_sde.sde_lib.trace import PROBES, Exact, Hutchinson
+from score_sde.sde_lib.velocity import NonFiniteError, NotConvergedError
 
 SDES: dict[str, Callable[..., SDE]] = {
     "vpsde": VPSDE,

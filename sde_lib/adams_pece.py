@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from score_sde.sde_lib.devices import put_like
-from score_sde.sde_lib.velocity import Velocity, Solution
 from score_sde.sde_lib.nodes import nested
+from score_sde.sde_lib.velocity import Solution, Velocity
 
 
 class AdamsPECE:

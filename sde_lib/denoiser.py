@@ -211,7 +211,9 @@ class Denoiser(nn.Module):
         output, _ = self._ask(x, t, marginal, cond)
         return in_dtype(of_x, x) * x + in_dtype(alpha * c_out / sigma**2, x) * output
 
-    def _ask(self, x: Tensor, t: Time, marginal: Marginal[Time], cond: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def _ask(
+        self, x: Tensor, t: Time, marginal: Marginal[Time], cond: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
         """F, and the second half of the network's output if it has one."""
         check_state(x)
         scale = in_dtype(self.scale(marginal, self.sigma_data), x)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from score_sde.sde_lib.denoiser import Denoiser
-from score_sde.sde_lib.timestep_samplers import GOLDEN_RATIO, lognormal, stratified
 from score_sde.sde_lib.losses import denoising_loss, edm
-from score_sde.sde_lib.velocity import NonFiniteError
 from score_sde.sde_lib.process import SDE
+from score_sde.sde_lib.timestep_samplers import GOLDEN_RATIO, lognormal, stratified
+from score_sde.sde_lib.velocity import NonFiniteError
 
 
 def fit(

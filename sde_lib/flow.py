@@ -24,8 +24,8 @@ from torch import Tensor
 
 from score_sde.sde_lib.denoiser import Denoise, Estimate, as_denoiser, of_rows
 from score_sde.sde_lib.gaussian import Gaussian, Noised
-from score_sde.sde_lib.velocity import NonFiniteError, Rate, Rows
 from score_sde.sde_lib.process import SDE, Time, check_state, in_dtype
+from score_sde.sde_lib.velocity import NonFiniteError, Rate, Rows
 
 
 class Coefficients(NamedTuple):
@@ -108,7 +108,9 @@ class Flow:
         """The velocity at each of the angles (N, b, 1, ..., 1), for states like u (b, *)."""
         return [functools.partial(self.move, place) for place in _unbound(self.coefficients(angles, u))]
 
-    def move(self, place: Coefficients, u: Tensor, rows: Rows = slice(None), traced: bool = True) -> tuple[Tensor, Tensor]:
+    def move(
+        self, place: Coefficients, u: Tensor, rows: Rows = slice(None), traced: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """As when called, at a place that is worked out."""
         residual = self.residual(self.position(u, place), place, rows)
         return self.velocity(residual, place, rows), u.new_zeros(len(u), 0)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from score_sde.sde_lib.denoiser import Estimate
-from score_sde.sde_lib.flow import Flow, Coefficients
+from score_sde.sde_lib.flow import Coefficients, Flow
 from score_sde.sde_lib.gaussian import Gaussian
-from score_sde.sde_lib.velocity import NonFiniteError, Rows, Solver
 from score_sde.sde_lib.process import SDE, Time
 from score_sde.sde_lib.runge_kutta import DormandPrince
 from score_sde.sde_lib.trace import Exact, Hutchinson, traces
+from score_sde.sde_lib.velocity import NonFiniteError, Rows, Solver
 
 
 class LogProb(NamedTuple):
@@ -64,7 +64,9 @@ class TracedFlow(Flow):
         with torch.inference_mode(False):  # autograd keeps no tensors that were made under it
             return super().coefficients(angle, like)
 
-    def move(self, place: Coefficients, u: Tensor, rows: Rows = slice(None), traced: bool = True) -> tuple[Tensor, Tensor]:
+    def move(
+        self, place: Coefficients, u: Tensor, rows: Rows = slice(None), traced: bool = True
+    ) -> tuple[Tensor, Tensor]:
         if not traced:
             return super().move(place, u, rows)
         with torch.inference_mode(False), torch.enable_grad():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from score_sde.sde_lib.devices import put
-from score_sde.sde_lib.velocity import Velocity, NotConvergedError, Rate, Solution
+from score_sde.sde_lib.velocity import NotConvergedError, Rate, Solution, Velocity
 
 State = tuple[Tensor, Tensor]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from score_sde.sde_lib.adams_pece import AdamsPECE
-from score_sde.sde_lib.velocity import Velocity, NotConvergedError, Solution, Solver
 from score_sde.sde_lib.runge_kutta import DormandPrince, check_reach, check_tolerances
+from score_sde.sde_lib.velocity import NotConvergedError, Solution, Solver, Velocity
 
 
 class Torchdiffeq:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from score_sde.sde_lib.devices import put
-from score_sde.sde_lib.velocity import Rows
 from score_sde.sde_lib.process import Draw
+from score_sde.sde_lib.velocity import Rows
 
 CHUNK, FEW = 8, 1 << 12
 """Products with a Jacobian that are taken at once, and how many numbers they may have: more are no faster."""

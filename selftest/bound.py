@@ -223,4 +223,7 @@ def decoders(setting: Setting) -> float:
 def told_apart(sde: SDE) -> float:
     """Noise at the time of the decoder, of levels of this width; and the first time for real values."""
     t = decoder_time(sde, WIDTH)
-    return max(relative(sde.marginal(t).sigma / sde.marginal(t).alpha, 0.3 * WIDTH), relative(decoder_time(sde, 0.0), sde.t_min))
+    return max(
+        relative(sde.marginal(t).sigma / sde.marginal(t).alpha, 0.3 * WIDTH),
+        relative(decoder_time(sde, 0.0), sde.t_min),
+    )

@@ -46,9 +46,9 @@ from score_sde.sde_lib import (
 )
 from score_sde.sde_lib.adams_pece import AdamsPECE
 from score_sde.sde_lib.dequantization import data_time, edge
-from score_sde.sde_lib.velocity import Velocity, Solution
 from score_sde.sde_lib.process import Time
 from score_sde.sde_lib.runge_kutta import DormandPrince
+from score_sde.sde_lib.velocity import Solution, Velocity
 from score_sde.selftest.rows import Row, Setting, distance, exactly, worst
 from score_sde.storage.reading import read_text
 from score_sde.storage.writing import confined, write_text
@@ -111,7 +111,9 @@ class Normal:
         """The library's log-density of the true law at t_max."""
         return self.mixture.log_prob(latent, self.last.alpha, self.last.sigma)
 
-    def evaluate(self, x: Tensor, solver: AdamsPECE | DormandPrince, trace: Exact | Hutchinson | None = None) -> LogProb:
+    def evaluate(
+        self, x: Tensor, solver: AdamsPECE | DormandPrince, trace: Exact | Hutchinson | None = None
+    ) -> LogProb:
         """The library's answer, from the true law at t_max."""
         return log_prob(self.sde, self.denoise, x, self.guess, trace, None, solver, self.true_law)
 
@@ -433,7 +435,9 @@ def untrained(data: str, dequantization: str, changes: dict[str, str | int], set
             x, log_q = x + width * (u - 0.5), torch.full_like(x, -math.log(width))
         if dequantization == "truncated_normal":  # the noise is 0.3 widths of a level
             t = sde.time(torch.tensor(-2 * math.log(0.3 * width), dtype=torch.float64)).item()
-            x, density = truncated(sde.marginal(t).alpha * x, sde.marginal(t).sigma, math.erf(0.5 / 0.3 / math.sqrt(2)), u)
+            x, density = truncated(
+                sde.marginal(t).alpha * x, sde.marginal(t).sigma, math.erf(0.5 / 0.3 / math.sqrt(2)), u
+            )
             log_q = density.log()
         wide, narrow = (math.hypot(sde.marginal(end).alpha * std, sde.marginal(end).sigma) for end in (sde.t_max, t))
         law = torch.distributions.Normal(exactly(0.0), exactly(1.0))

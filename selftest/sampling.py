@@ -98,7 +98,9 @@ def normal(setting: Setting, shape: tuple[int, ...]) -> GaussianMixture:
 
 def growth(sde: SDE) -> float:
     """The deviation of data N(0, 1/4) at t_max, over that at t_min: what the flow makes of a state."""
-    late, early = (0.25 * marginal.alpha**2 + marginal.sigma**2 for marginal in map(sde.marginal, (sde.t_max, sde.t_min)))
+    late, early = (
+        0.25 * marginal.alpha**2 + marginal.sigma**2 for marginal in map(sde.marginal, (sde.t_max, sde.t_min))
+    )
     return math.sqrt(late / early)
 
 

@@ -313,7 +313,13 @@ MUTATIONS = [
         "part.to(dtype) - mean.to(dtype)",
         "part.to(dtype)",
     ),
-    Mutation("moment-matched Gaussian: noise within bins left out", "gaussian", f"{GAUSSIAN}.of", "(least) + extra", "(least)"),
+    Mutation(
+        "moment-matched Gaussian: noise within bins left out",
+        "gaussian",
+        f"{GAUSSIAN}.of",
+        "(least) + extra",
+        "(least)",
+    ),
     Mutation(
         "moment-matched Gaussian: all variance for the directions left out",
         "gaussian",
@@ -345,7 +351,9 @@ MUTATIONS = [
         "square / (v + square)",
     ),
     Mutation("volume: the determinant for its root", "gaussian", f"{GAUSSIAN}.log_volume", "0.5 * ", ""),
-    Mutation("ratios: density for the slope", "gaussian", f"{NODES}:logistic_uniform", "1 / law(found)[1]", "law(found)[1]"),
+    Mutation(
+        "ratios: density for the slope", "gaussian", f"{NODES}:logistic_uniform", "1 / law(found)[1]", "law(found)[1]"
+    ),
     Mutation(
         "ratios: the uniform part in r, not in log r",
         "gaussian",
@@ -673,7 +681,9 @@ MUTATIONS = [
         "self.scale(end)[:, None] / self.scale(places)",
         "self.scale(places) / self.scale(end)[:, None]",
     ),
-    Mutation("multistep: noise lacks a 2", "steps", "samplers.integrands:Coordinates.noise", "-2 * (widths", "-1 * (widths"),
+    Mutation(
+        "multistep: noise lacks a 2", "steps", "samplers.integrands:Coordinates.noise", "-2 * (widths", "-1 * (widths"
+    ),
     Mutation(
         "multistep: the scale of the flow for the reverse SDE",
         "steps",

@@ -15,7 +15,7 @@ from score_sde.configs import default
 from score_sde.data import DATASETS, DataError, examples, order, statistics
 from score_sde.engine import checkpoint
 from score_sde.engine.build import build, make
-from score_sde.engine.codecs import moment_matched, fit_codec
+from score_sde.engine.codecs import fit_codec, moment_matched
 from score_sde.engine.config import Options, load, names, override, stored
 from score_sde.engine.datasets import read_dataset
 from score_sde.engine.devices import make_device
@@ -103,7 +103,9 @@ def test_the_edm_weight_takes_the_deviation_of_the_data():
 @pytest.mark.parametrize("sde", SDES)
 def test_each_time_law_stays_in_the_interval(name, sde):
     sde = SDES[sde]()
-    t, correction = make_timestep_sampler(config_with(loss__timestep_sampler=name))(sde, torch.linspace(0, 0.999, 50).reshape(-1, 1))
+    t, correction = make_timestep_sampler(config_with(loss__timestep_sampler=name))(
+        sde, torch.linspace(0, 0.999, 50).reshape(-1, 1)
+    )
     assert t.min() >= sde.t_min
     assert t.max() <= sde.t_max
     assert (correction > 0).all()

@@ -78,7 +78,10 @@ def test_the_exact_classifier_guides_to_the_exact_conditional(shaped_mixture, sd
     )
     for log_snr in (-3.0, 0.0, 3.0):
         t = sde.time(torch.tensor(log_snr, dtype=torch.float64)).item()
-        x = torch.randn(8, *mixture.shape, dtype=torch.float64) * (sde.marginal(t).alpha ** 2 + sde.marginal(t).sigma ** 2) ** 0.5
+        x = (
+            torch.randn(8, *mixture.shape, dtype=torch.float64)
+            * (sde.marginal(t).alpha ** 2 + sde.marginal(t).sigma ** 2) ** 0.5
+        )
         log_prob = classify.log_prob(torch.ones(8, dtype=torch.int64))
         found = guided(mixture.denoiser(sde), sde, log_prob, 1.0)(x, t).x0
         expected = one.posterior_mean(x, *sde.marginal(t)[:2]).reshape(x.shape)

@@ -111,7 +111,10 @@ def test_the_flow_of_a_noised_linear_encoder_of_a_gaussian(name):
     guided = embedding_guidance(data.denoiser(sde), sde, lambda x, t: linear(x) / sde.marginal(t).alpha, TARGET, scale)
     times = GRIDS["log_snr"](sde, 1)
     (start, end), x = times.tolist(), sde.prior_std * SETTING.normals(3, 2)
-    (high, low), (alpha, *_) = (sde.marginal(t).sigma / sde.marginal(t).alpha for t in (start, end)), sde.marginal(start)
+    (high, low), (alpha, *_) = (
+        (sde.marginal(t).sigma / sde.marginal(t).alpha for t in (start, end)),
+        sde.marginal(start),
+    )
     roots = [math.sqrt(c + r**2) for r in (high, low)]
     y = roots[1] * (x / alpha / roots[0] + scale * (TARGET @ W) * (roots[0] - roots[1]))
     expected = c / (c + low**2) * y + low**2 * scale * (TARGET @ W)

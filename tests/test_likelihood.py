@@ -111,7 +111,9 @@ def test_the_first_guess_changes_neither_the_density_nor_its_terms(shaped_mixtur
 
 def test_the_first_guess_changes_no_process(sde, plane):
     denoise, x, solver = plane.denoiser(sde), data(plane, sde, 2), DormandPrince(1e-6, 1e-7)
-    one, other = (log_prob(sde, denoise, x, moment_matched(name, plane), solver=solver) for name in ("standard", "full"))
+    one, other = (
+        log_prob(sde, denoise, x, moment_matched(name, plane), solver=solver) for name in ("standard", "full")
+    )
     for name in ("nats", "prior", "divergence", "latent"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-6, atol=2e-6)
 

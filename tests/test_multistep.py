@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import quad
 
 from score_sde.samplers import DDIM, GRIDS, STEPS, Adams, DPMSolver, Multistep, Noise, UniPC, sample, trajectory
-from score_sde.samplers.integrands import INTEGRATION_VARIABLES, INTEGRANDS, Coordinates
+from score_sde.samplers.integrands import INTEGRANDS, INTEGRATION_VARIABLES, Coordinates
 from score_sde.sde_lib import SDES, VPSDE, Flow, Gaussian, GaussianMixture
 from score_sde.sde_lib.adams_pece import MOST_AMPLIFIED, amplification, integration_weights
 from score_sde.sde_lib.runge_kutta import DormandPrince
@@ -73,7 +73,9 @@ def test_integrals_are_those_of_the_polynomials(integrand, integration_variable)
             def rate(log_r, j=j, at=at):
                 r = np.exp([log_r])
                 others = [k for k in range(len(at)) if k != j]
-                return here.pace(r)[0] * math.prod((here.integration_variable(r)[0] - at[k]) / (at[j] - at[k]) for k in others)
+                return here.pace(r)[0] * math.prod(
+                    (here.integration_variable(r)[0] - at[k]) / (at[j] - at[k]) for k in others
+                )
 
             assert found[j] == pytest.approx(quad(rate, math.log(start), math.log(end), epsabs=1e-11)[0], rel=1e-8)
 
@@ -96,7 +98,9 @@ def test_order_in_every_form_and_clock(integrand, integration_variable):
     sde = VPSDE()
     gaussian = Gaussian(MIXTURE.mean, 0.36)
     for correct in (False, True):
-        found = order_of(lambda correct=correct: Multistep(sde, integrand, integration_variable, 2, correct, gaussian=gaussian), sde)
+        found = order_of(
+            lambda correct=correct: Multistep(sde, integrand, integration_variable, 2, correct, gaussian=gaussian), sde
+        )
         assert found == pytest.approx(2 + correct, abs=0.35)
 
 

@@ -34,7 +34,10 @@ def test_a_process_that_ends_early_is_named_with_its_alpha(name, gaussian, capsy
     sde = SDES[name](**SHORT[name])
     warn(name, sde, gaussian)
     error = capsys.readouterr().err
-    assert f"warning: the last level of {name} is not noise: alpha(T) = {sde.marginal(sde.t_max).alpha:.3g}, sigma" in error
+    assert (
+        f"warning: the last level of {name} is not noise: alpha(T) = {sde.marginal(sde.t_max).alpha:.3g}, sigma"
+        in error
+    )
 
 
 @pytest.mark.parametrize("name", sorted(set(SDES) - {"ncsn"}))

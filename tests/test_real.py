@@ -12,7 +12,7 @@ from score_sde import run as command_line
 from score_sde.data import DATASETS, DataError, Dataset
 from score_sde.engine import checkpoint
 from score_sde.engine.build import build
-from score_sde.engine.codecs import moment_matched, fit_codec
+from score_sde.engine.codecs import fit_codec, moment_matched
 from score_sde.engine.config import load, override
 from score_sde.engine.density import DensityEstimator
 from score_sde.engine.facts import DataFacts

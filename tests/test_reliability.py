@@ -274,7 +274,9 @@ def test_the_culprit_may_be_what_the_first_layer_is_given():
 
 def test_the_culprit_may_be_the_loss_or_a_gradient():
     network = Stages()
-    assert "the loss is not" in first_nonfinite_layer(network, lambda: network(torch.ones(1, 2)).sum() / torch.zeros(()))
+    assert "the loss is not" in first_nonfinite_layer(
+        network, lambda: network(torch.ones(1, 2)).sum() / torch.zeros(())
+    )
     where = first_nonfinite_layer(network, lambda: (network(torch.ones(1, 2)).sum() * 0).sqrt())
     assert where.startswith("outputs and loss are finite, the gradient of ")
 

@@ -382,7 +382,8 @@ def test_log_densities_of_gaussian_data_are_in_units_of_the_data(name, levels):
     z, x, nats = draw_scored(DensityEstimator.of(config, experiment, normal.denoiser(sde)), seeds)
     t = config.likelihood.t_min
     (late, final), (early, first) = (
-        (marginal.alpha, math.hypot(marginal.alpha * STD, marginal.sigma)) for marginal in map(sde.marginal, (sde.t_max, t))
+        (marginal.alpha, math.hypot(marginal.alpha * STD, marginal.sigma))
+        for marginal in map(sde.marginal, (sde.t_max, t))
     )
     latents = sde.prior_std * z.double()
     torch.testing.assert_close(x.double(), early * MEAN + first / final * (latents - late * MEAN), rtol=0, atol=1e-3)
@@ -450,7 +451,10 @@ def test_the_steps_of_the_sampler_do_not_matter_to_a_single_solve(digits, drawn)
         (("--sampler=heun",), "--log_prob needs the probability flow: add --sampler ode"),
         ((), "--log_prob needs the probability flow: add --sampler ode"),
         (("--sampler=ode", "--config.likelihood.probes=0"), "likelihood.probes 0: need 1 to 1e6"),
-        (("--sampler=ode", "--config.likelihood.solver=adams_pec"), "unknown solver 'adams_pec'; did you mean 'adams_pece'?"),
+        (
+            ("--sampler=ode", "--config.likelihood.solver=adams_pec"),
+            "unknown solver 'adams_pec'; did you mean 'adams_pece'?",
+        ),
         (("--sampler=ode", "--config.likelihood.prior=best"), "unknown prior 'best'; known: matched, standard"),
         (("--sampler=ode", "--config.likelihood.t_min=1e-9"), "likelihood at t = 1e-09: the network was trained on"),
     ],

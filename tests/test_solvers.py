@@ -14,10 +14,10 @@ from score_sde.samplers import GRIDS, STEPS, sample
 from score_sde.sde_lib import ADAPTIVE, SDES, SOLVERS, TORCHDIFFEQ, Flow, NonFiniteError, NotConvergedError
 from score_sde.sde_lib.adams_pece import AdamsPECE, integration_weights, spline_weights
 from score_sde.sde_lib.denoiser import Prediction
-from score_sde.sde_lib.velocity import Velocity
 from score_sde.sde_lib.nodes import logistic_uniform as ratios
 from score_sde.sde_lib.runge_kutta import DormandPrince
 from score_sde.sde_lib.solvers import SINGLE, Torchdiffeq
+from score_sde.sde_lib.velocity import Velocity
 from tests.guesses import GUESSES, moment_matched
 from tests.trajectories import terminal
 

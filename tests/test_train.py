@@ -546,7 +546,9 @@ def test_training_on_eight_gaussians_comes_near_the_best_loss(tmp_path):
     validation, sde, angle = validation_of(trainer), trainer.experiment.sde, torch.arange(8) * math.pi / 4
     means = torch.stack([angle.cos(), angle.sin()], 1)
     exact = GaussianMixture(torch.ones(8), means, 0.1**2).denoiser(sde)
-    best = denoising_loss(sde, exact, trainer.objective.weight, validation.x0, validation.eps, validation.t).mean().item()
+    best = (
+        denoising_loss(sde, exact, trainer.objective.weight, validation.x0, validation.eps, validation.t).mean().item()
+    )
     zero = validation.losses(trainer.network)["validation_loss_of_zero"]
     assert zero > losses[0] > losses[1] > losses[2] > best
     assert losses[2] < (zero + best) / 2

@@ -37,7 +37,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     settings, start = config.evaluate, time.perf_counter()
     if settings.num_samples < 2:
         raise ValueError(f"evaluate.num_samples {settings.num_samples}: a sweep needs at least 2")
-    key = "classifier_scale" if config.guidance.classifier else "autoguidance_scale" if config.guidance.autoguidance else "scale"
+    guidance = config.guidance
+    key = "classifier_scale" if guidance.classifier else "autoguidance_scale" if guidance.autoguidance else "scale"
     dataset = read_dataset(config, options.split or "test")
     features = make_features(config, read_dataset(config, "train"))
     size = settings.batch_size or usual(dataset.shape)

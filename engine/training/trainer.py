@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map_only
 from score_sde.data import Dataset, reader
 from score_sde.engine import checkpoint, memory, ranks
 from score_sde.engine.build import build, conditions
-from score_sde.engine.codecs import moment_matched, fit_codec, make_codec
+from score_sde.engine.codecs import fit_codec, make_codec, moment_matched
 from score_sde.engine.datasets import check_classes
 from score_sde.engine.devices import set_threads
 from score_sde.engine.errors import CheckpointError, OutOfMemory
@@ -139,7 +139,7 @@ class Trainer:
         self.objective = make_objective(config, self.experiment)
         like = torch.empty(1, *facts.shape, device=self.experiment.device)
         sde = self.experiment.sde
-        sde.tabulate(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))  # the timestep samplers ask for the ends
+        sde.tabulate(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))  # for the timestep samplers
         self.read = reader(
             dataset,
             self.experiment.device,
@@ -377,8 +377,8 @@ class Trainer:
         state = checkpoint.load_state(path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.num_updates = state["ema_updates"]
-        self.timestep_sampler.load_state_dict(state.get("timestep_sampler", {}))  # earlier versions had no law that learns
-        self.nonfinite.load_state_dict(state.get("nonfinite", self.nonfinite.state_dict()))  # nor skipped a step
+        self.timestep_sampler.load_state_dict(state.get("timestep_sampler", {}))
+        self.nonfinite.load_state_dict(state.get("nonfinite", self.nonfinite.state_dict()))
         self.window_state = state.get("window", {})
         meta = checkpoint.read_meta(path)
         self.step, self.images_seen = meta["step"], images_at(meta, self.config)
