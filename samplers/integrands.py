@@ -1,16 +1,15 @@
-"""Coordinates in which solvers follow the probability flow: what they scale out, what they see, by which integration
-variable.
+"""Coordinates of solvers of the probability flow: the scale of the state, the integrand, the integration variable.
 
 With y = x / alpha and r = sigma / alpha the flow of every SDE is dy / dlog r = y - x0. An integrand scales the state,
-u = (y - mean) / scale, and knows how what is left moves:
+u = (y - mean) / scale, which leaves
 
     du / dlog r = pace value,    value = b ((x0 - mean) - (1 - g) (y - mean)),    g = dlog scale / dlog r
 
 A solver puts a polynomial through values, over an integration variable of its choice, and integrates pace times
 polynomial exactly. So a multistep method of the literature is an integrand, an integration variable and an order.
 
-With noise, eta > 0, the reverse SDE dy / dlog r = (1 + eta^2) (y - x0) + sqrt(2) eta r dw has the same marginals; its
-form has the scale to the power 1 + eta^2, and the same values.
+With noise, eta > 0, the reverse SDE dy / dlog r = (1 + eta^2) (y - x0) + sqrt(2) eta r dw has the same marginals;
+its integrand has the scale to the power 1 + eta^2, and the same values.
 
 References: Zhang, Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2023, arXiv:2204.13902; Lu et
 al., "DPM-Solver++", 2022, arXiv:2211.01095; Xue et al., "SA-Solver", 2023, arXiv:2309.05019 (tau is our eta).
@@ -29,7 +28,7 @@ Function = Callable[[np.ndarray, float], np.ndarray]
 
 
 class Integrand(NamedTuple):
-    """What is scaled out of the state and what is looked at; functions of r = sigma / alpha and of the data's std.
+    """Scale of the state and weight of the values; functions of r = sigma / alpha and of the data's std.
 
     scale: of the state, without noise.
     growth: g = dlog scale / dlog r.
@@ -49,9 +48,8 @@ INTEGRANDS: dict[str, Integrand] = {
         lambda r, s: np.hypot(r, s), lambda r, s: r**2 / (r**2 + s**2), lambda r, s: np.hypot(r, s) / (r * s)
     ),
 }
-"""The values are x0; eps; the velocity eps - x0 / s of flow matching to data of unit variance; and what is left of x0
-when N(mean, s^2 I) has told its guess, in units of its deviation: the output of a preconditioned network. For data of
-that law it is 0."""
+"""The values are x0; eps; the velocity eps - x0 / s of flow matching to data of unit variance; and x0 less its mean
+under N(mean, s^2 I), in units of its deviation: the output of a preconditioned network, 0 for data of that law."""
 
 INTEGRATION_VARIABLES: dict[str, Callable[[np.ndarray, float, SDE], np.ndarray]] = {
     "log_ratio": lambda r, s, sde: np.log(r),
@@ -64,8 +62,7 @@ INTEGRATION_VARIABLES: dict[str, Callable[[np.ndarray, float, SDE], np.ndarray]]
 
 
 class Coordinates:
-    """An integrand and an integration variable, for one process and one law of the data: where all integrals are worked
-    out.
+    """An integrand and an integration variable, for one process and one law of the data; it computes all integrals.
 
     Args:
         integrand, integration_variable: keys of ``INTEGRANDS`` and ``INTEGRATION_VARIABLES``.
@@ -89,7 +86,7 @@ class Coordinates:
         return self._variable(ratio, self.std, self.sde)
 
     def scale(self, ratio: np.ndarray) -> np.ndarray:
-        """By which the state is divided."""
+        """The divisor of the state."""
         return self.integrand.scale(ratio, self.std) ** self.power
 
     def weights(self, ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +99,7 @@ class Coordinates:
         return -self.power / (self.scale(ratio) * self.integrand.weight(ratio, self.std))
 
     def integrals(self, nodes: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-        """What each node's value adds to u from start to end, if values follow the polynomial through the nodes.
+        """Weights of the values at the nodes in u(end) - u(start), if values follow the polynomial through the nodes.
 
         Shapes: nodes (N, k) of r, start, end (N,); returns (N, k).
         """

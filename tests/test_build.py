@@ -101,7 +101,7 @@ def test_the_edm_weight_takes_the_deviation_of_the_data():
 
 @pytest.mark.parametrize("name", TIMESTEP_SAMPLERS)
 @pytest.mark.parametrize("sde", SDES)
-def test_each_time_law_stays_in_the_interval(name, sde):
+def test_each_timestep_sampler_stays_in_the_interval(name, sde):
     sde = SDES[sde]()
     t, correction = make_timestep_sampler(config_with(loss__timestep_sampler=name))(
         sde, torch.linspace(0, 0.999, 50).reshape(-1, 1)
@@ -134,7 +134,7 @@ def test_facts_of_the_digits():
     assert DataFacts.from_dict(json.loads(json.dumps(asdict(facts)))) == facts
 
 
-def test_the_first_guess_of_the_digits_is_their_covariance_with_the_noise_within_a_level():
+def test_the_moment_matched_gaussian_of_the_digits_is_their_covariance_with_the_noise_within_a_level():
     config = config_with()
     dataset = read_dataset(config, "train")
     found = moment_matched(dataset, fit_codec(config, "train", dataset))
@@ -155,7 +155,7 @@ def test_real_valued_data_have_no_noise_within_a_level():
 
 
 @pytest.mark.parametrize(("entries", "num"), [(1, 1), (63, 1), (64, 1), (6_400, 100), (10**9, 1437)])
-def test_the_first_guess_looks_at_as_many_examples_as_there_is_memory_for(entries, num, monkeypatch):
+def test_the_moment_matched_gaussian_looks_at_as_many_examples_as_there_is_memory_for(entries, num, monkeypatch):
     """They are the first of those that the other facts come from, and never none."""
     monkeypatch.setattr(statistics, "MOST_ENTRIES", entries)
     dataset = read_dataset(config_with(), "train")
@@ -165,7 +165,7 @@ def test_the_first_guess_looks_at_as_many_examples_as_there_is_memory_for(entrie
 
 
 @pytest.mark.parametrize(("std", "variance"), [(0.5, 0.25), (0.0, 1.0)])
-def test_without_a_first_guess_there_is_one_of_the_deviation_of_the_data(std, variance):
+def test_without_a_moment_matched_gaussian_there_is_one_of_the_deviation_of_the_data(std, variance):
     found = build(config_with(), dataclasses.replace(IMAGES, std=std)).gaussian
     assert (found.rest, len(found.variances)) == (variance, 0)
     assert torch.equal(found.mean, torch.zeros(1, 8, 8, dtype=torch.float64))
@@ -173,7 +173,7 @@ def test_without_a_first_guess_there_is_one_of_the_deviation_of_the_data(std, va
     assert build(config_with(), IMAGES, given).gaussian is given
 
 
-def test_a_trained_run_has_its_first_guess(digits, tmp_path):
+def test_a_trained_run_has_its_moment_matched_gaussian(digits, tmp_path):
     """Read, not measured; of the deviation of the data where the checkpoint is of before there was one."""
     config = stored(digits)
     dataset = read_dataset(config, "train")

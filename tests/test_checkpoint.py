@@ -82,7 +82,7 @@ def test_everything_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1, 6])
-def test_the_first_guess_comes_back_and_is_written_again_alike(tmp_path, rank):
+def test_the_moment_matched_gaussian_comes_back_and_is_written_again_alike(tmp_path, rank):
     path = save(tmp_path, 1, guess(rank=rank))
     found, written = checkpoint.load_gaussian(path, SHAPE), guess(rank=rank)
     for key, value in written.state_dict().items():

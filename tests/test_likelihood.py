@@ -98,7 +98,7 @@ def test_with_the_true_terminal_law_it_is_the_exact_density(sde, mixture, solver
     torch.testing.assert_close(found.nats, denoise.log_prob(x, sde.t_min), rtol=0, atol=1e-4)
 
 
-def test_the_first_guess_changes_neither_the_density_nor_its_terms(shaped_mixture):
+def test_the_moment_matched_gaussian_changes_neither_the_density_nor_its_terms(shaped_mixture):
     sde = SDES["vpsde"]()
     denoise, x = shaped_mixture.denoiser(sde), data(shaped_mixture, sde, 2)
     expected = log_prob(sde, denoise, x, solver=DormandPrince(1e-8, 1e-8))
@@ -109,7 +109,7 @@ def test_the_first_guess_changes_neither_the_density_nor_its_terms(shaped_mixtur
                 torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=atol)
 
 
-def test_the_first_guess_changes_no_process(sde, plane):
+def test_the_moment_matched_gaussian_changes_no_process(sde, plane):
     denoise, x, solver = plane.denoiser(sde), data(plane, sde, 2), DormandPrince(1e-6, 1e-7)
     one, other = (
         log_prob(sde, denoise, x, moment_matched(name, plane), solver=solver) for name in ("standard", "full")

@@ -285,7 +285,7 @@ def test_recipes_run_on_synthetic_data_and_learn(name, tmp_path):
     assert last["validation_loss"] < 0.9 * last["validation_loss_of_zero"]
 
 
-def test_the_first_guess_is_of_the_encoded_data():
+def test_the_moment_matched_gaussian_is_of_the_encoded_data():
     config = load("table")
     dataset = DATASETS["table"](split="train")
     guess = moment_matched(dataset, fit_codec(config, "train", dataset))

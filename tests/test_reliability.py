@@ -260,19 +260,19 @@ class Stages(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["first", "second", "third"])
-def test_the_culprit_is_the_first_layer(name):
+def test_the_first_nonfinite_layer_is_the_first_layer(name):
     network = Stages(**{name: math.inf})
     where = first_nonfinite_layer(network, lambda: network(torch.ones(1, 2)).sum())
     assert where == f"the first layer whose output is not finite is {name} (Linear)"
 
 
-def test_the_culprit_may_be_what_the_first_layer_is_given():
+def test_the_first_nonfinite_layer_may_be_what_the_first_layer_is_given():
     network = Stages()
     where = first_nonfinite_layer(network, lambda: network(torch.full((1, 2), math.nan)).sum())
     assert where.endswith("is first (Linear), from an input that is not finite")
 
 
-def test_the_culprit_may_be_the_loss_or_a_gradient():
+def test_the_first_nonfinite_layer_may_be_the_loss_or_a_gradient():
     network = Stages()
     assert "the loss is not" in first_nonfinite_layer(
         network, lambda: network(torch.ones(1, 2)).sum() / torch.zeros(())

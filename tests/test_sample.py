@@ -327,7 +327,7 @@ def test_mean_and_scale_of_the_data_save_the_flow_evaluations():
     assert found[0.25] == 31 < found[1.0]
 
 
-def test_directions_of_the_first_guess_are_not_for_solvers_that_adapt():
+def test_directions_of_the_moment_matched_gaussian_are_not_for_solvers_that_adapt():
     """They get its mean, and its mean variance."""
     config = load("vpsde")
     directions, variances = torch.eye(16).double()[:, :2], torch.tensor([4.0, 1.0]).double()

@@ -136,7 +136,7 @@ def test_rk4_is_the_classical_rule(mixture):
 
 
 @pytest.mark.parametrize("kind", [RK4, RK45])
-def test_data_of_the_first_guess_stand_still(sde, kind):
+def test_data_of_the_moment_matched_gaussian_stand_still(sde, kind):
     """However few the moves, the flow of N(mean, s^2) is exact where it is the guess, and only there."""
     mean = torch.tensor([0.4, -0.3]).double()
     guess, data = Gaussian(mean, 0.09), GaussianMixture(torch.ones(1).double(), mean[None], 0.09)
