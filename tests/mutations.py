@@ -558,7 +558,7 @@ MUTATIONS = [
         "steps",
         "sde_lib.process:reverse_std",
         "posterior ** (1 - v) * forward**v",
-        "posterior**variance * forward ** (1 - variance)",
+        "posterior**v * forward ** (1 - v)",
     ),
     Mutation(
         "ddim: noise added, mean not shrunk",
