@@ -102,7 +102,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder for a marginal, in which others who ask for it wait; without effect where none are."""
+    """Hold the lock of a folder for a moment, in which others who ask for it wait; without effect where none are."""
     descriptor = os.open(make_folder(folder), os.O_RDONLY) if fcntl else None
     try:
         if descriptor is not None:
@@ -290,7 +290,16 @@ def _new_file(path: Path) -> int:
 
 def _new_folder(path: Path) -> int | None:
     path.mkdir()
-    return os.open(path, _flags("O_RDONLY", "O_DIRECTORY")) if fcntl else None
+    if not fcntl:
+        return None
+    try:
+        return os.open(path, _flags("O_RDONLY", "O_DIRECTORY"))
+    except FileNotFoundError:
+        raise _Swept(errno.ENOENT, "deleted before it was opened", str(path)) from None
+
+
+class _Swept(OSError):
+    """A new folder that another command took for a leftover, and deleted, before it was opened and locked."""
 
 
 @contextmanager
@@ -312,12 +321,12 @@ def _claim(target: Path, make: Callable[[Path], Descriptor]) -> tuple[Path, Desc
         path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         try:
             descriptor = make(path)
-        except FileExistsError:
+        except (FileExistsError, _Swept):
             continue
         _lock(descriptor, wait=True)
         if descriptor is None or _is(path, descriptor):
             return path, descriptor
-        os.close(descriptor)  # another command took it for a leftover before it was locked
+        os.close(descriptor)  # another command swept it before it was locked
 
 
 def _lock(descriptor: int | None, wait: bool = False) -> bool:

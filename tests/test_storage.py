@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -143,6 +144,24 @@ def test_a_file_that_was_taken_for_a_leftover_is_made_again(tmp_path, monkeypatc
     writing.write_text(tmp_path / "a", "new")
     assert len(deleted) == 1
     assert (tmp_path / "a").read_text() == "new"
+
+
+def test_a_folder_that_is_swept_before_it_is_opened_is_made_again(tmp_path, monkeypatch):
+    """``mkdir`` returns no descriptor: another command may sweep the folder before it is opened and locked."""
+    make, swept = Path.mkdir, []
+
+    def make_and_sweep(path, *args, **options):
+        make(path, *args, **options)
+        if writing.is_leftover(path) and not swept:
+            swept.append(path)
+            writing.sweep(tmp_path)
+
+    monkeypatch.setattr(Path, "mkdir", make_and_sweep)
+    with writing.replacing_folder(tmp_path / "f") as partial:
+        assert partial.is_dir()
+        assert swept
+        assert partial not in swept
+    assert os.listdir(tmp_path) == []
 
 
 def test_two_writers_of_one_file_disturb_each_other_not(tmp_path):
