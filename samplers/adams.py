@@ -15,8 +15,8 @@ class Adams(Multistep):
     after much shorter ones, as at much noise: their order is the highest within ``most_amplified``.
 
     Args:
-        order: of the predictor, 1 to 6; the method has order + 1; 0: by the number of moves.
-        eta: 0 follows the probability flow, 1 samples the reverse SDE.
+        order: order of the predictor, 1 to 6; the method has order + 1. 0 chooses it by the number of moves.
+        eta: noise relative to the reverse SDE, 0 or more: 0 follows the probability flow, 1 samples the reverse SDE.
         gaussian: moment-matched Gaussian of the data, whose standard deviation s is taken; default N(0, I).
     Reference: docs/solvers.md; Zhao et al., "UniPC", 2023, for the second use of an evaluation. arXiv:2302.04867
     """

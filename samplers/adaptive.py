@@ -25,11 +25,12 @@ class ODE(Step):
     A grid of a single step is the whole trajectory; a longer one lets a constraint act in between.
 
     Args:
-        solver: a key of ``ADAPTIVE`` or ``TORCHDIFFEQ``: ``dopri5`` controls the error of each example by itself, so
-            that a sample does not depend on its batch; those of torchdiffeq have one step size for the batch, or take
-            one step in each move, as ``torchdiffeq_rk4`` does.
-        rtol, atol: relative and absolute tolerance, positive.
-        gaussian: moment-matched Gaussian of the data, default N(0, I); one of their mean and scale saves evaluations.
+        solver: ODE solver, a key of ``ADAPTIVE`` or ``TORCHDIFFEQ``. ``dopri5`` controls the error of each example
+            separately, so a sample does not depend on its batch. Solvers of torchdiffeq use one step size for the
+            batch, or one step per move, as ``torchdiffeq_rk4`` does.
+        rtol: relative tolerance, above 0; usually 1e-4.
+        atol: absolute tolerance, above 0; usually 1e-4.
+        gaussian: moment-matched Gaussian of the data, default N(0, I); the right mean and scale save evaluations.
     Raises: NotConvergedError where the tolerance cannot be met; ValueError for an unknown solver, a tolerance that is
         not positive, or a solver of one step a move where there is a single move.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, section 4.3. arXiv:2011.13456
@@ -97,7 +98,8 @@ class StepControl(Step):
     step is the whole way.
 
     Args:
-        control_rtol, control_atol: relative and absolute tolerance of a move, positive.
+        control_rtol: relative tolerance of a move, above 0; usually 0.01 to 0.1.
+        control_atol: absolute tolerance of a move, above 0, in units of the encoded data; 0.0078 is one grey level.
     Raises: ValueError for a tolerance that is not positive; when called, NotConvergedError or NonFiniteError naming
         example and time.
     """
@@ -188,7 +190,8 @@ class AdaptiveSDE(StepControl):
     long enough to skip what the data look like. Two evaluations a try.
 
     Args:
-        control_rtol, control_atol: as ``StepControl``.
+        control_rtol: relative tolerance of a move, above 0; usually 0.01 to 0.1.
+        control_atol: absolute tolerance of a move, above 0, in units of the encoded data; 0.0078 is one grey level.
     Raises: as ``StepControl``.
     Reference: Jolicoeur-Martineau et al., "Gotta Go Fast When Generating Data with Score-Based Models", 2021, algorithm
         1. arXiv:2105.14080
@@ -217,8 +220,10 @@ class DPMAdaptive(StepControl):
             eps_(2/3) after eps + 2 w(2h / 3) (eps_(1/3) - eps),    w(h) = 1 / h - 1 / (exp(h) - 1)
 
     Args:
-        control_rtol, control_atol: as ``StepControl``.
-        order: of ``high``, 2 or 3; at large tolerances 2 keeps the law better, at small ones 3 takes fewer evaluations.
+        control_rtol: relative tolerance of a move, above 0; usually 0.01 to 0.1.
+        control_atol: absolute tolerance of a move, above 0, in units of the encoded data; 0.0078 is one grey level.
+        order: order of ``high``, 2 or 3; 2 keeps the marginals better at large tolerances, 3 takes fewer evaluations at
+            small ones.
     Raises: as ``StepControl``; ValueError for another order.
     Reference: Lu et al., "DPM-Solver", 2022, algorithms 1, 2 and appendix C. arXiv:2206.00927
     """

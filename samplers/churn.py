@@ -20,9 +20,10 @@ class Churn(Heun):
     which no network was trained. N counts the noisy times of the grid. With churn = 0 it is ``Heun``.
 
     Args:
-        churn: how much, 0 or more; 30 to 80 in the paper.
-        churn_min, churn_max: levels r between which it acts, 0 <= min < max.
-        churn_noise: standard deviation of the noise z, a little above 1 where the network smooths too much.
+        churn: amount of noise added over the whole grid, 0 or more; 30 to 80 in the paper.
+        churn_min: lowest sigma / alpha at which noise is added, 0 or more.
+        churn_max: highest sigma / alpha at which noise is added, above churn_min.
+        churn_noise: standard deviation of the noise z, above 0; slightly above 1 if the network smooths too much.
     Raises: ValueError for a value out of range.
     Reference: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, algorithm 2.
         arXiv:2206.00364
@@ -33,7 +34,7 @@ class Churn(Heun):
         sde: SDE,
         churn: float = 0.0,
         churn_min: float = 0.0,
-        churn_max: float = math.inf,
+        churn_max: float = 1e9,
         churn_noise: float = 1.0,
     ) -> None:
         if not churn >= 0:

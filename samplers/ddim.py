@@ -16,14 +16,14 @@ class DDIM(Step):
     eta = 0 follows the probability flow to first order and is exact for a single data point; eta = 1 is ``Ancestral``.
 
     Args:
-        eta: share of the ancestral noise, 0 to 1.
+        eta: fraction of the ancestral noise, 0 (deterministic) to 1 (ancestral).
     Raises: ValueError if eta is outside [0, 1].
     Reference: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021, eq. 12. arXiv:2010.02502
     """
 
     def __init__(self, sde: SDE, eta: float = 0.0) -> None:
         if not 0 <= eta <= 1:
-            raise ValueError(f"eta {eta}: need the share of the ancestral noise, 0 to 1")
+            raise ValueError(f"eta {eta}: need the fraction of the ancestral noise, 0 to 1")
         self.sde, self.eta = sde, eta
 
     def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
@@ -37,8 +37,9 @@ class Ancestral(Step):
         x_s = E[x_s | x_t, x0] + std z,     log std = (1 - v) log(sigma_s b / sigma_t) + v log b
 
     Args:
-        v: 0 for the variance of the posterior q(x_s | x_t, x_0), NCSN's and DDPM's beta-tilde, right where the
-            data are one point; 1 for that of the forward move, DDPM's beta, right where the data are N(0, I).
+        v: interpolation weight of the log variance, 0 to 1. 0 is the variance of the posterior q(x_s | x_t, x_0)
+            (NCSN, DDPM's beta-tilde), exact for a single data point; 1 is the variance of the forward transition
+            (DDPM's beta), exact for N(0, I) data.
     Raises: ValueError if v is outside [0, 1].
     Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, section 3.2; Song et al., 2021,
         appendix F. Between the two: Nichol, Dhariwal, 2021, eq. 15.

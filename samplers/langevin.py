@@ -39,9 +39,9 @@ class AnnealedLangevin(Step):
     alpha = 1 it is the published one. N moves cost (N + 1) langevin_steps + 1 evaluations.
 
     Args:
-        epsilon: step size h at the last noisy time, in units of the data squared; 0: by ``langevin_step_size`` for the
-            mean ratio of neighbouring noise levels.
-        langevin_steps: at each time, at least 1.
+        epsilon: step size h at the last noisy time, in squared data units, above 0; 0 computes it by
+            ``langevin_step_size`` from the mean ratio of neighbouring noise levels.
+        langevin_steps: number of Langevin steps at each time, at least 1.
     Raises: ValueError for a value out of range.
     Reference: Song, Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019, algorithm 1,
         arXiv:1907.05600, with h for half its step; Song, Ermon, "Improved Techniques for Training Score-Based

@@ -52,10 +52,11 @@ class Multistep(Step):
             (``sde_lib.adams_pece.amplification``); above it the move goes through fewer values.
 
     Args:
-        integrand, integration_variable: keys of ``INTEGRANDS`` and ``INTEGRATION_VARIABLES``.
-        order: values that the predictor goes through, 1 to 6.
-        correct: whether each evaluation mends the move before it.
-        eta: share of the reverse SDE's noise: 0 follows the probability flow, 1 samples the reverse SDE.
+        integrand: quantity that the polynomials interpolate, a key of ``INTEGRANDS``.
+        integration_variable: variable of the polynomials, a key of ``INTEGRATION_VARIABLES``.
+        order: number of values that the predictor interpolates, 1 to 6.
+        correct: whether each evaluation also corrects the move before it, which raises the order by one.
+        eta: noise relative to the reverse SDE, 0 or more: 0 follows the probability flow, 1 samples the reverse SDE.
         gaussian: moment-matched Gaussian of the data, N(0, I) by default: its deviation for ``velocity`` and
             ``residual``, and its mean for the second.
     Raises: ValueError for an unknown name or a value out of range.
@@ -79,7 +80,7 @@ class Multistep(Step):
         if not 1 <= order <= 6:
             raise ValueError(f"order {order}: need 1 to 6")
         if not eta >= 0:
-            raise ValueError(f"eta {eta}: need the share of the reverse SDE's noise, 0 or more")
+            raise ValueError(f"eta {eta}: need the noise relative to the reverse SDE, 0 or more")
         self.sde, self.order, self.correct, self.gaussian = sde, order, correct, gaussian
         self.coordinates = Coordinates(sde, integrand, integration_variable, gaussian.std if gaussian else 1.0, eta)
         # of no other form does the mean change anything

@@ -24,7 +24,7 @@ class PLMS(Step):
     third, that of the start; on any other grid all are of second order.
 
     Args:
-        order: number of eps that are blended, 2 to 4.
+        order: number of eps in the blend, 2 to 4.
     Raises: ValueError for another order.
     Reference: Liu, Ren, Lin, Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds", 2022, section 3.
         arXiv:2202.09778
@@ -70,7 +70,7 @@ class PNDM(PLMS):
     Of fourth order where times, and their middles, are evenly spaced in sigma / alpha; otherwise as ``PLMS``.
 
     Args:
-        order: 2 or 4.
+        order: number of eps in the blend, 2 or 4.
     Raises: ValueError for another order.
     Reference: Liu et al., 2022, section 3, algorithm 2. arXiv:2202.09778
     """

@@ -107,9 +107,11 @@ class PredictorCorrector(Step):
     With ``corrector_steps = 0`` it is the predictor alone. 1 + corrector_steps evaluations.
 
     Args:
-        predictor: a key of ``PREDICTORS``.
-        corrector, snr, corrector_steps: as ``Corrector``.
-        constrain: as ``Corrector``; that of the loop acts after the predictor.
+        predictor: sampler of the moves, a key of ``PREDICTORS``.
+        corrector: step size rule of the Langevin steps, a key of ``STEP_SIZES``.
+        snr: signal-to-noise ratio of a Langevin step, above 0; usually 0.05 to 0.2.
+        corrector_steps: number of Langevin steps at each time, 0 or more.
+        constrain: constraint applied after the Langevin steps; the loop applies its own after the predictor.
     Raises: ValueError for an unknown name or a value out of range.
     Reference: Song et al., 2021, algorithm 1. arXiv:2011.13456
     """

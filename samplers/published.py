@@ -19,8 +19,8 @@ class DPMSolver(Multistep):
     Order 3 is of third order, by a factor of 2 in the second difference that the published code lacks.
 
     Args:
-        order: 1 to 4, published up to 3.
-        eta: 0 follows the probability flow, 1 is SDE-DPM-Solver.
+        order: number of values that a move interpolates, 1 to 6; published up to 3.
+        eta: noise relative to the reverse SDE, 0 or more: 0 follows the probability flow, 1 is SDE-DPM-Solver.
     Reference: Lu et al., "DPM-Solver", 2022, section 3. arXiv:2206.00927
     """
 
@@ -32,7 +32,7 @@ class DPMSolverPP(Multistep):
     """DPM-Solver++(2M): x0 over log-SNR, its slope weighed by half of the integral.
 
     Args:
-        eta: 0 follows the probability flow.
+        eta: noise relative to the reverse SDE, 0 or more: 0 follows the probability flow, 1 samples the reverse SDE.
     Reference: Lu et al., "DPM-Solver++", 2022, algorithm 2. arXiv:2211.01095
     """
 
@@ -47,7 +47,7 @@ class DPMSolverPP3(Multistep):
     """DPM-Solver++(3M): x0 over log-SNR, of third order, by the factor that the published code lacks.
 
     Args:
-        eta: as ``DPMSolverPP``.
+        eta: noise relative to the reverse SDE, 0 or more: 0 follows the probability flow, 1 samples the reverse SDE.
     Reference: Lu et al., 2022. arXiv:2211.01095
     """
 
@@ -79,8 +79,8 @@ class SASolver(Multistep):
     """SA-Solver: x0 over log-SNR on an SDE of any noise, with a corrector that sees the noise of its own move.
 
     Args:
-        order: of the predictor, 1 to 6.
-        tau: share of the reverse SDE's noise, our eta; 0 is UniPC without its kinds.
+        order: order of the predictor, 1 to 6.
+        tau: noise relative to the reverse SDE, 0 or more; ``eta`` of ``Multistep``. 0 is UniPC without its variants.
     Reference: Xue et al., "SA-Solver", 2023, section 4, algorithm 1. arXiv:2309.05019
     """
 
@@ -92,7 +92,7 @@ class DEIS(Multistep):
     """DEIS, tAB: eps over time, integrated exactly against how the state scales.
 
     Args:
-        order: 1 to 4.
+        order: number of values that a move interpolates, 1 to 6; published up to 4.
     Reference: Zhang, Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2023, section 3.3.
         arXiv:2204.13902
     """
@@ -105,7 +105,7 @@ class IPNDM(Multistep):
     """iPNDM with the weights of unequal moves: eps over sigma / alpha, the Adams-Bashforth method; also called LMS.
 
     Args:
-        order: 1 to 6, published up to 4.
+        order: number of values that a move interpolates, 1 to 6; published up to 4.
     References: Zhang, Chen, 2023, section 3.3, arXiv:2204.13902; the idea of Liu et al., 2022, arXiv:2202.09778.
     """
 
@@ -117,7 +117,7 @@ class VelocityAdams(Multistep):
     """Adams-Bashforth for the velocity of flow matching, over its time r / (1 + r).
 
     Args:
-        order: 1 to 6.
+        order: number of values that a move interpolates, 1 to 6.
     Reference: Lipman et al., "Flow Matching for Generative Modeling", 2023, section 4. arXiv:2210.02747
     """
 
@@ -135,9 +135,9 @@ class UniPC(Multistep):
     Below 15 evaluations the order falls towards the last denoising, of order 1; with more that would cap the method's.
 
     Args:
-        integrand: data | noise.
-        order: 1 to 4; with the corrector the method has order + 1.
-        variant: bh1 | bh2.
+        integrand: quantity that the polynomials interpolate, data or noise.
+        order: order of the predictor, 1 to 4; the method has order + 1.
+        variant: weight of the slope, bh1 or bh2.
     Raises: ValueError for another integrand, order or variant.
     Reference: Zhao et al., "UniPC", 2023, section 3, algorithms 1, 2. arXiv:2302.04867
     """

@@ -1,5 +1,7 @@
 """Steps: the full product with processes and ranks, measured orders, marginals, batches, equalities between steps."""
 
+import math
+import re
 from inspect import signature
 
 import pytest
@@ -55,6 +57,19 @@ class Convolutions(nn.Module):
 
     def forward(self, x, log_snr):
         return self.last(torch.tanh(self.first(x) + 0.1 * log_snr.reshape(-1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_options_have_plain_finite_defaults_and_a_line_in_args(name):
+    """Options can be derived from the signature and written to a file or a command; None marks an injected object."""
+    sde, *parameters = signature(STEPS[name]).parameters.values()
+    assert sde.name == "sde"
+    assert all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
+    options = {parameter.name: parameter.default for parameter in parameters if parameter.default is not None}
+    assert all(type(default) in (bool, int, float, str, tuple) for default in options.values())
+    assert all(math.isfinite(default) for default in options.values() if type(default) is float)
+    described = re.findall(r"^ {8}(\w+): \S", STEPS[name].__doc__.partition("    Args:\n")[2], re.MULTILINE)
+    assert options.keys() <= set(described)
 
 
 def test_every_step_is_measured():
