@@ -1,4 +1,4 @@
-"""Step-size control and churn on two bumps in one dimension, where the flow is known: figures of docs/solvers-measured.md.
+"""Step-size control and churn on two bumps in one dimension with a known flow: figures of docs/solvers-measured.md.
 
     OMP_NUM_THREADS=1 python benchmarks/adaptive.py
 
