@@ -17,7 +17,7 @@ from score_sde.engine.config import Options
 from score_sde.engine.density import DensityEstimator
 from score_sde.engine.facts import DataFacts
 from score_sde.engine.files import write_npz
-from score_sde.engine.guide import Guide
+from score_sde.engine.guidance import Guidance
 from score_sde.engine.inference import Parts, filling
 from score_sde.engine.likelihood_report import stderr
 from score_sde.engine.load import check_flow, load
@@ -69,10 +69,10 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         raise ValueError("--log_prob needs the probability flow: add --sampler ode")
     experiment, denoiser, found = load(config, workdir, given)
     check_room(num, experiment.facts.shape)
-    counted, guide = Counted(denoiser), Guide(config, workdir, experiment)
+    counted, guidance = Counted(denoiser), Guidance(config, workdir, experiment)
     if given.log_prob:
         check_flow(denoiser, workdir)
-        if guide.acts:
+        if guidance.is_active:
             raise ValueError("--log_prob is of the run's own density: leave --label and guidance out")
         measurement = DensityEstimator.of(config, experiment, counted)
         draw_batch: Callable[[Tensor], tuple[Tensor, ...]]
@@ -84,12 +84,12 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
     else:
         if note := remark(settings.sampler, denoiser, experiment.sde):
             say(f"note: {note}")
-        step, times, grid = planned(config, workdir, experiment, found, given.weights, guide)
+        step, times, grid = planned(config, workdir, experiment, found, given.weights, guidance)
         steps = chosen(config, experiment.sde)[1]
         source = pick(NOISES, "noise", settings.noise)
 
         def draw_guided(seeds: Tensor) -> tuple[Tensor, Tensor]:
-            return draw_pairs(experiment, guide(counted, seeds - config.seed), step, times, seeds, source)
+            return draw_pairs(experiment, guidance(counted, seeds - config.seed), step, times, seeds, source)
 
         draw_batch = draw_guided
         taken = {"noise": settings.noise, **options(kind, settings)}
@@ -101,7 +101,7 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         else:
             with torch.no_grad():
                 x = experiment.sde.prior_std * first_normals(experiment, Noise(seeds))
-                guide(denoiser, seeds - config.seed)(x, experiment.sde.t_max)
+                guidance(denoiser, seeds - config.seed)(x, experiment.sde.t_max)
 
     batch_size = batch_size or filling(num, experiment.facts.shape, experiment.device, evaluate)
     firsts, start = range(0, num, batch_size), time.perf_counter()
@@ -129,7 +129,7 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         "steps": steps,
         "grid": grid,
         "options": taken,
-        "guidance": guide.told(),
+        "guidance": guidance.record(),
         "nfe": calls / number,
         "seconds": seconds,
         "num_samples": num,
@@ -146,7 +146,7 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
         nats = {"nats": scores[0].mean().item(), "nats_stderr": stderr(scores[0].numpy())}
         manifest["log_prob"] = nats | {"prior": config.likelihood.prior, **measurement.told()}
         manifest["log_prob"]["check"] = check_densities(config, measurement, num)
-    return Drawn(experiment, denoiser, found, latents, x0, manifest, guide.labels(torch.arange(num)), *scores)
+    return Drawn(experiment, denoiser, found, latents, x0, manifest, guidance.labels(torch.arange(num)), *scores)
 
 
 def check_room(num: int, shape: tuple[int, ...]) -> None:

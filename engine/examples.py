@@ -1,5 +1,6 @@
 """Examples to edit, the first of a split or those of a file; and what was made of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,24 +16,28 @@ from score_sde.data.decoding import SUFFIXES, decode, pixels
 from score_sde.engine.build import Experiment
 from score_sde.engine.datasets import check_form, read_dataset
 from score_sde.engine.facts import DataFacts
-from score_sde.sde_lib import NonFiniteError
+from score_sde.sde_lib import Denoise, NonFiniteError
 from score_sde.storage.reading import read_bytes
 
 MODES = {1: "L", 3: "RGB"}
 """Channels, to what Pillow calls such pictures."""
 
 
-class Made(NamedTuple):
-    """What a task made of examples.
+Denoisers = Callable[[Tensor], Denoise]
+"""Example numbers (B,) -> guided denoiser of these examples."""
 
-    result: the examples made anew, encoded (N, *).
-    shown: these and others to look at beside them, encoded, by name.
-    told: what the manifest says of them.
+
+class Edited(NamedTuple):
+    """Result of an editing task.
+
+    result: edited examples, encoded (N, *).
+    shown: name -> examples for the picture, encoded (N, *).
+    record: entries of the manifest.
     """
 
     result: Tensor
     shown: dict[str, Tensor]
-    told: dict[str, Any]
+    record: dict[str, Any]
 
 
 def check_finite(made: Tensor, numbers: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from score_sde.engine.build import Experiment
 from score_sde.engine.config import Options
-from score_sde.engine.examples import Made, check_finite, read_given
+from score_sde.engine.examples import Denoisers, Edited, check_finite, read_given
 from score_sde.engine.inverse_problems import read_mask
 from score_sde.engine.load import check_flow, load
 from score_sde.engine.log import Progress
@@ -18,13 +18,9 @@ from score_sde.engine.sampler import GRID_FILE, chosen, make_flow, make_step, ma
 from score_sde.samplers import Noise, masked, replacement, sdedit, translate
 from score_sde.samplers.draw import numbered
 from score_sde.samplers.editing import depth_time
-from score_sde.samplers.guidance import Guided
-
-Guide = Callable[[Tensor], Guided]
-"""From numbers (B,) to the denoiser of those examples."""
 
 
-def renew(experiment: Experiment, guided: Guide, config: ConfigDict, split: str) -> Made:
+def renew(experiment: Experiment, denoisers: Denoisers, config: ConfigDict, split: str) -> Edited:
     """Examples noised to ``edit.strength`` and denoised; with ``edit.mask``, what it knows stays.
 
     Raises: ValueError for a strength that the SDE does not reach, or a grid that does not begin at it.
@@ -47,13 +43,13 @@ def renew(experiment: Experiment, guided: Guide, config: ConfigDict, split: str)
         constrain = None if mask is None else replacement(x[rows], masked(mask), draw)
         step = make_step(config, experiment, constrain=constrain)
         with torch.no_grad(), numbered(rows):
-            parts.append(sdedit(step, guided(rows), x[rows], times, draw, constrain))
+            parts.append(sdedit(step, denoisers(rows), x[rows], times, draw, constrain))
         check_finite(parts[-1], rows)
     edited = torch.cat(parts)
-    return Made(edited, {"input": x, "edited": edited}, {"strength": settings.strength})
+    return Edited(edited, {"input": x, "edited": edited}, {"strength": settings.strength})
 
 
-def bridge(experiment: Experiment, guided: Guide, config: ConfigDict, split: str) -> Made:
+def bridge(experiment: Experiment, denoisers: Denoisers, config: ConfigDict, split: str) -> Edited:
     """Examples encoded by this run's flow and decoded by that of ``edit.other``, and back again.
 
     Raises: ValueError where no other run is named, or it knows other data; CheckpointError.
@@ -69,13 +65,13 @@ def bridge(experiment: Experiment, guided: Guide, config: ConfigDict, split: str
     parts = []
     for rows in _batches(len(x), config):
         with torch.no_grad(), numbered(rows):
-            moved = translate(here, guided(rows), there, other, x[rows])
-            parts.append((moved, translate(there, other, here, guided(rows), moved)))
+            moved = translate(here, denoisers(rows), there, other, x[rows])
+            parts.append((moved, translate(there, other, here, denoisers(rows), moved)))
         check_finite(moved, rows)
     moved, back = (torch.cat(part) for part in zip(*parts, strict=True))
     error = experiment.codec.values(back.double()) - experiment.codec.values(x.double())
     shown = {"input": x, "translated": moved, "and back": back}
-    return Made(moved, shown, {"back_rms": error.square().mean().sqrt().item()})
+    return Edited(moved, shown, {"back_rms": error.square().mean().sqrt().item()})
 
 
 def _batches(num: int, config: ConfigDict) -> Iterator[Tensor]:
@@ -87,5 +83,5 @@ def _batches(num: int, config: ConfigDict) -> Iterator[Tensor]:
     progress.close()
 
 
-REMAKES: dict[str, Callable[..., Made]] = {"sdedit": renew, "translate": bridge}
+REMAKES: dict[str, Callable[..., Edited]] = {"sdedit": renew, "translate": bridge}
 """(experiment, guided, config, split) -> what was made."""

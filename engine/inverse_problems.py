@@ -22,7 +22,7 @@ from score_sde.data.decoding import SUFFIXES
 from score_sde.engine.build import Experiment
 from score_sde.engine.config import WRONG
 from score_sde.engine.drawing import first_normals
-from score_sde.engine.examples import Made, check_finite, read_given, read_picture
+from score_sde.engine.examples import Denoisers, Edited, check_finite, read_given, read_picture
 from score_sde.engine.log import Progress
 from score_sde.engine.randomness import EDITING, noise
 from score_sde.engine.sampler import make_step, make_times
@@ -230,13 +230,11 @@ METHODS: dict[str, Callable[[Problem, Guided], Tensor]] = {
 """(problem, denoiser) -> restored examples, encoded."""
 
 
-def restore(
-    name: str, experiment: Experiment, guided: Callable[[Tensor], Guided], config: ConfigDict, split: str
-) -> Made:
+def restore(name: str, experiment: Experiment, denoisers: Denoisers, config: ConfigDict, split: str) -> Edited:
     """Examples restored, beside what was known of them and what they were.
 
     Args:
-        guided: from numbers (B,) to the denoiser of those examples.
+        denoisers: numbers (B,) -> guided denoiser of these examples.
     """
     settings, codec = config.edit, experiment.codec
     method, known = pick(METHODS, "method", settings.method), TASKS[name](config, experiment)
@@ -249,7 +247,7 @@ def restore(
             y = known.measure(here)
             y = y + settings.noise * noise(config.seed, EDITING, rows)(y)
             latents = experiment.sde.prior_std * first_normals(experiment, draw)
-            found = method(Problem(config, experiment, known, here, y, latents, draw), guided(rows))
+            found = method(Problem(config, experiment, known, here, y, latents, draw), denoisers(rows))
             if known.project and not settings.noise:
                 found = found - known.project(found) + known.project(here)
             misfit = known.measure(found) - y
@@ -265,7 +263,7 @@ def restore(
         "misfit": misfit.square().mean().sqrt().item(),
         "rms_from_input": error.square().mean().sqrt().item(),
     }
-    return Made(found, {**seen, "restored": found, "input": x}, told)
+    return Edited(found, {**seen, "restored": found, "input": x}, told)
 
 
 RESTORATIONS = {name: functools.partial(restore, name) for name in TASKS}

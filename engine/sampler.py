@@ -11,7 +11,7 @@ from score_sde.engine import tuned
 from score_sde.engine.build import Experiment
 from score_sde.engine.errors import CheckpointError
 from score_sde.engine.files import read_numbers
-from score_sde.engine.guide import Guide
+from score_sde.engine.guidance import Guidance
 from score_sde.engine.log import say
 from score_sde.samplers import ODE, Multistep, Step
 from score_sde.samplers.calibration import Tuned
@@ -52,7 +52,7 @@ def make_times(config: ConfigDict, experiment: Experiment, start: float | None =
 
 
 def planned(
-    config: ConfigDict, workdir: Path, experiment: Experiment, found: Path, weights: str, guide: Guide
+    config: ConfigDict, workdir: Path, experiment: Experiment, found: Path, weights: str, guidance: Guidance
 ) -> tuple[Step, Tensor, str]:
     """Step, times and name of the grid: by a calibration of these weights if no grid is named, or ``tuned`` is.
 
@@ -60,9 +60,9 @@ def planned(
     """
     step, (name, steps) = make_step(config, experiment), chosen(config, experiment.sde)
     path, demanded = tuned.place(workdir, config.sample.sampler, steps), name == tuned.GRID
-    if demanded and guide.acts:
+    if demanded and guidance.is_active:
         raise ValueError("a calibration is of the flow without label and guidance; name another sample.grid")
-    if demanded or (path.exists() and not config.sample.grid and not guide.acts):
+    if demanded or (path.exists() and not config.sample.grid and not guidance.is_active):
         try:
             plan = tuned.read(path, tuned.asked(config, step, found, weights))
         except (CheckpointError, ValueError) as error:

@@ -300,7 +300,7 @@ def test_encoders_that_cannot_be(digits, points, pair, published, tmp_path, tmp_
     refused(
         capsys,
         2,
-        "is no pair of encoders; train one with --config clip",
+        "is not a pair of encoders; train one with --config clip",
         run,
         text,
         f"--config.guidance.encoder={digits}",
@@ -308,7 +308,7 @@ def test_encoders_that_cannot_be(digits, points, pair, published, tmp_path, tmp_
     refused(capsys, 3, "config.json is missing", run, text, f"--config.guidance.encoder={tmp_path / 'none'}")
     refused(capsys, 3, "x.png does not exist", run, encoder, "--config.guidance.image=x.png")
     refused(capsys, 2, "knows data of shape (1, 8, 8) in 17 levels", f"--workdir={points}", encoder, text)
-    refused(capsys, 2, "sees pictures, and the run has examples of shape (2,)", f"--workdir={points}", text,
+    refused(capsys, 2, "takes images, and the run has examples of shape (2,)", f"--workdir={points}", text,
             f"--config.guidance.encoder={published}")  # fmt: skip
     shutil.copytree(pair, tmp_path / "noise")
     rewrite(tmp_path / "noise", "sde", "beta_max", 15.0)
@@ -318,7 +318,7 @@ def test_encoders_that_cannot_be(digits, points, pair, published, tmp_path, tmp_
     refused(
         capsys,
         2,
-        "two.npy holds 2 examples: give one alone",
+        "two.npy has 2 examples: give a single one",
         run,
         encoder,
         f"--config.guidance.image={tmp_path}/two.npy",

@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from ml_collections import ConfigDict
-from torch import Tensor
 
 from score_sde.engine import checkpoint
 from score_sde.engine.build import Experiment
 from score_sde.engine.config import Options
 from score_sde.engine.drawing import Counted, write_samples
-from score_sde.engine.examples import spaced
+from score_sde.engine.examples import Denoisers, spaced
 from score_sde.engine.files import write_json
-from score_sde.engine.guide import Guide
+from score_sde.engine.guidance import Guidance
 from score_sde.engine.image_to_image import REMAKES
 from score_sde.engine.inverse_problems import RESTORATIONS
 from score_sde.engine.latents import SHOWN, decode, encode, interpolate, report
@@ -25,7 +24,6 @@ from score_sde.engine.log import say, versions
 from score_sde.engine.pictures import compared, num_shown, save
 from score_sde.engine.results import question, result_folder
 from score_sde.samplers.draw import remark
-from score_sde.samplers.guidance import Guided
 from score_sde.storage.naming import pick
 
 
@@ -38,8 +36,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     if options.task in FLOWING:
         check_flow(denoiser, workdir)
 
-    guide = Guide(config, workdir, experiment)
-    if guide.acts and options.task not in GUIDED:
+    guidance = Guidance(config, workdir, experiment)
+    if guidance.is_active and options.task not in GUIDED:
         raise ValueError(f"--task {options.task} knows no label and no guidance; leave them out")
     if options.task in GUIDED and (note := remark(config.sample.sampler, denoiser, experiment.sde)):
         say(f"note: {note}")
@@ -48,7 +46,8 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     asked = question(config, ("data", "sample", "guidance", "edit"), options, found, split=split)
     with result_folder(target, "manifest.json", asked) as folder:
         if options.task in GUIDED:
-            done = remake(task, folder, experiment, partial(guide, counted), config, split) | {"guidance": guide.told()}
+            done = remake(task, folder, experiment, partial(guidance, counted), config, split)
+            done["guidance"] = guidance.record()
         else:
             with torch.no_grad():
                 done = task(folder, experiment, counted, config, split)
@@ -78,12 +77,12 @@ def remake(
     task: Callable[..., Any],
     folder: Path,
     experiment: Experiment,
-    guided: Callable[[Tensor], Guided],
+    denoisers: Denoisers,
     config: ConfigDict,
     split: str,
 ) -> dict[str, Any]:
     """Make examples anew; samples.npz with what they became, grid.png with that beside what was given."""
-    result, rows, told = task(experiment, guided, config, split)
+    result, rows, told = task(experiment, denoisers, config, split)
     facts = experiment.facts
     write_samples(folder, experiment.codec.decode(result).cpu(), facts)
     which = spaced(len(result), SHOWN if len(facts.shape) > 1 else num_shown(facts))

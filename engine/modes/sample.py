@@ -9,7 +9,7 @@ from score_sde.engine import plane, ranks
 from score_sde.engine.config import Options
 from score_sde.engine.drawing import draw_run, write_samples
 from score_sde.engine.files import write_json
-from score_sde.engine.guide import ALL
+from score_sde.engine.guidance import ALL
 from score_sde.engine.likelihood_report import accuracy
 from score_sde.engine.log import say
 from score_sde.engine.results import result_folder

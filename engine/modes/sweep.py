@@ -17,7 +17,7 @@ from score_sde.engine.datasets import read_dataset
 from score_sde.engine.drawing import draw_run
 from score_sde.engine.features import make_features
 from score_sde.engine.files import write_json
-from score_sde.engine.guide import ALL
+from score_sde.engine.guidance import ALL
 from score_sde.engine.inference import usual
 from score_sde.engine.log import say, versions
 from score_sde.engine.metrics import batches, frechet_distance, labels

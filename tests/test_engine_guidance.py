@@ -14,7 +14,7 @@ from score_sde.engine import tuned
 from score_sde.engine.config import Options, load, stored
 from score_sde.engine.datasets import read_dataset
 from score_sde.engine.drawing import draw, draw_pairs
-from score_sde.engine.guide import Guide
+from score_sde.engine.guidance import Guidance
 from score_sde.engine.load import load as load_run
 from score_sde.engine.load import load_model
 from score_sde.engine.randomness import kept
@@ -186,7 +186,7 @@ def test_a_scale_is_one_evaluation_of_twice_the_batch(labelled, drawn, asked):
 @pytest.mark.parametrize("run", ["labelled", "digits"])
 def test_a_scale_needs_a_label(run, request, capsys):
     words = (f"--workdir={request.getfixturevalue(run)}", "--config.guidance.scale=2")
-    refused(capsys, 2, "error: guidance.scale 2.0 scales a label of a run with labels: add --label 0", *words)
+    refused(capsys, 2, "error: guidance.scale 2.0 needs a label and a run trained with labels: add --label 0", *words)
 
 
 @pytest.mark.parametrize("scale", [0.0, 2.0])
@@ -197,7 +197,7 @@ def test_a_scale_needs_label_dropout_in_training(scale, certain, drawn, capsys):
 
 
 def test_a_run_that_always_had_a_label_needs_one(certain, capsys):
-    refused(capsys, 2, "knows no image without its label: add --label 0 or --label all", f"--workdir={certain}")
+    refused(capsys, 2, "has no unconditional estimate: add --label 0 or --label all", f"--workdir={certain}")
 
 
 # --- where it acts, and thresholds ------------------------------------------------------------------------------------
@@ -232,14 +232,14 @@ def test_thresholds_keep_estimates_in_the_range_of_the_data(threshold, low, labe
     config = stored(labelled)
     config.guidance.threshold, config.codec.low = threshold, low
     experiment, _, _ = load_run(config, labelled, Options())
-    guide = Guide(config, labelled, experiment)
+    guidance = Guidance(config, labelled, experiment)
     x = 3 * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = guide(lambda x, t: sde_lib.Prediction(x), torch.arange(4))(x, 0.5).x0
+    found = guidance(lambda x, t: sde_lib.Prediction(x), torch.arange(4))(x, 0.5).x0
     assert found.min() == pytest.approx(low, abs=1e-6)
     assert found.max() == pytest.approx(1, abs=1e-6)
     inside = (x > low) & (x < 1)
     assert torch.equal(found[inside], x[inside]) == (threshold == "static")
-    assert guide.told() == {"threshold": threshold} | ({"quantile": 0.995} if threshold == "dynamic" else {})
+    assert guidance.record() == {"threshold": threshold} | ({"quantile": 0.995} if threshold == "dynamic" else {})
 
 
 def test_thresholds_that_cannot_be_had(digits, points, capsys):
@@ -249,7 +249,7 @@ def test_thresholds_that_cannot_be_had(digits, points, capsys):
     refused(capsys, 2, "error: guidance.quantile 0.0: need above 0 to 1, usually 0.995", *words)
     words = (f"--workdir={points}", "--config.guidance.threshold=static")
     refused(
-        capsys, 2, f"error: guidance.threshold static keeps estimates among levels, and the data of {points}", *words
+        capsys, 2, f"error: guidance.threshold static clips to the range of levels, and the data of {points}", *words
     )
 
 
@@ -298,8 +298,8 @@ def test_samples_lean_away_from_a_weaker_run(digits, other_noise, drawn):
             2,
             "knows data of shape (2,) in 0 levels from 0 up, this run data of shape (1, 8, 8) in 17",
         ),
-        ("digits", "labelled", 2, "knows 10 classes, this run 0: need as many"),
-        ("labelled", "digits", 2, "knows 0 classes, this run 10: need as many"),
+        ("digits", "labelled", 2, "has 10 classes, this run 0: need as many"),
+        ("labelled", "digits", 2, "has 0 classes, this run 10: need as many"),
         ("digits", "classifier", 2, "is a classifier, which draws nothing"),
         ("digits", "tmp_path", 3, "config.json is missing; train one"),
     ],
@@ -379,8 +379,8 @@ def test_classifiers_of_other_noise_encodings_or_classes(digits, labelled, class
     config = stored(labelled)
     config.network.num_classes, config.guidance.classifier = 4, str(classifier)
     experiment, _, _ = load_run(stored(labelled), labelled, Options())
-    with pytest.raises(ValueError, match="knows 10 classes, this run 4"):
-        Guide(config, labelled, experiment)
+    with pytest.raises(ValueError, match="has 10 classes, this run 4"):
+        Guidance(config, labelled, experiment)
 
 
 # --- what knows no guidance -------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Labels and guidance of a command: from a run's denoiser to the one that samples are drawn by.
+"""Class labels and guidance of a command, by the section ``guidance``.
 
-What the section ``guidance`` names is put together in one order: the label and its scale, the weaker run, the
-classifier, the pair of encoders, the levels between which all of this acts, the threshold.
+The terms are applied in one order: classifier-free guidance, autoguidance, classifier guidance, guidance by encoders,
+the interval of noise levels, the threshold.
 """
 
 import functools
@@ -17,7 +17,7 @@ from torch import Tensor
 from score_sde.engine.build import Experiment
 from score_sde.engine.commands import training_command
 from score_sde.engine.config import Options
-from score_sde.engine.encoders import Lean, make_lean
+from score_sde.engine.encoders import EncoderGuidance, make_encoder_guidance
 from score_sde.engine.errors import CheckpointError, looked_at
 from score_sde.engine.load import load, load_model
 from score_sde.engine.related import check_data, check_noise, recipe_of
@@ -27,50 +27,50 @@ from score_sde.sde_lib import Classifier, Denoise, Each, of_rows, transport
 from score_sde.storage.naming import pick
 
 ALL = "all"
-"""What ``sample.label`` says to have every class in turn."""
+"""Value of ``sample.label`` that assigns all classes in turn."""
 
 THRESHOLDS: dict[str, Callable[..., Guided]] = {
     "none": lambda guided, quantile, low: guided,
     "static": lambda guided, quantile, low: static_threshold(guided, low),
     "dynamic": lambda guided, quantile, low: dynamic_threshold(guided, quantile, low),
 }
-"""(denoiser, quantile, where encoded levels begin) -> denoiser."""
+"""(denoiser, quantile, lower end of the encoded levels) -> denoiser with thresholded estimates."""
 
 
-class Guide:
-    """What a command asks of a run's denoiser beside x.
+class Guidance:
+    """The class label and the guidance that a command applies to the denoiser of a run.
 
     Args:
-        workdir: of the run, for messages.
-    Raises: ValueError for a label or guidance that this run cannot have; CheckpointError for a run it needs that is
-        missing or damaged.
+        workdir: folder of the run, for error messages.
+    Raises: ValueError for a label or guidance that does not fit the run; CheckpointError if another run that the
+        guidance needs is missing or damaged.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, experiment: Experiment) -> None:
         self.config, self.settings, self.experiment = config, config.guidance, experiment
         self.conditional = config.network.get("num_classes", 0) > 0
         self.classes = experiment.facts.classes
-        self.weaker = self._weaker(Path(self.settings.autoguidance)) if self.settings.autoguidance else None
+        self.weaker = self._weaker_run(Path(self.settings.autoguidance)) if self.settings.autoguidance else None
         self.classify = self._classifier(Path(self.settings.classifier)) if self.settings.classifier else None
-        self.towards = self._towards()
+        self.encoder = self._encoder()
         self.num_classes = self.classify.num_classes if self.classify else config.network.get("num_classes", 0)
-        self.label = self._label(config.sample.label or (ALL if self.classify else ""), workdir)
+        self.label = self._parse_label(config.sample.label or (ALL if self.classify else ""), workdir)
         self._check_scale(workdir)
-        limit = pick(THRESHOLDS, "threshold", self.settings.threshold)
+        threshold = pick(THRESHOLDS, "threshold", self.settings.threshold)
         if self.settings.threshold != "none" and not experiment.facts.levels:
             raise ValueError(
-                f"guidance.threshold {self.settings.threshold} keeps estimates among levels, and the data of {workdir} "
-                "are real numbers of any size; leave it out"
+                f"guidance.threshold {self.settings.threshold} clips to the range of levels, and the data of {workdir} "
+                "are real-valued; leave it out"
             )
-        self.limit = functools.partial(limit, quantile=self.settings.quantile, low=experiment.low)
+        self.threshold = functools.partial(threshold, quantile=self.settings.quantile, low=experiment.low)
 
     @property
-    def acts(self) -> bool:
-        """Whether the denoiser is another than the run's own without a label."""
-        return bool(self.told())
+    def is_active(self) -> bool:
+        """Whether the denoiser differs from the run's own, unconditional one."""
+        return bool(self.record())
 
-    def told(self) -> dict[str, Any]:
-        """What acts, for a manifest."""
+    def record(self) -> dict[str, Any]:
+        """The active settings, for a manifest."""
         settings = self.settings
         keys = {
             "scale": settings.scale != 1,
@@ -78,40 +78,40 @@ class Guide:
             "autoguidance": self.weaker,
             "classifier_scale": self.classify,
             "classifier": self.classify,
-            "encoder_scale": self.towards,
-            "encoder": self.towards,
-            "text": self.towards and settings.text,
-            "image": self.towards and settings.image,
+            "encoder_scale": self.encoder,
+            "encoder": self.encoder,
+            "text": self.encoder and settings.text,
+            "image": self.encoder and settings.image,
             "quantile": settings.threshold == "dynamic",
             "threshold": settings.threshold != "none",
         }
-        found = {key: settings[key] for key, acts in keys.items() if acts}
+        found = {key: settings[key] for key, active in keys.items() if active}
         if self.label is not None:
             found["label"] = self.label
             if self.classes:
                 found["class"] = self.classes[self.label] if isinstance(self.label, int) else self.label
-        if self.leans:
+        if self.has_interval:
             found |= {"low": settings.low, "high": settings.high}
         return found
 
     @property
-    def leans(self) -> bool:
-        """Whether anything but the label moves the estimates."""
-        return self.settings.scale != 1 or any((self.weaker, self.classify, self.towards))
+    def has_interval(self) -> bool:
+        """Whether a term is active that acts between ``guidance.low`` and ``guidance.high`` alone."""
+        return self.settings.scale != 1 or any((self.weaker, self.classify, self.encoder))
 
     def labels(self, numbers: Tensor) -> Tensor | None:
-        """The labels of the examples of these numbers (B,), int64; None without any."""
+        """The class labels of the examples with these numbers (B,), int64 (B,); None without labels."""
         if self.label is None:
             return None
         labels = torch.full_like(numbers, self.label) if isinstance(self.label, int) else numbers % self.num_classes
         return labels.to(self.experiment.device)
 
     def __call__(self, denoise: Denoise, numbers: Tensor) -> Each:
-        """The guided denoiser for the examples of these numbers (B,)."""
+        """The guided denoiser of the examples with these numbers (B,)."""
         numbers = numbers.to(self.experiment.device)
-        return Each(lambda rows: self._lean(of_rows(denoise, rows), numbers[rows]))
+        return Each(lambda rows: self._guided(of_rows(denoise, rows), numbers[rows]))
 
-    def _lean(self, denoise: Denoise, numbers: Tensor) -> Guided:
+    def _guided(self, denoise: Denoise, numbers: Tensor) -> Guided:
         settings, labels, sde = self.settings, self.labels(numbers), self.experiment.sde
         cond = {"label": labels} if self.conditional and labels is not None else {}
         plain: Denoise = functools.partial(denoise, **cond)
@@ -122,20 +122,20 @@ class Guide:
             guided = autoguidance(guided, functools.partial(self.weaker, **cond), settings.autoguidance_scale)
         if self.classify and labels is not None:
             guided = classifier(guided, sde, self.classify.log_prob(labels), settings.classifier_scale)
-        if self.towards:
-            guided = self.towards(guided)
-        if self.leans:
+        if self.encoder:
+            guided = self.encoder(guided)
+        if self.has_interval:
             guided = within(guided, plain, sde, settings.low, settings.high)
-        return self.limit(guided)
+        return self.threshold(guided)
 
-    def _towards(self) -> Lean | None:
-        """Towards a text or an image.
+    def _encoder(self) -> EncoderGuidance | None:
+        """Guidance towards ``guidance.text`` or ``guidance.image``.
 
-        Raises: ValueError for one of them without an encoder.
+        Raises: ValueError for a text or an image without an encoder.
         """
         settings = self.settings
         if settings.encoder:
-            return make_lean(self.config, self.experiment)
+            return make_encoder_guidance(self.config, self.experiment)
         for key in ("text", "image"):
             if settings[key]:
                 raise ValueError(
@@ -144,8 +144,11 @@ class Guide:
                 )
         return None
 
-    def _label(self, text: str, workdir: Path) -> int | str | None:
-        """The label of a text: ``ALL``, a number, or None for an empty one. A name goes before a number."""
+    def _parse_label(self, text: str, workdir: Path) -> int | str | None:
+        """The label that a text names: ``ALL``, the number of a class, or None if it is empty.
+
+        The name of a class has precedence over a number.
+        """
         if not text:
             return None
         if self.num_classes == 0:
@@ -164,37 +167,40 @@ class Guide:
         raise ValueError(f"--label {text}: need 0 to {self.num_classes - 1}{names}, or {ALL}")
 
     def _check_scale(self, workdir: Path) -> None:
-        """Raises: ValueError where the run cannot be without its label, or there is none to scale."""
+        """Check that the run can be sampled without a label, or with the scale of one.
+
+        Raises: ValueError if it cannot.
+        """
         scale = self.settings.scale
         if self.conditional and self.label is None and not self.config.train.label_dropout:
             raise ValueError(
-                f"{workdir} was trained with train.label_dropout 0 and knows no image without its label: add --label 0 "
-                f"or --label {ALL}"
+                f"{workdir} was trained with train.label_dropout 0 and has no unconditional estimate: add --label 0 or "
+                f"--label {ALL}"
             )
         if scale == 1:
             return
         if self.label is None or not self.conditional:
             raise ValueError(
-                f"guidance.scale {scale} scales a label of a run with labels: add --label 0 or --label {ALL}"
+                f"guidance.scale {scale} needs a label and a run trained with labels: add --label 0 or --label {ALL}"
             )
         if not self.config.train.label_dropout:
             raise ValueError(
-                f"guidance.scale {scale} needs a network that knows images without their label, and {workdir} was "
-                "trained with train.label_dropout 0; train with 0.1"
+                f"guidance.scale {scale} needs unconditional estimates, and {workdir} was trained with "
+                "train.label_dropout 0; train with 0.1"
             )
 
-    def _weaker(self, folder: Path) -> Guided:
-        """The run that the own one leans away from, on the SDE of this one."""
+    def _weaker_run(self, folder: Path) -> Guided:
+        """The denoiser of the weaker run for autoguidance, as a denoiser of this run's SDE."""
         recipe = recipe_of(folder, self.config)
         theirs, denoise, _ = load(recipe, folder, Options())
         check_data("guidance.autoguidance", folder, theirs, self.experiment)
         classes, ours = (config.network.get("num_classes", 0) for config in (recipe, self.config))
         if classes != ours:
-            raise ValueError(f"guidance.autoguidance {folder} knows {classes} classes, this run {ours}: need as many")
+            raise ValueError(f"guidance.autoguidance {folder} has {classes} classes, this run {ours}: need as many")
         return transport(denoise, theirs.sde, self.experiment.sde)
 
     def _classifier(self, folder: Path) -> Classifier:
-        """The classifier of noisy states, of the same noise."""
+        """The classifier of noisy states, trained on the SDE of this run."""
         classes, facts = self.config.network.get("num_classes", 0), self.experiment.facts
         missing = not (folder / "config.json").is_file()
         train = training_command(
@@ -214,8 +220,8 @@ class Guide:
         check_data("guidance.classifier", folder, theirs, self.experiment)
         check_noise("guidance.classifier", folder, recipe, self.config, train)
         if classes not in (0, classify.num_classes):
-            raise ValueError(f"guidance.classifier {folder} knows {classify.num_classes} classes, this run {classes}")
+            raise ValueError(f"guidance.classifier {folder} has {classify.num_classes} classes, this run {classes}")
         if classes and self.classes and theirs.facts.classes not in ((), self.classes):
-            raise ValueError(f"guidance.classifier {folder} numbers its classes otherwise: train one on the same data")
+            raise ValueError(f"guidance.classifier {folder} has other class numbers: train one on the same data")
         self.classes = theirs.facts.classes or self.classes
         return classify
