@@ -1,10 +1,10 @@
-"""A plugin of pytest that records which functions each test calls, and how long the test takes.
+"""Pytest plugin that records the functions each test calls and the duration of the test.
 
     CALLS=folder python -m pytest -q -n 2 -m "not slow" -p tests.calls
 
-Each worker writes ``folder/WORKER.json``: ``{test: [seconds, [function, ...]]}`` for the tests that pass, a function
-being written ``sde_lib/bound.py:Hybrid.at``. A call is added to each function of ours as its module is imported, which
-costs far less than a trace. Calls in the setup of a fixture count for each test with that fixture.
+Each worker writes ``folder/WORKER.json``: ``{test: [seconds, [function, ...]]}`` for the tests that pass. A function is
+written as ``sde_lib/bound.py:Hybrid.at``. The import hook inserts a recording call into each function of this project,
+which costs far less than a trace. Calls during the setup of a fixture count for every test that uses the fixture.
 """
 
 import ast
@@ -24,7 +24,7 @@ original = SourceFileLoader.get_code
 
 
 def functions(tree):
-    """Functions of a module and methods of its classes, each with its qualified name."""
+    """Yields the functions of a module and the methods of its classes, each with its qualified name."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             yield from ((f"{node.name}.{name}", function) for name, function in functions(node))
@@ -33,7 +33,7 @@ def functions(tree):
 
 
 def get_code(loader, name):
-    """The code of a module; each function of ours begins with a call of ``__called__`` with its name."""
+    """Returns the code of a module in which each function of this project first passes its name to ``__called__``."""
     path = Path(loader.path)
     if not (path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PARTS):
         return original(loader, name)

@@ -1,4 +1,4 @@
-"""Shared fixtures: exact distributions of several ranks, trained runs, and one thread so that runs repeat."""
+"""Shared fixtures: exact distributions of several ranks, trained runs, and a single thread for reproducible results."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def account(tmp_path_factory):
-    """A folder for the key that signs runs, in place of the one of the user's account."""
+    """A temporary folder for the key that signs runs, instead of the folder of the user's account."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("account")))
         yield
@@ -25,7 +25,7 @@ def account(tmp_path_factory):
 
 @pytest.fixture
 def rewrite():
-    """Give a run another value of its model, (folder, section, key, value), as if it had been trained with it."""
+    """Function (folder, section, key, value) that changes one config value of a run after training."""
 
     def run(folder, section, key, value):
         values = json.loads((folder / "config.json").read_text())
@@ -43,20 +43,19 @@ def rewrite():
 
 @pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in REPRESENTATIVE)) for name in SDES])
 def sde(request):
-    """A process with its defaults: the representative ones, and all of them with the slow tests.
+    """A process with its default options: the representative ones in the quick suite, all with the slow tests.
 
-    ``test_every_process_takes_the_same_way_in_log_snr`` shows why four are enough: a step that is right on one process
-    is right on all. The unit tests of processes cover each of them.
+    ``test_a_step_in_log_snr_is_the_same_for_every_process`` shows why four are enough: a step that is right for one
+    process is right for all. The unit tests of processes cover each of them.
     """
     return SDES[request.param]()
 
 
 def pytest_collection_modifyitems(items):
-    """Of the product of processes, ranks and the other parameters of a test, the quick suite runs pairs.
+    """Marks most of the product of processes, ranks and other parameters as slow; the quick suite runs pairs.
 
-    Process i, rank j and case k run where (i + j + k) % 3 = 0, so each pair of the three runs once; without ranks,
-    process i of n and case k of four or more where (i + k) % (n // 2) = 0, so each case runs on two processes. The rest
-    is slow.
+    Process i, rank j and case k run where (i + j + k) % 3 = 0, so each pair of the three runs once. Without ranks,
+    process i of n and case k of four or more run where (i + k) % (n // 2) = 0, so each case runs on two processes.
     """
     groups = {}
     for item in items:
@@ -76,7 +75,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def mixture():
-    """Two unequal bumps on a line, in float64."""
+    """Two unequal modes on a line, in float64."""
     weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
     means = torch.tensor([[-1.0], [0.8]], dtype=torch.float64)
     return GaussianMixture(weights, means, torch.tensor([[0.04], [0.16]], dtype=torch.float64))
@@ -105,7 +104,7 @@ def shaped_mixture(request):
 
 @pytest.fixture
 def quantiles(sde, mixture):
-    """States at the latest time, where the flow takes them at log-SNR 6, and that time."""
+    """States at t_max, their exact images under the flow at log-SNR 6, and the time of that log-SNR."""
     first, end = sde.marginal(sde.t_max), sde.time(torch.tensor(6.0, dtype=torch.float64)).item()
     x = first.alpha * mixture.mean + first.sigma * torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
     return x, transported(mixture, x, first, sde.marginal(end)), end
@@ -113,7 +112,7 @@ def quantiles(sde, mixture):
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
-    """A run on the digits that has left zero behind, with checkpoints of steps 4 and 8."""
+    """A run on the digits whose weights have moved away from zero, with checkpoints of steps 4 and 8."""
     keys = {
         "network.channels": 8,
         "network.learned_variance": True,
@@ -127,7 +126,7 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def points(tmp_path_factory):
-    """A run on points that has left zero behind."""
+    """A run on points whose weights have moved away from zero."""
     keys = {
         "network.width": 16,
         "network.learned_variance": True,
@@ -141,7 +140,7 @@ def points(tmp_path_factory):
 
 
 def _trained(workdir, config, keys):
-    """The folder of a run of this config, with other values for some keys."""
+    """Trains a run of this config, with other values for some keys, and returns its folder."""
     words = [f"--config.{key}={value}" for key, value in keys.items()]
     line = ["run.py", "--mode=train", f"--config={config}", "--device=cpu", f"--workdir={workdir}", *words]
     assert command_line.main(line) == 0

@@ -1,4 +1,4 @@
-"""What the tests of readers share: networks from what they read, deviations, and files that do harm."""
+"""Helpers of the checkpoint readers' tests: recorded weights, networks built from them, malicious files."""
 
 import pickle
 from pathlib import Path
@@ -13,13 +13,13 @@ from score_sde.sde_lib import SDES, Denoiser
 
 
 def recorded(folder: str) -> list[Path]:
-    """The folders of weights and answers of references below ``folder``: complete recordings, and the copies here."""
+    """Folders of recorded weights and reference answers below ``folder``: complete recordings, and the copies here."""
     found = {path.parent.name: path.parent for top in (COPIES, COMPLETE) for path in (top / folder).glob("*/io.npz")}
     return [found[name] for name in sorted(found)]
 
 
 def network(foreign: Foreign) -> torch.nn.Module:
-    """The network with the weights that were read; it takes no others."""
+    """Builds the network and loads the weights with ``strict=True``."""
     options = dict(foreign.config["network"])
     made = NETWORKS[options.pop("name")](foreign.shape, **options)
     made.load_state_dict(foreign.weights)
@@ -33,10 +33,10 @@ def denoiser(foreign: Foreign) -> Denoiser:
 
 
 def drawn(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    """Weights of a network that is too large to be stored: the same numbers on every machine, from a few integers.
+    """Weights, reproducible on every machine, of a network too large to be stored.
 
-    Layers keep the variance, normalisations are near 1, biases near 0 and frequencies up to 16, all in half precision.
-    Of numpy's streams it is the one that is kept from version to version.
+    Layers preserve the variance, normalisations are near 1, biases near 0 and frequencies up to 16, all in half
+    precision. The bit generator is the one whose stream numpy keeps stable between versions.
     """
     source, weights = np.random.RandomState(0), {}
     for name, shape in shapes.items():
@@ -52,7 +52,7 @@ def drawn(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
 
 
 class Harm:
-    """What would make a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -62,16 +62,16 @@ class Harm:
 
 
 def malicious(path: Path, mark: Path, weights: dict) -> None:
-    """Write a checkpoint as ``torch.save`` does, with these tensors and something that makes ``mark``."""
+    """Writes a checkpoint as ``torch.save`` does, with these tensors and an object that creates ``mark``."""
     torch.save({**weights, "harm": Harm(mark)}, path)
 
 
 def malicious_pickle(path: Path, mark: Path) -> None:
-    """Write a bare pickle that makes ``mark``."""
+    """Writes a bare pickle that creates ``mark``."""
     path.write_bytes(pickle.dumps({"ema": Harm(mark)}))
 
 
 def without_end(path: Path, share: float = 0.7) -> None:
-    """Cut a file off."""
+    """Truncates a file to a fraction of its size."""
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])

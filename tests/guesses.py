@@ -1,4 +1,4 @@
-"""Gaussians for a mixture: the flow is exact with any, and best with the moments of the data."""
+"""Moment-matched Gaussians for a mixture: the flow is exact with any of them, and cheapest with the data's moments."""
 
 import torch
 
@@ -8,7 +8,7 @@ GUESSES = ("standard", "isotropic", "leading", "full")
 
 
 def moment_matched(name, mixture):
-    """N(0, I); another mean and variance; the mixture's moments, in a third of the directions or in all."""
+    """N(0, I); a Gaussian with other moments; the mixture's moments, in a third of the directions or in all."""
     shape = mixture.shape
     if name == "standard":
         return Gaussian.standard(mixture.means.reshape(-1, *shape))

@@ -1,7 +1,7 @@
-"""Mistakes that people make in code like this, one at a time, for the selftest to notice.
+"""Typical mistakes in code of this kind; each, injected alone, has to fail the selftest.
 
-A mutation is a place, a piece of its source and what stands there instead. The function's code is compiled anew and put
-into the same function object, so that every table and every module that imported it sees the mistake.
+A mutation replaces one piece of a function's source. The function is compiled again and its new code object is put into
+the same function object, so every table and every module that imported the function runs the mistake.
 """
 
 import ast
@@ -20,14 +20,14 @@ from score_sde.selftest.groups import CHECKS, results
 
 
 class Mutation(NamedTuple):
-    """A mistake.
+    """One mistake.
 
     Args:
-        name: what went wrong, in words.
-        group: the checks that should notice first.
+        name: description of the mistake.
+        group: the checks expected to fail first.
         where: module:function or module:class.method.
-        old: a piece of source that stands there once.
-        new: the mistake.
+        old: a piece of source that occurs once.
+        new: its replacement.
     """
 
     name: str
@@ -38,22 +38,22 @@ class Mutation(NamedTuple):
 
 
 def function_of(where: str):
-    """The function at module:name, without its decorators."""
+    """Returns the function at module:name, without its decorators."""
     module, _, path = where.partition(":")
     found = functools.reduce(getattr, path.split("."), importlib.import_module(f"score_sde.{module}"))
     return inspect.unwrap(getattr(found, "__func__", found))
 
 
 def source_of(where: str) -> str:
-    """Its source, without the indentation of its class."""
+    """Source of the function, without the indentation of its class."""
     return textwrap.dedent(inspect.getsource(function_of(where)))
 
 
 @contextmanager
 def applied(mutation: Mutation) -> Iterator[None]:
-    """The library with the mistake in it.
+    """Applies the mutation within a ``with`` block.
 
-    Raises: LookupError if the source has changed, so that the mistake cannot be made any more as it is written down.
+    Raises: LookupError if ``old`` no longer occurs once in the source.
     """
     function = function_of(mutation.where)
     source = source_of(mutation.where)
@@ -72,13 +72,13 @@ def applied(mutation: Mutation) -> Iterator[None]:
 
 
 OWN_TEXT = tuple(f"stopped by {kind}:" for kind in ("AttributeError", "NameError", "SyntaxError", "TypeError"))
-"""How a row begins where the text of a mistake is no code that could run; that a check stops there proves nothing."""
+"""Start of a row that reports code that cannot run; such a failure is no evidence that a check detects the mistake."""
 
 
 def noticed(mutation: Mutation) -> tuple[str, Row] | None:
-    """The first row that fails with the mistake in place, and its group: the expected one first, then all others.
+    """Returns the first row that fails under the mutation, and its group; the expected group runs first.
 
-    Raises: LookupError for a mistake whose own text does not run.
+    Raises: LookupError for a mutation whose code does not run.
     """
     setting = Setting(torch.device("cpu"), torch.float64)
     with applied(mutation):

@@ -1,4 +1,4 @@
-"""Small training runs: how to make one, its files, and whether two are the same."""
+"""Small training runs: creation, files and comparison."""
 
 import json
 from pathlib import Path
@@ -26,13 +26,13 @@ DIGITS = {
     "train.checkpoint_every": 3,
     "train.keep_checkpoints": 0,
 }
-"""A small network on the digits, with dropout and a checkpoint that falls between two lines of metrics."""
+"""A small network on the digits, with dropout and a checkpoint between two lines of metrics."""
 
 POINTS = {key: value for key, value in DIGITS.items() if key != "network.channels"} | {"network.width": 16}
 
 
 def train(workdir, num_steps, config="vpsde", **changes):
-    """Train in this process and return the exit status; dots of keys are written as two underscores."""
+    """Trains in this process and returns the exit status; dots of keys are written as two underscores."""
     keys = (POINTS if config == "points" else DIGITS) | {key.replace("__", "."): v for key, v in changes.items()}
     keys["train.total_images"] = num_steps * keys["train.batch_size"]
     overrides = [f"--config.{key}={value}" for key, value in keys.items()]
@@ -49,19 +49,18 @@ def trainer_of(tmp_path, config="vpsde", num_steps=8, **changes):
 
 
 def metrics(workdir):
-    """The lines of metrics.jsonl, without the one number that is a matter of the machine."""
+    """Lines of metrics.jsonl without the machine-dependent number."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
 
 
 def steps(workdir):
-    """Numbers of the checkpoints that are there."""
+    """Steps of the existing checkpoints."""
     return [int(path.name.removeprefix("step_")) for path in checkpoint.steps(workdir / "checkpoints")]
 
 
 def digests(workdir, step):
-    """The hashes of all weights of a checkpoint, raw ones and averages, and of the moment-matched Gaussian of the
-    data."""
+    """Hashes of all weights of a checkpoint, raw and averaged, and of the data's moment-matched Gaussian."""
     found = checkpoint.read_meta(workdir / "checkpoints" / f"step_{step:08d}")["sha256"]
     return {name: digest for name, digest in found.items() if name.endswith(".safetensors")}
 
@@ -78,7 +77,7 @@ def equal(one, other):
 
 
 def assert_same_run(one, other, step):
-    """Weights, averages, optimiser and metrics of two runs are equal at a step."""
+    """Asserts that weights, averages, optimiser and metrics of two runs are equal at a step."""
     assert digests(one, step) == digests(other, step)
     states = [checkpoint.load_state(folder / "checkpoints" / f"step_{step:08d}") for folder in (one, other)]
     assert equal(*states)
@@ -86,5 +85,5 @@ def assert_same_run(one, other, step):
 
 
 def command(*words):
-    """Run a command in this process and return its exit status."""
+    """Runs a command in this process and returns its exit status."""
     return command_line.main(["run.py", *map(str, words)])

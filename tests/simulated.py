@@ -1,12 +1,12 @@
-"""A simulated accelerator: the torch device ``sim``, which computes on the CPU, to the bit, and behaves as a GPU does.
+"""A simulated accelerator: the torch device ``sim`` computes on the CPU, bit for bit, and behaves like a GPU.
 
-- An operation on tensors of both devices raises; 0-d CPU tensors and CPU indices are taken, as by CUDA.
+- An operation on tensors of both devices raises; 0-d CPU tensors and CPU indices are accepted, as by CUDA.
 - ``numpy()`` raises.
-- What makes the host wait for a GPU is recorded in ``waits``: reading a number, a blocking copy in either direction,
-  and operations whose output shape depends on values.
+- Operations that make the host wait for a GPU are recorded in ``waits``: reading a number, a blocking copy in either
+  direction, and operations whose output shape depends on values.
 
-Importing this module registers the device for the whole process, so tests use it in a process of their own. As a
-program it runs a command of the project and lists the lines that waited:
+Importing this module registers the device for the whole process, so tests use it in a separate process. Run as a
+program, it executes a command of the project and lists the lines that waited:
 
     python tests/simulated.py --config vpsde --mode train --device sim --config.train.total_images=1280
 
@@ -46,14 +46,14 @@ READING = {
     aten.repeat_interleave.Tensor: "repeat_interleave",
     aten.bincount.default: "bincount",
 }
-"""Operations that wait, and why."""
+"""Operations that wait, and the reason."""
 
 
 class Simulated(Tensor):
     """A tensor of the device.
 
     Attributes:
-        held: the CPU tensor that has its numbers.
+        held: the CPU tensor with the values.
     """
 
     held: Tensor
@@ -87,7 +87,7 @@ class Simulated(Tensor):
         return copied
 
     def __reduce_ex__(self, protocol: int) -> Any:
-        return self.held.__reduce_ex__(protocol)  # a file is read back with map_location="cpu"
+        return self.held.__reduce_ex__(protocol)  # read back with map_location="cpu"
 
     def tolist(self) -> Any:
         record("number read")
@@ -104,7 +104,7 @@ class Simulated(Tensor):
 
 
 def record(reason: str) -> None:
-    """Count a wait for the innermost line that belongs neither to this file nor to a package."""
+    """Counts a wait for the innermost line outside this file and outside packages."""
     for frame in reversed(traceback.extract_stack()):
         if frame.filename != __file__ and not frame.filename.startswith((sys.prefix, sys.base_prefix, "<frozen")):
             waits[f"{reason}, {os.path.relpath(frame.filename)}:{frame.lineno}"] += 1
@@ -113,14 +113,14 @@ def record(reason: str) -> None:
 
 @contextlib.contextmanager
 def counted() -> Iterator[collections.Counter[str]]:
-    """The waits within."""
+    """Yields a counter that holds the waits of the ``with`` block once it ends."""
     before, found = waits.copy(), collections.Counter()
     yield found
     found.update(waits - before)
 
 
 def compute(func: Any, args: tuple, kwargs: dict) -> Any:
-    """One operation, on the held tensors; the result belongs to the device unless it is copied to another one."""
+    """Runs one operation on the held tensors; the result stays on the device unless copied to another one."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     ours = [tensor for tensor in tensors if isinstance(tensor, Simulated)]
     target = kwargs.get("device")
@@ -143,7 +143,7 @@ def compute(func: Any, args: tuple, kwargs: dict) -> Any:
         Tensor, lambda tensor: tensor if isinstance(tensor, Simulated) else Simulated(tensor), found
     )
     if func._schema.is_mutable or any(value.alias_info is not None for value in func._schema.returns):
-        with contextlib.suppress(RuntimeError):  # of views whose storage is not shared in this process
+        with contextlib.suppress(RuntimeError):  # for views whose storage is not shared in this process
             return return_and_correct_aliasing(func, args, kwargs, wrapped)
     return wrapped
 
@@ -159,7 +159,7 @@ def check_devices(func: Any, ours: list[Simulated], tensors: list[Tensor]) -> No
 
 
 def wait_of(func: Any, args: tuple, kwargs: dict, ours: list[Simulated]) -> str | None:
-    """Why the host waits in an operation; None where it does not."""
+    """Reason why the host waits in an operation; None if it does not."""
     if func in READING:
         return READING[func] if ours else None
     if func in INDEXED:
@@ -181,12 +181,12 @@ def wait_of(func: Any, args: tuple, kwargs: dict, ours: list[Simulated]) -> str 
 
 
 def is_simulated(device: Any) -> bool:
-    """Whether a device, or its name, is this one."""
+    """Whether a device, or its name, is the simulated one."""
     return device is not None and torch.device(device).type == NAME
 
 
 class Backend:
-    """What torch asks of the module of a device."""
+    """The interface that torch requires of a device's module."""
 
     def is_initialized(self) -> bool:
         return True
@@ -203,7 +203,7 @@ class Backend:
         return False
 
     def manual_seed_all(self, seed: int) -> None:
-        """Random numbers are drawn by the generator of the CPU."""
+        """Does nothing: the CPU's generator draws the random numbers."""
 
     manual_seed = synchronize = manual_seed_all
 
@@ -222,7 +222,7 @@ FACTORIES += ("full", "zeros", "ones", "empty", "rand", "randn", "randint")
 
 
 def on_the_device(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A factory function whose tensors of the device are made on the CPU, for C++ resizes what it returns."""
+    """Wraps a factory function to create the device's tensors on the CPU, because C++ resizes its result."""
 
     def made(*args: Any, device: Any = None, requires_grad: bool = False, **options: Any) -> Tensor:
         if is_simulated(device):
@@ -233,7 +233,7 @@ def on_the_device(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def uploading(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function that copies data of the host, which waits."""
+    """Wraps a function that copies host data to the device, which waits."""
 
     def made(data: Any, *, dtype: Any = None, device: Any = None, **options: Any) -> Tensor:
         found = data if isinstance(data, Simulated) and make is AS_TENSOR else make(data, dtype=dtype, **options)
@@ -243,12 +243,12 @@ def uploading(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def register() -> None:
-    """Make the device known to torch."""
+    """Registers the device with torch."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
     LIBRARY.fallback(lambda func, *args, **kwargs: compute(func, args, kwargs), "PrivateUse1")
     LIBRARY.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     ATEN.impl("silu_backward", lambda *args: compute(aten.silu_backward.default, args, {}), "PrivateUse1")
-    torch.backends.cuda.enable_flash_sdp(False)  # the CPU's own kernel of attention rounds otherwise
+    torch.backends.cuda.enable_flash_sdp(False)  # the CPU's own attention kernel rounds differently
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     for name in FACTORIES:
         setattr(torch, name, on_the_device(getattr(torch, name)))
@@ -257,7 +257,7 @@ def register() -> None:
 
 AS_TENSOR, LIBRARY = torch.as_tensor, torch.library.Library("_", "IMPL")
 ATEN = torch.library.Library("aten", "IMPL")
-"""For operations that devices without a kernel of their own take apart, which rounds otherwise."""
+"""For operations that devices without a kernel decompose, which rounds differently."""
 register()
 
 if __name__ == "__main__":

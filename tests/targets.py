@@ -1,9 +1,9 @@
-"""The output that each parameterization asks of a network, and a network that has it."""
+"""The target of each parameterization, and a network with a given output."""
 
 import torch
 from torch import nn
 
-# (alpha, sigma, sigma_data, x0, eps) -> what the network estimates, by definition.
+# (alpha, sigma, sigma_data, x0, eps) -> the network's target, by definition.
 TARGETS = {
     "x0": lambda alpha, sigma, sigma_data, x0, eps: x0,
     "eps": lambda alpha, sigma, sigma_data, x0, eps: eps,
@@ -21,7 +21,7 @@ SIGMA_DATA = 0.7
 
 
 class Fixed(nn.Module):
-    """A network that answers with a given tensor and remembers what it was asked."""
+    """Network with a fixed output that records its inputs."""
 
     def __init__(self, output):
         super().__init__()

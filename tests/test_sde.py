@@ -426,7 +426,7 @@ def test_the_velocity_of_rectified_flow_is_that_of_the_probability_flow(shaped_m
 
 
 @pytest.mark.parametrize("step", sorted(ORDERS.keys() - OF_TIME | {"ode"}))
-def test_every_process_takes_the_same_way_in_log_snr(sde, plane, step):
+def test_a_step_in_log_snr_is_the_same_for_every_process(sde, plane, step):
     """From equal scaled states at equal log-SNR: rectified flow is diffusion in other coordinates."""
     y = 10 * torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ends, last = torch.tensor([-4.0, 6.0], dtype=torch.float64), []

@@ -1,11 +1,11 @@
-"""Trajectories on exact mixtures: where they start, where the flow takes them, and the law that they have to keep."""
+"""Trajectories on exact mixtures: initial states, exact images under the flow, and the marginals to be preserved."""
 
 import torch
 
 from score_sde.samplers import GRIDS, Noise, trajectory
 
 REPRESENTATIVE = {"vpsde", "vesde", "rectified", "ddpm"}
-"""Processes that stand for the others in products: both limits of the noise, a bridge to the data, discrete levels."""
+"""Processes that represent the others in products: both limits of the noise, a bridge to the data, discrete levels."""
 
 ORDERS = {
     **{"ddim": (1.0, 0.1), "heun": (2.0, 0.15), "plms": (2.0, 0.15), "pndm": (2.0, 0.15)},
@@ -15,17 +15,17 @@ ORDERS = {
     **{"rk4": (4.0, 0.3), "rk45": (5.0, 1.0)},
     **{"ipndm": (4.0, 0.5), "vab": (4.0, 1.0), "unipc": (4.0, 0.5), "adams": (5.0, 0.5)},
 }
-"""Order and its tolerance, on a grid that is not even in sigma / alpha."""
+"""Order and its tolerance, on a grid that is not uniform in sigma / alpha."""
 
 ALONE = {
     "ode": {"rtol": 0.03, "atol": 0.03},
     "dpm_adaptive": {"control_rtol": 0.5, "control_atol": 0.5},
     "adaptive_sde": {"control_rtol": 0.5, "control_atol": 0.5},
 }
-"""Steps that choose their own length, with a tolerance at which they take few, for tests that do not need accuracy."""
+"""Adaptive steps, with tolerances that need few evaluations, for tests that do not depend on accuracy."""
 
 OF_TIME = {"plms", "pndm", "deis"}
-"""Steps whose formulas are of times, and differ from process to process."""
+"""Steps whose formulas depend on the time itself and so differ between processes."""
 
 
 def noises(num):
@@ -33,7 +33,7 @@ def noises(num):
 
 
 class Counted:
-    """Anything callable, with the number of its calls."""
+    """A callable that counts its calls."""
 
     def __init__(self, function):
         self.function, self.calls = function, 0
@@ -44,20 +44,21 @@ class Counted:
 
 
 def terminal(mixture, sde, num, seed=0):
-    """Exact draws of the marginal at the latest time."""
+    """Exact draws of the marginal at t_max."""
     generator, (alpha, sigma, _) = torch.Generator().manual_seed(seed), sde.marginal(sde.t_max)
     x0 = mixture.sample(num, generator)
     return alpha * x0 + sigma * torch.randn(x0.shape, dtype=x0.dtype, generator=generator)
 
 
 def distribution(mixture, x, alpha, sigma):
-    """Cumulative distribution of a mixture on the line, under alpha x_0 + sigma eps."""
+    """Cumulative distribution of alpha x_0 + sigma eps for a mixture on the line."""
     deviation = torch.sqrt(alpha**2 * mixture.variances[:, 0] + sigma**2)
     return (mixture.log_weights.exp() * torch.special.ndtr((x - alpha * mixture.means[:, 0]) / deviation)).sum(1)
 
 
 def transported(mixture, x, first, last):
-    """Where the probability flow takes x (B, 1): on the line it keeps the cumulative distribution. By bisection."""
+    """Image of x (B, 1) under the probability flow, which on the line preserves the cumulative distribution; by
+    bisection."""
     target = distribution(mixture, x, first.alpha, first.sigma)
     low, high = torch.full_like(x, -1e4), torch.full_like(x, 1e4)
     for _ in range(100):
@@ -76,7 +77,7 @@ SHARES = {}
 
 
 def shares_of_modes(mixture):
-    """How many of 200,000 draws are nearest to each mean; drawn once for each law."""
+    """Fraction of 200,000 draws nearest to each mean; cached for each mixture."""
     key = tuple(torch.cat([mixture.means.flatten(), mixture.covariance.flatten()]).tolist())
     if key not in SHARES:
         nearest = torch.cdist(mixture.sample(200_000, torch.Generator().manual_seed(9)), mixture.means).argmin(1)
@@ -85,7 +86,7 @@ def shares_of_modes(mixture):
 
 
 def assert_marginal(mixture, sde, x, limit=3.0):
-    """Mean, covariance and weights of the modes of the marginal at t_min, each within its standard errors."""
+    """Asserts mean, covariance and weights of the modes of the marginal at t_min, each within its standard errors."""
     alpha, sigma, _ = sde.marginal(sde.t_min)
     num, dimensions = x.shape
     x = x / alpha
@@ -101,7 +102,7 @@ def assert_marginal(mixture, sde, x, limit=3.0):
 
 
 def evolve(mixture, sde, step, num, num_steps):
-    """The state at t_min."""
+    """Returns the state at t_min."""
     times = GRIDS["log_snr"](sde, num_steps)
     *_, x, _ = trajectory(step, mixture.denoiser(sde, 0.5), terminal(mixture, sde, num, seed=1), times, noises(num))
     return x

@@ -1,1 +1,1 @@
-"""The same numbers as the reference implementations, from the same inputs, models and recorded noise."""
+"""Comparison with the reference implementations, from the same inputs, models and recorded noise."""

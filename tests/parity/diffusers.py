@@ -1,4 +1,4 @@
-"""diffusers: the schedulers that are steps of ours under another name, on a Gaussian mixture in float64."""
+"""diffusers: schedulers that coincide with steps of this library, on a Gaussian mixture in float64."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -30,10 +30,10 @@ CHAINS: dict[str, Callable[[SDE], Step]] = {
     "ddim_eta05": lambda sde: DDIM(sde, eta=0.5),
     "ddim_trailing": DDIM,
 }
-"""Schedulers that walk along the levels of DDPM's chain."""
+"""Schedulers on the levels of DDPM's chain."""
 
 MULTISTEP: dict[str, Callable[[SDE], Step]] = {"pndm": PNDM, "pndm_plms": PLMS}
-"""Schedulers along the same levels that stop at the first instead of going on to the data."""
+"""Schedulers on the same levels that stop at the first level instead of at the data."""
 
 LADDERS: dict[str, Callable[[SDE], Step]] = {
     "euler": DDIM,
@@ -43,11 +43,11 @@ LADDERS: dict[str, Callable[[SDE], Step]] = {
     "heun_karras": Heun,
     "dpm_1": DDIM,
 }
-"""Schedulers that walk down noise-to-signal ratios."""
+"""Schedulers on noise-to-signal ratios."""
 
 
 class PublishedUniPC(UniPC):
-    """UniPC whose last moves are of lower order for any number of moves."""
+    """UniPC whose last steps have lower order for any number of steps."""
 
     def __init__(
         self, sde: SDE, form: str = "data", order: int = 3, variant: str = "bh2", to_data: bool = False
@@ -60,7 +60,7 @@ class PublishedUniPC(UniPC):
 
 
 class Lowered(Multistep):
-    """A method of which fewer than 15 moves end with those of lower order."""
+    """A method whose last steps have lower order if there are fewer than 15."""
 
     def orders(self, num_moves: int) -> np.ndarray:
         return np.minimum(self.order, num_moves - np.arange(num_moves) if num_moves < 15 else self.order)
@@ -95,7 +95,7 @@ TO_LAST_LEVEL: dict[str, Callable[[SDE], Step]] = {
 
 
 def chain(recording: Recording, name: str) -> Discrete:
-    """The linear chain of a scheduler, as its recorded configuration has it."""
+    """The linear chain of a scheduler, with its recorded parameters."""
     cases = parameters(recording.name)["cases"].items()
     about = next(case["full_config"] for run, case in cases if run.startswith(f"{name}.") and "full_config" in case)
     assert about["beta_schedule"] == "linear"
@@ -104,7 +104,7 @@ def chain(recording: Recording, name: str) -> Discrete:
 
 
 def runs(recording: Recording) -> Iterator[tuple[str, str, int]]:
-    """Name of a run, of its scheduler, and the number of dimensions."""
+    """Yields the name of a run, its scheduler, and the number of dimensions."""
     for key in recording.arrays:
         name, num_steps, *rest = key.split(".")
         if rest and rest[-1] == "x_f64":
@@ -130,7 +130,7 @@ def chains(recording: Recording) -> Iterator[Comparison]:
 
 
 def multistep(recording: Recording) -> Iterator[Comparison]:
-    """The last state, and the levels at which the denoiser was asked, one after the other."""
+    """Compares the last state and the sequence of levels at which the denoiser is evaluated."""
     for run, name, size in runs(recording):
         if name not in MULTISTEP:
             continue
@@ -149,7 +149,7 @@ def multistep(recording: Recording) -> Iterator[Comparison]:
 
 
 def ladders(recording: Recording) -> Iterator[Comparison]:
-    """The ladders are the recorded ones, Karras's are ours between their ends."""
+    """Runs on the recorded ladders, and on Karras's between the same ends."""
     for run, name, size in runs(recording):
         if name not in LADDERS:
             continue
@@ -158,7 +158,7 @@ def ladders(recording: Recording) -> Iterator[Comparison]:
         sde = EDMSDE(sigmas[-1], sigmas[0])
         karras = name.endswith("karras")
         times = GRIDS["karras"](sde, len(sigmas) - 1) if karras else torch.tensor(sigmas, dtype=torch.float64)
-        preserved = (1 + sde.t_max**2) ** 0.5  # a variance-preserving start is z, another sigma_max z
+        preserved = (1 + sde.t_max**2) ** 0.5  # start: z if variance-preserving, else sigma_max z
         x = recording[f"noise{size}.initial"].double() * (preserved if name == "dpm_1" else sde.t_max)
         draw = replay(recording[f"noise{size}.bank"])
         ours = sample(LADDERS[name](sde), mixture(recording, size).denoiser(sde), x, times, draw)
@@ -166,7 +166,7 @@ def ladders(recording: Recording) -> Iterator[Comparison]:
 
 
 def multistep_ladders(recording: Recording) -> Iterator[Comparison]:
-    """Down the recorded ladders, on to the data or to the last level, where a state is variance-preserving."""
+    """Runs on the recorded ladders to the data, or to the last level if the state is variance-preserving."""
     for run, name, size in runs(recording):
         if name not in TO_DATA | TO_LAST_LEVEL:
             continue

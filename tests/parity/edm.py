@@ -15,7 +15,7 @@ from score_sde.sde_lib import EDMSDE, SDE, VESDE, VPSDE, WEIGHTS, Denoiser, deno
 from score_sde.sde_lib.losses import Weight
 
 Loss = tuple[SDE, Callable[[Tensor], Tensor], Weight]
-"""Process, time of the recorded random number, weight on the squared error of x0."""
+"""Returns the process, the time of the recorded random number, and the weight on the squared error of x0."""
 
 
 def vp_loss(beta_d: float = 19.9, beta_min: float = 0.1, epsilon_t: float = 1e-5) -> Loss:
@@ -32,11 +32,11 @@ def edm_loss(P_mean: float = -1.2, P_std: float = 1.2, sigma_data: float = 0.5) 
 
 
 LOSSES = {"VPLoss": vp_loss, "VELoss": ve_loss, "EDMLoss": edm_loss}
-"""The published losses by their names, with their defaults."""
+"""The published losses by name, with their defaults."""
 
 
 def preconditioned(about: dict) -> tuple[SDE, str, float]:
-    """Process, parameterization and sigma_data of a published wrapper."""
+    """Returns the process, parameterization and sigma_data of a published wrapper."""
     attributes = about["attributes"]
     if about["precond"] == "EDMPrecond":
         return EDMSDE(), "edm", attributes["sigma_data"]
@@ -44,7 +44,7 @@ def preconditioned(about: dict) -> tuple[SDE, str, float]:
 
 
 class Answer(nn.Module):
-    """A network that gives the recorded answer, and keeps what it was asked."""
+    """Network that returns the recorded answer and keeps its inputs."""
 
     def __init__(self, output: Tensor) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Answer(nn.Module):
 
 
 def preconditioning(recording: Recording) -> Iterator[Comparison]:
-    """What goes into the network and what is made of its output; the VP state is alpha times theirs."""
+    """Compares the network's input and the denoised output; the VP state is alpha times the reference's."""
     about = parameters(recording.name.replace("/io", "/config"))
     sde, parameterization, sigma_data = preconditioned(about)
     network = Answer(recording["F"])
@@ -73,7 +73,7 @@ def preconditioning(recording: Recording) -> Iterator[Comparison]:
 
 
 def losses(recording: Recording) -> Iterator[Comparison]:
-    """Means over the dimensions of the published, unreduced losses."""
+    """Compares the published unreduced losses, averaged over the dimensions."""
     x0 = recording["images"].double()
     for case, about in recording.cases.items():
         sde, time, weight = LOSSES[about["cls"]](**about["kwargs"])
@@ -83,13 +83,13 @@ def losses(recording: Recording) -> Iterator[Comparison]:
 
 
 def limits(options: dict) -> tuple[float, float]:
-    """The noise levels between which a case samples: its own, within those of its network."""
+    """Noise levels between which a case samples: its own, clipped to its network's."""
     low, high = options["kwargs"].get("sigma_min", 0.002), options["kwargs"].get("sigma_max", 80.0)
     return max(low, options["net_sigma_min"]), min(high, float(options["net_sigma_max"]))
 
 
 def sampler(recording: Recording) -> Iterator[Comparison]:
-    """Heun on Karras's grid; the published last Euler step to no noise is the last denoising."""
+    """Heun on Karras's grid; the reference's last Euler step, to zero noise, is the last denoising here."""
     for case, options in recording.cases.items():
         keywords = options["kwargs"]
         edm = case.startswith("edm.") or (keywords["discretization"], keywords["schedule"]) == ("edm", "linear")
@@ -105,7 +105,8 @@ def sampler(recording: Recording) -> Iterator[Comparison]:
 
 
 def churn(recording: Recording) -> Iterator[Comparison]:
-    """The stochastic sampler, on a process that goes on above the first noise level; it drew noise for every move."""
+    """The stochastic sampler on a process whose range extends above the first noise level; each step has recorded
+    noise."""
     for case, options in recording.cases.items():
         keywords = options["kwargs"]
         if not (case.startswith("edm.") and keywords.get("S_churn")):

@@ -1,4 +1,4 @@
-"""All groups of comparisons, and where their numbers come from."""
+"""All groups of comparisons and the sources of their numbers."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from parity.recordings import Group
 
 
 class Source(NamedTuple):
-    """A reference implementation: where it is, which state of it was run, under which licence it is."""
+    """A reference implementation: its address, the commit that was run, and its licence."""
 
     repository: str
     version: str

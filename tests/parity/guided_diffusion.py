@@ -27,19 +27,19 @@ from score_sde.sde_lib.denoiser import Prediction
 from score_sde.sde_lib.process import reverse_std
 
 PUBLISHED_LEVELS = 1000
-"""Levels of the published chain, for recordings that do not name another number."""
+"""Number of levels of the published chain, used where a recording names no other."""
 
 
 @cache
 def chain(schedule: str, num_levels: int = PUBLISHED_LEVELS) -> Discrete:
-    """DDPM's linear chain, scaled to its number of levels, is ours; the cosine one comes as its betas."""
+    """DDPM's linear chain scaled to its number of levels, or the cosine chain from its betas."""
     if schedule == "linear":
         return VPSDE(0.1, 20.0).discretize(num_levels)
     return Discrete.of_betas(Recording("guided_diffusion/tables")[f"{schedule}{num_levels}.betas"])
 
 
 def tables(recording: Recording, schedule: str) -> Iterator[Comparison]:
-    """Marginals at the levels; the posterior out of the bridge."""
+    """Compares the marginals at the levels, and the posterior with ``bridge``."""
     for name, num_levels in parameters(recording.name)["schedules"]:
         if name == schedule:
             yield from _tables(recording, f"{schedule}{num_levels}", chain(schedule, num_levels))
@@ -70,7 +70,7 @@ def _tables(recording: Recording, prefix: str, sde: Discrete) -> Iterator[Compar
 
 
 def respaced(recording: Recording) -> Iterator[Comparison]:
-    """The betas of a chain that keeps only some levels: its transitions between them."""
+    """Compares the betas of a chain that keeps only some levels with the transitions between them."""
     about, whole = parameters(recording.name), Recording("guided_diffusion/tables")
     for key in recording.arrays:
         case, *rest = key.split(".")
@@ -86,10 +86,10 @@ def respaced(recording: Recording) -> Iterator[Comparison]:
 
 
 def steps(recording: Recording) -> Iterator[Comparison]:
-    """Single moves of samples at different levels, one by one; the reference adds no noise on the way to level 0.
+    """Compares single steps from different levels; the reference adds no noise on the way to level 0.
 
-    It moves an estimate of the data through float32 noise, which near the data keeps three digits: DDIM moves of such
-    a model are compared where sigma is above 0.1.
+    It passes an estimate of the data through float32 noise, which near the data keeps three digits, so DDIM steps of
+    such a model are compared only where sigma is above 0.1.
     """
     levels, outputs = (recording["t"].double() + 1).tolist(), recording["model_output"][:, :3].split(1)
     about = parameters(recording.name)
@@ -119,7 +119,7 @@ def steps(recording: Recording) -> Iterator[Comparison]:
 
 
 def estimate(sde: SDE, kind: str, f: Tensor) -> Callable[[Tensor, float], Prediction]:
-    """A model that answers f, the data or the noise."""
+    """A model whose output f is the data or the noise."""
     return lambda x, t: Prediction(f if kind.startswith("x0") else sde.x0(x, f, t))
 
 
@@ -128,7 +128,7 @@ def clipped(denoise: Callable[[Tensor, float], Prediction]) -> Callable[[Tensor,
 
 
 def update(step: Step, denoisers: list, x: Tensor, levels: list[float], noise: Tensor) -> Tensor:
-    """Each sample with its own denoiser from its level to the next one."""
+    """Moves each sample, with its own denoiser, from its level to the next one."""
     samples = zip(denoisers, x.split(1), levels, noise.split(1))
     return torch.cat([step(denoise, row, t, t - 1, replay(z[None])) for denoise, row, t, z in samples])
 
@@ -137,12 +137,13 @@ def update(step: Step, denoisers: list, x: Tensor, levels: list[float], noise: T
 
 
 def published_log_ndtr(x: Tensor) -> Tensor:
-    """The reference takes 1/2 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)) / 2 for the distribution of a normal."""
+    """The reference's approximation 1/2 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)) / 2 of the normal distribution
+    function."""
     return torch.nn.functional.logsigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
 
 
 def published(function: Callable, *args, **kwargs) -> Tensor:
-    """The value of a function of ours with the distribution and the bins of the reference: 256 levels from -1 to 1.
+    """Evaluates ``function`` with the reference's distribution function and bins: 256 levels from -1 to 1.
 
     The bins of those levels fill [-256/255, 256/255]; ours fill [-1, 1], which the caller of ``log_prob_bins`` gives as
     ``edge``, so the edge is replaced there.
@@ -156,14 +157,15 @@ def published(function: Callable, *args, **kwargs) -> Tensor:
 
 
 def share_of(sde: SDE, kind: str, level: Tensor, channel: Tensor) -> Tensor:
-    """What the variance channel says; or the choice of a fixed variance, where level 1 has the posterior of level 2."""
+    """Interpolation weight of the variance: from the channel, or fixed; at level 1 the reference uses level 2's
+    posterior."""
     if kind.endswith("_range"):
         return 0.5 * (channel + 1)
     return torch.where(level > 1, float(kind.endswith("_large")), 0.0).expand_as(channel)
 
 
 def bounds(sde: SDE, level: Tensor) -> tuple[Tensor, Tensor]:
-    """Deviations of the posterior and of the forward move."""
+    """Standard deviations of the posterior and of the forward step."""
     second = level.clamp(min=2)
     return sde.bridge(0.0, 1.0, second, second - 1, eta=1.0)[1], sde.transition(level - 1, level)[1]
 
@@ -173,7 +175,7 @@ def in_bits(nats: Tensor, like: Tensor) -> Tensor:
 
 
 def predictions(recording: Recording) -> Iterator[tuple[str, str, Discrete, Tensor, Tensor, Prediction]]:
-    """(case, kind, chain, level, x_t, what the network says) in double precision; our variances have bounds."""
+    """Yields (case, kind, chain, level, x_t, model output) in double precision, for models with bounded variances."""
     level, output = column(recording["t"].double() + 1), recording["model_output"].double()
     about = parameters(recording.name)
     for case in about["cases"]:
@@ -186,7 +188,7 @@ def predictions(recording: Recording) -> Iterator[tuple[str, str, Discrete, Tens
 
 
 def variances(recording: Recording) -> Iterator[Comparison]:
-    """Logarithms of the variances of reverse moves, fixed and learned."""
+    """Compares the log variances of reverse steps, fixed and learned."""
     for case, _, sde, level, _, prediction in predictions(recording):
         name = f"{case}.noclip.log_variance"
         if name in recording:
@@ -194,7 +196,7 @@ def variances(recording: Recording) -> Iterator[Comparison]:
 
 
 def step_bounds(recording: Recording) -> Iterator[Comparison]:
-    """Terms of the bound; the reference cuts probabilities at 1e-12, which a wild estimate of the data meets."""
+    """Compares the terms of the bound; the reference clips probabilities at 1e-12, which wild estimates of x0 reach."""
     x0 = recording["x_start"].double()
     for case, kind, sde, level, x, plain in predictions(recording):
         rows = slice(int(kind.startswith("x0")), None)
@@ -209,7 +211,8 @@ def step_bounds(recording: Recording) -> Iterator[Comparison]:
 
 
 def objectives(recording: Recording) -> Iterator[Comparison]:
-    """Training losses: rescaled_kl is our bound, rescaled_mse our hybrid; the others count one level of T."""
+    """Compares training losses: rescaled_kl is our bound, rescaled_mse our hybrid; the others are scaled to one level
+    of T."""
     x0, eps = recording["x_start"].double(), recording["q_noise"].double()
     for case, kind, sde, level, _, prediction in predictions(recording):
         if not kind.endswith("_range"):
@@ -233,7 +236,7 @@ def objectives(recording: Recording) -> Iterator[Comparison]:
 
 
 def laws(recording: Recording) -> Iterator[Comparison]:
-    """A divergence of normals, with logarithms of variances for numbers; masses of bins around the data."""
+    """Compares the divergence of normals, given log variances, and the masses of bins around the data."""
     x0, eps, output = (recording[key].double() for key in ("x_start", "q_noise", "model_output"))
     mean, channel = output.chunk(2, 1)
     yield "normal_kl", kl(x0, torch.exp(0.5 * channel), eps, torch.exp(0.5 * mean)), recording["normal_kl"]
@@ -242,7 +245,7 @@ def laws(recording: Recording) -> Iterator[Comparison]:
 
 
 def whole_bounds(recording: Recording) -> Iterator[Comparison]:
-    """The bound over a chain of some of the levels, with clipped estimates; the reference goes from the last level."""
+    """Compares the bound over a respaced chain with clipped estimates; the reference starts at the last level."""
     for case, about in recording.cases.items():
         if about["kind"] != "bpd":
             continue
@@ -268,7 +271,7 @@ def whole_bounds(recording: Recording) -> Iterator[Comparison]:
 
 
 def network(about: dict, sde: SDE, like: Tensor) -> Callable[[Tensor, float], Prediction]:
-    """The exact denoiser of N(mu, s^2), and its share: the variance channel of [-1, 1]."""
+    """The exact denoiser of N(mu, s^2) and the variance weight, a channel in [-1, 1]."""
     mean = torch.full((1, *like.shape[1:]), about["mu"], dtype=torch.float64)
     exact = GaussianMixture(torch.ones(1).double(), mean, about["s"] ** 2).denoiser(sde)
     denoise = clipped(exact) if about["options"].get("clip_denoised", True) else exact
@@ -277,7 +280,7 @@ def network(about: dict, sde: SDE, like: Tensor) -> Callable[[Tensor, float], Pr
 
 
 def chains(recording: Recording) -> Iterator[Comparison]:
-    """Whole chains over some of the levels, ancestral ones with a learned variance."""
+    """Compares whole respaced chains, the ancestral ones with a learned variance."""
     for case, about in recording.cases.items():
         if about["kind"] == "bpd" or about["cond_fn"]:
             continue

@@ -1,4 +1,4 @@
-"""Numbers that reference implementations gave, and how far ours are from them."""
+"""Recorded numbers of the reference implementations, and deviations from them."""
 
 import json
 import os
@@ -16,20 +16,20 @@ from score_sde.sde_lib.process import Draw
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIES = ROOT / "tests" / "data"
-"""The core of the recordings, array by array the same; all that a fresh checkout has."""
+"""The core of the recordings, identical array by array; included in every checkout."""
 
 COMPLETE = Path(os.environ.get("FIXTURES") or ROOT.parent / "shared" / "fixtures")
 
 Comparison = tuple[str, Tensor, Tensor]
-"""Name of the array in its recording, our numbers, theirs."""
+"""Name of the array in its recording, our numbers, the reference's numbers."""
 
 
 class Recording:
     """One file of arrays.
 
     Args:
-        name: path below the folder of recordings, without its ending.
-        folder: the folder; None for the complete recordings where they are, else the copies.
+        name: path below the folder of recordings, without the suffix.
+        folder: the folder; None for the complete recordings if present, else the copies.
     """
 
     def __init__(self, name: str, folder: Path | None = None) -> None:
@@ -44,7 +44,7 @@ class Recording:
 
     @property
     def cases(self) -> dict[str, dict]:
-        """Parameters of the cases of the json beside the arrays, those that were recorded."""
+        """Parameters, from the json file next to the arrays, of the cases that were recorded."""
         cases = parameters(self.name)["cases"]
         return {case: about for case, about in cases.items() if any(key.startswith(f"{case}.") for key in self.arrays)}
 
@@ -57,8 +57,8 @@ class Group(NamedTuple):
     files: the recordings.
     deviation: the metric, (ours, theirs) -> number.
     allowed: the largest deviation.
-    compare: what is compared of one recording.
-    needs: an array without which there is nothing to compare; a copy may lack it.
+    compare: yields the comparisons of one recording.
+    needs: an array without which nothing can be compared; a copy may lack it.
     """
 
     source: str
@@ -70,23 +70,23 @@ class Group(NamedTuple):
     needs: str
 
     def recordings(self) -> list[str]:
-        """Those of the files that are here, with the array that is needed."""
+        """The files that are present and contain the array ``needs``."""
         return [name for name in self.files if not self.missing(name)]
 
     def missing(self, name: str) -> str:
-        """Why a file cannot be compared; empty if it can."""
+        """Reason why a file cannot be compared; empty if it can."""
         if not find(f"{name}.npz").exists():
             return f"{name}.npz is not here"
         return "" if self.needs in Recording(name) else f"{name}.npz has no {self.needs} here"
 
 
 def find(path: str) -> Path:
-    """Where a file of recordings lies."""
+    """Path of a recording."""
     return COMPLETE / path if (COMPLETE / path).exists() else COPIES / path
 
 
 def parameters(name: str) -> dict:
-    """What the json file of a recording says."""
+    """Content of a recording's json file."""
     return json.loads(find(f"{name}.json").read_text())
 
 
@@ -127,21 +127,21 @@ def absolute(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _worst(deviations: Tensor) -> float:
-    """The largest; a number that is not finite deviates without bound."""
+    """The largest deviation; infinity if one is not finite."""
     return torch.nan_to_num(deviations, nan=float("inf")).max().item()
 
 
-# --- what the references were fed -------------------------------------------------------------------------------------
+# --- inputs of the references -----------------------------------------------------------------------------------------
 
 
 def gaussian(recording: Recording, shape: tuple[int, ...], prefix: str = "") -> GaussianMixture:
-    """The data N(mu, Sigma) whose exact score stood for a network."""
+    """The data N(mu, Sigma) whose exact score served as the network."""
     mean, covariance = recording[f"{prefix}mu"], recording[f"{prefix}Sigma"]
     return GaussianMixture.of_covariances(torch.ones(1).double(), mean.reshape(1, *shape), covariance[None])
 
 
 def replay(noise: Tensor) -> Draw:
-    """The recorded draws (num, B, *) one after the other."""
+    """A ``draw`` that returns the recorded draws (num, B, *) in order."""
     draws = iter(noise)
     return lambda like: next(draws).to(like)
 

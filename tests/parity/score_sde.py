@@ -1,7 +1,7 @@
 """score_sde_pytorch: processes, chains, predictors, correctors, flow, likelihood and losses.
 
-The reference evaluates its score at the continuous marginal while it moves along the chain of N levels; a denoiser of
-the chain that returns just that score makes the two comparable. Its table index i is level i + 1 of ours.
+The reference evaluates its score at the continuous marginal but moves along the chain of N levels. Here a denoiser of
+the chain returns that score, so the two can be compared. Its table index i is our level i + 1.
 """
 
 import math
@@ -55,14 +55,14 @@ from score_sde.sde_lib.trace import Exact, Hutchinson
 
 
 def process(about: dict, t_min: float) -> SDE:
-    """The continuous process of the recorded parameters."""
+    """The continuous process with the recorded parameters."""
     if about["sde"] == "ve":
         return VESDE(about["sigma_min"], about["sigma_max"], t_min)
     return {"vp": VPSDE, "subvp": SubVPSDE}[about["sde"]](about["beta_min"], about["beta_max"], t_min)
 
 
 def levels(t: Tensor, num_levels: int) -> Tensor:
-    """The level of the chain that the reference looks up at time t, by truncation."""
+    """The level of the chain that the reference uses at time t, by truncation."""
     return (t.double() * (num_levels - 1)).long() + 1
 
 
@@ -79,7 +79,7 @@ def zeros(like: Tensor) -> Tensor:
 
 
 def marginals(recording: Recording, ours: torch.dtype, theirs: str, after: float = 0.0) -> Iterator[Comparison]:
-    """The process at times above ``after``: at t = 0 VP and sub-VP have no noise, and no finite log-SNR."""
+    """Compares the process at times above ``after``: at t = 0, VP and sub-VP have no noise and no finite log-SNR."""
     sde = process(parameters("sde_math/params")["cases"][recording.name.split("/")[1]], t_min=1e-5)
     rows = recording["t"] > after
     t, x = column(recording["t"][rows]).to(ours), recording["x"][rows].to(ours)
@@ -92,7 +92,7 @@ def marginals(recording: Recording, ours: torch.dtype, theirs: str, after: float
 
 
 def exact_scores(recording: Recording, theirs: str = "", noise: float = 1e-3) -> Iterator[Comparison]:
-    """The estimate of the data that the score implies; the score itself where sigma^2 leaves it enough digits."""
+    """Compares the x0 estimate that the score implies; the score itself where sigma^2 leaves it enough digits."""
     sde = process(parameters("sde_math/params")["cases"][recording.name.split("/")[1]], t_min=1e-5)
     exact = gaussian(recording, recording["x"].shape[1:]).denoiser(sde)
     sigma = sde.sigma(recording["t"])
@@ -105,7 +105,7 @@ def exact_scores(recording: Recording, theirs: str = "", noise: float = 1e-3) ->
 
 
 def reverse_processes(recording: Recording, theirs: str = "", after: float = 0.0) -> Iterator[Comparison]:
-    """Drifts and diffusions out of steps of length 1: x - step(x) without noise is the drift."""
+    """Compares drifts and diffusions, from steps of length 1: x - step(x) without noise is the drift."""
     about = parameters("sde_math/params")["cases"][recording.name.split("/")[1]]
     sde, num_levels = process(about, t_min=1e-5), about["N"]
     rows = recording["t"] > after
@@ -116,7 +116,7 @@ def reverse_processes(recording: Recording, theirs: str = "", after: float = 0.0
         return Prediction(sde.x0_of_score(x, score, t))
 
     def moves(step: Step, denoise: Callable, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Minus the mean move, and the scale of the noise."""
+        """Returns minus the mean move, and the scale of the noise."""
         mean = step(denoise, x, t, s, zeros)
         return x - mean, (step(denoise, x, t, s, torch.ones_like) - mean)[:, 0, 0, 0]
 
@@ -132,7 +132,7 @@ def reverse_processes(recording: Recording, theirs: str = "", after: float = 0.0
     flow = stretch * x + alpha * radius * velocity * ratio / radius**2 * growth
     yield "ode_drift", flow, recording[f"ode_drift{theirs}"][rows]
 
-    if isinstance(sde, SubVPSDE):  # the reference has no chain for it and takes Euler-Maruyama steps
+    if isinstance(sde, SubVPSDE):  # the reference has no such chain and takes Euler-Maruyama steps
         f, g = sde.drift(t) / num_levels * x, sde.diffusion(t) / math.sqrt(num_levels)
         reverse_f, reverse_g = moves(EulerMaruyama(sde), denoise, t, t - 1 / num_levels)
     else:
@@ -178,7 +178,7 @@ def tables(recording: Recording, theirs: str = "") -> Iterator[Comparison]:
 
 
 def predictors(recording: Recording, precision: str = "") -> Iterator[Comparison]:
-    """One update of each sample at its own time, one by one: the time of a sampler is a number."""
+    """Compares one update of each sample at its own time, one at a time because a sampler's time is a number."""
     about = parameters(recording.name)["sde"]
     sde, num_levels = process(about, about["eps"]), about["N"]
     exact = gaussian(recording, recording["x_in"].shape[1:]).denoiser(sde)
@@ -208,7 +208,7 @@ def predictors(recording: Recording, precision: str = "") -> Iterator[Comparison
 
 
 def correctors(recording: Recording, precision: str = "") -> Iterator[Comparison]:
-    """The whole batch at once, with the published means of the norms over the batch."""
+    """Compares updates of the whole batch, with the published means of the norms over the batch."""
     about = parameters(recording.name)["sde"]
     sde = process(about, about["eps"])
     exact = gaussian(recording, recording["x_in"].shape[1:]).denoiser(sde)
@@ -222,7 +222,7 @@ def correctors(recording: Recording, precision: str = "") -> Iterator[Comparison
 
 
 def _correct(sde: SDE, num_levels: int, score: Callable, options: dict, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """One corrector at time t: a of the chain, and for the annealed one sigma of the continuous marginal."""
+    """One corrector at time t: alpha of the chain; sigma of the continuous marginal for the annealed corrector."""
     if options["name"] == "none":
         return Corrector(sde, "ald", options["snr"], 0)(None, x, t, t, replay(noise))
     level = levels(t, num_levels).double()
@@ -234,7 +234,7 @@ def _correct(sde: SDE, num_levels: int, score: Callable, options: dict, x: Tenso
 
 
 def _time_of_log_alpha(sde: SDE, log_alpha: Tensor) -> Tensor:
-    """The time of a variance-preserving process at which the signal has this scale."""
+    """Time at which a variance-preserving process has this log alpha."""
     return sde.time(2 * log_alpha - torch.log(-torch.expm1(2 * log_alpha)))
 
 
@@ -242,7 +242,7 @@ def _time_of_log_alpha(sde: SDE, log_alpha: Tensor) -> Tensor:
 
 
 def predictor_corrector_runs(recording: Recording, precision: str = "") -> Iterator[Comparison]:
-    """Whole chains from the recorded start through the recorded noise, without noise in the last update."""
+    """Compares whole chains from the recorded start through the recorded noise, without noise in the last update."""
     for case, options in recording.cases.items():
         if options["probability_flow"] or f"{case}.x{precision}" not in recording:
             continue
@@ -261,7 +261,7 @@ def predictor_corrector_runs(recording: Recording, precision: str = "") -> Itera
             time_of = {float(level): t for level, t in zip(range(num_levels, 0, -1), times)}
             step = _predictor_corrector(sde, chain, options, exact.score, time_of)
             denoise = on_chain(chain, exact.score, time_of.__getitem__)
-            for level in range(num_levels, 0, -1):  # theirs moves to the data as it does from level to level
+            for level in range(num_levels, 0, -1):  # the reference's step to the data is like its other steps
                 x = step(denoise, x, float(level), float(level - 1), draw)
         yield f"{case}.x", x, expected
 
@@ -269,8 +269,8 @@ def predictor_corrector_runs(recording: Recording, precision: str = "") -> Itera
 def constrained_runs(recording: Recording, precision: str = "") -> Iterator[Comparison]:
     """Inpainting and colourisation: the known part is replaced after corrector and predictor, both at one time.
 
-    What they return is the last state with the mean of the known part: the noise is still in the rest. The first state
-    of a colourisation is the prior without its first channel, not without its grey.
+    The reference returns the last state with the mean of the known part; the rest still contains the noise. The first
+    state of a colourisation is the prior with its first channel, rather than its grey, removed.
     """
     for case, options in recording.cases.items():
         if f"{case}.x{precision}" not in recording:
@@ -299,7 +299,7 @@ def constrained_runs(recording: Recording, precision: str = "") -> Iterator[Comp
 
 
 def mixing(matrix: Tensor) -> Callable[[Tensor], Tensor]:
-    """A matrix applied to the channels of x (B, C, H, W)."""
+    """Applies a matrix to the channels of x (B, C, H, W)."""
     return lambda x: torch.einsum("ij,bjhw->bihw", matrix.to(x), x)
 
 
@@ -312,11 +312,12 @@ _CHANNELS = torch.tensor(
     dtype=torch.float64,
 )
 _COLOURS = torch.linalg.inv(_CHANNELS)
-"""From colours to grey and two more channels, and back: a rotation, to the digits with which the reference has it."""
+"""Rotation from colours to grey and two more channels, and back, to the reference's number of digits."""
 
 
 def _predictor_corrector(sde: SDE, chain: SDE, options: dict, score: Callable, time_of: dict) -> PredictorCorrector:
-    """The published sampler: on the chain, but annealed Langevin dynamics with sigma of the continuous marginal."""
+    """The published sampler: on the chain, except annealed Langevin dynamics, which takes sigma of the continuous
+    marginal."""
     predictor = {"ancestral_sampling": "ancestral"}.get(options["predictor"], options["predictor"])
     corrector = {"langevin": "langevin_batch", "ald": "ald", "none": "ald"}[options["corrector"]]
     num_steps = 0 if options["corrector"] == "none" else options["n_steps"]
@@ -330,10 +331,10 @@ def _predictor_corrector(sde: SDE, chain: SDE, options: dict, score: Callable, t
 
 
 def flow_runs(recording: Recording, tight: bool, theirs: str) -> Iterator[Comparison]:
-    """The probability flow from the prior to t_min; ``denoise`` adds the mean of one reverse-diffusion update."""
+    """Compares the flow from the prior to t_min; ``denoise`` adds the mean of one reverse-diffusion update."""
     for case, options in recording.cases.items():
         if (options["rtol"] < 1e-4) != tight or (options["denoise"] and theirs != "x"):
-            continue  # the closed form is that of the flow alone
+            continue  # the closed form holds for the flow alone
         sde, num_levels = process(options["sde"], options["sde"]["eps"]), options["sde"]["N"]
         z, expected = recording[f"{case}.z"], recording[f"{case}.{theirs}"]
         exact = gaussian(recording, z.shape[1:]).denoiser(sde)
@@ -351,14 +352,14 @@ def flow_runs(recording: Recording, tight: bool, theirs: str) -> Iterator[Compar
 
 
 def likelihoods(recording: Recording, theirs: str, rtol: float = 1e-5) -> Iterator[Comparison]:
-    """Bits per dimension, or the latent, with the recorded probe or the exact trace.
+    """Compares bits per dimension, or the latent, with the recorded probe or the exact trace.
 
-    Of the drift's Jacobian the reference estimates all, ours what a standard normal would not do: the estimates differ
-    by |v|^2 / D - 1 times the change of volume of that one, which is not 0 for a Gaussian probe v.
+    The reference estimates the trace of the drift's whole Jacobian; here the Jacobian of a standard normal is
+    subtracted first. The estimates differ by |v|^2 / D - 1 times its change of volume, nonzero for a Gaussian probe v.
     """
     for case, options in recording.cases.items():
         if theirs in ("bpd_exact_trace", "z_exact") and case.endswith("gaussian"):
-            continue  # without a probe in it, the same number as for the other law of probes
+            continue  # no probe enters, so the number is the same for both kinds
         data = f"{case.split('.')[1]}."
         sde, x, v = (
             process(options["sde"], options["eps"]),
@@ -366,7 +367,7 @@ def likelihoods(recording: Recording, theirs: str, rtol: float = 1e-5) -> Iterat
             recording[f"{case}.epsilon"],
         )
         exact, size = gaussian(recording, x.shape[1:], prefix=data).denoiser(sde), x[0].numel()
-        recorded = Hutchinson(lambda x, v=v: v.to(x), kind="gauss")  # as they are
+        recorded = Hutchinson(lambda x, v=v: v.to(x), kind="gauss")  # uses the recorded probes unchanged
         trace = Exact() if theirs == "bpd_exact_trace" else recorded
         result = log_prob(sde, exact, x, None, trace, options["eps"], DormandPrince(rtol, rtol))
         excess = 0.0 if theirs == "bpd_exact_trace" else v.double().square().flatten(1).sum(1) / size - 1
@@ -380,7 +381,7 @@ def likelihoods(recording: Recording, theirs: str, rtol: float = 1e-5) -> Iterat
 
 
 def losses(recording: Recording, precision: str = "") -> Iterator[Comparison]:
-    """The published means, and the published halved sums, which are D / 2 times the means."""
+    """Compares the published mean losses, and the published halved sums, which are D / 2 times the means."""
     for case, options in parameters(recording.name)["cases"].items():
         if f"{case}.loss{precision}" not in recording:
             continue
@@ -400,7 +401,7 @@ def losses(recording: Recording, precision: str = "") -> Iterator[Comparison]:
 
 
 def _legacy(options: dict, labels: Tensor) -> tuple[Discrete, Callable, Tensor]:
-    """NCSN's loss of a score, DDPM's of the noise, at levels; NCSN labels its levels from the noisiest."""
+    """NCSN's loss of a score and DDPM's of the noise, at levels; NCSN numbers its levels from the noisiest."""
     sde = process(options["sde"], t_min=1e-5)
     chain = sde.discretize(options["sde"]["N"])
     if isinstance(sde, VESDE):
@@ -463,7 +464,7 @@ MATH = (
         "score_f32",
         partial(exact_scores, theirs="_f32", noise=0.02),
     ),
-    group(  # sqrt(alpha) x - x and 1 - alpha lose digits of theirs
+    group(  # sqrt(alpha) x - x and 1 - alpha lose digits in the reference
         "reverse SDE, flow, discretised SDE, theirs in float32, t above 0.004",
         _MATH,
         per_sample,
@@ -492,7 +493,7 @@ SAMPLERS = (
         partial(predictors, precision="_f32"),
     ),
     group("correctors, 1 and 3 updates", _STEPS, per_sample, 1e-9, "corr.none_n1.x_out", correctors),
-    group(  # of x0 in float32 the score keeps 6e-8 / sigma^2; the tolerance is three times that of the predictors
+    group(  # in float32 the score from x0 keeps 6e-8 / sigma^2; the tolerance is three times the predictors'
         "correctors, 1 and 3 updates in float32",
         _STEPS,
         per_sample,

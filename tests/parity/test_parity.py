@@ -1,4 +1,4 @@
-"""Ours against the recorded numbers of the references, group by group."""
+"""Comparison with the recorded numbers of the references, group by group."""
 
 import math
 
@@ -15,7 +15,7 @@ CORE = {"sde_math", "sampler_steps", "sampler_runs", "likelihood", "losses", "ed
 
 
 @pytest.mark.parametrize(("group", "name"), RECORDED, ids=lambda value: getattr(value, "what", value))
-def test_ours_is_theirs(group, name):
+def test_numbers_agree_with_the_reference(group, name):
     if group.missing(name):
         pytest.skip(f"{group.missing(name)}: the complete recordings have it")
     deviations = {}
@@ -26,7 +26,7 @@ def test_ours_is_theirs(group, name):
     assert {array: d for array, d in deviations.items() if not d <= group.allowed} == {}
 
 
-def test_the_bins_of_the_reference_go_on_to_its_outermost_levels():
+def test_the_reference_has_bins_of_equal_width_near_its_outermost_levels():
     """Levels 253 and 254 of 256 from -1 to 1 have bins of equal width, in the reference's distribution of a normal."""
     x0 = torch.tensor([253.0, 254.0], dtype=torch.float64) * 2 / 255 - 1
     found = published(log_prob_data, x0, x0 - 0.01, 0.03, 2 / 255)
@@ -37,7 +37,7 @@ def test_the_bins_of_the_reference_go_on_to_its_outermost_levels():
 
 
 def published_distribution(z):
-    """The approximation of a normal's distribution function in the reference."""
+    """The reference's approximation of the normal distribution function."""
     return 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
 
 
@@ -57,7 +57,7 @@ def test_copies_are_verbatim():
             assert torch.equal(values, complete[key]), f"{name}: {key}"
 
 
-def test_deviation_sees_a_change_of_twice_what_is_allowed():
+def test_a_change_of_twice_the_tolerance_is_detected():
     theirs = torch.linspace(1, 2, 12, dtype=torch.float64).reshape(3, 4)
     for group in GROUPS:
         ours = theirs.clone()
