@@ -1,4 +1,4 @@
-"""Our call of the fused kernels, against torch's own optimisers."""
+"""The fused Adam step against torch's own optimisers."""
 
 import subprocess
 import sys
@@ -28,8 +28,8 @@ def equal(ours, theirs):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_steps_are_those_of_torch_bit_for_bit(name):
-    """With another rate each time, a parameter that has no gradient at first, and a step that is not finite."""
+def test_steps_match_torch_bit_for_bit(name):
+    """Covers a changing learning rate, a parameter without a gradient at first, and a non-finite step."""
     ours, theirs = parameters(), parameters()
     own, torchs = (kind(p, **SETTINGS) for kind, p in zip(KINDS[name], (ours, theirs)))
     torchs.param_groups[0]["fused"] = True
@@ -51,7 +51,7 @@ def test_steps_are_those_of_torch_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_each_goes_on_from_the_state_of_the_other(name):
+def test_each_optimiser_continues_from_the_state_of_the_other(name):
     ours, theirs = KINDS[name]
     found = []
     for first, then in ((theirs, theirs), (theirs, ours), (ours, theirs), (ours, ours)):
@@ -61,7 +61,7 @@ def test_each_goes_on_from_the_state_of_the_other(name):
         with_gradients(p, 0)
         early.step()
         late = then(p, **SETTINGS, **options[1])
-        if then is theirs and first is ours:  # torch asks for all of its own settings
+        if then is theirs and first is ours:  # torch requires all of its own settings
             groups = late.state_dict()["param_groups"]
             late.load_state_dict({"state": early.state_dict()["state"], "param_groups": groups})
         else:
@@ -73,7 +73,7 @@ def test_each_goes_on_from_the_state_of_the_other(name):
 
 
 def test_training_does_not_import_the_compiler(tmp_path):
-    """Half of the time of a start, where nothing is compiled."""
+    """Importing the compiler takes half of the start-up time when nothing is compiled."""
     program = (
         "import sys\nfrom score_sde import run\n"
         f"status = run.main(['run.py', '--config=points', '--mode=train', '--workdir={tmp_path}',\n"

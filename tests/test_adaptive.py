@@ -1,4 +1,4 @@
-"""Steps that choose their own sizes: the law of the stochastic one, errors, what an example costs, and refusals."""
+"""Adaptive steps: marginals of the stochastic one, errors, cost for each example, and refused options."""
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ BOTH = [AdaptiveSDE, DPMAdaptive]
 
 @pytest.mark.parametrize("process", ["vpsde", "vesde", "subvpsde", "ncsn"])
 def test_the_law_is_kept(mixture, process):
-    """At the usual tolerance, in about a hundred moves."""
+    """At the default tolerance, in about a hundred steps."""
     sde = SDES[process]()
     denoise = Counted(mixture.denoiser(sde))
     x = AdaptiveSDE(sde)(denoise, terminal(mixture, sde, 3000, 1), sde.t_max, sde.t_min, noises(3000))
     assert_marginal(mixture, sde, x)
-    assert denoise.calls < 400  # for the slowest example of 3000
+    assert denoise.calls < 400  # for the slowest of 3000 examples
 
 
 def test_the_law_is_kept_in_the_plane(plane):
@@ -27,8 +27,8 @@ def test_the_law_is_kept_in_the_plane(plane):
     assert_marginal(plane, sde, x)
 
 
-def test_noise_drawn_anew_would_be_chosen_by_its_error(mixture, monkeypatch):
-    """Why refused moves keep their path: without it the law is off by more than five standard errors."""
+def test_fresh_noise_after_a_rejection_biases_the_marginal(mixture, monkeypatch):
+    """Fresh noise after a rejected step biases the marginal by more than five standard errors."""
     sde, x = VPSDE(), terminal(mixture, VPSDE(), 3000, 1)
     denoise = mixture.denoiser(sde)
     generator = torch.Generator().manual_seed(0)
@@ -44,7 +44,7 @@ def test_noise_drawn_anew_would_be_chosen_by_its_error(mixture, monkeypatch):
 
 @pytest.mark.parametrize("process", ["vpsde", "vesde", "subvpsde"])
 def test_two_solutions_of_one_path_are_close(mixture, process):
-    """Strong error: with a tenth of the tolerance almost the same sample, with other noise another."""
+    """Strong error: a tenth of the tolerance gives almost the same sample, other noise a different one."""
     sde = SDES[process]()
     x, denoise = terminal(mixture, sde, 100), mixture.denoiser(sde)
 
@@ -58,7 +58,7 @@ def test_two_solutions_of_one_path_are_close(mixture, process):
 
 @pytest.mark.parametrize(("order", "most"), [(2, 30), (3, 100)])
 def test_dpm_adaptive_keeps_its_tolerance(sde, mixture, quantiles, order, most):
-    """But for the start between the modes, which the longer moves of the higher order carry farther off."""
+    """The largest error is at the start between the modes, where the longer steps of the higher order err more."""
     x, expected, end = quantiles
     for tolerance in (1e-2, 1e-4):
         step = DPMAdaptive(sde, tolerance, tolerance, order)
@@ -79,7 +79,7 @@ def test_the_higher_order_takes_half_the_evaluations_and_errs_less(sde, mixture,
     assert errors[1] < errors[0]
 
 
-def test_an_order_that_there_is_not_is_refused():
+def test_an_unknown_order_is_refused():
     with pytest.raises(ValueError, match="order 4: dpm_adaptive has orders 2 and 3"):
         DPMAdaptive(VPSDE(), order=4)
 
@@ -93,7 +93,7 @@ def test_dpm_adaptive_draws_nothing(mixture):
 @pytest.mark.parametrize("process", ["vpsde", "vesde"])
 @pytest.mark.parametrize("kind", BOTH)
 def test_a_sample_does_not_depend_on_its_batch(process, shaped_mixture, kind):
-    """To rounding, and on every rank; on every process, test_steps.py."""
+    """To rounding, on every rank; test_steps.py covers every process."""
     sde = SDES[process]()
     x, denoise, times = terminal(shaped_mixture, sde, 12), shaped_mixture.denoiser(sde), GRIDS["log_snr"](sde, 2)
 
@@ -122,7 +122,7 @@ def test_float32_is_solved_in_float64_and_seen_in_float32(mixture, kind):
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_what_cannot_be_solved_names_example_time_and_step(mixture, kind):
+def test_an_unsolvable_example_is_named_with_time_and_step(mixture, kind):
     sde = VPSDE()
 
     def jumps(x, t):

@@ -1,4 +1,4 @@
-"""ADM and its classifier: published sizes, resampling, augmentations, pools, and what is refused."""
+"""ADM and its classifier: published sizes, resampling, augmentations, pools, and refused options."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ CLASSIFIERS = {64: (4, 65.4), 128: (2, 42.6), 256: (2, 54.1), 512: (2, 54.4)}
 
 
 def millions(network, **options):
-    """Parameters of a network that takes no memory."""
+    """Number of parameters, in millions, of a network on the meta device."""
     with torch.device("meta"):
         return sum(p.numel() for p in network(**options).parameters()) / 1e6
 
@@ -47,7 +47,7 @@ def test_published_sizes_of_classifiers(side):
 
 
 def filled(network):
-    """The network, its zeros filled so that every path matters."""
+    """Fills the network's zeros so that every path affects the output."""
     torch.manual_seed(0)
     for parameter in network.parameters():
         if not parameter.any():
@@ -68,7 +68,7 @@ def test_learned_variance_doubles_the_channels():
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_memory_format_is_of_no_matter(channels_last):
+def test_the_memory_format_does_not_change_the_output(channels_last):
     network = filled(ADM((3, 8, 8), **TINY, attention=(8,)))
     x, noise = torch.randn(2, 3, 8, 8), torch.zeros(2)
     expected = network(x, noise)

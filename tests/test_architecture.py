@@ -1,4 +1,4 @@
-"""What the design promises of the source itself, read with ``ast``."""
+"""Design rules of the source, checked with ``ast``."""
 
 import ast
 import importlib
@@ -14,7 +14,7 @@ SOURCES = {str(file.relative_to(ROOT)): file.read_text() for file in FILES}
 TREES = {path: ast.parse(source) for path, source in SOURCES.items()}
 OURS = {*PARTS, "run"}
 
-# Which packages a package may import beside itself.
+# Packages that each package may import besides itself.
 ALLOWED = {
     "storage": set(),
     "sde_lib": set(),
@@ -42,7 +42,7 @@ def modules(source):
 
 
 def imports(source):
-    """Names of the top-level packages that a file imports, and of the parts of ours."""
+    """Names of the top-level packages that a file imports, and of this project's parts."""
     for module in modules(source):
         first, _, rest = module.partition(".")
         yield rest.split(".")[0] if first == "score_sde" else first
@@ -51,21 +51,21 @@ def imports(source):
 TESTS = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "tests").rglob("*.py")}
 
 
-def test_what_is_ours_is_imported_by_its_full_name():
-    theirs = {("benchmarks/networks.py", "models")}  # it measures the network of score_sde, too
+def test_own_packages_are_imported_by_their_full_name():
+    theirs = {("benchmarks/networks.py", "models")}  # this script also measures the original score_sde network
     first = {(path, name.split(".")[0]) for path, source in (SOURCES | TESTS).items() for name in modules(source)}
     assert {(path, name) for path, name in first if name in OURS} == theirs
 
 
 def test_no_test_module_imports_another():
-    """Things that several need are in modules named after them."""
+    """Shared helpers are in modules named after their content."""
     found = {(path, name) for path, source in TESTS.items() for name in modules(source)}
     assert {(path, name) for path, name in found if name.removeprefix("tests.").startswith("test_")} == set()
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_part_is_not_imported_by_its_short_name(name):
-    """Its tables would be others than those of score_sde."""
+    """A second copy of the module would have tables of its own."""
     with pytest.raises(ImportError, match=f"import score_sde.{name}"):
         importlib.import_module(name)
 
@@ -103,7 +103,7 @@ def test_what_is_public_has_a_docstring():
 
 
 def declares(node, name):
-    """Whether a class gives a docstring to a method of this name."""
+    """Whether a class documents a method of this name."""
     return any(isinstance(m, ast.FunctionDef) and m.name == name and ast.get_docstring(m) for m in node.body)
 
 
@@ -126,7 +126,7 @@ def test_public_methods_have_a_docstring_where_they_are_introduced(package):
 
 
 def traps(tree):
-    """Lines that take any exception, load with pickles, or are bound to the rank of images."""
+    """Lines that catch any exception, unpickle, or depend on the rank of images."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler) and node.type is None:
             yield f"bare except in line {node.lineno}"
@@ -167,7 +167,7 @@ OPENING |= {"np.savez_compressed", "np.loadtxt", "np.genfromtxt", "np.fromfile",
 OPENING |= {"Image.open", "gzip.open", "safe_open", "load_file", "save_file", "safetensors.torch.load_file", "imread"}
 METHODS = {"read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "rmdir", "unlink", "touch", "symlink_to"}
 METHODS |= {"hardlink_to", "rename", "from_pretrained", "savefig", "save_pretrained", "tofile", "extractall"}
-"""Calls that open, make or delete a file; the methods of whatever object."""
+"""Calls that open, create or delete a file; the methods of any object."""
 
 OPEN_ALREADY = {
     ("data/archives.py", "zipfile.ZipFile"),
@@ -183,7 +183,7 @@ OPEN_ALREADY = {
     ("models/checkpoints/safe.py", "zipfile.ZipFile"),
     *((f"engine/{name}.py", "savefig") for name in ("bound", "pictures", "plane", "modes/profiles", "modes/sweep")),
 }
-"""These get a file that storage/ opened, or bytes that it read."""
+"""These receive a file opened by storage/, or bytes read by it."""
 
 OPENED_BY_OTHERS = {
     ("engine/config.py", "runpy.run_path"): "a config in Python is code that the user names",
@@ -201,7 +201,7 @@ OPENED_BY_OTHERS = {
 
 
 def openings(source):
-    """What a file calls of ``OPENING`` and ``METHODS``."""
+    """Calls in a file to functions of ``OPENING`` and ``METHODS``."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)

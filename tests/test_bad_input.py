@@ -1,4 +1,4 @@
-"""What a user can do wrong: each time a status, one line that names it and says what to do, and nothing changed."""
+"""Mistakes of users: each gives an exit status and one line with the mistake and its remedy, and changes nothing."""
 
 import errno
 import io
@@ -31,18 +31,18 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def workdir(trained, tmp_path):
-    """A copy of the run of its own."""
+    """A copy of the run."""
     return shutil.copytree(trained, tmp_path / "run")
 
 
 def contents(folder):
-    """Every file below a folder with what it holds, and every folder."""
+    """Every folder and file below a folder, with the content of the files."""
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 @pytest.fixture
 def refused(tmp_path, capsys, monkeypatch):
-    """Run a command that fails and leaves the folder of the test as it was: its line on standard error."""
+    """Runs a command that has to fail and leave the test's folder unchanged; returns its line on standard error."""
     monkeypatch.chdir(tmp_path)
 
     def run(status, *words):
@@ -110,7 +110,7 @@ TRAINING = {
 
 
 @pytest.mark.parametrize("word", TRAINING)
-def test_training_with_what_makes_no_sense(refused, word):
+def test_invalid_training_keys_are_refused(refused, word):
     line = refused(2, "--mode=train", "--config=vpsde", "--workdir=new", *TINY, word)
     assert line.startswith("error: ")
     assert TRAINING[word] in line
@@ -125,7 +125,7 @@ CHAINS = {
 
 
 @pytest.mark.parametrize("word", CHAINS)
-def test_training_a_chain_with_what_makes_no_sense(refused, word):
+def test_invalid_training_keys_of_a_chain_are_refused(refused, word):
     line = refused(
         2, "--mode=train", "--config=ddpm", "--workdir=new", *TINY, "--config.loss.timestep_sampler=loss_aware", word
     )
@@ -163,7 +163,7 @@ WITH = {
 
 
 @pytest.mark.parametrize("word", SAMPLING)
-def test_sampling_with_what_makes_no_sense(workdir, refused, word):
+def test_invalid_sampling_options_are_refused(workdir, refused, word):
     line = refused(2, "--mode=sample", f"--workdir={workdir.name}", "--config.sample.sampler=pc", word)
     assert line.startswith("error: ")
     assert SAMPLING[word] in line
@@ -192,14 +192,14 @@ LIKELIHOOD = {
 
 
 @pytest.mark.parametrize("word", LIKELIHOOD)
-def test_likelihood_with_what_makes_no_sense(workdir, refused, word):
+def test_invalid_likelihood_options_are_refused(workdir, refused, word):
     line = refused(2, "--mode=likelihood", "--workdir=run", word)
     assert line.startswith("error: ")
     assert LIKELIHOOD[word] in line
 
 
 @pytest.mark.parametrize("key", ["rtol", "atol"])
-def test_likelihood_with_a_tolerance_of_nothing(workdir, refused, key):
+def test_a_likelihood_tolerance_of_zero_is_refused(workdir, refused, key):
     words = ("--config.likelihood.solver=dopri5", f"--config.likelihood.{key}=0")
     line = refused(2, "--mode=likelihood", "--workdir=run", *words)
     assert f"likelihood.{key} 0.0: need " in line
@@ -221,7 +221,7 @@ EDITING = {
 
 
 @pytest.mark.parametrize("word", EDITING)
-def test_editing_with_what_makes_no_sense(workdir, refused, word):
+def test_invalid_editing_options_are_refused(workdir, refused, word):
     line = refused(2, "--mode=edit", "--workdir=run", "--steps=2", "--task=interpolate", word)
     assert line.startswith("error: ")
     assert EDITING[word] in line
@@ -250,7 +250,7 @@ def test_another_recipe_in_the_folder_of_a_run(workdir, refused):
 
 @pytest.mark.parametrize("mode", ["train", "sample", "likelihood", "bound", "edit"])
 def test_a_config_that_was_edited_to_another_network(workdir, refused, mode):
-    """The checkpoint knows better."""
+    """The network of the checkpoint differs from the edited config."""
     config = json.loads((workdir / "config.json").read_text())
     config["network"]["channels"], config["train"]["total_images"] = 16, 80
     (workdir / "config.json").write_text(json.dumps(config))
@@ -258,7 +258,7 @@ def test_a_config_that_was_edited_to_another_network(workdir, refused, mode):
     assert "holds another network" in line
 
 
-# --- what is missing or damaged ---------------------------------------------------------------------------------------
+# --- missing or damaged files -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["sample", "likelihood", "bound", "edit"])
@@ -275,7 +275,7 @@ def test_using_a_run_before_it_is_trained(refused, mode):
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", '{"seed": "many"}', '{"sde": 3}', '{"nothing": 1}'])
 def test_a_damaged_config_of_a_run(workdir, refused, text):
-    """An empty one is restored from the checkpoint: test_reliability.py."""
+    """An empty config is restored from the checkpoint: test_reliability.py."""
     (workdir / "config.json").write_text(text)
     line = refused(3, "--mode=sample", "--workdir=run")
     assert line.startswith("error: run/config.json is damaged")
@@ -290,13 +290,13 @@ def test_a_truncated_checkpoint(workdir, refused, mode):
     assert "is truncated or damaged; restore it from a copy, or train again in another --workdir" in line
 
 
-def test_a_checkpoint_that_is_not_there(workdir, refused):
+def test_a_missing_checkpoint(workdir, refused):
     line = refused(3, "--mode=sample", "--workdir=run", "--checkpoint=7")
     assert line == "error: no checkpoint 7 in run/checkpoints; there are: step_00000002"
 
 
 def image(size=(8, 8), mode="L"):
-    """The content of a file: light on the left, dark on the right."""
+    """Content of an image file: light on the left, dark on the right."""
     content = io.BytesIO()
     picture = Image.new(mode, size)
     picture.paste(Image.new(mode, (size[0] // 2, size[1]), "white"))
@@ -421,13 +421,13 @@ def test_a_folder_that_cannot_be_written(workdir, refused, monkeypatch, mode, nu
 
 
 def full(path, content):
-    """Write on a disk with no space left: the file is made, and stays empty."""
+    """Writes to a full disk: the file is created and stays empty."""
     path.touch()
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_disk_that_fills_up_in_training(workdir, monkeypatch, capsys):
-    """The checkpoint is kept, and with space on the disk the same command goes on."""
+    """The checkpoint survives, and the same command continues once the disk has space."""
     checkpoint = workdir / "checkpoints" / "step_00000002"
     before, create = contents(checkpoint), writing.create
 
@@ -458,7 +458,7 @@ def test_metrics_that_cannot_be_written_stop_the_run(workdir, monkeypatch, capsy
 
 
 def test_an_interrupt_in_training(workdir, monkeypatch, capsys):
-    """Status 130, a word of comfort, and the same command goes on."""
+    """Status 130, a message that the run can continue, and the same command continues it."""
     step, calls = Trainer._train_step, []
 
     def interrupted(self):
@@ -479,7 +479,7 @@ def test_an_interrupt_in_training(workdir, monkeypatch, capsys):
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    """The first word on how far a command is, is its last."""
+    """Interrupts a command at its first report of progress."""
 
     def stop(self, amount, note=""):
         raise KeyboardInterrupt
@@ -495,7 +495,7 @@ def test_an_interrupt_elsewhere_leaves_nothing(workdir, refused, interrupted, mo
 
 
 def test_an_interrupt_of_the_likelihood_leaves_its_rows(workdir, interrupted, capsys):
-    """And nothing else: the same command goes on."""
+    """Nothing else is left, and the same command continues."""
     before = contents(workdir)
     words = ("--config.likelihood.evaluations=4", "--config.likelihood.num_examples=2", "--batch_size=1")
     assert command_line.main(["run.py", "--mode=likelihood", f"--workdir={workdir}", *words]) == 130

@@ -1,4 +1,4 @@
-"""Commands of benchmarks: a missing file or a wrong number of arguments is one line and a status."""
+"""Commands in benchmarks: a missing file or a wrong number of arguments gives one line and an exit status."""
 
 import runpy
 import sys

@@ -1,4 +1,4 @@
-"""Bounds against closed forms: exact for Gaussian data, at least the entropy for others, and two objectives."""
+"""Bounds against closed forms: exact for Gaussian data, at least the entropy for other data, and two objectives."""
 
 import math
 
@@ -49,7 +49,7 @@ def chain(request):
 
 
 def exact(sde, t, s, least=0.0):
-    """Denoiser of N(MEAN, STD^2), with the share that makes the move from t to s its true one."""
+    """Denoiser of N(MEAN, STD^2), with the variance weight that makes the step from t to s exact."""
     gaussian = GAUSSIAN.denoiser(sde)
     alpha, sigma, _ = sde.marginal(t)
     uncertainty = (STD * sigma) ** 2 / ((alpha * STD) ** 2 + sigma**2)
@@ -61,13 +61,13 @@ def exact(sde, t, s, least=0.0):
 
 
 def exact_of_levels(chain):
-    """The same for the move from each level to the one below."""
+    """The same for the step from each level to the one below."""
     least = chain.bridge(0.0, 1.0, 2, 1, eta=1.0)[1]
     return lambda x, t: exact(chain, t, t - 1, least)(x, t)
 
 
 def over_noise(chain, denoise, x0, variance=0.0, bin_width=0.0):
-    """The bound of x0 (B, 1) in its mean over the noise: three points are the integral of a square of a normal."""
+    """The bound of x0 (B, 1), averaged over the noise; three nodes integrate the square of a normal exactly."""
     nodes = math.sqrt(3) * torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
     weights = torch.tensor([1.0, 4.0, 1.0], dtype=torch.float64) / 6
     eps = nodes.repeat(len(x0))[:, None]
@@ -96,7 +96,7 @@ def test_the_reverse_kernel_has_the_variance_of_the_posterior_or_of_the_forward_
 
 
 def test_the_learned_variance_is_exact_for_gaussian_data_at_any_stride(sde):
-    """An affine move N(A x + B, std^2) of N(m_t, v_t) has the law of the earlier time: m_s = A m_t + B, and so on."""
+    """An affine step N(A x + B, std^2) from N(m_t, v_t) has the earlier marginal: m_s = A m_t + B, and so on."""
     late = sde.time(torch.tensor(-3.0).double()).item()
     for log_snr in (-2.9, 0.0, 5.0):
         early = sde.time(torch.tensor(log_snr).double()).item()
@@ -121,7 +121,7 @@ def test_a_constant_share_is_ancestral(sde, shaped_mixture):
         torch.testing.assert_close(told, Ancestral(sde, share)(plain, x, t, s, torch.ones_like))
 
 
-def test_a_network_without_variances_cannot_tell_them(sde, mixture):
+def test_a_network_without_variances_has_no_reverse_variance(sde, mixture):
     with pytest.raises(ValueError, match="--sampler ancestral, or train --config iddpm"):
         STEPS["ancestral_learned"](sde)(mixture.denoiser(sde), torch.zeros(1, 1), 1.0, 0.5, torch.zeros_like)
 
@@ -129,7 +129,7 @@ def test_a_network_without_variances_cannot_tell_them(sde, mixture):
 # --- divergences and masses -------------------------------------------------------------------------------------------
 
 
-def test_the_divergence_is_that_of_normals():
+def test_the_divergence_of_normals_is_exact():
     mean1, mean2 = torch.randn(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     std1, std2 = torch.rand(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
     laws = torch.distributions.Normal(mean1, std1), torch.distributions.Normal(mean2, std2)
@@ -137,7 +137,7 @@ def test_the_divergence_is_that_of_normals():
 
 
 def test_the_divergence_of_near_laws_keeps_its_digits():
-    """Two variances a thousandth apart are 1e-6 nats apart, which single precision would lose in r^2 - 1 - log r^2."""
+    """Two variances a thousandth apart differ by 1e-6 nats, which single precision would lose in r^2 - 1 - log r^2."""
     found = kl(torch.zeros(1), torch.tensor([1.001]), torch.zeros(1), torch.tensor([1.0])).item()
     assert found == pytest.approx(0.5 * (1.001**2 - 1 - 2 * math.log(1.001)), rel=1e-3)
 
@@ -159,7 +159,7 @@ def test_bins_from_minus_one_to_one_have_their_edges_outside():
 
 @pytest.mark.parametrize("offset", [0.0, 0.3, 2.0, 5.0])
 def test_masses_far_away_keep_their_digits(offset):
-    """Against scipy, in single precision and on both sides: up to 50 deviations, a mass of e^-1250."""
+    """Against scipy, in single precision and on both sides: up to 50 standard deviations, a mass of e^-1250."""
     x0, w = torch.tensor([offset, -offset]), 0.1
     expected = stats.norm.logsf((offset - w / 2) / 0.1)
     expected += math.log1p(-math.exp(stats.norm.logsf((offset + w / 2) / 0.1) - expected))
@@ -176,14 +176,14 @@ def test_gradients_at_the_ends_are_finite():
     std = torch.full((4,), 0.05, requires_grad=True)
     slopes = torch.autograd.grad(log_prob_bins(x0, mean, std, 0.2).sum(), [mean, std])
     assert all(slope.isfinite().all() for slope in slopes)
-    torch.testing.assert_close(slopes[0][[0, 3]], torch.zeros(2))  # all of the mass is there already
+    torch.testing.assert_close(slopes[0][[0, 3]], torch.zeros(2))  # these bins hold all of the mass
 
 
 # --- the whole bound --------------------------------------------------------------------------------------------------
 
 
 def test_the_bound_of_gaussian_data_is_their_density(chain):
-    """Exact kernels: what is left is KL(q(x_N | x_0) || prior) - KL(q(x_N | x_0) || q(x_N)), however few levels."""
+    """Exact kernels leave the gap KL(q(x_N | x_0) || prior) - KL(q(x_N | x_0) || q(x_N)), for any number of levels."""
     x0 = torch.tensor([[-1.0], [0.0], [0.3], [1.2]], dtype=torch.float64)
     alpha, sigma, _ = chain.marginal(chain.t_max)
     last = kl(alpha * x0, sigma, alpha * MEAN, math.hypot(alpha * STD, sigma)).flatten()
@@ -192,7 +192,7 @@ def test_the_bound_of_gaussian_data_is_their_density(chain):
 
 
 def test_the_gap_of_the_forward_variance_falls_with_the_number_of_levels():
-    """The mean over the data is their entropy and a gap that halves where the levels are twice as many."""
+    """The mean over the data is their entropy plus a gap that halves when the number of levels doubles."""
     nodes = MEAN + STD * math.sqrt(3) * torch.tensor([[-1.0], [0.0], [1.0]], dtype=torch.float64)
     gaps = []
     for num in (100, 200):
@@ -203,7 +203,7 @@ def test_the_gap_of_the_forward_variance_falls_with_the_number_of_levels():
 
 
 def test_the_bound_of_one_point_is_its_prior_term(chain):
-    """Whoever knows the data sends nothing: only the end of the chain tells x_0 from the prior."""
+    """For known data every step costs nothing; only the prior term remains."""
     x0 = torch.tensor([[[0.25, -0.25]]]).double()
     denoise = GaussianMixture.of_points(x0).denoiser(chain)
     draw = lambda like: torch.full_like(like, 0.7)  # noqa: E731
@@ -223,8 +223,8 @@ def test_the_bound_is_above_the_entropy_of_a_mixture(mixture, chain, variance):
     assert gap.mean() > 3 * stderr
 
 
-def test_bits_of_bins_are_those_of_fine_levels(chain):
-    """Levels much finer than the data cost their density and the width of a bin."""
+def test_bits_of_bins_match_the_density_on_fine_levels(chain):
+    """Levels much finer than the data cost the density and the width of a bin."""
     width = 1e-3
     x0 = torch.tensor([[-0.2005], [0.4005]]).double()
     bins, density = (over_noise(chain, exact_of_levels(chain), x0, bin_width=w) for w in (width, 0.0))
@@ -232,7 +232,7 @@ def test_bits_of_bins_are_those_of_fine_levels(chain):
 
 
 def test_each_term_is_ddpms_weighted_error_of_eps(mixture):
-    """L_{t-1} = beta^2 / (2 std^2 (1 - beta) (1 - alpha-bar)) |eps - eps_hat|^2 for the variance of the posterior."""
+    """L_{t-1} = beta^2 / (2 std^2 (1 - beta) (1 - alpha-bar)) |eps - eps_hat|^2 for the posterior variance."""
     betas = torch.linspace(1e-3, 0.2, 50, dtype=torch.float64)
     bars, chain = torch.cumprod(1 - betas, 0), ddpm(50, 1e-3, 0.2)
     denoise = mixture.denoiser(chain)
@@ -251,25 +251,25 @@ def test_each_term_is_ddpms_weighted_error_of_eps(mixture):
 
 
 def keyed(seed=0):
-    """Normals of a generator that is not that of ``strata``."""
+    """Normals from a generator independent of ``strata``."""
     generator = torch.Generator().manual_seed(1_000 + seed)
     return lambda like: torch.randn(like.shape, dtype=like.dtype, generator=generator)
 
 
 def strata(num_rows, num, seed=0):
-    """Numbers u, uniform in N pieces."""
+    """Stratified numbers u, uniform in N intervals."""
     within = torch.rand(num_rows, num, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return (torch.arange(num) + within) / num
 
 
 def hermite(num):
-    """Nodes and weights of the mean over a normal."""
+    """Nodes and weights for the mean over a normal."""
     nodes, weights = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(num))
     return nodes, weights / weights.sum()
 
 
 def law(num, shape, seed=0):
-    """A Gaussian with a full covariance on examples of a shape, as a mixture of one."""
+    """A Gaussian with a full covariance on examples of a shape, as a mixture of one component."""
     generator = torch.Generator().manual_seed(seed)
     roots = 0.4 * torch.randn(num, num, num, dtype=torch.float64, generator=generator)[:1]
     covariance = roots @ roots.mT + 0.05 * torch.eye(num, dtype=torch.float64)
@@ -278,15 +278,16 @@ def law(num, shape, seed=0):
 
 
 def guess_of(mixture):
-    """The Gaussian of a mixture's own mean and covariance."""
+    """The Gaussian with the mean and covariance of a mixture."""
     values, vectors = torch.linalg.eigh(mixture.covariance)
     return Gaussian(mixture.mean.view(mixture.shape), values[0].item(), values, vectors)
 
 
 @pytest.mark.parametrize("num", [1, 5])
 def test_the_continuous_bound_of_gaussian_data_is_their_density(sde, num):
-    """Whatever u and noise: what is left is KL(q(x_T | x_0) || prior) - KL(q(x_T | x_0) || q(x_T)) and that the decoder
-    takes N(x_0; y, r^2) for the law of x_0 given y, whose variances are v r^2 / (v + r^2)."""
+    """For any u and noise, the gap is KL(q(x_T | x_0) || prior) - KL(q(x_T | x_0) || q(x_T)) plus one term: the decoder
+    uses N(x_0; y, r^2) as the distribution of x_0 given y, whose variances are v r^2 / (v + r^2).
+    """
     data, x0 = law(6, (2, 3)), torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(1)).double()
     found = diffusion_bound(sde, data.denoiser(sde), x0, guess_of(data), strata(4, num), keyed(), 0.0)
     (alpha, sigma, _), first = sde.marginal(sde.t_max), sde.marginal(sde.t_min)
@@ -314,7 +315,7 @@ GUESSES = {
 
 @pytest.mark.parametrize("name", GUESSES)
 def test_no_guess_changes_the_continuous_bound(mixture, name):
-    """By quadrature over u and eps, against the integral of the error over log r as it stands in the paper."""
+    """By quadrature over u and eps, against the paper's integral of the error over log r."""
     sde, x0, num = VPSDE(), torch.tensor([[-1.3], [0.4]]).double(), 300
     nodes, weights = hermite(20)
     denoise, eps = mixture.denoiser(sde), nodes.repeat(2)[:, None]
@@ -333,7 +334,7 @@ SHAPES = {"2": (2,), "64": (64,), "3 x 8 x 8": (3, 8, 8)}
 
 
 def clusters(shape, variance=1.0):
-    """Eight Gaussians whose covariances are of low rank but for a little noise, times a number."""
+    """Eight Gaussians with covariances of low rank, up to a little noise, times a factor."""
     num, generator = math.prod(shape), torch.Generator().manual_seed(0)
     means = 0.5 * torch.randn(8, *shape, dtype=torch.float64, generator=generator)
     rank = max(2, num // 8)
@@ -343,8 +344,8 @@ def clusters(shape, variance=1.0):
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_continuous_bound_is_the_density_that_belongs_to_the_denoiser(shape):
-    """In its mean, example by example: that of the data for their own denoiser, and below it for another one."""
+def test_the_continuous_bound_is_the_density_of_the_denoiser(shape):
+    """On average the bound equals the model's density: the data's for the exact denoiser, lower for another one."""
     data, sde, num = clusters(shape), VPSDE(), 256
     x0, other = data.sample(num, torch.Generator().manual_seed(0)), clusters(shape, variance=4.0)
     for model in (data, other):
@@ -357,8 +358,9 @@ def test_the_continuous_bound_is_the_density_that_belongs_to_the_denoiser(shape)
     assert excess.mean() > 3 * excess.std() / num**0.5
 
 
-def test_the_guess_takes_most_of_the_variance_away():
-    """Of the errors of the denoiser, told as distortion, in their weighted sum: the bound without a guess."""
+def test_the_guess_removes_most_of_the_variance():
+    """Compared with the plain weighted sum of the denoiser's errors (``distortion``), which is the bound without a
+    guess."""
     data, sde, num = clusters((64,)), VPSDE(), 8
     x0, guess = data.sample(64, torch.Generator().manual_seed(0)), guess_of(data)
     ends = [math.exp(-0.5 * sde.marginal(t).log_snr) for t in (sde.t_min, sde.t_max)]
@@ -377,7 +379,7 @@ def test_the_guess_takes_most_of_the_variance_away():
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_intervals_hold_the_entropy(shape):
-    """200 intervals of 95 %: the deviation over the examples holds that of the estimator, too."""
+    """Coverage of 200 intervals of 95 %: the deviation over the examples includes the estimator's."""
     data, sde, num = clusters(shape), VPSDE(), 64
     generator = torch.Generator().manual_seed(0)
     entropy = -torch.cat([data.log_prob(data.sample(2000, generator)) for _ in range(10)]).mean()
@@ -389,7 +391,7 @@ def test_intervals_hold_the_entropy(shape):
     assert 0.93 <= inside / 200 <= 0.99
 
 
-def test_terms_of_the_continuous_bound_lie_where_they_say(sde, shaped_mixture):
+def test_terms_of_the_continuous_bound_are_at_their_reported_log_snr(sde, shaped_mixture):
     seen, exact = [], shaped_mixture.denoiser(sde)
     x0 = shaped_mixture.sample(3, torch.Generator().manual_seed(0))
 
@@ -441,7 +443,7 @@ def test_single_precision_has_the_same_continuous_bound(sde, shaped_mixture):
     assert found[0].diffusion.dtype == found[0].distortion.dtype == torch.float32
 
 
-# --- its decoder ------------------------------------------------------------------------------------------------------
+# --- decoder of the continuous bound ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ratio", [0.02, 0.1, 0.3, 2.0])
@@ -459,7 +461,7 @@ def test_the_decoder_of_levels_is_the_integral_over_the_noise(levels, ratio):
         assert found == pytest.approx(expected, rel=1e-8, abs=1e-9)
 
 
-def test_the_decoder_adds_up_over_entries_and_knows_nothing_in_much_noise():
+def test_the_decoder_adds_up_over_entries_and_is_uniform_in_much_noise():
     x0 = torch.tensor([[[-0.75, 0.25], [0.75, 0.75]], [[-0.25, -0.25], [0.25, 0.75]]])
     entries = decoder_term(x0.flatten()[:, None], 0.2, 0.5)
     torch.testing.assert_close(decoder_term(x0, 0.2, 0.5), entries.view(2, 4).sum(1))
@@ -468,7 +470,7 @@ def test_the_decoder_adds_up_over_entries_and_knows_nothing_in_much_noise():
     torch.testing.assert_close(decoder_term(x0, 0.2, 0.0), (4 * normal.entropy()).expand(2))
 
 
-def test_levels_are_decoded_where_they_can_be_told_apart(sde):
+def test_levels_are_decoded_where_they_are_distinguishable(sde):
     t = decoder_time(sde, 2 / 17)
     assert sde.marginal(t).sigma / sde.marginal(t).alpha == pytest.approx(DECODER_NOISE * 2 / 17, rel=1e-9)
     assert decoder_time(sde, 0.0) == sde.t_min
@@ -476,7 +478,7 @@ def test_levels_are_decoded_where_they_can_be_told_apart(sde):
 
 
 def test_the_continuous_bound_of_levels_is_their_entropy():
-    """On a line of four levels, by quadrature; at the time of the default the decoder costs a little."""
+    """On a line of four levels, by quadrature; at the default time the decoder costs a little."""
     sde, p = VPSDE(), torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
     x0, num = torch.tensor([[-0.75], [-0.25], [0.25], [0.75]]).double(), 200
     data, (nodes, weights) = GaussianMixture(p, x0, 0.0), hermite(40)
@@ -504,7 +506,7 @@ def test_a_decoder_outside_of_the_process_is_refused(mixture, t):
 
 
 class Twice(nn.Module):
-    """A mean and a variance of each entry, on vectors."""
+    """Network on vectors with a mean and a variance for each entry."""
 
     def __init__(self, dimensions):
         super().__init__()
@@ -530,7 +532,7 @@ def test_the_mean_over_levels_is_the_bound_without_its_prior(chain):
     torch.testing.assert_close(losses.mean(), (whole.nats - whole.prior)[0] / (2 * math.log(2)), rtol=1e-6, atol=1e-6)
 
 
-def test_hybrid_teaches_the_mean_by_the_error_and_the_variance_by_the_bound(chain):
+def test_hybrid_trains_the_mean_by_the_error_and_the_variance_by_the_bound(chain):
     x0, eps = torch.randn(2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     network, t = Twice(2), level([1.0, 7.0, 40.0])
     denoise = Denoiser(network, chain, "v", 0.5)
@@ -551,7 +553,7 @@ def test_hybrid_teaches_the_mean_by_the_error_and_the_variance_by_the_bound(chai
 
 
 def test_hybrid_is_the_error_and_a_thousandth_of_the_bound(chain):
-    """Where the level is the first and the data are at either edge: of levels from -1, or from where they begin."""
+    """At the first level, with data at either edge of the range, for levels from -1 or from 0."""
     x0, eps, t = torch.tensor([[-1.0, 1.0], [0.0, 1.0]]).double(), torch.full((2, 2), 0.3).double(), level([1.0, 1.0])
     denoise, weight = Denoiser(Twice(2), chain, "v", 0.5), WEIGHTS["simple"]
     simple = OBJECTIVES["denoising"](chain, weight)(denoise, x0, eps, t, None, 0.0)
@@ -561,7 +563,7 @@ def test_hybrid_is_the_error_and_a_thousandth_of_the_bound(chain):
         torch.testing.assert_close(found, simple + 1e-3 * bound)
 
 
-def test_gradients_of_the_bound_are_those_of_its_values(chain):
+def test_gradients_of_the_bound_match_finite_differences(chain):
     x0, eps = torch.randn(2, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     network, t = Twice(2), level([1.0, 2.0, 20.0, 40.0])
     denoise, objective = Denoiser(network, chain, "v", 0.5), Bound(chain, 0.1)
@@ -604,7 +606,7 @@ def test_only_a_chain_has_levels(make):
         make(VPSDE())
 
 
-# --- the mean of the posterior as what a network says -----------------------------------------------------------------
+# --- parameterization by the mean of the posterior --------------------------------------------------------------------
 
 
 def test_the_mean_of_the_posterior_is_turned_into_the_data(chain, mixture):
@@ -631,7 +633,7 @@ def test_a_network_that_learns_a_variance_starts_between_the_two(name, shape, ch
 
 
 def test_levels_from_zero_are_those_of_half_the_scale():
-    """Bins of [0, 1] are bins of [-1, 1] halved and moved: masses and decoders say the same."""
+    """Bins of [0, 1] are bins of [-1, 1] halved and shifted; masses and decoders agree."""
     x0, mean = torch.tensor([[-0.75, -0.25, 0.75]]).double(), torch.tensor([[-0.9, 0.1, 1.4]]).double()
     half = [0.5 * (1 + value) for value in (x0, mean)]
     torch.testing.assert_close(

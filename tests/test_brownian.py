@@ -1,4 +1,4 @@
-"""Brownian noise: increments that add up, their law, what a move draws, and the same path at more moves."""
+"""Brownian noise: additive increments, their distribution, draws within a step, and refinement of one path."""
 
 import math
 
@@ -22,7 +22,7 @@ def path(num, seeds=(0, 1, 2), shape=(4,), **options):
 
 
 @pytest.mark.parametrize("num", [1, 5, 18, 20, 50])
-def test_two_increments_are_the_one_over_both(num):
+def test_increments_of_a_finer_grid_add_up(num):
     for finer in (2, 8):
         sums = path(finer * num).unflatten(0, (num, finer)).sum(1) / finer**0.5
         torch.testing.assert_close(sums, path(num), rtol=1e-6, atol=1e-6)
@@ -38,7 +38,7 @@ def test_increments_are_independent_normals(num):
         assert correlation.abs().max() < 4.5 / 4000**0.5
 
 
-def test_increments_are_functions_of_seed_and_place():
+def test_increments_depend_on_seed_and_position_alone():
     brownian, like = Brownian(torch.tensor([7, 3])), torch.zeros(2, 5)
     forward = [brownian.increment(i, 24, like) for i in range(24)]
     for i in (23, 4, 11):
@@ -47,17 +47,17 @@ def test_increments_are_functions_of_seed_and_place():
         assert not torch.equal(Brownian(torch.tensor([7, 3]), stream=1).increment(i, 24, like), forward[i])
 
 
-def test_only_the_first_draw_of_a_move_is_the_paths():
+def test_only_the_first_draw_of_a_step_is_from_the_path():
     like, independent = torch.zeros(2, 3), Noise(torch.tensor([0, 1]))
     brownian = Brownian(torch.tensor([0, 1]))
-    assert torch.equal(brownian(like), independent(like))  # before the moves
+    assert torch.equal(brownian(like), independent(like))  # before the first step
     for i, draw in enumerate(brownian.moves(3)):
         assert torch.equal(draw(like), brownian.increment(i, 3, like))
         assert torch.equal(draw(like), independent(like))
         assert torch.equal(draw(like), independent(like))
 
 
-def test_what_is_kept_does_not_grow_with_the_moves():
+def test_memory_does_not_grow_with_the_number_of_steps():
     brownian, like = Brownian(torch.arange(2)), torch.zeros(2, 3)
     for draw in brownian.moves(640):
         draw(like)
@@ -69,8 +69,8 @@ def test_what_is_kept_does_not_grow_with_the_moves():
 
 @pytest.mark.parametrize("name", ["euler_maruyama", "reverse_diffusion", "ancestral"])
 @pytest.mark.parametrize("process", ["vpsde", "vesde", "subvpsde"])
-def test_twice_the_moves_give_the_same_sample_nearly(mixture, process, name):
-    """Strong error: far below the difference that another path makes, and it falls with the moves."""
+def test_twice_the_steps_give_nearly_the_same_sample(mixture, process, name):
+    """Strong error: it falls with the number of steps and is far below the distance between two paths."""
     sde = SDES[process]()
     x, denoise = terminal(mixture, sde, 200), mixture.denoiser(sde)
 
@@ -94,13 +94,13 @@ def test_twenty_and_forty_moves_of_euler_maruyama_are_closer_than_by_chance(mixt
     assert (few - many).abs().median() < 0.4 * (few - other).abs().median()
 
 
-def test_a_step_without_noise_does_not_care(sde, mixture):
+def test_a_step_without_noise_is_unaffected(sde, mixture):
     x, times = terminal(mixture, sde, 3), GRIDS["karras"](sde, 6)
     expected = sample(STEPS["heun"](sde), mixture.denoiser(sde), x, times, noises(3))
     assert torch.equal(sample(STEPS["heun"](sde), mixture.denoiser(sde), x, times, Brownian(torch.arange(3))), expected)
 
 
-# --- a Brownian path at any place -------------------------------------------------------------------------------------
+# --- a Brownian path at any time --------------------------------------------------------------------------------------
 
 
 def test_motion_has_the_covariance_of_brownian_motion():

@@ -1,4 +1,4 @@
-"""From configs to objects: every name of every table is built, and what a config leaves open comes from the data."""
+"""Construction from configs: every name of every table builds, and open keys are derived from the data."""
 
 import dataclasses
 import json
@@ -35,14 +35,14 @@ for name, shape in {"table": (3,), "signals": (2, 8), "fields": (2, 8, 6)}.items
 
 
 def config_with(name="vpsde", **changes):
-    """A config with some keys changed, whose dots are written as two underscores."""
+    """A config with some keys changed; dots of keys are written as two underscores."""
     config = load(name)
     override(config, [("device", "cpu"), *((key.replace("__", "."), str(value)) for key, value in changes.items())])
     return config
 
 
 def answers(experiment, config):
-    """What the denoiser, or classifier, of a new network says of a batch."""
+    """Output of the denoiser or classifier of a new network for a batch."""
     t = torch.full((2, *[1] * len(experiment.facts.shape)), 0.5)
     found = experiment.denoiser(experiment.network, config)(torch.ones(2, *experiment.facts.shape), t)
     return getattr(found, "x0", found)
@@ -112,7 +112,7 @@ def test_each_timestep_sampler_stays_in_the_interval(name, sde):
 
 
 def test_the_lognormal_law_takes_mean_and_deviation():
-    """The quantile of one standard deviation above the mean, where the ends of the interval cut off almost nothing."""
+    """The quantile one standard deviation above the mean, where the ends of the interval cut off almost nothing."""
     sde, above = SDES["edm"](), 0.5 * math.erfc(-1 / math.sqrt(2))
     law = make_timestep_sampler(config_with(loss__time_mean=-0.7, loss__time_std=0.4, loss__time_tail=0.0))
     t, _ = law(sde, torch.tensor([[0.5], [above]]))
@@ -121,7 +121,7 @@ def test_the_lognormal_law_takes_mean_and_deviation():
     )
 
 
-# --- what comes from the data -----------------------------------------------------------------------------------------
+# --- facts measured on the data ---------------------------------------------------------------------------------------
 
 
 def test_facts_of_the_digits():
@@ -156,7 +156,7 @@ def test_real_valued_data_have_no_noise_within_a_level():
 
 @pytest.mark.parametrize(("entries", "num"), [(1, 1), (63, 1), (64, 1), (6_400, 100), (10**9, 1437)])
 def test_the_moment_matched_gaussian_looks_at_as_many_examples_as_there_is_memory_for(entries, num, monkeypatch):
-    """They are the first of those that the other facts come from, and never none."""
+    """It uses the first of the examples measured for the other facts, at least one."""
     monkeypatch.setattr(statistics, "MOST_ENTRIES", entries)
     dataset = read_dataset(config_with(), "train")
     codec = fit_codec(config_with(), "train", dataset)
@@ -165,7 +165,7 @@ def test_the_moment_matched_gaussian_looks_at_as_many_examples_as_there_is_memor
 
 
 @pytest.mark.parametrize(("std", "variance"), [(0.5, 0.25), (0.0, 1.0)])
-def test_without_a_moment_matched_gaussian_there_is_one_of_the_deviation_of_the_data(std, variance):
+def test_without_a_moment_matched_gaussian_the_default_has_the_deviation_of_the_data(std, variance):
     found = build(config_with(), dataclasses.replace(IMAGES, std=std)).gaussian
     assert (found.rest, len(found.variances)) == (variance, 0)
     assert torch.equal(found.mean, torch.zeros(1, 8, 8, dtype=torch.float64))
@@ -174,7 +174,7 @@ def test_without_a_moment_matched_gaussian_there_is_one_of_the_deviation_of_the_
 
 
 def test_a_trained_run_has_its_moment_matched_gaussian(digits, tmp_path):
-    """Read, not measured; of the deviation of the data where the checkpoint is of before there was one."""
+    """It is read, not measured; an older checkpoint without one gives a Gaussian of the data's standard deviation."""
     config = stored(digits)
     dataset = read_dataset(config, "train")
     found = load_run(config, digits, Options())[0].gaussian.state_dict()
@@ -190,7 +190,7 @@ def test_a_trained_run_has_its_moment_matched_gaussian(digits, tmp_path):
 
 
 @pytest.mark.parametrize(("given", "taken"), [(0.0, IMAGES.std), (0.25, 0.25)])
-def test_sigma_data_is_that_of_the_data_unless_given(given, taken):
+def test_sigma_data_is_measured_unless_given(given, taken):
     config = config_with(denoiser__sigma_data=given)
     experiment = build(config, IMAGES)
     assert experiment.denoiser(experiment.network, config).sigma_data == taken
@@ -218,14 +218,14 @@ def test_images_take_both_paths(tmp_path):
     assert [len(read_dataset(config, split)) for split in ("train", "test")] == [3, 2]
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refused configs --------------------------------------------------------------------------------------------------
 
 
-def test_make_gives_the_options_and_not_the_name():
+def test_make_passes_the_options_without_the_name():
     assert make({"pair": lambda **options: options}, "thing", {"name": "pair", "a": 1}, b=2) == {"a": 1, "b": 2}
 
 
-def test_an_unknown_name_is_told_with_its_neighbours():
+def test_an_unknown_name_gives_similar_names():
     with pytest.raises(ValueError, match="unknown sde 'vpsd'; did you mean 'vpsde'"):
         pick(SDES, "sde", "vpsd")
 
@@ -246,11 +246,11 @@ def test_parts_that_do_not_fit_are_refused(facts, changes, words):
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "cpuu", "", "meta"])
-def test_a_device_that_is_not_there_is_refused(name):
+def test_a_missing_device_is_refused(name):
     with pytest.raises(ValueError, match=f"device '{name}' cannot be used: .*; try --device cpu or auto"):
         make_device(name)
 
 
-def test_devices_that_are_there():
+def test_available_devices_are_accepted():
     assert make_device("cpu") == torch.device("cpu")
     assert torch.empty(1, device=make_device("auto")).numel() == 1

@@ -1,4 +1,4 @@
-"""Calibration on exact mixtures: what it gains there, on which examples, and that a plan is what was measured."""
+"""Calibration on exact mixtures: the gain in error, on held-out examples, and that the measured plan is the one run."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from score_sde.sde_lib import EDMSDE, VPSDE, Gaussian
 
 
 def problem(mixture, sde, num_steps, num):
-    """A moment-matched Gaussian, states of the prior, where the flow takes them, and a grid."""
+    """A moment-matched Gaussian, states of the prior, their images under the flow, and a grid."""
     guess = Gaussian(mixture.mean, mixture.covariance.diagonal().mean().item())
     times = GRIDS["logistic"](sde, num_steps, end=max(sde.t_min, 1e-3 * sde.t_max), std=guess.std).tolist()
     z = torch.randn(num, len(mixture.mean), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -50,7 +50,7 @@ def test_a_single_move_has_coefficients_too(mixture):
 
 
 def test_a_fit_that_does_not_help_is_not_taken(mixture):
-    """Towards targets that those of the examples held out are not like."""
+    """The targets of the held-out examples are shifted against the fitted ones."""
     sde = VPSDE()
     guess, x, target, times = problem(mixture, sde, 5, 50)
     step, denoise = Adams(sde, 3, gaussian=guess), mixture.denoiser(sde)
@@ -64,8 +64,8 @@ def test_a_fit_that_does_not_help_is_not_taken(mixture):
 
 
 @pytest.mark.parametrize("kind", [Adams, UniPC, DPMSolver])
-def test_what_is_optimised_is_what_is_run(plane, kind):
-    """The trajectory with gradients ends where the step does, and its gradient is that of the step."""
+def test_the_optimised_trajectory_is_the_one_run(plane, kind):
+    """The differentiable trajectory ends where the step does and has the same gradient."""
     sde = VPSDE()
     guess, x, target, times = problem(plane, sde, 5, 8)
     step = kind(sde, 3, gaussian=guess) if kind is Adams else kind(sde)

@@ -1,4 +1,4 @@
-"""Checkpoints: nothing is lost on the way to the disk and back, damage is found and named, and no failure does harm."""
+"""Checkpoints: exact round trips, detection of damage, and failures that leave existing files intact."""
 
 import errno
 import hashlib
@@ -23,7 +23,7 @@ DAMAGED = [checkpoint.RAW, checkpoint.ema_file(0.999), checkpoint.GAUSSIAN, "sta
 
 
 class Net(nn.Module):
-    """Weights of several types and layouts, all of one value, and a whole number."""
+    """Weights of several types and layouts, all of one value, and an integer."""
 
     def __init__(self, value, width=3):
         super().__init__()
@@ -37,13 +37,13 @@ class Net(nn.Module):
 
 
 def guess(shape=SHAPE, rank=2, dtype=torch.float64):
-    """A Gaussian in which no two numbers are alike."""
+    """A Gaussian whose numbers are all distinct."""
     mean, directions = (torch.arange(2.0 + n, dtype=dtype).reciprocal()[2:] for n in (6, 6 * rank))
     return Gaussian(mean.reshape(shape), 0.1, torch.arange(1.0, 1 + rank, dtype=dtype), directions.reshape(rank, 6).mT)
 
 
 def save(folder, step, gaussian=None):
-    """A checkpoint with everything in it."""
+    """Saves a checkpoint with all of its parts."""
     parts = {name: Net(value + step) for name, value in NETWORKS.items()}
     parts[checkpoint.GAUSSIAN] = gaussian or guess()
     state = {"optimizer": {"state": {0: {"exp_avg": torch.full((2,), 0.5)}}, "lr": 1e-3}, "ema_updates": step}
@@ -51,21 +51,21 @@ def save(folder, step, gaussian=None):
 
 
 def contents(folder):
-    """Every file below a folder with what it holds."""
+    """Every file below a folder and its content."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def flip(path, at):
-    """Turn over one bit in the middle of a byte."""
+    """Flips one bit of a byte."""
     content = bytearray(path.read_bytes())
     content[at] ^= 0b100
     path.write_bytes(content)
 
 
-# --- there and back ---------------------------------------------------------------------------------------------------
+# --- round trips ------------------------------------------------------------------------------------------------------
 
 
-def test_everything_comes_back(tmp_path):
+def test_a_round_trip_is_exact(tmp_path):
     path = save(tmp_path, 12)
     assert path == tmp_path / "step_00000012"
     for name, value in NETWORKS.items():
@@ -82,7 +82,7 @@ def test_everything_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1, 6])
-def test_the_moment_matched_gaussian_comes_back_and_is_written_again_alike(tmp_path, rank):
+def test_the_moment_matched_gaussian_survives_two_round_trips(tmp_path, rank):
     path = save(tmp_path, 1, guess(rank=rank))
     found, written = checkpoint.load_gaussian(path, SHAPE), guess(rank=rank)
     for key, value in written.state_dict().items():
@@ -92,7 +92,7 @@ def test_the_moment_matched_gaussian_comes_back_and_is_written_again_alike(tmp_p
     assert (save(tmp_path, 2, found) / checkpoint.GAUSSIAN).read_bytes() == before
 
 
-def test_a_checkpoint_of_before_there_was_a_guess_has_none(tmp_path):
+def test_an_older_checkpoint_has_no_moment_matched_gaussian(tmp_path):
     path = checkpoint.save(tmp_path, 1, {}, {}, {})
     assert checkpoint.load_gaussian(path, SHAPE) is None
 
@@ -121,19 +121,19 @@ def test_find(tmp_path):
 
 
 @pytest.mark.parametrize("which", ["3", "step_00000003", "nowhere", ""])
-def test_find_names_what_is_there(tmp_path, which):
+def test_find_lists_the_existing_steps(tmp_path, which):
     save(tmp_path, 2)
     with pytest.raises(CheckpointError, match=f"no checkpoint {which} in .*; there are: step_00000002"):
         checkpoint.find(tmp_path, which)
 
 
-def test_find_where_there_is_none(tmp_path):
+def test_find_without_checkpoints(tmp_path):
     with pytest.raises(CheckpointError, match=r"no checkpoint in .*; train the run first with --mode train"):
         checkpoint.find(tmp_path / "checkpoints")
 
 
 @pytest.mark.parametrize(("keep", "every", "left"), [(0, 3, [1, 2, 10, 20]), (1, 10, [10, 20]), (1, 2, [2, 10, 20])])
-def test_forget_keeps_the_steps_of_a_multiple(tmp_path, keep, every, left):
+def test_forget_keeps_multiples_of_a_step(tmp_path, keep, every, left):
     for step in (1, 2, 10, 20):
         save(tmp_path, step)
     checkpoint.forget(tmp_path, keep, every)
@@ -188,8 +188,8 @@ def test_damage_is_found_and_named_and_nothing_is_deleted(tmp_path, name, damage
     read_all(earlier)
 
 
-def test_every_byte_of_meta_is_either_watched_or_without_meaning(tmp_path):
-    """A flip that is not found has changed no value."""
+def test_every_byte_of_meta_is_either_checked_or_meaningless(tmp_path):
+    """A flip that goes unnoticed changes no value."""
     path = save(tmp_path, 1) / "meta.json"
     whole, meta = path.read_bytes(), checkpoint.read_meta(path.parent)
     watched = 0
@@ -221,7 +221,7 @@ def test_another_network_is_refused_and_left_alone(tmp_path, network):
 
 
 class Part(dict):
-    """Tensors that call themselves a part of a checkpoint."""
+    """An object whose state dict imitates a part of a checkpoint."""
 
     def state_dict(self):
         return self
@@ -248,13 +248,13 @@ def test_a_guess_of_other_data_is_refused(tmp_path, part):
         checkpoint.load_gaussian(save(tmp_path, 2, part), SHAPE)
 
 
-def test_an_average_that_was_not_kept_is_told(tmp_path):
+def test_a_missing_average_is_reported(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no ema-0\.5\.safetensors; it has ema-0\.999\.safetensors, gauss"):
         checkpoint.load_network(save(tmp_path, 1), checkpoint.ema_file(0.5), Net(0.0))
 
 
 class Payload:
-    """Unpickled, it creates a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -264,7 +264,7 @@ class Payload:
 
 
 def crafted(kind, path, marker):
-    """Put a pickle that runs code in the place of state.pt, with the digest that it needs to be read."""
+    """Replaces state.pt by a pickle that runs code, with a matching digest."""
     if kind == "torch":
         torch.save({"optimizer": Payload(marker)}, path / "state.pt")
     else:
@@ -294,7 +294,7 @@ def test_a_copy_under_another_name_is_no_checkpoint(tmp_path):
     assert len(list(tmp_path.iterdir())) == 6
 
 
-def test_a_copy_under_the_name_of_another_step_is_told_and_set_aside(tmp_path, capsys):
+def test_a_copy_under_the_name_of_another_step_is_reported_and_set_aside(tmp_path, capsys):
     path = save(tmp_path, 40)
     shutil.copytree(path, tmp_path / "step_00000050")
     assert checkpoint.newest(tmp_path) == path
@@ -310,8 +310,8 @@ def test_steps_of_nine_digits_are_newer_than_those_of_eight(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
 @pytest.mark.parametrize("name", DAMAGED)
-def test_an_error_of_reading_that_may_pass_is_no_damage(tmp_path, monkeypatch, name, number):
-    """The newest checkpoint keeps its name, and nothing goes on from an older one in its place."""
+def test_a_transient_read_error_is_not_damage(tmp_path, monkeypatch, name, number):
+    """The newest checkpoint keeps its name, and the run does not continue from an older one."""
     save(tmp_path, 1)
     path = save(tmp_path, 2)
     before, opened = contents(tmp_path), reading.open_file
@@ -331,7 +331,7 @@ def test_an_error_of_reading_that_may_pass_is_no_damage(tmp_path, monkeypatch, n
     assert checkpoint.newest(tmp_path) == path
 
 
-def test_only_a_checkpoint_that_is_whole_is_advised(tmp_path):
+def test_only_an_intact_checkpoint_is_suggested(tmp_path):
     for step in (1, 2, 3):
         save(tmp_path, step)
     for step in (2, 3):
@@ -355,7 +355,7 @@ def full(*args, **kwargs):
 @pytest.mark.parametrize("function", ["os.replace", "os.fsync", "score_sde.storage.writing._new_file"])
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_failure_while_writing_leaves_the_others_and_no_part(tmp_path, monkeypatch, function, step):
-    """Also where the step is there already."""
+    """The same when the step exists already."""
     save(tmp_path, 1)
     before = contents(tmp_path)
     with monkeypatch.context() as patch:
@@ -422,8 +422,8 @@ GO_ON = ("--mode=train", "--config.train.total_images=32")
 
 @pytest.mark.parametrize("name", DAMAGED)
 @pytest.mark.parametrize("damage", ["missing", "truncated", "bit flipped"])
-def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before_and_says_so(call, name, damage):
-    """Training sets the damaged one aside; what only reads leaves it where it is."""
+def test_a_run_with_a_damaged_checkpoint_continues_from_the_previous_one_and_reports_it(call, name, damage):
+    """Training sets the damaged checkpoint aside; commands that only read leave it in place."""
     workdir, command = call
     newest = workdir / "checkpoints" / "step_00000004"
     DAMAGES[damage](newest / name)
@@ -443,7 +443,7 @@ def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before_and_says_so
 @pytest.mark.parametrize(
     "mode", [("--mode=sample", "--num_samples=2"), ("--mode=train", "--config.train.total_images=32")]
 )
-def test_where_all_checkpoints_are_damaged_nothing_is_done(call, mode):
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(call, mode):
     workdir, command = call
     for path in checkpoint.steps(workdir / "checkpoints"):
         (path / "meta.json").unlink()
@@ -455,8 +455,8 @@ def test_where_all_checkpoints_are_damaged_nothing_is_done(call, mode):
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_checkpoint_that_was_asked_for_is_not_replaced(call, name):
-    """Sampling asks for no more than it reads."""
+def test_a_damaged_checkpoint_requested_by_step_is_not_replaced(call, name):
+    """Sampling requires only the files that it reads."""
     workdir, command = call
     (workdir / "checkpoints" / "step_00000004" / name).write_bytes(b"")
     status, lines = command("--mode=sample", "--steps=1", "--num_samples=2", "--checkpoint=4")

@@ -1,4 +1,4 @@
-"""Folders of diffusers: the same answers as the reference, processes of schedulers, and nothing that is not its."""
+"""Folders of diffusers: outputs equal to the reference's, schedulers as processes, and refusal of other files."""
 
 import json
 import shutil
@@ -18,12 +18,12 @@ DDPM = next(path for path in CASES if path.name == "tiny_ddpm")
 DEFAULT = next(path for path in CASES if path.name == "tiny_default")
 NCSNPP = next(path for path in CASES if path.name == "tiny_ncsnpp")
 DRAWN = COPIES / "diffusers" / "drawn_ncsnpp"
-"""Attention at a level of NCSN++, with weights that are drawn again."""
+"""Attention at one level of NCSN++, with drawn weights."""
 
 
 @pytest.fixture(params=[*CASES, DRAWN], ids=lambda path: path.name)
 def case(request, tmp_path):
-    """What was read, and the recording: named arrays."""
+    """The imported network and the recording: named arrays."""
     source, answers = request.param, "io.npz"
     if source == DRAWN:
         source, answers = shutil.copytree(DRAWN, tmp_path / "drawn"), "answers.npz"
@@ -39,7 +39,7 @@ def conditions(foreign, recording):
 
 
 @pytest.mark.parametrize("array", ["out", "out_scalar_t"])
-def test_the_network_answers_as_theirs(case, array):
+def test_the_network_has_the_recorded_outputs(case, array):
     foreign, recording = case
     levels = recording["t"].float()
     levels = levels[1].expand(len(levels)) if array == "out_scalar_t" else levels
@@ -47,7 +47,7 @@ def test_the_network_answers_as_theirs(case, array):
     assert per_sample(ours, recording[array]) < 1e-5
 
 
-def test_the_denoiser_asks_for_the_level_and_knows_the_estimate(case):
+def test_the_denoiser_passes_the_level_and_returns_the_recorded_estimate(case):
     foreign, recording = case
     denoise, levels = denoiser(foreign), recording["t"].double()
     times = denoise.sde.time(-2 * levels.log()) if foreign.config["sde"]["name"] == "vesde" else levels + 1
@@ -69,15 +69,15 @@ def copy(tmp_path):
 
 
 def rewritten(path, **changes):
-    """Change keys of a JSON file; None removes one."""
+    """Changes keys of a JSON file; None removes one."""
     told = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in told.items() if changes.get(key, 0) is not None}))
 
 
-# --- what a folder holds ----------------------------------------------------------------------------------------------
+# --- content of a folder ----------------------------------------------------------------------------------------------
 
 
-def test_a_network_without_a_scheduler_is_taken_for_that_of_ddpm(copy):
+def test_a_network_without_a_scheduler_is_read_as_ddpm(copy):
     config = diffusers.read(copy / "unet").config
     assert config["sde"] == {"name": "ddpm", "num_levels": 1000, "beta_min": 1e-4, "beta_max": 0.02}
     assert config["denoiser"]["parameterization"] == "eps"
@@ -126,7 +126,7 @@ def test_schedulers_are_processes(copy, told, sde, estimate):
     assert config["denoiser"]["parameterization"] == estimate
 
 
-def test_the_pipeline_of_score_sde_is_its_process_and_its_data():
+def test_the_pipeline_of_score_sde_gives_its_process_and_data_range():
     """Images are numbers from 0 to 1, and sampling ends at sampling_eps."""
     config = diffusers.read(NCSNPP).config
     assert config["sde"] == {"name": "vesde", "sigma_min": 0.02, "sigma_max": 90.0, "t_min": 1e-4}
@@ -148,7 +148,7 @@ def test_frequencies_under_two_names_are_taken_once(tmp_path):
         diffusers.read(copy)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refused folders --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_frequencies_under_two_names_are_taken_once(tmp_path):
         ({"_class_name": "KarrasVeScheduler", "beta_schedule": None}, "KarrasVeScheduler names no beta_schedule"),
     ],
 )
-def test_schedules_that_are_no_process_of_ours_are_refused(copy, told, message):
+def test_unsupported_schedules_are_refused(copy, told, message):
     rewritten(copy / "scheduler" / "scheduler_config.json", **told)
     with pytest.raises(ForeignError, match=message):
         diffusers.read(copy)
@@ -183,7 +183,7 @@ def test_schedules_that_are_no_process_of_ours_are_refused(copy, told, message):
         ({"sample_size": 7}, "does not divide by 2"),
     ],
 )
-def test_networks_that_are_none_of_ours_are_refused(copy, told, message):
+def test_unsupported_networks_are_refused(copy, told, message):
     rewritten(copy / "unet" / "config.json", **told)
     with pytest.raises(ForeignError, match=message) as error:
         diffusers.read(copy)
@@ -212,7 +212,7 @@ def test_networks_that_are_none_of_ours_are_refused(copy, told, message):
         ({"scheduler": "DDPMScheduler"}, "hears sigma, of a ScoreSdeVeScheduler"),
     ],
 )
-def test_networks_of_sigma_that_are_none_of_ours_are_refused(tmp_path, told, message):
+def test_unsupported_networks_of_sigma_are_refused(tmp_path, told, message):
     copy = shutil.copytree(NCSNPP, tmp_path / "copy")
     if "scheduler" in told:
         rewritten(copy / "scheduler" / "scheduler_config.json", _class_name=told["scheduler"])
@@ -237,7 +237,7 @@ def test_networks_of_sigma_that_are_none_of_ours_are_refused(tmp_path, told, mes
     ],
 )
 @pytest.mark.parametrize("source", [DDPM, DEFAULT], ids=["ddpm", "default"])
-def test_a_tensor_without_a_place_or_a_place_without_a_tensor_is_named(tmp_path, source, change, message):
+def test_an_unexpected_or_missing_tensor_is_named(tmp_path, source, change, message):
     shutil.copytree(source, tmp_path / "copy")
     path = tmp_path / "copy" / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
@@ -247,7 +247,7 @@ def test_a_tensor_without_a_place_or_a_place_without_a_tensor_is_named(tmp_path,
         diffusers.read(tmp_path / "copy")
 
 
-def test_a_file_that_asks_for_more_is_refused_and_not_run(copy, tmp_path):
+def test_a_file_that_calls_other_code_is_refused_and_not_run(copy, tmp_path):
     path, mark = copy / "unet" / "diffusion_pytorch_model.safetensors", tmp_path / "ran"
     malicious(path.with_suffix(".bin"), mark, load_file(path))
     path.unlink()

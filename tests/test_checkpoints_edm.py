@@ -1,4 +1,4 @@
-"""EDM's weights: the same answers as the reference, and nothing that is not its."""
+"""EDM's weights: outputs equal to the reference's, and refusal of other files."""
 
 import json
 import shutil
@@ -29,20 +29,20 @@ def weights_of(folder):
 
 
 def of(folder):
-    """What was read, and the recording: named arrays."""
+    """The imported network and the recording: named arrays."""
     with np.load(folder / "io.npz") as arrays:
         recording = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     return edm.read(weights_of(folder)), recording
 
 
 def arrays_of(folder):
-    """The names of the recorded estimates."""
+    """Names of the recorded estimates."""
     with np.load(folder / "io.npz") as arrays:
         return [name for name in arrays.files if name.startswith("D")]
 
 
 def conditions(recording, *without):
-    """The conditions of a recording in our words."""
+    """Conditions of a recording under our names."""
     found = {}
     if "class_labels" in recording and "label" not in without:
         found["label"] = recording["class_labels"].argmax(1)
@@ -52,20 +52,20 @@ def conditions(recording, *without):
 
 
 def allowed(foreign):
-    """The tolerance that the recordings ask for."""
+    """Tolerance of a recording."""
     return 2e-4 if foreign.config["network"].get("embedding") == "fourier" else 1e-5
 
 
 @pytest.mark.parametrize("folder", CASES, ids=lambda path: path.name)
-def test_the_network_answers_as_theirs(folder):
+def test_the_network_has_the_recorded_outputs(folder):
     foreign, recording = of(folder)
     ours = network(foreign)(recording["net_in"], recording["noise_labels"], **conditions(recording))
     assert per_sample(ours, recording["F"]) < allowed(foreign)
 
 
 @pytest.mark.parametrize(("folder", "array"), [(folder, name) for folder in CASES for name in arrays_of(folder)])
-def test_the_denoiser_answers_as_theirs(folder, array):
-    """Each of the four preconditionings; our state is alpha times theirs."""
+def test_the_denoiser_has_the_recorded_outputs(folder, array):
+    """Each of the four preconditionings; our state is alpha times the reference's."""
     foreign, recording = of(folder)
     denoise, sigmas = denoiser(foreign), recording["sigma"].double()
     sigmas = sigmas[1].expand(4) if array == "D_scalar_sigma" else sigmas
@@ -117,12 +117,12 @@ def loaded(name, module, dialect):
         ("block_down_song", Block(16, 16, 8, 0.0, STYLE, SMOOTH.downsample, project=True)),
     ],
 )
-def test_blocks_are_theirs(name, module):
+def test_blocks_have_the_recorded_outputs(name, module):
     ours = loaded(name, module, DIALECT)(LAYERS[f"{name}.x"], LAYERS[f"{name}.emb"])
     assert per_sample(ours, LAYERS[f"{name}.out"]) < 1e-5
 
 
-def test_changes_of_resolution_are_theirs():
+def test_changes_of_resolution_have_the_recorded_outputs():
     down = Down(4, 6, SMOOTH, learned=True)
     down.conv.weight.data, down.conv.bias.data = (
         LAYERS[f"conv_down_fused.param.{leaf}"] for leaf in ("weight", "bias")
@@ -132,8 +132,8 @@ def test_changes_of_resolution_are_theirs():
 
 
 @pytest.mark.parametrize(("name", "ends"), [("pos_embedding", False), ("pos_embedding_endpoint", True)])
-def test_embeddings_of_levels_are_theirs(name, ends):
-    """To the rounding of frequencies, which a level of 999 multiplies."""
+def test_embeddings_of_levels_have_the_recorded_outputs(name, ends):
+    """To the rounding of frequencies that are multiplied by levels up to 999."""
     found = Positional(12, cos_first=True, ends=ends)(LAYERS[f"{name}.x"])
     assert per_sample(found, LAYERS[f"{name}.out"]) < 2e-5
 
@@ -142,7 +142,7 @@ def test_embeddings_of_levels_are_theirs(name, ends):
 
 
 def moved(tmp_path, name, tensors=None, told=None):
-    """The weights of a DDPM++ under another name, alone or with JSON beside them."""
+    """The weights of a DDPM++ under another name, with or without a JSON file."""
     source = next(path for path in CASES if path.name == "tiny_song_skip_skip_vp")
     save_file(load_file(weights_of(source)) if tensors is None else tensors, tmp_path / name)
     if told is not None:
@@ -160,7 +160,7 @@ def moved(tmp_path, name, tensors=None, told=None):
         ("mine.safetensors", {"network_kwargs": {"class_name": "training.networks.EDMPrecond"}}, "edm"),
     ],
 )
-def test_the_preconditioning_is_told(tmp_path, name, told, process):
+def test_the_preconditioning_is_read_from_name_or_json(tmp_path, name, told, process):
     config = edm.read(moved(tmp_path, name, told=told)).config
     assert config["sde"]["name"] == process
     if told and "sigma_max" in told:
@@ -176,17 +176,17 @@ def test_the_preconditioning_is_told(tmp_path, name, told, process):
         ({"precond": "MyPrecond"}, "unknown precond 'MyPrecond'; known: VPPrecond"),
     ],
 )
-def test_a_preconditioning_that_is_not_told_is_refused(tmp_path, told, message):
+def test_an_unspecified_preconditioning_is_refused(tmp_path, told, message):
     with pytest.raises(ForeignError, match=message):
         edm.read(moved(tmp_path, "mine.safetensors", told=told))
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refused files ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def copy(tmp_path):
-    """The file of a copy of a small network, beside its config."""
+    """The file of a copied small network, next to its config."""
     shutil.copytree(TINY, tmp_path / "copy")
     return tmp_path / "copy" / "model.safetensors"
 
@@ -218,13 +218,13 @@ QKV, CONV = "model.dec.4x4_in0.conv0.weight", "model.enc.8x8_block0.conv0.weight
         ),
     ],
 )
-def test_a_tensor_without_a_place_or_a_place_without_a_tensor_is_named(copy, change, message):
+def test_an_unexpected_or_missing_tensor_is_named(copy, change, message):
     with pytest.raises(ForeignError, match=message) as error:
         edm.read(changed(copy, change))
     assert "\n" not in str(error.value)
 
 
-def test_frequencies_of_waves_are_placed(tmp_path):
+def test_fourier_frequencies_are_imported(tmp_path):
     found = edm.read(weights_of(WAVES))
     frequencies = load_file(weights_of(WAVES))["model.map_noise.freqs"].float()
     assert torch.equal(found.weights["conditioning.features.frequencies"], frequencies)
@@ -239,7 +239,7 @@ def test_pickles_are_refused_with_a_recipe_and_not_run(tmp_path):
     assert not mark.exists()
 
 
-def test_a_file_that_asks_for_more_is_refused_and_not_run(tmp_path):
+def test_a_file_that_calls_other_code_is_refused_and_not_run(tmp_path):
     path, mark = tmp_path / "edm-mine.pt", tmp_path / "ran"
     malicious(path, mark, load_file(weights_of(TINY)))
     with pytest.raises(ForeignError, match=r"asks to run .*pathlib"):
@@ -247,7 +247,7 @@ def test_a_file_that_asks_for_more_is_refused_and_not_run(tmp_path):
     assert not mark.exists()
 
 
-def test_files_that_are_cut_off_or_none_are_refused(copy):
+def test_truncated_and_missing_files_are_refused(copy):
     without_end(copy)
     with pytest.raises(ForeignError, match="truncated"):
         edm.read(copy)

@@ -1,4 +1,4 @@
-"""Guided and improved diffusion's weights: the same answers as the references, and nothing that is not theirs."""
+"""Guided and improved diffusion's weights: outputs equal to the references', and refusal of other files."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from score_sde.sde_lib import SDES, Classifier
 
 
 def of_class(folder):
-    """The name of their class."""
+    """Name of the reference's class."""
     return json.loads((folder / "config.json").read_text())["cls"]
 
 
@@ -33,14 +33,14 @@ UNETS, CLASSIFIERS = ([path for path in CASES if of_class(path) == name] for nam
 
 
 def of(folder):
-    """What was read, and the recording: named arrays."""
+    """The imported network and the recording: named arrays."""
     with np.load(folder / "io.npz") as arrays:
         recording = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     return guided_diffusion.read(folder / "state_dict.pt"), recording
 
 
 @pytest.mark.parametrize("folder", CASES, ids=lambda path: path.name)
-def test_the_network_answers_as_theirs(folder):
+def test_the_network_has_the_recorded_outputs(folder):
     foreign, recording = of(folder)
     given = {"label": recording["y"]} if folder in UNETS else {}
     ours = network(foreign)(recording["x"], recording["timesteps"], **given)
@@ -48,8 +48,8 @@ def test_the_network_answers_as_theirs(folder):
 
 
 @pytest.mark.parametrize("folder", UNETS, ids=lambda path: path.name)
-def test_the_denoiser_says_what_their_process_makes_of_it(folder):
-    """x0 = (x - sigma eps) / alpha at whole and broken levels, and the variance that was learned."""
+def test_the_denoiser_inverts_the_recorded_process(folder):
+    """x0 = (x - sigma eps) / alpha at integer and fractional levels, and the learned variance."""
     foreign, recording = of(folder)
     denoise = denoiser(foreign)
     noise, share = recording["out"].chunk(2, dim=1)
@@ -62,7 +62,7 @@ def test_the_denoiser_says_what_their_process_makes_of_it(folder):
 
 
 @pytest.mark.parametrize("folder", CLASSIFIERS, ids=lambda path: path.name)
-def test_the_gradient_of_the_classifier_is_theirs(folder):
+def test_the_gradient_of_the_classifier_is_the_recorded_one(folder):
     foreign, recording = of(folder)
     spec, told = dict(foreign.config["sde"]), foreign.config["denoiser"]
     sde = SDES[spec.pop("name")](**spec)
@@ -91,7 +91,7 @@ def loaded(name, module, dialect):
 
 
 @pytest.mark.parametrize("name", ["resblock_down_film", "resblock_plain_skip"])
-def test_blocks_are_theirs(name):
+def test_blocks_have_the_recorded_outputs(name):
     keywords = parameters("guided_diffusion/layers")["cases"][name]["kwargs"]
     channels, emb = keywords["channels"], LAYERS[f"{name}.emb"]
     style = Style(scale_shift=keywords.get("use_scale_shift_norm", False))
@@ -102,7 +102,7 @@ def test_blocks_are_theirs(name):
 
 
 @pytest.mark.parametrize(("name", "order"), [("attention_legacy_h4", head_first), ("attention_new_h4", as_it_is)])
-def test_both_orders_of_attention_are_theirs(name, order):
+def test_both_orders_of_attention_have_the_recorded_outputs(name, order):
     attention = loaded(name, SelfAttention(32, 4, Style()), guided_diffusion.DIALECT.attention)
     for parameter in (attention.qkv.weight, attention.qkv.bias):
         parameter.data = order(parameter.data, 4)
@@ -110,16 +110,16 @@ def test_both_orders_of_attention_are_theirs(name, order):
 
 
 @pytest.mark.parametrize("width", [8, 12, 13])
-def test_embeddings_of_levels_are_theirs(width):
+def test_embeddings_of_levels_have_the_recorded_outputs(width):
     found = Positional(width, cos_first=True, ends=False)(LAYERS["t"])
     assert per_sample(found, LAYERS[f"timestep_embedding_{width}"]) < 1e-5
 
 
-# --- what shapes do not tell ------------------------------------------------------------------------------------------
+# --- settings that shapes do not determine ----------------------------------------------------------------------------
 
 
 def published(kind, **options):
-    """A network of ours in their words, with everything that training would have left."""
+    """Weights of one of our networks under the reference's names, none of them zero."""
     ours = kind(**options)
     modules = guided_diffusion.encoder_modules(ours)
     if kind is ADM:
@@ -143,7 +143,7 @@ SMALL = {"shape": (3, 64, 64), "channels": 32, "channel_mult": (1, 2, 3, 4), "at
 
 
 @pytest.mark.parametrize("beside", ["name", "flags", "json"])
-def test_what_shapes_do_not_tell_stands_beside_or_is_published(tmp_path, beside):
+def test_settings_come_from_a_json_file_or_from_the_published_model(tmp_path, beside):
     options = {**SMALL, "num_blocks": 1, "num_classes": 7, "learned_variance": True, "norm_group": 1, "heads": 1}
     path = tmp_path / ("64x64_diffusion.pt" if beside == "name" else "mine.pt")
     torch.save(published(ADM, **options), path)
@@ -183,7 +183,7 @@ def test_levels_of_an_encoder_follow_from_shapes(tmp_path, levels, pool):
         ({}, "level"),
     ],
 )
-def test_levels_are_told_in_their_unit(tmp_path, flags, c_noise):
+def test_levels_have_the_unit_of_the_flags(tmp_path, flags, c_noise):
     shutil.copy(UNET / "state_dict.pt", tmp_path / "mine.pt")
     flags = {"image_size": 8, "num_heads": 2, **flags}
     (tmp_path / "mine.json").write_text(json.dumps(flags))
@@ -206,7 +206,7 @@ def test_levels_are_told_in_their_unit(tmp_path, flags, c_noise):
         ({"image_size": 8, "num_heads": 3}, "3 heads do not divide 32 channels"),
     ],
 )
-def test_flags_that_lack_or_do_not_fit_are_refused(tmp_path, flags, message):
+def test_missing_or_wrong_flags_are_refused(tmp_path, flags, message):
     shutil.copy(UNET / "state_dict.pt", tmp_path / "mine.pt")
     if flags is not None:
         (tmp_path / "mine.json").write_text(flags if isinstance(flags, str) else json.dumps(flags))
@@ -214,7 +214,7 @@ def test_flags_that_lack_or_do_not_fit_are_refused(tmp_path, flags, message):
         guided_diffusion.read(tmp_path / "mine.pt")
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refused files ----------------------------------------------------------------------------------------------------
 
 
 CONV = "input_blocks.1.0.in_layers.2.weight"
@@ -232,7 +232,7 @@ CONV = "input_blocks.1.0.in_layers.2.weight"
         (lambda tensors: tensors.update(step=3), "no state dict of guided diffusion"),
     ],
 )
-def test_a_tensor_without_a_place_or_a_place_without_a_tensor_is_named(tmp_path, source, change, message):
+def test_an_unexpected_or_missing_tensor_is_named(tmp_path, source, change, message):
     tensors = torch.load(source / "state_dict.pt", weights_only=True)
     change(tensors)
     torch.save(tensors, tmp_path / "state_dict.pt")
@@ -242,7 +242,7 @@ def test_a_tensor_without_a_place_or_a_place_without_a_tensor_is_named(tmp_path,
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_asks_for_more_is_refused_and_not_run(tmp_path):
+def test_a_file_that_calls_other_code_is_refused_and_not_run(tmp_path):
     path, mark = tmp_path / "64x64_diffusion.pt", tmp_path / "ran"
     malicious(path, mark, torch.load(UNET / "state_dict.pt", weights_only=True))
     with pytest.raises(ForeignError, match=r"asks to run .*pathlib"):
@@ -250,7 +250,7 @@ def test_a_file_that_asks_for_more_is_refused_and_not_run(tmp_path):
     assert not mark.exists()
 
 
-def test_files_that_are_cut_off_or_none_are_refused(tmp_path):
+def test_truncated_and_missing_files_are_refused(tmp_path):
     shutil.copytree(UNET, tmp_path / "copy")
     path = tmp_path / "copy" / "state_dict.pt"
     without_end(path)

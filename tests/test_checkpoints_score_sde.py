@@ -1,4 +1,4 @@
-"""Checkpoints of score_sde: the same outputs and scores, nothing run, every tensor placed or named."""
+"""Checkpoints of score_sde: equal outputs and scores, no code run, every tensor imported or named in an error."""
 
 import json
 import os
@@ -29,18 +29,18 @@ CASES = {
     "tiny_ncsnv2_128_relu": 1e-5,
     "tiny_ncsnv2_256_lrelu": 1e-5,
 }
-"""Case -> largest deviation, relative to the largest output of a sample; random frequencies lose digits."""
+"""Case -> largest deviation, relative to the largest output of a sample; random Fourier frequencies lose digits."""
 
 HERE = [(case, weights) for case in CASES for weights in ("raw", "ema") if (COMPLETE / FOLDER / case).exists()]
 COPIED = [(case.name, "raw") for case in sorted((COPIES / FOLDER).iterdir()) if case.is_dir()]
 TINY = [(case, weights) for case, weights in COPIED if case.startswith("tiny_")]
 RECORDED = HERE + TINY if HERE else COPIED
 CASE = COPIES / FOLDER / "ncsnpp_subvp"
-"""What the other tests start from."""
+"""The base case of the other tests."""
 
 
 def assemble(foreign):
-    """The denoiser of what was read."""
+    """The denoiser of an imported checkpoint."""
     options = dict(foreign.config["network"])
     network = NETWORKS[options.pop("name")](foreign.shape, **options).eval()
     network.load_state_dict(foreign.weights)
@@ -54,13 +54,13 @@ def recorded(path):
 
 
 @pytest.mark.parametrize(("case", "weights"), RECORDED)
-def test_outputs_and_scores_are_theirs(case, weights):
+def test_outputs_and_scores_are_the_recorded_ones(case, weights):
     folder = find(f"{FOLDER}/{case}")
     io = recorded(folder / "io.npz")
     foreign = read(folder / "checkpoint.pt", weights=weights)
     denoise, theirs = assemble(foreign), {"raw": "model", "ema": "ema"}[weights]
     t, told = io["t"], io["labels"].float()
-    if foreign.config["sde"]["name"] == "ncsn":  # a chain is asked at whole levels, as it was trained
+    if foreign.config["sde"]["name"] == "ncsn":  # a chain is evaluated at integer levels, as in training
         t = denoise.sde.t_max - told
     if foreign.config["network"]["name"] == "ncsnv2":
         told = denoise.sde.sigma(t)
@@ -71,7 +71,7 @@ def test_outputs_and_scores_are_theirs(case, weights):
     expected = io[f"score_{theirs}"]
     near = io["t"] == io["t"].min() if "vp" in case else torch.zeros(len(t), dtype=torch.bool)
     assert per_sample(score[~near], expected[~near]) < CASES[case]
-    if near.any():  # their deviation is off by as much at t = 1e-3
+    if near.any():  # the reference's standard deviation has the same error at t = 1e-3
         assert per_sample(score[near], expected[near]) < 5e-4
 
 
@@ -85,11 +85,11 @@ def test_checkpoints_as_training_writes_them():
             assert per_sample(score, io[f"score_{theirs}"]) < 5e-4
 
 
-# --- networks without recordings: ours, written as theirs -------------------------------------------------------------
+# --- networks without recordings: ours, under the reference's names ---------------------------------------------------
 
 
 def config(**model):
-    """The config of the case, with other values of its model; data, training and sde by their own keys."""
+    """The config of the case with other values for its model; data, training and sde under their own keys."""
     values = json.loads((CASE / "config.json").read_text())["config"]
     values["training"] |= {key: model.pop(key) for key in ("sde", "continuous") if key in model}
     values["data"] |= {"centered": model.pop("centered", True)}
@@ -98,7 +98,7 @@ def config(**model):
 
 
 def write(folder, values, change=lambda model, shadows: None, step=7):
-    """A checkpoint of a random network of ours under their names, beside its config."""
+    """Writes a checkpoint of a random network of ours under the reference's names, next to its config."""
     (folder / "config.json").write_text(json.dumps(values))
     told = Config.read(folder / "config.json")
     options = {key: value for key, value in told.sections()["network"].items() if key != "name"}
@@ -142,7 +142,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-def test_every_tensor_of_every_option_has_its_place(tmp_path, case):
+def test_every_tensor_of_every_option_is_imported(tmp_path, case):
     path, ours = write(tmp_path, config(**OPTIONS[case]))
     raw, ema = read(path, weights="raw"), read(path)
     assert raw.weights.keys() == ours.keys() == ema.weights.keys()
@@ -156,7 +156,7 @@ def test_every_tensor_of_every_option_has_its_place(tmp_path, case):
     assert denoise(x, t).x0.isfinite().all()
 
 
-def test_a_network_that_is_not_told_the_noise(tmp_path):
+def test_a_noise_unconditional_network(tmp_path):
     path, _ = write(tmp_path, config(conditional=False))
     foreign = read(path, weights="raw")
     network = assemble(foreign).network
@@ -164,7 +164,7 @@ def test_a_network_that_is_not_told_the_noise(tmp_path):
     assert torch.equal(network(x, torch.zeros(2)), network(x, torch.full((2,), 500.0)))
 
 
-# --- what a config means ----------------------------------------------------------------------------------------------
+# --- meaning of a config ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_network_that_is_not_told_the_noise(tmp_path):
         ),
     ],
 )
-def test_processes_and_what_networks_are_told(tmp_path, changes, sde, denoiser, low):
+def test_processes_and_noise_conditioning(tmp_path, changes, sde, denoiser, low):
     (tmp_path / "config.json").write_text(json.dumps(config(**changes)))
     sections = Config.read(tmp_path / "config.json").sections()
     assert sections["sde"] == pytest.approx(sde)
@@ -238,7 +238,7 @@ def get_config():
 '''
 
 
-def test_a_python_config_says_the_same_without_being_run(tmp_path):
+def test_a_python_config_is_read_without_being_run(tmp_path):
     (tmp_path / "config.py").write_text(PYTHON + f"\n\nopen({str(tmp_path / 'ran')!r}, 'w')\n")
     assert Config.read(tmp_path / "config.py").sections() == Config.read(CASE / "config.json").sections()
     assert not (tmp_path / "ran").exists()
@@ -331,7 +331,7 @@ def misshapen(model, shadows):
         (misshapen, r"misshapen all_modules\.2\.weight \(8, 3, 1, 1\) for \(8, 3, 3, 3\)"),
     ],
 )
-def test_every_tensor_is_placed_or_named(tmp_path, change, message):
+def test_every_tensor_is_imported_or_named(tmp_path, change, message):
     path, _ = write(tmp_path, config(), change)
     with pytest.raises(ForeignError, match=message) as error:
         read(path, weights="raw")
@@ -352,7 +352,7 @@ def test_an_average_of_other_parameters(tmp_path):
     assert read(path, weights="raw").weights
 
 
-def test_noise_levels_that_are_not_those_of_the_config(tmp_path):
+def test_noise_levels_that_contradict_the_config(tmp_path):
     def levels(model, shadows):
         model["module.sigmas"] = torch.linspace(3, -3, 1000).double().exp()
 
@@ -400,7 +400,7 @@ def test_truncated(tmp_path, share, zipped):
 
 
 class Hostile:
-    """What runs a command when a pickle is loaded as pickles are."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, trace):
         self.trace = trace
@@ -421,11 +421,11 @@ def test_nothing_in_a_file_is_run(tmp_path, form):
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
     torch.load(path, weights_only=False) if form in ("zip", "old") else pickle.loads(path.read_bytes())
-    assert (tmp_path / "ran").exists()  # it would have run
+    assert (tmp_path / "ran").exists()  # unpickling runs it
 
 
 @pytest.mark.parametrize("start", [b"", b"\x80\x04", b"        {"])
-def test_a_word_that_claims_more_bytes_than_there_are_is_not_given_memory(tmp_path, start):
+def test_a_length_beyond_the_end_of_the_file_allocates_no_memory(tmp_path, start):
     (tmp_path / "model.pth").write_bytes(start + b"\x8d" + (2**62).to_bytes(8, "little") + b"word")
     with pytest.raises(ForeignError, match=r"model\.pth is (truncated|no checkpoint)"):
         safe.read(tmp_path / "model.pth")

@@ -1,4 +1,4 @@
-"""Churn: Heun without it, Karras's levels with it, the marginals on every SDE, and where it stops."""
+"""Churn: Heun without it, Karras's levels with it, marginals on every SDE, and the range of noise levels."""
 
 import math
 
@@ -21,7 +21,7 @@ def test_without_churn_it_is_heun(sde, mixture):
 
 @pytest.mark.parametrize(("churn", "low", "high"), [(3.0, 0.0, math.inf), (100.0, 0.0, math.inf), (3.0, 0.05, 2.0)])
 def test_levels_are_the_published_ones(sde, mixture, churn, low, high):
-    """Raised by the published factor where it acts, and there alone; the level of t_max is the highest."""
+    """Raised by the published factor within the range only; the level of t_max is the highest."""
     step, times, asked = Churn(sde, churn, low, high), GRIDS["log_snr"](sde, 8), []
 
     def look(x, t):
@@ -41,7 +41,7 @@ def test_levels_are_the_published_ones(sde, mixture, churn, low, high):
 
 
 def test_noise_is_the_forward_move_scaled():
-    """One state of known data: y stays, and the noise in it grows from r to r (1 + gamma)."""
+    """A state of known data: y stays, and its noise grows from r to r (1 + gamma)."""
     sde = VPSDE()
     step, x, t = Churn(sde, 1.0, churn_noise=1.5), torch.ones(2, 1).double(), 0.5
     step.reset([0.6, t, 0.4])
@@ -55,18 +55,18 @@ def test_noise_is_the_forward_move_scaled():
 
 
 def test_marginals_are_kept(sde, mixture):
-    """At a fifth more noise for each move; with few moves Heun's own error shows, 2 % of the variance at 60."""
+    """With a fifth more noise in each step; with few steps Heun's own error shows, 2 % of the variance at 60."""
     assert_marginal(mixture, sde, evolve(mixture, sde, Churn(sde, 40.0), 3000, 200))
 
 
 def test_more_noise_than_the_published_widens(mixture):
-    """The noise matters: with twice as much of it the variance is off by far."""
+    """1.3 times the noise widens the variance by more than one per cent."""
     sde = EDMSDE()
     spread = [evolve(mixture, sde, Churn(sde, 10.0, churn_noise=noise), 3000, 60).var().item() for noise in (1.0, 1.3)]
     assert spread[1] > 1.01 * spread[0]
 
 
-def test_a_trajectory_remembers_nothing_of_the_one_before(mixture):
+def test_a_trajectory_does_not_depend_on_the_one_before(mixture):
     sde = VPSDE()
     step, x, denoise = Churn(sde, 5.0), terminal(mixture, sde, 3), mixture.denoiser(VPSDE())
     few, many = (GRIDS["karras"](sde, num) for num in (5, 9))

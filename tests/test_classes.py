@@ -1,4 +1,4 @@
-"""Names of classes, from the folders of the data to the run, the command line and the files."""
+"""Class names: from the data's folders to the run, the command line and the files."""
 
 import json
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ TINY += ("--config.train.sample_every=0", "--config.train.evaluate_every=0", "--
 
 
 def folder_of_classes(path, names=FOLDERS):
-    """Twelve images of 8 x 8 pixels for each class."""
+    """Writes twelve images of 8 x 8 pixels for each class."""
     rng = np.random.default_rng(0)
     for name in names:
         (path / name).mkdir(parents=True)
@@ -34,7 +34,7 @@ def command(*words):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run with labels, and the lines that training printed."""
+    """A run with class labels, and the lines that training printed."""
     folder = tmp_path_factory.mktemp("classes")
     path = folder_of_classes(folder / "own")
     words = ("--config=conditional", "--config.data.name=images", f"--config.data.path={path}", *TINY)

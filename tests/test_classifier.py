@@ -1,4 +1,4 @@
-"""Classifiers of noisy states: the posterior of an exact mixture is their optimum, and what guides; and their runs."""
+"""Classifiers of noisy states: the exact posterior is their optimum and guides exactly; training runs."""
 
 import json
 
@@ -18,7 +18,7 @@ SIGMA_DATA = 0.6
 
 
 class Posterior(torch.nn.Module):
-    """log p(k | x_t) of the components of a mixture, up to a constant, asked as a network is."""
+    """log p(k | x_t) of a mixture's components, up to a constant, with the interface of a network."""
 
     def __init__(self, mixture, sde):
         super().__init__()
@@ -36,7 +36,7 @@ class Posterior(torch.nn.Module):
 
 @pytest.fixture
 def drawn(shaped_mixture, sde):
-    """Components, data, noise and times at five levels of log-SNR."""
+    """Components, data, noise and times at five log-SNR levels."""
     num, generator = 20_000, torch.Generator().manual_seed(0)
     mixture = shaped_mixture
     label = torch.multinomial(mixture.log_weights.exp(), num, replacement=True, generator=generator)
@@ -52,7 +52,7 @@ def drawn(shaped_mixture, sde):
 
 
 def test_the_posterior_is_where_the_cross_entropy_is_least(shaped_mixture, sde, drawn):
-    """Its value is the mean entropy of the posterior, and no offset or slope of the logits makes it smaller."""
+    """Its value is the mean entropy of the posterior, and no offset or slope of the logits lowers it."""
     label, x0, eps, t = drawn
     network = Posterior(shaped_mixture, sde)
     classify = Classifier(network, sde, SIGMA_DATA)
@@ -88,7 +88,7 @@ def test_the_exact_classifier_guides_to_the_exact_conditional(shaped_mixture, sd
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_accuracy_is_told_by_noise_level(shaped_mixture, sde, drawn):
+def test_accuracy_is_reported_by_noise_level(shaped_mixture, sde, drawn):
     label, x0, eps, _ = drawn
     found = Classification(sde).report(
         Classifier(Posterior(shaped_mixture, sde), sde, SIGMA_DATA), x0, eps, label=label
@@ -124,7 +124,7 @@ def trained(tmp_path_factory):
     return workdir
 
 
-def test_training_tells_accuracy_and_draws_nothing(trained):
+def test_training_reports_accuracy_and_draws_no_samples(trained):
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["validation_loss_of_zero"] == pytest.approx(np.log(10), rel=1e-5)
     assert 0 <= last["validation_accuracy"] <= 1
@@ -133,7 +133,7 @@ def test_training_tells_accuracy_and_draws_nothing(trained):
 
 
 @pytest.mark.parametrize("mode", ["sample", "likelihood", "evaluate", "bound", "edit --task=interpolate"])
-def test_what_a_classifier_cannot_do(trained, capsys, mode):
+def test_modes_that_need_a_denoiser_refuse_a_classifier(trained, capsys, mode):
     capsys.readouterr()
     features = ["--config.evaluate.features=identity"] if mode == "evaluate" else []
     assert command(*f"--mode={mode}".split(), f"--workdir={trained}", *features) == 2
@@ -158,8 +158,8 @@ def test_configs_that_make_no_sense(tmp_path, capsys, words, message):
 
 
 @pytest.mark.slow
-def test_the_recipe_knows_the_digits(tmp_path):
-    """97 of 100 held-out digits, and near the best that noise allows."""
+def test_the_recipe_classifies_the_digits(tmp_path):
+    """97 of 100 held-out digits, near the best that the noise allows."""
     config = load("classifier")
     override(config, [("device", "cpu")])
     trainer = Trainer(config, tmp_path, read_dataset(config, "train"))

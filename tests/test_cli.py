@@ -1,4 +1,4 @@
-"""The command line: what it passes on, what it refuses, and how a command ends."""
+"""The command line: arguments passed on, refused usage, and exit statuses."""
 
 import errno
 import importlib
@@ -20,7 +20,7 @@ ROOT = Path(command_line.__file__).parent
 
 
 class Mode(types.ModuleType):
-    """A mode that remembers its arguments, or fails as it is told."""
+    """A mode that records its arguments, and raises an error if one is set."""
 
     def __init__(self):
         super().__init__("mode")
@@ -34,7 +34,7 @@ class Mode(types.ModuleType):
 
 @pytest.fixture
 def mode(monkeypatch, tmp_path):
-    """Every mode of the command line, replaced; the current folder is an empty one."""
+    """Replaces every mode of the command line; the current folder is empty."""
     fake = Mode()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "mode", fake)
@@ -44,7 +44,7 @@ def mode(monkeypatch, tmp_path):
 
 @pytest.fixture
 def call(mode, capsys):
-    """Run a command line in this process: (exit status, lines on standard error)."""
+    """Runs a command line in this process: (exit status, lines on standard error)."""
 
     def run(line):
         status = command_line.main(["run.py", *line.split()])
@@ -53,7 +53,7 @@ def call(mode, capsys):
     return run
 
 
-# --- what is passed on ------------------------------------------------------------------------------------------------
+# --- arguments passed on ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", command_line.MODES)
@@ -101,7 +101,7 @@ def test_the_folder_of_a_run_is_enough(mode, call, tmp_path):
     assert config.likelihood.probes == 4
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refused usage ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_wrong_usage(mode, call, line, words):
     assert not mode.calls
 
 
-def test_a_run_that_is_not_there(call):
+def test_a_missing_run(call):
     status, (line,) = call("--workdir nowhere --mode sample")
     assert status == 3
     assert line == (
@@ -150,7 +150,7 @@ def test_a_config_that_the_run_was_not_trained_with(call, tmp_path):
     assert "sde.name is 'vpsde' there and 'vesde' here" in line
 
 
-# --- how a command ends -----------------------------------------------------------------------------------------------
+# --- exit statuses ----------------------------------------------------------------------------------------------------
 
 
 class NotThere(Exception):
@@ -196,13 +196,13 @@ def test_debug_shows_the_traceback_and_keeps_line_and_status(mode, call):
     assert lines[-1] == "error: no checkpoint"
 
 
-def test_unknown_names_are_listed_where_none_is_near():
+def test_all_names_are_listed_if_none_is_similar():
     assert str(unknown("sampler", "huen", ["heun", "pc"])) == "unknown sampler 'huen'; did you mean 'heun'?"
     assert str(unknown("sampler", "zzz", ["pc", "heun"])) == "unknown sampler 'zzz'; known: heun, pc"
 
 
 def test_many_names_are_counted_and_the_first_of_them_listed():
-    """Those that extend another name are left out: cifar10_ncsn extends cifar10."""
+    """Names that extend another are left out: cifar10_ncsn extends cifar10."""
     line = str(unknown("config", "zzz", names()))
     assert line.startswith("unknown config 'zzz'; known: cifar10, classifier, clip, conditional, ")
     assert line.endswith(f" and {len(names()) - 8} more")
@@ -238,7 +238,7 @@ def test_status_and_line_of_an_error():
 # --- help and start-up ------------------------------------------------------------------------------------------------
 
 
-def test_help_tells_flags_modes_configs_and_examples(capsys):
+def test_help_lists_flags_modes_configs_and_examples(capsys):
     assert command_line.main(["run.py", "--help"]) == 0
     text = capsys.readouterr().out
     for flag in command_line.define_flags():
@@ -250,7 +250,7 @@ def test_help_tells_flags_modes_configs_and_examples(capsys):
 
 
 def test_examples_of_the_help_are_accepted(mode, call):
-    """Each example of --help, as it is printed there, with the runs that two of them need."""
+    """Each example of --help, as printed, with the runs that two of them need."""
     for workdir in (Path("runs/vpsde"), Path("runs/mine")):
         workdir.mkdir(parents=True)
         (workdir / "config.json").write_text(to_json(load("vpsde")))
@@ -269,7 +269,7 @@ def run_process(*arguments, cwd):
     )
 
 
-def test_help_answers_from_any_folder(tmp_path):
+def test_help_works_in_any_folder(tmp_path):
     result = run_process("-h", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == command_line.help_text()

@@ -1,4 +1,4 @@
-"""Codecs against their definition: exact round trips, and the log-determinant that automatic differentiation gives."""
+"""Codecs: exact round trips, and the log-determinant against automatic differentiation."""
 
 import math
 
@@ -14,7 +14,7 @@ SHAPES = [(3,), (2, 4), (1, 3, 2)]
 
 
 def make(name: str, levels: int, shape: tuple[int, ...]) -> Codec:
-    """A codec for examples of this shape, measured on data of unequal channels."""
+    """A codec for examples of this shape, measured on data with unequal channels."""
     scales = torch.linspace(0.5, 2, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
     x = values_for(levels, (20, *shape))
     x = x if levels else scales * (x + 3)
@@ -67,7 +67,7 @@ def test_round_trip_keeps_batch_and_shape(name, levels, shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("name", "levels"), CASES)
-def test_log_det_is_that_of_the_jacobian(name, levels, shape):
+def test_log_det_matches_the_jacobian(name, levels, shape):
     codec = make(name, levels, shape)
     values = values_for(levels, shape).float()
     jacobian = torch.autograd.functional.jacobian(lambda x: codec.encode(x[None])[0], values).reshape(
@@ -92,7 +92,7 @@ def test_pixels_refuse_values_outside_their_bins(values):
 
 
 @pytest.mark.parametrize("wrong", [-0.51, 16.6, math.nan, math.inf])
-def test_an_example_outside_the_bins_is_nan_where_nobody_waits(wrong):
+def test_an_example_outside_the_bins_is_nan_without_a_synchronisation(wrong):
     values = torch.tensor([[-0.5, 3.0], [2.0, wrong], [7.0, 16.5]])
     found = Pixels(17).encode_unread(values)
     assert found[1].isnan().all()
@@ -113,7 +113,7 @@ def test_identity_refuses_levels():
 
 
 def real(x: np.ndarray) -> Dataset:
-    """All of an array as a dataset."""
+    """An array as a dataset."""
     return Dataset(x.astype(np.float32), np.arange(len(x)))
 
 

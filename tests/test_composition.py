@@ -1,7 +1,8 @@
-"""Ways to run a network, two at a time, with a condition and without: the numbers are those of the plain float32 run.
+"""Pairs of ways to run a network, with and without a condition, against the plain float32 run.
 
-Precision, compilation, distribution, averages and guidance are wrappers around a network or a denoiser. Each is tested
-by itself elsewhere; here they are put into each other.
+Precision, compilation, distribution, averages and guidance are wrappers around a network or a denoiser. Each has its
+own
+tests; these nest them.
 """
 
 import json
@@ -25,7 +26,7 @@ from score_sde.sde_lib.objective import Denoising
 
 SDE = SDES["vpsde"]()
 CLOSE = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 0.03, "atol": 0.03}}
-"""Of the precision that a network computes in."""
+"""Tolerances by the network's precision."""
 
 draw = torch.Generator().manual_seed(0)
 X = torch.randn(6, 1, 8, 8, generator=draw)
@@ -37,9 +38,9 @@ CONDITIONS = {"without": {}, "with": {"label": LABEL, "keep": KEEP}}
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """torch.compile that captures graphs and runs them as they are: the number of captured ones."""
+    """Lets torch.compile capture graphs and run them unchanged; returns the list of captured graphs."""
     compile_, captured = torch.compile, []
-    torch._dynamo.reset()  # which captures a function eight times at most
+    torch._dynamo.reset()  # a function is captured at most eight times
 
     def backend(graph, inputs):
         captured.append(graph)
@@ -51,7 +52,7 @@ def graphs(monkeypatch):
 
 @pytest.fixture
 def group(monkeypatch, tmp_path):
-    """A process group of one, whose network is wrapped as those of several are."""
+    """A process group of one, whose network is wrapped as in a larger group."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     monkeypatch.setattr(ranks, "_everyone", lambda: torch.distributed.group.WORLD)
     monkeypatch.setattr(ranks, "size", lambda: 2)
@@ -61,7 +62,7 @@ def group(monkeypatch, tmp_path):
 
 
 def network(kind=MLP, **options):
-    """A small network whose last layers are not zero; the same at each call."""
+    """A small network whose last layers are not zero, identical at each call."""
     torch.manual_seed(0)
     made = kind((1, 8, 8), **options)
     with torch.no_grad():
@@ -123,7 +124,7 @@ def test_training(group, graphs, name, precision, compiled):
 
 
 def test_averages_of_a_sharded_network(group):
-    """A profile, gathered as it is for pictures and checkpoints, is the denoiser that it is without sharding."""
+    """A profile gathered for pictures and checkpoints equals the one computed without sharding."""
     plain, made = mlp(), mlp()
     ranks.sharded(made)
     averages = [EMA(m, (0.9,), profiles=(0.1,)) for m in (plain, made)]
@@ -150,8 +151,8 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_network_for_use_keeps_all_that_is_its_own(graphs, way):
-    """Attributes, methods and weights; those methods that take states compute in its precision."""
+def test_an_inference_network_keeps_attributes_methods_and_weights(graphs, way):
+    """Attributes, methods and weights; methods that take states compute in the inference precision."""
     made = trained_classifier(Captioned)
     used = frozen(made, *WAYS[way])
     assert type(used) is type(made)
@@ -166,7 +167,7 @@ def test_a_network_for_use_keeps_all_that_is_its_own(graphs, way):
 
 
 def guided(denoise, classify, cond):
-    """Each guidance, around one another; a denoiser for each example."""
+    """All kinds of guidance, nested; a denoiser for each example."""
 
     def make(rows):
         own = {key: value[rows] for key, value in cond.items() if key == "label"}
@@ -183,7 +184,7 @@ def guided(denoise, classify, cond):
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("way", WAYS)
 def test_guidance(graphs, way, condition):
-    """All guidance of a batch, and of some of its examples, by networks that are run otherwise."""
+    """All guidance for a batch and for a subset of it, with networks in each way of inference."""
     precision, compiled = WAYS[way]
     networks = [(frozen(mlp(), *w), frozen(trained_classifier(), *w)) for w in ((torch.float32, False), WAYS[way])]
     plain, fast = (
@@ -200,8 +201,8 @@ def test_guidance(graphs, way, condition):
     assert bool(graphs) == compiled
 
 
-def test_guidance_of_a_denoiser_that_knows_examples_apart_does_so_too():
-    """Counted, guided, carried to another process: none of them hides the examples."""
+def test_wrappers_of_a_denoiser_by_example_keep_the_examples_apart():
+    """Counting, guidance and a change of process keep the denoiser of each example."""
     labels, denoise = torch.arange(6) % 3, Denoiser(mlp().eval(), SDE, "eps", 0.5)
     each = Each(lambda rows: lambda x, t: denoise(x, t, label=labels[rows]))
     rows = torch.tensor([5, 0])
@@ -235,13 +236,13 @@ SMALL = {
 
 
 def command(*words):
-    """Run a command in this process and return its exit status."""
+    """Runs a command in this process and returns its exit status."""
     return command_line.main(["run.py", *map(str, words)])
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folders of a run with labels, one without and a classifier, whose own configs ask for bfloat16, compiled."""
+    """Folders of a run with labels, one without, and a classifier, whose configs set bfloat16 and compilation."""
     folder = tmp_path_factory.mktemp("runs")
     more = {"ema.profiles": "(0.1,)", "train.label_dropout": 0.2}
     for name, config, keys in (("label", "conditional", more), ("none", "vpsde", {}), ("classifier", "classifier", {})):
@@ -273,7 +274,7 @@ SAMPLES = [
 
 @pytest.mark.parametrize(("run", "condition", "way", "weights"), SAMPLES)
 def test_sampling(runs, graphs, monkeypatch, run, condition, way, weights):
-    """Samples of six seeds; the folders of classifiers are read in float32, uncompiled, for what is expected."""
+    """Samples of six seeds; the expected ones use the runs in float32, uncompiled."""
     monkeypatch.chdir(runs)
 
     def samples(changes):
@@ -292,7 +293,7 @@ def test_sampling(runs, graphs, monkeypatch, run, condition, way, weights):
 
 @pytest.mark.parametrize(("run", "way"), [("none", LOW), ("label", LOW | FAST)])
 def test_likelihood(runs, graphs, run, way):
-    """Gradients are not compiled, evaluations without a trace are."""
+    """Gradients are not compiled; evaluations without a trace are."""
     words = ["--config.likelihood.num_examples=4", "--config.likelihood.evaluations=6", "--config.likelihood.traces=3"]
     words += ["--config.likelihood.check_examples=0", "--config.likelihood.batch_size=4"]
     found = []
@@ -307,7 +308,7 @@ def test_likelihood(runs, graphs, run, way):
 
 @pytest.mark.parametrize(("run", "classifier"), [("none", "fast"), ("label", "low")])
 def test_evaluation(runs, graphs, run, classifier):
-    """Distances in the space of a classifier that is run in bfloat16, or compiled."""
+    """Distances in the features of a classifier that runs in bfloat16, or compiled."""
     words = ["--sampler=ddim", "--steps=2", "--config.evaluate.num_samples=30", "--config.evaluate.num_examples=60"]
     words += ["--config.evaluate.subsets=2", "--config.evaluate.subset_size=20"]
     words += ["--config.sample.label=all"] if run == "label" else []

@@ -1,4 +1,4 @@
-"""Configs: every file loads, keys and types are those of default.py, JSON loses nothing, overrides are checked."""
+"""Configs: every file loads, keys and types are those in default.py, JSON is lossless, overrides are checked."""
 
 import inspect
 import json
@@ -36,7 +36,7 @@ def config():
 
 @pytest.fixture
 def trained(tmp_path):
-    """The folder of a run that was trained with the config vpsde."""
+    """Folder of a run trained with the config vpsde."""
     (tmp_path / "config.json").write_text(to_json(load("vpsde"), versions={"torch": "2.0"}))
     return tmp_path
 
@@ -48,12 +48,12 @@ CONFIGS = {name: load(name) for name in names()}
 
 
 def types(config):
-    """Types of the keys that all configs have."""
+    """Types of the keys that all configs share."""
     values = flat(config.to_dict())
     return {key: type(value) for key, value in values.items() if key.split(".")[0] not in default.CHOICES}
 
 
-def test_keys_and_types_are_those_of_default():
+def test_keys_and_types_match_default():
     assert [name for name, config in CONFIGS.items() if not config.is_locked] == []
     assert [name for name, config in CONFIGS.items() if types(config) != types(default.get_config())] == []
     for section, choices in default.CHOICES.items():
@@ -61,8 +61,8 @@ def test_keys_and_types_are_those_of_default():
         assert found == {name: {"name", *choices[config[section].name]} for name, config in CONFIGS.items()}
 
 
-def test_a_run_of_before_keeps_its_law():
-    """It has no tail, and says nothing of one."""
+def test_an_older_run_keeps_its_timestep_sampler():
+    """The older config has no key for the tail, and the sampler has none."""
     config = load("vpsde")
     assert config.loss.time_tail > 0
     values = json.loads(to_json(config))
@@ -70,7 +70,7 @@ def test_a_run_of_before_keeps_its_law():
     assert from_json(json.dumps(values)).loss.time_tail == 0
 
 
-def test_a_run_of_before_keeps_its_noise_conditioning():
+def test_an_older_run_keeps_its_noise_conditioning():
     values = load("cifar10_ddpmpp_vp").to_dict()
     values["denoiser"]["label"] = values["denoiser"].pop("c_noise")
     assert from_json(json.dumps(values)) == load("cifar10_ddpmpp_vp")
@@ -100,7 +100,7 @@ def test_names_are_in_their_tables():
         check_dequantization(config.likelihood.dequantization, levels=1 if config.codec.name == "pixels" else 0)
 
 
-def test_options_are_those_of_the_class():
+def test_options_match_the_class():
     options = {(section, name): set(of) for section in CLASSES for name, of in default.CHOICES[section].items()}
     taken = {(section, name): inspect.signature(CLASSES[section][name]).parameters.keys() for section, name in options}
     assert {place: of - taken[place] for place, of in options.items() if of - taken[place]} == {}
@@ -109,7 +109,7 @@ def test_options_are_those_of_the_class():
 
 @pytest.mark.parametrize(("section", "table"), [("sample", ADAPTIVE), ("likelihood", SOLVERS)])
 def test_solvers_have_their_defaults_in_the_section(section, table):
-    """Every solver of the table takes some of the keys, and takes their defaults; 0 evaluations are automatic."""
+    """Every solver of the table takes some of the keys, with their defaults; 0 evaluations means automatic."""
     settings = default.get_config()[section].to_dict()
     if section == "likelihood":
         settings["evaluations"] = settings["evaluations"] or start(64, exact=False)
@@ -119,7 +119,7 @@ def test_solvers_have_their_defaults_in_the_section(section, table):
         assert taken in (["rtol", "atol"], ["evaluations", "traces"])
 
 
-# --- files of one's own -----------------------------------------------------------------------------------------------
+# --- user files -------------------------------------------------------------------------------------------------------
 
 
 def write_config(path, *lines):
@@ -166,7 +166,7 @@ def test_unknown_names_and_paths(name, message):
         load(name)
 
 
-def test_keys_that_a_json_lacks_take_the_defaults(config):
+def test_missing_keys_of_a_json_take_the_defaults(config):
     values = config.to_dict()
     del values["train"]["keep_checkpoints"], values["sde"]["t_min"]
     assert conform(values) == config
@@ -293,7 +293,7 @@ def test_what_may_not_change(trained, mode, name, changes, message):
         resolve(name, str(trained), changes, mode)
 
 
-def test_sampling_does_not_ask_how_it_was_trained(trained):
+def test_sampling_ignores_training_keys(trained):
     config, _ = resolve("vpsde", str(trained), [("optim.learning_rate", "1"), ("train.batch_size", "8")], "sample")
     assert config.train.batch_size == 8
 

@@ -1,4 +1,4 @@
-"""Consistency models: their boundary, the exact consistency function as ground truth, teachers, and runs of them."""
+"""Consistency models: boundary, the exact consistency function as ground truth, teachers, and runs."""
 
 import json
 import math
@@ -38,19 +38,19 @@ def column(*values):
 
 
 def times(sde, num=7):
-    """Inner times, even in log-SNR, (num, 1)."""
+    """Inner times, uniform in log-SNR, (num, 1)."""
     return sde.time(torch.linspace(4, -4, num, dtype=torch.float64))[:, None]
 
 
 class Sine(nn.Module):
-    """A network that says something everywhere."""
+    """A network whose output is nowhere zero."""
 
     def forward(self, x, log_snr, **cond):
         return torch.sin(3 * x) + 0.1 * log_snr.reshape(-1, *[1] * (x.ndim - 1)).to(x)
 
 
 class ExactFlow:
-    """The end at t_min of the probability flow of N(MEAN, VARIANCE) through (x, t), its gain wrong by ``tilt``.
+    """Image at t_min of (x, t) under the probability flow of N(MEAN, VARIANCE), with a relative gain error ``tilt``.
 
     (y - m) / sqrt(v + r^2) is constant along the flow.
     """
@@ -70,7 +70,7 @@ def gaussian():
 
 
 def draws(sde, num=2000):
-    """Data and noise of the Gaussian, and times all over the interval."""
+    """Data and noise of the Gaussian, and times over the whole interval."""
     generator = torch.Generator().manual_seed(0)
     eps = torch.randn(num, 2, dtype=torch.float64, generator=generator)
     l = -6 + 10 * torch.rand(num, 1, dtype=torch.float64, generator=generator)
@@ -81,7 +81,7 @@ def draws(sde, num=2000):
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 4), (1, 2, 3)])
-def test_the_boundary_is_the_identity_whatever_the_network_says(sde, shape):
+def test_the_boundary_is_the_identity_for_any_network(sde, shape):
     model, x = ConsistencyModel(Sine(), sde, 0.7), torch.randn(4, *shape, dtype=torch.float64)
     t = torch.full((4, *[1] * len(shape)), sde.t_min, dtype=torch.float64)
     for time in (t, sde.t_min):
@@ -90,7 +90,7 @@ def test_the_boundary_is_the_identity_whatever_the_network_says(sde, shape):
 
 
 def test_coefficients_are_those_of_the_paper():
-    """EDM, sigma_data 0.5, as the appendix prints them."""
+    """EDM, sigma_data 0.5, as printed in the appendix."""
     sde, sigma, least = SDES["edm"](), 3.0, 0.002
     x, network = torch.ones(1, 1, dtype=torch.float64), Sine()
     said = network(x / math.sqrt(sigma**2 + 0.25), torch.tensor([-2 * math.log(sigma)])).item()
@@ -99,7 +99,7 @@ def test_coefficients_are_those_of_the_paper():
 
 
 def test_one_network_on_two_processes_with_the_same_ends():
-    """The function of y and r does not know the process."""
+    """As a function of y and r the model does not depend on the process."""
     edm = SDES["edm"](sigma_min=0.01, sigma_max=50.0)
     ve = SDES["vesde"](sigma_min=0.01, sigma_max=50.0, t_min=0.0)
     y, log_snr = torch.randn(5, 2, dtype=torch.float64), torch.linspace(4, -4, 5, dtype=torch.float64)[:, None]
@@ -146,7 +146,7 @@ def test_steps_out_of_order_are_refused(first, last):
 
 
 def test_distillation_vanishes_at_the_exact_function_with_the_order_of_heun(sde):
-    """The end moves by h^3; far below the bend of the metric the loss is its square over h: h^5."""
+    """The image moves by O(h^3), and well below the bend of the metric the loss is its square over h: O(h^5)."""
     x0, eps, t = draws(sde)
     found = []
     for steps in (400, 800):
@@ -164,7 +164,7 @@ def test_distillation_has_its_minimum_at_the_exact_function(sde):
 
 
 def test_training_is_exact_where_the_data_are_one_point(sde):
-    """The straight line to the point is the flow, for any step: f = m + (y - m) r_min / r."""
+    """The straight line to the point is the flow, for any step size: f = m + (y - m) r_min / r."""
     x0, eps, t = draws(sde)
     x0 = torch.full_like(x0, MEAN)
     least = ratio(sde, column(sde.t_min))
@@ -177,12 +177,13 @@ def test_training_is_exact_where_the_data_are_one_point(sde):
 
 
 @pytest.mark.parametrize("tilt", [-0.2, 0.2])
-def test_training_pulls_towards_the_exact_function(sde, tilt):
-    """The same noise at both times is the flow only on average; the gradient with the target held fixed shows where."""
+def test_the_gradient_of_training_points_towards_the_exact_function(sde, tilt):
+    """Equal noise at both times follows the flow only on average; the gradient with a fixed
+    target has the right sign."""
     x0, eps, t = draws(sde, 20_000)
     wrong = torch.tensor(tilt, dtype=torch.float64, requires_grad=True)
     objective = ConsistencyTraining(sde, 100, 100)
-    objective.huber = 10.0  # all differences below the bend, where the mean counts
+    objective.huber = 10.0  # keeps all differences below the bend, where the loss is quadratic
     objective(ExactFlow(sde, wrong), x0, eps, t, torch.randn_like, 0.0).mean().backward()
     assert math.copysign(1, wrong.grad.item()) == math.copysign(1, tilt)
 
@@ -215,7 +216,7 @@ def test_the_target_has_no_gradient_and_the_same_dropout(name):
 
 @pytest.mark.slow
 def test_training_on_points_recovers_the_flow():
-    """Against the closed form of the flow of a Gaussian, with and without a teacher; a constant would err by 0.5."""
+    """Against the closed-form flow of a Gaussian, with and without a teacher; a constant would err by 0.5."""
     sde = SDES["edm"](sigma_min=0.01, sigma_max=20.0)
     generator = torch.Generator().manual_seed(0)
     for kind, options in ((ConsistencyTraining, {}), (ConsistencyDistillation, {"teacher": gaussian().denoiser(sde)})):
@@ -258,7 +259,7 @@ class Small(nn.Module):
 
 @pytest.mark.parametrize("source", SDES)
 def test_a_denoiser_carried_to_another_process_is_the_exact_one_there(sde, source, plane):
-    """At log-SNR that both know."""
+    """At log-SNR values that both processes reach."""
     source = SDES[source]()
     ends = [process.log_snr(column(process.t_min, process.t_max)).flatten().tolist() for process in (sde, source)]
     l = torch.linspace(min(e[0] for e in ends), max(e[1] for e in ends), 9, dtype=torch.float64)[1:-1, None]
@@ -268,7 +269,7 @@ def test_a_denoiser_carried_to_another_process_is_the_exact_one_there(sde, sourc
     torch.testing.assert_close(carried(x, t).x0, plane.denoiser(sde)(x, t).x0, rtol=1e-6, atol=1e-7)
 
 
-def test_beyond_its_own_interval_a_teacher_answers_at_its_end(plane):
+def test_a_teacher_is_evaluated_at_the_end_of_its_interval_beyond_it(plane):
     source, sde = SDES["edm"](sigma_min=0.1, sigma_max=10.0), SDES["edm"]()
     carried, x = transport(plane.denoiser(source), source, sde), torch.ones(1, 2, dtype=torch.float64)
     for t, end in ((0.01, 0.1), (50.0, 10.0)):
@@ -284,7 +285,7 @@ def config_of(**changes):
 
 
 def test_a_teacher_is_the_average_of_its_run_on_its_own_process(digits):
-    """The run is one of VP; asked on EDM at the same log-SNR it says what its own denoiser says."""
+    """The run is VP; as a teacher on EDM it returns its own estimate at the same log-SNR."""
     config = config_of(**{"loss.teacher": digits})
     facts = DataFacts.from_dict(checkpoint.read_meta(checkpoint.find(digits / "checkpoints"))["data"])
     experiment = build(config, facts)
@@ -309,7 +310,7 @@ def test_a_teacher_of_other_data_is_refused(points, digits):
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 TINY = {"device": "cpu", "network.channels": 8, "network.dropout": 0.1, "train.batch_size": 4, "train.total_images": 32}
-TINY |= {"network.learned_variance": True}  # the network of the run ``digits``
+TINY |= {"network.learned_variance": True}  # as in the run ``digits``
 TINY |= {"train.sample_every": 0, "train.evaluate_every": 0, "optim.warmup_images": 0, "loss.last_steps": 40}
 
 
@@ -326,7 +327,7 @@ def weights(workdir):
 
 @pytest.mark.parametrize("name", ["consistency_training", "consistency"])
 def test_a_run_that_stopped_goes_on_bit_for_bit(name, digits, tmp_path, monkeypatch):
-    """Over doublings of the steps, with dropout, from a teacher of another process."""
+    """Across doublings of the number of steps, with dropout and a teacher of another process."""
     from score_sde.engine.training.trainer import Trainer
 
     keys = TINY | {"train.checkpoint_every": 3}
@@ -357,7 +358,7 @@ def test_as_many_evaluations_as_steps(steps, tmp_path):
 
 
 def test_training_starts_from_the_average_of_another_run(digits, tmp_path):
-    """Without learning the first checkpoint holds what it started from."""
+    """With a learning rate of zero, the first checkpoint contains the initial weights."""
     keys = TINY | {"train.init": digits, "optim.learning_rate": 0, "network.dropout": 0.0}
     assert command("train", tmp_path, "consistency_training", **keys) == 0
     start = checkpoint.read_meta(checkpoint.find(digits / "checkpoints"))["sha256"]["ema-0.999.safetensors"]
@@ -373,7 +374,7 @@ def test_a_run_goes_on_without_the_run_it_started_from(digits, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["train.init", "loss.teacher"])
-def test_a_run_that_is_not_there_is_named_with_what_makes_it(key, tmp_path, capsys, monkeypatch, digits):
+def test_a_missing_run_is_named_with_the_command_that_creates_it(key, tmp_path, capsys, monkeypatch, digits):
     monkeypatch.chdir(tmp_path)
     keys = TINY | {"loss.teacher": digits, "train.init": ""} | {key: "runs/edm"}
     assert command("train", "new", "consistency", **keys) == 3

@@ -1,4 +1,4 @@
-"""Consistency sampling: exact in any number of steps for whoever knows the end of the trajectory."""
+"""Consistency sampling: exact in any number of steps with the exact consistency function."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ DATA = Marginal(1.0, 0.0, float("inf"))
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
-def test_the_law_is_that_of_the_data_where_the_end_of_the_flow_is_known(sde, mixture, num_steps):
+def test_samples_with_the_exact_function_have_the_law_of_the_data(sde, mixture, num_steps):
     """Mean and variance within three standard errors, and the largest distance of the distribution functions."""
     num = 2000
 
@@ -56,7 +56,7 @@ def test_states_are_the_estimates_noised_afresh(sde, mixture):
 
 
 def test_samplers_of_other_runs_are_noted():
-    """By the meaning of the estimates, and by the process; the samplers of the configs themselves are silent."""
+    """For models that are not consistency functions, and by the process; the configs' own samplers give no note."""
     sde, network = SDES["vpsde"](), torch.nn.Identity()
     ends, mean = ConsistencyModel(network, sde, 0.5), Denoiser(network, sde, "eps", 0.5)
     assert "samples have too little variance; choose another sampler" in remark("consistency", mean, sde)
@@ -67,8 +67,8 @@ def test_samplers_of_other_runs_are_noted():
 
 
 @pytest.mark.parametrize("num_steps", [5, 50])
-def test_consistency_steps_by_posterior_means_lose_half_of_the_variance(num_steps):
-    """Of data from N(0, 1) the estimate alpha x has variance v = alpha^2 (alpha^2 v + sigma^2) <= 1/2 in the limit."""
+def test_consistency_steps_with_posterior_means_lose_half_of_the_variance(num_steps):
+    """For data N(0, 1), the estimate alpha x has variance v = alpha^2 (alpha^2 v + sigma^2) <= 1/2 in the limit."""
     sde = SDES["vpsde"]()
     denoise = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.ones(1, 1)).denoiser(sde)
     noise = Noise(torch.arange(4000))

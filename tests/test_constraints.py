@@ -1,4 +1,4 @@
-"""Constraints: projectors, what stays exact, times that rise; and editing by noise."""
+"""Constraints: projectors, exactly preserved parts, rising times, and SDEdit."""
 
 from itertools import cycle, pairwise
 
@@ -83,8 +83,8 @@ def test_the_known_part_is_replaced_at_the_noise_of_the_state(name, shape):
 
 
 @pytest.mark.parametrize("name", sorted(set(STEPS) - {"consistency"}))
-def test_what_is_known_is_exact_at_the_end(name):
-    """Bit for bit under a mask, whatever made the rest; the other projectors round."""
+def test_the_known_part_is_exact_at_the_end(name):
+    """Bit for bit under a mask, with any step; with the other projectors to rounding."""
     sde, like = SDES["vesde"](), torch.empty(2, 2, 4, 4)
     mixture = GaussianMixture(torch.ones(2), normals(2, 2, 4, 4).float(), 0.1)
     known, mask, noise = normals(2, 2, 4, 4, seed=5).float(), normals(1, 4, 4, seed=6) > 0, noises(2)
@@ -101,7 +101,7 @@ def test_what_is_known_is_exact_at_the_end(name):
 
 
 def test_a_grey_picture_gets_colours_and_a_small_one_pixels(sde):
-    """And a batch of one is as good as any."""
+    """A batch of one gives the same."""
     like = torch.empty(1, 3, 4, 4, dtype=torch.float64)
     mixture = GaussianMixture(torch.ones(1).double(), normals(1, 3, 4, 4), 0.3)
     for project, measure in ((grey, lambda x: x.mean(1)), (lowpass(2), lambda x: block_means(x, 2))):
@@ -119,8 +119,8 @@ def test_a_grey_picture_gets_colours_and_a_small_one_pixels(sde):
 
 
 @pytest.mark.parametrize("steps", [0, 2])
-def test_a_corrector_constrains_what_it_has_made(mixture, steps):
-    """At time t, before the predictor looks."""
+def test_the_constraint_applies_after_the_corrector(mixture, steps):
+    """The constraint acts at time t, before the predictor evaluates the denoiser."""
     sde, seen = SDES["vpsde"](), []
 
     def constrain(x, alpha, sigma):
@@ -139,7 +139,7 @@ def test_a_corrector_constrains_what_it_has_made(mixture, steps):
 
 
 class Told(Step):
-    """A step that notes what it is told, and stays where it is."""
+    """A step that records its calls and leaves the state unchanged."""
 
     def __init__(self, sde):
         self.sde, self.told = sde, []
@@ -153,8 +153,8 @@ class Told(Step):
 
 
 @pytest.mark.parametrize(("name", "kind"), list(zip(STEPS, cycle([Noise, Brownian]))))
-def test_times_that_fall_are_walked_as_ever(name, kind):
-    """By reset, moves and finish, bit for bit."""
+def test_falling_times_give_one_trajectory(name, kind):
+    """The same calls of reset, moves and finish, bit for bit."""
     sde = SDES["vpsde"]()
     mixture = GaussianMixture(torch.ones(2), normals(2, 3).float(), 0.2)
     denoise, times = mixture.denoiser(sde, 0.5), GRIDS["log_snr"](sde, 4)
@@ -168,8 +168,8 @@ def test_times_that_fall_are_walked_as_ever(name, kind):
     assert torch.equal(found, step.finish(denoise, x, times[-1].item(), draw))
 
 
-def test_where_times_rise_noise_takes_the_state_up(sde):
-    """Each stretch down is told to the step when it begins; of the way up the step and the constraint know nothing."""
+def test_rising_times_apply_the_forward_process(sde):
+    """Each descending stretch starts with a reset; neither step nor constraint is called on the way up."""
     t = GRIDS["log_snr"](sde, 4).tolist()
     times = torch.tensor([t[0], t[1], t[2], t[0], t[1], t[2], t[3], t[1], t[4]], dtype=torch.float64)
     step, constrained = Told(sde), []
@@ -190,7 +190,7 @@ def test_where_times_rise_noise_takes_the_state_up(sde):
 
 
 @pytest.mark.parametrize("name", sorted(set(STEPS) - {"consistency"}))
-def test_steps_forget_the_stretch_before(name):
+def test_steps_do_not_depend_on_the_previous_stretch(name):
     """The last stretch is a trajectory of its own."""
     sde = SDES["vpsde"]()
     mixture = GaussianMixture(torch.ones(2).double(), normals(2, 3), 0.2)
@@ -200,7 +200,7 @@ def test_steps_forget_the_stretch_before(name):
     assert torch.equal(again, states[-1])
 
 
-def test_resampled_times_are_repaints():
+def test_resampled_times_are_those_of_repaint():
     times = torch.tensor([9.0, 7.0, 5.0, 3.0, 2.0, 1.0], dtype=torch.float64)
     assert torch.equal(resampled(times, 2, 1), times)
     assert resampled(times, 2, 3).tolist() == [9, 7, 5, *[9, 7, 5] * 2, 3, 2, *[5, 3, 2] * 2, 1, 2, 1, 2, 1]
@@ -211,8 +211,8 @@ def test_resampled_times_are_repaints():
 
 @pytest.mark.parametrize("jump", [1, 2, 3])
 @pytest.mark.parametrize("grid", ["log_snr", "edm"])
-def test_going_over_the_levels_again_keeps_the_law(sde, mixture, grid, jump):
-    """Of mean and deviation, within four standard errors and what the moves err."""
+def test_resampling_preserves_the_law(sde, mixture, grid, jump):
+    """Mean and standard deviation, within four standard errors and the discretization error."""
     num = 3000
     noise, like = noises(num), torch.empty(num, 1, dtype=torch.float64)
     times = resampled(GRIDS[grid](sde, 16), jump, 2)
@@ -222,7 +222,7 @@ def test_going_over_the_levels_again_keeps_the_law(sde, mixture, grid, jump):
     assert (x.std() / std - 1).abs() < 4 / num**0.5 + 0.02
 
 
-def test_resampling_mends_a_part_of_what_replacement_breaks():
+def test_resampling_reduces_the_error_of_replacement():
     """Two entries of correlation 0.95, one known: replacement alone leaves the other too free."""
     sde, num, y = SDES["vpsde"](), 4000, 1.0
     covariance = torch.tensor([[1.0, 0.95], [0.95, 1.0]], dtype=torch.float64)
@@ -244,8 +244,8 @@ def test_resampling_mends_a_part_of_what_replacement_breaks():
 # --- editing ----------------------------------------------------------------------------------------------------------
 
 
-def test_sdedit_is_noise_and_its_removal(sde, mixture):
-    """A sample from much of it; from little, the example."""
+def test_sdedit_adds_noise_and_removes_it(sde, mixture):
+    """From much noise a new sample; from little, the example."""
     num = 2000
     denoise, like = mixture.denoiser(sde), torch.empty(num, 1, dtype=torch.float64)
     far, near = GRIDS["log_snr"](sde, 30), GRIDS["log_snr"](sde, 5, start=sde.time(torch.tensor(7.0).double()).item())
@@ -259,7 +259,7 @@ def test_sdedit_is_noise_and_its_removal(sde, mixture):
     assert torch.equal(sdedit(Adams(sde), denoise, x, near, noises(num)), expected)
 
 
-def test_sdedit_keeps_what_is_constrained(mixture):
+def test_sdedit_keeps_the_constrained_part(mixture):
     sde, noise = SDES["vpsde"](), noises(2)
     x = normals(2, 1)
     keep = replacement(x, masked(torch.tensor([True])), noise)
@@ -273,7 +273,7 @@ def gaussian(mean, variances):
 
 @pytest.mark.parametrize("pair", [("vpsde", "vpsde"), ("vpsde", "vesde"), ("edm", "ddpm")])
 def test_translation_between_gaussians_is_optimal_transport(pair):
-    """Between unlike SDEs too; and the way back undoes it."""
+    """Between different SDEs, too; and the way back inverts it."""
     one, other = gaussian([1.0, -1.0], [0.3, 0.05]), gaussian([0.0, 2.0], [0.1, 0.4])
     here, there = (
         (ODE(sde, rtol=1e-8, atol=1e-8), mixture.denoiser(sde))
@@ -306,6 +306,6 @@ def test_translation_between_gaussians_is_optimal_transport(pair):
         (lambda x: resampled(torch.tensor([1.0, 0.5]), 1, 0), "jump 1, repeats 0"),
     ],
 )
-def test_what_does_not_fit_is_refused(call, says):
+def test_invalid_arguments_are_refused(call, says):
     with pytest.raises(ValueError, match=says):
         call(normals(2, 3, 4, 4))

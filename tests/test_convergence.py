@@ -1,4 +1,4 @@
-"""Refinement of a solver until its mean error is small, on errors that are known."""
+"""Refinement of a solver until its mean error is small, with known errors."""
 
 import math
 
@@ -27,13 +27,13 @@ def test_the_coarsest_solver_within_the_tolerance_is_chosen():
     assert found.differences(0) == pytest.approx(100 / 32**2 - 100 / 128**2)
 
 
-def test_a_smaller_spread_is_believed():
+def test_a_smaller_spread_lowers_the_tolerance():
     assert refine(second_order, AdamsPECE(32), 0.5, 100, 1).tolerance == pytest.approx(0.5 * 0.5 / 10)
     assert refine(second_order, AdamsPECE(32), 0.0, 100, 64).tolerance == pytest.approx(64e-4)
 
 
-def test_what_does_not_converge_ends_at_the_most_evaluations():
-    """The last solver is the reference, so the one before it is used."""
+def test_a_solver_that_does_not_converge_ends_at_the_most_evaluations():
+    """The last solver is the reference, so the previous one is used."""
     found = refine(lambda solver: NATS + math.log2(solver.evaluations), AdamsPECE(32), math.inf, 100, 1)
     assert found.solvers[-1].evaluations == MOST
     assert found.converged == len(found.solvers) - 2

@@ -386,7 +386,7 @@ def test_where_nothing_is_amiss_the_gradient_is_zero():
         (lambda d, sde, g, x: DPS(DDIM(sde), lambda x: x, x[:, :1])(d, x, 0.5, 0.4, None), "y is of shape"),
     ],
 )
-def test_what_does_not_fit_is_refused(plane, call, says):
+def test_invalid_arguments_are_refused(plane, call, says):
     sde = SDES["vpsde"]()
     with pytest.raises(ValueError, match=says):
         call(plane.denoiser(sde), sde, Gaussian.standard(normals(3, 2)), normals(3, 2))
