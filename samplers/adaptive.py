@@ -3,6 +3,8 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from score_sde.sde_lib.devices import put
 from score_sde.sde_lib.process import Draw
 from score_sde.sde_lib.runge_kutta import check_tolerances
 
-Look = Callable[[Tensor, Tensor], Tensor]
+Estimator = Callable[[Tensor, Tensor], Tensor]
 Increment = Callable[[], Tensor]
 
 
@@ -89,13 +91,13 @@ class ODE(Step):
 
 
 class StepControl(Step):
-    """Moves between t and s whose sizes follow from the difference of two estimates, for each example by itself.
+    """Moves between t and s with step sizes that follow from the difference of two estimates, separate per example.
 
         error = rms((high - low) / max(atol, rtol |low|)),    size *= 0.9 error^(-power), at most 2
 
-    A move is made, to ``high``, where the error is at most 1, else tried again with less. Sizes are in
-    log(sigma / alpha), none above ``longest``; what happens to an example does not depend on its batch. A grid of one
-    step is the whole way.
+    A move is accepted with the result ``high`` if its error is at most 1, otherwise it is repeated with a smaller size.
+    Sizes are in log(sigma / alpha), none above ``longest``. The result of an example does not depend on its batch. A
+    grid of one step is the whole trajectory.
 
     Args:
         control_rtol: relative tolerance of a move, above 0; usually 0.01 to 0.1.
@@ -113,69 +115,151 @@ class StepControl(Step):
         self.rtol, self.atol = check_tolerances(control_rtol, control_atol)
 
     @abstractmethod
-    def propose(self, look: Look, x: Tensor, t: Tensor, s: Tensor, increment: Increment) -> tuple[Tensor, Tensor]:
-        """Low and high, the estimates of the state at s.
+    def propose(
+        self, estimate: Estimator, x: Tensor, t: Tensor, s: Tensor, increment: Increment
+    ) -> tuple[Tensor, Tensor]:
+        """Returns low and high, two estimates of the state at s.
 
         Args:
-            look: (x, t) -> x0.
-            increment: that of the noise, a standard normal.
+            estimate: (x, t) -> x0.
+            increment: () -> increment of the noise from t to s, standard normal.
         Shapes: x (b, *) float64; t, s (b, 1, ..., 1); returns twice (b, *).
         """
 
     def keys(self, draw: Draw, x: Tensor) -> Tensor:
-        """What the noise between t and s depends on for each example; (B,) int64."""
+        """Keys of the Brownian paths between t and s, one per example; (B,) int64."""
         return torch.zeros(len(x), dtype=torch.int64)
 
     def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
-        start, end = (-0.5 * self.sde.marginal(time).log_snr for time in (t, s))
-        dtype, result, keys = x.dtype, torch.empty_like(x), self.keys(draw, x)
-        x, most = x.double(), max(1, int(PLACES * min(1.0, self.longest / abs(end - start))))
-        rows, place = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64)
-        there = put(rows, x.device)  # sizes and places are kept on the CPU, where the errors are read
-        size = torch.full_like(place, PLACES // 64)
-
-        def time(place: Tensor) -> Tensor:
-            log_snr = -2 * (start + (end - start) * place.double() / PLACES)
-            return put(self.sde.time(log_snr).clamp(s, t), x.device).reshape(-1, *[1] * (x.ndim - 1))
-
-        def look(x: Tensor, t: Tensor) -> Tensor:
-            return of_rows(denoise, there)(x.to(dtype), t.to(dtype)).x0.double()
-
-        def increment() -> Tensor:
-            later, now = (brownian_path(keys[rows], p, x) for p in (place + size, place))
-            return (later - now) * put((PLACES / size.double()).sqrt(), x.device).reshape(-1, *[1] * (x.ndim - 1))
-
+        interval, keys, result = Interval(self.sde, t, s), self.keys(draw, x), torch.empty_like(x)
+        longest = max(1, int(PLACES * min(1.0, self.longest / interval.length)))
+        active = Active.all_of(x)
         for _ in range(_MAX_MOVES):
-            size = torch.minimum(size, (PLACES - place).clamp(max=most))
-            low, high = self.propose(look, x, time(place), time(place + size), increment)
-            tolerance = (self.rtol * low.abs()).clamp_min(self.atol)
-            error = ((high - low) / tolerance).flatten(1).square().mean(1).sqrt().cpu()
-            if not (finite := error.isfinite()).all():
-                bad = int(finite.int().argmin())
-                where = f"at t = {time(place)[bad].item():.4g}"
-                raise NonFiniteError(
-                    f"the network is not finite {where}; check the weights and the data", int(rows[bad])
-                )
-            accept = error <= 1
-            x = torch.where(put(accept, x.device).reshape(-1, *[1] * (x.ndim - 1)), high, x)
-            place = torch.where(accept, place + size, place)
-            factor = (0.9 * error.clamp_min(1e-10) ** -self.power).clamp(0.1, 2.0)
-            size = (size * factor).long().clamp_min(accept.long())
-            if (size == 0).any():
+            active = active.limited(longest)
+            low, high = self._estimates(denoise, active, interval, keys[active.indices], x.dtype)
+            error = self._error(low, high)
+            _check_finite(error, active, interval)
+            active = active.moved(high, error, self.power)
+            if (active.size == 0).any():
                 break
-            result[there] = x.to(dtype)
-            going = (place < PLACES).nonzero()[:, 0]
-            if len(going) < len(rows):
-                rows, place, size = (v[going] for v in (rows, place, size))
-                there, x = put(rows, x.device), x[put(going, x.device)]
-            if len(rows) == 0:
+            done, left = (there.nonzero()[:, 0] for there in (active.position == PLACES, active.position < PLACES))
+            if len(done):
+                result[put(active.indices[done], x.device)] = active.x[put(done, x.device)].to(x.dtype)
+                active = active.select(left)
+            if len(left) == 0:
                 return result
-        bad = int(size.argmin())
-        raise NotConvergedError(
-            f"the solver is stuck at t = {time(place)[bad].item():.4g}, with a step of "
-            f"{abs(end - start) * size[bad].item() / PLACES:.1g} in log(sigma / alpha); raise the tolerances "
+        raise self._stuck(active, interval)
+
+    def _estimates(
+        self, denoise: Denoise, active: "Active", interval: "Interval", keys: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """``propose`` for the next move of the active examples; the denoiser receives states in ``dtype``."""
+        t, s = (_per_example(interval.time(p), active.x) for p in (active.position, active.position + active.size))
+        denoise = of_rows(denoise, put(active.indices, active.x.device))
+        return self.propose(
+            partial(_estimate, denoise, dtype), active.x, t, s, partial(_brownian_increment, keys, active)
+        )
+
+    def _error(self, low: Tensor, high: Tensor) -> Tensor:
+        """Root mean square of the difference over the tolerance; (b,) on the CPU."""
+        tolerance = (self.rtol * low.abs()).clamp_min(self.atol)
+        return ((high - low) / tolerance).flatten(1).square().mean(1).sqrt().cpu()
+
+    def _stuck(self, active: "Active", interval: "Interval") -> NotConvergedError:
+        worst = int(active.size.argmin())
+        return NotConvergedError(
+            f"the solver is stuck at t = {interval.time(active.position)[worst].item():.4g}, with a step of "
+            f"{interval.length * active.size[worst].item() / PLACES:.1g} in log(sigma / alpha); raise the tolerances "
             f"(rtol {self.rtol:g}, atol {self.atol:g})",
-            int(rows[bad]),
+            int(active.indices[worst]),
+        )
+
+
+class Interval:
+    """Interval from time t to s in log(sigma / alpha), divided into ``PLACES`` equal parts."""
+
+    def __init__(self, sde: SDE, t: float, s: float) -> None:
+        self.sde, self.t, self.s = sde, t, s
+        self.start, self.end = (-0.5 * sde.marginal(time).log_snr for time in (t, s))
+        self.length = abs(self.end - self.start)
+
+    def time(self, position: Tensor) -> Tensor:
+        """Time at each position, which is 0 at t and ``PLACES`` at s; (b,) float64."""
+        log_snr = -2 * (self.start + (self.end - self.start) * position.double() / PLACES)
+        return self.sde.time(log_snr).clamp(self.s, self.t)
+
+
+class Active(NamedTuple):
+    """Examples that have not reached the end of the interval.
+
+    States are on the device; all else is on the CPU, where the errors are read.
+
+    indices: of the examples in the batch, (b,) int64.
+    x: states (b, *), float64.
+    position: of each state in the interval, 0 to ``PLACES``, (b,) int64.
+    size: of the next move, in the same units, (b,) int64.
+    """
+
+    indices: Tensor
+    x: Tensor
+    position: Tensor
+    size: Tensor
+
+    @classmethod
+    def all_of(cls, x: Tensor) -> "Active":
+        """The whole batch at the start of the interval, with a first move of 1 / 64 of it."""
+        position = torch.zeros(len(x), dtype=torch.int64)
+        return cls(torch.arange(len(x)), x.double(), position, torch.full_like(position, PLACES // 64))
+
+    def limited(self, longest: int) -> "Active":
+        """The same with moves that are at most ``longest`` and end in the interval."""
+        return self._replace(size=torch.minimum(self.size, (PLACES - self.position).clamp(max=longest)))
+
+    def moved(self, high: Tensor, error: Tensor, power: float) -> "Active":
+        """The examples after a move to ``high`` where its error (b,) is at most 1, with the sizes of the next moves.
+
+        A size of 0 means that the smallest move was rejected.
+        """
+        accepted = error <= 1
+        factor = (0.9 * error.clamp_min(1e-10) ** -power).clamp(0.1, 2.0)
+        return self._replace(
+            x=torch.where(_per_example(accepted, self.x), high, self.x),
+            position=torch.where(accepted, self.position + self.size, self.position),
+            size=(self.size * factor).long().clamp_min(accepted.long()),
+        )
+
+    def select(self, chosen: Tensor) -> "Active":
+        """The examples with these numbers (c,) among the active ones."""
+        x = self.x[put(chosen, self.x.device)]
+        return Active(self.indices[chosen], x, self.position[chosen], self.size[chosen])
+
+
+def _per_example(values: Tensor, like: Tensor) -> Tensor:
+    """Values (b,) on the device of the states ``like`` (b, *); (b, 1, ..., 1)."""
+    return put(values, like.device).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _estimate(denoise: Denoise, dtype: torch.dtype, x: Tensor, t: Tensor) -> Tensor:
+    """x0 in float64, from a denoiser that takes states in ``dtype``."""
+    return denoise(x.to(dtype), t.to(dtype)).x0.double()
+
+
+def _brownian_increment(keys: Tensor, active: Active) -> Tensor:
+    """Increment over the next move of the Brownian path of each key (b,), scaled to unit variance; (b, *)."""
+    ends = active.position + active.size, active.position
+    later, now = (brownian_path(keys, position, active.x) for position in ends)
+    return (later - now) * _per_example((PLACES / active.size.double()).sqrt(), active.x)
+
+
+def _check_finite(error: Tensor, active: Active, interval: Interval) -> None:
+    """Raises: NonFiniteError naming example and time where an error (b,) is not finite."""
+    finite = error.isfinite()
+    if not finite.all():
+        bad = int(finite.int().argmin())
+        raise NonFiniteError(
+            f"the network is not finite at t = {interval.time(active.position)[bad].item():.4g}; check the weights and "
+            "the data",
+            int(active.indices[bad]),
         )
 
 
@@ -199,11 +283,13 @@ class AdaptiveSDE(StepControl):
 
     power, longest = 0.9, 0.25
 
-    def propose(self, look: Look, x: Tensor, t: Tensor, s: Tensor, increment: Increment) -> tuple[Tensor, Tensor]:
-        x0, z = look(x, t), increment()
+    def propose(
+        self, estimate: Estimator, x: Tensor, t: Tensor, s: Tensor, increment: Increment
+    ) -> tuple[Tensor, Tensor]:
+        x0, z = estimate(x, t), increment()
         mean, std = self.sde.bridge(x, x0, t, s, 1.0)
         low = mean + std * z
-        return low, self.sde.bridge(x, 0.5 * (x0 + look(low, s)), t, s, 1.0)[0] + std * z
+        return low, self.sde.bridge(x, 0.5 * (x0 + estimate(low, s)), t, s, 1.0)[0] + std * z
 
     def keys(self, draw: Draw, x: Tensor) -> Tensor:
         words = [draw(x.float()).flatten(1)[:, 0].cpu() for _ in range(2)]
@@ -234,17 +320,19 @@ class DPMAdaptive(StepControl):
             raise ValueError(f"order {order}: dpm_adaptive has orders 2 and 3")
         self.order, self.power = order, 1 / order
 
-    def propose(self, look: Look, x: Tensor, t: Tensor, s: Tensor, increment: Increment) -> tuple[Tensor, Tensor]:
+    def propose(
+        self, estimate: Estimator, x: Tensor, t: Tensor, s: Tensor, increment: Increment
+    ) -> tuple[Tensor, Tensor]:
         sde, (late, early) = self.sde, (self.sde.log_snr(time) for time in (t, s))
-        eps = sde.eps(x, look(x, t), t)
+        eps = sde.eps(x, estimate(x, t), t)
 
         def move(noise: Tensor, time: Tensor) -> Tensor:
             return sde.bridge(x, sde.x0(x, noise, t), t, time)[0]
 
-        def seen(noise: Tensor, share: float) -> Tensor:
-            time = sde.time(torch.lerp(late, early, share))
+        def seen(noise: Tensor, fraction: float) -> Tensor:
+            time = sde.time(torch.lerp(late, early, fraction))
             y = move(noise, time)
-            return sde.eps(y, look(y, time), time)
+            return sde.eps(y, estimate(y, time), time)
 
         if self.order == 2:
             return move(eps, s), move(seen(eps, 1 / 2), s)

@@ -782,7 +782,7 @@ MUTATIONS = [
         "adaptive SDE: the second look ignored",
         "steps",
         "samplers.adaptive:AdaptiveSDE.propose",
-        "0.5 * (x0 + look(low, s))",
+        "0.5 * (x0 + estimate(low, s))",
         "x0",
     ),
     Mutation(
@@ -796,7 +796,7 @@ MUTATIONS = [
         "dpm_adaptive: the noise seen at the start",
         "steps",
         "samplers.adaptive:DPMAdaptive.propose",
-        "sde.eps(y, look(y, time), time)",
+        "sde.eps(y, estimate(y, time), time)",
         "eps",
     ),
     Mutation(

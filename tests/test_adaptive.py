@@ -34,9 +34,9 @@ def test_fresh_noise_after_a_rejection_biases_the_marginal(mixture, monkeypatch)
     generator = torch.Generator().manual_seed(0)
 
     class Anew(AdaptiveSDE):
-        def propose(self, look, x, t, s, increment):
+        def propose(self, estimate, x, t, s, increment):
             z = torch.randn(x.shape, dtype=x.dtype, generator=generator)
-            return super().propose(look, x, t, s, lambda: z)
+            return super().propose(estimate, x, t, s, lambda: z)
 
     with pytest.raises(AssertionError):
         assert_marginal(mixture, sde, Anew(sde)(denoise, x, sde.t_max, sde.t_min, noises(3000)), 5)
