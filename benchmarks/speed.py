@@ -63,7 +63,7 @@ def ours(given: Mapping[str, Any]) -> tuple[Actions, Any]:
     from score_sde.engine.malloc import keep_freed
     from score_sde.engine.training.trainer import Trainer
     from score_sde.samplers import GRIDS, NOISES, STEPS, Noise, sample
-    from score_sde.samplers.adaptive import brownian_path
+    from score_sde.samplers.brownian import brownian_path
     from score_sde.sde_lib import Flow, Gaussian, Hutchinson
     from score_sde.sde_lib.likelihood import TracedFlow
 

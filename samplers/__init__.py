@@ -10,7 +10,7 @@ if __name__ != "score_sde.samplers":  # a second copy would have tables of its o
     raise ImportError("import score_sde.samplers: samplers is a part of the package score_sde")
 
 from score_sde.samplers.adams import Adams
-from score_sde.samplers.adaptive import ODE, AdaptiveSDE, DPMAdaptive
+from score_sde.samplers.adaptive import AdaptiveSDE, DPMAdaptive
 from score_sde.samplers.brownian import Brownian
 from score_sde.samplers.churn import Churn
 from score_sde.samplers.consistency import ConsistencyStep
@@ -33,6 +33,7 @@ from score_sde.samplers.langevin import AnnealedLangevin, langevin_step_size
 from score_sde.samplers.loop import Step, sample, trajectory
 from score_sde.samplers.multistep import Multistep
 from score_sde.samplers.noise import Noise
+from score_sde.samplers.ode import ODE
 from score_sde.samplers.pndm import PLMS, PNDM
 from score_sde.samplers.posterior import DPS, moment_matching, pigdm
 from score_sde.samplers.predictor_corrector import PredictorCorrector

@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from score_sde.samplers.adaptive import ODE
 from score_sde.samplers.loop import Constraint, Step, checked, sample
+from score_sde.samplers.ode import ODE
 from score_sde.sde_lib import SDE
 from score_sde.sde_lib.denoiser import Estimate
 from score_sde.sde_lib.process import Draw

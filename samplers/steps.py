@@ -1,7 +1,7 @@
 """The samplers by name, and their noises."""
 
 from score_sde.samplers.adams import Adams
-from score_sde.samplers.adaptive import ODE, AdaptiveSDE, DPMAdaptive
+from score_sde.samplers.adaptive import AdaptiveSDE, DPMAdaptive
 from score_sde.samplers.brownian import Brownian
 from score_sde.samplers.churn import Churn
 from score_sde.samplers.consistency import ConsistencyStep
@@ -10,6 +10,7 @@ from score_sde.samplers.langevin import AnnealedLangevin
 from score_sde.samplers.loop import Step
 from score_sde.samplers.multistep import Multistep
 from score_sde.samplers.noise import Noise
+from score_sde.samplers.ode import ODE
 from score_sde.samplers.pndm import PLMS, PNDM
 from score_sde.samplers.predictor_corrector import PredictorCorrector
 from score_sde.samplers.published import (

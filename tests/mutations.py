@@ -860,13 +860,11 @@ MUTATIONS = [
         " + experiment.codec.log_det(experiment.facts.shape)",
         "",
     ),
-    Mutation(
-        "latents of the size of the prior", "sampling", "samplers.adaptive:ODE.encode", " / self.sde.prior_std", ""
-    ),
+    Mutation("latents of the size of the prior", "sampling", "samplers.ode:ODE.encode", " / self.sde.prior_std", ""),
     Mutation(
         "decoded from the normals themselves",
         "sampling",
-        "samplers.adaptive:ODE.decode",
+        "samplers.ode:ODE.decode",
         "self.sde.prior_std * latents",
         "latents",
     ),
