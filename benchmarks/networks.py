@@ -29,7 +29,7 @@ BATCH, CHANNELS, SIDE, WARM = 4, 32, 32, 3
 def ours(name: str, **options: Any) -> Any:
     """A network of the toolkit."""
     sys.path.insert(0, str(ROOT))
-    from models import NETWORKS
+    from score_sde.models import NETWORKS
 
     return NETWORKS[name](shape=(3, SIDE, SIDE), channels=CHANNELS, channel_mult=(1, 2, 2, 2), **options)
 
@@ -84,7 +84,7 @@ def diffusers(path: str) -> Any:
 
 
 FIR = {"fir": (1.0, 3.0, 3.0, 1.0)}
-SONG = {"name": "song", "num_blocks": 2, "attention": (16,)}
+SONG = {"name": "song", "num_blocks": 2, "attention": (16,), "dropout": 0.1}
 ROWS = {
     "DDPM": ("score_sde", {"config": "vp/ddpm/cifar10"}, {"name": "ddpm", "attend_always": False}),
     "DDPM++": ("score_sde", {"config": "vp/cifar10_ddpmpp_continuous"}, {"name": "ncsnpp"}),
@@ -103,7 +103,7 @@ ROWS = {
     "ADM": (
         "guided_diffusion",
         {},
-        {"name": "adm", "num_blocks": 2, "attention": (16, 8), "head_channels": 32, "norm_group": 1},
+        {"name": "adm", "num_blocks": 2, "attention": (16, 8), "head_channels": 32, "norm_group": 1, "dropout": 0.1},
     ),
     "EDM's DDPM++": ("edm", {"name": "SongUNet"}, SONG),
     "EDM's NCSN++": (
@@ -117,7 +117,11 @@ ROWS = {
         },
         {**SONG, **FIR, "embedding": "fourier", "noise_mult": 2, "encoder": "residual"},
     ),
-    "EDM's ADM": ("edm", {"name": "DhariwalUNet"}, {"name": "adm", "num_blocks": 2, "attention": (16,)}),
+    "EDM's ADM": (
+        "edm",
+        {"name": "DhariwalUNet"},
+        {"name": "adm", "num_blocks": 2, "attention": (16,), "dropout": 0.1},
+    ),
     "UNet2DModel": ("diffusers", {}, {"name": "ddpm"}),
 }
 """Network -> whose it is, with which options there, and with which here."""

@@ -80,7 +80,7 @@ class Pixels(Codec):
 
     Args:
         levels: number of values, at least 2: 256 for images of 8 bits.
-        low: where the values begin, -1, or 0 for networks that were trained so; below 1.
+        low: start of the encoded interval, below 1: -1, or 0 for networks trained on [0, 1]; the interval ends at 1.
     Raises: ValueError if levels is below 2, or low is not below 1.
     """
 
@@ -138,11 +138,11 @@ class Identity(Codec):
     """Real-valued data as it is.
 
     Args:
-        levels: 0, for there are none.
+        levels: 0, the value for real data.
     Raises: ValueError if levels is not 0.
     """
 
-    levels: int = 0
+    levels: int
     unit: ClassVar[str] = "units of the data"
 
     def __post_init__(self) -> None:
@@ -175,14 +175,15 @@ class Standardize(Codec):
     exactly, and log_det raises, because the data have no density.
 
     Args:
-        levels: 0, for there are none.
-        means, stds: one number a channel, or a column, of the training data.
+        levels: 0, the value for real data.
+        means: mean of each channel, or of each column of a table, over the training data.
+        stds: standard deviation of each channel or column.
     Raises: ValueError if levels is not 0, or the numbers are not finite, negative or not as many as each other.
     """
 
-    levels: int = 0
-    means: tuple[float, ...] = ()
-    stds: tuple[float, ...] = ()
+    levels: int
+    means: tuple[float, ...]
+    stds: tuple[float, ...]
     unit: ClassVar[str] = "standard deviations of a channel"
     measures: ClassVar[bool] = True
 

@@ -20,7 +20,7 @@ MOST_SIZE = 2**14  # pixels a side
 
 def read_images(
     split: str,
-    path: str,
+    path: str = "",
     test_path: str = "",
     max_pixels: int = MAX_PIXELS,
     skip_broken: bool = False,

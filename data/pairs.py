@@ -15,14 +15,14 @@ REAL = (np.float16, np.float32, np.float64)
 REMEDY = "write it with --mode sample --sampler heun --config.sample.keep_latents=true"
 
 
-def read_pairs(split: str, path: str) -> Dataset:
+def read_pairs(split: str, path: str = "") -> Dataset:
     """The end points of a deterministic sampler, each with its own noise: what reflow trains on.
 
     Every tenth pair is for testing. Examples are real values between the levels, so that the codec encodes them to the
     end points as they were, cut at the ends of its range; do not dequantize them.
 
     Args:
-        path: a samples.npz that the mode sample wrote with sample.keep_latents.
+        path: a samples.npz that the mode ``sample`` wrote with ``sample.keep_latents``.
     Shapes: examples and eps as those of the run, float32.
     Raises: ValueError if path is empty. DataError if the file is missing, damaged or holds no pairs.
     Reference: Liu, Gong, Liu, "Flow Straight and Fast", 2022, algorithm 1. arXiv:2209.03003
@@ -47,7 +47,7 @@ def read_pairs(split: str, path: str) -> Dataset:
     real = latents.dtype in REAL and x0.dtype in REAL and np.isfinite(x0).all() and np.isfinite(latents).all()
     if not real or levels not in (0, *range(2, 257)):
         raise DataError(f"{path} holds {levels} levels, or latents or x0 that are not real numbers: {REMEDY}")
-    codec = Pixels(levels) if levels else Identity()
+    codec = Pixels(levels) if levels else Identity(0)
     values = codec.values(torch.from_numpy(x0).double())
     if levels:
         values = values.clamp(-0.5, levels - 0.5)

@@ -14,9 +14,14 @@ from score_sde.storage.naming import options, pick
 def make_codec(config: ConfigDict, facts: DataFacts) -> Codec:
     """The codec of a run.
 
-    Raises: ValueError if it does not fit the data, or lacks what it measured on them.
+    Raises: ValueError if the codec was measured on data of another shape, or needs measurements that the run lacks.
     """
     kind = pick(CODECS, "codec", config.codec.name)
+    if kind.measures and not facts.codec:
+        raise ValueError(
+            f"codec {config.codec.name} needs measurements of the training data, and this run has none: keep the codec "
+            "of its training, or train a new run"
+        )
     if any(len(numbers) != facts.shape[0] for numbers in facts.codec.values()):
         raise ValueError(f"codec {config.codec.name} was measured on other data than those of shape {facts.shape}")
     return kind(**options(kind, {**config.codec, **facts.codec, "levels": facts.levels}))

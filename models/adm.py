@@ -124,26 +124,28 @@ class ADM(ADMEncoder):
     Zero at initialisation.
 
     Args:
-        shape: (C, H, W), of one example.
-        channels: number of channels that ``channel_mult`` multiplies, an even number.
-        channel_mult: number of channels of each level as a multiple of ``channels``, from the finest to the
-            coarsest; each level has half the resolution of the one before.
-        num_blocks: number of residual blocks a level; the decoder has one more.
-        attention: resolutions (of the longer side, in pixels) whose blocks are followed by attention; the first of the
-            two blocks in the middle, on the coarsest grid, always is.
-        heads: number of heads of each attention; 0 for as many as ``head_channels`` gives.
-        head_channels: number of channels of a head, where heads is 0; blocks of fewer channels do not attend.
-        dropout: share of the activations that training sets to zero, 0 to 1.
-        num_classes: number of labels, 0 for an unconditional network.
-        learned_variance: whether a second half of the output tells the variance of a reverse move, see ``Prediction``.
-        scale_shift: whether the condition scales and shifts, or is added; improved diffusion knows both.
-        resample_blocks: whether blocks change the resolution, or single convolutions as in improved diffusion.
+        shape: (C, H, W) of one example.
+        channels: base number of channels, which ``channel_mult`` multiplies; an even number.
+        channel_mult: channels of each level as multiples of ``channels``, finest level first; each level halves the
+            resolution.
+        num_blocks: residual blocks per level of the encoder; the decoder has one more.
+        attention: resolutions (longer side, in pixels) whose blocks are followed by attention, such as (32, 16, 8); the
+            first of the two middle blocks always is.
+        heads: number of attention heads; 0 derives it from ``head_channels``.
+        head_channels: channels per attention head if heads is 0; blocks with fewer channels have no attention.
+        dropout: dropout probability, in [0, 1).
+        num_classes: number of class labels; 0 for an unconditional network.
+        learned_variance: whether the output has twice the channels, the second half for the variance of reverse steps
+            (objectives ``bound`` and ``hybrid``); see ``Prediction``.
+        scale_shift: whether the conditioning scales and shifts the features, or is added; improved diffusion has both
+            variants.
+        resample_blocks: whether residual blocks change the resolution, or single convolutions as in improved diffusion.
         embedding_mult: width of the conditioning vector as a multiple of ``channels``.
-        norm_group: least number of channels in a group of a normalisation; 4 in EDM, 1 in guided diffusion, where a
-            network of few channels that adds the condition cannot hear it.
-        norm_groups: most groups of a normalisation.
-        norm_eps: what is added to its variances.
-        augment_dim: numbers that tell how an example was augmented, 0 for none; in EDM 9.
+        norm_group: least channels per group of a group normalisation; 4 in EDM, 1 in guided diffusion, where a network
+            of few channels ignores an added conditioning.
+        norm_groups: largest number of groups of a group normalisation.
+        norm_eps: constant added to the variances of a group normalisation.
+        augment_dim: number of features that describe the augmentation of an example; 0 for none, 9 in EDM.
     Shapes: x (B, C, H, W), noise (B,), keep bool (B,), label int64 (B,), augment (B, augment_dim), zeros by default;
         returns (B, C, H, W), or twice its channels.
     Raises: ValueError if shape is not (C, H, W), or H or W does not divide, or heads do not divide channels.
@@ -156,12 +158,12 @@ class ADM(ADMEncoder):
         self,
         shape: tuple[int, ...],
         channels: int = 32,
-        channel_mult: tuple[float, ...] = (1, 2),
+        channel_mult: tuple[float, ...] = (1.0, 2.0),
         num_blocks: int = 1,
         attention: tuple[int, ...] = (),
         heads: int = 0,
         head_channels: int = 64,
-        dropout: float = 0.1,
+        dropout: float = 0.0,
         num_classes: int = 0,
         learned_variance: bool = False,
         scale_shift: bool = True,
@@ -244,9 +246,22 @@ class ADMClassifier(ADMEncoder):
     """The encoder of ``ADM``, its middle, and a pool over all positions; zero at initialisation.
 
     Args:
-        pool: a key of ``POOLS``.
-        num_classes: number of logits, at least 2.
-        Others: those of ``ADM``.
+        shape: (C, H, W) of one example.
+        channels: base number of channels, which ``channel_mult`` multiplies; an even number.
+        channel_mult: channels of each level as multiples of ``channels``, finest level first; each level halves the
+            resolution.
+        num_blocks: residual blocks per level.
+        attention: resolutions (longer side, in pixels) whose blocks are followed by attention, such as (32, 16, 8); the
+            first of the two middle blocks always is.
+        heads: number of attention heads; 0 derives it from ``head_channels``.
+        head_channels: channels per attention head if heads is 0; blocks with fewer channels have no attention.
+        dropout: dropout probability, in [0, 1).
+        num_classes: number of logits, at least 2: the number of classes of the data.
+        pool: pooling over positions, a key of ``POOLS``: attention, adaptive (the mean), spatial or spatial_v2.
+        scale_shift: whether the conditioning scales and shifts the features, or is added; improved diffusion has both
+            variants.
+        resample_blocks: whether residual blocks change the resolution, or single convolutions as in improved diffusion.
+        norm_group: least channels per group of a group normalisation; 1 in guided diffusion.
     Shapes: x (B, C, H, W), noise (B,); returns (B, num_classes).
     Raises: ValueError if there are fewer than two classes, no such pool, or as ``ADM`` does.
     Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, section 4.3. arXiv:2105.05233
@@ -256,7 +271,7 @@ class ADMClassifier(ADMEncoder):
         self,
         shape: tuple[int, ...],
         channels: int = 32,
-        channel_mult: tuple[float, ...] = (1, 2),
+        channel_mult: tuple[float, ...] = (1.0, 2.0),
         num_blocks: int = 1,
         attention: tuple[int, ...] = (),
         heads: int = 0,

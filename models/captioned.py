@@ -12,6 +12,9 @@ from score_sde.models.classifier import Classifier
 SHARPEST = 100.0
 """Largest inverse temperature, as published."""
 
+DIGITS = ("zero|0", "one|1", "two|2", "three|3", "four|4", "five|5", "six|6", "seven|7", "eight|8", "nine|9")
+TEMPLATES = ("{}", "a {}", "the digit {}", "the number {}", "number {}", "a handwritten {}")
+
 
 class Captioned(nn.Module):
     """The trunk of the classifier beside the mean of word vectors, each with a last layer into the same space.
@@ -20,11 +23,18 @@ class Captioned(nn.Module):
     count, their order does not.
 
     Args:
-        shape, channels, channel_mult, num_blocks, attention, dropout, pad: as of ``Classifier``.
-        num_classes: number of classes, as many as names.
-        names: what each class is called, alternatives between bars.
-        templates: captions with {} for the name.
-        dimensions: of the space.
+        shape: (C, L) or (C, H, W) of one example.
+        channels: channels at the finest level, an even number.
+        channel_mult: channels of each level as multiples of ``channels``, finest level first; each level halves the
+            resolution.
+        num_blocks: residual blocks per level.
+        attention: resolutions (longer side, in positions) whose blocks are followed by attention, such as (16,).
+        dropout: dropout probability, in [0, 1).
+        num_classes: number of classes of the data, equal to the number of names.
+        pad: whether inputs whose sides the levels do not divide are padded with zeros.
+        names: names of each class in captions, alternatives separated by bars; the digits by default.
+        templates: captions with {} in place of the name.
+        dimensions: dimension of the embedding space.
     Shapes: x (B, *shape), log_snr (B,); returns (B, num_classes), dot products with what is said of each class, or with
         label int64 (N,) and u (N,) those with a caption of each, (B, N), which of them by a number in [0, 1).
     Raises: ValueError unless each class has a name and each template a place for it.
@@ -43,10 +53,10 @@ class Captioned(nn.Module):
         num_blocks: int = 1,
         attention: tuple[int, ...] = (),
         dropout: float = 0.1,
-        num_classes: int = 2,
+        num_classes: int = 10,
         pad: bool = False,
-        names: tuple[str, ...] = ("cat|kitten", "dog|puppy"),
-        templates: tuple[str, ...] = ("{}", "a {}"),
+        names: tuple[str, ...] = DIGITS,
+        templates: tuple[str, ...] = TEMPLATES,
         dimensions: int = 32,
     ):
         super().__init__()

@@ -13,9 +13,15 @@ class Classifier(Encoder):
     It is told log-SNR as every network is, so that one network knows clean and noisy examples.
 
     Args:
-        shape: (C, L) or (C, H, W), of one example.
-        channels, channel_mult, num_blocks, attention, dropout, pad: as of ``UNet``.
-        num_classes: number of logits, at least 2.
+        shape: (C, L) or (C, H, W) of one example.
+        channels: channels at the finest level, an even number.
+        channel_mult: channels of each level as multiples of ``channels``, finest level first; each level halves the
+            resolution.
+        num_blocks: residual blocks per level.
+        attention: resolutions (longer side, in positions) whose blocks are followed by attention, such as (16,).
+        dropout: dropout probability, in [0, 1).
+        num_classes: number of logits, at least 2: the number of classes of the data.
+        pad: whether inputs whose sides the levels do not divide are padded with zeros.
     Shapes: x (B, *shape), log_snr (B,); returns (B, num_classes).
     Raises: ValueError if there are fewer than two classes, shape has another rank, or does not divide and pad is False.
     Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, section 4.3. arXiv:2105.05233

@@ -9,11 +9,24 @@ class DDPM(NCSNpp):
     Zero at initialisation.
 
     Args:
-        shape, channels, channel_mult, num_blocks, attention, dropout, num_classes, noise_unconditional, centred,
-        by_sigma, ladder,
-            head_channels, attend_always, norm_eps: as of ``NCSNpp``.
-        resample_conv: whether convolutions change the resolution; else neighbours are averaged and repeated.
-        norm_groups: groups of each normalisation, a divisor of every number of channels.
+        shape: (C, H, W) of one example.
+        channels: channels at the finest level, a multiple of 4.
+        channel_mult: channels of each level as multiples of ``channels``, finest level first; each level halves the
+            resolution.
+        num_blocks: residual blocks per level of the encoder; the decoder has one more.
+        attention: resolutions (longer side, in pixels) with attention, such as (16,); the middle always has attention.
+        dropout: dropout probability, in [0, 1).
+        num_classes: number of class labels; 0 for an unconditional network.
+        noise_unconditional: whether the network ignores the noise level.
+        resample_conv: whether convolutions change the resolution; otherwise pixels are averaged and repeated.
+        centred: whether the data lie in [-1, 1]; otherwise they lie in [0, 1], and the network maps them to [-1, 1].
+        by_sigma: whether the output is divided by sigma.
+        ladder: (sigma_min, sigma_max, number of levels) of a geometric sequence if ``by_sigma`` is set and the noise
+            conditioning is an index into it, 0 for the largest sigma; () if the noise conditioning is sigma.
+        norm_groups: number of groups of each group normalisation, a divisor of every number of channels.
+        norm_eps: constant added to the variances of a group normalisation.
+        head_channels: channels per attention head; 0 for a single head.
+        attend_always: whether every decoder block at these resolutions is followed by attention, not only the last one.
     Shapes: x (B, *shape), noise (B,), keep bool (B,), label int64 (B,); returns (B, *shape).
     Raises: ValueError if shape has another rank or does not divide.
     Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, appendix B. arXiv:2006.11239

@@ -20,15 +20,16 @@ class DiT(nn.Module):
     depth 12, 12, 24 and 28, and 6, 12, 16 and 16 heads.
 
     Args:
-        shape: (C, H, W), of one example.
-        patch: side of a patch in pixels; the sequence has H W / patch^2 entries.
-        width: number of channels of an entry of the sequence, a multiple of 4 and of ``heads``.
-        depth: number of blocks.
-        heads: number of heads of each attention.
-        mlp_mult: hidden units of the linear layers as a multiple of ``width``.
-        dropout: share of what each branch writes that training sets to zero, 0 to 1.
-        num_classes: number of labels, 0 for an unconditional network.
-        learned_variance: whether a second half of the output tells the variance of a reverse move, see ``Prediction``.
+        shape: (C, H, W) of one example.
+        patch: side of a patch, in pixels; the sequence has H W / patch^2 tokens.
+        width: channels of a token, a multiple of 4 and of ``heads``.
+        depth: number of transformer blocks.
+        heads: number of attention heads.
+        mlp_mult: hidden units of each block's MLP as a multiple of ``width``.
+        dropout: dropout probability of each branch's output, in [0, 1).
+        num_classes: number of class labels; 0 for an unconditional network.
+        learned_variance: whether the output has twice the channels, the second half for the variance of reverse steps
+            (objectives ``bound`` and ``hybrid``); see ``Prediction``.
     Shapes: x (B, C, H, W), noise (B,), keep bool (B,), label int64 (B,); returns (B, C, H, W), or twice its channels.
     Raises: ValueError if shape is not (C, H, W), or patch does not divide H and W, or width does not divide.
     Reference: Peebles, Xie, "Scalable Diffusion Models with Transformers", 2023, section 3.2. arXiv:2212.09748

@@ -15,13 +15,14 @@ class MLP(nn.Module):
     An example of more dimensions is the vector of its numbers; the network knows nothing of which are neighbours.
 
     Args:
-        shape: of one example.
-        width: number of channels inside, an even number.
+        shape: shape of one example.
+        width: number of hidden units, an even number.
         depth: number of residual blocks.
-        dropout: share of the activations that training sets to zero, 0 to 1.
-        num_classes: number of labels, 0 for an unconditional network.
-        noise_unconditional: whether the network is not told the noise level.
-        learned_variance: whether a second half of the output tells the variance of a reverse move, see ``Prediction``.
+        dropout: dropout probability, in [0, 1).
+        num_classes: number of class labels; 0 for an unconditional network.
+        noise_unconditional: whether the network ignores the noise level; the parameterization divides by it instead.
+        learned_variance: whether the output has twice the channels, the second half for the variance of reverse steps
+            (objectives ``bound`` and ``hybrid``); see ``Prediction``.
     Shapes: x (B, C, *), log_snr (B,), keep bool (B,), label int64 (B,); returns (B, C, *) or (B, 2 C, *).
     """
 

@@ -192,12 +192,12 @@ class NCSN(nn.Module):
     Zero at initialisation.
 
     Args:
-        shape: (C, H, W), of one example; 2^(depth - 3) divides H and W.
-        channels: number of channels at the finest level; ``LEVELS`` has the others.
-        num_levels: number of noise levels.
-        centred: whether the data are in [-1, 1]; the network maps those in [0, 1] to it.
-        activation: a key of ``ACTIVATIONS``.
-        depth: levels of the encoder, a key of ``LEVELS``.
+        shape: (C, H, W) of one example; 2^(depth - 3) divides H and W.
+        channels: channels at the finest level; ``LEVELS`` gives the widths of the others.
+        num_levels: number of noise levels, equal to that of the SDE.
+        centred: whether the data lie in [-1, 1]; otherwise they lie in [0, 1], and the network maps them to [-1, 1].
+        activation: a key of ``ACTIVATIONS``: elu, relu, lrelu or swish.
+        depth: number of encoder levels, a key of ``LEVELS``: 4 for images of up to 64 pixels, 5 up to 128, 6 up to 256.
     Shapes: x (B, *shape), noise (B,): the level, of which the noisiest is 0; keep and label as of ``UNet``, for which
         there is no use. Returns (B, *shape).
     Raises: ValueError if shape has another rank or sides that the depth does not divide, for an unknown activation or
@@ -266,7 +266,11 @@ class NCSNv2(NCSN):
     Zero at initialisation.
 
     Args:
-        shape, channels, centred, activation, depth: as of ``NCSN``.
+        shape: (C, H, W) of one example; 2^(depth - 3) divides H and W.
+        channels: channels at the finest level; ``LEVELS`` gives the widths of the others.
+        centred: whether the data lie in [-1, 1]; otherwise they lie in [0, 1], and the network maps them to [-1, 1].
+        activation: a key of ``ACTIVATIONS``: elu, relu, lrelu or swish.
+        depth: number of encoder levels, a key of ``LEVELS``: 4 for images of up to 64 pixels, 5 up to 128, 6 up to 256.
     Shapes: as of ``NCSN``, but noise is sigma.
     Raises: as ``NCSN``.
     Reference: Song, Ermon, "Improved Techniques for Training Score-Based Generative Models", 2020, technique 3 and

@@ -136,33 +136,33 @@ class NCSNpp(nn.Module):
     residual, ``embedding`` fourier and ``by_sigma``.
 
     Args:
-        shape: (C, H, W), of one example.
-        channels: number of channels at the finest level, a multiple of 4.
-        channel_mult: number of channels of each level as a multiple of ``channels``, from the finest to the
-            coarsest; each level has half the resolution of the one before.
-        num_blocks: number of residual blocks a level; the decoder has one more.
-        attention: resolutions (of the longer side, in pixels) that attend; the middle always does.
-        dropout: share of the activations that training sets to zero, 0 to 1.
-        num_classes: number of labels, 0 for an unconditional network.
-        noise_unconditional: whether the network is not told the noise level.
-        blocks: ``biggan``, whose blocks change the resolution, or ``ddpm``, where a layer between them does.
-        fir: taps of the filter of changes of resolution, such as (1, 3, 3, 1); () averages and repeats.
-        resample_conv: whether the layers between blocks of ``ddpm`` hold convolutions.
-        progressive_input: how the encoder sees the input at lower resolutions: ``none``, ``input_skip``, ``residual``.
-        progressive: how the decoder writes its output: ``none``, level by level (``output_skip``), ``residual``.
-        combine: how ``input_skip`` joins: ``sum`` or ``cat``.
-        embedding: ``positional`` for a noise level, ``fourier`` for a positive one, of whose logarithm it takes waves.
+        shape: (C, H, W) of one example.
+        channels: channels at the finest level, a multiple of 4.
+        channel_mult: channels of each level as multiples of ``channels``, finest level first; each level halves the
+            resolution.
+        num_blocks: residual blocks per level of the encoder; the decoder has one more.
+        attention: resolutions (longer side, in pixels) with attention, such as (16,); the middle always has attention.
+        dropout: dropout probability, in [0, 1).
+        num_classes: number of class labels; 0 for an unconditional network.
+        noise_unconditional: whether the network ignores the noise level.
+        blocks: ``biggan``, where residual blocks change the resolution, or ``ddpm``, where layers between blocks do.
+        fir: taps of the filter for down- and upsampling, such as (1, 3, 3, 1); () averages and repeats pixels.
+        resample_conv: whether the resampling layers of ``ddpm`` contain convolutions.
+        progressive_input: how the encoder reads the downsampled input: ``none``, ``input_skip`` or ``residual``.
+        progressive: how the decoder accumulates the output over levels: ``none``, ``output_skip`` or ``residual``.
+        combine: how ``input_skip`` joins the features: ``sum`` or ``cat``.
+        embedding: features of the noise level: ``positional``, or ``fourier`` of the logarithm of a positive level.
         fourier_scale: standard deviation of the frequencies of ``fourier``.
         rescale: whether sums of shortcut and branch are divided by sqrt(2).
-        centred: whether the data are in [-1, 1]; the network maps those in [0, 1] to it.
-        by_sigma: whether the output is divided by sigma, the noise level that the network is told.
-        ladder: (sigma_min, sigma_max, number of levels) where the network is told a level of these, the noisiest being
-            0, and ``by_sigma`` has to know sigma; () where it is told sigma.
-        norm_groups: most groups of a normalisation.
-        norm_group: least number of channels in one.
-        norm_eps: what is added to its variances.
-        head_channels: channels of a head of attention; 0 for one head.
-        attend_always: whether every block of the decoder at a resolution that attends does, not the last one alone.
+        centred: whether the data lie in [-1, 1]; otherwise they lie in [0, 1], and the network maps them to [-1, 1].
+        by_sigma: whether the output is divided by sigma.
+        ladder: (sigma_min, sigma_max, number of levels) of a geometric sequence if ``by_sigma`` is set and the noise
+            conditioning is an index into it, 0 for the largest sigma; () if the noise conditioning is sigma.
+        norm_groups: largest number of groups of a group normalisation.
+        norm_group: least channels per group.
+        norm_eps: constant added to the variances of a group normalisation.
+        head_channels: channels per attention head; 0 for a single head.
+        attend_always: whether every decoder block at these resolutions is followed by attention, not only the last one.
     Shapes: x (B, *shape), noise (B,), keep bool (B,), label int64 (B,); returns (B, *shape).
     Raises: ValueError if shape has another rank or does not divide, or an option is unknown.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, appendix H. arXiv:2011.13456

@@ -55,22 +55,23 @@ class Song(nn.Module):
     Of the decoder's blocks at a resolution that attends, the last one does. Zero at initialisation.
 
     Args:
-        shape: (C, H, W), of one example.
-        channels: number of channels that ``channel_mult`` multiplies, an even number.
-        channel_mult: number of channels of each level as a multiple of ``channels``, from the finest to the
-            coarsest; each level has half the resolution of the one before.
-        num_blocks: number of residual blocks a level; the decoder has one more.
-        attention: resolutions (of the longer side, in pixels) that attend; the middle always does.
-        dropout: share of the activations that training sets to zero, 0 to 1.
-        num_classes: number of labels, 0 for an unconditional network.
-        embedding: positional, or fourier for random frequencies.
+        shape: (C, H, W) of one example.
+        channels: base number of channels, which ``channel_mult`` multiplies; an even number.
+        channel_mult: channels of each level as multiples of ``channels``, finest level first; each level halves the
+            resolution.
+        num_blocks: residual blocks per level of the encoder; the decoder has one more.
+        attention: resolutions (longer side, in pixels) with attention, such as (16,); the middle always has attention.
+        dropout: dropout probability, in [0, 1).
+        num_classes: number of class labels; 0 for an unconditional network.
+        embedding: features of the noise level: ``positional``, or ``fourier`` for random frequencies.
         embedding_mult: width of the conditioning vector as a multiple of ``channels``.
         noise_mult: number of features of the noise level as a multiple of ``channels``.
-        encoder: standard; skip or residual where the encoder reads the image again at each level.
-        decoder: standard; skip where each level adds to the output.
-        fir: taps of the filter of changes of resolution, such as (1, 3, 3, 1); () averages and repeats.
-        learned_variance: whether a second half of the output tells the variance of a reverse move, see ``Prediction``.
-        augment_dim: numbers that tell how an example was augmented, 0 for none; in EDM 9.
+        encoder: ``standard``; ``skip`` and ``residual`` add features of the downsampled image at each level.
+        decoder: ``standard``; ``skip`` adds an image of each level to the output.
+        fir: taps of the filter for down- and upsampling, such as (1, 3, 3, 1); () averages and repeats pixels.
+        learned_variance: whether the output has twice the channels, the second half for the variance of reverse steps
+            (objectives ``bound`` and ``hybrid``); see ``Prediction``.
+        augment_dim: number of features that describe the augmentation of an example; 0 for none, 9 in EDM.
     Shapes: x (B, C, H, W), noise (B,), keep bool (B,), label int64 (B,), augment (B, augment_dim), zeros by default;
         returns (B, C, H, W), or twice its channels.
     Raises: ValueError if shape is not (C, H, W), or H or W does not divide, or an option is unknown.
@@ -86,7 +87,7 @@ class Song(nn.Module):
         channel_mult: tuple[int, ...] = (1, 2),
         num_blocks: int = 1,
         attention: tuple[int, ...] = (),
-        dropout: float = 0.1,
+        dropout: float = 0.0,
         num_classes: int = 0,
         embedding: str = "positional",
         embedding_mult: int = 4,

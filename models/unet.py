@@ -83,18 +83,19 @@ class UNet(Encoder):
     Zero at initialisation. One code for (C, L) and (C, H, W); H and W may differ.
 
     Args:
-        shape: (C, L) or (C, H, W), of one example.
-        channels: number of channels at the finest level, an even number.
-        channel_mult: number of channels of each level as a multiple of ``channels``, from the finest to the
-            coarsest; each level has half the resolution of the one before.
-        num_blocks: number of residual blocks a level, on each side.
-        attention: resolutions (lengths of the longer side, in positions) whose blocks are followed by attention; the
-            first of the two blocks in the middle, on the coarsest grid, always is.
-        dropout: share of the activations that training sets to zero, 0 to 1.
-        num_classes: number of labels, 0 for an unconditional network.
-        noise_unconditional: whether the network is not told the noise level.
-        learned_variance: whether a second half of the output tells the variance of a reverse move, see ``Prediction``.
-        pad: whether a shape that the levels do not divide is padded with zeros, and the result cropped.
+        shape: (C, L) or (C, H, W) of one example.
+        channels: channels at the finest level, an even number.
+        channel_mult: channels of each level as multiples of ``channels``, finest level first; each level halves the
+            resolution.
+        num_blocks: residual blocks per level, in the encoder and in the decoder.
+        attention: resolutions (longer side, in positions) whose blocks are followed by attention, such as (16,); the
+            first of the two middle blocks always is.
+        dropout: dropout probability, in [0, 1).
+        num_classes: number of class labels; 0 for an unconditional network.
+        noise_unconditional: whether the network ignores the noise level; the parameterization divides by it instead.
+        learned_variance: whether the output has twice the channels, the second half for the variance of reverse steps
+            (objectives ``bound`` and ``hybrid``); see ``Prediction``.
+        pad: whether inputs whose sides the levels do not divide are padded with zeros, and the output cropped.
     Shapes: x (B, *shape), log_snr (B,), keep bool (B,), label int64 (B,); returns (B, *shape), or twice its channels.
     Raises: ValueError if shape has another rank, or does not divide and pad is False.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, appendix H. arXiv:2011.13456
@@ -107,7 +108,7 @@ class UNet(Encoder):
         channel_mult: tuple[int, ...] = (1, 2),
         num_blocks: int = 1,
         attention: tuple[int, ...] = (),
-        dropout: float = 0.1,
+        dropout: float = 0.0,
         num_classes: int = 0,
         noise_unconditional: bool = False,
         learned_variance: bool = False,

@@ -124,7 +124,7 @@ def test_standardize_measures_each_channel_over_all_examples_and_positions(shape
     measured, axes = Standardize.measure(real(x)), (0, *range(2, x.ndim))
     np.testing.assert_allclose(measured["means"], x.astype(np.float32).mean(axes, dtype=np.float64), rtol=1e-6)
     np.testing.assert_allclose(measured["stds"], x.astype(np.float32).std(axes, dtype=np.float64), rtol=1e-6)
-    encoded = Standardize(**measured).encode(torch.from_numpy(x.astype(np.float32))).double()
+    encoded = Standardize(0, **measured).encode(torch.from_numpy(x.astype(np.float32))).double()
     torch.testing.assert_close(encoded.mean(axes), torch.zeros(3).double(), rtol=0, atol=1e-5)
     torch.testing.assert_close(encoded.std(axes, correction=0), torch.ones(3).double(), rtol=0, atol=1e-5)
 
@@ -132,7 +132,7 @@ def test_standardize_measures_each_channel_over_all_examples_and_positions(shape
 def test_a_constant_channel_is_centred_comes_back_exactly_and_has_no_density():
     x = np.random.default_rng(0).standard_normal((50, 3))
     x[:, 1] = 0.1
-    codec = Standardize(**Standardize.measure(real(x)))
+    codec = Standardize(0, **Standardize.measure(real(x)))
     values = torch.from_numpy(x.astype(np.float32))
     assert torch.equal(codec.encode(values)[:, 1], torch.zeros(50))
     assert torch.equal(codec.decode(torch.full((50, 3), 0.7))[:, 1], values[:, 1])

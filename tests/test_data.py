@@ -576,7 +576,7 @@ def test_mirrored_batches_flip_the_last_axis_and_leave_the_data_alone():
 
 def test_statistics_of_known_arrays():
     x = np.array([[0.0, 0.0], [3.0, 4.0], [3.0, 0.0], [0.0, 2.0]], dtype=np.float32)
-    found = measure(Dataset(x, np.arange(4)), CODECS["identity"]())
+    found = measure(Dataset(x, np.arange(4)), CODECS["identity"](0))
     assert found == Statistics(
         count=4,
         measured=4,
@@ -600,7 +600,7 @@ def test_statistics_are_those_of_the_encoded_data():
 
 def test_statistics_of_many_examples_come_from_a_fixed_sample():
     x = np.random.default_rng(0).standard_normal((12_000, 3)).astype(np.float32)
-    found = measure(Dataset(x, np.arange(12_000)), CODECS["identity"]())
+    found = measure(Dataset(x, np.arange(12_000)), CODECS["identity"](0))
     assert (found.count, found.measured) == (12_000, 10_000)
     assert abs(found.mean) < 4 / 30_000**0.5
     assert abs(found.std - 1) < 4 / 60_000**0.5
@@ -609,7 +609,7 @@ def test_statistics_of_many_examples_come_from_a_fixed_sample():
 
 
 def test_statistics_of_a_single_example():
-    found = measure(Dataset(np.full((1, 2), 3, np.float32), np.arange(1)), CODECS["identity"]())
+    found = measure(Dataset(np.full((1, 2), 3, np.float32), np.arange(1)), CODECS["identity"](0))
     assert (found.mean, found.std, found.diameter) == (3, 0, 0)
 
 

@@ -83,7 +83,8 @@ def refused(capsys, status, message, *words):
 
 def small(**more):
     torch.manual_seed(0)
-    return Captioned((1, 4, 4), channels=4, channel_mult=(1,), dropout=0.0, num_classes=2, dimensions=6, **more)
+    options = {"names": ("cat|kitten", "dog|puppy"), "templates": ("{}", "a {}"), "num_classes": 2, "dimensions": 6}
+    return Captioned((1, 4, 4), channels=4, channel_mult=(1,), dropout=0.0, **options | more)
 
 
 # --- captions and words -----------------------------------------------------------------------------------------------

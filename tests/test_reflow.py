@@ -63,7 +63,7 @@ def test_pairs_are_read_as_they_were_drawn(run, request, monkeypatch):
     for split, rows in (("train", [i for i in range(12) if i % 10]), ("test", [0, 10])):
         dataset = read_pairs(split, str(path))
         batch = dataset.batch(range(len(dataset)))
-        codec = Pixels(17) if dataset.levels else Identity()
+        codec = Pixels(17) if dataset.levels else Identity(0)
         assert np.array_equal(batch["eps"].numpy(), latents[rows])
         expected = x0[rows].clip(-1, 1) if dataset.levels else x0[rows]
         np.testing.assert_allclose(codec.encode(batch["x"]).numpy(), expected, rtol=0, atol=2e-7)
