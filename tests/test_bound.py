@@ -359,8 +359,7 @@ def test_the_continuous_bound_is_the_density_of_the_denoiser(shape):
 
 
 def test_the_guess_removes_most_of_the_variance():
-    """Compared with the plain weighted sum of the denoiser's errors (``distortion``), which is the bound without a
-    guess."""
+    """Compared with the bound without a guess: the weighted sum of the denoiser's errors, ``distortion``."""
     data, sde, num = clusters((64,)), VPSDE(), 8
     x0, guess = data.sample(64, torch.Generator().manual_seed(0)), guess_of(data)
     ends = [math.exp(-0.5 * sde.marginal(t).log_snr) for t in (sde.t_min, sde.t_max)]
