@@ -1,4 +1,4 @@
-"""Datasets, their order, their statistics and their pictures; every layout of images, and every way to be damaged."""
+"""Datasets, their order, statistics and pictures; every layout of images, and every kind of damage."""
 
 import io
 import json
@@ -36,21 +36,21 @@ CLASSES = ("cat", "dog")
 
 
 def pixels(number: int, channels: int = 1, height: int = 5, width: int = 4) -> np.ndarray:
-    """An image (C, H, W) that no other number gives."""
+    """An image (C, H, W) that is unique to its number."""
     image = np.random.default_rng(number).integers(256, size=(channels, height, width), dtype=np.uint8)
     image[:, 0, 0] = number
     return image
 
 
 def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
-    """The content of an image file."""
+    """Encodes an image as the content of a file."""
     content = io.BytesIO()
     Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(content, format=kind)
     return content.getvalue()
 
 
 def write_files(path: Path, files: dict[str, bytes]) -> str:
-    """Write files to a zip if path ends so, else to a folder."""
+    """Writes files to a zip if ``path`` ends in .zip, else to a folder."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
             for name, content in files.items():
@@ -69,7 +69,7 @@ def shown(path: Path) -> np.ndarray:
 
 
 def numbers(dataset: Dataset) -> list[int]:
-    """Which images a dataset holds: what `pixels` wrote into their corner."""
+    """Numbers of a dataset's images, which ``pixels`` writes into their corner."""
     return dataset.batch(range(len(dataset)))["x"][:, 0, 0, 0].tolist()
 
 
@@ -94,7 +94,7 @@ def make(request, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_batch_is_as_the_dataset_says(make, split):
+def test_batches_match_the_description_of_the_dataset(make, split):
     dataset = make(split)
     batch = dataset.batch(np.array([len(dataset) - 1, 0, 0]))
     assert batch["x"].shape == (3, *dataset.shape)
@@ -109,7 +109,7 @@ def test_batch_is_as_the_dataset_says(make, split):
     assert torch.equal(make(split).batch([1])["x"], dataset.batch([1])["x"])
 
 
-def test_splits_do_not_meet(make):
+def test_splits_are_disjoint(make):
     rows = [make(split).batch(range(len(make(split))))["x"].flatten(1) for split in ("train", "test")]
     assert not {tuple(row) for row in rows[0].tolist()} & {tuple(row) for row in rows[1].tolist()}
 
@@ -122,7 +122,7 @@ def test_unknown_split_is_refused(make):
 # Digits and points
 
 
-def test_digits_are_those_of_scikit_learn():
+def test_digits_equal_scikit_learns():
     from sklearn.datasets import load_digits
 
     expected = load_digits()
@@ -194,7 +194,7 @@ def test_a_number_of_points_below_one_is_refused():
 # Images: layouts
 
 
-def test_every_tenth_image_is_for_testing(place):
+def test_every_tenth_image_is_in_the_test_split(place):
     path = write_files(place, {f"{i:03}.png": encoded(pixels(i)) for i in reversed(range(25))})
     train, test = read_images("train", path), read_images("test", path)
     assert numbers(test) == [0, 10, 20]
@@ -226,7 +226,7 @@ def test_dataset_json_gives_the_labels(place):
     assert train.num_classes == 6
 
 
-def test_dataset_json_lies_in_each_split(place):
+def test_each_split_may_have_a_dataset_json(place):
     files = {}
     for i, split in enumerate(("test", "train")):
         files[f"{split}/a.png"] = encoded(pixels(i))
@@ -237,19 +237,19 @@ def test_dataset_json_lies_in_each_split(place):
 
 
 @pytest.mark.parametrize("listing", [{"labels": None}, {}, {"labels": []}])
-def test_dataset_json_without_labels_is_stronger_than_folders(place, listing):
+def test_dataset_json_without_labels_overrides_folders(place, listing):
     files = {f"{kind}/{i}.png": encoded(pixels(i)) for i, kind in enumerate(CLASSES)}
     path = write_files(place, {**files, "dataset.json": json.dumps(listing).encode()})
     assert read_images("train", path).num_classes == 0
 
 
-def test_just_one_folder_is_no_class(place):
+def test_a_single_folder_is_no_class(place):
     path = write_files(place, {f"all/{i}.png": encoded(pixels(i)) for i in range(2)})
     assert read_images("train", path).num_classes == 0
 
 
 @pytest.mark.parametrize("names", [["a.png", "cat/b.png"], ["cat/a/1.png", "dog/2.png"]])
-def test_folders_of_unequal_depth_stop_unless_a_listing_says_what_they_are(place, names):
+def test_folders_of_unequal_depth_are_refused_without_a_listing(place, names):
     files = {name: encoded(pixels(i)) for i, name in enumerate(names)}
     with pytest.raises(DataError, match=r"holds images . and . folders deep .*dataset.json") as error:
         read_images("train", write_files(place, files))
@@ -258,7 +258,7 @@ def test_folders_of_unequal_depth_stop_unless_a_listing_says_what_they_are(place
     assert read_images("train", path).num_classes == 0
 
 
-def test_test_path_is_a_set_of_its_own_with_the_same_classes(tmp_path):
+def test_test_path_is_a_separate_set_with_the_same_classes(tmp_path):
     train = {f"{kind}/{i}.png": encoded(pixels(i)) for i, kind in enumerate(("ant", "bee", "cat"))}
     test = {f"{kind}/{i}.png": encoded(pixels(9)) for i, kind in enumerate(("bee", "cat"))}
     paths = write_files(tmp_path / "train.zip", train), write_files(tmp_path / "other", test)
@@ -289,7 +289,7 @@ def test_jpeg_black_and_white_and_palettes_are_read(tmp_path):
     assert read_images("train", str(tmp_path / "colour")).shape == (3, 8, 8)
 
 
-def test_other_files_are_passed_over(place):
+def test_other_files_are_ignored(place):
     files = {"a.png": encoded(pixels(0)), "b.png": encoded(pixels(1)), "notes.txt": b"", "._a.png": b"not an image"}
     assert len(read_images("train", write_files(place, files))) == 1
 
@@ -339,7 +339,7 @@ def test_npz_holds_images_and_labels(tmp_path, key, label_key):
         arrays[label_key] = np.arange(12)
     np.savez(tmp_path / "x.npz", **arrays)
     train = read_images("train", str(tmp_path / "x.npz"))
-    assert numbers(train) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 11]  # 0 and 10 are for testing
+    assert numbers(train) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 11]  # 0 and 10 are test images
     assert train.num_classes == (12 if label_key else 0)
     if label_key:
         assert train.batch(range(10))["label"].tolist() == numbers(train)
@@ -398,11 +398,11 @@ def test_truncated_numpy_files_are_refused(tmp_path, name, kept):
     assert_names_the_file(error.value, name)
 
 
-# Images: what is refused
+# Images: refused data
 
 
 def assert_names_the_file(error: DataError, name: str) -> None:
-    """The message is one line that names the file and, after a colon, what to do."""
+    """Asserts that the message is one line with the file's name and, after a colon, the remedy."""
     assert error.exit_status == 3
     assert name in str(error)
     assert "\n" not in str(error)
@@ -535,7 +535,7 @@ def test_each_epoch_visits_every_example_once(n):
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 16, 250])
-def test_order_does_not_depend_on_how_it_is_cut(batch_size):
+def test_order_does_not_depend_on_the_batch_size(batch_size):
     whole = indices(seed=0, images_seen=0, batch_size=1000, n=48)
     cut = [indices(0, start, batch_size, 48) for start in range(0, 1000, batch_size)]
     assert np.array_equal(np.concatenate(cut)[:1000], whole)
@@ -589,7 +589,7 @@ def test_statistics_of_known_arrays():
     )
 
 
-def test_statistics_are_those_of_the_encoded_data():
+def test_statistics_describe_the_encoded_data():
     x = np.array([0, 255], dtype=np.uint8).reshape(2, 1, 1, 1).repeat(12, axis=3)
     found = measure(Dataset(x, np.arange(2), levels=256), CODECS["pixels"](256))
     edge = 255 / 256
@@ -636,7 +636,7 @@ def test_grids_are_as_wide_as_a_window(tmp_path, n, size):
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 8, 8), (4, 8, 8), (4, 2), (0, 1, 8, 8)])
-def test_grid_refuses_what_is_no_image(tmp_path, shape):
+def test_grid_refuses_other_shapes(tmp_path, shape):
     with pytest.raises(ValueError, match=r"give .N, C, H, W"):
         write_png(tmp_path / "grid.png", np.zeros(shape, np.uint8))
 
@@ -656,11 +656,11 @@ def test_a_failed_write_leaves_the_old_picture_and_nothing_else(tmp_path, monkey
     assert [file.name for file in tmp_path.iterdir()] == ["grid.png"]
 
 
-# Files of strangers
+# Untrusted files
 
 
 def zipped(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
-    """Write a packed zip."""
+    """Writes a compressed zip."""
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
@@ -668,7 +668,7 @@ def zipped(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLAT
 
 
 def lying(path: Path, size: int) -> Path:
-    """Let the directory of a zip say another size of its first entry, unpacked."""
+    """Replaces the unpacked size of the first entry in a zip's directory."""
     content = bytearray(path.read_bytes())
     at = content.index(b"PK\x01\x02") + 24
     content[at : at + 4] = size.to_bytes(4, "little")
@@ -677,7 +677,7 @@ def lying(path: Path, size: int) -> Path:
 
 
 def header(shape: tuple[int, ...]) -> bytes:
-    """Of an .npy of uint8."""
+    """Header of an .npy of uint8."""
     content = io.BytesIO()
     np.lib.format.write_array_header_1_0(content, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return content.getvalue()
@@ -688,7 +688,7 @@ GOOD = {f"{i}.png": encoded(pixels(i)) for i in range(1, 9)}
 
 @pytest.mark.parametrize("true", [True, False])
 def test_a_zip_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch, true):
-    """The size that is told is over the limit; whether it is true makes no difference."""
+    """The declared size is over the limit, whether or not it is true."""
     monkeypatch.setattr(archives.unpack, "__defaults__", (1_000_000,))
     path = zipped(tmp_path / "x.zip", {"0.png": bytes(5_000_000) if true else b"", **GOOD})
     lying(path, 5_000_000)
@@ -697,7 +697,7 @@ def test_a_zip_that_unpacks_to_too_much_is_refused_unread(tmp_path, monkeypatch,
     assert_names_the_file(error.value, "x.zip/0.png")
 
 
-def test_a_zip_that_says_less_than_it_unpacks_to_is_cut_there(tmp_path):
+def test_a_zip_larger_than_declared_is_read_to_the_declared_size(tmp_path):
     path = lying(zipped(tmp_path / "x.zip", {"0.png": bytes(5_000_000), **GOOD}), 1000)
     with pytest.raises(DataError, match=r"x.zip/0.png is no whole PNG"):
         read_images("train", str(path))
@@ -711,13 +711,13 @@ def test_a_zip_in_a_zip_is_not_opened(tmp_path):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_methods_that_unpack_before_they_count_are_refused(tmp_path, method):
+def test_compression_methods_without_a_size_limit_are_refused(tmp_path, method):
     with pytest.raises(DataError, match=r"another method than deflate: pack it again"):
         read_images("train", str(zipped(tmp_path / "x.zip", GOOD, method)))
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "/outside.png", "a/../../outside.png"])
-def test_names_of_places_outside_a_zip_are_refused(tmp_path, name):
+def test_names_that_lead_outside_a_zip_are_refused(tmp_path, name):
     path = zipped(tmp_path / "x.zip", {name: encoded(pixels(0)), **GOOD})
     with pytest.raises(DataError, match=r"outside.png', which is no place within it") as error:
         read_images("train", str(path))
@@ -726,8 +726,8 @@ def test_names_of_places_outside_a_zip_are_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz"])
-def test_arrays_that_claim_more_than_there_is_are_refused_before_memory_is_taken(tmp_path, name):
-    """100 GB on the word of a header; so is an .npz whose directory agrees with it."""
+def test_arrays_with_too_large_a_header_are_refused_before_allocation(tmp_path, name):
+    """A header claims 100 GB, and so does an .npz whose directory agrees with it."""
     import tracemalloc
 
     content = header((10**5, 1000, 1000)) + b"\0" * 99
@@ -753,7 +753,7 @@ def test_arrays_that_unpack_to_too_much_together_are_refused(tmp_path, monkeypat
 
 @pytest.mark.parametrize("change", ["shorter", "other", "gone"])
 def test_an_npy_that_changes_while_it_is_read_is_noticed(tmp_path, change):
-    """A mapped file that became shorter would end the process."""
+    """A memory-mapped file that becomes shorter would end the process."""
     path = tmp_path / "x.npy"
     np.save(path, np.zeros((20, 50, 40), np.uint8))
     train = read_images("train", str(path))
@@ -788,7 +788,7 @@ def test_other_formats_under_the_name_of_a_png_are_refused(place, kind):
 
 
 def test_broken_images_are_left_out_on_demand_and_counted(place, capsys):
-    """The others keep their split and their order."""
+    """The remaining images keep their split and order."""
     files = GOOD | {"0.png": b"text", "3.png": GOOD["3.png"][:50], "9.png": encoded(pixels(9))}
     path = write_files(place, {f"{name[0]:0>2}.png": content for name, content in files.items()})
     assert numbers(read_images("train", path, skip_broken=True)) == [1, 2, 4, 5, 6, 7, 8, 9]
@@ -805,7 +805,7 @@ def test_a_set_of_broken_images_alone_is_refused(place):
         read_images("train", write_files(place, {f"{i}.png": b"text" for i in range(3)}), skip_broken=True)
 
 
-def test_links_to_files_are_followed_and_pipes_are_not_waited_for(tmp_path):
+def test_links_to_files_are_followed_and_pipes_do_not_block(tmp_path):
     write_files(tmp_path / "real", GOOD)
     folder = tmp_path / "links"
     folder.mkdir()
@@ -822,7 +822,7 @@ def test_links_to_files_are_followed_and_pipes_are_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("label", [10**6, 2**63])
-def test_labels_that_no_network_has_a_row_for_are_refused(tmp_path, label):
+def test_labels_without_an_embedding_row_are_refused(tmp_path, label):
     listing = json.dumps({"labels": [[name, label] for name in GOOD]}).encode()
     with pytest.raises(DataError, match=r"below 1,000,000"):
         read_images("train", write_files(tmp_path / "x", {**GOOD, "dataset.json": listing}))

@@ -1,4 +1,4 @@
-"""DDPM's network: its published size, and what its options mean."""
+"""DDPM's network: its published size and the meaning of its options."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_zero_at_initialisation():
     assert not DDPM((3, 8, 8), **SMALL)(torch.randn(2, 3, 8, 8), torch.ones(2)).any()
 
 
-def test_normalisation_has_the_groups_that_were_asked_for():
+def test_normalisation_has_the_configured_groups():
     network = DDPM((3, 8, 8), **SMALL, norm_eps=1e-5)
     norms = [module for module in network.modules() if isinstance(module, torch.nn.GroupNorm)]
     assert {norm.num_groups for norm in norms} == {8}
@@ -52,7 +52,7 @@ def test_layers_between_resolutions(learned):
         assert (layer.conv is not None) == learned
 
 
-def test_padding_before_a_halving_is_behind():
+def test_padding_before_downsampling_is_at_the_end():
     down = DDPM((3, 8, 8), **SMALL).encoder[0].change
     with torch.no_grad():
         down.conv.weight.zero_()

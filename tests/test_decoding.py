@@ -1,4 +1,4 @@
-"""From image files to pixels: one rule for each thing that a file may hold, and a bound on the work it asks for."""
+"""Decoding of image files: one rule for each property of a file, and a bound on the work."""
 
 import io
 import struct
@@ -19,19 +19,19 @@ FILE = Path("folder/a.png")
 
 
 def noise(*shape: int) -> np.ndarray:
-    """Pixels that differ, (H, W) or (H, W, C) uint8."""
+    """Distinct pixels, (H, W) or (H, W, C) uint8."""
     return np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
 
 
 def saved(picture: Image.Image, kind: str, **options) -> bytes:
-    """The content of an image file."""
+    """Encodes a picture as the content of a file."""
     content = io.BytesIO()
     picture.save(content, kind, **options)
     return content.getvalue()
 
 
 def png(colour: int, samples: np.ndarray) -> bytes:
-    """A PNG of 16 bits a channel, (H, W, C), of a colour type: 0 gray, 2 RGB, 4 and 6 with alpha."""
+    """A PNG with 16 bits a channel, (H, W, C), of a colour type: 0 gray, 2 RGB, 4 and 6 with alpha."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -42,7 +42,7 @@ def png(colour: int, samples: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
 
-# --- one rule each ----------------------------------------------------------------------------------------------------
+# --- one rule for each property ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
@@ -52,7 +52,7 @@ def test_16_bits_a_channel_are_refused_and_never_cut(colour, channels):
 
 
 def transparent(form: str, opaque: bool) -> bytes:
-    """An image with an alpha channel or a transparent colour, which some pixels have or none."""
+    """An image with an alpha channel or a transparent colour; some or none of its pixels are transparent."""
     x = np.full((5, 4), 7, np.uint8)
     x[0, 0] = 8
     gray = Image.fromarray(x)
@@ -89,7 +89,7 @@ UPRIGHT = {
     7: lambda x: np.rot90(x.swapaxes(0, 1), 2),
     8: lambda x: np.rot90(x),
 }
-"""By the table of EXIF 2.32, 4.6.4: how the stored pixels of each orientation are to be shown."""
+"""EXIF 2.32, table 4.6.4: the displayed position of the stored pixels for each orientation."""
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -159,7 +159,7 @@ def test_photos_of_different_sizes_need_a_size(tmp_path):
 
 
 @pytest.mark.parametrize("size", [-1, 2**20])
-def test_a_size_that_none_has_is_refused(tmp_path, size):
+def test_an_impossible_size_is_refused(tmp_path, size):
     with pytest.raises(ValueError, match=rf"data.size {size}: need 1 to 16,384"):
         read_images("train", str(tmp_path), size=size)
 
@@ -197,7 +197,7 @@ def test_scans_of_a_thumbnail_and_of_restarts_do_not_count(options, scans):
 
 
 class Huge:
-    """Images that have a shape and are never to be read."""
+    """Images that have a shape and must never be read."""
 
     shape = (400, 3, 4096, 4096)
 
@@ -219,14 +219,14 @@ def test_a_batch_that_takes_too_many_bytes_is_refused_unread():
 
 @pytest.mark.parametrize(("size", "ahead"), [(1, 2), (14, 2), (15, 1), (21, 1), (22, 0), (42, 0)])
 def test_fewer_batches_are_read_ahead_where_they_are_large(size, ahead):
-    """Those that wait and the one that is used take at most 2 GiB together."""
+    """The waiting batches and the one in use take at most 2 GiB together."""
     assert (
         reader(Dataset(Huge(), np.arange(400), levels=256), torch.device("cpu"), 0, size, size, False, 2).ahead == ahead
     )
 
 
 class Counting:
-    """Images of one shade; keeps the most that were read at a time."""
+    """Images of one shade that record the largest number read at a time."""
 
     def __init__(self, *shape: int) -> None:
         self.shape, self.most, self.total = shape, 0, 0
@@ -236,7 +236,7 @@ class Counting:
         return np.zeros((len(rows), *self.shape[1:]), np.uint8)
 
 
-def test_statistics_take_few_large_images_at_a_time_and_not_hours(monkeypatch):
+def test_statistics_read_few_large_images_at_a_time_and_stop_early(monkeypatch):
     monkeypatch.setattr(statistics, "MOST_ENTRIES", 2**14)
     monkeypatch.setattr(statistics, "MOST_MEASURED", 2**16)
     large, small = Counting(300, 1, 64, 64), Counting(300, 1, 4, 4)

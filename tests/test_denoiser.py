@@ -1,4 +1,4 @@
-"""The denoiser: each parameterisation against the definition of what it estimates, shapes of time, precision."""
+"""The denoiser: parameterizations against their definition, shapes of time, precision."""
 
 from itertools import cycle
 
@@ -25,7 +25,7 @@ def test_the_exact_network_gives_the_exact_data(sde, name, shape):
     network = Fixed(TARGETS[name](alpha, sigma, SIGMA_DATA, x0, eps))
     denoise = Denoiser(network, sde, name, SIGMA_DATA)
     prediction = denoise(alpha * x0 + sigma * eps, t).x0
-    # At the noisy end x0 is alpha^-1 times a difference of numbers of the size of sigma.
+    # At the noisy end x0 is a difference of numbers of size sigma, divided by alpha.
     assert ((prediction - x0).abs() <= 1e-13 * (1 + sigma / alpha) * 10).all()
     torch.testing.assert_close(
         network.x, (alpha * x0 + sigma * eps) / torch.sqrt((alpha * SIGMA_DATA) ** 2 + sigma**2), rtol=1e-12, atol=0
@@ -34,7 +34,7 @@ def test_the_exact_network_gives_the_exact_data(sde, name, shape):
     assert network.log_snr.dtype == torch.float32
 
 
-def test_edm_is_the_preconditioning_of_the_paper():
+def test_edm_has_the_preconditioning_of_the_paper():
     sde, sigma = SDES["edm"](), 3.0
     x, output = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     radius = (sigma**2 + SIGMA_DATA**2) ** 0.5
@@ -45,25 +45,25 @@ def test_edm_is_the_preconditioning_of_the_paper():
 
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
-def test_score_is_that_of_the_estimate(sde, name):
+def test_score_matches_the_x0_estimate(sde, name):
     x0, eps, t = state(sde, (2, 3))
     denoise = Denoiser(Wave(), sde, name, SIGMA_DATA)
     x = sde.perturb(x0, eps, t)
     expected = (sde.alpha(t) * denoise(x, t).x0 - x) / sde.sigma(t) ** 2
-    rounding = 1e-15 * (x / sde.sigma(t) ** 2).abs()  # of the difference
+    rounding = 1e-15 * (x / sde.sigma(t) ** 2).abs()  # rounding of the difference
     assert ((denoise.score(x, t) - expected).abs() <= 1e-9 * expected.abs() + rounding).all()
 
 
-def test_float32_score_at_little_noise_is_what_the_network_says():
+def test_float32_score_at_little_noise_is_the_network_output():
     sde, t = SDES["subvpsde"](), torch.full((4, 1), 1e-3)
     x, output = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     score = Denoiser(Fixed(output), sde, "eps", SIGMA_DATA, "time", "raw").score(x, t)
     torch.testing.assert_close(score, (-output / sde.sigma(t.double())).float(), rtol=1e-6, atol=0)
 
 
-# Score and flow have a scale that depends on the process, so their networks do not carry over.
+# The scale of score and flow depends on the process, so their networks do not carry over.
 @pytest.mark.parametrize("name", sorted(set(PARAMETERIZATIONS) - {"score", "flow"}))
-def test_another_process_evaluates_the_network_alike(name):
+def test_the_estimate_at_a_log_snr_is_the_same_for_every_process(name):
     l = torch.linspace(-8, 8, 5, dtype=torch.float64).reshape(5, 1, 1)
     x = torch.randn(5, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     first, *others = (
@@ -94,7 +94,7 @@ def test_a_number_keeps_float32(sde, name):
     torch.testing.assert_close(prediction.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_twice_the_channels_tell_the_variance(sde):
+def test_twice_the_channels_give_a_variance(sde):
     x0, eps, t = state(sde, (2, 3))
     x, (estimate, share) = sde.perturb(x0, eps, t), torch.randn(2, *x0.shape, dtype=torch.float64)
     both = Denoiser(Fixed(torch.cat([estimate, 2 * share - 1], 1)), sde, "v", SIGMA_DATA)(x, t)
@@ -143,7 +143,7 @@ def test_autocast_leaves_coefficients_and_log_snr_alone(sde, name):
     assert prediction.dtype == network.log_snr.dtype == torch.float32
     assert torch.equal(network.log_snr, log_snr)
     assert torch.equal(network.x, scaled)
-    assert torch.equal(prediction, expected)  # c_skip x, as the network is zero
+    assert torch.equal(prediction, expected)  # c_skip x, as the network returns zero
 
 
 @pytest.mark.parametrize("shape", [(3,), (4,), (4, 1), (1, 1, 1), (3, 1, 1), (4, 2, 1), (4, 1, 1, 1)])
@@ -161,8 +161,8 @@ def test_bad_options_are_refused():
             Denoiser(Wave(), VPSDE(), "eps", sigma_data)
 
 
-def test_levels_are_told_rounded_in_noise_or_in_thousandths():
-    """As EDM asks improved DDPM's networks, and as improved DDPM counts more levels than 1,000."""
+def test_noise_conditioning_by_nearest_level_or_in_thousandths():
+    """EDM's rounding for improved DDPM's networks, and improved DDPM's rescaling for more than 1,000 levels."""
     sde = SDES["iddpm"](num_levels=50)
 
     def ratio(t):
@@ -179,7 +179,7 @@ def test_levels_are_told_rounded_in_noise_or_in_thousandths():
     torch.testing.assert_close(C_NOISE["level_of_1000"](sde, levels, sde.marginal(levels)), 20 * (levels - 1))
 
 
-def test_edm_told_half_the_noise():
+def test_noise_conditioning_by_log_half_sigma():
     sde = SDES["vesde"]()
     t = torch.tensor([0.1, 0.9], dtype=torch.float64)
     torch.testing.assert_close(C_NOISE["log_half_sigma"](sde, t, sde.marginal(t)), torch.log(sde.sigma(t) / 2))

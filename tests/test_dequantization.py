@@ -1,4 +1,4 @@
-"""Noise within the bins of levels: its law and density against scipy, and the bounds that it gives of a bin's mass."""
+"""Noise within the bins of levels: its distribution and density against scipy, and bounds on a bin's mass."""
 
 import math
 
@@ -13,31 +13,31 @@ from score_sde.sde_lib.dequantization import data_time
 WIDTH = 0.25
 NOISY = [name for name in DEQUANTIZATIONS if name != "none"]
 CUTS = [0.3, 1.0, 3.0, 50.0]
-"""Half of a bin, in deviations of the noise: at several times of a process."""
+"""Half of a bin in standard deviations of the noise, at several times of a process."""
 
 
 def shares(num):
-    """The midpoints of equal strata, one number for each of so many examples."""
+    """Midpoints of equal strata, one number for each of ``num`` examples."""
     return ((torch.arange(num).double() + 0.5) / num)[:, None]
 
 
 def time_of(sde, cut):
-    """The time at which half of a bin is so many deviations of the noise."""
+    """Time at which half of a bin is ``cut`` standard deviations of the noise."""
     return sde.time(torch.tensor(2 * math.log(2 * cut / WIDTH), dtype=torch.float64)).item()
 
 
 def pair(name, sde, t, num=20_000, centre=0.375):
-    """States and log-densities at evenly spread u; both (num,)."""
+    """States and log-densities at evenly spaced u; both (num,)."""
     x = torch.full((num, 1), centre, dtype=torch.float64)
     state, log_q = DEQUANTIZATIONS[name](sde, t, x, shares(num), WIDTH)
     return state.flatten(), log_q
 
 
-# --- the law ----------------------------------------------------------------------------------------------------------
+# --- distribution -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_the_truncated_normal_is_that_of_scipy(sde, cut):
+def test_the_truncated_normal_matches_scipy(sde, cut):
     t = time_of(sde, cut)
     if not sde.t_min <= t <= sde.t_max:
         t = sde.t_min
@@ -52,8 +52,8 @@ def test_the_truncated_normal_is_that_of_scipy(sde, cut):
 
 @pytest.mark.parametrize("name", NOISY)
 @pytest.mark.parametrize("cut", CUTS[:3])
-def test_the_density_is_that_of_the_state_that_is_drawn(name, cut):
-    """Its integral over the bin is 1, and it is du / dstate: by differences of the states at neighbouring u."""
+def test_the_density_matches_the_drawn_state(name, cut):
+    """It integrates to 1 over the bin and equals du / dstate, by differences of the states at neighbouring u."""
     sde = SDES["vpsde"]()
     state, log_q = pair(name, sde, time_of(sde, cut))
     slope = 2 * (1 / 20_000) / (state[2:] - state[:-2])
@@ -65,7 +65,7 @@ def test_the_density_is_that_of_the_state_that_is_drawn(name, cut):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("cut", CUTS)
 def test_the_state_stays_in_its_bin(cut, dtype):
-    """That of levels at alpha times its centre, to its edges; of bare data for uniform noise. Whatever u is drawn."""
+    """For any u, between the edges of alpha times the bin; for uniform noise, between those of the bin itself."""
     sde = SDES["vpsde"]()
     t = time_of(sde, cut)
     alpha, sigma, _ = sde.marginal(t)
@@ -82,7 +82,7 @@ def test_the_state_stays_in_its_bin(cut, dtype):
         assert offset[2] == pytest.approx(0, abs=1e-7)
     state, log_q = DEQUANTIZATIONS["truncated_normal"](sde, t, x, u, WIDTH)
     z = (state.double() - alpha * 0.375).abs() / sigma
-    assert z.max() < 7  # numbers of 32 bits know no further quantiles of the normal law, not even where they round to 1
+    assert z.max() < 7  # float32 numbers reach no further quantiles of a normal, even where they round to 1
 
 
 def test_entries_are_independent_and_their_densities_multiply():
@@ -109,7 +109,7 @@ def test_uniform_noise_fills_the_bin_and_real_numbers_stay():
 
 
 def test_noise_of_the_process_is_added_when_it_fills_the_bin(sde):
-    """With a deviation of 0.3 bins, or at the earliest time if that has more; other noise at the earliest time."""
+    """At a standard deviation of 0.3 bins, or t_min if that has more noise; the other kinds use t_min."""
     for width in (0.25, 1e-6):
         t = data_time("truncated_normal", sde, width)
         alpha, sigma, _ = sde.marginal(t)
@@ -140,10 +140,10 @@ def log_mass(mixture, sde, t, low, high):
 
 @pytest.mark.parametrize("centre", [-0.875, 0.125, 1.375])
 @pytest.mark.parametrize("name", NOISY)
-def test_the_bound_holds_and_copies_weighted_by_importance_close_it(name, centre, mixture):
-    """E log of a mean of K weights: for K = 1 the plain bound, rising with K, and the mass itself in the end.
+def test_the_bound_holds_and_importance_weighted_copies_close_it(name, centre, mixture):
+    """E log of a mean of K weights: the plain bound for K = 1, rising with K to the mass itself.
 
-    What is missing tends to var / (2 K), of the weights as shares of the mass.
+    The gap tends to var / (2 K), the variance of the weights relative to the mass.
     """
     sde = SDES["vpsde"]()
     t = time_of(sde, 1.5)
@@ -170,8 +170,8 @@ def test_the_bound_holds_and_copies_weighted_by_importance_close_it(name, centre
     assert gaps[-1] < 0.01 * gaps[0]
 
 
-def test_late_noise_bounds_worse_than_that_of_its_time(mixture):
-    """Uniform noise is far from the posterior within a bin where the process's own noise is narrow: not the reverse."""
+def test_noise_of_a_later_time_gives_a_looser_bound(mixture):
+    """Uniform noise is far from the posterior within a bin where the process's noise is narrow, but not vice versa."""
     sde = SDES["vpsde"]()
     t = time_of(sde, 4.0)
     points = GaussianMixture.of_points(torch.tensor([[-0.875], [0.125], [1.375]], dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Chains: the discretised VP, cosine and VE are DDPM, improved DDPM and NCSN, to the last digits."""
+"""Chains: discretized VP, cosine and VE equal DDPM, improved DDPM and NCSN to rounding."""
 
 import math
 
@@ -148,14 +148,14 @@ def test_neighbours_on_the_ladder_overlap_by_half(dimensions):
 @pytest.mark.parametrize(
     ("side", "sigma_max", "published"), [(32, 50, 232), (64, 90, 500), (96, 140, 788), (256, 348, 2311)]
 )
-def test_the_ladder_is_that_of_the_paper(side, sigma_max, published):
-    """Their ladders for CIFAR-10, CelebA, LSUN and FFHQ, which were chosen about as fine."""
+def test_the_ladder_has_the_published_size(side, sigma_max, published):
+    """The published ladders for CIFAR-10, CelebA, LSUN and FFHQ, which have about this spacing."""
     dimensions = 3 * side**2
     assert ladder_ratio(dimensions) == pytest.approx((sigma_max / 0.01) ** (1 / (published - 1)), rel=3e-3)
     assert published * 0.94 < ladder_size(0.01, sigma_max, dimensions) < published
 
 
-def test_a_ladder_of_that_size_is_as_fine_as_asked():
+def test_the_ladder_size_is_the_smallest_with_the_ratio():
     num = ladder_size(0.1, 30.0, 192)
     assert (30 / 0.1) ** (1 / (num - 1)) <= ladder_ratio(192) < (30 / 0.1) ** (1 / (num - 2))
 

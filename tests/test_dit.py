@@ -1,4 +1,4 @@
-"""DiT: published sizes, patches, positions, gates, and what is refused."""
+"""DiT: published sizes, patches, positions, gates, and refused options."""
 
 import math
 
@@ -35,8 +35,8 @@ def test_blocks_are_the_identity_when_new():
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
-def test_patches_return_to_where_they_were(patch):
-    """A network whose blocks do nothing, and whose output undoes its stem but for the normalisation."""
+def test_patches_return_to_their_position(patch):
+    """A network whose blocks do nothing and whose output inverts its stem, up to the normalisation."""
     network, x = DiT((3, 8, 4), patch=patch, width=64, depth=1), torch.randn(2, 3, 8, 4)
     network.positions.zero_()
     length = 3 * patch**2
@@ -55,7 +55,7 @@ def test_patches_return_to_where_they_were(patch):
         torch.testing.assert_close(network(x, torch.zeros(2)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_positions_are_those_of_the_paper():
+def test_positions_match_the_paper():
     found = positions([2, 3], 8)
     for row in range(2):
         for column in range(3):

@@ -1,4 +1,4 @@
-"""From seeds to samples in one call: the samples of the command, those of the exact flow, and refusals."""
+"""Sampling in one call: samples equal to the command's and to the exact flow's, and refusals."""
 
 from pathlib import Path
 
@@ -27,8 +27,8 @@ def gaussian_of(mean, std=STD):
 
 
 @pytest.mark.parametrize("sampler", ["adams", "pc", "ode"])
-def test_samples_are_those_of_the_command(sampler, digits, monkeypatch):
-    """Bit for bit and in as many steps, of the exact denoiser of a Gaussian in the place of the network."""
+def test_samples_equal_the_commands(sampler, digits, monkeypatch):
+    """Bit for bit and in as many steps, with a Gaussian's exact denoiser instead of the network."""
     sde, shape = SDES["vpsde"](), (1, 8, 8)
     exact = gaussian_of(torch.linspace(-1, 1, 64).reshape(shape)).denoiser(sde)
     monkeypatch.setattr(sde_lib.Denoiser, "forward", lambda self, x, t, **cond: exact(x, t, **cond))
@@ -46,15 +46,15 @@ def test_every_sampler_draws_by_its_name_with_the_defaults_of_the_config(sampler
     config.sample.sampler = sampler
     experiment = build(config, DataFacts(shape, 17, 1.0, 1.0))
     exact = gaussian_of(torch.zeros(shape)).denoiser(experiment.sde, v=0.5)
-    denoise = lambda x, t: exact(x, t)  # noqa: E731, of an estimate that nobody knows the meaning of
+    denoise = lambda x, t: exact(x, t)  # noqa: E731, a function without a parameterization
     step, times = make_step(config, experiment), make_times(config, experiment)
     expected = draw_pairs(experiment, denoise, step, times, torch.arange(2))[1]
     assert torch.equal(draw(denoise, experiment.sde, shape, [0, 1], sampler), expected)
 
 
 @pytest.mark.parametrize("name", ["vpsde", "subvpsde", "ddpm", "edm"])
-def test_adams_draws_what_the_exact_flow_brings_the_noise_to(name):
-    """It keeps (x - alpha mean) / sqrt(alpha^2 std^2 + sigma^2); 14 moves err by less than a hundredth of std."""
+def test_adams_draws_the_image_of_the_noise_under_the_exact_flow(name):
+    """The flow preserves (x - alpha mean) / sqrt(alpha^2 std^2 + sigma^2); 14 steps err by less than std / 100."""
     sde = SDES[name](sigma_max=20.0) if name == "edm" else SDES[name]()
     x, z = draw(gaussian_of(MEAN).denoiser(sde), sde, (2,), range(4000)), Noise(range(4000))(torch.empty(4000, 2))
     (first, last) = (sde.marginal(t) for t in (sde.t_max, max(1e-3, sde.t_min)))
@@ -67,7 +67,7 @@ def test_adams_draws_what_the_exact_flow_brings_the_noise_to(name):
 
 @pytest.mark.parametrize("sampler", ["adams", "pc", "ode"])
 def test_a_sample_depends_on_its_seed_and_its_condition_alone(sampler):
-    """Of two classes, alone and among others."""
+    """For two classes, alone and within a batch."""
     sde, means = SDES["vpsde"](), torch.tensor([[-1.0, 0.0], [1.0, 0.5]])
 
     data = GaussianMixture(torch.ones(2), means, STD**2)
@@ -88,8 +88,8 @@ def test_no_gradient_is_kept_and_no_seed_gives_no_sample():
     assert draw(lambda x, t: Prediction(x), sde, (2,), []).shape == (0, 2)
 
 
-def test_the_move_of_a_stochastic_sampler_that_is_not_finite_is_told():
-    """The walk that looks for it has the noise of the first one."""
+def test_the_first_non_finite_step_of_a_stochastic_sampler_is_named():
+    """The search for the step replays the noise of the first run."""
     sde, exact = SDES["vpsde"](), gaussian_of(MEAN).denoiser(SDES["vpsde"]())
 
     def denoise(x, t):
@@ -120,7 +120,7 @@ def test_the_move_of_a_stochastic_sampler_that_is_not_finite_is_told():
         ((), {"gaussian": Gaussian(torch.zeros(3), 1.0)}, r"gaussian of shape \(3,\): need that of a sample, \(2,\)"),
     ],
 )
-def test_a_draw_that_cannot_be(words, more, message):
+def test_invalid_draws_are_refused(words, more, message):
     sde = SDES["vpsde"]()
     with pytest.raises(ValueError, match=message):
         draw(gaussian_of(MEAN).denoiser(sde), sde, (2,), range(3), *words, **more)
@@ -136,7 +136,7 @@ def test_a_consistency_model_is_for_its_own_sampler():
 
 @pytest.mark.parametrize("page", ["README.md", "docs/control.md"])
 def test_the_python_of_a_page_runs(page, capsys):
-    """All its blocks, one after another, with a shorter training."""
+    """All code blocks in order, with a shorter training."""
     blocks = (ROOT / page).read_text().split("```python\n")[1:]
     found = {}
     exec("".join(block.partition("```")[0] for block in blocks).replace("steps=2_000", "steps=20"), found)

@@ -1,4 +1,4 @@
-"""A denoiser that knows examples apart, under solvers that leave out those that have finished."""
+"""A denoiser with per-example conditions, under solvers that drop finished examples."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ MEANS = torch.tensor([[-2.0, 0.5], [0.3, -1.0], [1.5, 2.0]]).double()
 
 
 def labelled(sde):
-    """(x, t, label, keep) -> the exact denoiser of a point that the label names, or of all of them."""
+    """(x, t, label, keep) -> the exact denoiser of the point with that label, or of the mixture of all points."""
     points, whole = [GaussianMixture.of_points(mean[None]).denoiser(sde) for mean in MEANS], None
     whole = GaussianMixture.of_points(MEANS).denoiser(sde)
 
@@ -23,7 +23,7 @@ def labelled(sde):
 
 @pytest.mark.parametrize("name", ["ode", "dpm_adaptive", "adaptive_sde", "adams", "pc"])
 def test_labels_follow_their_examples(name):
-    """Each ends at the point of its own label, whenever the others have finished."""
+    """Each example ends at the point of its own label, whichever examples have finished."""
     sde, label = SDES["vpsde"](t_min=1e-3), torch.arange(30) % 3
     denoise = labelled(sde)
 
@@ -39,7 +39,7 @@ def test_labels_follow_their_examples(name):
 
 @pytest.mark.parametrize("name", ["ode", "dpm_adaptive"])
 def test_measurements_follow_their_examples(name):
-    """PiGDM of Gaussian data with a measurement for each example, against the same alone."""
+    """PiGDM on Gaussian data with a measurement for each example, against each example alone."""
     sde, guess = SDES["vpsde"](t_min=1e-3), Gaussian(torch.zeros(2).double(), 0.5)
     law = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 0.5)
     y = torch.linspace(-2, 2, 9).double()[:, None]
@@ -57,7 +57,7 @@ def test_measurements_follow_their_examples(name):
     assert (found[:, :1] - y).abs().max() < 0.01
 
 
-def test_most_denoisers_tell_no_example_from_another():
+def test_of_rows_leaves_other_denoisers_unchanged():
     def denoise(x, t):
         return Prediction(x)
 
@@ -68,8 +68,8 @@ def test_most_denoisers_tell_no_example_from_another():
 
 
 @pytest.mark.parametrize("name", ["ode", "dpm_adaptive"])
-def test_a_step_around_a_step_that_leaves_examples_out_knows_them_apart(name):
-    """DPS asks a network with a label for each example; with nothing amiss it is the step."""
+def test_a_wrapped_step_that_drops_examples_keeps_their_labels(name):
+    """DPS evaluates a network with a label for each example; with zero misfit it equals the step."""
     sde, label = SDES["vpsde"](t_min=1e-3), torch.arange(6) % 3
     denoise = labelled(sde)
 

@@ -29,7 +29,7 @@ def normals(*shape, seed=0):
 
 
 def upright(numbers, like):
-    """Numbers (B,) that broadcast against ``like`` (B, *)."""
+    """Reshapes numbers (B,) to broadcast against ``like`` (B, *)."""
     return torch.as_tensor(numbers, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -38,7 +38,7 @@ def upright(numbers, like):
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
 @pytest.mark.parametrize("std", [0.3, 1.0, 2.0])
-def test_a_depth_is_the_share_of_noise_in_the_variance(sde, share, std):
+def test_a_depth_is_the_fraction_of_noise_in_the_variance(sde, share, std):
     alpha, sigma, _ = sde.marginal(depth_time(sde, share, std))
     assert sigma**2 / ((alpha * std) ** 2 + sigma**2) == pytest.approx(share, rel=1e-9)
 
@@ -73,7 +73,7 @@ def test_slerp_is_the_formula_of_the_paper_on_the_sphere():
         torch.testing.assert_close(slerp(first, second, upright([w], first)), expected)
 
 
-def test_slerp_of_a_batch_is_that_of_each_pair_and_follows_the_scale():
+def test_slerp_acts_on_each_pair_and_is_homogeneous():
     first, second, weights = normals(4, 2, 3), normals(4, 2, 3, seed=1), upright([0.1, 0.4, 0.5, 0.8], normals(4, 2, 3))
     together = slerp(first, second, weights)
     alone = torch.cat([slerp(first[k : k + 1], second[k : k + 1], weights[k : k + 1]) for k in range(4)])
@@ -88,12 +88,12 @@ def test_slerp_of_a_state_with_itself_stays():
 
 
 def test_slerp_keeps_the_norms_of_the_prior(sde):
-    """Those of two independent draws of 256 dimensions: mean prior_std sqrt(D) to 1 / (4 D), at every weight."""
+    """The norms of two independent draws of 256 dimensions: mean prior_std sqrt(D) to 1 / (4 D), at every weight."""
     num, size = 2_000, 256
     first, second = (sde.prior_std * normals(num, size, seed=seed) for seed in (0, 1))
     for w in (0.0, 0.3, 0.5, 1.0):
         norms = slerp(first, second, upright([w], first)).norm(dim=1) / sde.prior_std
-        spread = math.sqrt(0.5 * ((1 - w) ** 2 + w**2))  # a norm has deviation sqrt(1/2)
+        spread = math.sqrt(0.5 * ((1 - w) ** 2 + w**2))  # a norm has standard deviation sqrt(1/2)
         assert norms.mean().item() == pytest.approx(math.sqrt(size - 0.5), abs=5 * spread / math.sqrt(num))
         assert norms.std().item() == pytest.approx(spread, rel=0.1)
     straight = torch.lerp(first, second, 0.5).norm(dim=1).mean() / sde.prior_std
@@ -104,7 +104,7 @@ def test_slerp_keeps_the_norms_of_the_prior(sde):
 
 
 class Recorded:
-    """A denoiser that keeps the first state it was asked about."""
+    """A denoiser that keeps the first state it receives."""
 
     def __init__(self, denoise):
         self.denoise, self.first = denoise, None
@@ -130,7 +130,7 @@ def test_encodings_have_the_variance_of_their_depth_at_every_weight(sde, weight)
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_decoded_mixtures_have_the_law_of_the_exact_posterior(sde, weight):
-    """Data N(0, v): x_0 given the mixture's encoding is linear in it, so the law of the decoded examples is normal.
+    """For data N(0, v), x_0 given the mixture's encoding is linear in it, so the decoded examples are normal.
 
     mean = k alpha m,    variance = (k sigma)^2 + v sigma^2 / q,    k = alpha v / q,    q = alpha^2 v + sigma^2
     """
@@ -147,7 +147,7 @@ def test_decoded_mixtures_have_the_law_of_the_exact_posterior(sde, weight):
     assert found.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * num) + 0.01)
 
 
-def test_little_noise_gives_the_mixture_of_the_data_back(sde, shaped_mixture):
+def test_little_noise_recovers_the_mixture_of_the_data(sde, shaped_mixture):
     ends = shaped_mixture.sample(2, torch.Generator().manual_seed(0))
     weights = upright([0.0, 0.4, 1.0], ends)
     times = karras(sde, 3, depth_time(sde, 2e-3, 1.0))
@@ -160,7 +160,7 @@ def test_little_noise_gives_the_mixture_of_the_data_back(sde, shaped_mixture):
 # --- through the flow -------------------------------------------------------------------------------------------------
 
 
-def test_the_flow_gives_both_examples_back(sde, plane):
+def test_the_flow_recovers_both_examples(sde, plane):
     ends = plane.sample(2, torch.Generator().manual_seed(0))
     flow, weights = ODE(sde, rtol=1e-6, atol=1e-6), upright([0.0, 0.5, 1.0], ends)
     found = flow_path(flow, plane.denoiser(sde), *ends.split(1), weights)
@@ -169,7 +169,7 @@ def test_the_flow_gives_both_examples_back(sde, plane):
 
 
 def test_the_flow_of_a_round_gaussian_is_slerp_of_the_data(sde):
-    """It stretches all directions alike, and slerp follows the scale."""
+    """The flow scales all directions equally, and slerp is homogeneous."""
     first, second, weights = normals(1, 2, 3), normals(1, 2, 3, seed=1), upright([0.0, 0.3, 0.7], normals(1, 2, 3))
     denoise = GaussianMixture(torch.ones(1), torch.zeros(1, 2, 3).double(), 0.5).denoiser(sde)
     found = flow_path(ODE(sde, rtol=1e-6, atol=1e-6), denoise, first, second, weights)
@@ -178,7 +178,7 @@ def test_the_flow_of_a_round_gaussian_is_slerp_of_the_data(sde):
 
 @pytest.mark.parametrize("shape", [(2,), (1, 2, 3)])
 def test_latents_of_a_gaussian(sde, shape):
-    """prior_std z - alpha_T m = (x - alpha m) s_T / s, with the deviations s_T and s at both ends."""
+    """prior_std z - alpha_T m = (x - alpha m) s_T / s, with standard deviations s_T and s at the two ends."""
     x, mean, v = normals(3, *shape), normals(1, *shape, seed=1), 0.3
     denoise = GaussianMixture(torch.ones(1), mean, v).denoiser(sde)
     (late, final), (early, first) = (
@@ -193,7 +193,7 @@ def test_latents_of_a_gaussian(sde, shape):
 
 
 def test_latents_are_standard_normals(sde, plane):
-    """Those of noisy draws of a mixture, to what is left of the data at t_max: four standard errors."""
+    """Latents of a mixture's noisy draws, up to the signal left at t_max: four standard errors."""
     num = 4_000
     x = sde.perturb(plane.sample(num, torch.Generator().manual_seed(0)), normals(num, 2, seed=1), sde.t_min)
     latents = ODE(sde, rtol=1e-3, atol=1e-3).encode(plane.denoiser(sde), x)
@@ -206,8 +206,8 @@ def test_latents_are_standard_normals(sde, plane):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_table_shows_each_image_at_its_place(channels):
-    """Magnified alike, without a gray between; an empty place stays white."""
+def test_a_table_shows_each_image_in_its_cell(channels):
+    """All images have the same magnification, without gray in between; an empty cell stays white."""
     image = torch.arange(8, dtype=torch.uint8).expand(channels, 4, 8)
     pixels = np.asarray(table({"one": [image, None], "longer": [image, 7 - image]}, [["a"], ["b"]], levels=8))
     expected = np.repeat(np.repeat((image.permute(1, 2, 0).numpy() / 7 * 255).round(), 8, 0), 8, 1)
@@ -221,7 +221,7 @@ def test_a_table_shows_each_image_at_its_place(channels):
     assert (windows[first[0], beside[1]] == 255).all()
 
 
-def test_an_animation_runs_forth_and_back(tmp_path):
+def test_an_animation_runs_forward_and_back(tmp_path):
     pictures = [Image.new("L", (6, 4), 60 * k) for k in range(4)]
     write_gif(tmp_path / "a.gif", pictures, milliseconds=50)
     with Image.open(tmp_path / "a.gif") as gif:
@@ -242,7 +242,7 @@ SMALL = ("--steps=3", "--config.edit.frames=4", "--config.edit.depths=(0.5,0.9)"
 
 @pytest.fixture
 def edited(capsys):
-    """Interpolate in a run: (folder, manifest, what was said)."""
+    """Runs interpolate on a run: (folder, manifest, output)."""
 
     def run(workdir, *words):
         line = ["run.py", "--mode=edit", "--task=interpolate", f"--workdir={workdir}", *SMALL, *words]
@@ -267,7 +267,7 @@ def found_paths(workdir, **settings):
         return dict(latents.paths(experiment, denoise, x, weights, config)), experiment, denoise, x
 
 
-def test_files_and_what_is_said(digits, edited):
+def test_files_and_output_of_interpolate(digits, edited):
     folder, manifest, said = edited(digits, "--seed=5", "--split=train")
     assert {path.name for path in folder.iterdir()} == {"grid.png", "animation.gif", "manifest.json"}
     with Image.open(folder / "grid.png") as picture, Image.open(folder / "animation.gif") as gif:
@@ -323,7 +323,7 @@ def test_points_are_refused(points, capsys):
     assert not (points / "edit" / "interpolate").exists()
 
 
-def test_a_path_that_is_not_finite_is_told_by_its_name(digits, monkeypatch, capsys):
+def test_a_non_finite_path_is_named(digits, monkeypatch, capsys):
     def broken(self, x, t):
         return sde_lib.Prediction(x * torch.nan)
 
@@ -339,7 +339,7 @@ def test_a_path_that_is_not_finite_is_told_by_its_name(digits, monkeypatch, caps
 
 @pytest.fixture
 def done(capsys):
-    """Do a task: (arrays of its file, manifest, what was said)."""
+    """Runs a task: (arrays of its file, manifest, output)."""
 
     def run(workdir, task, *words):
         assert command_line.main(["run.py", "--mode=edit", f"--task={task}", f"--workdir={workdir}", *words]) == 0
@@ -352,7 +352,7 @@ def done(capsys):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_examples_are_encoded_and_come_back(split, digits, done):
-    """The file, and its numbers once more from the latents and the examples."""
+    """The file, and its numbers recomputed from the latents and the examples."""
     num = 5
     found, manifest, said = done(digits, "encode", f"--config.edit.num_examples={num}", f"--split={split}")
     config, folder = stored(digits), digits / "edit" / "encode"
@@ -379,7 +379,7 @@ def test_examples_are_encoded_and_come_back(split, digits, done):
 
 
 def test_the_error_of_the_round_trip(digits, done, monkeypatch):
-    """In levels, where the way back misses: half of each picture by 0.04 of the range, a third of a level."""
+    """In levels, with a decoder that shifts half of each picture by 0.04 of the range, a third of a level."""
 
     def broken(self, denoise, latents):
         x = decode(self, denoise, latents)
@@ -394,11 +394,11 @@ def test_the_error_of_the_round_trip(digits, done, monkeypatch):
     assert trip["worst"] == pytest.approx(off, abs=0.05)
     monkeypatch.setattr(ODE, "decode", lambda *args: broken(*args).add_(0.12))
     trip = done(digits, "encode", "--config.edit.num_examples=3")[1]["round_trip"]
-    assert trip["same_level"] < 0.5  # those that are black or white stay so
+    assert trip["same_level"] < 0.5  # black and white pixels do not change
 
 
-def test_the_picture_shows_examples_latents_and_what_comes_back(digits, done):
-    """Sixteen of them, each 64 pixels wide and 6 apart; the first and the last row are alike."""
+def test_the_picture_shows_examples_latents_and_round_trip(digits, done):
+    """Sixteen examples, each 64 pixels wide and 6 apart; the first and the last row are equal."""
     found, _, _ = done(digits, "encode", "--config.edit.num_examples=31")
     examples = read_dataset(stored(digits), "test").batch(range(31))["x"]
     shades = np.clip((found["latents"] + 2.5) / 5, 0, 1)
@@ -413,7 +413,7 @@ def test_the_picture_shows_examples_latents_and_what_comes_back(digits, done):
 
 
 @pytest.mark.parametrize("run", ["digits", "points"])
-def test_latents_are_decoded_to_what_came_back(run, request, done, tmp_path):
+def test_latents_are_decoded_to_the_round_trip(run, request, done, tmp_path):
     workdir = request.getfixturevalue(run)
     size = ("--config.edit.num_examples=5", *LOOSE)
     latents, manifest, said = done(workdir, "encode", *size, "--batch_size=2")
@@ -444,8 +444,8 @@ def test_all_examples_of_a_split(points, done, monkeypatch):
         assert len(found["latents"]) == manifest["num_examples"] == expected
 
 
-def test_latents_that_sampling_has_kept(digits, done):
-    """The flow makes other samples of them only in that it does not denoise at the end."""
+def test_latents_kept_by_sampling_are_decoded(digits, done):
+    """Decoding by the flow differs from sampling only in that it does not denoise at the end."""
     words = ["--sampler=ode", "--steps=1", "--num_samples=3", "--config.sample.keep_latents=true"]
     assert command_line.main(["run.py", "--mode=sample", f"--workdir={digits}", *words]) == 0
     path = digits / "samples" / "ode-1" / "samples.npz"
@@ -504,7 +504,7 @@ def test_files_without_latents(case, digits, tmp_path, capsys):
         ("encode", "--config.sample.rtol=0", "sample.rtol 0.0: need above 0 to 1, usually 1e-4"),
     ],
 )
-def test_settings_of_latents_that_make_no_sense(task, word, message, digits, capsys):
+def test_invalid_settings_of_latents_are_refused(task, word, message, digits, capsys):
     before = sorted(digits.rglob("*"))
     assert command_line.main(["run.py", "--mode=edit", f"--task={task}", f"--workdir={digits}", word]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -513,7 +513,7 @@ def test_settings_of_latents_that_make_no_sense(task, word, message, digits, cap
 
 
 @pytest.mark.parametrize("task", ["encode", "decode"])
-def test_an_example_that_is_not_finite_is_told_by_its_number(task, digits, tmp_path, monkeypatch, capsys):
+def test_a_non_finite_example_is_named_by_its_number(task, digits, tmp_path, monkeypatch, capsys):
     """In the second batch."""
     original = sde_lib.Denoiser.forward
 

@@ -1,4 +1,4 @@
-"""Averages of the weights against the recursion written out, and what must not be averaged."""
+"""Averages of the weights against the explicit recursion; buffers are excluded."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from score_sde.engine.training.ema import EMA
 
 
 class Counter(nn.Module):
-    """Weights, a table of reals and a whole number."""
+    """Weights, a table of reals and an integer."""
 
     def __init__(self):
         super().__init__()
@@ -18,7 +18,7 @@ class Counter(nn.Module):
 
 
 def follow(network, ema, num, dtype=torch.float64):
-    """Change the weights at random, num times, and return the path they took, the start included."""
+    """Changes the weights at random ``num`` times and returns their path, including the start."""
     generator = torch.Generator().manual_seed(0)
     path = [network.weight.detach().to(dtype)]
     for step in range(num):
@@ -64,7 +64,7 @@ def test_warmup_forgets_the_start():
     torch.testing.assert_close(cold.networks[0].weight, 0.999**50 * start)
 
 
-def test_an_average_that_goes_on_is_that_of_one_run():
+def test_a_resumed_average_equals_that_of_one_run():
     network = Counter()
     whole = EMA(network, (0.9,))
     first = EMA(network, (0.9,))
@@ -82,7 +82,7 @@ def test_an_average_that_goes_on_is_that_of_one_run():
 
 
 def test_the_distance_is_relative_to_the_first_average():
-    """Of all weights together: |(3, 4) - (0, 8)| / |(0, 8)| with another average that does not count."""
+    """Over all weights together: |(3, 4) - (0, 8)| / |(0, 8)|, with another average that does not count."""
     network = nn.ParameterList([torch.tensor([3.0]), torch.tensor([4.0])])
     ema = EMA(network, (0.9, 0.5))
     for parameter, value in zip(ema.networks[0].parameters(), (0.0, 8.0), strict=True):

@@ -1,4 +1,4 @@
-"""Guidance by pairs of encoders, against exact answers."""
+"""Guidance by pairs of encoders, against closed forms."""
 
 import math
 
@@ -39,12 +39,12 @@ def linear(x, t=None):
 
 
 def bent(x, t=None):
-    """A smooth encoder that is no linear one."""
+    """A smooth nonlinear encoder."""
     return torch.tanh(x @ W.mT) + 0.1 * x.square().sum(1, keepdim=True)
 
 
 def state(sde, l=0.5):
-    """A time of log-SNR l, and five states that are likely there."""
+    """A time of log-SNR l, and five typical states at that time."""
     t = sde.time(torch.tensor(l, dtype=torch.float64)).item()
     return (sde.marginal(t).alpha + sde.marginal(t).sigma) * SETTING.normals(5, 2, seed=9), t
 
@@ -52,7 +52,7 @@ def state(sde, l=0.5):
 @pytest.mark.parametrize("scale", [-2.0, 0.0, 1.0, 7.0])
 @pytest.mark.parametrize("l", [-4.0, 0.0, 4.0])
 def test_the_score_of_a_linear_encoder_moves_by_its_transpose(scale, l, sde, plane):
-    """By scale W^T e, at times that are numbers and times of each example."""
+    """By scale W^T e, for times that are numbers and for times of each example."""
     denoise, (x, t) = plane.denoiser(sde), state(sde, l)
     for times in (t, torch.full((5, 1), t, dtype=torch.float64)):
         found = embedding_guidance(denoise, sde, linear, TARGET, scale)(x, times)
@@ -68,7 +68,7 @@ def test_scale_0_is_the_denoiser(guide, sde, plane):
 
 
 def test_a_linear_encoder_of_the_estimate_moves_gaussian_data_exactly(sde, gaussian):
-    """p(x_0) exp(scale <W x_0, e>) is N(m + scale C W^T e, C), and so is what the guided denoiser knows at any time."""
+    """p(x_0) exp(scale <W x_0, e>) is N(m + scale C W^T e, C), so the guided denoiser is exact at any time."""
     moved = MEAN + 3.0 * (COVARIANCE @ W.mT @ TARGET[0])
     tilted = GaussianMixture.of_covariances(torch.ones(1).double(), moved[None], COVARIANCE[None])
     guided = clean_embedding_guidance(gaussian.denoiser(sde), sde, linear, TARGET, 3.0)
@@ -78,7 +78,7 @@ def test_a_linear_encoder_of_the_estimate_moves_gaussian_data_exactly(sde, gauss
 
 
 def tilted_samples(step, sde, gaussian, num_steps):
-    """Samples of a guided Gaussian, of the Gaussian that it should be, and of the one that was guided."""
+    """Samples of a guided Gaussian, of its closed form, and of the unguided Gaussian."""
     moved = MEAN + 3.0 * (COVARIANCE @ W.mT @ TARGET[0])
     tilted = GaussianMixture.of_covariances(torch.ones(1).double(), moved[None], COVARIANCE[None]).denoiser(sde)
     plain = gaussian.denoiser(sde)
@@ -89,7 +89,7 @@ def tilted_samples(step, sde, gaussian, num_steps):
 
 @pytest.mark.parametrize("step", ["adams", "ancestral", "heun", "pc"])
 def test_samples_of_a_guided_gaussian(step, sde, gaussian):
-    """Those of the tilted one, start for start and draw for draw."""
+    """They equal the tilted Gaussian's, for the same starts and draws."""
     found, expected, plain = tilted_samples(STEPS[step](sde), sde, gaussian, 8)
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
     assert (found - plain).norm() > 0.1
@@ -105,7 +105,7 @@ def test_the_ode_of_a_guided_gaussian(name, gaussian):
 
 @pytest.mark.parametrize("name", ["edm", "rectified", "vpsde"])
 def test_the_flow_of_a_noised_linear_encoder_of_a_gaussian(name):
-    """In y = x / alpha, r = sigma / alpha, told f = W y: dy/dr = r (y / (c + r^2) - scale W^T e), solved by hand."""
+    """In y = x / alpha and r = sigma / alpha, with f = W y: dy/dr = r (y / (c + r^2) - scale W^T e), solved by hand."""
     sde, c, scale = SDES[name](), 0.4, 0.05
     data = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), c)
     guided = embedding_guidance(data.denoiser(sde), sde, lambda x, t: linear(x) / sde.marginal(t).alpha, TARGET, scale)
@@ -123,7 +123,7 @@ def test_the_flow_of_a_noised_linear_encoder_of_a_gaussian(name):
 
 
 def test_the_gradient_goes_through_the_denoiser(plane):
-    """By differences of what the encoder finds in the estimate."""
+    """By finite differences of the similarity of the estimate."""
     sde = SDES["vpsde"]()
     denoise, (x, t), h = plane.denoiser(sde), state(sde), 1e-5
     alike = lambda x: (bent(denoise(x, t).x0) * TARGET).sum(1)  # noqa: E731
@@ -135,7 +135,7 @@ def test_the_gradient_goes_through_the_denoiser(plane):
 
 @pytest.mark.parametrize("guide", [embedding_guidance, clean_embedding_guidance])
 def test_it_composes(guide, sde):
-    """With labels, an interval and a threshold: conditions pass through, and what is outside is left alone."""
+    """With labels, an interval and a threshold: conditions pass through, and nothing changes outside the interval."""
     exact, label = TwoClasses(sde, SETTING), torch.tensor([0, 1, 1, 0, 1])
     plain = classifier_free(exact, 2.0)
     leaned = guide(plain, sde, bent, TARGET, 1.5)
@@ -150,8 +150,8 @@ def test_it_composes(guide, sde):
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("guide", [embedding_guidance, clean_embedding_guidance])
-def test_gradients_around_do_not_matter(guide, mode, plane):
-    """Nor are any left behind; and whoever differentiates the result gets the gradient of the gradient."""
+def test_guidance_works_in_every_gradient_mode(guide, mode, plane):
+    """No gradient graph is left behind, and a second derivative of the result is available on request."""
     sde = SDES["vpsde"]()
     guided, (x, t) = guide(plane.denoiser(sde), sde, bent, TARGET, 1.5), state(SDES["vpsde"]())
     with mode():
@@ -162,7 +162,7 @@ def test_gradients_around_do_not_matter(guide, mode, plane):
     assert torch.autograd.gradcheck(lambda x: guided(x, t).x0, x.clone().requires_grad_())
 
 
-def test_the_estimate_costs_one_evaluation_and_keeps_what_the_network_says_of_variance(plane):
+def test_the_estimate_costs_one_evaluation_and_keeps_the_variance(plane):
     sde, calls = SDES["vpsde"](), []
 
     def denoise(x, t, **cond):

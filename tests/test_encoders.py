@@ -1,4 +1,4 @@
-"""Pairs of encoders: how they learn from captions, CLIP models of transformers, and both from the command line."""
+"""Pairs of encoders: training on captions, CLIP models of transformers, and both from the command line."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from score_sde.sde_lib import SDES, Contrastive, Pair
 
 
 def command(*words):
-    """Run a command in this process and return its exit status."""
+    """Runs a command in this process and returns its exit status."""
     return command_line.main(["run.py", *map(str, words)])
 
 
@@ -45,7 +45,7 @@ def trained(workdir, config, images, *more):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A folder as transformers writes it, of a tiny CLIPModel that has learned nothing, with letters for tokens."""
+    """A folder as written by transformers, with a tiny untrained CLIPModel whose tokens are letters."""
     folder = tmp_path_factory.mktemp("published")
     layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
@@ -62,7 +62,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def drawn():
-    """Draw from a run: (arrays, manifest)."""
+    """Samples from a run: (arrays, manifest)."""
 
     def run(workdir, *words, steps=4, num=5):
         flags = ("--sampler=ddim", f"--steps={steps}", f"--num_samples={num}", "--config.sample.keep_latents=true")
@@ -74,7 +74,7 @@ def drawn():
 
 
 def refused(capsys, status, message, *words):
-    """A command that fails with this message, in one line."""
+    """Asserts that a command fails with this message, in one line."""
     capsys.readouterr()
     assert command("--mode=sample", "--num_samples=2", "--steps=2", "--sampler=ddim", *words) == status
     (line,) = capsys.readouterr().err.splitlines()
@@ -90,7 +90,7 @@ def small(**more):
 # --- captions and words -----------------------------------------------------------------------------------------------
 
 
-def test_words_are_those_of_the_captions():
+def test_the_vocabulary_comes_from_the_captions():
     network = small(names=("Cat|kitten", "dog"), templates=("{}", "a small {}"))
     assert network.words == ["Cat", "a", "dog", "kitten", "small"]
     assert network.tokens("a small dog").tolist() == [[2, 5, 3]]
@@ -111,13 +111,13 @@ def test_texts_that_cannot_be_read(text, message):
         ({"templates": ()}, "need captions with {}"),
     ],
 )
-def test_captions_that_cannot_be(more, message):
+def test_invalid_captions_are_refused(more, message):
     with pytest.raises(ValueError, match=message):
         small(**more)
 
 
 def test_a_caption_is_drawn_evenly():
-    """Logits of a label and a number are those with that caption's text."""
+    """Logits of a label and a number equal those of that caption's text."""
     network = small(templates=("{}", "a {}"))
     x, l = torch.randn(3, 1, 4, 4), torch.zeros(3)
     texts = [network.text(network.tokens(text)) for text in ("cat", "kitten", "a cat", "a kitten")]
@@ -153,7 +153,7 @@ def test_classes_with_fewer_captions_than_others_are_finite():
 
 
 class Told(torch.nn.Module):
-    """Logits that are what they are."""
+    """A model that returns fixed logits."""
 
     def __init__(self, logits):
         super().__init__()
@@ -180,8 +180,8 @@ def test_the_loss_by_hand():
     assert contrast(100 * torch.eye(4)).max() < 1e-6
 
 
-def test_training_teaches_what_belongs_together(pair):
-    """Better than chance on held-out digits, and than captions exchanged."""
+def test_training_matches_digits_and_captions(pair):
+    """Held-out digits match their captions better than chance, and better than exchanged captions."""
     lines = [json.loads(line) for line in (pair / "metrics.jsonl").read_text().splitlines()]
     found = next(line for line in reversed(lines) if "validation_accuracy" in line)
     assert found["validation_accuracy"] > 0.2
@@ -230,7 +230,7 @@ def picture(path, digit):
 
 
 def by_hand(workdir, guide):
-    """Samples (5, *) of a run with a denoiser of ours."""
+    """Samples (5, *) of a run with a guided denoiser built here."""
     config = stored(workdir)
     config.sample.sampler, config.sample.steps = "ddim", 4
     experiment, denoise, _ = load_run(config, workdir, Options())
@@ -274,14 +274,14 @@ def test_samples_lean_towards_an_image(digits, pair, drawn, tmp_path):
 
 
 def test_a_pair_is_a_classifier_too(digits, pair, drawn):
-    """Its captions are classes, so that it guides by labels and measures samples."""
+    """Its captions are classes, so it guides by labels and measures samples."""
     found, _ = drawn(digits, f"--config.guidance.classifier={pair}", "--label=3")
     assert not np.array_equal(found["x0"], drawn(digits)[0]["x0"])
     words = ("--num_samples=20", "--sampler=ddim", "--steps=2", "--config.evaluate.subset_size=10")
     assert command("--mode=evaluate", f"--workdir={digits}", f"--config.evaluate.features={pair}", *words) == 0
 
 
-def test_encoders_that_cannot_be(digits, points, pair, published, tmp_path, tmp_path_factory, capsys, rewrite):
+def test_unsuitable_encoders_are_refused(digits, points, pair, published, tmp_path, tmp_path_factory, capsys, rewrite):
     text, run = "--config.guidance.text=a three", f"--workdir={digits}"
     encoder = f"--config.guidance.encoder={pair}"
     refused(capsys, 2, "error: guidance.text 'a three' needs a guidance.encoder: train one with", run, text)
@@ -330,7 +330,7 @@ def test_encoders_that_cannot_be(digits, points, pair, published, tmp_path, tmp_
 
 
 def test_a_published_model_embeds_as_transformers_does(published):
-    """A picture of the model's own size and colours, and a text with its ends."""
+    """A picture of the model's own size and colours, and a text with start and end tokens."""
     clip = Clip.load(published, torch.device("cpu"))
     model = transformers.CLIPModel.from_pretrained(published)
     x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -347,7 +347,7 @@ def test_a_published_model_embeds_as_transformers_does(published):
     assert clip.sharpness == pytest.approx(model.logit_scale.exp().item())
 
 
-def test_colours_are_those_that_the_folder_names(published, tmp_path):
+def test_colours_are_normalised_as_in_the_folder(published, tmp_path):
     shutil.copytree(published, tmp_path / "own")
     (tmp_path / "own" / "preprocessor_config.json").write_text(
         '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.3, 0.4]}'
@@ -359,7 +359,7 @@ def test_colours_are_those_that_the_folder_names(published, tmp_path):
 
 @pytest.mark.parametrize("low", [-1.0, 0.0])
 def test_pictures_of_other_sizes_and_one_channel(low, published):
-    """Grey is three equal colours; a wide picture is cut to its middle; black is where the encoding has it."""
+    """Gray becomes three equal channels; a wide picture is cropped to its centre; black follows the encoding."""
     clip = Clip.load(published, torch.device("cpu"), low)
     x = low + (1 - low) * torch.rand(2, 1, 8, 12, generator=torch.Generator().manual_seed(0))
     x.requires_grad_()
@@ -400,7 +400,7 @@ def test_texts_that_a_published_model_cannot_read(text, published):
 
 
 def damaged(folder, what):
-    """A copy of a folder with something missing."""
+    """A copy of a folder with one file or entry missing."""
     if what == "type":
         values = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(values | {"model_type": "bert"}))
@@ -438,13 +438,13 @@ def damaged(folder, what):
         ("not finite", "visual_projection.weight holds NaN or infinite numbers"),
     ],
 )
-def test_folders_that_hold_no_model(what, message, published, tmp_path):
+def test_folders_without_a_model_are_refused(what, message, published, tmp_path):
     folder = damaged(shutil.copytree(published, tmp_path / "copy"), what)
     with pytest.raises(ForeignError, match=message):
         Clip.load(folder, torch.device("cpu"))
 
 
-def test_a_folder_that_is_not_there_is_not_looked_for_elsewhere(tmp_path):
+def test_a_missing_folder_is_not_searched_elsewhere(tmp_path):
     with pytest.raises(ForeignError, match=r"config.json is missing"):
         Clip.load(tmp_path / "openai" / "clip-vit-base-patch32", torch.device("cpu"))
 

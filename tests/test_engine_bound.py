@@ -1,4 +1,4 @@
-"""The mode bound: against closed forms, each example once, every term in its place, and what it refuses."""
+"""The mode bound: closed forms, each example scored once, every term of the result, and refusals."""
 
 import json
 import math
@@ -36,19 +36,19 @@ MEAN, STD = 0.2, 0.3
 
 
 def command(*words):
-    """Run a command in this process and return its exit status."""
+    """Runs a command in this process and returns its exit status."""
     return command_line.main(["run.py", *map(str, words)])
 
 
 def read(workdir, split="test"):
-    """The numbers, and the rows of the examples."""
+    """The result, and the rows of the examples."""
     folder = workdir / "bound"
     return json.loads((folder / f"{split}.json").read_text()), dict(np.load(folder / f"{split}.npz"))
 
 
 @pytest.fixture
 def exact(monkeypatch, tmp_path):
-    """Measure a dataset under the exact denoiser of a mixture: (numbers, rows, process)."""
+    """Measures a dataset under a mixture's exact denoiser: (result, rows, process)."""
 
     def run(dataset, mixture, config="ddpm", **changes):
         given = CHAIN if config == "ddpm" else {}
@@ -67,7 +67,7 @@ def exact(monkeypatch, tmp_path):
 
 
 def quantized(levels, num=12, shape=(1, 2, 4)):
-    """Draws of N(MEAN, STD^2) as whole numbers."""
+    """Draws of N(MEAN, STD^2) as integers."""
     x = MEAN + STD * torch.randn(num, *shape, generator=torch.Generator().manual_seed(0))
     return Dataset(Pixels(levels).decode(x).numpy(), np.arange(num), levels=levels)
 
@@ -79,7 +79,7 @@ def normal(shape):
 # --- known answers ----------------------------------------------------------------------------------------------------
 
 
-def test_who_knows_the_data_pays_for_the_prior_alone(exact):
+def test_known_data_cost_the_prior_alone(exact):
     dataset = Dataset(np.full((3, 1, 2, 2), 3, dtype=np.uint8), np.arange(3), levels=8)
     x0 = Pixels(8).encode(torch.from_numpy(dataset.x))
     result, rows, chain = exact(dataset, GaussianMixture.of_points(x0[:1]), **{"bound.v": 0.0})
@@ -90,8 +90,8 @@ def test_who_knows_the_data_pays_for_the_prior_alone(exact):
     assert result["terms"]["diffusion"] == pytest.approx(0, abs=1e-6)
 
 
-def test_bits_are_at_least_those_of_the_density_and_near_them(exact):
-    """For the variance of the forward move, right but for the last levels; the volume of a bin is (2 / levels)^D."""
+def test_bits_are_slightly_above_the_bits_of_the_density(exact):
+    """With the forward step's variance, exact up to the last levels; the volume of a bin is (2 / levels)^D."""
     dataset = quantized(256, num=60)
     result, rows, _ = exact(dataset, normal(dataset.shape), **{"bound.v": 1.0})
     x = Pixels(256).encode(torch.from_numpy(dataset.x)).double().flatten(1)
@@ -109,7 +109,7 @@ def test_the_smaller_variance_is_worse_where_the_data_are_wide(exact):
 
 
 def test_terms_add_up_and_distortion_is_in_levels(exact):
-    """With much noise nothing is known of the data: the error is their deviation, in units of a level's width."""
+    """In much noise the estimate carries no information, so the error is the data's standard deviation, in levels."""
     dataset = quantized(256, num=200)
     result, rows, _ = exact(dataset, normal(dataset.shape), **{"bound.batch_size": 200})
     assert result["bits_per_dim"] == pytest.approx(sum(result["terms"].values()))
@@ -133,7 +133,7 @@ def test_the_continuous_bound_of_one_point_is_its_prior_and_its_decoder(exact):
 
 
 def test_the_continuous_bound_of_fine_levels_has_no_variance_if_the_guess_is_right(exact):
-    """The volume of a bin is (2 / levels)^D; the decoder takes its own noise of 0.3 widths for what may be there."""
+    """The volume of a bin is (2 / levels)^D; the decoder's own noise has a width of 0.3 bins."""
     dataset = quantized(256)
     found = [exact(dataset, normal(dataset.shape), "vpsde", **{"bound.evaluations": n}) for n in (1, 16)]
     x = Pixels(256).encode(torch.from_numpy(dataset.x))
@@ -240,7 +240,7 @@ def test_a_run_samples_with_its_variances(chain):
     assert (chain / "samples" / "ancestral_learned-5" / "samples.npz").is_file()
 
 
-# --- what it refuses --------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_consistency_model_is_refused(monkeypatch, tmp_path):
@@ -252,7 +252,7 @@ def test_a_consistency_model_is_refused(monkeypatch, tmp_path):
         bound.run(load("vpsde"), tmp_path, command_line.Options())
 
 
-def test_numbers_that_are_not_finite_are_refused(exact, monkeypatch):
+def test_non_finite_numbers_are_refused(exact, monkeypatch):
     """Example 9 is the third of the second batch."""
     dataset, mixture = quantized(17), normal((1, 2, 4))
 

@@ -1,4 +1,4 @@
-"""Labels and guidance from the command line: what reaches the network, what is refused, and how labels are learned."""
+"""Labels and guidance from the command line: conditions of the network, refusals, and training with labels."""
 
 import json
 import shutil
@@ -35,12 +35,12 @@ LOOSE += ["--config.sample.control_rtol=0.5", "--config.sample.control_atol=0.5"
 
 
 def command(*words):
-    """Run a command in this process and return its exit status."""
+    """Runs a command in this process and returns its exit status."""
     return command_line.main(["run.py", *map(str, words)])
 
 
 def trained(workdir, config, images, **keys):
-    """The folder of a short run of this config, with other values for some keys."""
+    """Folder of a short run of this config, with other values for some keys."""
     values = SMALL | {key.replace("__", "."): value for key, value in keys.items()} | {"train.total_images": images}
     words = [f"--config.{key}={value}" for key, value in values.items()]
     assert command("--mode=train", f"--config={config}", "--device=cpu", f"--workdir={workdir}", *words) == 0
@@ -56,7 +56,7 @@ def labelled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def certain(tmp_path_factory):
-    """A conditional run that has never seen an image without its label."""
+    """A conditional run trained without label dropout."""
     return trained(tmp_path_factory.mktemp("certain"), "conditional", 32, train__label_dropout=0)
 
 
@@ -68,7 +68,7 @@ def classifier(tmp_path_factory):
 
 @pytest.fixture
 def drawn():
-    """Draw from a run: (arrays, manifest)."""
+    """Samples from a run: (arrays, manifest)."""
 
     def run(workdir, *words, sampler="ddim", steps=4, num=5):
         flags = (f"--sampler={sampler}", f"--steps={steps}", f"--num_samples={num}")
@@ -81,7 +81,7 @@ def drawn():
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What the network of a run is told: a list of (number of examples, conditions)."""
+    """Records the calls of a run's network: a list of (number of examples, conditions)."""
     found, forward = [], sde_lib.Denoiser.forward
 
     def listen(self, x, t, **cond):
@@ -93,7 +93,7 @@ def asked(monkeypatch):
 
 
 def refused(capsys, status, message, *words):
-    """A command that fails with this message, in one line, and leaves no samples."""
+    """Asserts that a command fails with this message, in one line, and leaves no samples."""
     assert command("--mode=sample", "--num_samples=2", "--steps=2", "--sampler=ddim", *words) == status
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
@@ -111,7 +111,7 @@ def test_a_label_reaches_the_network_and_the_files(text, expected, labelled, dra
     assert manifest["guidance"] == {"label": text if text == "all" else int(text)}
 
 
-def test_samples_of_a_label_are_those_of_the_network_asked_by_hand(labelled, drawn):
+def test_samples_of_a_label_match_the_network_called_directly(labelled, drawn):
     found, _ = drawn(labelled, "--label=7")
     config = stored(labelled)
     config.sample.sampler, config.sample.steps = "ddim", 4
@@ -128,15 +128,17 @@ def test_samples_of_a_label_are_those_of_the_network_asked_by_hand(labelled, dra
 
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral", "pc", "adams", "ode", "adaptive_sde"])
 def test_a_labelled_sample_does_not_depend_on_the_batch_size(sampler, labelled, drawn):
-    """Labels count on from the first sample whatever the batch and the seed are; solvers that leave out examples as
-    they finish keep each with its label."""
+    """Labels continue from the first sample for any batch size and seed; solvers that drop finished examples keep each
+    one's
+    label.
+    """
     words, steps = ("--label=all", "--config.guidance.scale=2"), 1 if sampler in ("ode", "adaptive_sde") else 3
     alone, some = (drawn(labelled, *words, f"--batch_size={b}", sampler=sampler, steps=steps, num=3)[0] for b in (1, 3))
     assert np.array_equal(alone["samples"], some["samples"])
     assert some["label"].tolist() == [0, 1, 2]
 
 
-def test_seeds_move_on_and_labels_do_not(labelled, drawn, asked):
+def test_the_seed_offset_does_not_shift_labels(labelled, drawn, asked):
     found, _ = drawn(labelled, "--label=all", "--seed=3")
     assert found["label"].tolist() == asked[0][1]["label"].tolist() == [0, 1, 2, 3, 4]
 
@@ -156,7 +158,7 @@ def test_a_label_for_a_run_without(text, digits, capsys):
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral", "ode"])
-def test_scales_0_and_1_are_without_and_with_the_label_bit_for_bit(sampler, labelled, drawn):
+def test_scales_0_and_1_equal_the_unconditional_and_conditional_run(sampler, labelled, drawn):
     steps = 1 if sampler == "ode" else 4
     keep = "--config.sample.keep_latents=true"
     without, labels, none, one, two = (
@@ -200,11 +202,11 @@ def test_a_run_that_always_had_a_label_needs_one(certain, capsys):
     refused(capsys, 2, "has no unconditional estimate: add --label 0 or --label all", f"--workdir={certain}")
 
 
-# --- where it acts, and thresholds ------------------------------------------------------------------------------------
+# --- interval and thresholds ------------------------------------------------------------------------------------------
 
 
 def test_guidance_acts_between_two_noise_levels(labelled, drawn, asked):
-    """Asked for twice the batch there, and for the label alone elsewhere."""
+    """It evaluates twice the batch within the interval, and the label alone elsewhere."""
     words = ("--label=1", "--config.guidance.scale=2", "--config.guidance.low=0.5", "--config.guidance.high=5")
     _, manifest = drawn(labelled, *words, steps=12)
     sde = sde_lib.SDES["vpsde"]()
@@ -220,7 +222,7 @@ def test_an_interval_with_nothing_in_it_is_the_label_alone(labelled, drawn):
     assert np.array_equal(drawn(labelled, *words)[0]["samples"], drawn(labelled, "--label=1")[0]["samples"])
 
 
-def test_an_interval_that_is_none(labelled, capsys):
+def test_an_empty_interval_is_refused(labelled, capsys):
     words = ("--label=1", "--config.guidance.scale=2", "--config.guidance.low=2", "--config.guidance.high=1")
     refused(capsys, 2, "noise levels from 2.0 to 1.0: need 0 <= low < high", f"--workdir={labelled}", *words)
 
@@ -228,7 +230,7 @@ def test_an_interval_that_is_none(labelled, capsys):
 @pytest.mark.parametrize("threshold", ["static", "dynamic"])
 @pytest.mark.parametrize("low", [-1.0, 0.0])
 def test_thresholds_keep_estimates_in_the_range_of_the_data(threshold, low, labelled, monkeypatch):
-    """That of the codec, even of a network that says nonsense."""
+    """The codec's range, even for a network with arbitrary output."""
     config = stored(labelled)
     config.guidance.threshold, config.codec.low = threshold, low
     experiment, _, _ = load_run(config, labelled, Options())
@@ -242,7 +244,7 @@ def test_thresholds_keep_estimates_in_the_range_of_the_data(threshold, low, labe
     assert guidance.record() == {"threshold": threshold} | ({"quantile": 0.995} if threshold == "dynamic" else {})
 
 
-def test_thresholds_that_cannot_be_had(digits, points, capsys):
+def test_invalid_thresholds_are_refused(digits, points, capsys):
     words = (f"--workdir={digits}", "--config.guidance.threshold=dinamic")
     refused(capsys, 2, "error: unknown threshold 'dinamic'; did you mean 'dynamic'?", *words)
     words = (f"--workdir={digits}", "--config.guidance.threshold=dynamic", "--config.guidance.quantile=0")
@@ -258,12 +260,12 @@ def test_thresholds_that_cannot_be_had(digits, points, capsys):
 
 @pytest.fixture(scope="module")
 def other_noise(tmp_path_factory):
-    """A run of the same data on another process."""
+    """A run on the same data with another process."""
     return trained(tmp_path_factory.mktemp("vesde"), "vesde", 32)
 
 
 def test_samples_lean_away_from_a_weaker_run(digits, other_noise, drawn):
-    """By hand: lerp of the estimates, at the same log-SNR and the same x / alpha of either process."""
+    """By hand: lerp of the estimates, at the same log-SNR and the same x / alpha in both processes."""
     config = stored(digits)
     config.sample.sampler, config.sample.steps = "ddim", 4
     (experiment, denoise, _), (theirs, weak, _) = (
@@ -304,7 +306,7 @@ def test_samples_lean_away_from_a_weaker_run(digits, other_noise, drawn):
         ("digits", "tmp_path", 3, "config.json is missing; train one"),
     ],
 )
-def test_runs_that_are_no_weaker_ones(run, other, status, message, request, capsys):
+def test_unsuitable_weaker_runs_are_refused(run, other, status, message, request, capsys):
     run, other = map(request.getfixturevalue, (run, other))
     refused(capsys, status, message, f"--workdir={run}", f"--config.guidance.autoguidance={other}")
 
@@ -333,14 +335,14 @@ def test_a_classifier_raises_its_own_probability_of_the_label(run, request, clas
 
 
 def test_without_a_label_a_classifier_takes_every_class_in_turn(digits, classifier, drawn, asked):
-    """The run's own network hears of none."""
+    """The run's own network receives no label."""
     found, manifest = drawn(digits, f"--config.guidance.classifier={classifier}", num=12)
     assert found["label"].tolist() == [*range(10), 0, 1]
     assert manifest["guidance"]["label"] == "all"
     assert all(cond == {} for _, cond in asked)
 
 
-def test_guidance_by_a_classifier_of_examples_that_finish_apart(digits, classifier, drawn):
+def test_classifier_guidance_of_examples_that_finish_at_different_times(digits, classifier, drawn):
     words = (f"--config.guidance.classifier={classifier}", "--config.guidance.classifier_scale=4")
     alone, whole = (drawn(digits, *words, f"--batch_size={b}", sampler="ode", steps=1)[0] for b in (1, 8))
     assert np.array_equal(alone["samples"], whole["samples"])
@@ -361,13 +363,13 @@ def test_guidance_by_a_classifier_of_examples_that_finish_apart(digits, classifi
         ("digits", "tmp_path", 3, ": train one with python run.py --config classifier --mode train --workdir "),
     ],
 )
-def test_runs_that_are_no_classifier_of_these_states(run, other, status, message, request, capsys):
+def test_unsuitable_classifiers_are_refused(run, other, status, message, request, capsys):
     run, other = map(request.getfixturevalue, (run, other))
     refused(capsys, status, message, f"--workdir={run}", f"--config.guidance.classifier={other}")
 
 
 def test_classifiers_of_other_noise_encodings_or_classes(digits, labelled, classifier, tmp_path, capsys, rewrite):
-    """The same process with another option; the same levels that begin elsewhere; other classes than the run."""
+    """The same process with another option; the same levels with another first one; classes other than the run's."""
     edits = {
         "noise": ("sde", "beta_max", 15.0, digits, "knows the noise of vpsde"),
         "encoding": ("codec", "low", 0.0, digits, "in 17 levels from 0 up, this run data"),
@@ -383,18 +385,18 @@ def test_classifiers_of_other_noise_encodings_or_classes(digits, labelled, class
         Guidance(config, labelled, experiment)
 
 
-# --- what knows no guidance -------------------------------------------------------------------------------------------
+# --- modes without guidance -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("words", [("--label=3",), ("--config.guidance.threshold=static",)])
-def test_calibrations_and_densities_are_of_the_run_alone(words, labelled, capsys):
+def test_calibrations_and_densities_refuse_guidance(words, labelled, capsys):
     line = (f"--workdir={labelled}", *words)
     refused(capsys, 2, "error: a calibration is of the flow without label", *line, "--config.sample.grid=tuned")
     message = "error: --log_prob is of the run's own density: leave --label and guidance out"
     refused(capsys, 2, message, *line, "--sampler=ode", "--log_prob")
 
 
-def test_a_calibration_at_hand_is_not_taken_for_a_label(labelled, drawn, capsys):
+def test_an_existing_calibration_is_not_used_with_a_label(labelled, drawn, capsys):
     path = tuned.place(labelled, "adams", 3)
     path.parent.mkdir(exist_ok=True)
     path.write_text("{}")
@@ -415,8 +417,8 @@ def test_paths_and_latents_take_no_label(task, labelled, capsys):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 1.0])
-def test_the_share_of_labels_that_count(dropout):
-    """To four standard errors; by address alone, and another for another seed."""
+def test_the_fraction_of_kept_labels(dropout):
+    """To four standard errors; it depends on the position alone, and differs for another seed."""
     num = 20_000
     found = kept(5, torch.arange(num), dropout)
     assert found.dtype == torch.bool
@@ -425,7 +427,7 @@ def test_the_share_of_labels_that_count(dropout):
     assert torch.equal(kept(6, torch.arange(num), dropout), found) == (dropout in (0, 1))
 
 
-def test_training_tells_the_network_whose_label_counts(tmp_path, asked):
+def test_training_passes_the_kept_labels_to_the_network(tmp_path, asked):
     config = load("conditional")
     config.network.channels, config.train.batch_size, config.train.label_dropout, config.device = 8, 16, 0.4, "cpu"
     dataset = read_dataset(config, "train")
@@ -451,14 +453,14 @@ def test_a_run_with_labels_resumes_bit_for_bit(labelled, tmp_path):
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.5])
-def test_a_label_dropout_that_is_no_share(dropout, tmp_path, capsys):
+def test_a_label_dropout_outside_of_0_to_1_is_refused(dropout, tmp_path, capsys):
     words = (f"--config.train.label_dropout={dropout}", f"--workdir={tmp_path / 'run'}")
     assert command("--mode=train", "--config=conditional", *words) == 2
     assert capsys.readouterr().err == f"error: train.label_dropout {dropout}: need 0 to 1\n"
 
 
 def test_the_effect_of_the_label_is_logged(labelled, digits):
-    """By hand from the checkpoint; a run without labels has none."""
+    """Recomputed from the checkpoint; a run without labels has none."""
     lines = [json.loads(line) for line in (labelled / "metrics.jsonl").read_text().splitlines()]
     logged = [line["validation_label_effect"] for line in lines if "validation_label_effect" in line]
     config = stored(labelled)
@@ -474,7 +476,7 @@ def test_the_effect_of_the_label_is_logged(labelled, digits):
     assert "label_effect" not in (digits / "metrics.jsonl").read_text()
 
 
-def test_a_network_that_does_not_listen_has_no_effect_of_the_label(labelled):
+def test_a_network_that_ignores_the_label_has_no_effect_of_it(labelled):
     config = stored(labelled)
     experiment, _, _ = load_run(config, labelled, Options())
     table = experiment.network.get_submodule("conditioning.label.table")
@@ -487,7 +489,7 @@ def test_a_network_that_does_not_listen_has_no_effect_of_the_label(labelled):
     assert validation.losses(experiment.network)["validation_label_effect"] > 1e-3
 
 
-def test_the_config_of_labels_is_of_the_digits():
+def test_the_config_with_labels_uses_the_digits():
     config = load("conditional")
     assert config.network.num_classes == read_dataset(config, "train").num_classes == 10
     assert config.train.label_dropout == 0.1

@@ -1,4 +1,4 @@
-"""Likelihood from the command line: against closed forms, each example once, and every term in its place."""
+"""Likelihood from the command line: closed forms, each example scored once, and every term of the result."""
 
 import dataclasses
 import io
@@ -39,19 +39,19 @@ KEYS += ("num_examples", "split", "dequantization", "settings", "sde", "checkpoi
 
 
 def read(workdir, name="test-uniform"):
-    """The numbers, and the rows of the examples."""
+    """The result, and the rows of the examples."""
     folder = workdir / "likelihood"
     return json.loads((folder / f"{name}.json").read_text()), dict(np.load(folder / f"{name}.npz"))
 
 
 def unfinished(workdir):
-    """The files of a measurement that did not come to its end."""
+    """Files of an unfinished measurement."""
     return sorted((workdir / "likelihood").glob("*rows*"))
 
 
 @pytest.fixture
 def measured():
-    """Measure a run loosely: (numbers, rows)."""
+    """Measures a run at a loose tolerance: (result, rows)."""
 
     def run(workdir, num, *words, name="test-uniform"):
         flags = (f"--workdir={workdir}", f"--config.likelihood.num_examples={num}")
@@ -71,9 +71,9 @@ PROBED = {"exact_trace_below": 0, "probe": "gauss"}
 
 @pytest.fixture
 def exact(monkeypatch, tmp_path):
-    """Measure a dataset under the exact denoiser of a law, by default N(MEAN, STD^2): (numbers, rows).
+    """Measures a dataset under a law's exact denoiser, by default N(MEAN, STD^2): (result, rows).
 
-    The moment-matched Gaussian is wrong. Changes are of the section ``likelihood``.
+    The moment-matched Gaussian is wrong. Changes apply to the section ``likelihood``.
     """
 
     def run(dataset, name="vpsde", gaussian=None, seed=0, codec=None, state=None, law=None, **changes):
@@ -96,27 +96,27 @@ def exact(monkeypatch, tmp_path):
 
 
 def spread(sde, t):
-    """alpha at time t, and the standard deviation that N(MEAN, STD^2) has there."""
+    """alpha at time t, and the standard deviation of N(MEAN, STD^2) at that time."""
     alpha, sigma, _ = sde.marginal(t)
     return alpha, math.hypot(alpha * STD, sigma)
 
 
 def log_normal(x, sde, t=None):
-    """Nats of x (B, *) under N(MEAN, STD^2) with the noise of the earliest time, in double precision."""
+    """Nats of x (B, *) under N(MEAN, STD^2) with the noise of t_min, in double precision."""
     alpha, std = spread(sde, t or sde.t_min)
     z = (x.double() - alpha * MEAN) / std
     return (-0.5 * z**2 - math.log(math.sqrt(2 * math.pi) * std)).flatten(1).sum(1)
 
 
 def log_model(x, sde, t=None):
-    """The same under the model: what of the standard prior comes to x (B, D) by the flow, which is linear."""
+    """The same under the model: the standard prior carried to x (B, D) by the flow, which is linear."""
     (alpha, std), (last, wide) = spread(sde, t or sde.t_min), spread(sde, sde.t_max)
     latent = last * MEAN + wide / std * (x.double() - alpha * MEAN)
     return sde.prior_log_prob(latent) + x.shape[1] * math.log(wide / std)
 
 
 def quantized(levels, num=12, shape=(1, 2, 4)):
-    """Draws of N(MEAN, STD^2) as whole numbers."""
+    """Draws of N(MEAN, STD^2) as integers."""
     x = MEAN + STD * torch.randn(num, *shape, generator=torch.Generator().manual_seed(0))
     return Dataset(Pixels(levels).decode(x).numpy(), np.arange(num), levels=levels)
 
@@ -128,7 +128,7 @@ def pointed(num=12, seed=1):
 
 
 def copies(dataset, dequantization, which=0, sde="vpsde"):
-    """Of one dequantised copy of each example the log-density, and minus that of its noise; both (N,)."""
+    """Log-density of one dequantized copy of each example, and minus the log-density of its noise; both (N,)."""
     sde, width = SDES[sde](), 2 / dataset.levels
     x, t = Pixels(dataset.levels).encode(torch.from_numpy(dataset.x)), data_time(dequantization, sde, width)
     u = uniform(0, DEQUANTIZATION, positions(0, len(x)) + which * COPY, x)
@@ -138,8 +138,8 @@ def copies(dataset, dequantization, which=0, sde="vpsde"):
 
 @pytest.mark.parametrize("sde", ["vpsde", "edm"])
 @pytest.mark.parametrize("levels", [2, 17, 256])
-def test_bits_of_each_example_are_those_of_the_density_and_the_width_of_a_bin(levels, sde, exact):
-    """-log2 of density times volume of a bin, over D; the volume is (2 / levels)^D, whatever the levels are."""
+def test_bits_of_each_example_follow_from_density_and_bin_width(levels, sde, exact):
+    """-log2 of density times volume of a bin, over D; the volume is (2 / levels)^D for any number of levels."""
     dataset = quantized(levels)
     result, rows = exact(dataset, sde)
     values = torch.from_numpy(dataset.x).float()
@@ -155,7 +155,7 @@ def test_bits_of_each_example_are_those_of_the_density_and_the_width_of_a_bin(le
 @pytest.mark.parametrize("sde", ["vpsde", "edm"])
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_noise_cut_at_the_edges_of_bins_is_subtracted(levels, sde, exact):
-    """Zheng et al., 2023: the state is alpha x + sigma z; minus log q stands as a term of its own."""
+    """Zheng et al., 2023: the state is alpha x + sigma z; minus log q is a separate term."""
     dataset = quantized(levels)
     result, rows = exact(dataset, sde, dequantization="truncated_normal")
     density, noise = copies(dataset, "truncated_normal", sde=sde)
@@ -165,14 +165,14 @@ def test_noise_cut_at_the_edges_of_bins_is_subtracted(levels, sde, exact):
 
 
 def test_finer_levels_cost_their_logarithm(exact):
-    """The same data in 256 instead of 16 levels: four bits more, but for what coarse bins lose of the density."""
+    """The same data in 256 instead of 16 levels: four bits more, except for the density that coarse bins lose."""
     coarse, fine = (exact(quantized(levels, num=40), **QUICK)[0]["bits_per_dim"] for levels in (16, 256))
     assert fine - coarse == pytest.approx(4, abs=0.05)
 
 
 @pytest.mark.parametrize("sde", SDES)
-def test_nats_of_each_point_are_those_of_the_density(sde, exact):
-    """In the order of the data, whichever the batches are."""
+def test_nats_of_each_point_match_the_density(sde, exact):
+    """In the order of the data, for any batch size."""
     x = MEAN + STD * torch.randn(12, 2, generator=torch.Generator().manual_seed(1))
     result, rows = exact(Dataset(x.numpy(), np.arange(12)), sde)
     assert len(rows["nats"]) == 12
@@ -183,7 +183,7 @@ def test_nats_of_each_point_are_those_of_the_density(sde, exact):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_every_solver_gives_the_density(solver, exact):
+def test_every_solver_gives_the_exact_density(solver, exact):
     points = pointed()
     result, rows = exact(points, solver=solver)
     np.testing.assert_allclose(rows["nats"], log_model(torch.from_numpy(points.x), SDES["vpsde"]()), atol=1e-3)
@@ -192,7 +192,7 @@ def test_every_solver_gives_the_density(solver, exact):
 
 @pytest.mark.parametrize("sde", SDES)
 def test_either_prior_leaves_the_error_of_the_solver(sde, exact):
-    """Matched to the law of the data it gives their density, the standard one that of the model."""
+    """Matched to the data's distribution it gives their density; the standard prior gives the model's."""
     points, law = pointed(), Gaussian(torch.full((2,), MEAN, dtype=torch.float64), STD**2)
     x, made = torch.from_numpy(points.x), SDES[sde]()
     for prior, expected in (("matched", log_normal(x, made)), ("standard", log_model(x, made))):
@@ -200,8 +200,8 @@ def test_either_prior_leaves_the_error_of_the_solver(sde, exact):
 
 
 @pytest.mark.parametrize("prior", ["standard", "matched"])
-def test_the_prior_is_a_term(prior, exact):
-    """Both terms move when the prior is another one, the divergence does not."""
+def test_the_prior_is_a_separate_term(prior, exact):
+    """Changing the prior changes the terms prior and total, but not the divergence."""
     result, rows = exact(pointed(), prior=prior)
     np.testing.assert_allclose(rows["nats"], rows["prior"] + rows["divergence"], atol=1e-5)
     assert result["settings"]["prior"] == prior
@@ -220,7 +220,7 @@ def test_the_data_can_be_taken_later(exact):
 
 @pytest.mark.parametrize("dequantization", ["uniform", "truncated_normal"])
 def test_copies_are_averaged_as_probabilities(dequantization, exact):
-    """log mean exp over K copies, each with its own noise; every term is there and they add up."""
+    """log mean exp over K copies, each with its own noise; every term is present and they add up."""
     dataset = quantized(4)
     result, rows = exact(dataset, dequantization=dequantization, samples=5)
     each = np.stack([sum(copies(dataset, dequantization, k)) for k in range(5)])
@@ -239,8 +239,8 @@ def test_one_copy_is_the_plain_estimate(exact):
     assert result["terms"]["importance"] == 0
 
 
-def test_more_copies_come_nearer_from_below(exact):
-    """Of each example to the logarithm of the mass of its bins, which is known; on the average they never go beyond."""
+def test_more_copies_approach_the_mass_from_below(exact):
+    """Each example approaches the known log mass of its bins, and on average never exceeds it."""
     dataset, sde = quantized(4, num=40), SDES["vpsde"]()
     alpha, sigma, _ = sde.marginal(sde.t_min)
     law = scipy.stats.norm(alpha * MEAN, math.hypot(alpha * STD, sigma))
@@ -268,8 +268,8 @@ def test_repeats_are_averaged_as_logarithms(exact):
     assert exact(dataset)[0]["repeat_stderr_nats"] is None
 
 
-def test_repeats_tell_what_another_seed_changes(exact):
-    """Their standard error of the mean, against the spread of the means of other seeds."""
+def test_repeats_estimate_the_spread_over_seeds(exact):
+    """Their standard error of the mean, against the spread of the means over other seeds."""
     dataset = quantized(4, num=8)
     quick = QUICK | {"exact_trace_below": 0, "evaluations": 8}
     error = exact(dataset, repeats=8, **quick)[0]["repeat_stderr_nats"]
@@ -281,7 +281,7 @@ def test_repeats_tell_what_another_seed_changes(exact):
 
 
 def test_a_random_trace_has_the_mean_of_the_exact_one(exact):
-    """An exact Gaussian has a diagonal Jacobian, of which one Rademacher probe gives the trace without error."""
+    """An exact Gaussian has a diagonal Jacobian, whose trace one Rademacher probe gives without error."""
     trace, _ = exact(quantized(17))
     one, rows = exact(quantized(17), exact_trace_below=0)
     assert (trace["trace"], trace["probe_stderr_nats"]) == ("exact", 0)
@@ -294,7 +294,7 @@ def test_a_random_trace_has_the_mean_of_the_exact_one(exact):
 
 @pytest.mark.parametrize("solver", ["adams_pece", "dopri5"])
 def test_the_spread_of_probes_is_the_standard_error_of_their_mean(solver, exact):
-    """Normal probes of a diagonal Jacobian spread; rows of the exact trace lie within their errors."""
+    """Normal probes of a diagonal Jacobian vary; rows of the exact trace lie within their errors."""
     _, trace = exact(quantized(17), solver=solver, **QUICK)
     result, rows = exact(quantized(17), solver=solver, **PROBED, probes=32, **QUICK)
     scores = (rows["nats"] - trace["nats"]) / rows["probe_variance"] ** 0.5
@@ -306,7 +306,7 @@ def test_the_spread_of_probes_is_the_standard_error_of_their_mean(solver, exact)
 
 
 def test_repeats_average_the_noise_of_probes(exact):
-    """Points, which nothing else is random of: the variance of the mean by their repeats is that by their probes."""
+    """For points the probes are the only randomness: the variance by repeats equals the one by probes."""
     result, rows = exact(pointed(60), **PROBED, probes=2, repeats=4, **QUICK)
     assert rows["repeat_variance"].mean() == pytest.approx(rows["probe_variance"].mean(), rel=0.4)
     errors = rows["nats"] - exact(pointed(60), **QUICK)[1]["nats"]
@@ -314,8 +314,8 @@ def test_repeats_average_the_noise_of_probes(exact):
     assert result["probe_stderr_nats"] == pytest.approx(result["repeat_stderr_nats"], rel=0.2)
 
 
-def test_importance_tells_what_of_it_is_noise_of_the_probes(exact):
-    """Weights by noisy densities favour the lucky ones; what that adds on the average is told."""
+def test_importance_reports_the_excess_from_probe_noise(exact):
+    """Weights by noisy densities favour overestimates; the result reports the average excess."""
     dataset, changes = quantized(17, num=400), PROBED | QUICK | {"samples": 4, "probes": 2, "batch_size": 400}
     _, clean = exact(dataset, **changes | {"probe": "rademacher"})  # without error, as the Jacobian is diagonal
     result, noisy = exact(dataset, **changes)
@@ -325,8 +325,8 @@ def test_importance_tells_what_of_it_is_noise_of_the_probes(exact):
     assert np.abs(clean["inflation"]).max() < 1e-6
 
 
-def test_errors_of_copies_are_weighed_as_the_copies_are(exact, monkeypatch):
-    """Two copies whose densities are 1 to 3, of variances 0.4 and 0.8, in two repeats."""
+def test_errors_of_copies_have_the_weights_of_the_copies(exact, monkeypatch):
+    """Two copies with densities 1 to 3 and variances 0.4 and 0.8, in two repeats."""
     solve = DensityEstimator._solve
 
     def known(self, x, *args):
@@ -344,8 +344,8 @@ def test_errors_of_copies_are_weighed_as_the_copies_are(exact, monkeypatch):
 
 
 @pytest.mark.parametrize(("probe", "probes"), [("gauss", 1), ("gauss", 4), ("rademacher", 2), ("orthogonal", 2)])
-def test_the_check_knows_the_error_of_the_probes(probe, probes, exact):
-    """Of one measurement, from examples of its own, against the spread around the exact trace."""
+def test_the_check_estimates_the_error_of_the_probes(probe, probes, exact):
+    """For one measurement, from its own examples, against the spread around the exact trace."""
     dataset = quantized(17, num=80)
     trace = {"exact_trace_below": 0, "probe": probe, "probes": probes}
     result, rows = exact(dataset, **{**QUICK, "check_examples": 80}, **trace)
@@ -355,8 +355,8 @@ def test_the_check_knows_the_error_of_the_probes(probe, probes, exact):
 
 
 @pytest.mark.parametrize(("evaluations", "reference"), [(3, 12), (5, 10)])
-def test_the_check_knows_the_error_of_the_solver(evaluations, reference, exact):
-    """Of coarse solvers, against the closed form; the reference is refined until two agree."""
+def test_the_check_estimates_the_error_of_the_solver(evaluations, reference, exact):
+    """For coarse solvers, against the closed form; the reference is refined until two agree."""
     points, sde = pointed(), SDES["vpsde"]()
     result, rows = exact(points, evaluations=evaluations, check_examples=12)
     error = rows["nats"] - log_model(torch.from_numpy(points.x), sde).numpy()
@@ -367,7 +367,7 @@ def test_the_check_knows_the_error_of_the_solver(evaluations, reference, exact):
 
 
 class Levels:
-    """Pixels that are independent of each other, each one of the levels with a probability of two bumps."""
+    """Independent pixels, each a level with probabilities that have two modes."""
 
     def __init__(self, levels):
         centres = (torch.arange(levels).double() + 0.5) * 2 / levels - 1
@@ -393,7 +393,7 @@ BARE = {"dequantization": "truncated_normal", "batch_size": 100, "check_examples
 
 
 def test_bare_levels_are_solved_with_the_default_evaluations(exact):
-    """256 levels, whose flow moves fast close to the data; against the exact density of each example."""
+    """256 levels, whose flow is fast close to the data; against the exact density of each example."""
     law = Levels(256)
     dataset = law.dataset(100)
     expected = law.bound(dataset, SDES["vpsde"]()).mean()
@@ -402,8 +402,8 @@ def test_bare_levels_are_solved_with_the_default_evaluations(exact):
     assert abs(result["check"]["mean_error"]) < 0.05 * result["nats_stderr"]
 
 
-def test_a_bound_that_is_too_likely_is_not_called_converged(exact, monkeypatch, capsys):
-    """Without nodes close to the data 32 evaluations are far off: verdict and interval include that."""
+def test_a_bound_above_the_density_is_not_reported_as_converged(exact, monkeypatch, capsys):
+    """Without nodes close to the data, 32 evaluations are far off: verdict and interval show it."""
     monkeypatch.setattr(density, "edge", lambda name: 0.0)
     law = Levels(256)
     dataset = law.dataset(100)
@@ -418,8 +418,8 @@ def test_a_bound_that_is_too_likely_is_not_called_converged(exact, monkeypatch, 
     assert all(len(line) <= 120 for line in out.splitlines()[:-1])
 
 
-def test_automatic_evaluations_are_as_many_as_the_solver_needs(exact, monkeypatch):
-    """They begin with 32 for random probes, and end where the error is below that of the sample."""
+def test_automatic_evaluations_suffice_for_the_solver(exact, monkeypatch):
+    """They start at 32 for random probes and end once the error is below the sample's."""
     monkeypatch.setattr(density, "edge", lambda name: 0.0)
     law = Levels(64)
     dataset = law.dataset(100)
@@ -432,8 +432,8 @@ def test_automatic_evaluations_are_as_many_as_the_solver_needs(exact, monkeypatc
     assert (easy["nfe"], easy["check"]["against"]) == (32, "64 evaluations")
 
 
-def test_the_interval_of_a_spiral_holds_its_exact_density(exact):
-    """Points of the plane with the exact trace: automatic evaluations leave next to no error of the solver."""
+def test_the_interval_of_a_spiral_covers_its_exact_density(exact):
+    """Points of the plane with the exact trace: automatic evaluations leave almost no solver error."""
     angle = 1.5 * math.pi + 3 * math.pi * (torch.arange(100).double() + 0.5) / 100
     curve = 0.1 * angle[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
     law, sde = GaussianMixture(torch.ones(100).double(), curve, 0.03**2), SDES["vpsde"]()
@@ -452,7 +452,7 @@ def test_the_interval_of_a_spiral_holds_its_exact_density(exact):
 @pytest.mark.parametrize(
     ("dimensions", "exact", "evaluations"), [(1, True, 128), (16, True, 128), (32, True, 64), (64, True, 32)]
 )
-def test_few_dimensions_begin_with_many_evaluations(dimensions, exact, evaluations):
+def test_few_dimensions_start_with_many_evaluations(dimensions, exact, evaluations):
     assert density.start(dimensions, exact) == evaluations
     assert density.start(dimensions, False) == 32
 
@@ -463,13 +463,13 @@ def test_the_check_of_an_adaptive_solver_takes_a_tenth_of_the_tolerance(exact):
     assert result["check"]["solver_error"] < 1e-3
 
 
-def test_the_check_with_orthogonal_probes_takes_no_more_than_there_are_dimensions(exact):
+def test_the_check_takes_at_most_as_many_orthogonal_probes_as_dimensions(exact):
     result, _ = exact(pointed(), exact_trace_below=0, probe="orthogonal", probes=2, check_examples=4)
     assert result["check"]["probe_error"] == 0
     assert result["probe_stderr_nats"] == 0
 
 
-def test_one_dimension_has_its_trace_for_nothing(exact):
+def test_one_dimension_uses_the_exact_trace(exact):
     line = Dataset(pointed().x[:, :1], np.arange(12))
     result, rows = exact(line, **PROBED)
     assert result["trace"] == "exact"
@@ -481,8 +481,8 @@ def test_the_check_can_be_left_out(exact):
     assert exact(pointed(), check_examples=100)[0]["check"]["examples"] == 12
 
 
-def test_the_mismatch_of_each_example_is_told(exact):
-    """From the data, of which a state at time t is alpha times."""
+def test_the_prior_mismatch_of_each_example_is_reported(exact):
+    """From the data, which a state at time t scales by alpha."""
     points, sde = pointed(), SDES["vpsde"]()
     for t in (0.0, 0.5):
         result, rows = exact(points, t_min=t)
@@ -502,11 +502,11 @@ def test_the_mismatch_of_the_prior_is_a_divergence_between_normals(sde):
     torch.testing.assert_close(prior_term(made, x), expected, rtol=1e-9, atol=1e-12)
 
 
-# --- how sure it is ---------------------------------------------------------------------------------------------------
+# --- uncertainty ------------------------------------------------------------------------------------------------------
 
 
-def test_the_interval_is_that_of_student(exact):
-    """By scipy, of the rows; in bits the ends change places."""
+def test_the_interval_is_students(exact):
+    """By scipy, from the rows; in bits the ends change places."""
     result, rows = exact(quantized(17, num=5))
     expected = scipy.stats.t.interval(0.95, 4, rows["nats"].mean(), scipy.stats.sem(rows["nats"]))
     assert result["nats_interval"] == pytest.approx(expected)
@@ -515,8 +515,8 @@ def test_the_interval_is_that_of_student(exact):
     assert [low, high] == pytest.approx([-end / (8 * math.log(2)) for end in expected[::-1]])
 
 
-def test_the_interval_reaches_as_far_as_the_error_of_the_solver():
-    """Further on the side of the bias alone, and in quadrature by what is unsure of it."""
+def test_the_interval_includes_the_error_of_the_solver():
+    """It extends on the side of the bias only, and in quadrature by the bias's uncertainty."""
     values = np.array([1.0, 2.0, 4.0])
     low, high = interval(values)
     assert interval(values, 0.5) == pytest.approx([low - 0.5, high])
@@ -525,14 +525,14 @@ def test_the_interval_reaches_as_far_as_the_error_of_the_solver():
     assert interval(values, 0.5, 2.0) == pytest.approx([values.mean() - reach - 0.5, values.mean() + reach])
 
 
-def test_the_interval_holds_the_entropy_of_the_data(exact):
-    """In 95 of 100 groups of four examples, the noise of probes and repeats included.
+def test_the_interval_covers_the_entropy_of_the_data(exact):
+    """In 95 of 100 groups of four examples, including the noise of probes and repeats.
 
-    Single probes spread the rows more than the data do, and the interval has to know. In many dimensions, where a
-    log-density is nearly normal; two standard errors would hold too few, for four examples are few.
+    Single probes spread the rows more than the data do, and the interval has to include that. The data have many
+    dimensions, where a log-density is nearly normal; for four examples, two standard errors would cover too few.
     """
     _, std = spread(SDES["vpsde"](), SDES["vpsde"]().t_min)
-    mean = -16 * math.log(2 * math.pi * math.e * std**2)  # nats of an example in 32 dimensions, on the average
+    mean = -16 * math.log(2 * math.pi * math.e * std**2)  # mean nats of an example in 32 dimensions
     x = MEAN + STD * torch.randn(2000, 32, generator=torch.Generator().manual_seed(0))
     changes = PROBED | QUICK | {"solver": "dopri5", "rtol": 1e-2, "atol": 1e-2, "batch_size": 2000, "repeats": 2}
     result, rows = exact(Dataset(x.numpy(), np.arange(2000)), **changes)
@@ -580,7 +580,7 @@ def test_rows_do_not_depend_on_the_batch_size(digits, measured, batch_size, word
 
 
 def test_each_example_is_scored_once(points, measured, monkeypatch):
-    """The batches make up the split, in its order."""
+    """The batches make up the split, in order."""
     seen, batch = [], Dataset.batch
     monkeypatch.setattr(Dataset, "batch", lambda self, indices: [seen.extend(indices), batch(self, indices)][1])
     monkeypatch.setattr("score_sde.data.points.SIZES", {"train": 20, "test": 11})
@@ -609,7 +609,7 @@ def test_bits_are_refused_for_real_numbers(points, measured, capsys):
     assert "noise of standard deviation 0.001 units of the data" in out
 
 
-def test_what_is_said_of_bits(digits, measured, capsys):
+def test_output_in_bits(digits, measured, capsys):
     measured(
         digits, 3, "--config.likelihood.samples=2", "--config.likelihood.probes=2", "--config.likelihood.repeats=2"
     )
@@ -624,7 +624,7 @@ def test_what_is_said_of_bits(digits, measured, capsys):
     assert all(len(line) <= 120 for line in out.splitlines()[:-1])
 
 
-def test_what_is_said_of_the_check(exact, capsys):
+def test_output_of_the_check(exact, capsys):
     exact(pointed(), check_examples=8)
     assert "nats off one of 64 evaluations on 8 examples, and the trace is exact" in capsys.readouterr().out
     exact(pointed(), **PROBED, check_examples=8)
@@ -654,7 +654,7 @@ def test_splits_checkpoints_and_weights_differ(digits, measured):
     assert len({tuple(nats) for nats in found}) == 4
 
 
-def test_the_noise_is_that_of_the_seed(digits, measured):
+def test_the_noise_follows_the_seed(digits, measured):
     rows = [measured(digits, 2, f"--seed={seed}")[1]["nats"] for seed in (0, 0, 1)]
     assert np.array_equal(rows[0], rows[1])
     assert not np.array_equal(rows[0], rows[2])
@@ -689,20 +689,20 @@ TWO = ("--config.likelihood.exact_trace_below=0", "--config.likelihood.probes=2"
 
 
 def score(workdir, num, *words):
-    """The exit status of a measurement of points."""
+    """Exit status of a measurement of points."""
     flags = (f"--workdir={workdir}", f"--config.likelihood.num_examples={num}")
     return command("--mode=likelihood", *flags, *TWO, *words)
 
 
 class Batches(list):
-    """Batches that were scored, and after how many of them the next is interrupted."""
+    """Scored batches, and the number of them after which the next one is interrupted."""
 
     stop = None
 
 
 @pytest.fixture
 def scored(monkeypatch):
-    """The batches that are scored."""
+    """Records the batches that are scored."""
     found, measure = Batches(), DensityEstimator.score
 
     def count(self, dataset, examples):
@@ -717,20 +717,20 @@ def scored(monkeypatch):
 
 @pytest.fixture
 def copied(points, tmp_path):
-    """A copy of the run of its own."""
+    """A copy of the run."""
     return shutil.copytree(points, tmp_path / "run", ignore=shutil.ignore_patterns("likelihood"))
 
 
 @pytest.fixture
 def undisturbed(points, tmp_path):
-    """The bytes of the rows of the first 11 points, from one command."""
+    """Bytes of the rows of the first 11 points, from one command."""
     workdir = shutil.copytree(points, tmp_path / "undisturbed", ignore=shutil.ignore_patterns("likelihood"))
     assert score(workdir, 11) == 0
     return (workdir / "likelihood" / f"{NAME}.npz").read_bytes()
 
 
 def test_an_interrupted_measurement_goes_on(copied, undisturbed, scored, capsys):
-    """Each example is scored once in all, and the rows are those of a command that nobody stopped, bit for bit."""
+    """Each example is scored once in all, and the rows equal an uninterrupted command's bit for bit."""
     scored.stop = 2
     assert score(copied, 11) == 130
     assert [path.name.split(".")[1][:5] for path in unfinished(copied)] == ["rows-"]
@@ -747,7 +747,7 @@ def test_an_interrupted_measurement_goes_on(copied, undisturbed, scored, capsys)
 
 @pytest.mark.parametrize("left", [1, 30, -1])
 def test_a_last_line_that_was_cut_off_is_scored_again(left, copied, undisturbed, scored):
-    """Its batch as a whole, so that the bits are the same."""
+    """The whole batch is scored again, so that the bits are the same."""
     scored.stop = 2
     assert score(copied, 11) == 130
     (path,) = unfinished(copied)
@@ -795,7 +795,7 @@ def test_killed_after_the_last_batch(copied, undisturbed, scored, monkeypatch):
 
 
 @pytest.mark.parametrize(("num", "others"), [(15, [[8, 9, 10, 11], [12, 13, 14]]), (8, []), (6, [])])
-def test_more_and_fewer_examples_use_the_rows_that_are_there(num, others, copied, scored):
+def test_more_and_fewer_examples_reuse_the_stored_rows(num, others, copied, scored):
     scored.stop = 2
     assert score(copied, 11) == 130
     scored.stop = None
@@ -809,8 +809,8 @@ def test_more_and_fewer_examples_use_the_rows_that_are_there(num, others, copied
     assert read(copied, NAME)[0]["scored_before"] == 0
 
 
-def test_a_smaller_batch_size_uses_the_rows_that_are_there(copied, scored):
-    """For whoever ran out of memory."""
+def test_a_smaller_batch_size_reuses_the_stored_rows(copied, scored):
+    """The remedy for running out of memory."""
     scored.stop = 1
     assert score(copied, 11) == 130
     scored.stop = None
@@ -831,7 +831,7 @@ def test_a_smaller_batch_size_uses_the_rows_that_are_there(copied, scored):
         "--config.data.name=swiss_roll",
     ],
 )
-def test_what_is_of_other_settings_is_scored_anew(word, copied, scored, capsys):
+def test_other_settings_are_scored_again(word, copied, scored, capsys):
     scored.stop = 2
     assert score(copied, 11) == 130
     scored.stop = None
@@ -841,8 +841,8 @@ def test_what_is_of_other_settings_is_scored_anew(word, copied, scored, capsys):
     assert not unfinished(copied)
 
 
-def test_going_back_to_the_first_settings_finds_their_rows(copied, undisturbed, scored):
-    """As long as no other measurement has come to its end."""
+def test_returning_to_the_first_settings_reuses_their_rows(copied, undisturbed, scored):
+    """As long as no other measurement has finished."""
     for stop, words in ((2, ()), (3, ("--seed=1",)), (None, ())):
         scored.stop = stop
         assert score(copied, 11, *words) == (0 if stop is None else 130)
@@ -850,8 +850,8 @@ def test_going_back_to_the_first_settings_finds_their_rows(copied, undisturbed, 
     assert (copied / "likelihood" / f"{NAME}.npz").read_bytes() == undisturbed
 
 
-def test_the_files_of_a_checkpoint_decide_not_its_name(exact, scored):
-    """A run that was trained anew has other weights under the same step, of the same data."""
+def test_rows_belong_to_the_content_of_a_checkpoint_not_its_name(exact, scored):
+    """Another training run has other weights under the same step, for the same data."""
     scored.stop = 1
     with pytest.raises(KeyboardInterrupt):
         exact(pointed(), state={"weights": 1})
@@ -862,7 +862,7 @@ def test_the_files_of_a_checkpoint_decide_not_its_name(exact, scored):
 
 @pytest.mark.slow
 def test_a_killed_process_goes_on(copied, tmp_path, scored):
-    """SIGKILL as soon as there is a row."""
+    """SIGKILL after the first row."""
     words = ("--config.threads=1", "--config.likelihood.evaluations=60", "--batch_size=1")
     flags = (f"--workdir={copied}", "--config.likelihood.num_examples=11", *TWO, *words)
     process = subprocess.Popen([sys.executable, "run.py", "--mode=likelihood", *flags], cwd=ROOT)
@@ -882,12 +882,12 @@ def test_a_killed_process_goes_on(copied, tmp_path, scored):
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
-ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # of torchrun; nothing is sent there
+ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # for torchrun; nothing is sent there
 
 
 @pytest.fixture
 def second(monkeypatch):
-    """This process as the second of two, which waits for nobody."""
+    """This process as the second of two, without a first one."""
     with monkeypatch.context() as patch:
         for key, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", **ADDRESS}.items():
             patch.setenv(key, value)
@@ -896,8 +896,8 @@ def second(monkeypatch):
         yield patch
 
 
-def test_the_second_of_two_processes_does_its_share_and_is_quiet(copied, undisturbed, scored, second, capfd):
-    """Every second batch; no check, no result and not a word. One process alone goes on with what it has left."""
+def test_the_second_of_two_processes_scores_its_batches_silently(copied, undisturbed, scored, second, capfd):
+    """Every second batch, without check, result or output. A single process then scores the rest."""
     capfd.readouterr()
     second.setattr(DensityEstimator, "_check", None)
     assert score(copied, 11, "--config.likelihood.check_examples=4") == 0
@@ -939,7 +939,7 @@ sys.exit(run.main(sys.argv))
 
 
 def torchrun(script, *words):
-    """Two processes of a script: what they said."""
+    """Runs a script in two processes and returns their output."""
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
@@ -959,8 +959,8 @@ def test_two_processes_give_the_rows_of_one(copied, undisturbed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "failed"])
-def test_a_process_that_fails_ends_the_other_and_one_goes_on(how, copied, undisturbed, tmp_path, scored):
-    """The other one waits for it by then, and not for ever."""
+def test_a_failing_process_ends_the_other_and_a_single_one_resumes(how, copied, undisturbed, tmp_path, scored):
+    """The other process is waiting for it at that time, and must not wait forever."""
     script = FAILING.replace("{how}", how).replace("{folder}", str(copied / "likelihood"))
     (tmp_path / "failing.py").write_text(script)
     words = (f"--workdir={copied}", "--config.likelihood.num_examples=11", *TWO, "--config.threads=1", "--batch_size=2")
@@ -976,7 +976,7 @@ def test_a_process_that_fails_ends_the_other_and_one_goes_on(how, copied, undist
         np.testing.assert_allclose(column, expected[key], rtol=1e-4, atol=1e-4, err_msg=key)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1011,7 +1011,7 @@ def test_a_process_that_fails_ends_the_other_and_one_goes_on(how, copied, undist
         ("samples=2", "likelihood.samples 2 weighs by densities, which probes make noisy"),
     ],
 )
-def test_settings_that_make_no_sense(words, message, digits, capsys):
+def test_invalid_settings_are_refused(words, message, digits, capsys):
     before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
     flags = [f"--config.likelihood.{word}" for word in words.split()]
     assert command("--mode=likelihood", f"--workdir={digits}", *flags) == 2
@@ -1039,7 +1039,7 @@ def test_importance_takes_the_exact_trace_or_more_probes(digits, measured):
         ("repeats=2", "likelihood.repeats 2: nothing is random with the exact trace; use 1"),
     ],
 )
-def test_settings_that_make_no_sense_for_real_numbers(words, message, points, capsys):
+def test_invalid_settings_for_real_numbers_are_refused(words, message, points, capsys):
     assert command("--mode=likelihood", f"--workdir={points}", f"--config.likelihood.{words}") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {message}")
@@ -1056,7 +1056,7 @@ def test_data_of_another_form_are_refused(digits, monkeypatch, capsys):
 
 
 class Latents(Identity):
-    """A codec that throws something away."""
+    """A codec that discards information."""
 
     def log_det(self, shape):
         return None
@@ -1083,7 +1083,7 @@ def test_runs_without_a_density_are_refused(name, message, copied, capsys):
 
 
 @pytest.mark.parametrize("check", [0, 8])
-def test_weights_that_are_not_finite_are_named(check, copied, monkeypatch, capsys):
+def test_non_finite_weights_are_named(check, copied, monkeypatch, capsys):
     """Before anything is written, with a check and without."""
     loaded = likelihood.load
 
@@ -1102,8 +1102,8 @@ def test_weights_that_are_not_finite_are_named(check, copied, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("words", [{"check_examples": 8}, {"repeats": 2, **PROBED}, {"solver": "dopri5"}])
-def test_what_is_not_finite_has_its_number_in_the_split(words, exact):
-    """Not that in its batch, nor that of a copy."""
+def test_a_non_finite_example_is_named_by_its_number_in_the_split(words, exact):
+    """The number is not that in its batch, nor a copy's."""
     points = pointed()
     points.x[9] = np.nan
     with pytest.raises(ExampleError, match=r"^example 9: the network is not finite at t = ") as error:
@@ -1111,8 +1111,8 @@ def test_what_is_not_finite_has_its_number_in_the_split(words, exact):
     assert error.value.exit_status == 4
 
 
-def test_a_copy_that_is_not_finite_has_the_number_of_its_example(exact, monkeypatch):
-    """A prior that is zero where example 9 ends, in the third of its copies."""
+def test_a_non_finite_copy_is_named_by_its_example(exact, monkeypatch):
+    """A prior that is zero at the end point of example 9, in the third of its copies."""
     density, calls = PRIORS["standard"], []
 
     def prior(sde, gaussian, x):

@@ -105,7 +105,7 @@ def test_worse_samples_are_farther_than_the_floor():
 
 @pytest.fixture
 def evaluated(points, digits, classifier_run, tmp_path, capsys):
-    """Evaluate a copy of a run: (result, folder, what was printed)."""
+    """Evaluates a copy of a run: (result, folder, output)."""
 
     def run(which, *words, name="heun-4-identity-test"):
         workdir = tmp_path / which
@@ -121,7 +121,7 @@ def evaluated(points, digits, classifier_run, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def classifier_run(tmp_path_factory):
-    """A classifier of a few steps."""
+    """A classifier trained for a few steps."""
     workdir = tmp_path_factory.mktemp("classifier")
     keys = {"network.channels": 8, "optim.warmup_images": 0, "train.total_images": 640, "train.batch_size": 64}
     words = [f"--config.{key}={value}" for key, value in keys.items()]
@@ -150,7 +150,7 @@ def test_points_by_their_coordinates(evaluated):
         assert f"{row['floor']:.4f}" in line
 
 
-def test_the_same_command_finds_the_same_numbers(evaluated):
+def test_the_same_command_gives_the_same_numbers(evaluated):
     first, folder, _ = evaluated("points", IDENTITY)
     again, _, _ = evaluated("points", IDENTITY, "--batch_size=7")
     for name, row in first["metrics"].items():
@@ -159,7 +159,7 @@ def test_the_same_command_finds_the_same_numbers(evaluated):
     assert len(list(folder.glob("reference-*.npz"))) == 1
 
 
-def test_samples_of_a_file_score_as_those_drawn_here(evaluated, tmp_path):
+def test_samples_from_a_file_have_the_metrics_of_drawn_ones(evaluated, tmp_path):
     drawn, _, _ = evaluated("digits", IDENTITY)
     assert command("--mode=sample", f"--workdir={tmp_path / 'digits'}", *FAST[:3]) == 0
     file = tmp_path / "digits" / "samples" / "heun-4" / "samples.npz"
@@ -185,7 +185,7 @@ def test_images_by_a_classifier(evaluated, classifier_run):
 
 
 def test_real_examples_score_the_floor(evaluated, classifier_run, tmp_path):
-    """The training images in the place of the samples: no distance beyond the floor, and nothing new."""
+    """With training images as samples, the distances are at the floor and no image is novel."""
     folder = tmp_path / "real"
     folder.mkdir()
     numbers = order(0, 0, 1437)[:300]
@@ -201,7 +201,7 @@ def test_real_examples_score_the_floor(evaluated, classifier_run, tmp_path):
     assert result["metrics"]["novelty"]["samples"] == pytest.approx(0, abs=1e-3)
 
 
-def test_the_reference_is_read_and_not_made_again(evaluated, monkeypatch):
+def test_the_reference_is_reused(evaluated, monkeypatch):
     first, folder, _ = evaluated("points", IDENTITY)
     (path,) = folder.glob("reference-*.npz")
     monkeypatch.setattr(metrics, "write_npz", None)
@@ -209,12 +209,12 @@ def test_the_reference_is_read_and_not_made_again(evaluated, monkeypatch):
     assert again["metrics"] == first["metrics"]
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def refused(evaluated, tmp_path, capsys, monkeypatch):
-    """Evaluate the points with words that fail: the line on standard error."""
+    """Evaluates the points with arguments that fail; returns the line on standard error."""
     evaluated("points", IDENTITY)
     monkeypatch.chdir(tmp_path)
 
@@ -321,7 +321,7 @@ def test_a_damaged_classifier(refused, classifier_run, tmp_path):
 
 @pytest.mark.parametrize("missing", [True, False])
 def test_the_command_in_the_error_trains_a_classifier_of_the_same_data(missing, classifier_run, tmp_path, capsys):
-    """On labelled images of 6x6 pixels, where there is no classifier, or one of the digits."""
+    """For labelled images of 6x6 pixels, without a classifier or with one of the digits."""
     images = np.random.default_rng(0).integers(0, 256, (60, 6, 6, 1), np.uint8)
     np.savez(tmp_path / "my data.npz", images=images, labels=np.arange(60) % 3)
     words = ["--config=mnist", "--device=cpu", f"--config.data.path={tmp_path / 'my data.npz'}"]
@@ -343,7 +343,7 @@ def test_the_command_in_the_error_trains_a_classifier_of_the_same_data(missing, 
 
 
 class Inception(torch.nn.Module):
-    """A stand-in of the network that tells what it was given."""
+    """A stand-in for the network that returns its input."""
 
     def __init__(self, name, features, path):
         super().__init__()
@@ -362,7 +362,7 @@ def inception(**keys):
     return make_features(config, read_dataset(config, "test"))
 
 
-def test_inception_sees_three_channels_of_256_levels(monkeypatch, tmp_path):
+def test_inception_receives_three_channels_of_256_levels(monkeypatch, tmp_path):
     monkeypatch.setattr(networks, "find_spec", lambda name: name)
     monkeypatch.setattr(networks, "NoTrainInceptionV3", Inception)
     torch.save({}, tmp_path / "weights.pth")
@@ -372,7 +372,7 @@ def test_inception_sees_three_channels_of_256_levels(monkeypatch, tmp_path):
     assert (features.name, len(features.sha256)) == ("inception", 64)
 
 
-def test_inception_that_is_not_there(monkeypatch, tmp_path):
+def test_missing_inception(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"evaluate.inception_path is empty: give pt_inception-2015"):
         inception()
     monkeypatch.setattr(networks, "find_spec", lambda name: None)
@@ -391,8 +391,8 @@ def test_inception_that_is_not_there(monkeypatch, tmp_path):
         inception(inception_path=tmp_path / "weights.pth")
 
 
-def test_a_class_that_no_sample_has_is_the_rarest():
-    """Also where it is the last, which no count tells."""
+def test_a_class_without_samples_is_the_rarest():
+    """Even if it is the last class, whose count is missing."""
     one_hot = torch.eye(3, dtype=torch.float64)
     found = metrics.classes(
         lambda label: 0.9 * one_hot[label], torch.tensor([0, 1, 1, 0]), torch.tensor([0, 1, 2]), None

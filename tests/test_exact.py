@@ -1,4 +1,5 @@
-"""Exact mixtures, on which all other tests stand: against scipy, autograd, Monte Carlo and the Gaussian closed form."""
+"""Exact mixtures, the ground truth of other tests: against scipy, autograd, Monte Carlo and
+the Gaussian closed form."""
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from score_sde.sde_lib import GaussianMixture
 
 
 def covariances(mixture):
-    """(K, D, D) of the components."""
+    """Covariances (K, D, D) of the components."""
     return torch.einsum("kij,kj,klj->kil", mixture.bases, mixture.variances, mixture.bases)
 
 
@@ -20,7 +21,7 @@ def around(mixture, num=8):
 
 
 @pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.0), (0.8, 0.3), (1.0, 20.0)])
-def test_density_is_scipys(shaped_mixture, alpha, sigma):
+def test_density_matches_scipy(shaped_mixture, alpha, sigma):
     x = around(shaped_mixture)
     num = x[0].numel()
     parts = [
@@ -43,7 +44,7 @@ def test_score_is_the_gradient_of_the_density(sde, shaped_mixture):
         torch.testing.assert_close(score, expected, rtol=1e-7, atol=1e-7 * expected.abs().max().item())
 
 
-def test_posterior_mean_is_that_of_bayes_by_monte_carlo(shaped_mixture):
+def test_posterior_mean_matches_monte_carlo(shaped_mixture):
     alpha, sigma, num = 0.7, 1.5, 200_000
     x0 = shaped_mixture.sample(num, torch.Generator().manual_seed(2)).flatten(1)
     x = around(shaped_mixture, 4) / 2
@@ -69,7 +70,7 @@ def test_one_component_is_gaussian_conditioning(sde):
         torch.testing.assert_close(mixture.denoiser(sde)(x, t).x0, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_points_are_weighed_by_their_distance():
+def test_points_are_weighted_by_distance():
     points = torch.tensor([[[0.0, 1.0]], [[2.0, -1.0]], [[-1.0, -1.0]]]).double()
     x, alpha, sigma = torch.tensor([[[0.5, 0.2]], [[-3.0, 1.0]]]).double(), 0.6, 0.8
     distance = (x[:, None] - alpha * points).square().sum((2, 3))
@@ -88,7 +89,7 @@ def test_samples_have_the_moments(shaped_mixture):
     assert (error < 4 * products.std(0) / num**0.5).all()
 
 
-def test_moments_are_those_of_the_components(shaped_mixture):
+def test_moments_match_the_components(shaped_mixture):
     weights = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     mean = (weights[:, None] * shaped_mixture.means).sum(0)
     second = covariances(shaped_mixture) + torch.einsum("ki,kj->kij", shaped_mixture.means, shaped_mixture.means)

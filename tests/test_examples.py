@@ -1,4 +1,4 @@
-"""Examples to edit: of a split, or of a file, in the form that the run knows."""
+"""Examples to edit, from a split or a file, in the run's format."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ REAL = DataFacts((1, 6, 4), 0, 0.5, 1.0)
 
 
 def levels(facts, num=3, most=None):
-    """Levels of any kind, (N, C, H, W) uint8."""
+    """Levels of a run's shape, (N, C, H, W) uint8."""
     generator = np.random.default_rng(0)
     return generator.integers(0, most or facts.levels, (num, *facts.shape)).astype(np.uint8)
 
@@ -27,7 +27,7 @@ def levels(facts, num=3, most=None):
 @pytest.mark.parametrize("facts", [GREY, COLOUR], ids=["grey", "colour"])
 @pytest.mark.parametrize("form", ["first", "last", "npz", "samples"])
 def test_arrays_are_levels_as_they_are(facts, form, tmp_path):
-    """Channels first or last; a samples.npz as the mode sample writes it."""
+    """Channels first or last, and the samples.npz of the mode sample."""
     x = levels(facts)
     last = np.moveaxis(x, 1, -1)
     path = tmp_path / ("x.npz" if form in ("npz", "samples") else "x.npy")
@@ -40,8 +40,8 @@ def test_arrays_are_levels_as_they_are(facts, form, tmp_path):
     assert np.array_equal(found, x)
 
 
-def test_what_is_read_is_no_part_of_the_file(tmp_path, monkeypatch):
-    """Which is mapped, and read-only."""
+def test_examples_are_copied_from_the_file(tmp_path, monkeypatch):
+    """The file is memory-mapped and read-only."""
     x = levels(GREY)
     monkeypatch.setattr(examples, "read_array", lambda path: (x, None))
     (tmp_path / "x.npy").touch()
@@ -50,7 +50,7 @@ def test_what_is_read_is_no_part_of_the_file(tmp_path, monkeypatch):
 
 
 def test_a_picture_s_shades_become_the_levels_of_the_run(tmp_path):
-    """Those that a picture of these levels has come back, and others go to the nearest."""
+    """Shades written by a picture of these levels are recovered; others go to the nearest level."""
     x = np.arange(24, dtype=np.uint8).reshape(6, 4) % 17
     Image.fromarray((x * 255.0 / 16).round().astype(np.uint8)).save(tmp_path / "x.png")
     assert np.array_equal(read_input(tmp_path / "x.png", GREY)[0, 0], x)
@@ -60,7 +60,7 @@ def test_a_picture_s_shades_become_the_levels_of_the_run(tmp_path):
     assert (read_input(tmp_path / "light.PNG", GREY) == 1).all()
 
 
-def test_a_picture_with_colours_is_taken_as_it_is(tmp_path):
+def test_a_picture_with_colours_is_taken_unchanged(tmp_path):
     x = levels(COLOUR, 1)
     Image.fromarray(np.moveaxis(x[0], 0, -1)).save(tmp_path / "x.png")
     found = read_input(tmp_path / "x.png", COLOUR)
@@ -104,7 +104,7 @@ def test_real_numbers(tmp_path):
         (POINTS, "x.npz", {"samples": np.full((3, 2), np.nan)}, DataError, "holds nan in row 0, and in 3 of 3 rows"),
     ],
 )
-def test_files_that_hold_no_examples_of_the_run(facts, name, content, error, message, tmp_path):
+def test_files_without_examples_of_the_run_are_refused(facts, name, content, error, message, tmp_path):
     path = tmp_path / name
     if isinstance(content, str):
         path.write_text(content)
@@ -144,7 +144,7 @@ def run_of(digits, points):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_examples_of_a_split_are_evenly_spaced(split, run_of):
-    """For many are in the order of their classes."""
+    """Because the examples of many splits are sorted by class."""
     config, experiment = run_of("digits", num_examples=7)
     dataset = read_dataset(config, split)
     last = len(dataset) - 1
@@ -178,7 +178,7 @@ def test_a_split_of_another_form(run_of):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_the_first_that_is_not_finite_is_named(bad):
+def test_the_first_non_finite_example_is_named(bad):
     made = torch.zeros(3, 1, 2)
     check_finite(made, torch.arange(5, 8))
     made[1:, 0, 1] = bad

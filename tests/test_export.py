@@ -1,4 +1,4 @@
-"""Export from the command line: a folder that reads back as the same network and process, or what stands in the way."""
+"""Export from the command line: a folder that imports as the same network and process, or the reason why not."""
 
 import json
 
@@ -29,12 +29,12 @@ TRAINING = {"total_images": 16, "batch_size": 8, "sample_every": 0, "evaluate_ev
 
 
 def command(*words):
-    """Run a command in this process and return its exit status."""
+    """Runs a command in this process and returns its exit status."""
     return command_line.main(["run.py", *map(str, words)])
 
 
 def trained(workdir, config, network, denoiser):
-    """The folder of a run of two steps that has left zero behind."""
+    """Folder of a run of two steps whose weights have moved away from zero."""
     sections = {"network": network, "denoiser": {"input": "raw", **denoiser}, "train": TRAINING}
     sections["optim"] = {"learning_rate": 1e-2, "warmup_images": 0}
     words = [f"--config.{section}.{key}={value}" for section, keys in sections.items() for key, value in keys.items()]
@@ -44,7 +44,7 @@ def trained(workdir, config, network, denoiser):
 
 @pytest.fixture(scope="module", params=RUNS)
 def exported(request, tmp_path_factory):
-    """A run, and the folder that was written of it."""
+    """A run, and the folder exported from it."""
     workdir = trained(tmp_path_factory.mktemp("run") / request.param, *RUNS[request.param])
     assert command("--mode=export", "--format=diffusers", f"--workdir={workdir}") == 0
     return workdir, workdir / "export" / "diffusers"
@@ -55,10 +55,10 @@ def loaded(workdir, weights="ema"):
     return load(stored(workdir), workdir, Options(weights=weights))[1]
 
 
-# --- what is written --------------------------------------------------------------------------------------------------
+# --- exported files ---------------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_reads_back_the_same(exported, tmp_path):
+def test_an_exported_run_imports_unchanged(exported, tmp_path):
     workdir, folder = exported
     assert command("--mode=import", f"--source={folder}", f"--workdir={tmp_path / 'back'}", "--device=cpu") == 0
     ours, back = loaded(workdir), loaded(tmp_path / "back")
@@ -76,8 +76,9 @@ def test_what_is_written_reads_back_the_same(exported, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tiny_ddpm", "tiny_ncsnpp"])
-def test_a_pipeline_that_was_imported_is_exported_as_it_was(tmp_path, name):
-    """The same tensors bit for bit and the same network; of the schedulers, what our processes and samplers take."""
+def test_an_imported_pipeline_is_exported_unchanged(tmp_path, name):
+    """Tensors are equal bit for bit, and so is the network; of the schedulers, the settings
+    that this library supports."""
     source, workdir = COPIES / "diffusers" / name, tmp_path / "run"
     assert command("--mode=import", f"--source={source}", f"--workdir={workdir}", "--device=cpu") == 0
     assert command("--mode=export", "--format=diffusers", f"--workdir={workdir}") == 0
@@ -88,14 +89,14 @@ def test_a_pipeline_that_was_imported_is_exported_as_it_was(tmp_path, name):
     assert all(torch.equal(tensor, theirs[name].float()) for name, tensor in ours.items())
     for path in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
         told, written = (json.loads((top / path).read_text()) for top in (source, folder))
-        written.pop("clip_sample", None)  # is our guidance.threshold, which an import leaves as it is
+        written.pop("clip_sample", None)  # is our guidance.threshold, which an import leaves unset
         assert written.items() <= told.items()
         left_out = {"_diffusers_version", "num_train_timesteps"}
         assert path.startswith("scheduler") or told.keys() - written.keys() <= left_out
 
 
-def test_the_chain_of_a_continuous_process_is_near_it(tmp_path):
-    """Level k of the chain is t = k / 999: the same label, and nearly the same signal-to-noise ratio."""
+def test_the_chain_of_a_continuous_process_approximates_it(tmp_path):
+    """Level k of the chain is t = k / 999: equal noise conditioning and nearly equal signal-to-noise ratio."""
     workdir = trained(tmp_path / "run", *RUNS["vp"])
     assert command("--mode=export", "--format=diffusers", f"--workdir={workdir}") == 0
     assert command("--mode=import", f"--source={workdir / 'export'}", f"--workdir={tmp_path / 'back'}") == 3
@@ -108,7 +109,7 @@ def test_the_chain_of_a_continuous_process_is_near_it(tmp_path):
         assert abs(theirs - ours) < 0.2
 
 
-def test_the_files_are_what_their_classes_take(exported):
+def test_the_files_match_the_signatures_of_their_classes(exported):
     workdir, folder = exported
     index, unet, scheduler = (
         json.loads((folder / name).read_text())
@@ -147,7 +148,7 @@ def test_the_files_are_what_their_classes_take(exported):
         ),
     ],
 )
-def test_the_scheduler_is_that_of_the_run(tmp_path, name, expected):
+def test_the_scheduler_matches_the_run(tmp_path, name, expected):
     workdir = trained(tmp_path / "run", *RUNS[name])
     assert command("--mode=export", "--format=diffusers", f"--workdir={workdir}") == 0
     path = workdir / "export" / "diffusers" / "scheduler" / "scheduler_config.json"
@@ -173,7 +174,7 @@ def test_either_weights(exported):
     assert not torch.equal(raw, averaged)
 
 
-def test_what_is_said(exported, capsys):
+def test_output_of_the_command(exported, capsys):
     workdir, folder = exported
     capsys.readouterr()
     assert command("--mode=export", "--format=diffusers", f"--workdir={workdir}") == 0
@@ -184,11 +185,11 @@ def test_what_is_said(exported, capsys):
     assert second == f"files are in {folder}"
 
 
-# --- what stands in the way -------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def refusal(capsys, workdir, *words):
-    """The line of an export that is refused."""
+    """The line of a refused export."""
     capsys.readouterr()
     assert command("--mode=export", f"--workdir={workdir}", *words) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -229,7 +230,7 @@ def test_unknown_formats_are_refused(digits, capsys):
         ("cosine", {"scale_shift": True}, {}, "network.scale_shift is True, not False"),
     ],
 )
-def test_networks_that_are_none_of_theirs_are_refused(tmp_path, capsys, name, network, denoiser, message):
+def test_networks_without_a_counterpart_are_refused(tmp_path, capsys, name, network, denoiser, message):
     config, usual, told = RUNS[name]
     workdir = trained(tmp_path / "run", config, {**usual, **network}, {**told, **denoiser})
     line = refusal(capsys, workdir, "--format=diffusers")
@@ -245,14 +246,14 @@ def test_networks_that_are_none_of_theirs_are_refused(tmp_path, capsys, name, ne
         ("--config.network.rescale=false", "network.rescale is False, not True"),
     ],
 )
-def test_imports_that_are_changed_are_no_pipeline_any_more(tmp_path, capsys, words, message):
+def test_changed_imports_are_refused(tmp_path, capsys, words, message):
     source, workdir = COPIES / "diffusers" / "tiny_ncsnpp", tmp_path / "run"
     assert command("--mode=import", f"--source={source}", f"--workdir={workdir}", "--device=cpu", words) == 0
     line = refusal(capsys, workdir, "--format=diffusers")
     assert line == f"error: diffusers' ScoreSdeVePipeline has no such run: {message}"
 
 
-def test_networks_of_sigma_that_are_none_of_theirs_are_refused(tmp_path, capsys):
+def test_networks_of_sigma_without_a_counterpart_are_refused(tmp_path, capsys):
     network = {"name": "ncsnpp", "channels": 8, "channel_mult": (1, 17), "num_blocks": 1, "attention": (4, 8)}
     told = {"c_noise": "sigma", "parameterization": "score"}
     line = refusal(capsys, trained(tmp_path / "run", "vesde", network | SKIP_OPTIONS, told), "--format=diffusers")
@@ -264,6 +265,6 @@ def test_networks_of_sigma_that_are_none_of_theirs_are_refused(tmp_path, capsys)
         assert message in line
 
 
-def test_a_process_that_is_no_schedule_of_theirs_is_refused(tmp_path, capsys):
+def test_a_process_without_a_schedule_is_refused(tmp_path, capsys):
     workdir = trained(tmp_path / "run", "vesde", RUNS["vp"][1], {"c_noise": "sigma", "parameterization": "eps"})
     assert refusal(capsys, workdir, "--format=diffusers").endswith("sde.name is vesde, not ddpm, iddpm, vpsde")

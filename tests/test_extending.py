@@ -1,4 +1,4 @@
-"""docs/extending.md: its config file registers a process, a step, a network and a dataset, and runs as it says."""
+"""docs/extending.md: its config file registers a process, a step, a network and a dataset, and its commands run."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a space in its name, the file of the page in it, and a function that runs a command there."""
+    """A folder with a space in its name, the page's file in it, and a function that runs a command there."""
     folder = tmp_path_factory.mktemp("extending") / "my work"
     folder.mkdir()
     text = (ROOT / "docs" / "extending.md").read_text()
@@ -33,7 +33,7 @@ def place(tmp_path_factory):
     return folder, run
 
 
-def test_the_file_of_the_page_trains_and_the_printed_command_samples(place):
+def test_the_documented_file_trains_and_the_printed_command_samples(place):
     folder, run = place
     words = ["--config=mine.py", "--mode=train", "--device=cpu", "--workdir=runs/my run", "--config.network.width=8"]
     trained = run(*words, "--config.train.total_images=512", "--config.train.sample_every=0")
@@ -54,7 +54,7 @@ def test_the_file_of_the_page_trains_and_the_printed_command_samples(place):
 
 
 def test_the_selftest_measures_process_and_step(place):
-    """By the command of the page, in a clone."""
+    """With the page's command, in a clone."""
     folder, _ = place
     line = next(line for line in (ROOT / "docs" / "extending.md").read_text().splitlines() if "selftest import" in line)
     words = [sys.executable, *shlex.split(line)[1:]]
@@ -66,8 +66,8 @@ def test_the_selftest_measures_process_and_step(place):
     assert sum(row.startswith("Midpoint, Quarter: what its order lacks of 2") for row in rows) == 1
 
 
-def test_a_strangers_file_is_not_named(place):
-    """A run of another account says that there is a file, and not how to run it."""
+def test_the_command_for_a_strangers_file_is_not_printed(place):
+    """For a run of another account the message mentions a file, but not the command that runs it."""
     folder, run = place
     path = folder / "runs/my run/config.json"
     values = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Training in one function: its loss beside that of the exact denoiser, its random numbers and its refusals."""
+"""Training in one function: its loss against the exact denoiser's, its random numbers and its refusals."""
 
 import copy
 
@@ -10,7 +10,7 @@ from score_sde.sde_lib import SDES, WEIGHTS, GaussianMixture, NonFiniteError, de
 from score_sde.sde_lib.timestep_samplers import lognormal, stratified
 
 MARGIN = 0.005
-"""Above the loss of the exact denoiser, which is 0.86; an untrained network has 1.00."""
+"""Margin above the exact denoiser's loss of 0.86; an untrained network has 1.00."""
 
 
 def mlp(dropout=0.0):
@@ -20,14 +20,14 @@ def mlp(dropout=0.0):
 
 @pytest.fixture(scope="module")
 def gaussian():
-    """Correlated coordinates, not centred."""
+    """Correlated coordinates with a nonzero mean."""
     mean, covariance = torch.tensor([[0.5, -0.3]]), torch.tensor([[[1.0, 0.6], [0.6, 0.8]]])
     return GaussianMixture.of_covariances(torch.ones(1), mean, covariance)
 
 
 @pytest.mark.parametrize("name", ["vpsde", "vesde"])
 def test_a_fitted_network_has_the_loss_of_the_exact_denoiser(name, gaussian):
-    """From a tensor, and from batches; on the same fresh examples, noises and times, of which the exact one is best."""
+    """From a tensor and from batches, on the same fresh examples, noises and times; the exact denoiser is optimal."""
     sde, x = SDES[name](), gaussian.sample(20_000, torch.Generator().manual_seed(1))
     denoise = fit(mlp(), sde, x if name == "vpsde" else x.split(256)[:-1], steps=300)
     generator, num = torch.Generator().manual_seed(5), 20_000
@@ -44,7 +44,7 @@ def test_a_fitted_network_has_the_loss_of_the_exact_denoiser(name, gaussian):
     assert -4 * excess.std() / num**0.5 < excess.mean() < MARGIN
 
 
-def test_random_numbers_are_those_of_the_seed_alone():
+def test_random_numbers_depend_on_the_seed_alone():
     x, network = torch.randn(50, 2, generator=torch.Generator().manual_seed(1)), mlp(dropout=0.3)
     found = []
     for seed, noise in ((3, 7), (3, 8), (4, 7)):
@@ -69,11 +69,11 @@ def test_random_numbers_are_those_of_the_seed_alone():
         (torch.randn(4, 2), {"steps": 0}, "steps 0: need at least 1"),
     ],
 )
-def test_data_that_cannot_be_fitted(data, more, message):
+def test_invalid_data_are_refused(data, more, message):
     with pytest.raises(ValueError, match=message):
         fit(mlp(), SDES["vpsde"](), data, **{"steps": 3, **more})
 
 
-def test_a_loss_that_is_not_finite_is_an_error():
+def test_a_non_finite_loss_is_an_error():
     with pytest.raises(NonFiniteError, match="after 3 steps: take a lower learning_rate"):
         fit(mlp(), SDES["vpsde"](), torch.randn(64, 2), steps=3, learning_rate=1e30)

@@ -1,4 +1,4 @@
-"""The probability flow: its velocity against drift and score, its coordinates, and where Gaussian data stand still."""
+"""The probability flow: its velocity against drift and score, its coordinates, and fixed points for Gaussian data."""
 
 import math
 import re
@@ -26,11 +26,11 @@ def time_at(sde, log_snr):
 # --- the velocity -----------------------------------------------------------------------------------------------------
 
 
-def test_motion_is_that_of_song_in_other_coordinates(sde, shaped_mixture, guess):
-    """dx/dt = f x - g^2 score / 2, eq. 13: here by a central difference of x along the velocity."""
+def test_velocity_is_the_probability_flow_in_other_coordinates(sde, shaped_mixture, guess):
+    """dx/dt = f x - g^2 score / 2, eq. 13, by a central difference of x along the velocity."""
     denoise, h = shaped_mixture.denoiser(sde), 1e-5
     flow = Flow(sde, denoise, guess)
-    for l in (-4.0, 0.5, 4.0):  # not at 0, where the Laplace schedule has a bend
+    for l in (-4.0, 0.5, 4.0):  # excludes 0, where the Laplace schedule has a kink
         t = time_at(sde, l)
         alpha, sigma, _ = sde.marginal(t)
         x = alpha * terminal(shaped_mixture, sde, 4) / sde.prior_std + sigma
@@ -44,7 +44,7 @@ def test_motion_is_that_of_song_in_other_coordinates(sde, shaped_mixture, guess)
 
 
 def test_each_example_may_have_its_own_angle_and_number(sde, shaped_mixture, guess):
-    """Together as alone, with an angle that is a number or a tensor; conditions follow the numbers of the examples."""
+    """Together or alone, with an angle as number or tensor; conditions follow the indices of the examples."""
 
     def denoise(x, t, shift):
         return Prediction(shaped_mixture.denoiser(sde)(x, t).x0 + shift.reshape(-1, *[1] * (x.ndim - 1)))
@@ -58,8 +58,8 @@ def test_each_example_may_have_its_own_angle_and_number(sde, shaped_mixture, gue
     torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-8)
 
 
-def test_places_ahead_are_worked_out_together_as_alone(sde, shaped_mixture, guess):
-    """Bit for bit, in number as in kind; and where autograd keeps them, under inference mode too."""
+def test_precomputed_stage_coefficients_equal_single_ones(sde, shaped_mixture, guess):
+    """Bit for bit, as numbers and as tensors; with gradients, and under inference mode."""
     flow, u = Flow(sde, shaped_mixture.denoiser(sde), guess), terminal(shaped_mixture, sde, 3) / sde.prior_std
     traced, rows = TracedFlow(flow, Exact().start(u)), torch.arange(3)
     angles = torch.tensor([[0.1, 0.2, 0.3], [0.7, 0.8, 0.9]], dtype=torch.float64)
@@ -76,8 +76,8 @@ def test_places_ahead_are_worked_out_together_as_alone(sde, shaped_mixture, gues
         assert found[0][1].shape == (3, velocity is traced)
 
 
-def test_where_the_guess_is_right_nothing_moves(sde, shaped_mixture):
-    """The velocity and its Jacobian vanish for the data that the guess is of, and for no others."""
+def test_moment_matched_gaussian_data_do_not_move(sde, shaped_mixture):
+    """The velocity and its Jacobian vanish for data with the Gaussian's moments, and for no others."""
     whole = moment_matched("full", shaped_mixture)
     mean, covariance = whole.mean[None], shaped_mixture.covariance[None]
     right = GaussianMixture.of_covariances(torch.ones(1, dtype=torch.float64), mean, covariance)
@@ -102,7 +102,7 @@ def test_float32_stays(shaped_mixture, guess, sde):
 # --- coordinates ------------------------------------------------------------------------------------------------------
 
 
-def test_leave_undoes_enter_and_the_volume_is_that_of_its_jacobian(sde, shaped_mixture, guess):
+def test_leave_inverts_enter_and_the_volume_matches_its_jacobian(sde, shaped_mixture, guess):
     flow, x = Flow(sde, shaped_mixture.denoiser(sde), guess), terminal(shaped_mixture, sde, 3)
     for t in (sde.t_min, time_at(sde, 0.5), sde.t_max):
         u, num = flow.enter(x, t), x[0].numel()
@@ -135,7 +135,7 @@ def test_the_angle_is_the_arc_tangent_of_noise_over_signal(sde, shaped_mixture, 
         assert flow.ratio(flow.angle(t)) == pytest.approx(math.exp(-l / 2), rel=1e-9)
 
 
-def test_time_undoes_angle(sde, shaped_mixture, guess):
+def test_time_inverts_angle(sde, shaped_mixture, guess):
     """As a number and as a tensor; to the precision of the log-SNR at both ends, and never beyond them."""
     flow = Flow(sde, shaped_mixture.denoiser(sde), guess)
     times = [sde.t_min, *(time_at(sde, l) for l in (-4.0, 0.5, 4.0)), sde.t_max]
@@ -154,7 +154,7 @@ def test_time_undoes_angle(sde, shaped_mixture, guess):
 
 @pytest.mark.parametrize("rows", [slice(None), torch.tensor([3, 7])], ids=["whole", "rest"])
 @pytest.mark.parametrize("each", [False, True], ids=["number", "tensor"])
-def test_a_network_that_is_not_finite_is_named(sde, rows, each):
+def test_a_non_finite_network_output_is_named(sde, rows, each):
     def denoise(x, t):
         return Prediction(torch.where(x > 100 * sde.alpha(t), torch.nan, 0.1 * x))
 

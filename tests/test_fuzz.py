@@ -1,4 +1,4 @@
-"""Damaged and hostile inputs, a few of each kind; that the fuzzer sees what it is for; no unsafe call anywhere."""
+"""Damaged and hostile inputs, a few of each kind; detection by the fuzzer; no unsafe call in the source."""
 
 import ast
 import io
@@ -74,7 +74,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("case", READERS)
-def test_the_fuzzer_sees(case, watch, tmp_path, monkeypatch):
+def test_the_fuzzer_detects(case, watch, tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz, "SECONDS", 0.2)
     read, why = READERS[case]
     verdict = fuzz.trial(read, {"a.json": b"{}"}, tmp_path / "input", watch)
@@ -83,12 +83,12 @@ def test_the_fuzzer_sees(case, watch, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), OSError(5, "x"), CheckpointError("x")])
-def test_a_refusal_is_one(error, watch, tmp_path):
+def test_a_refusal_is_counted_as_one(error, watch, tmp_path):
     assert fuzz.trial(raises(error), {"a.json": b"{}"}, tmp_path / "input", watch).kind == "refused"
 
 
 def test_a_process_that_dies_is_counted_and_its_input_kept(tmp_path, monkeypatch):
-    """The worker is another program here, which leaves an input and crashes."""
+    """The worker is replaced by a program that writes an input and crashes."""
     crash = "import os, pathlib, sys; (pathlib.Path(sys.argv[2]) / 'input').mkdir(); os.abort()"
     (tmp_path / "crash.py").write_text(crash)
     monkeypatch.setattr(fuzz, "__file__", str(tmp_path / "crash.py"))
@@ -105,13 +105,13 @@ def test_inputs_follow_from_their_number():
 
 
 @pytest.mark.parametrize("ending", sorted(WHOLE))
-def test_files_made_anew_differ(ending):
+def test_generated_files_differ(ending):
     seed = {f"a{ending}": b"[1, 2]"}
     assert any(changed_files(random.Random(number), [seed]) != seed for number in range(5))
 
 
 def test_links_pipes_and_devices_are_among_the_inputs():
-    """In place of files and of folders."""
+    """Instead of files and folders."""
     target = fuzz.make_target("folder")
     found = [what for _, files in fuzz.inputs(target, "folder", 0, 0, 300) for what in files.items()]
     odd = {(name.count("/"), what) for name, what in found if isinstance(what, str)}
@@ -119,7 +119,7 @@ def test_links_pipes_and_devices_are_among_the_inputs():
     assert {depth for depth, _ in odd} == {0, 1, 2}
 
 
-def test_a_change_of_a_file_that_a_link_leads_to_is_seen(watch, tmp_path):
+def test_a_change_behind_a_link_is_detected(watch, tmp_path):
     def write(folder):
         watch.on = False
         (folder / "a").write_text("x")
@@ -128,24 +128,24 @@ def test_a_change_of_a_file_that_a_link_leads_to_is_seen(watch, tmp_path):
 
 
 def test_a_checkpoint_signed_by_a_stranger_is_read(watch, tmp_path):
-    """So that what is behind the digests is fuzzed."""
+    """So that the code behind the digests is fuzzed, too."""
     target, meta = fuzz.make_target("checkpoint"), f"{fuzz.STEP}/meta.json"
     files = target.seeds[0] | {meta: target.seeds[0][meta].replace(b'"std": 1.0', b'"std": 2.0')}
     assert fuzz.trial(target.read, files, tmp_path / "a", watch).kind == "refused"
     assert fuzz.trial(target.read, signed(files, meta), tmp_path / "b", watch).kind == "accepted"
 
 
-# --- what was found ---------------------------------------------------------------------------------------------------
+# --- inputs found by fuzzing ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["{[]: 1}", "-" * 9000 + "1", "9" * 400, "1" + "0" * 5000, "(" * 300])
-def test_texts_that_python_cannot_read_are_no_numbers(text):
+def test_texts_that_python_cannot_parse_are_no_numbers(text):
     with pytest.raises(ValueError, match=r"config key optim.beta1 takes float, such as 0.9, not"):
         override(default.get_config(), [("optim.beta1", text)])
 
 
 @pytest.mark.parametrize("text", ["('a',)", "[{1}]", "[[1]]", "[True]"])
-def test_tuples_that_are_empty_hold_numbers(text):
+def test_empty_tuples_are_tuples_of_numbers(text):
     with pytest.raises(ValueError, match=r"network.attention takes tuple"):
         override(load("cifar10"), [("network.attention", text)])
 
@@ -162,7 +162,7 @@ def test_configs_that_python_cannot_hold_are_refused(tmp_path, text):
 
 
 def repacked(path, content, method=zipfile.ZIP_STORED):
-    """A file of torch.save, packed by another method."""
+    """A file of torch.save, compressed by another method."""
     saved = io.BytesIO()
     torch.save(content, saved)
     with zipfile.ZipFile(saved) as archive, zipfile.ZipFile(path, "w", method) as packed:
@@ -171,7 +171,7 @@ def repacked(path, content, method=zipfile.ZIP_STORED):
     return path
 
 
-def test_an_archive_of_tensors_that_is_packed_is_refused(tmp_path):
+def test_a_compressed_archive_of_tensors_is_refused(tmp_path):
     content = {"a": torch.zeros(100_000)}
     assert safe.read(repacked(tmp_path / "a.pt", content))["a"].shape == (100_000,)
     with pytest.raises(ForeignError, match=r"unpacks to 40\d,\d{3}, so it is refused"):
@@ -202,8 +202,8 @@ def test_tensors_that_are_larger_than_their_file_are_refused(tmp_path, tensor, m
         ("scheduler", "num_train_timesteps", 10**9, "in a chain of 1000000000 levels"),
     ],
 )
-def test_a_source_that_says_nonsense_is_refused_at_once(tmp_path, name, key, value, message):
-    """In ``layers_per_block`` a billion blocks would be made, in the others there is no memory or another error."""
+def test_a_source_with_absurd_values_is_refused_at_once(tmp_path, name, key, value, message):
+    """``layers_per_block`` would create a billion blocks; the others exhaust memory or raise another error."""
     shutil.copytree(fuzz.RECORDED / "diffusers" / "tiny_ddpm", tmp_path / "source")
     path = tmp_path / "source" / name / ("config.json" if name == "unet" else "scheduler_config.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
@@ -224,7 +224,7 @@ def test_a_source_that_says_nonsense_is_refused_at_once(tmp_path, name, key, val
     ]
     + [{"data": {"shape": [2**20, 2**20], "levels": 0, "std": 1.0, "diameter": 1.0}}],
 )
-def test_a_meta_of_a_stranger_that_says_nonsense_is_refused(tmp_path, change):
+def test_an_untrusted_meta_with_absurd_values_is_refused(tmp_path, change):
     path = checkpoint.save(tmp_path, 1, {}, {}, {"ema": ["a"]})
     values = json.loads((path / "meta.json").read_text()) | change
     files = {"x/meta.json": json.dumps(values).encode(), "x/state.pt": (path / "state.pt").read_bytes()}
@@ -233,7 +233,7 @@ def test_a_meta_of_a_stranger_that_says_nonsense_is_refused(tmp_path, change):
         checkpoint.read_meta(path)
 
 
-def test_what_a_meta_lacks_is_named(tmp_path):
+def test_missing_entries_of_a_meta_are_named(tmp_path):
     meta = checkpoint.read_meta(checkpoint.save(tmp_path, 1, {}, {}, {"data": {"std": 1.0}}))
     with pytest.raises(CheckpointError, match=r"meta.json lacks sigma_data"):
         meta["sigma_data"]
@@ -252,7 +252,7 @@ def test_a_flag_with_an_endless_name_is_refused(capsys):
     assert "a flag has a name of hundreds of letters" in capsys.readouterr().err
 
 
-def test_signs_that_would_steer_a_terminal_are_told_as_text(tmp_path, capsys):
+def test_terminal_control_characters_are_escaped(tmp_path, capsys):
     assert command_line.main(["run.py", "--mode=sample", f"--workdir={tmp_path}/\x1b[31m"]) == 3
     assert "\\x1b[31m" in capsys.readouterr().err
 
@@ -270,7 +270,7 @@ UNSAFE |= {"archive.extract", "zipfile.main", "tarfile.open"}
 
 
 def unsafe_calls(source):
-    """What a file calls that could run or write what it reads."""
+    """Calls in a file that could run or write their input."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
@@ -279,13 +279,13 @@ def unsafe_calls(source):
             yield f"line {node.lineno}: {name}"
         if (
             name == "torch.load" and given.get("weights_only", "True") != "True"
-        ):  # the default of every torch taken here
+        ):  # the default of every torch version supported here
             yield f"line {node.lineno}: torch.load without weights_only=True"
         if given.get("allow_pickle", "False") != "False" or (name in ("np.load", "numpy.load") and len(node.args) > 2):
             yield f"line {node.lineno}: {name} with pickles"
 
 
-def test_no_call_runs_or_unpacks_what_it_reads():
+def test_no_call_runs_or_unpickles_its_input():
     found = {str(path.relative_to(ROOT)): list(unsafe_calls(path.read_text())) for path in FILES}
     assert {path: calls for path, calls in found.items() if calls} == {}
 

@@ -1,4 +1,4 @@
-"""The Gaussian guess of the data against numpy's covariance, dense matrices and the exact mixture of one component."""
+"""The moment-matched Gaussian against numpy's covariance, dense matrices and the exact mixture of one component."""
 
 import math
 
@@ -24,7 +24,7 @@ def dense(gaussian):
 
 
 def function_of(matrix, function):
-    """function(matrix) of symmetric matrices (..., D, D), by their eigenvalues."""
+    """function(matrix) for symmetric matrices (..., D, D), by eigendecomposition."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * function(values)[..., None, :]) @ vectors.mT
 
@@ -35,20 +35,20 @@ def times(matrix, z):
 
 
 def covariance(x, extra=0.0):
-    """numpy's, of examples (N, *)."""
+    """Covariance of examples (N, *) by numpy."""
     flat = x.flatten(1).double().numpy()
     return torch.from_numpy(np.cov(flat.T, bias=True).reshape(2 * flat.shape[1:]) + extra * np.eye(flat.shape[1]))
 
 
 def with_spectrum(values, num, seed=0):
-    """num draws of a Gaussian whose covariance has these eigenvalues, in directions of no meaning."""
+    """Draws of a Gaussian whose covariance has these eigenvalues, in random directions."""
     turn = torch.linalg.qr(normals(len(values), len(values), seed=seed)).Q
     return (normals(num, len(values), seed=seed + 1) * values.sqrt()) @ turn + 2.0
 
 
 @pytest.fixture(params=[((3,), 0), ((2,), 2), ((3, 4), 5), ((1, 2, 3), 6), ((2, 3, 2), 1)], ids=str)
 def gaussian(request):
-    """Gaussians on examples of every rank, with no, some and all of the directions told apart."""
+    """Gaussians on examples of every rank, with no, some and all directions resolved."""
     shape, rank = request.param
     directions = torch.linalg.qr(normals(math.prod(shape), rank, seed=1)).Q
     return Gaussian(normals(*shape, seed=2), 0.2, torch.linspace(0.5, 3, rank, dtype=torch.float64), directions)
@@ -60,13 +60,13 @@ def ratio(request):
 
 
 def noisy(gaussian, ratio):
-    """C + r^2, one or one for each example."""
+    """C + r^2, or one for each example."""
     square = torch.as_tensor(ratio, dtype=torch.float64).square()
     return dense(gaussian) + square[..., None] * torch.eye(gaussian.mean.numel(), dtype=torch.float64)
 
 
 def places(gaussian):
-    """Five examples to ask about."""
+    """Five test points."""
     return 2 * normals(5, *gaussian.mean.shape, seed=3)
 
 
@@ -84,8 +84,8 @@ def test_up_to_64_dimensions_it_has_the_covariance_of_the_examples(shape, extra)
 
 
 @pytest.mark.parametrize(("dimensions", "num"), [(90, 1200), (300, 1200), (300, 200), (1000, 600)])
-def test_above_it_finds_the_leading_directions_and_keeps_all_the_variance(dimensions, num):
-    """In 90 dimensions the subspace is the whole space, so that the directions are the best ones."""
+def test_above_64_dimensions_it_finds_the_leading_directions_and_keeps_all_the_variance(dimensions, num):
+    """In 90 dimensions the subspace is the whole space, so the directions are optimal."""
     x = with_spectrum(torch.arange(1, dimensions + 1, dtype=torch.float64) ** -1.5, num)
     found, true = Gaussian.of(x), covariance(x)
     rank, values = min(64, num // 8), torch.linalg.eigvalsh(true).flip(0)
@@ -101,7 +101,7 @@ def test_above_it_finds_the_leading_directions_and_keeps_all_the_variance(dimens
 
 
 @pytest.mark.parametrize(("num", "rank"), [(1, 0), (7, 0), (8, 1), (39, 4), (79, 9), (81, 10), (1000, 10)])
-def test_few_examples_tell_few_directions_apart(num, rank):
+def test_few_examples_resolve_few_directions(num, rank):
     x = normals(num, 10)
     found = Gaussian.of(x, 0.01)
     assert found.variances.shape == (rank,)
@@ -110,8 +110,8 @@ def test_few_examples_tell_few_directions_apart(num, rank):
 
 
 @pytest.mark.parametrize("num", [20, 40, 80])
-def test_few_examples_leave_room_for_others(num):
-    """New examples are likelier, by nats, than with no direction told apart, and than with half as many as examples."""
+def test_few_examples_leave_variance_for_new_ones(num):
+    """New examples are likelier, in nats, than with no direction resolved or with half as many as examples."""
     x = with_spectrum(torch.arange(1, 65, dtype=torch.float64) ** -1.5, num + 1000)
     seen, others = x[:num], x[num:]
 
@@ -126,7 +126,7 @@ def test_few_examples_leave_room_for_others(num):
     assert log_prob(found) > max(log_prob(none), log_prob(many)) + 5
 
 
-def test_no_variance_is_below_a_millionth_of_their_mean():
+def test_no_variance_is_below_a_millionth_of_the_mean_variance():
     """Examples on a line in space."""
     line = torch.tensor([[1.0, 2.0, 2.0]], dtype=torch.float64) / 3
     found = Gaussian.of(normals(200, 1) * line)
@@ -139,7 +139,7 @@ def test_no_variance_is_below_a_millionth_of_their_mean():
 
 @pytest.mark.parametrize(("extra", "variance"), [(0.0, 1e-6), (0.25, 0.25)])
 @pytest.mark.parametrize("num", [1, 2, 50])
-def test_examples_that_are_all_alike_have_a_guess(num, extra, variance):
+def test_identical_examples_have_a_gaussian(num, extra, variance):
     found = Gaussian.of(torch.full((num, 2, 3), 0.7), extra)
     torch.testing.assert_close(found.mean, torch.full((2, 3), 0.7).double())
     torch.testing.assert_close(dense(found), variance * torch.eye(6).double(), rtol=2e-6, atol=0)
@@ -156,7 +156,7 @@ def test_numbers_of_any_type_are_measured_in_float64(dtype):
     torch.testing.assert_close(found.variances, same.variances, rtol=1e-10, atol=0)
 
 
-def test_the_same_examples_give_the_same_and_no_random_number_is_spent():
+def test_the_result_is_deterministic_and_uses_no_random_number():
     x = normals(300, 2, 50)
     before = torch.get_rng_state()
     one, other = (Gaussian.of(x).state_dict() for _ in range(2))
@@ -178,7 +178,7 @@ def test_whiten_and_colour_are_roots_of_the_covariance_with_noise(gaussian, rati
 
 @pytest.mark.parametrize("ratio", [1e-3, 0.3, 50.0])
 def test_whitened_data_have_unit_covariance_at_every_noise(gaussian, ratio):
-    """W (C + r^2) W^T = I for the matrix W that whiten is."""
+    """W (C + r^2) W^T = I for the matrix W of ``whiten``."""
     axes = torch.eye(gaussian.mean.numel(), dtype=torch.float64).reshape(-1, *gaussian.mean.shape)
     matrix = gaussian.whiten(gaussian.mean + axes, ratio).flatten(1).mT
     found = matrix @ noisy(gaussian, ratio) @ matrix.mT
@@ -193,7 +193,7 @@ def test_draws_of_the_mixture_are_white_after_whiten(gaussian):
     torch.testing.assert_close(u.mean(0), torch.zeros_like(gaussian.mean), rtol=0, atol=0.04)
 
 
-def test_the_posterior_mean_is_that_of_a_mixture_of_one(gaussian, ratio):
+def test_the_posterior_mean_matches_a_mixture_of_one(gaussian, ratio):
     mixture = GaussianMixture.of_covariances(torch.ones(1).double(), gaussian.mean[None], dense(gaussian)[None])
     y, sigma = places(gaussian), ratio
     if isinstance(ratio, torch.Tensor):
@@ -220,7 +220,7 @@ def test_traces_and_products_of_any_function(gaussian, ratio):
 
 
 def test_the_jacobian_of_the_posterior_mean_is_its_matrix(gaussian):
-    """Also by many products with it at once, as the trace of a flow takes them."""
+    """Also with many products at once, as in the trace of a flow."""
     y = places(gaussian)[:1].requires_grad_()
     axes = torch.eye(y.numel(), dtype=torch.float64).reshape(-1, *y.shape)
     (found,) = torch.autograd.grad(gaussian.posterior_mean(y, 0.3), y, axes, is_grads_batched=True)
@@ -251,7 +251,7 @@ def test_the_standard_one_is_the_prior_of_unit_noise(shape):
     assert found.log_volume(0.0) == 0
 
 
-def test_its_state_is_all_of_it(gaussian):
+def test_the_state_restores_the_gaussian(gaussian):
     again, y = Gaussian.from_state_dict(gaussian.state_dict()), places(gaussian)
     assert torch.equal(again.colour(y, 0.3), gaussian.colour(y, 0.3))
     assert torch.equal(again.mean, gaussian.mean)

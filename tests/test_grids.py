@@ -1,4 +1,4 @@
-"""Grids: exact ends, distinct decreasing times, the spacing that each promises."""
+"""Grids: exact ends, distinct decreasing times, and the spacing that each one promises."""
 
 import math
 
@@ -9,7 +9,7 @@ from score_sde.samplers import GRIDS
 from score_sde.samplers.grids import karras, of_ratios
 from score_sde.sde_lib import EDMSDE, VESDE, VPSDE, Discrete
 
-# (sde, t) -> what is evenly spaced between start and end; "edm" goes on to the data.
+# (sde, t) -> the quantity that is evenly spaced between start and end; "edm" continues to the data.
 EVEN = {
     "uniform": lambda sde, t: t,
     "quadratic": lambda sde, t: t**0.5,
@@ -23,14 +23,14 @@ LEVELS = ["levels", "levels_quadratic"]
 
 
 def noisy(name, sde, times):
-    """The times before that of the data."""
+    """Times before the data's."""
     if name != "edm":
         return times
     assert (sde.alpha(times[-1]), sde.sigma(times[-1])) == (1, 0)
     return times[:-1]
 
 
-def test_every_grid_is_measured():
+def test_every_grid_has_a_measured_spacing():
     assert set(GRIDS) == {*EVEN, *LEVELS, "logistic"}
 
 
@@ -39,7 +39,7 @@ def test_every_grid_is_measured():
 )
 @pytest.mark.parametrize("std", [0.3, 1.0])
 def test_the_logistic_grid_has_its_law(sde, std, dimensions, num, centre, share):
-    """Shares of a logistic law around log(centre std) and of a uniform one, by their cumulated distributions."""
+    """Fractions of a logistic law around log(centre std) and of a uniform one, by their distribution functions."""
     times = GRIDS["logistic"](sde, num, std=std, dimensions=dimensions)
     assert (times[0].item(), times[-1].item()) == (sde.t_max, sde.t_min)
     logs = -0.5 * sde.log_snr(times)
@@ -73,7 +73,7 @@ def test_times_fall_between_exact_ends(sde, name):
 
 
 @pytest.mark.parametrize("partial", [False, True])
-def test_spacing_is_what_the_name_says(sde, name, partial):
+def test_spacing_matches_the_name(sde, name, partial):
     ends = (0.7 * sde.t_max, sde.t_min + 0.01 * sde.t_max) if partial else (sde.t_max, sde.t_min)
     times = noisy(name, sde, GRIDS[name](sde, 20, *ends))
     assert times[[0, -1]].tolist() == list(ends)
@@ -82,7 +82,7 @@ def test_spacing_is_what_the_name_says(sde, name, partial):
 
 
 @pytest.mark.parametrize("rho", [1.0, 7.0])
-def test_karras_is_equation_five(rho):
+def test_karras_matches_equation_five(rho):
     sde, num_steps = EDMSDE(0.002, 80.0), 18
     share = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
     expected = (80.0 ** (1 / rho) + share * (0.002 ** (1 / rho) - 80.0 ** (1 / rho))) ** rho
@@ -100,7 +100,7 @@ def test_impossible_grids_are_refused(sde, name):
             grid(sde, 5, start, end)
 
 
-def test_more_steps_than_numbers_between_the_ends_are_refused(name):
+def test_more_steps_than_distinct_times_are_refused(name):
     start = 0.5
     end = torch.nextafter(torch.tensor(start).double(), torch.tensor(0.0).double()).item()
     with pytest.raises(ValueError, match=r"[34] steps from 0.5.*use fewer"):
@@ -111,7 +111,7 @@ def test_one_step_of_edm_goes_from_the_prior_to_the_data():
     assert GRIDS["edm"](EDMSDE(), 1).tolist() == [80.0, 0.0]
 
 
-# --- whole levels of a chain ------------------------------------------------------------------------------------------
+# --- integer levels of a chain ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=[10, 232, 1000])
@@ -123,7 +123,7 @@ def divisors(num):
     return [d for d in range(1, num + 1) if num % d == 0]
 
 
-def test_levels_are_every_so_many_th_down_to_the_data(chain):
+def test_levels_have_an_integer_stride_down_to_the_data(chain):
     num = int(chain.t_max)
     for steps in divisors(num):
         times = GRIDS["levels"](chain, steps)
@@ -138,7 +138,7 @@ def test_levels_between_others():
     assert GRIDS["levels_quadratic"](chain, 3, start=901, end=1).tolist() == [901, 401, 101, 1]
 
 
-def test_quadratic_levels_are_ddims(chain):
+def test_quadratic_levels_match_ddim(chain):
     num = int(chain.t_max)
     for steps in (1, 3, 7, num):
         times = GRIDS["levels_quadratic"](chain, steps)
@@ -147,7 +147,7 @@ def test_quadratic_levels_are_ddims(chain):
         assert (times.diff() < 0).all()
 
 
-def test_a_stride_that_is_not_whole_names_the_near_ones():
+def test_a_fractional_stride_names_the_nearest_integers():
     chain = VPSDE().discretize(1000)
     for steps, near in [(300, "250 or 500"), (3, "2 or 4"), (1001, "1000"), (999, "500 or 1000")]:
         with pytest.raises(ValueError, match=f"num_steps {steps} does not divide the 1000 levels.*; use {near}$"):
@@ -168,7 +168,7 @@ def test_impossible_levels_are_refused(name, chain):
 
 
 @pytest.mark.parametrize("name", LEVELS)
-def test_what_is_no_chain_has_no_levels(name, sde):
+def test_a_continuous_process_has_no_levels(name, sde):
     if isinstance(sde, Discrete):
         assert len(GRIDS[name](sde, 2)) == 3
     else:
@@ -176,11 +176,11 @@ def test_what_is_no_chain_has_no_levels(name, sde):
             GRIDS[name](sde, 2)
 
 
-# --- noise levels that are given --------------------------------------------------------------------------------------
+# --- given noise levels -----------------------------------------------------------------------------------------------
 
 
-def test_given_levels_are_those_of_the_times(sde):
-    """Between ends that are exact; a 0 is the data."""
+def test_times_have_the_given_levels(sde):
+    """With exact ends; a ratio of 0 is the data."""
     low, high = (math.exp(-0.5 * sde.marginal(t).log_snr) for t in (sde.t_min, sde.t_max))
     ratios = [high * 1.0005, *(math.sqrt(low * high) * factor for factor in (1.5, 1.0, 0.7)), low]
     times = of_ratios(sde, ratios)
@@ -205,6 +205,6 @@ def test_given_levels_are_those_of_the_times(sde):
         ([50.0, 1.0, -1.0], "at least 0.01"),
     ],
 )
-def test_levels_that_are_no_grid_are_refused(ratios, words):
+def test_invalid_noise_levels_are_refused(ratios, words):
     with pytest.raises(ValueError, match=words):
         of_ratios(VESDE(sigma_min=0.01, sigma_max=50.0, t_min=0.0), ratios)

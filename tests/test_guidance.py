@@ -37,7 +37,7 @@ def exact(sde):
 
 
 def state(sde, l):
-    """A time of log-SNR l, and five states that are likely there."""
+    """A time of log-SNR l, and five typical states at that time."""
     t = sde.time(torch.tensor(l, dtype=torch.float64)).item()
     return (sde.marginal(t).alpha + sde.marginal(t).sigma) * SETTING.normals(5, 2, seed=9), t
 
@@ -55,7 +55,7 @@ def test_scale_one_is_the_conditional_denoiser_and_zero_the_unconditional(sde, e
 
 
 @pytest.mark.parametrize("scale", [-0.5, 0.3, 4.0])
-def test_both_kinds_are_one_where_the_denoisers_are_exact(sde, exact, scale):
+def test_classifier_and_classifier_free_guidance_agree_for_exact_denoisers(sde, exact, scale):
     x, t = state(sde, 1.0)
     free = classifier_free(exact, scale)(x, t, label=LABEL).x0
     leaned = classifier(
@@ -77,7 +77,7 @@ def test_guided_score_is_the_gradient_of_the_sharpened_density(sde, exact):
 
 
 def test_a_guided_denoiser_samples_the_condition(exact, sde):
-    """At scale 1 the flow ends in the class: its mean and spread, within four standard errors."""
+    """At scale 1 the flow ends in the class: its mean and standard deviation, within four standard errors."""
     num = 1500
     label = torch.zeros(num, dtype=torch.int64)
     guided = classifier_free(exact, 1.0)
@@ -92,8 +92,8 @@ def test_a_guided_denoiser_samples_the_condition(exact, sde):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_a_network_is_guided_without_gradients_around(mode):
-    """The network keeps its condition apart by ``keep``; the classifier makes the gradient that it needs."""
+def test_guidance_works_without_gradient_mode(mode):
+    """The network drops its condition by ``keep``; the classifier enables the gradient that it needs."""
     sde = SDES["vpsde"]()
     torch.manual_seed(0)
     network = MLP((2,), width=16, depth=1, num_classes=2)
@@ -110,7 +110,7 @@ def test_a_network_is_guided_without_gradients_around(mode):
 
 
 def test_each_example_is_guided_by_itself(exact, sde):
-    """A sample does not depend on its batch, and times may differ."""
+    """A sample does not depend on its batch, and each example may have its own time."""
     guided = classifier_free(exact, 2.5)
     x, t = state(sde, 0.0)
     together = DDIM(sde)(lambda x, t: guided(x, t, label=LABEL), x, t, 0.5 * t, torch.zeros_like)
@@ -122,7 +122,7 @@ def test_each_example_is_guided_by_itself(exact, sde):
 
 
 class Asked:
-    """A denoiser of what it is given, that notes what it was asked."""
+    """A denoiser with fixed outputs that records its calls."""
 
     def __init__(self, x0=None, variance=0.25):
         self.x0, self.variance, self.calls = x0, variance, []
@@ -148,7 +148,7 @@ def test_two_predictions_cost_one_evaluation_of_a_batch_of_twice_the_size(shape)
 
 
 @pytest.mark.parametrize("scale", [0, 1, 0.0, 1.0])
-def test_scales_that_need_one_prediction_ask_for_one(scale):
+def test_scales_that_need_one_prediction_evaluate_one(scale):
     ask, x = Asked(), SETTING.normals(3, 2)
     classifier_free(ask, scale)(x, 0.3, label=torch.arange(3))
     ((asked, _, keep, _),) = ask.calls
@@ -159,7 +159,7 @@ def test_scales_that_need_one_prediction_ask_for_one(scale):
 
 
 def test_a_learned_variance_is_that_of_the_condition():
-    """And whoever changes the estimate leaves it alone."""
+    """Wrappers that change the estimate leave it unchanged."""
     sde, x, label = SDES["vpsde"](), SETTING.normals(3, 2), torch.arange(3)
 
     def ask(x, t, keep, label):
@@ -181,7 +181,7 @@ def test_a_learned_variance_is_that_of_the_condition():
         assert denoise(x, torch.full((3, 1), 0.3)).v is None
 
 
-def test_autoguidance_sharpens_what_the_weaker_model_blurs(sde, exact):
+def test_autoguidance_has_the_score_of_the_extrapolated_density(sde, exact):
     """Its score is the gradient of w log p + (1 - w) log p_weaker."""
     weaker = GaussianMixture(torch.ones(1).double(), exact.whole.mean[None], exact.whole.covariance.diagonal()[None])
     x, t = state(sde, 0.5)
@@ -192,7 +192,7 @@ def test_autoguidance_sharpens_what_the_weaker_model_blurs(sde, exact):
     torch.testing.assert_close(sde.score(x, guided(x, t).x0, t), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_an_interval_guides_where_its_noise_is_and_asks_nobody_else(sde):
+def test_an_interval_guides_within_its_noise_levels_and_evaluates_no_more(sde):
     ratios = [0.1, 0.3, 1.0, 2.0, 5.0]
     times = sde.time(-2 * torch.log(torch.tensor(ratios, dtype=torch.float64)))
     x, label = SETTING.normals(5, 2), LABEL
@@ -213,8 +213,8 @@ def test_static_threshold_clips():
 
 @pytest.mark.parametrize("quantile", [0.01, 0.4, 0.75, 0.995, 1.0])
 @pytest.mark.parametrize("shape", [(1, 7), (4, 3, 4, 5)], ids=str)
-def test_dynamic_threshold_is_the_papers(quantile, shape):
-    """By sorting, on values of other ends too."""
+def test_dynamic_threshold_matches_the_paper(quantile, shape):
+    """By sorting; also for data ranges other than [-1, 1]."""
     x = SETTING.normals(*shape) * torch.linspace(0.2, 3, shape[0], dtype=torch.float64).reshape(
         -1, *[1] * (len(shape) - 1)
     )
@@ -232,8 +232,8 @@ def test_dynamic_threshold_is_the_papers(quantile, shape):
 
 
 @pytest.mark.parametrize(("name", "process"), list(zip(STEPS, cycle(["subvpsde", "vesde", "ddpm"]))))
-def test_guidance_of_guidance_goes_with_every_step(process, name):
-    """Of scales, an interval and thresholds that leave the conditional denoiser as it is."""
+def test_nested_guidance_works_with_every_step(process, name):
+    """With scales, an interval and thresholds that leave the conditional denoiser unchanged."""
     sde = SDES[process]()
     exact = TwoClasses(sde, SETTING)
 
@@ -256,8 +256,8 @@ def test_guidance_of_guidance_goes_with_every_step(process, name):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_what_differentiates_a_classifiers_guidance_differentiates_its_gradient(sde, exact):
-    """The Jacobian is that of the conditional denoiser."""
+def test_classifier_guidance_is_differentiable(sde, exact):
+    """The Jacobian equals the conditional denoiser's."""
     x, t = state(sde, 1.0)
     leaned = classifier(lambda x, t: exact(x, t, ~ALL, LABEL), sde, lambda x, t: exact.log_posterior(x, t, LABEL), 1.0)
     found, expected = (
@@ -280,6 +280,6 @@ def test_what_differentiates_a_classifiers_guidance_differentiates_its_gradient(
         (lambda d, sde: dynamic_threshold(d, math.nan), "quantile nan"),
     ],
 )
-def test_values_that_make_no_sense_are_refused(make, says):
+def test_invalid_values_are_refused(make, says):
     with pytest.raises(ValueError, match=says):
         make(Asked(), SDES["vpsde"]())

@@ -171,7 +171,7 @@ def test_the_run_draws_samples(case, capsys):
         assert ("label" in arrays) == (config.network.get("num_classes", 0) > 0)
 
 
-def test_what_is_said(capsys, tmp_path):
+def test_output_of_the_command(capsys, tmp_path):
     workdir = brought(VE, tmp_path / "run")
     assert capsys.readouterr().out.splitlines() == [
         "score_sde: ncsnpp with 81,993 parameters, raw weights of checkpoint.pt",

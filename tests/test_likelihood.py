@@ -517,7 +517,7 @@ def test_a_density_that_is_not_finite_is_named(mixture, ask):
 
 
 @pytest.mark.parametrize("solver", [AdamsPECE(), DormandPrince()], ids=["adams_pece", "dopri5"])
-def test_a_network_that_is_not_finite_is_named(mixture, solver):
+def test_a_non_finite_network_output_is_named(mixture, solver):
     """By example and place, and with a trace as without."""
     sde = SDES["vpsde"]()
 

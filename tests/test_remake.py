@@ -164,7 +164,7 @@ def test_labels_lean_what_is_made(other, made):
         (("--config.sample.grid=levels.txt",), 3, "levels.txt cannot be read as text"),
     ],
 )
-def test_settings_that_make_no_sense(words, status, message, digits, capsys):
+def test_invalid_settings_are_refused(words, status, message, digits, capsys):
     refused(capsys, digits, status, message, "--task=sdedit", *words)
 
 

@@ -316,7 +316,7 @@ def test_a_black_and_white_mask_is_that_of_its_gray_picture(digits, tmp_path):
         (("--task=inpant",), "unknown task 'inpant'; did you mean 'inpaint'?"),
     ],
 )
-def test_settings_that_make_no_sense(words, message, digits, capsys):
+def test_invalid_settings_are_refused(words, message, digits, capsys):
     refused(capsys, digits, 2, message, *words)
 
 

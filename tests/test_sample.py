@@ -145,7 +145,7 @@ def test_drawing_again_replaces_the_files(digits, drawn):
     assert not list((digits / "samples" / "ddim-3").glob(".*"))
 
 
-def test_what_is_said(digits, drawn, capsys):
+def test_output_of_the_command(digits, drawn, capsys):
     drawn(digits, "heun", 3, 2)
     out = capsys.readouterr().out
     assert "2 samples in " in out

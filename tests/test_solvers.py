@@ -538,7 +538,7 @@ def test_an_example_keeps_its_number_when_others_are_done(name, mixture):
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_a_network_that_is_not_finite_is_named(sde, name):
+def test_a_non_finite_network_output_is_named(sde, name):
     def denoise(x, t):
         return Prediction(torch.where(x > 100, torch.nan, 0.1 * x))
 

@@ -605,7 +605,7 @@ def test_pictures_of_samples(every, drawn, tmp_path, monkeypatch):
             assert picture.size[0] > 64
 
 
-def test_what_is_said(tmp_path, capsys):
+def test_output_of_the_command(tmp_path, capsys):
     assert train(tmp_path, 5, train__evaluate_every=5) == 0
     out = capsys.readouterr().out
     for words in ("1437 examples of shape (1, 8, 8) from digits", "20 images in batches of 4, from the start",
