@@ -1,4 +1,4 @@
-"""The log-density of examples by the probability flow: dequantisation, solver, trace and the solver's own error."""
+"""Log-densities of examples by the probability flow: dequantization, solver, trace, and the error of the solver."""
 
 import functools
 import math
@@ -35,18 +35,18 @@ from score_sde.sde_lib.velocity import ExampleError, Solver
 from score_sde.storage.naming import options, pick
 
 CHECK_PROBES = 4
-"""For the error of one, where the measurement itself has no more."""
+"""Least number of random probes for the estimate of their error."""
 
 
 COPY = 1 << 40
-"""Distance between the positions of an example's dequantised copies, in the addresses of random numbers."""
+"""Stride between the dequantized copies of an example, in the counters of the random numbers."""
 
 
 class DensityEstimator(NamedTuple):
-    """How the density of an example is measured.
+    """Estimator of the log-density of examples under a denoiser.
 
     t: time of the data.
-    exact: whether the trace is.
+    exact: whether the trace is exact.
     """
 
     experiment: Experiment
@@ -59,37 +59,43 @@ class DensityEstimator(NamedTuple):
 
     @classmethod
     def of(cls, config: ConfigDict, experiment: Experiment, denoiser: Denoise) -> "DensityEstimator":
-        """As the section ``likelihood`` says.
+        """The estimator of the section ``likelihood``.
 
-        Raises: ValueError for settings that do not fit each other or the data.
+        Raises: ValueError for settings that contradict each other or do not fit the data.
         """
         settings = config.likelihood
         pick(PRIORS, "prior", settings.prior)
         if experiment.codec.log_det(experiment.facts.shape) is None:
             raise ValueError(
-                f"codec {config.codec.name!r} has no log-determinant: the density of what it encodes to is not that of "
-                "the data; ask --mode bound, or a run on the data themselves"
+                f"codec {config.codec.name!r} has no log-determinant, so the density of the data is unknown; use "
+                "--mode bound, or a run on the data themselves"
             )
         pick(PROBE_KINDS, "probe", settings.probe)
         shape = experiment.facts.shape
-        exact = math.prod(shape) < max(settings.exact_trace_below, 2)  # of one dimension for nothing
+        exact = math.prod(shape) < max(settings.exact_trace_below, 2)  # free of charge in one dimension
         solver = pick(SOLVERS, "solver", settings.solver)
-        evaluations = settings.evaluations or start(math.prod(shape), exact)
-        values = {**settings, "evaluations": evaluations, "edge": edge(settings.dequantization)}
-        solver = solver(**options(solver, values))
+        values = {**settings, "evaluations": settings.evaluations or start(math.prod(shape), exact)}
+        solver = solver(**options(solver, {**values, "edge": edge(settings.dequantization)}))
         t = settings.t_min or data_time(settings.dequantization, experiment.sde, experiment.bin_width)
         check_time(experiment.sde, t)
-        measurement = cls(experiment, denoiser, settings, config.seed, solver, t, exact)
+        estimator = cls(experiment, denoiser, settings, config.seed, solver, t, exact)
         like = torch.zeros(1, *shape)
-        measurement._trace(torch.tensor([0]), settings.probes, False).start(like)  # refuses more than there can be
-        return measurement
+        estimator._trace(torch.tensor([0]), settings.probes, False).start(like)  # raises for too many probes
+        return estimator
 
     def shortest(self) -> "DensityEstimator":
-        """The same in two evaluations, for what it takes of memory."""
+        """The same estimator with two evaluations, to measure the memory."""
         return self._replace(solver=AdamsPECE(2))
 
-    def told(self) -> dict[str, Any]:
-        """Facts of it for a file: the time of the data, their noise over their scale, the trace and the solver."""
+    @property
+    def solver_options(self) -> dict[str, Any]:
+        """Name and options of the solver, with the initial number of evaluations."""
+        settings, shape = self.settings, self.experiment.facts.shape
+        values = {**settings, "evaluations": settings.evaluations or start(math.prod(shape), self.exact)}
+        return {"solver": settings.solver, **options(SOLVERS[settings.solver], values)}
+
+    def record(self) -> dict[str, Any]:
+        """Entries of a result: the time of the data, its noise relative to the signal, the trace and the solver."""
         alpha, sigma, _ = self.experiment.sde.marginal(self.t)
         trace = "exact" if self.exact else f"{self.settings.probes} {self.settings.probe}"
         solver = f"{self.settings.solver}, {self.solver}"
@@ -99,12 +105,12 @@ class DensityEstimator(NamedTuple):
         return {"t": self.t, **noise, "trace": trace, "solver": solver}
 
     def sample(self, latents: Tensor, seeds: Tensor) -> LogProb:
-        """What the flow makes of latents x_T (B, *), and its density; a sample's own seed (B,) keys its probes."""
+        """Samples of the flow from latents x_T (B, *), with log-densities; the seeds (B,) key the random probes."""
         trace = self._replace(seed=0)._trace(seeds, self.settings.probes, not self.solver.adaptive)
         return self._solve(latents, seeds, trace, self.solver, sample_log_prob)
 
     def score(self, dataset: Dataset, examples: list[int]) -> dict[str, np.ndarray]:
-        """The columns of these examples, each the mean over ``repeats`` independent estimates."""
+        """Columns of the examples, name -> (B,), each the mean over ``repeats`` independent estimates."""
         repeats = [self._once(dataset, examples, repeat) for repeat in range(self.settings.repeats)]
         columns = {key: torch.stack([columns[key] for columns in repeats]) for key in repeats[0]}
         means = {key: column.double().mean(0).cpu().numpy() for key, column in columns.items()}
@@ -115,10 +121,10 @@ class DensityEstimator(NamedTuple):
         return means
 
     def _once(self, dataset: Dataset, examples: list[int], repeat: int) -> dict[str, Tensor]:
-        """One estimate of each example: the mean over its dequantised copies in the space of probabilities.
+        """One estimate for each example: the logarithm of the mean density over its dequantized copies.
 
-        Noise of variance v_k in the logarithms of the copies, which have the weights w_k, raises that of the mean by
-        sum_k w_k (1 - w_k) v_k / 2, to second order: the inflation.
+        Probes add noise of variance v_k to the log-density of copy k, whose softmax weight is w_k. To second order,
+        this noise raises the logarithm of the mean by sum_k w_k (1 - w_k) v_k / 2: the inflation.
         """
         samples = self.settings.samples
         centres = self._encode(dataset, examples)
@@ -150,14 +156,14 @@ class DensityEstimator(NamedTuple):
 
     @property
     def automatic(self) -> bool:
-        """Whether the number of evaluations is left to the measurement."""
+        """Whether ``converged`` chooses the number of evaluations."""
         return not self.solver.adaptive and not self.settings.evaluations
 
     def converged(self, dataset: Dataset, num: int) -> tuple["DensityEstimator", dict[str, Any] | None]:
-        """The measurement with the solver that is used, and the error of that solver on the first ``num`` examples.
+        """Returns the estimator with its final solver, and the error of that solver on the first ``num`` examples.
 
-        With automatic evaluations it is the coarsest solver whose mean error is small beside the standard error over
-        the split. The first process of several measures and chooses for all of them; the others get no error.
+        With automatic evaluations, the solver is the coarsest one whose mean error is small relative to the standard
+        error over the split. The first of several processes measures and chooses; the others return None as error.
         """
         chosen, found = 0, None
         if ranks.rank() == 0:
@@ -172,21 +178,22 @@ class DensityEstimator(NamedTuple):
         return self._replace(solver=solver), found
 
     def check_samples(self, latents: Tensor, seeds: Tensor, num: int) -> dict[str, Any]:
-        """The error of the solver on the densities of some of ``num`` samples, as in ``converged``."""
+        """The error of the solver on some of ``num`` samples, as in ``converged``."""
         log_q = torch.zeros(len(seeds), dtype=torch.float64, device=latents.device)
         return self._replace(seed=0)._check(latents, seeds, num, log_q, sample_log_prob, False)[1]
 
     def _check(
         self, x: Tensor, where: Tensor, num: int, log_q: Tensor, measure: Callable[..., LogProb], choose: bool
     ) -> tuple[int, dict[str, Any]]:
-        """How often to refine the solver, and the error of that solver against a finer one with the same probes.
+        """Returns the number of refinements of the solver, and the refined solver's error against a finer one.
 
-        In nats: ``solver_error``, root mean square over the examples; ``mean_error`` with the half width of its 95 %
-        interval; ``probe_error``, root mean square of the noise of random probes in one measurement.
+        Both solvers use the same probes. The errors are in nats: ``solver_error``, root mean square over the examples;
+        ``mean_error`` with the half width of its 95 % interval; ``probe_error``, root mean square error of one estimate
+        due to random probes.
 
         Args:
             x, where: some of ``num`` examples, and their positions or seeds.
-            log_q: (B,) density of their noise.
+            log_q: (B,) log-density of their dequantization noise.
             choose: whether to refine the solver.
         """
         probed, error = self._probed(x, where, self.solver, measure)
@@ -214,7 +221,7 @@ class DensityEstimator(NamedTuple):
     def _probed(
         self, x: Tensor, where: Tensor, solver: Solver, measure: Callable[..., LogProb]
     ) -> tuple[Tensor, float]:
-        """Log-densities (B,) by a few random probes, and the error that probes leave in one measurement; in nats."""
+        """Log-densities (B,) by a few random probes, and the error of one estimate due to its probes; in nats."""
         if self.exact:
             return x.new_zeros(len(x)), 0.0
         probes = max(self.settings.probes, min(CHECK_PROBES, x[0].numel()))
@@ -237,7 +244,7 @@ class DensityEstimator(NamedTuple):
         return x, log_q
 
     def _trace(self, where: Tensor, probes: int, fresh: bool) -> Exact | Hutchinson:
-        """Probes for the examples at these positions."""
+        """The trace for the examples at these positions."""
         if self.exact:
             return Exact()
         return Hutchinson(noise(self.seed, PROBES, where), probes, self.settings.probe, fresh)
@@ -250,7 +257,10 @@ class DensityEstimator(NamedTuple):
         solver: Solver,
         measure: Callable[..., LogProb] = log_prob,
     ) -> LogProb:
-        """Densities by the flow; an error names the example by its number in the split."""
+        """Log-densities by the flow.
+
+        Raises: ExampleError with the number of the example in the split.
+        """
         sde, gaussian = self.experiment.sde, self.experiment.gaussian
         prior = functools.partial(PRIORS[self.settings.prior], sde, gaussian)
         try:
@@ -260,33 +270,33 @@ class DensityEstimator(NamedTuple):
 
 
 def start(dimensions: int, exact: bool) -> int:
-    """Evaluations to begin with, where their number is automatic.
+    """Initial number of evaluations, if it is automatic.
 
-    Random probes leave more error than 32 do. With the exact trace as many as 2048 products with the Jacobian allow, at
-    least 32 and at most 128, at which the error vanishes on mixtures of up to 16 dimensions.
+    With random probes 32, whose error is below the noise of the probes. With the exact trace, as many as cost 2,048
+    Jacobian-vector products, between 32 and 128; at 128 the error vanishes on mixtures of up to 16 dimensions.
     """
     return min(max(2048 // dimensions, 32), 128) if exact else 32
 
 
 def check_dequantization(name: str, levels: int) -> None:
-    """Raises: ValueError for an unknown name, or one that does not fit data with this number of levels."""
+    """Raises: ValueError for an unknown name, or one that does not fit data with ``levels`` levels."""
     pick(DEQUANTIZATIONS, "dequantization", name)
     if (name == "none") == (levels > 0):
         fits, kind = ("uniform", "whole numbers") if levels else ("none", "real-valued")
         raise ValueError(f"likelihood.dequantization {name!r}, but the data are {kind}: use {fits!r}")
 
 
-def check_copies(measurement: DensityEstimator) -> None:
-    """Raises: ValueError for copies or repeats that are all alike, and importance weights that are noise of probes."""
-    settings = measurement.settings
+def check_copies(estimator: DensityEstimator) -> None:
+    """Raises: ValueError for copies or repeats that are identical, and importance weights dominated by probe noise."""
+    settings = estimator.settings
     bare = settings.dequantization == "none"
     if settings.samples > 1 and bare:
-        raise ValueError(f"likelihood.samples {settings.samples}: without dequantization all copies are alike; use 1")
-    if settings.repeats > 1 and bare and measurement.exact:
+        raise ValueError(f"likelihood.samples {settings.samples}: without dequantization all copies are equal; use 1")
+    if settings.repeats > 1 and bare and estimator.exact:
         raise ValueError(f"likelihood.repeats {settings.repeats}: nothing is random with the exact trace; use 1")
-    if settings.samples > 1 and not measurement.exact and settings.probes < 2:
+    if settings.samples > 1 and not estimator.exact and settings.probes < 2:
         raise ValueError(
-            f"likelihood.samples {settings.samples} weighs by densities, which probes make noisy, and that noise "
-            "counts as likelihood: set likelihood.probes to 2 or more, or exact_trace_below above the "
-            f"{math.prod(measurement.experiment.facts.shape)} dimensions"
+            f"likelihood.samples {settings.samples}: importance weights turn the noise of the probes into likelihood; "
+            "set likelihood.probes to 2 or more, or exact_trace_below above the "
+            f"{math.prod(estimator.experiment.facts.shape)} dimensions"
         )

@@ -1,11 +1,11 @@
-"""Samples of a run, batch by batch: sample i of a command depends on the seed ``seed + i`` alone."""
+"""Drawing the samples of a run, batch by batch: sample i depends on the seed ``seed + i`` alone."""
 
 import math
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from ml_collections import ConfigDict
@@ -21,14 +21,13 @@ from score_sde.engine.guidance import Guidance
 from score_sde.engine.inference import Parts, filling
 from score_sde.engine.likelihood_report import stderr
 from score_sde.engine.load import check_flow, load
-from score_sde.engine.log import Progress, say, versions
+from score_sde.engine.log import Progress, say
 from score_sde.engine.pictures import is_image, num_shown, picture
-from score_sde.engine.results import question
+from score_sde.engine.results import question, result_record
 from score_sde.engine.sampler import chosen, make_step, make_times, planned
 from score_sde.samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step
 from score_sde.samplers.draw import from_seeds, remark
-from score_sde.sde_lib import SOLVERS, Denoise, Denoiser, Each, Prediction, of_rows
-from score_sde.sde_lib.adams_pece import AdamsPECE
+from score_sde.sde_lib import Denoise, Denoiser, Each, Prediction, of_rows
 from score_sde.sde_lib.process import Time
 from score_sde.storage.naming import options, pick
 from score_sde.storage.reading import half_of_memory
@@ -37,10 +36,11 @@ from score_sde.storage.reading import half_of_memory
 class Drawn(NamedTuple):
     """Samples of a run and their manifest.
 
-    latents: the normals that they began with.
-    x0: the data that they ended at, encoded; with log_prob, the states at t_min of the section ``likelihood``.
-    label: that they were drawn with, int64 (N,); None for none.
-    log_prob: of these states, in nats and in units of the data, (N,) float64; None where nobody asked.
+    checkpoint: folder of the checkpoint.
+    latents: initial normals z (N, *), with x_T = prior_std z.
+    x0: encoded samples (N, *); with log_prob, states at t_min of the section ``likelihood``.
+    label: class labels, int64 (N,); None without labels.
+    log_prob: log-densities of the samples, in nats and in units of the data, float64 (N,); None unless requested.
     """
 
     experiment: Experiment
@@ -54,103 +54,186 @@ class Drawn(NamedTuple):
 
 
 def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_size: int) -> Drawn:
-    """The samples of the seeds ``seed`` to ``seed + num - 1``, by the sampler of the section ``sample``.
+    """Draws the samples of the seeds ``seed`` to ``seed + num - 1`` by the sampler of the section ``sample``.
 
-    So many at a time, or for 0 as many as fill the device.
-    With log_prob by one solve of the probability flow, as the section ``likelihood`` says. Several processes share the
-    batches, and each returns all samples.
+    With log_prob, one solve of the probability flow yields samples and log-densities, by the section ``likelihood``.
+    Several processes share the batches, and each returns all samples.
 
-    Raises: ValueError for log_prob with another sampler than the flow, a run that has none, or samples that do not fit
-        into memory.
+    Args:
+        batch_size: samples in a batch; 0 for as many as fit on the device.
+    Raises: ValueError for log_prob with a sampler other than ``ode``, with guidance or with a run that has no
+        probability flow, and for samples that exceed the memory.
     """
-    settings = config.sample
-    kind = pick(STEPS, "sampler", settings.sampler)
-    if given.log_prob and settings.sampler != "ode":
-        raise ValueError("--log_prob needs the probability flow: add --sampler ode")
+    make_sampling = FlowSampling if given.log_prob else StepSampling
     experiment, denoiser, found = load(config, workdir, given)
     check_room(num, experiment.facts.shape)
-    counted, guidance = Counted(denoiser), Guidance(config, workdir, experiment)
-    if given.log_prob:
-        check_flow(denoiser, workdir)
-        if guidance.is_active:
-            raise ValueError("--log_prob is of the run's own density: leave --label and guidance out")
-        measurement = DensityEstimator.of(config, experiment, counted)
-        draw_batch: Callable[[Tensor], tuple[Tensor, ...]]
-        draw_batch, steps, grid = partial(draw_scored, measurement), 1, ""
-        solver = config.likelihood.solver
-        taken = {"solver": solver, **options(SOLVERS[solver], config.likelihood)}
-        if isinstance(measurement.solver, AdamsPECE):
-            taken["evaluations"] = measurement.solver.evaluations
-    else:
-        if note := remark(settings.sampler, denoiser, experiment.sde):
-            say(f"note: {note}")
-        step, times, grid = planned(config, workdir, experiment, found, given.weights, guidance)
-        steps = chosen(config, experiment.sde)[1]
-        source = pick(NOISES, "noise", settings.noise)
+    guidance = Guidance(config, workdir, experiment)
+    sampling: Sampling = make_sampling(config, workdir, given, found, experiment, denoiser, guidance)
 
-        def draw_guided(seeds: Tensor) -> tuple[Tensor, Tensor]:
-            return draw_pairs(experiment, guidance(counted, seeds - config.seed), step, times, seeds, source)
-
-        draw_batch = draw_guided
-        taken = {"noise": settings.noise, **options(kind, settings)}
-
-    def evaluate(number: int) -> None:
-        seeds = config.seed + torch.arange(number)
-        if given.log_prob:
-            draw_scored(measurement.shortest(), seeds)
-        else:
-            with torch.no_grad():
-                x = experiment.sde.prior_std * first_normals(experiment, Noise(seeds))
-                guidance(denoiser, seeds - config.seed)(x, experiment.sde.t_max)
-
-    batch_size = batch_size or filling(num, experiment.facts.shape, experiment.device, evaluate)
-    firsts, start = range(0, num, batch_size), time.perf_counter()
-    mine = firsts[ranks.rank() :: ranks.size()]
-    progress, drawn, parts = Progress(sum(min(batch_size, num - first) for first in mine), "samples"), {}, Parts()
-    calls, number = 0, 0
-
-    def draw_part(seeds: Tensor) -> tuple[Tensor, ...]:
-        counted.calls = 0
-        return draw_batch(seeds)
-
-    for first in mine:
-        columns = []
-        for seeds, part in parts(draw_part, config.seed + torch.arange(first, min(first + batch_size, num))):
-            columns.append(part)
-            calls, number = calls + counted.calls, number + 1
-            progress.advance(len(seeds))
-        drawn[first] = tuple(map(torch.cat, zip(*columns, strict=True)))
-    progress.close()
-    latents, x0, *scores = ranks.all_rows(drawn, num)
-    calls, number = ranks.sum_over(torch.tensor([float(calls), number])).tolist()
+    batch_size = batch_size or filling(num, experiment.facts.shape, experiment.device, sampling.evaluate)
+    start = time.perf_counter()
+    (latents, x0, *scores), nfe = draw_batches(sampling, config.seed, num, batch_size)
     seconds = time.perf_counter() - start
+
+    asked = question(config, sampling.sections, given, found, log_prob=given.log_prob, sample__num_samples=num)
     manifest = {
-        "sampler": settings.sampler,
-        "steps": steps,
-        "grid": grid,
-        "options": taken,
+        "sampler": config.sample.sampler,
+        "steps": sampling.steps,
+        "grid": sampling.grid,
+        "options": sampling.options,
         "guidance": guidance.record(),
-        "nfe": calls / number,
-        "seconds": seconds,
+        "nfe": nfe,
         "num_samples": num,
-        "seed": config.seed,
         "levels": experiment.facts.levels,
-        "weights": given.weights,
-        "checkpoint_step": checkpoint.read_meta(found)["step"],
         "config_sha256": checkpoint.sha256(workdir / "config.json"),
-        "asked": asked_of(config, given, found, num),
-        "changes": given.changes,
-        "versions": versions(),
+        **result_record(config, given, asked, seconds, found),
+        **sampling.record(num, *scores),
     }
-    if given.log_prob:
-        nats = {"nats": scores[0].mean().item(), "nats_stderr": stderr(scores[0].numpy())}
-        manifest["log_prob"] = nats | {"prior": config.likelihood.prior, **measurement.told()}
-        manifest["log_prob"]["check"] = check_densities(config, measurement, num)
     return Drawn(experiment, denoiser, found, latents, x0, manifest, guidance.labels(torch.arange(num)), *scores)
 
 
+def draw_batches(sampling: "Sampling", seed: int, num: int, batch_size: int) -> tuple[list[Tensor], float]:
+    """Returns the columns (num, *) that ``sampling.draw`` yields for all seeds, and the mean evaluations of a batch."""
+    firsts = range(0, num, batch_size)[ranks.rank() :: ranks.size()]
+    progress = Progress(sum(min(batch_size, num - first) for first in firsts), "samples")
+    drawn, parts, calls, batches = {}, Parts(), 0, 0
+
+    def draw_part(seeds: Tensor) -> tuple[Tensor, ...]:
+        sampling.denoiser.calls = 0
+        return sampling.draw(seeds)
+
+    for first in firsts:
+        columns = []
+        for seeds, part in parts(draw_part, seed + torch.arange(first, min(first + batch_size, num))):
+            columns.append(part)
+            calls, batches = calls + sampling.denoiser.calls, batches + 1
+            progress.advance(len(seeds))
+        drawn[first] = tuple(map(torch.cat, zip(*columns, strict=True)))
+    progress.close()
+    columns = ranks.all_rows(drawn, num)
+    calls, batches = ranks.sum_over(torch.tensor([float(calls), batches])).tolist()
+    return columns, calls / batches
+
+
+class Sampling(Protocol):
+    """How a command draws the samples of a batch of seeds.
+
+    denoiser: counts its evaluations.
+    steps, grid, options: entries of the manifest.
+    sections: sections of the config that the samples depend on.
+    """
+
+    denoiser: "Counted"
+    steps: int
+    grid: str
+    options: dict[str, Any]
+    sections: tuple[str, ...]
+
+    def draw(self, seeds: Tensor) -> tuple[Tensor, ...]:
+        """Returns latents and encoded samples (B, *) of the seeds (B,), and further columns (B,)."""
+
+    def evaluate(self, num: int) -> None:
+        """Evaluates ``num`` samples once, to measure the memory."""
+
+    def record(self, num: int, *columns: Tensor) -> dict[str, Any]:
+        """Entries of the manifest about the further columns of ``num`` samples."""
+
+
+class StepSampling:
+    """Sampling by the step and grid of the section ``sample``, with guidance.
+
+    Args:
+        workdir: folder of the run, for its calibrations.
+        found: folder of the checkpoint.
+    """
+
+    sections = ("sample", "guidance")
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        given: Options,
+        found: Path,
+        experiment: Experiment,
+        denoiser: Denoiser,
+        guidance: Guidance,
+    ) -> None:
+        settings = config.sample
+        kind = pick(STEPS, "sampler", settings.sampler)
+        if note := remark(settings.sampler, denoiser, experiment.sde):
+            say(f"note: {note}")
+        self.seed, self.experiment, self.guidance, self.denoiser = config.seed, experiment, guidance, Counted(denoiser)
+        self.step, self.times, self.grid = planned(config, workdir, experiment, found, given.weights, guidance)
+        self.steps = chosen(config, experiment.sde)[1]
+        self.source = pick(NOISES, "noise", settings.noise)
+        self.options = {"noise": settings.noise, **options(kind, settings)}
+
+    def draw(self, seeds: Tensor) -> tuple[Tensor, ...]:
+        return draw_pairs(self.experiment, self._denoiser_of(seeds), self.step, self.times, seeds, self.source)
+
+    def evaluate(self, num: int) -> None:
+        seeds, sde = self.seed + torch.arange(num), self.experiment.sde
+        with torch.no_grad():
+            x = sde.prior_std * first_normals(self.experiment, Noise(seeds))
+            self._denoiser_of(seeds)(x, sde.t_max)
+
+    def record(self, num: int, *columns: Tensor) -> dict[str, Any]:
+        return {}
+
+    def _denoiser_of(self, seeds: Tensor) -> Denoise:
+        return self.guidance(self.denoiser, seeds - self.seed)
+
+
+class FlowSampling:
+    """Sampling with log-densities: one solve of the probability flow, by the section ``likelihood``.
+
+    Args: as ``StepSampling``.
+    Raises: ValueError for a sampler other than ``ode``, for guidance, or a run that has no probability flow.
+    """
+
+    sections = ("sample", "guidance", "likelihood")
+    steps, grid = 1, ""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        given: Options,
+        found: Path,
+        experiment: Experiment,
+        denoiser: Denoiser,
+        guidance: Guidance,
+    ) -> None:
+        if config.sample.sampler != "ode":
+            raise ValueError("--log_prob needs the probability flow: add --sampler ode")
+        check_flow(denoiser, workdir)
+        if guidance.is_active:
+            raise ValueError("--log_prob is of the run's own density: leave --label and guidance out")
+        self.seed, self.experiment, self.denoiser = config.seed, experiment, Counted(denoiser)
+        self.estimator = DensityEstimator.of(config, experiment, self.denoiser)
+        self.options = self.estimator.solver_options
+
+    def draw(self, seeds: Tensor) -> tuple[Tensor, ...]:
+        return draw_scored(self.estimator, seeds)
+
+    def evaluate(self, num: int) -> None:
+        draw_scored(self.estimator.shortest(), self.seed + torch.arange(num))
+
+    def record(self, num: int, *columns: Tensor) -> dict[str, Any]:
+        """Mean log-density of the samples, and the error of the solver on the first ``likelihood.check_examples``."""
+        (nats,) = columns
+        settings = self.estimator.settings
+        means = {"nats": nats.mean().item(), "nats_stderr": stderr(nats.numpy()), "prior": settings.prior}
+        check, seeds = None, self.seed + torch.arange(min(settings.check_examples, num))
+        if len(seeds) and ranks.rank() == 0:
+            latents = self.experiment.sde.prior_std * first_normals(self.experiment, Noise(seeds))
+            check = self.estimator.check_samples(latents, seeds, num)
+        return {"log_prob": {**means, **self.estimator.record(), "check": check}}
+
+
 def check_room(num: int, shape: tuple[int, ...]) -> None:
-    """Raises: ValueError where so many samples and their latents, in float32, do not fit into half of the memory."""
+    """Raises: ValueError if ``num`` samples and their latents, in float32, exceed half of the memory."""
     each = 2 * 4 * math.prod(shape)
     if num * each > half_of_memory():
         raise ValueError(
@@ -159,24 +242,8 @@ def check_room(num: int, shape: tuple[int, ...]) -> None:
         )
 
 
-def asked_of(config: ConfigDict, given: Options, found: Path, num: int) -> dict[str, Any]:
-    """The question that so many samples of a checkpoint answer."""
-    sections = ("sample", "guidance", *(["likelihood"] if given.log_prob else []))
-    return question(config, sections, given, found, log_prob=given.log_prob, sample__num_samples=num)
-
-
-def check_densities(config: ConfigDict, measurement: DensityEstimator, num: int) -> dict[str, Any] | None:
-    """The error of the solver on the densities of the first ``likelihood.check_examples`` of ``num`` samples."""
-    checks = min(config.likelihood.check_examples, num)
-    if not checks or ranks.rank() > 0:
-        return None
-    seeds, experiment = config.seed + torch.arange(checks), measurement.experiment
-    latents = experiment.sde.prior_std * first_normals(experiment, Noise(seeds))
-    return measurement.check_samples(latents, seeds, num)
-
-
 def draw(experiment: Experiment, denoise: Denoise, step: Step, times: Tensor, seeds: Tensor) -> Tensor:
-    """One decoded sample for each seed (B,), on the CPU; images (B, C, H, W) uint8.
+    """Returns a decoded sample for each seed (B,), on the CPU; images are (B, C, H, W) uint8.
 
     Raises: NonFiniteError naming the seed.
     """
@@ -191,7 +258,7 @@ def draw_pairs(
     seeds: Tensor,
     source: Callable[[Tensor], Noise] = Noise,
 ) -> tuple[Tensor, Tensor]:
-    """The normals that a sample begins with and the data it ends at, encoded, for each seed (B,).
+    """Returns the initial normals and the encoded sample (B, *) of each seed (B,).
 
     Raises: NonFiniteError or NotConvergedError naming the seed.
     """
@@ -199,26 +266,26 @@ def draw_pairs(
     return from_seeds(step, denoise, shape, times, seeds, source, device)
 
 
-def draw_scored(measurement: DensityEstimator, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As ``draw_pairs``, by one solve of the flow down to t_min of the section ``likelihood``; and log-densities (B,).
+def draw_scored(estimator: DensityEstimator, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``draw_pairs``, by one solve of the flow down to t_min of the section ``likelihood``, with log-densities (B,).
 
-    What is returned are the states there, for it is these whose density is known; no denoising follows.
+    The samples are the states at t_min, without a final denoising: the log-density belongs to these states.
     """
-    experiment = measurement.experiment
+    experiment = estimator.experiment
     z = first_normals(experiment, Noise(seeds))
-    found = measurement.sample(experiment.sde.prior_std * z, seeds)
+    found = estimator.sample(experiment.sde.prior_std * z, seeds)
     return z, found.x, found.nats.cpu().double() + experiment.codec.log_det(experiment.facts.shape)
 
 
 def first_normals(experiment: Experiment, noise: Noise) -> Tensor:
-    """x_T / prior_std of the samples that the noise is for."""
+    """Initial normals x_T / prior_std of the samples whose seeds the noise has."""
     return noise(torch.empty(len(noise.seeds), *experiment.facts.shape, device=experiment.device))
 
 
 def preview(experiment: Experiment, denoiser: Denoiser, config: ConfigDict, path: Path) -> None:
-    """A quick look during training: as many samples as a picture shows, always of the same seeds.
+    """Writes a picture of samples during training, always of the same seeds, as many as a picture shows.
 
-    By the run's own sampler if that takes at most 18 steps, else by Heun's method in as many.
+    The run's own sampler draws them if it takes at most 18 steps, else Heun's method in 18 steps.
     """
     sde = experiment.sde
     step: Step = Heun(sde)
@@ -229,20 +296,20 @@ def preview(experiment: Experiment, denoiser: Denoiser, config: ConfigDict, path
     picture(path, samples, experiment.facts)
 
 
-def write_samples(folder: Path, samples: Tensor, facts: DataFacts, **beside: Tensor) -> None:
-    """Write decoded samples and what belongs to them as samples.npz, and grid.png.
+def write_samples(folder: Path, samples: Tensor, facts: DataFacts, **columns: Tensor) -> None:
+    """Writes decoded samples and further columns to samples.npz, and grid.png.
 
-    Images of levels are stored as (N, H, W, C), real-valued data as (N, *) with channels first.
+    Images with levels are stored as (N, H, W, C), real-valued data as (N, *) with channels first.
     """
-    arrays = {"samples": samples.movedim(1, -1) if is_image(facts) else samples, **beside}
+    arrays = {"samples": samples.movedim(1, -1) if is_image(facts) else samples, **columns}
     write_npz(folder / "samples.npz", **{key: value.cpu().numpy() for key, value in arrays.items()})
-    label = beside.get("label")
-    classes = len(label.unique()) if label is not None else 0  # that are drawn in turn, a column each
+    label = columns.get("label")
+    classes = len(label.unique()) if label is not None else 0  # drawn in turn: a column of the grid for each
     picture(folder / "grid.png", samples, facts, classes)
 
 
 class Counted(Each):
-    """A denoiser that counts its calls."""
+    """A denoiser that counts its evaluations in ``calls``."""
 
     def __init__(self, denoiser: Denoise) -> None:
         self.calls = 0

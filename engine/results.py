@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from score_sde.engine import checkpoint
 from score_sde.engine.config import Options
-from score_sde.engine.log import say
+from score_sde.engine.log import say, versions
 from score_sde.engine.recipe import flat
 from score_sde.storage.reading import read_text
 from score_sde.storage.writing import (
@@ -62,6 +62,28 @@ def question(
     asked |= {key.replace("__", "."): value for key, value in more.items()}
     asked |= {key: value for key, (_, value) in options.changes.items()}
     return json.loads(json.dumps(asked))
+
+
+def result_record(
+    config: ConfigDict, options: Options, asked: Asked, seconds: float, found: Path | None = None
+) -> dict[str, Any]:
+    """Fields common to the JSON records of all results; each mode adds its own.
+
+    Args:
+        asked: as returned by ``question``.
+        seconds: duration of the command's work.
+        found: folder of the checkpoint whose weights ``options`` name, if the result depends on them alone.
+    """
+    record = {
+        "seed": config.seed,
+        "asked": asked,
+        "changes": options.changes,
+        "seconds": seconds,
+        "versions": versions(),
+    }
+    if found:
+        record |= {"weights": options.weights, "checkpoint_step": checkpoint.read_meta(found)["step"]}
+    return record
 
 
 @contextmanager

@@ -1008,7 +1008,7 @@ def test_a_failing_process_ends_the_other_and_a_single_one_resumes(how, copied, 
         ("atol=0 solver=torchdiffeq_dopri8", "likelihood.atol 0.0: need a number above 0, usually 1e-5"),
         ("probe=orthogonal probes=65", "65 orthogonal probes in 64 dimensions: need at most 64"),
         ("probe=orthogonal probes=65 check_examples=0", "65 orthogonal probes in 64 dimensions: need at most 64"),
-        ("samples=2", "likelihood.samples 2 weighs by densities, which probes make noisy"),
+        ("samples=2", "likelihood.samples 2: importance weights turn the noise of the probes"),
     ],
 )
 def test_invalid_settings_are_refused(words, message, digits, capsys):
@@ -1035,7 +1035,7 @@ def test_importance_takes_the_exact_trace_or_more_probes(digits, measured):
             "dequantization=truncated_normal",
             "likelihood.dequantization 'truncated_normal', but the data are ",
         ),
-        ("samples=2", "likelihood.samples 2: without dequantization all copies are alike; use 1"),
+        ("samples=2", "likelihood.samples 2: without dequantization all copies are equal; use 1"),
         ("repeats=2", "likelihood.repeats 2: nothing is random with the exact trace; use 1"),
     ],
 )
@@ -1063,7 +1063,7 @@ class Latents(Identity):
 
 
 def test_a_codec_without_a_determinant_is_refused(exact, tmp_path):
-    with pytest.raises(ValueError, match="codec 'identity' has no log-determinant: the density of what it encodes to"):
+    with pytest.raises(ValueError, match="codec 'identity' has no log-determinant, so the density of the data"):
         exact(pointed(), codec=Latents())
     assert not (tmp_path / "likelihood").exists()
 

@@ -73,7 +73,7 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         "check": checked,
         "num_examples": num,
         "split": split,
-        **measurement.told(),
+        **measurement.record(),
         "settings": settings.to_dict(),
         "sde": config.sde.name,
         "changes": given.changes,
