@@ -1,4 +1,4 @@
-"""How far the formulas here are from the reference implementations.
+"""Deviations of the formulas here from the reference implementations.
 
     python benchmarks/verification.py
 
@@ -21,7 +21,7 @@ from parity.recordings import COMPLETE, ROOT, Group, Recording
 
 
 class Row(NamedTuple):
-    """What came out of one group."""
+    """Result of one group."""
 
     group: Group
     num_arrays: int
@@ -53,24 +53,24 @@ NOT_COMPARED = {
     "score_sde: `index`, `pc_index`, `beta_min_max`, `ode_G`": "its own look-ups, inputs, or zeros.",
     "score_sde: ODE runs at rtol 1e-3 themselves": "the reference is 8e-3 from the closed form; ours is compared with "
     "the closed form.",
-    "score_sde: numbers of function evaluations": "those of another solver, in t instead of log-SNR.",
-    "score_sde: the label tables (`ve_discrete_labels`)": "compared with the networks that hear them.",
+    "score_sde: numbers of function evaluations": "a different solver, in t instead of log-SNR.",
+    "score_sde: the label tables (`ve_discrete_labels`)": "compared with their networks.",
     "score_sde: networks, layers and checkpoints": "compared in tests/test_checkpoints_score_sde.py.",
     "EDM: the midpoint rule, Heun and Euler in the time of VP or VE (other `ablation.*`)": "no such step here; ours "
-    "move in sigma / alpha.",
+    "use sigma / alpha.",
     "EDM: random numbers from seeds (`stacked.*`)": "another generator, on purpose.",
     "EDM: networks, layers and preconditioning": "compared in tests/test_checkpoints_edm.py.",
-    "guided-diffusion: variances that are learned outright": "ours lie between the two bounds, as the paper has them.",
+    "guided-diffusion: unbounded learned variances": "ours lie between the two bounds, as in the paper.",
     "guided-diffusion: forward and posterior moments of single steps, `alphas_cumprod_next`, chains of another length "
     "than 1000": "the same tables in float32; the tables are compared in float64.",
-    "guided-diffusion: classifier guidance": "held to exact posteriors instead, in the selftest.",
+    "guided-diffusion: classifier guidance": "compared with exact posteriors instead, in the selftest.",
     "guided-diffusion: DDIM in reverse": "no such step here.",
     "guided-diffusion: single DDIM moves of a model of x0 with sigma below 0.1": "the reference's float32 keeps three "
     "digits there.",
-    "guided-diffusion: log variances clipped at level 1": "a repair that a chain ending in a denoising does not need.",
+    "guided-diffusion: log variances clipped at level 1": "not needed for a chain that ends in a denoising.",
     "guided-diffusion: networks and layers": "compared in tests/test_checkpoints_guided_diffusion.py.",
     "diffusers: DPM-Solver of order 3": "its second difference lacks a factor of 2, and with it the third order.",
-    "diffusers: LMS": "its last move, to sigma = 0, follows the polynomial; ours is the denoising.",
+    "diffusers: LMS": "its last step, to sigma = 0, follows the polynomial; ours is the denoising.",
     "diffusers: ScoreSdeVe": "its ladder of noise levels follows its own time table; the predictor and corrector are "
     "compared with their original.",
     "diffusers: float32 runs": "float32 tables; the float64 runs of the same schedulers are compared.",
@@ -79,7 +79,7 @@ NOT_COMPARED = {
 
 
 def measure(group: Group) -> Row:
-    """Compare all arrays of the group."""
+    """Compares all arrays of the group."""
     deviations = {
         f"{name}: {array}": group.deviation(ours, theirs)
         for name in group.recordings()
@@ -102,46 +102,48 @@ def report(rows: list[Row]) -> str:
     total, met = sum(r.num_arrays for r in rows), sum(r.met for r in rows)
     return f"""# Verification
 
-The reference implementations were run on a CPU with exact scores of Gaussian data and Gaussian mixtures in place of
-networks, and their inputs, random numbers and outputs were recorded. This page compares ours with theirs: same inputs,
-same noise. {total} arrays in {len(rows)} groups; {met} groups meet their tolerance.
+    python benchmarks/verification.py
 
-`python benchmarks/verification.py` prints the comparisons that a checkout can make, with the part of the recordings
-that is in `tests/data`; with the complete recordings it writes this page. `tests/parity` asserts them, and reports as
-skipped each group whose recordings a checkout lacks.
+compares the formulas of this library with stored numbers of the reference implementations and prints the deviation of
+each group. {total} arrays in {len(rows)} groups; {met} groups meet their tolerance.
+
+The references ran on a CPU with exact scores of Gaussian data and Gaussian mixtures in place of networks. Their inputs,
+random numbers and outputs were recorded, and ours takes the same inputs and the same noise. A checkout contains a part
+of the recordings in `tests/data`; with the complete recordings the command also writes this page. `tests/parity` asserts
+the comparisons and skips each group without recordings.
 
 | reference | repository | state | licence |
 |---|---|---|---|
 {sources}
 
-The recordings hold numbers alone, and no code of a reference was copied.
+The recordings contain numbers only, and no code of a reference was copied.
 
 ## Compared
 
-A deviation is the largest over all arrays of the group:
+The deviation of a group is the largest over all its arrays:
 
 {metrics}
 
-The tolerances are those that the recordings themselves deserve: 1e-9 for float64, 1e-5 for an update and 1e-3 for a
-chain in float32, 1e-4 where an adaptive solver is at work.
+The tolerances follow the precision of the recordings: 1e-9 for float64, 1e-5 for an update and 1e-3 for a chain in
+float32, 1e-4 for adaptive solvers.
 
 | reference | what | arrays | deviation | allowed | metric | where it is largest | verdict |
 |---|---|---|---|---|---|---|---|
 {results}
 
-Three conventions differ, and are converted in the comparison:
+The comparison converts three conventions:
 
 - score_sde evaluates its score at the continuous marginal and moves along a chain of N levels. A denoiser of the chain
-  that returns that score makes the two the same.
-- Its losses are halved sums where ours are means over the dimensions: D / 2 times as much.
-- It estimates the whole trace of the drift with its probe, ours takes the linear part exactly. For a Gaussian probe v
-  the two differ by (|v|^2 - D) log(alpha_T / alpha_0) nats, for signs not at all.
+  that returns this score makes the two comparable.
+- Its losses are halved sums; ours are means over the dimensions. The factor is D / 2.
+- Its probe estimates the whole trace of the drift; ours computes the linear part exactly. For a Gaussian probe v the two
+  differ by (|v|^2 - D) log(alpha_T / alpha_0) nats, for signs by nothing.
 
-A denoiser answers with x0, and in float32 the score that is computed from it carries an absolute error of
-6e-8 / sigma^2. A move multiplies it by a step of the order of sigma^2, so the state keeps its digits. The score itself
-does not, which is why scores are compared where sigma is above 0.001, in float64. The Langevin step of the reference
-takes the mean norm of the scores of a batch, here of samples at several times: where the least noisy sample is moved by
-the step of the others, the error is not made small again, and the deviation is 1.4e-5.
+A denoiser returns x0. In float32 the score computed from it has an absolute error of 6e-8 / sigma^2. An update multiplies
+the score by a factor of the order of sigma^2, so the state keeps its digits. The score itself does not, so scores are
+compared where sigma is above 0.001, in float64. The Langevin step of the reference takes the mean norm of the scores of a
+batch, here of samples at several times: the least noisy sample then moves by a step size that belongs to the others, its
+error is not scaled down, and the deviation is 1.4e-5.
 
 ## Not compared
 
@@ -165,7 +167,7 @@ def main() -> int:
         (ROOT / "docs" / "verification.md").write_text(report(rows))
     else:
         print(
-            f"docs/verification.md stays: it is of the complete recordings, which are not in {COMPLETE}",
+            f"docs/verification.md is unchanged: it needs the complete recordings, which are not in {COMPLETE}",
             file=sys.stderr,
         )
     return 0 if all(row.met for row in rows) else 1
