@@ -4,6 +4,8 @@ import sys
 
 import torch
 
+from score_sde.engine.torch_private import cpu_emulates_bfloat16
+
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -17,5 +19,5 @@ def check_precision(dtype: torch.dtype, device: torch.device, section: str = "tr
     remedy = f"take --config.{section}.precision=float32"
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(f"{section}.precision bfloat16: {torch.cuda.get_device_name(device)} has none; {remedy}")
-    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device.type == "cpu" and cpu_emulates_bfloat16():
         print(f"warning: this CPU imitates bfloat16, many times slower than float32; {remedy}", file=sys.stderr)

@@ -6,6 +6,7 @@ The first one speaks and writes results; the others do a share of the work.
 import copy
 import functools
 import hashlib
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -149,7 +150,10 @@ def parallel(network: nn.Module) -> nn.Module:
             except AttributeError:
                 return getattr(super().__getattr__("module"), name)
 
-    return Parallel(network, process_group=_everyone(), broadcast_buffers=False)
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # before PyTorch 2.13
+    buffers: dict[str, Any] = {name: False}
+    return Parallel(network, process_group=_everyone(), **buffers)
 
 
 def sharded(network: nn.Module) -> nn.Module:
@@ -236,7 +240,7 @@ def whole_network(network: nn.Module, get: Callable[[Tensor], Tensor] = whole) -
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of all tensors together, 0-d; of those that are spread, over the rows of all processes."""
-    own = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([local(tensor) for tensor in tensors])))
+    own = nn.utils.get_total_norm([local(tensor) for tensor in tensors])
     return sum_over(own.square()).sqrt() if any(map(is_spread, tensors)) else own
 
 

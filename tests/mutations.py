@@ -1417,8 +1417,8 @@ MUTATIONS = [
         "EMA keeps what it should forget",
         "training",
         "engine.training.ema:EMA.update",
-        "present, 1 - kept(",
-        "present, kept(",
+        "get_ema_multi_avg_fn(kept(self.num_updates))",
+        "get_ema_multi_avg_fn(1 - kept(self.num_updates))",
     ),
     Mutation(
         "EMA of buffers",

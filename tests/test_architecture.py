@@ -150,6 +150,37 @@ def test_traps_are_found(source):
     assert list(traps(ast.parse(source)))
 
 
+def private_names_of_torch(tree):
+    """Names with a leading underscore that a file takes from PyTorch, and the lines of their use."""
+    torchs = {"torch": "torch"}
+    for node in ast.walk(tree):
+        for alias in node.names if isinstance(node, (ast.Import, ast.ImportFrom)) else ():
+            full = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+            if full.split(".")[0] == "torch":
+                torchs[alias.asname or alias.name.split(".")[0]] = full
+                if any(part.startswith("_") for part in full.split(".")):
+                    yield f"{full} in line {node.lineno}"
+    for node in ast.walk(tree):
+        first, *others = ast.unparse(node).split(".") if isinstance(node, ast.Attribute) else [""]
+        if first in torchs and any(part.startswith("_") and not part.startswith("__") for part in others):
+            yield f"{ast.unparse(node)} in line {node.lineno}"
+
+
+def test_private_names_of_torch_are_used_in_one_module():
+    shipped = {path: tree for path, tree in TREES.items() if package_of(path) != "benchmarks"}
+    found = {path for path, tree in shipped.items() if list(private_names_of_torch(tree))}
+    assert found == {"engine/torch_private.py"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["torch._foreach_mul_(x, 2)", "from torch.utils._pytree import tree_map", "import torch._dynamo",
+     "from torch import distributed as dist\ndist._shard()", "from torch import nn\nnn.utils._pair(1)"],
+)  # fmt: skip
+def test_private_names_of_torch_are_found(source):
+    assert list(private_names_of_torch(ast.parse(source)))
+
+
 def test_files_are_named_after_what_a_reader_looks_for():
     names = {Path(path).stem for path in SOURCES} | {file.stem for file in (ROOT / "tests").glob("*.py")}
     assert not names & {"util", "utils", "helper", "helpers", "common", "misc"}

@@ -195,6 +195,7 @@ def test_each_of_two_processes_keeps_half(tmp_path):
     keys = [(key, str(value)) for key, value in (POINTS | {"network.width": 64}).items()]
     done = two(tmp_path, KEPT, json.dumps(keys), tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "FutureWarning" not in done.stderr
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert found[0][0] == found[1][0]
     plain, spread = torch.tensor(found[0][0], dtype=torch.float64)

@@ -1,21 +1,24 @@
-"""Adam by torch's fused kernels: one pass over parameters, gradients and moments."""
+"""Adam with fused kernels: one pass over parameters, gradients and moments."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 
 from score_sde.engine import ranks
 
 
 class Adam:
-    """Adam, as ``torch.optim.Adam(fused=True)`` to the last bit, and its state as that one's.
+    """Adam, bit for bit ``torch.optim.Adam(fused=True)``, with the same format of the state.
 
         m <- beta1 m + (1 - beta1) g,    v <- beta2 v + (1 - beta2) g^2,    g the gradient plus weight_decay p
         p <- p - lr m / (1 - beta1^n) / (sqrt(v / (1 - beta2^n)) + 1e-8)
 
-    Making one of torch's imports its compiler, which takes as long as torch itself; so this calls the kernels.
+    An instance of ``torch.optim.Adam`` imports the compiler of PyTorch, which takes as long as PyTorch itself; this
+    class calls the functional interface, which does not.
 
     Attributes:
         lr: of the next step.
@@ -26,7 +29,7 @@ class Adam:
     Reference: Kingma, Ba, "Adam: A Method for Stochastic Optimization", 2014. arXiv:1412.6980
     """
 
-    kernel = staticmethod(torch._fused_adam_)
+    update: ClassVar[Callable[..., None]] = staticmethod(adam)
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float = 0.0
@@ -48,35 +51,38 @@ class Adam:
         first, second, steps = (
             [ranks.local(self.state[i][key]) for i in with_gradient] for key in ("exp_avg", "exp_avg_sq", "step")
         )
-        torch._foreach_add_(steps, 1)
-        self.kernel(
+        self.update(
             [ranks.local(p) for p in parameters],
             [ranks.local(p.grad) for p in parameters if p.grad is not None],
             first,
             second,
             [],
             steps,
-            lr=self.lr,  # type: ignore[arg-type]  # the stub leaves out numbers
+            fused=True,
+            found_inf=found_inf,
+            lr=self.lr,
             beta1=self.betas[0],
             beta2=self.betas[1],
             weight_decay=self.weight_decay,
             eps=1e-8,
             amsgrad=False,
             maximize=False,
-            found_inf=found_inf,
         )
-        if found_inf is not None:
-            torch._foreach_sub_(steps, [found_inf] * len(steps))
 
     def zero_grad(self) -> None:
         """Let go of the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
-    def state_dict(self) -> dict[str, Any]:
-        """As torch's: ``step``, ``exp_avg`` and ``exp_avg_sq`` of each parameter, by its number."""
+    def state_dict(self, get: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> dict[str, Any]:
+        """Returns ``step``, ``exp_avg`` and ``exp_avg_sq`` of each parameter by its index, in the format of PyTorch.
+
+        Args:
+            get: applied to each tensor.
+        """
+        state = {i: {key: get(tensor) for key, tensor in moments.items()} for i, moments in self.state.items()}
         group = {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay, "eps": 1e-8}
-        return {"state": dict(self.state), "param_groups": [{**group, "params": list(range(len(self.parameters)))}]}
+        return {"state": state, "param_groups": [{**group, "params": list(range(len(self.parameters)))}]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the moments of a ``state_dict``; the settings stay."""
@@ -95,7 +101,7 @@ class AdamW(Adam):
     Reference: Loshchilov, Hutter, "Decoupled Weight Decay Regularization", 2019. arXiv:1711.05101
     """
 
-    kernel = staticmethod(torch._fused_adamw_)
+    update: ClassVar[Callable[..., None]] = staticmethod(adamw)
 
 
 def _moments(parameter: Tensor) -> dict[str, Tensor]:

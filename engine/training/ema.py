@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from score_sde.engine import ranks
 
@@ -61,7 +62,7 @@ class EMA:
         parameters, buffers = self._followed
         present = [ranks.local(p).float() for p in parameters]
         for kept, (average, copies) in zip(self._kept, self._averages, strict=True):
-            torch._foreach_lerp_(average, present, 1 - kept(self.num_updates))
+            get_ema_multi_avg_fn(kept(self.num_updates))(average, present, None)
             for target, buffer in zip(copies, buffers, strict=True):
                 target.copy_(buffer)
         self.num_updates += 1

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from score_sde.data import Dataset, reader
 from score_sde.engine import checkpoint, memory, ranks
@@ -48,6 +47,7 @@ from score_sde.engine.randomness import (
     seed_dropout,
 )
 from score_sde.engine.recipe import MODEL, RECIPE, digest
+from score_sde.engine.torch_private import scale_
 from score_sde.engine.training.adam import Adam, AdamW
 from score_sde.engine.training.ema import EMA
 from score_sde.engine.training.nonfinite import NonFiniteSteps, first_nonfinite_layer, stop
@@ -336,7 +336,7 @@ class Trainer:
         """
         to_disk = partial(ranks.to_first, device="cpu")
         state = {
-            "optimizer": tree_map_only(Tensor, to_disk, self.optimizer.state_dict()),
+            "optimizer": self.optimizer.state_dict(to_disk),
             "ema_updates": self.ema.num_updates,
             "timestep_sampler": self.timestep_sampler.state_dict(),
             "nonfinite": self.nonfinite.state_dict(),
@@ -495,7 +495,7 @@ def clip_gradients(gradients: list[Tensor], limit: float) -> Tensor:
     As ``torch.nn.utils.clip_grad_norm_``, in two thirds of its time on a small network.
     """
     norm = ranks.norm(gradients)
-    torch._foreach_mul_([ranks.local(gradient) for gradient in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))
+    scale_([ranks.local(gradient) for gradient in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
