@@ -107,10 +107,10 @@ def report(rows: list[Row]) -> str:
 compares the formulas of this library with stored numbers of the reference implementations and prints the deviation of
 each group. {total} arrays in {len(rows)} groups; {met} groups meet their tolerance.
 
-The references ran on a CPU with exact scores of Gaussian data and Gaussian mixtures in place of networks. Their inputs,
-random numbers and outputs were recorded, and ours takes the same inputs and the same noise. A checkout contains a part
-of the recordings in `tests/data`; with the complete recordings the command also writes this page. `tests/parity` asserts
-the comparisons and skips each group without recordings.
+The references ran on a CPU with exact scores of Gaussian data and Gaussian mixtures in place of networks. Their
+inputs, random numbers and outputs were recorded, and ours takes the same inputs and the same noise. A checkout
+contains a part of the recordings in `tests/data`; with the complete recordings the command also writes this page.
+`tests/parity` asserts the comparisons and skips each group without recordings.
 
 | reference | repository | state | licence |
 |---|---|---|---|
@@ -136,14 +136,14 @@ The comparison converts three conventions:
 - score_sde evaluates its score at the continuous marginal and moves along a chain of N levels. A denoiser of the chain
   that returns this score makes the two comparable.
 - Its losses are halved sums; ours are means over the dimensions. The factor is D / 2.
-- Its probe estimates the whole trace of the drift; ours computes the linear part exactly. For a Gaussian probe v the two
-  differ by (|v|^2 - D) log(alpha_T / alpha_0) nats, for signs by nothing.
+- Its probe estimates the whole trace of the drift; ours computes the linear part exactly. For a Gaussian probe v the
+  two differ by (|v|^2 - D) log(alpha_T / alpha_0) nats, for signs by nothing.
 
-A denoiser returns x0. In float32 the score computed from it has an absolute error of 6e-8 / sigma^2. An update multiplies
-the score by a factor of the order of sigma^2, so the state keeps its digits. The score itself does not, so scores are
-compared where sigma is above 0.001, in float64. The Langevin step of the reference takes the mean norm of the scores of a
-batch, here of samples at several times: the least noisy sample then moves by a step size that belongs to the others, its
-error is not scaled down, and the deviation is 1.4e-5.
+A denoiser returns x0. In float32 the score computed from it has an absolute error of 6e-8 / sigma^2. An update
+multiplies the score by a factor of the order of sigma^2, so the state keeps its digits. The score itself does not, so
+scores are compared where sigma is above 0.001, in float64. The Langevin step of the reference takes the mean norm of
+the scores of a batch, here of samples at several times: the least noisy sample then moves by a step size that belongs
+to the others, its error is not scaled down, and the deviation is 1.4e-5.
 
 ## Not compared
 
