@@ -128,9 +128,8 @@ def test_samples_of_a_label_match_the_network_called_directly(labelled, drawn):
 
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral", "pc", "adams", "ode", "adaptive_sde"])
 def test_a_labelled_sample_does_not_depend_on_the_batch_size(sampler, labelled, drawn):
-    """Labels continue from the first sample for any batch size and seed; solvers that drop finished examples keep each
-    one's
-    label.
+    """Labels continue from the first sample for any batch size and seed; solvers that drop finished examples keep the
+    labels of the others.
     """
     words, steps = ("--label=all", "--config.guidance.scale=2"), 1 if sampler in ("ode", "adaptive_sde") else 3
     alone, some = (drawn(labelled, *words, f"--batch_size={b}", sampler=sampler, steps=steps, num=3)[0] for b in (1, 3))

@@ -1,4 +1,4 @@
-"""Import from the command line: a run that answers as the recorded network did, and one line for what is none."""
+"""Import from the command line: a run with the recorded outputs, and one line for sources that cannot be imported."""
 
 import errno
 import json
@@ -39,36 +39,36 @@ VE, LABELLED, PIPELINE, COSINE = (
 
 
 def command(*words):
-    """Run a command in this process and return its exit status."""
+    """Runs a command in this process and returns its exit status."""
     return command_line.main(["run.py", *map(str, words)])
 
 
 def brought(source, workdir, *words):
-    """The folder of the run that was imported; the recorded averages of score_sde are left out of the copies."""
+    """Folder of the imported run; the copies leave out the recorded averages of score_sde."""
     weights = "--weights=raw" if CASES.get(source) == "score_sde" else "--weights=ema"
     assert command("--mode=import", f"--source={source}", f"--workdir={workdir}", "--device=cpu", weights, *words) == 0
     return workdir
 
 
 def words(source, workdir):
-    """The words of an import."""
+    """Command-line arguments of an import."""
     return ("--mode=import", f"--source={source}", f"--workdir={workdir}", "--device=cpu")
 
 
 def meta_of(workdir):
-    """meta.json of the newest checkpoint of a run."""
+    """meta.json of a run's newest checkpoint."""
     return checkpoint.read_meta(checkpoint.find(workdir / "checkpoints"))
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
 def case(request, tmp_path_factory):
-    """A recording, and the run that was imported from its weights."""
+    """A recording, and the run imported from its weights."""
     return request.param, brought(request.param, tmp_path_factory.mktemp("runs") / request.param.name)
 
 
 @pytest.fixture
 def refused(tmp_path, capsys, monkeypatch):
-    """Import something that is refused, and nothing is written: its line on standard error."""
+    """Runs an import that has to be refused and write nothing; returns its line on standard error."""
     monkeypatch.chdir(tmp_path)
 
     def run(source, *words, status=3):
@@ -83,7 +83,7 @@ def refused(tmp_path, capsys, monkeypatch):
 
 
 def weights_of(folder):
-    """The file of weights below a folder."""
+    """The weights file below a folder."""
     return next(path for path in folder.rglob("*") if path.suffix in (".pt", ".safetensors"))
 
 
@@ -94,14 +94,14 @@ ONE_EACH = [VE, COSINE, LABELLED, PIPELINE]
 
 
 def scores(denoise, io):
-    """Of score_sde: our score, theirs."""
-    chain = isinstance(denoise.sde, Discrete)  # is asked at whole levels, as it was trained
+    """For score_sde: our score, the recorded one."""
+    chain = isinstance(denoise.sde, Discrete)  # is evaluated at integer levels, as in training
     t = denoise.sde.t_max - io["labels"].float() if chain else io["t"]
     yield denoise.score(io["x"], column(t)), io["score_model"]
 
 
 def estimates_of_sigma(denoise, io):
-    """Of EDM: our estimates, theirs; our state is alpha times theirs."""
+    """For EDM: our estimates, the recorded ones; our state is alpha times the reference's."""
     for i, t in enumerate(denoise.sde.time(-2 * io["sigma"].double().log()).tolist()):
         one = slice(i, i + 1)
         given = {"label": io["class_labels"][one].argmax(1)} if "class_labels" in io else {}
@@ -110,7 +110,7 @@ def estimates_of_sigma(denoise, io):
 
 
 def estimates_of_level(denoise, io):
-    """Of chains: our estimates, and what their estimates of the noise or the velocity mean."""
+    """For chains: our estimates, and those that the recorded estimates of noise or velocity imply."""
     levels = io["timesteps"] if "timesteps" in io else io["t"]
     label = next(io[key] for key in ("y", "class_labels") if key in io)
     for i, t in enumerate((levels.double() + 1).tolist()):
@@ -121,13 +121,13 @@ def estimates_of_level(denoise, io):
 
 
 def scores_of_sigma(denoise, io):
-    """Of diffusers' NCSN++: our score, theirs."""
+    """For diffusers' NCSN++: our score, the recorded one."""
     for i, t in enumerate(denoise.sde.time(-2 * io["t"].double().log()).tolist()):
         yield denoise.score(io["x"][i : i + 1], t), io["out"][i : i + 1]
 
 
 def logits(classify, io):
-    """Of a classifier: what our network says, and theirs."""
+    """For a classifier: our logits, the recorded ones."""
     yield classify.network(io["x"], io["timesteps"]), io["out"]
 
 
@@ -138,14 +138,14 @@ ANSWERS = {
     "diffusers": estimates_of_level,
 }
 OTHERS = {CLASSIFIER: logits, SIGMA: scores_of_sigma}
-"""Recordings that hold another answer than their format's."""
+"""Recordings whose kind of output differs from their format's."""
 
 ALLOWED = {"ncsnpp_subvp": 5e-4, "ncsnpp_ve_skip": 2e-4, "tiny_song_residual_skip_ve": 2e-4}
-"""Where not 1e-5: their deviation is off at t = 1e-3, random frequencies lose digits."""
+"""Tolerances other than 1e-5: the reference's standard deviation is off at t = 1e-3, random frequencies lose digits."""
 
 
 @torch.no_grad()
-def test_the_run_answers_as_the_reference_did(case):
+def test_the_run_has_the_recorded_outputs(case):
     source, workdir = case
     with np.load(source / "io.npz") as arrays:
         io = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
@@ -192,7 +192,7 @@ def test_the_folder_is_named_after_the_source(tmp_path, monkeypatch, capsys):
     assert "next: python run.py --workdir runs/model --mode sample" in capsys.readouterr().out
 
 
-def test_a_classifier_is_told_how_to_guide(tmp_path, capsys):
+def test_importing_a_classifier_prints_how_to_guide(tmp_path, capsys):
     workdir = brought(next(case for case in CASES if case.name == CLASSIFIER), tmp_path / "run")
     assert f"--mode sample --config.guidance.classifier={workdir}" in capsys.readouterr().out
 
@@ -217,7 +217,7 @@ def test_keys_are_overridden_in_the_config_of_the_source(tmp_path):
     assert (config.sample.sampler, config.seed) == ("heun", 3)
 
 
-def test_what_suits_a_source(tmp_path):
+def test_defaults_depend_on_the_source(tmp_path):
     labelled = stored(brought(LABELLED, tmp_path / "labelled"))
     assert (labelled.sample.label, labelled.train.label_dropout, labelled.sample.t_min) == ("all", 0.0, 0.0)
     sigma = stored(brought(next(case for case in CASES if case.name == SIGMA), tmp_path / "sigma"))
@@ -240,7 +240,7 @@ def test_either_weights(tmp_path):
     assert torch.equal(stems["ema"][0], 2 * stems["raw"][0])
 
 
-def test_training_goes_on_from_there(tmp_path):
+def test_training_continues_from_an_import(tmp_path):
     workdir = brought(VE, tmp_path / "run", "--config.train.batch_size=4", "--config.train.sample_every=0")
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -254,7 +254,7 @@ def test_training_goes_on_from_there(tmp_path):
 
 
 @pytest.mark.parametrize("source", CASES, ids=lambda case: case.name)
-def test_formats_are_recognised_by_what_is_in_them(source, tmp_path):
+def test_formats_are_recognised_by_their_content(source, tmp_path):
     name, path = recognise(source)
     assert name == CASES[source]
     if path.is_dir():
@@ -266,7 +266,7 @@ def test_formats_are_recognised_by_what_is_in_them(source, tmp_path):
         assert recognise(tmp_path / "anything") == (name, tmp_path / "anything")
 
 
-def test_every_format_has_a_mark():
+def test_every_format_has_a_criterion():
     assert FORMATS.keys() == {"score_sde", *MARKS}
 
 
@@ -278,7 +278,7 @@ def prefixed(prefix, tensors):
 
 
 def halved(tensors):
-    """Other weights of the same network; its buffers stay."""
+    """Other weights of the same network, with unchanged buffers."""
     return {name: tensor / 2 if name.endswith(".weight") else tensor for name, tensor in tensors.items()}
 
 
@@ -296,7 +296,7 @@ WRAPPERS = {
         "model, names without 'ema_model.'",
     ),
 }
-"""Name -> what people save of a state dict, and the line that tells its wrapper."""
+"""Name -> common wrapper of a state dict, and the line that reports it."""
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_wrappers_around_a_state_dict_change_nothing(source, kind, tmp_path):
         assert any(not torch.equal(raw[key], expected[key]) for key in expected)
 
 
-def test_a_wrapper_is_told(tmp_path, capsys):
+def test_a_wrapper_is_reported(tmp_path, capsys):
     content = torch.load(weights_of(LABELLED), weights_only=True)
     shutil.copytree(LABELLED, tmp_path / "copy")
     weights_of(tmp_path / "copy").unlink()
@@ -335,14 +335,14 @@ def test_a_wrapper_is_told(tmp_path, capsys):
     assert "the weights were in a wrapper: state_dict, names without 'model.'\n" in capsys.readouterr().out
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def test_without_a_source(refused):
     assert "give --source, a file or folder of score_sde, edm, guided_diffusion, diffusers" in refused("", status=2)
 
 
-def test_a_folder_that_holds_something(refused, tmp_path):
+def test_a_folder_that_is_not_empty(refused, tmp_path):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "notes.txt").touch()
     line = refused(PIPELINE, "--workdir=runs/mine", status=2)
@@ -350,7 +350,7 @@ def test_a_folder_that_holds_something(refused, tmp_path):
 
 
 class Killed(BaseException):
-    """Ends a command without a word, as a signal would."""
+    """Ends a command abruptly, like a signal."""
 
 
 def full_disk(*args):
@@ -370,8 +370,8 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_an_import_that_did_not_end_goes_on_by_the_same_command(end, tmp_path, monkeypatch, capsys):
-    """A kill leaves temporary files, too; another source leaves nothing of itself behind."""
+def test_the_same_command_repeats_an_unfinished_import(end, tmp_path, monkeypatch, capsys):
+    """A kill leaves temporary files, too; an import of another source removes them."""
     workdir, (owner, name, act) = tmp_path / "run", ENDS[end]
     first = (*words(LABELLED, workdir), "--weights=ema")
     with monkeypatch.context() as patch:
@@ -392,7 +392,7 @@ def test_an_import_that_did_not_end_goes_on_by_the_same_command(end, tmp_path, m
 
 
 @pytest.mark.parametrize("odd", ["checkpoints/step_00000003", "checkpoints/notes", "samples"])
-def test_an_import_leaves_folders_alone_that_are_not_its_own(odd, refused, tmp_path):
+def test_an_import_leaves_other_folders_alone(odd, refused, tmp_path):
     (tmp_path / "runs" / "mine" / odd).mkdir(parents=True)
     assert "holds something already" in refused(PIPELINE, "--workdir=runs/mine", status=2)
     assert (tmp_path / "runs" / "mine" / odd).is_dir()
@@ -426,7 +426,7 @@ def test_a_file_of_no_known_format(refused, tmp_path, content, message):
     assert message in refused("model.pt")
 
 
-def test_sources_that_are_none(refused, tmp_path):
+def test_invalid_sources(refused, tmp_path):
     assert "no such file" in refused("nothing.pt")
     (tmp_path / "text.pt").write_text("weights")
     assert "is no checkpoint of PyTorch" in refused("text.pt")
@@ -480,7 +480,7 @@ def test_a_missing_tensor(refused, tmp_path, source, name):
 
 
 @pytest.mark.parametrize("source", ONE_EACH, ids=lambda case: CASES[case])
-def test_a_file_that_asks_for_more_is_not_run(refused, tmp_path, source):
+def test_a_file_that_calls_other_code_is_not_run(refused, tmp_path, source):
     path = weights_of(shutil.copytree(source, tmp_path / "copy"))
     content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
     path.unlink()
@@ -490,7 +490,7 @@ def test_a_file_that_asks_for_more_is_not_run(refused, tmp_path, source):
     assert "asks to run " in line
     assert "pathlib" in line
     torch.load(path, weights_only=False)
-    assert (tmp_path / "ran").exists()  # it would have run
+    assert (tmp_path / "ran").exists()  # unpickling runs it
 
 
 def test_a_pickle_of_edm_is_refused_with_a_recipe(refused, tmp_path):
@@ -516,8 +516,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_the_recipe_makes_of_a_pickle_what_is_read(tmp_path):
-    """Run in a folder with code like EDM's; the recipe of the message is that of the docs."""
+def test_the_recipe_converts_a_pickle_to_an_importable_file(tmp_path):
+    """Runs in a folder with code like EDM's; the recipe in the message is the documented one."""
     recipe = edm.RECIPE.split("run in EDM's folder: ")[1].strip()
     assert f"{recipe} " in (ROOT / "docs" / "checkpoints.md").read_text()
     (tmp_path / "edm_code.py").write_text(CODE)

@@ -1,4 +1,4 @@
-"""How trained networks are run: bfloat16, compiled, and in parts where memory ends."""
+"""Inference networks: bfloat16, compilation, and out-of-memory batching."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ ALLOCATOR = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocato
 
 
 class Linear(nn.Module):
-    """A product, of which it tells the precision."""
+    """A linear layer that records the dtype of its product."""
 
     def __init__(self):
         super().__init__()
@@ -39,20 +39,20 @@ X, C_NOISE = torch.linspace(-1, 1, 12).reshape(4, 3), torch.zeros(4)
 # --- precision --------------------------------------------------------------------------------------------------------
 
 
-def test_a_network_that_is_run_as_it_is_is_itself(network):
+def test_a_network_without_options_is_returned_unchanged(network):
     assert frozen(network, torch.float32, False) is network
     assert not any(p.requires_grad for p in network.parameters())
     assert not network.training
 
 
-def test_bfloat16_is_of_the_network_alone(network):
+def test_bfloat16_applies_to_the_network_alone(network):
     low, expected = frozen(network, torch.bfloat16, False)(X, C_NOISE), network(X, C_NOISE)
     assert network.seen == [torch.bfloat16, torch.float32]
     torch.testing.assert_close(low.float(), expected, rtol=0.02, atol=0.02)
     assert (low.float() != expected).any()
 
 
-def test_a_cpu_that_imitates_bfloat16_says_so(monkeypatch, capsys):
+def test_emulated_bfloat16_gives_a_warning(monkeypatch, capsys):
     for has in (True, False):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
         precision.check_precision(torch.bfloat16, torch.device("cpu"), "inference")
@@ -83,7 +83,7 @@ def test_an_unknown_precision_is_refused(points, capsys):
 
 @pytest.fixture
 def marked(monkeypatch):
-    """torch.compile that only tells who was called."""
+    """Replaces torch.compile by a recorder of the compiled calls."""
     seen = []
 
     def compiled(call, **options):
@@ -93,7 +93,7 @@ def marked(monkeypatch):
     return seen
 
 
-def test_the_first_shape_is_compiled_and_others_run_as_they_are(network, marked):
+def test_the_first_shape_is_compiled_and_others_are_not(network, marked):
     fast = frozen(network, torch.float32, True)
     with torch.no_grad():
         for num in (4, 4, 2, 4):
@@ -101,7 +101,7 @@ def test_the_first_shape_is_compiled_and_others_run_as_they_are(network, marked)
     assert marked == [4, 4, 4]
 
 
-def test_what_asks_for_gradients_is_not_compiled(network, marked):
+def test_evaluations_with_gradients_are_not_compiled(network, marked):
     fast = frozen(network, torch.float32, True)
     x = X.clone().requires_grad_()
     assert torch.autograd.grad(fast(x, C_NOISE).sum(), x)[0].abs().sum() > 0
@@ -109,7 +109,7 @@ def test_what_asks_for_gradients_is_not_compiled(network, marked):
 
 
 @pytest.mark.slow
-def test_compiled_samples_are_those_of_the_network(points):
+def test_compiled_samples_equal_the_networks(points):
     plain, fast = (samples(points, f"--config.inference.compile={name}") for name in ("false", "true"))
     torch.testing.assert_close(plain, fast, rtol=1e-3, atol=1e-3)
 
@@ -118,7 +118,7 @@ def test_compiled_samples_are_those_of_the_network(points):
 
 
 def room(most, error):
-    """Work for which there is memory for so many examples at a time."""
+    """Work with memory for ``most`` examples at a time."""
 
     def work(examples):
         if len(examples) > most:
@@ -129,7 +129,7 @@ def room(most, error):
 
 
 @pytest.mark.parametrize("error", [DEVICE, ALLOCATOR])
-def test_where_memory_ends_halves_are_taken(error, capsys):
+def test_batches_are_halved_out_of_memory(error, capsys):
     parts, sizes, found = Parts(), [], []
     for batch in torch.arange(20).split(10):
         for part, doubled in parts(room(3, error), batch):
@@ -143,12 +143,12 @@ def test_where_memory_ends_halves_are_taken(error, capsys):
     ]
 
 
-def test_a_single_example_that_is_too_large_ends_it():
+def test_a_single_example_that_is_too_large_is_an_error():
     with pytest.raises(OutOfMemory, match="with one example at a time; take a smaller network"):
         list(Parts()(room(0, DEVICE), [7, 8]))
 
 
-def test_other_errors_are_not_taken_for_it():
+def test_other_errors_are_not_taken_for_out_of_memory():
     with pytest.raises(RuntimeError, match="mat1"):
         list(Parts()(room(1, RuntimeError("mat1 and mat2 shapes")), [7, 8]))
 
@@ -179,12 +179,12 @@ def never(num):
     ("shape", "num", "expected"),
     [((1, 8, 8), 1000, 512), ((3, 32, 32), 300, 32), ((3, 64, 64), 300, 8), ((3, 2048, 2048), 5, 1), ((2,), 7, 7)],
 )
-def test_a_cpu_takes_as_many_as_are_fastest(shape, num, expected):
+def test_a_cpu_takes_the_fastest_batch_size(shape, num, expected):
     assert filling(num, shape, CPU, never) == expected
 
 
-def test_several_processes_have_equal_shares(monkeypatch):
-    """Of the least that any of them takes, so that all cut alike."""
+def test_several_processes_have_equal_batches(monkeypatch):
+    """Of the least memory that any of them has free, so that all use equal batches."""
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setattr(ranks, "joined", lambda rows: torch.cat([rows, rows + 3]))
     assert filling(64, (2,), CPU, never) == 16
@@ -194,7 +194,7 @@ def test_several_processes_have_equal_shares(monkeypatch):
 
 
 class Card:
-    """A GPU's memory, in the functions that tell of it: an evaluation has some for each example, and some for all."""
+    """A GPU's memory, behind torch's functions that report it; an evaluation uses some per example and some once."""
 
     def __init__(self, monkeypatch, total, each, once=0):
         self.total_memory, self.each, self.once, self.asked, self.peak = total, each, once, [], 0
@@ -206,7 +206,7 @@ class Card:
 
     def evaluate(self, num):
         self.asked.append(num)
-        if not self.held - 1000:  # what is allocated once stays
+        if not self.held - 1000:  # allocated once, then kept
             self.held += self.once
         if self.held + num * self.each > self.total_memory:
             raise DEVICE
@@ -226,14 +226,14 @@ class Card:
         (1 << 30, 2 << 30, 10_000, 1, [16, 8, 4, 2, 1]),
     ],
 )
-def test_a_gpu_takes_as_many_as_have_half_of_its_memory(monkeypatch, total, each, num, expected, asked):
+def test_a_gpu_batch_takes_half_of_its_memory(monkeypatch, total, each, num, expected, asked):
     card = Card(monkeypatch, total, each, once=1 << 20)
     assert filling(num, (3, 32, 32), CUDA, card.evaluate) == expected
     assert card.asked == asked
 
 
-def test_what_is_tried_is_not_compiled(monkeypatch, network, marked):
-    """Nor is it the first shape; whatever goes wrong, what comes afterwards is compiled."""
+def test_trial_evaluations_are_not_compiled(monkeypatch, network, marked):
+    """It is not taken as the first shape either; after any failure, later calls are compiled."""
     fast, _ = frozen(network, torch.float32, True), Card(monkeypatch, 1 << 30, 0)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A look at the data: the numbers against numpy, the picture, and nothing else in the folder."""
+"""The mode data: its numbers against numpy, its picture, and no other file in the folder."""
 
 import json
 
@@ -12,7 +12,7 @@ from score_sde.data import read_digits
 
 @pytest.fixture
 def look(tmp_path, capsys):
-    """Run the mode data with these words: (numbers, lines of output)."""
+    """Runs the mode data with these arguments: (numbers, lines of output)."""
 
     def run(*words, split="train"):
         assert command_line.main(["run.py", "--mode=data", f"--workdir={tmp_path / 'run'}", *words]) == 0
@@ -50,8 +50,8 @@ def test_points(look, tmp_path):
 
 
 @pytest.mark.parametrize("num", [1, 3])
-def test_a_few_images_of_ones_own(look, tmp_path, num):
-    """One is enough to look at, though it has no distance to any other; its picture shows its pixels."""
+def test_a_few_images_of_the_user(look, tmp_path, num):
+    """A single image is enough, although it has no distance to another; the picture shows its pixels."""
     (tmp_path / "own" / "train").mkdir(parents=True)
     (tmp_path / "own" / "test").mkdir()
     for split, count in (("train", num), ("test", 1)):
@@ -64,7 +64,7 @@ def test_a_few_images_of_ones_own(look, tmp_path, num):
         assert (255, 0, 0) in {color for _, color in picture.convert("RGB").getcolors(100_000)}
 
 
-def test_looking_needs_no_run_and_leaves_one_alone(look, tmp_path):
+def test_inspection_needs_no_run_and_changes_none(look, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "note.txt").write_text("mine")
     look("--config=vpsde")
@@ -73,7 +73,7 @@ def test_looking_needs_no_run_and_leaves_one_alone(look, tmp_path):
 
 
 def test_photos_of_other_sizes_with_classes(look, tmp_path, capsys):
-    """All that was done to them is printed and written: crop and size, names of classes, files left out."""
+    """Everything done to them is printed and written: crop and size, class names, files left out."""
     for folder, size in {"2": (40, 30), "10": (8, 20)}.items():
         (tmp_path / "own" / folder).mkdir(parents=True)
         for k in range(12):

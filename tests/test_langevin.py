@@ -1,4 +1,4 @@
-"""Annealed Langevin dynamics: the published step sizes and recursion, the algorithm written out, every SDE alike."""
+"""Annealed Langevin dynamics: published step sizes and recursion, the explicit algorithm, independence of the SDE."""
 
 import math
 
@@ -19,7 +19,7 @@ PUBLISHED = {
 
 
 def after(variance, ratio, num_steps, size):
-    """Variance over sigma^2 after the steps of a level, from that over the sigma^2 of the level before; one by one."""
+    """Variance over sigma^2 after a level's steps, from the same ratio at the previous level; step by step."""
     variance *= ratio**2
     for _ in range(num_steps):
         variance = (1 - size) ** 2 * variance + 2 * size
@@ -27,7 +27,7 @@ def after(variance, ratio, num_steps, size):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_step_sizes_are_the_published_ones(name):
+def test_step_sizes_match_the_published_ones(name):
     most, num_levels, num_steps, epsilon = PUBLISHED[name]
     ratio = (most / 0.01) ** (1 / (num_levels - 1))
     assert langevin_step_size(ratio, num_steps) * 0.01**2 == pytest.approx(epsilon, rel=0.02)
@@ -42,8 +42,8 @@ def test_no_step_size_keeps_the_variance_better(ratio, num_steps):
     assert 1 < found <= min(others)
 
 
-def test_the_step_size_is_that_of_the_mean_ratio_of_neighbours():
-    """Of all levels: three uneven moves from 81 to 3 have the ratio 3 in the mean."""
+def test_the_step_size_follows_from_the_mean_ratio_of_neighbours():
+    """Over all levels: three uneven ratios from 81 to 3 have the mean ratio 3."""
     step = AnnealedLangevin(EDMSDE(1.0, 100.0), langevin_steps=4)
     step.reset([81.0, 80.0, 9.0, 3.0])
     assert step.size == pytest.approx(langevin_step_size(3.0, 4))
@@ -54,7 +54,7 @@ def test_equal_levels_need_no_steps():
 
 
 def test_variance_of_a_point_stays_along_the_ladder():
-    """NCSNv2's ladder for CIFAR-10: by the recursion, and of samples within four standard errors at every level."""
+    """NCSNv2's ladder for CIFAR-10: by the recursion, and in samples within four standard errors at every level."""
     num, ratio, num_steps = 2000, 5000 ** (1 / 231), 5
     sde = EDMSDE(1.0, ratio**60)
     times, size = GRIDS["log_snr"](sde, 60), langevin_step_size(ratio, num_steps)
@@ -69,7 +69,7 @@ def test_variance_of_a_point_stays_along_the_ladder():
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
-def test_where_the_variance_stands_down_many_close_levels(num_steps):
+def test_the_variance_converges_along_many_close_levels(num_steps):
     ratio, variance = 1.0005, 1.0
     size = langevin_step_size(ratio, num_steps)
     for _ in range(20_000):
@@ -77,7 +77,7 @@ def test_where_the_variance_stands_down_many_close_levels(num_steps):
     assert variance == pytest.approx(2 * num_steps / (2 * num_steps - 1), rel=2e-3)
 
 
-def test_it_is_the_published_algorithm(mixture):
+def test_the_step_matches_the_published_algorithm(mixture):
     """Song, Ermon, 2020, algorithm 1, on five levels."""
     sde, epsilon = VESDE(0.1, 10.0), 3e-3
     times, draw = GRIDS["uniform"](sde, 4), noises(3)
@@ -93,8 +93,8 @@ def test_it_is_the_published_algorithm(mixture):
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 2e-4])
-def test_it_is_the_same_on_every_sde(sde, mixture, epsilon):
-    """At the same noise levels it sends the same noisy data, x / alpha, to the same data."""
+def test_the_step_is_the_same_on_every_sde(sde, mixture, epsilon):
+    """At equal noise levels it maps equal noisy data x / alpha to equal data."""
     ends = torch.tensor([-4.0, 5.0], dtype=torch.float64)
     y, found = 8 * torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None], []
     for process in (sde, EDMSDE()):
@@ -104,7 +104,7 @@ def test_it_is_the_same_on_every_sde(sde, mixture, epsilon):
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
 
 
-def test_the_law_of_two_bumps(mixture):
+def test_samples_of_two_modes_have_the_exact_distribution(mixture):
     """From the prior, in 100 levels: the largest distance of the distribution functions."""
     sde, num = EDMSDE(), 1500
     x, times = sde.prior_std * noises(num)(torch.empty(num, 1).double()), GRIDS["log_snr"](sde, 100)

@@ -1,4 +1,4 @@
-"""Folders and zips as people have them: splits, classes, and a line on all that is left out."""
+"""Folders and zips in common layouts: splits, classes, and a line about everything left out."""
 
 import io
 import json
@@ -22,7 +22,7 @@ def image(number: int) -> bytes:
 
 
 def write(path: Path, names: list[str], others: dict[str, bytes] | None = None) -> str:
-    """Write files to a zip if path ends so, else to a folder; images have the shade of their number."""
+    """Writes files to a zip if ``path`` ends in .zip, else to a folder; images have the shade of their number."""
     contents = {name: image(k) if name.lower().endswith(".png") else b"" for k, name in enumerate(names)}
     contents |= others or {}
     if path.suffix == ".zip":
@@ -39,7 +39,7 @@ def write(path: Path, names: list[str], others: dict[str, bytes] | None = None) 
 
 
 def shades(dataset: Dataset) -> list[int]:
-    """Which images a dataset holds."""
+    """Shades of a dataset's images."""
     return dataset.batch(range(len(dataset)))["x"][:, 0, 0, 0].tolist()
 
 
@@ -60,7 +60,7 @@ def test_hidden_files_and_caches_are_neither_images_nor_classes(place, name):
     assert found.notes == ("files left out: 1 hidden; images are .png, .jpg, .jpeg, .webp",)
 
 
-def test_a_hidden_folder_above_the_data_is_none_of_them(tmp_path):
+def test_a_hidden_folder_above_the_data_is_allowed(tmp_path):
     assert len(read_images("train", write(tmp_path / ".cache" / "set", ["1.png", "2.png"]))) == 1
 
 
@@ -69,7 +69,7 @@ def test_a_hidden_listing_is_not_read(place):
     assert read_images("train", path).classes == ("cat", "dog")
 
 
-def test_numbers_in_class_folders_count_by_their_value(place):
+def test_numbered_class_folders_are_sorted_by_value(place):
     names = [f"{k}/{i}.png" for k in range(12) for i in range(11)]
     found = read_images("train", write(place, names))
     assert found.classes == tuple(map(str, range(12)))
@@ -109,7 +109,7 @@ def test_folders_of_splits_have_many_names(place, train, test):
     assert all(each.classes == ("cat", "dog") for each in found.values())
 
 
-def test_a_third_split_and_what_lies_beside_the_splits_is_left_out_and_counted(place):
+def test_images_outside_of_train_and_test_are_left_out_and_counted(place):
     path = write(place, ["masks/1.png", "test/1.png", "train/1.png", "val/1.png", "val/2.png", "0.png"])
     found = [read_images(split, path) for split in ("train", "test")]
     assert [shades(each) for each in found] == [[2], [1]]
@@ -117,14 +117,14 @@ def test_a_third_split_and_what_lies_beside_the_splits_is_left_out_and_counted(p
     assert found[0].notes == (beside,)
 
 
-def test_a_path_for_testing_beside_one_with_folders_of_splits(tmp_path):
+def test_a_test_path_with_a_path_that_has_split_folders(tmp_path):
     path = write(tmp_path / "own", ["train/1.png", "test/2.png"])
     flat = write(tmp_path / "flat", ["1.png", "2.png", "3.png"])
     assert [shades(read_images(split, path, flat)) for split in ("train", "test")] == [[0], [0, 1, 2]]
     assert [shades(read_images(split, flat, path)) for split in ("train", "test")] == [[0, 1, 2], [1]]
 
 
-def test_splits_within_classes_stop(place):
+def test_splits_within_classes_are_refused(place):
     path = write(place, [f"{kind}/{split}/1.png" for kind in ("cat", "dog") for split in ("Train", "val")])
     with pytest.raises(DataError, match=r"has the folders Train and val within others, which would mix them up: give"):
         read_images("train", path)
@@ -134,14 +134,14 @@ def test_a_class_may_be_called_train(place):
     assert read_images("train", write(place, ["plane/1.png", "train/2.png"])).classes == ("plane", "train")
 
 
-def test_unequal_depths_stop_and_say_which(place):
+def test_unequal_depths_are_refused_by_name(place):
     with pytest.raises(
         DataError, match=r"holds images 1 and 2 folders deep \(cat/1.png, dog/a/2.png\), so that folders"
     ):
         read_images("train", write(place, ["cat/1.png", "dog/a/2.png"]))
 
 
-def test_labels_that_one_split_lacks_or_that_lie_too_deep_are_told(place, tmp_path):
+def test_labels_missing_from_a_split_or_nested_too_deep_are_reported(place, tmp_path):
     uneven = read_images("train", write(place, ["test/1.png", "train/cat/1.png", "train/dog/2.png"]))
     assert uneven.num_classes == 0
     assert uneven.notes == ("no labels: images lie 0 and 1 folders deep, and class folders hold them directly",)
@@ -165,7 +165,7 @@ def test_other_formats_and_other_files_are_counted(place):
 
 
 def test_linked_folders_are_read_once_each(tmp_path):
-    """A class may be a link; the folder itself goes before a link to it; circles end."""
+    """A class may be a link; a folder precedes a link to it; cycles end."""
     write(tmp_path / "store", ["cat/1.png", "dog/2.png", "dog/3.png"])
     folder = tmp_path / "set"
     write(folder, ["bee/4.png"])
@@ -180,7 +180,7 @@ def test_linked_folders_are_read_once_each(tmp_path):
     assert found.notes == (note, "classes without images in train: 0 bee")
 
 
-def test_a_folder_that_cannot_be_listed_stops(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_refused(tmp_path, monkeypatch):
     path, scandir = write(tmp_path / "set", ["cat/1.png", "dog/2.png"]), os.scandir
 
     def forbid(place):

@@ -1,4 +1,4 @@
-"""Log-densities against exact mixtures: every term, every process and solver, exact and estimated traces, both ways."""
+"""Log-densities against exact mixtures: every term, process and solver, exact and estimated traces, both directions."""
 
 import functools
 import math
@@ -36,7 +36,7 @@ def data(mixture, sde, num, seed=0):
 
 
 def low_rank(*shape, components=3, rank=8, seed=0):
-    """A mixture of flat Gaussians, as of images of a few kinds: each varies in a few directions of its own."""
+    """A mixture of low-rank Gaussians, like images of a few classes: each varies in a few directions of its own."""
     generator, num = torch.Generator().manual_seed(seed), math.prod(shape)
     means = 0.5 * torch.randn(components, *shape, dtype=torch.float64, generator=generator)
     bases = torch.linalg.qr(torch.randn(components, num, num, dtype=torch.float64, generator=generator)).Q
@@ -46,7 +46,7 @@ def low_rank(*shape, components=3, rank=8, seed=0):
 
 
 def seeded(x, num, kind="rademacher", fresh=False, seeds=None, first=0):
-    """Probes for the examples x, by their seeds: those given, or the whole numbers from the first."""
+    """Probes for the examples x, keyed by the given seeds or by the integers from ``first``."""
     seeds = torch.arange(first, first + len(x)) if seeds is None else torch.tensor(seeds)
     return Hutchinson(Noise(seeds), num, kind, fresh)
 
@@ -58,7 +58,7 @@ def true_law(denoise, sde):
 # --- exact densities --------------------------------------------------------------------------------------------------
 
 
-def test_at_a_later_time_it_is_the_density_there(sde, mixture):
+def test_at_a_later_time_it_is_the_density_of_that_time(sde, mixture):
     t = sde.time(torch.tensor(2.0, dtype=torch.float64)).item()
     denoise, x = mixture.denoiser(sde), torch.tensor([[-0.5], [1.0]], dtype=torch.float64)
     found = log_prob(sde, denoise, x, t=t, prior_log_prob=true_law(denoise, sde))
@@ -75,7 +75,7 @@ def test_it_is_the_exact_density_up_to_the_mismatch_of_the_prior(sde, shaped_mix
 
 @pytest.mark.parametrize("guess", ["standard", "isotropic"])
 def test_a_gaussian_by_hand(sde, guess):
-    """One dimension, N(0, v): the flow scales by the ratio of deviations, and so does the volume."""
+    """One dimension, N(0, v): the flow scales by the ratio of standard deviations, and so does the volume."""
     variance = 0.3
     mixture = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 1).double(), variance)
     x = torch.tensor([[0.2], [-1.0]], dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_the_moment_matched_gaussian_changes_no_process(sde, plane):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-6, atol=2e-6)
 
 
-def test_where_the_guess_is_right_two_evaluations_are_exact(sde, shaped_mixture):
+def test_two_evaluations_are_exact_for_moment_matched_gaussian_data(sde, shaped_mixture):
     guess = moment_matched("full", shaped_mixture)
     right = GaussianMixture.of_covariances(torch.ones(1).double(), guess.mean[None], shaped_mixture.covariance[None])
     denoise, x = right.denoiser(sde), data(shaped_mixture, sde, 3)
@@ -132,7 +132,7 @@ def test_where_the_guess_is_right_two_evaluations_are_exact(sde, shaped_mixture)
     torch.testing.assert_close(found.nats, denoise.log_prob(x, sde.t_min), rtol=1e-9, atol=1e-8)
 
 
-def test_the_density_itself_is_of_the_fourth_order_in_the_budget(sde, plane):
+def test_the_density_converges_with_order_four_in_the_budget(sde, plane):
     denoise, x, guess = plane.denoiser(sde), data(plane, sde, 5), moment_matched("full", plane)
     exact, errors = denoise.log_prob(x, sde.t_min), []
     for evaluations in (50, 100):
@@ -171,7 +171,7 @@ def test_the_exact_trace_is_one_estimate(shaped_mixture):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_calls_of_the_denoiser_are_counted(mixture, name):
-    """Those of each example, so that their sum is the examples in all batches that the denoiser saw."""
+    """The counts are by example, so their sum is the number of examples in all batches of the denoiser."""
     sde, calls = SDES["vpsde"](), []
 
     def denoise(x, t):
@@ -185,7 +185,7 @@ def test_calls_of_the_denoiser_are_counted(mixture, name):
     assert (len(set(found.calls.tolist())) > 1) == (name == "dopri5")
 
 
-def test_traces_are_counted_apart(mixture):
+def test_traces_are_counted_separately(mixture):
     sde, x = SDES["vpsde"](), torch.tensor([[-1.0], [3.0]], dtype=torch.float64)
     graphs = []
 
@@ -204,7 +204,7 @@ def test_traces_are_counted_apart(mixture):
 # --- priors -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_standard_prior_is_that_of_the_process(sde, shaped_mixture):
+def test_the_standard_prior_is_the_prior_of_the_process(sde, shaped_mixture):
     x = data(shaped_mixture, sde, 3)
     found = PRIORS["standard"](sde, moment_matched("full", shaped_mixture), x)
     assert torch.equal(found, sde.prior_log_prob(x))
@@ -234,7 +234,7 @@ def test_the_matched_prior_is_the_marginal_of_the_guess(sde, shaped_mixture, gue
 
 
 def test_the_matched_prior_is_nearer_to_the_truth_than_the_standard_one(sde, plane):
-    """It has their mean and covariance, and what else the process leaves of the data is next to nothing."""
+    """It has the data's mean and covariance, and little else of the data is left at t_max."""
     denoise, x, guess = plane.denoiser(sde), data(plane, sde, 200), moment_matched("full", plane)
     x = sde.alpha(sde.t_max) / sde.alpha(sde.t_min) * x + sde.marginal(sde.t_max).sigma * torch.randn(
         x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1)
@@ -252,7 +252,7 @@ COPIES = 300
 
 @pytest.fixture(scope="module")
 def correlated():
-    """One Gaussian whose Jacobian has large entries beside the diagonal, a process, and one example in many copies."""
+    """One Gaussian whose Jacobian has large off-diagonal entries, a process, and many copies of one example."""
     sde = SDES["vpsde"](t_min=1e-3)
     root = torch.tensor([[1.0, 0.0, 0.0], [0.9, 0.4, 0.0], [-0.8, 0.3, 0.3]], dtype=torch.float64)
     mixture = GaussianMixture.of_covariances(torch.ones(1).double(), torch.zeros(1, 3).double(), (root @ root.T)[None])
@@ -263,8 +263,8 @@ def correlated():
 
 @pytest.mark.parametrize("probe", PROBES)
 @pytest.mark.parametrize("fresh", [False, True], ids=["frozen", "fresh"])
-def test_probes_are_unbiased_and_their_error_falls_with_the_root_of_their_number(correlated, probe, fresh):
-    """Orthogonal ones in D dimensions as those drawn without replacement: by (D - K) / (K (D - 1)), to nothing."""
+def test_probes_are_unbiased_with_an_error_of_one_over_root_num(correlated, probe, fresh):
+    """Orthogonal probes in D dimensions average like draws without replacement: (D - K) / (K (D - 1)), down to zero."""
     sde, denoise, x, exact = correlated
     solver = AdamsPECE(40) if fresh else DormandPrince(1e-3, 1e-3)
     numbers = (1, 2, 3) if probe == "orthogonal" else (1, 4, 16)
@@ -278,7 +278,7 @@ def test_probes_are_unbiased_and_their_error_falls_with_the_root_of_their_number
         else:
             told = found.variance.mean().sqrt().item()
             assert told == pytest.approx(spreads[-1], rel=0.15, abs=1e-4)
-    assert spreads[0] > (0.05 if fresh and probe == "rademacher" else 0.1)  # turned probes have less noise to measure
+    assert spreads[0] > (0.05 if fresh and probe == "rademacher" else 0.1)  # orthogonal probes have less noise
     shares = [1, 0.5, 0] if probe == "orthogonal" else [1, 0.5, 0.25]
     for spread, share in zip(spreads[1:], shares[1:]):
         assert spread == pytest.approx(share * spreads[0], rel=0.2, abs=1e-3)
@@ -286,7 +286,7 @@ def test_probes_are_unbiased_and_their_error_falls_with_the_root_of_their_number
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_fresh_probes_have_a_third_of_the_noise_of_frozen_ones(probe):
-    """On a mixture in 64 dimensions, with the same solver and budget: errors cancel along the way."""
+    """On a mixture in 64 dimensions, with the same solver and budget: errors cancel along the trajectory."""
     sde, mixture = SDES["vpsde"](), low_rank(64)
     x = data(mixture, sde, 100)
     guess = Gaussian(torch.zeros(64).double(), mixture.covariance.trace().item() / 64)
@@ -297,8 +297,8 @@ def test_fresh_probes_have_a_third_of_the_noise_of_frozen_ones(probe):
     assert noise[0] > 3 * noise[1] > 0.1
 
 
-def test_probes_are_keyed_by_seed_whatever_the_batch_is(shaped_mixture):
-    """An example alone and among others: the same probes at every evaluation, fresh or frozen."""
+def test_probes_depend_on_the_seed_and_not_on_the_batch(shaped_mixture):
+    """An example alone or in a batch has the same probes at every evaluation, fresh or frozen."""
     sde, denoise = SDES["cosine"](), shaped_mixture.denoiser(SDES["cosine"]())
     x, seeds = data(shaped_mixture, sde, 4), [5, 2, 11, 7]
     for solver in (AdamsPECE(8), DormandPrince(1e-2, 1e-2)):
@@ -312,7 +312,7 @@ def test_probes_are_keyed_by_seed_whatever_the_batch_is(shaped_mixture):
 
 
 def covered(shape, solver, probe, seeds, num=8):
-    """Share of 95 % intervals, by Student's t, that hold an example's exact density; the worst error, variances."""
+    """Fraction of 95 % Student intervals that cover an example's exact density; the largest error; the variances."""
     sde, mixture = SDES["vpsde"](), low_rank(*shape, rank=min(8, math.prod(shape) // 2))
     denoise, x = mixture.denoiser(sde), data(mixture, sde, seeds)
     guess = Gaussian(torch.zeros(shape).double(), mixture.covariance.trace().item() / math.prod(shape))
@@ -329,7 +329,7 @@ def covered(shape, solver, probe, seeds, num=8):
 @pytest.mark.parametrize("solver", ["adams_pece", "dopri5"])
 @pytest.mark.parametrize(("shape", "seeds"), [((64,), 1000), ((3, 8, 8), 400)], ids=str)
 def test_intervals_cover_the_exact_density(shape, seeds, solver, probe):
-    """Eight probes: from 93 to 99 of 100 intervals of 95 %, each of another seed and example."""
+    """Eight probes: 93 to 99 of 100 intervals of 95 %, each for another seed and example."""
     share, _, _ = covered(shape, solver, probe, seeds)
     assert 0.93 <= share <= 0.99
 
@@ -342,11 +342,11 @@ def test_intervals_cover_the_exact_density_in_the_plane(probe):
     assert 0.93 <= share <= 0.99
 
 
-def test_frozen_probes_in_the_plane_are_no_normal_variables():
-    """So that Student's t is not their law: use the exact trace there.
+def test_frozen_probes_in_the_plane_are_not_normal():
+    """Student's t is not their distribution, so the plane needs the exact trace.
 
     A Rademacher estimate has two values, tr J + 2 J_12 and tr J - 2 J_12, and eight of them miss the mean if at least
-    seven agree: in 18 of 256 cases. Those of Gauss are skewed, as a chi square of one or two degrees of freedom.
+    seven agree: in 18 of 256 cases. Gauss estimates are skewed, like a chi square of one or two degrees of freedom.
     """
     share, _, _ = covered((2,), "dopri5", "rademacher", 2000)
     assert share == pytest.approx(1 - 18 / 256, abs=3 * math.sqrt(0.07 * 0.93 / 2000))
@@ -356,7 +356,7 @@ def test_frozen_probes_in_the_plane_are_no_normal_variables():
 
 @pytest.mark.parametrize("solver", ["adams_pece", "dopri5"])
 def test_orthogonal_probes_of_all_dimensions_leave_the_error_of_the_solver(solver):
-    """They say so: no variance."""
+    """They report a variance of zero."""
     _, error, variance = covered((2,), solver, "orthogonal", 100, num=2)
     assert error < 0.02
     assert variance.abs().max() == 0
@@ -367,7 +367,7 @@ def test_orthogonal_probes_of_all_dimensions_leave_the_error_of_the_solver(solve
 
 @pytest.mark.parametrize("solver", [AdamsPECE(128), DormandPrince(1e-7, 1e-7)], ids=["adams_pece", "dopri5"])
 def test_sampling_is_the_inverse(sde, mixture, solver):
-    """The same terms from either side, and x itself."""
+    """The same terms in either direction, and x itself."""
     denoise, x, guess = mixture.denoiser(sde), data(mixture, sde, 3), moment_matched("isotropic", mixture)
     there = log_prob(sde, denoise, x, guess, solver=solver)
     back = sample_log_prob(sde, denoise, there.latent, guess, solver=solver)
@@ -387,7 +387,7 @@ def test_sampling_is_the_inverse_for_examples_of_any_shape(shaped_mixture):
 
 
 def test_samples_have_their_exact_density(sde, plane):
-    """From the prior, without a look at data."""
+    """From the prior, without data."""
     denoise, guess = plane.denoiser(sde), moment_matched("full", plane)
     latent = sde.prior_std * torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = sample_log_prob(sde, denoise, latent, guess, solver=AdamsPECE(100), prior_log_prob=true_law(denoise, sde))
@@ -395,8 +395,8 @@ def test_samples_have_their_exact_density(sde, plane):
     assert found.calls.tolist() == found.traced.tolist() == [100] * 5
 
 
-def test_estimates_of_samples_have_the_sign_of_those_of_data(plane):
-    """With frozen probes each estimate is a function of the path, and the path is the same both ways."""
+def test_trace_estimates_of_samples_and_data_have_the_same_sign(plane):
+    """With frozen probes each estimate is a function of the path, and the path is the same in both directions."""
     sde, guess = SDES["vpsde"](), moment_matched("isotropic", plane)
     denoise, x, solver = plane.denoiser(sde), data(plane, sde, 3), DormandPrince(1e-8, 1e-8)
     there = log_prob(sde, denoise, x, guess, seeded(x, 3, "gauss"), solver=solver)
@@ -412,7 +412,7 @@ def test_samples_may_end_at_a_later_time(sde, mixture):
     torch.testing.assert_close(found.nats, denoise.log_prob(found.x, t), rtol=0, atol=1e-3)
 
 
-# --- each example by itself -------------------------------------------------------------------------------------------
+# --- independence of the batch ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("solver", [AdamsPECE(4), DormandPrince(1e-2, 1e-2)], ids=["adams_pece", "dopri5"])
@@ -433,7 +433,7 @@ def test_a_density_does_not_depend_on_the_batch(sde, shaped_mixture, solver):
 
 @pytest.mark.parametrize("solver", [AdamsPECE(80), DormandPrince(1e-6, 1e-6)], ids=["adams_pece", "dopri5"])
 def test_conditions_follow_their_examples(mixture, solver):
-    """Examples end at different calls; each keeps its own condition, here an offset and a scale of the data."""
+    """Examples finish at different calls; each keeps its own condition, here an offset and a scale of the data."""
     sde = SDES["cosine"]()
 
     def denoise(x, t, scale):
@@ -448,12 +448,12 @@ def test_conditions_follow_their_examples(mixture, solver):
         alone = log_prob(sde, denoise, x[k : k + 1], solver=solver, scale=scale[k, None])
         torch.testing.assert_close(alone.nats, found.nats[k, None], rtol=1e-8, atol=1e-8)
     expected = mixture.denoiser(sde).log_prob(x / scale[:, None], sde.t_min) - scale.log()
-    torch.testing.assert_close(found.nats, expected, rtol=0, atol=0.05)  # up to prior and noise at t_min
+    torch.testing.assert_close(found.nats, expected, rtol=0, atol=0.05)  # up to the prior and the noise at t_min
 
 
 @pytest.mark.parametrize("solver", [AdamsPECE(24), DormandPrince(1e-3, 1e-3)], ids=["adams_pece", "dopri5"])
 def test_works_inside_inference_mode_and_keeps_float32(sde, plane, solver):
-    """Whatever of it was made there: data, moment-matched Gaussian, conditions, probes."""
+    """With data, moment-matched Gaussian, conditions and probes created in inference mode."""
     x, guess = data(plane, sde, 2), moment_matched("isotropic", plane)
 
     def denoise(x, t, scale):
@@ -475,7 +475,7 @@ def test_works_inside_inference_mode_and_keeps_float32(sde, plane, solver):
 
 @pytest.mark.parametrize("solver", [AdamsPECE(80), DormandPrince()], ids=["adams_pece", "dopri5"])
 def test_float32_is_enough(sde, plane, solver):
-    """From the earliest time of every process, where noise over signal may be a millionth."""
+    """From t_min of every process, where noise over signal may be a millionth."""
     denoise, x, guess = plane.denoiser(sde), data(plane, sde, 5), moment_matched("isotropic", plane)
     single = log_prob(sde, denoise, x.float(), guess, solver=solver)
     double = log_prob(sde, denoise, x, guess, solver=solver)
@@ -497,14 +497,14 @@ def test_times_outside_the_training_are_refused(sde, mixture, ask):
 
 @pytest.mark.parametrize("ask", [log_prob, sample_log_prob])
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_adaptive_solvers_refuse_probes_that_change(mixture, name, ask):
+def test_adaptive_solvers_refuse_fresh_probes(mixture, name, ask):
     sde, x = SDES["vpsde"](), torch.zeros(1, 1, dtype=torch.float64)
     with pytest.raises(ValueError, match="needs the same probes all along: set fresh=False"):
         ask(sde, mixture.denoiser(sde), x, None, seeded(x, 1, fresh=True), solver=SOLVERS[name]())
 
 
 @pytest.mark.parametrize("ask", [log_prob, sample_log_prob])
-def test_a_density_that_is_not_finite_is_named(mixture, ask):
+def test_a_non_finite_density_is_named(mixture, ask):
     sde = SDES["vpsde"]()
 
     def prior(x):
@@ -518,7 +518,7 @@ def test_a_density_that_is_not_finite_is_named(mixture, ask):
 
 @pytest.mark.parametrize("solver", [AdamsPECE(), DormandPrince()], ids=["adams_pece", "dopri5"])
 def test_a_non_finite_network_output_is_named(mixture, solver):
-    """By example and place, and with a trace as without."""
+    """By example and time, with a trace or without."""
     sde = SDES["vpsde"]()
 
     def denoise(x, t, who):

@@ -1,5 +1,4 @@
-"""Losses: weights against their closed forms, the optimum and its value, the timestep samplers and their
-corrections."""
+"""Losses: weights against closed forms, the optimum and its value, timestep samplers and their corrections."""
 
 from functools import partial
 
@@ -22,7 +21,7 @@ from tests.targets import SIGMA_DATA, TARGETS, Fixed, state
 
 OPTIONS = {"edm": {"sigma_data": SIGMA_DATA}}
 
-# (alpha, sigma, g) -> weight on the squared error of x0, as the papers print them.
+# (alpha, sigma, g) -> weight on the squared error of x0, as printed in the papers.
 TABLE = {
     "simple": lambda alpha, sigma, g: alpha**2 / sigma**2,
     "sigma2": lambda alpha, sigma, g: sigma**2 * (alpha / sigma**2) ** 2,
@@ -44,7 +43,7 @@ def weigh(name):
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_weights_are_the_papers(sde, name):
+def test_weights_match_the_papers(sde, name):
     _, _, t = state(sde, (1, 1), num=30)
     expected = TABLE[name](sde.alpha(t), sde.sigma(t), sde.diffusion(t))
     weight = weigh(name)(sde, t)
@@ -53,7 +52,7 @@ def test_weights_are_the_papers(sde, name):
 
 
 def test_likelihood_weight_is_the_fall_of_the_snr(sde):
-    l = torch.linspace(-8, 8, 10, dtype=torch.float64)  # without 0, where the Laplace schedule has a bend
+    l = torch.linspace(-8, 8, 10, dtype=torch.float64)  # excludes 0, where the Laplace schedule has a kink
     t, h = sde.time(l), 1e-5
     later, earlier = sde.time(l - h), sde.time(l + h)
     fall = (torch.exp(sde.log_snr(earlier)) - torch.exp(sde.log_snr(later))) / (later - earlier)
@@ -64,7 +63,7 @@ def test_likelihood_weight_is_the_fall_of_the_snr(sde):
     ("name", "quantity"),
     [("simple", "eps"), ("x0", "x0"), ("v", "v"), ("flow", "flow"), ("edm", "edm"), ("sigma2", "score")],
 )
-def test_loss_is_the_squared_error_of_what_its_name_says(sde, name, quantity):
+def test_loss_is_the_squared_error_of_the_named_quantity(sde, name, quantity):
     x0, eps, t = state(sde, (2, 3))
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     guess = x0 + 0.1 * torch.sin(5 * eps)
@@ -87,7 +86,8 @@ def test_the_parameterization_changes_neither_loss_nor_gradient(sde, weight):
         output = TARGETS[name](alpha, sigma, SIGMA_DATA, guess, (x - alpha * guess) / sigma)
         loss = denoising_loss(sde, Denoiser(Fixed(output), sde, name, SIGMA_DATA), weigh(weight), x0, eps, t)
         found[name] = loss.detach(), torch.autograd.grad(loss.sum(), guess)[0]
-    # Rounding: at the noisy end x0 is a difference of numbers the size of sigma / alpha, times a weight at the other.
+    # Rounding: at the noisy end x0 is a difference of numbers of size sigma / alpha, at the other end it has a large
+    # weight.
     for name in PARAMETERIZATIONS:
         for value, expected in zip(found[name], found["x0"]):
             torch.testing.assert_close(value, expected, rtol=1e-7, atol=1e-7 * expected.abs().mean().item())
@@ -178,7 +178,7 @@ def test_a_histogram_in_float32_is_even_in_probability(sde, law):
     if law == "uniform" and isinstance(sde, Discrete):
         share, bins = sde.share(t.double().flatten()), int(sde.t_max)
     counts, even = torch.histc(share, bins, min=0.0, max=1.0), len(u) / bins
-    # Chi-squared with bins - 1 degrees of freedom: one in some thousands is above.
+    # Chi-squared with bins - 1 degrees of freedom exceeds this once in some thousands.
     assert ((counts - even) ** 2 / even).sum() < bins + 4 * (2 * bins) ** 0.5
 
 
@@ -205,7 +205,7 @@ def test_a_tail_of_the_lognormal_law_is_uniform_in_log_snr(sde, tail):
     torch.testing.assert_close(share_of_lognormal(sde, t[num:]), evenly, rtol=1e-8, atol=1e-8)
 
 
-def test_uncorrected_laws_say_so(sde):
+def test_uncorrected_laws_have_correction_one(sde):
     u = torch.rand(5, generator=torch.Generator().manual_seed(0))
     for law in ("uniform", "log_snr", "lognormal"):
         assert (TIMESTEP_SAMPLERS[law](sde, u)[1] == 1).all()
@@ -218,16 +218,16 @@ def bound(sde, t):
 
 @pytest.mark.parametrize("law", ["uniform", "importance"])
 def test_correction_keeps_the_mean_over_uniform_time(sde, law):
-    """The mean of ``bound`` over t is a difference of logarithms, as it is d log(1 + SNR) / dt."""
+    """The mean of ``bound`` over t is a difference of logarithms, because ``bound`` is d log(1 + SNR) / dt."""
     ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
     expected = (torch.log1p(ends.exp()).diff().neg() / (sde.t_max - sde.t_min)).item()
     u = (torch.arange(500_000, dtype=torch.float64) + 0.5) / 500_000
     t, correction = TIMESTEP_SAMPLERS[law](sde, u)
-    # Uniform times see the steep start of the interval through a few points only.
+    # Uniform times sample the steep start of the interval at a few points only.
     assert (correction * bound(sde, t)).mean().item() == pytest.approx(expected, rel=2e-2 if law == "uniform" else 1e-6)
 
 
-def test_importance_takes_the_spread_out_of_the_likelihood_loss(sde):
+def test_importance_sampling_reduces_the_variance_of_the_likelihood_loss(sde):
     u = torch.rand(100_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     spread = {}
     for law in ("uniform", "importance"):
@@ -235,8 +235,8 @@ def test_importance_takes_the_spread_out_of_the_likelihood_loss(sde):
         spread[law] = (correction * bound(sde, t)).var().item()
     steps = sde.log_snr(torch.linspace(sde.t_min, sde.t_max, 9, dtype=torch.float64)).diff()
     if torch.allclose(steps, steps.mean().expand(8), rtol=1e-6):
-        assert spread["importance"] == pytest.approx(spread["uniform"], rel=2e-3)  # linear in time already
-    else:  # a chain begins at its first level, and never sees the steepest part
+        assert spread["importance"] == pytest.approx(spread["uniform"], rel=2e-3)  # already linear in time
+    else:  # a chain starts at its first level, beyond the steepest part
         assert spread["importance"] < (0.2 if isinstance(sde, Discrete) else 0.05) * spread["uniform"]
 
 

@@ -1,4 +1,4 @@
-"""Freed memory is kept, unless the user chose otherwise."""
+"""The allocator keeps freed memory unless the user configured it otherwise."""
 
 import os
 import subprocess
@@ -21,8 +21,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
-def test_memory_that_was_freed_is_not_asked_for_again():
-    """16 MB anew are 4,096 pages; a user's own choice stands."""
+def test_freed_memory_is_reused_without_page_faults():
+    """Allocating 16 MB again would fault 4,096 pages; the user's own setting has precedence."""
     faults = []
     for chosen in ({}, {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}):
         done = subprocess.run(

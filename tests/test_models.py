@@ -1,4 +1,4 @@
-"""Networks: shapes of every rank, conditions, gradients of every order that likelihoods need, precision."""
+"""Networks: shapes of every rank, conditions, gradients of every order used by likelihoods, precision."""
 
 import inspect
 
@@ -38,19 +38,19 @@ CASES = {
     "dit": ("dit", (3, 8, 4), {"width": 32, "depth": 2, "num_classes": 3}),
 }
 CLASSIFIERS = {"classifier", "adm_classifier", "captioned"}
-SINGLE = [case for case in CASES if case != "captioned"]  # a pair is of directions, which zeros have none of
+SINGLE = [case for case in CASES if case != "captioned"]  # embeds a pair by its direction, which zeros lack
 CONDITIONAL = [case for case, (name, *_) in CASES.items() if name not in CLASSIFIERS]
 
 
 def answer(case):
-    """Shape of what a network says of an example: that of the example, or one logit a class."""
+    """Shape of a network's output for one example: the example's own, or one logit for each class."""
     name, shape, options = CASES[case]
     return (options["num_classes"],) if name in CLASSIFIERS else shape
 
 
 @pytest.fixture(params=CASES)
 def network(request):
-    """A network of each kind whose zeros are filled, so that every path matters, with its shape as attribute."""
+    """A network of each kind with its zeros filled, so that every path matters; its shape is an attribute."""
     torch.manual_seed(0)
     name, shape, options = CASES[request.param]
     network = NETWORKS[name](shape, **options).eval()
@@ -71,7 +71,7 @@ def test_every_network_has_a_case():
     assert {name for name, *_ in CASES.values()} == set(NETWORKS) - {
         "ncsn",
         "ncsnv2",
-    }  # they hear no log-SNR: test_ncsn
+    }  # these take no log-SNR: test_ncsn
 
 
 def test_zero_at_initialisation():
@@ -90,13 +90,13 @@ def test_examples_do_not_mix(network):
     torch.testing.assert_close(whole, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
-def test_told_the_noise_level(network):
+def test_the_output_depends_on_the_noise_level(network):
     x, log_snr = inputs(network)
     assert (network(x, log_snr) - network(x, log_snr + 0.5)).abs().flatten(1).amax(1).min() > 1e-4
 
 
 @pytest.mark.parametrize(("name", "shape"), [("mlp", (2,)), ("unet", (1, 8, 8))])
-def test_a_blind_network_hears_the_label_alone(name, shape):
+def test_a_noise_unconditional_network_depends_on_the_label_alone(name, shape):
     torch.manual_seed(0)
     network = NETWORKS[name](shape, num_classes=3, noise_unconditional=True).eval()
     for parameter in network.parameters():
@@ -121,8 +121,8 @@ def test_keep_chooses_between_label_and_null_label(network):
     assert (labelled - null).abs().amax(tuple(range(1, x.ndim))).min() > 1e-4
 
 
-def test_an_mlp_sees_an_image_as_the_vector_of_its_pixels():
-    """With the weights of one that was made for vectors: the variance is the second half of both answers."""
+def test_an_mlp_treats_an_image_as_the_vector_of_its_pixels():
+    """With the weights of a network made for vectors, the second half of both outputs is the variance."""
     torch.manual_seed(0)
     made = {"width": 16, "depth": 1, "learned_variance": True}
     images, vectors = MLP((2, 3, 4), **made), MLP((24,), **made)
@@ -200,7 +200,7 @@ def test_autocast_keeps_the_embedding_in_single_precision(network):
     torch.testing.assert_close(out.float(), network(x, log_snr), rtol=0.2, atol=0.2)
 
 
-def test_embedding_is_smooth_and_tells_levels_apart():
+def test_embedding_is_smooth_and_separates_levels():
     torch.manual_seed(0)
     embedding = LogSNREmbedding(64).double()
     levels = torch.linspace(-20, 20, 401, dtype=torch.float64)
@@ -211,7 +211,7 @@ def test_embedding_is_smooth_and_tells_levels_apart():
     assert distances.min() > 0.2 * steps.min()
 
 
-def test_null_label_is_an_entry_of_its_own():
+def test_null_label_is_a_separate_entry():
     conditioning = Conditioning(8, num_classes=3)
     assert conditioning.label.table.weight.shape == (4, 8)
     rows = conditioning.label(None, torch.arange(3))
@@ -231,7 +231,7 @@ def test_shape_that_does_not_divide_names_the_nearest_that_do(shape):
     UNet(larger, channel_mult=(1, 1, 2))
 
 
-def test_padding_leaves_shapes_that_divide_alone():
+def test_padding_does_not_change_shapes_that_divide():
     torch.manual_seed(0)
     plain = UNet((1, 8, 8))
     padded = UNet((1, 8, 8), pad=True)

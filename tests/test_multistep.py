@@ -1,5 +1,6 @@
-"""Multistep solvers: their integrals by quadrature, orders in every integrand and integration variable, what they are
-exact for, noise."""
+"""Multistep solvers: integrals by quadrature, measured orders in every integrand and integration variable, exact
+cases, and noise.
+"""
 
 import math
 from itertools import product
@@ -22,7 +23,7 @@ MIXTURE = GaussianMixture(
 
 
 def flow_end(sde, x, end):
-    """Where the probability flow takes x from t_max, to rounding."""
+    """Image of x at t_max under the probability flow, to rounding."""
     flow = Flow(sde, MIXTURE.denoiser(sde), Gaussian(MIXTURE.mean, 0.5))
     solve = DormandPrince(1e-10, 1e-10)
     return flow.leave(solve(flow, flow.enter(x, sde.t_max), flow.angle(sde.t_max), flow.angle(end)).u, end)
@@ -34,7 +35,7 @@ def last_state(step, denoise, x, times, draw=None):
 
 
 def order_of(make, sde, few=100, end=1e-2):
-    """The exponent with which the error falls when moves are doubled."""
+    """Exponent with which the error falls as the number of steps doubles."""
     x = sde.prior_std * torch.randn(64, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected, errors = flow_end(sde, x, end), []
     for num in (few, 2 * few):
@@ -49,8 +50,8 @@ def order_of(make, sde, few=100, end=1e-2):
 
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("integrand", INTEGRANDS)
-def test_pace_and_value_are_how_the_scaled_state_moves(integrand, eta):
-    """d(y / scale) / dlog r with dy / dlog r = (1 + eta^2) (y - x0), by differences."""
+def test_weight_and_value_give_the_derivative_of_the_scaled_state(integrand, eta):
+    """d(y / scale) / dlog r with dy / dlog r = (1 + eta^2) (y - x0), by finite differences."""
     here, y, x0, h = Coordinates(VPSDE(), integrand, "angle", 0.6, eta), 1.3, -0.4, 1e-5
     for r in (0.01, 0.5, 3.0, 80.0):
         (a, b), pace = here.weights(np.array(r)), here.pace(np.array(r))
@@ -61,8 +62,8 @@ def test_pace_and_value_are_how_the_scaled_state_moves(integrand, eta):
 
 @pytest.mark.parametrize("integration_variable", INTEGRATION_VARIABLES)
 @pytest.mark.parametrize("integrand", INTEGRANDS)
-def test_integrals_are_those_of_the_polynomials(integrand, integration_variable):
-    """Against adaptive quadrature of pace times Lagrange's polynomial, inside and beyond the nodes."""
+def test_integrals_of_the_polynomials_match_quadrature(integrand, integration_variable):
+    """Against adaptive quadrature of weight times Lagrange polynomial, inside and beyond the nodes."""
     sde = VPSDE()
     here = Coordinates(sde, integrand, integration_variable, 0.6)
     for num, (start, end) in product([1, 2, 4], [(2.0, 1.2), (3.5, 2.0)]):
@@ -81,7 +82,7 @@ def test_integrals_are_those_of_the_polynomials(integrand, integration_variable)
 
 
 @pytest.mark.parametrize(("integrand", "variance"), [("data", lambda r, s: 1 - (s / r) ** 2), ("noise", None)])
-def test_noise_of_a_move_in_closed_form(integrand, variance):
+def test_noise_of_a_step_in_closed_form(integrand, variance):
     """SDE-DPM-Solver++: r_s^2 (1 - (r_s / r_t)^2); SDE-DPM-Solver: r_t^2 - r_s^2."""
     start, end = np.array([9.0, 1.0]), np.array([2.0, 0.3])
     expected = end**2 * variance(start, end) if variance else start**2 - end**2
@@ -94,7 +95,7 @@ def test_noise_of_a_move_in_closed_form(integrand, variance):
 
 @pytest.mark.parametrize("integration_variable", INTEGRATION_VARIABLES)
 @pytest.mark.parametrize("integrand", INTEGRANDS)
-def test_order_in_every_form_and_clock(integrand, integration_variable):
+def test_order_in_every_integrand_and_integration_variable(integrand, integration_variable):
     sde = VPSDE()
     gaussian = Gaussian(MIXTURE.mean, 0.36)
     for correct in (False, True):
@@ -107,18 +108,18 @@ def test_order_in_every_form_and_clock(integrand, integration_variable):
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", ["vpsde", "rectified"])
 def test_order_of_unipc_and_dpm_solver(name, order):
-    """The corrector's is one more; it shows late."""
+    """The corrector's order is one higher and shows only at many steps."""
     sde = SDES[name]()
     assert order_of(lambda: DPMSolver(sde, order), sde) > order - 0.3
     assert order_of(lambda: UniPC(sde, "data", order), sde, 200) > order + 0.2
     assert order_of(lambda: UniPC(sde, "noise", order, "bh1"), sde, 200) > order + 0.2
 
 
-# --- how many values a move goes through ------------------------------------------------------------------------------
+# --- number of values in each step ------------------------------------------------------------------------------------
 
 
 def images() -> GaussianMixture:
-    """Eight modes in 256 dimensions whose spectrum is that of small photographs: brightness is 9 times as wide."""
+    """Eight modes in 256 dimensions with the spectrum of small photographs: brightness has 9 times the mean width."""
     dimensions, modes, within = 256, 8, 0.6
     rest = torch.arange(1, dimensions, dtype=torch.float64) ** -1.5
     variances = 0.45**2 * torch.cat([torch.tensor([81.0]), rest * (dimensions - 81) / rest.sum()]).double()
@@ -128,8 +129,8 @@ def images() -> GaussianMixture:
 
 
 @pytest.mark.parametrize("name", ["vpsde", "subvpsde", "edm"])
-def test_the_error_of_adams_never_rises_with_its_evaluations(name):
-    """Median distance to the exact flow, on data one direction of which is nine times as wide as the mean."""
+def test_the_error_of_adams_never_rises_with_the_number_of_evaluations(name):
+    """Median distance to the exact flow, on data with one direction nine times as wide as the mean."""
     sde, data = SDES[name](), images()
     covariance = data.covariance
     dimensions = (covariance.trace() ** 2 / covariance.square().sum()).item()
@@ -147,15 +148,15 @@ def test_the_error_of_adams_never_rises_with_its_evaluations(name):
 
 @pytest.mark.parametrize(("growth", "two", "three"), [(1.0, 2.0, 11 / 3), (1.5, 2.5, 7.0)])
 def test_amplification_of_predictions_after_gaps_that_grow(growth, two, three):
-    """Over that on even gaps, where the weights are those of Adams and Bashforth: 3/2 + 1/2, (23 + 16 + 5) / 12."""
+    """Relative to even gaps, where the weights are Adams-Bashforth's: 3/2 + 1/2, (23 + 16 + 5) / 12."""
     nodes = np.cumsum([0, 1, growth, growth**2])
     for count, expected, even in ((2, two, 2), (3, three, 11 / 3)):
         weights = integration_weights(nodes[3 - count : 3], nodes[2], nodes[3])
         assert amplification(weights, 0) == pytest.approx(expected / even)
 
 
-def test_a_move_after_much_shorter_ones_goes_through_fewer_values():
-    """As many as keep the amplification of errors within the bound, for each move; on even gaps the whole order."""
+def test_a_step_after_much_shorter_ones_uses_fewer_values():
+    """Each step uses as many values as keep the amplification of errors within the bound; on even gaps, all."""
     sde = VPSDE()
     times = GRIDS["logistic"](sde, 24, std=0.45, dimensions=7.0).tolist()
     step = Adams(sde, gaussian=Gaussian(torch.zeros(1), 0.45**2))
@@ -188,8 +189,8 @@ def test_order_1_is_ddim(sde, integrand):
         torch.testing.assert_close(state, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_unipc_of_order_3_is_the_corrected_exponential_adams_method_but_for_its_second_move():
-    """Its kinds differ where a move goes through two values; from states that agree on, all else is the same rule."""
+def test_unipc_of_order_3_equals_corrected_adams_except_in_its_second_step():
+    """Its variants differ only in steps through two values; from equal states on, the rule is the same."""
     sde, ratio = VPSDE(), np.geomspace(50, 0.1, 21)
     adams, published = Multistep(sde, "data", "log_ratio", 3, True), UniPC(sde, "data", 3)
     late = np.arange(2, 20)
@@ -199,17 +200,17 @@ def test_unipc_of_order_3_is_the_corrected_exponential_adams_method_but_for_its_
         np.testing.assert_array_equal(*pairs)
 
 
-def test_the_order_of_unipc_falls_only_where_moves_are_few():
+def test_the_order_of_unipc_falls_only_with_few_steps():
     step = UniPC(VPSDE(), order=3)
     assert step.orders(6).tolist() == [3, 3, 3, 3, 3, 2]
     assert step.orders(14).tolist() == [3] * 14
 
 
-# --- what is exact ----------------------------------------------------------------------------------------------------
+# --- exact cases ------------------------------------------------------------------------------------------------------
 
 
-def test_gaussian_data_are_followed_exactly_in_one_move(sde):
-    """By the integrand residual, and denoised to the posterior mean."""
+def test_one_step_is_exact_for_gaussian_data(sde):
+    """With the residual integrand, and denoised to the posterior mean."""
     gaussian = Gaussian(torch.tensor([0.7, -0.2]).double(), 0.09)
     law = GaussianMixture.of_points(gaussian.mean[None]).denoiser(sde)
     exact = lambda x, t: law(x, t)._replace(  # noqa: E731
@@ -226,8 +227,8 @@ def test_gaussian_data_are_followed_exactly_in_one_move(sde):
     torch.testing.assert_close(x0, gaussian.posterior_mean(y, early), rtol=1e-7, atol=1e-8)
 
 
-def test_the_reverse_sde_of_gaussian_data_keeps_the_marginals_in_any_moves():
-    """Variance s^2 + r^2 goes to itself, whatever eta and however few the moves."""
+def test_the_reverse_sde_of_gaussian_data_keeps_the_marginals_in_any_number_of_steps():
+    """The variance s^2 + r^2 maps to itself for any eta and any number of steps."""
     here = [Coordinates(VPSDE(), "residual", "angle", 0.6, eta) for eta in (0.5, 1.0, 2.0)]
     start, end = np.array([100.0, 3.0, 0.5]), np.array([3.0, 0.5, 0.01])
     for coordinates in here:
@@ -240,7 +241,7 @@ def test_the_reverse_sde_of_gaussian_data_keeps_the_marginals_in_any_moves():
 
 
 @pytest.mark.parametrize("name", ["adams", "unipc", "dpm", "sa"])
-def test_one_evaluation_a_move_and_one_for_the_end(name):
+def test_each_step_takes_one_evaluation_and_the_end_one_more(name):
     sde, calls = VPSDE(), []
 
     def denoise(x, t):
@@ -253,16 +254,16 @@ def test_one_evaluation_a_move_and_one_for_the_end(name):
 
 
 @pytest.mark.parametrize("name", ["adams", "unipc", "sa"])
-def test_a_trajectory_begins_anew(name):
-    """What was seen on the way before does not count."""
+def test_a_trajectory_is_independent_of_the_previous_one(name):
+    """Values of the previous trajectory are dropped."""
     sde, step = VPSDE(), STEPS[name](VPSDE())
     x, times = torch.randn(3, 1, dtype=torch.float64), GRIDS["log_snr"](sde, 6)
     runs = [sample(step, MIXTURE.denoiser(sde), x, times, Noise(torch.arange(3))) for _ in range(2)]
     assert torch.equal(*runs)
 
 
-def test_a_correction_is_added_to_whatever_the_state_has_become():
-    """So a constraint between the moves stays; the state it gives is not overwritten."""
+def test_a_correction_is_added_to_the_constrained_state():
+    """A constraint between the steps stays in effect; its state is not overwritten."""
     sde, times = VPSDE(), GRIDS["log_snr"](VPSDE(), 12)
     x = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mixture = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), torch.full((1, 2), 0.25).double())
@@ -277,8 +278,8 @@ def test_a_correction_is_added_to_whatever_the_state_has_become():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rounding_stays_rounding(sde, dtype):
-    """Many moves of the highest order in float32 differ from those in float64 by little."""
+def test_rounding_errors_are_not_amplified(sde, dtype):
+    """Many steps of the highest order differ little between float32 and float64."""
     x = sde.prior_std * torch.randn(16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     times = GRIDS["logistic"](sde, 60, std=0.6)
     ends = [

@@ -1,4 +1,4 @@
-"""The selftest passes as the library is, and notices each of the mistakes in mutations.py."""
+"""The selftest passes on the unchanged library and fails on each mistake in mutations.py."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ SLOW = {"steps", "sampling", "likelihood", "training"}
 
 
 def by_speed(items, group):
-    """Parameters, those of slow groups marked."""
+    """Test parameters; those of slow groups are marked."""
     marks = [pytest.mark.slow]
     return [
         pytest.param(item, id=str(getattr(item, "name", item)), marks=marks * (group(item) in SLOW)) for item in items
@@ -28,7 +28,7 @@ def test_the_library_passes(group, dtype):
 
 
 @pytest.mark.parametrize("mutation", by_speed(MUTATIONS, lambda mutation: mutation.group))
-def test_the_selftest_notices(mutation):
+def test_the_selftest_fails(mutation):
     assert noticed(mutation) is not None
 
 
@@ -43,11 +43,11 @@ def test_mistakes_are_many_and_different():
 
 
 def test_every_mistake_can_still_be_made():
-    """In seconds, also those of slow groups: their text stands once in the source."""
+    """Takes seconds, including slow groups: each ``old`` text occurs once in the source."""
     assert [m.name for m in MUTATIONS if source_of(m.where).count(m.old) != 1] == []
 
 
-def test_a_mistake_is_made_and_unmade():
+def test_a_mistake_is_applied_and_reverted():
     mutation = MUTATIONS[0]
     function = function_of(mutation.where)
     code = function.__code__
@@ -56,13 +56,13 @@ def test_a_mistake_is_made_and_unmade():
     assert function.__code__ is code
 
 
-def test_a_mistake_that_is_out_of_date_is_told():
+def test_an_outdated_mistake_is_reported():
     old = Mutation("gone", "processes", "sde_lib.processes:VPSDE.sigma", "no such source", "")
     with pytest.raises(LookupError, match="write it anew"), applied(old):
         pass
 
 
-def test_a_mistake_whose_text_does_not_run_is_told(monkeypatch):
+def test_a_mistake_that_does_not_run_is_reported(monkeypatch):
     monkeypatch.setattr("tests.mutations.CHECKS", {"grids": CHECKS["grids"]})
     old = "lambda t: t, lambda t: t"
     broken = Mutation("broken", "grids", "samplers.grids:uniform", old, "lambda t: none, lambda t: t")
@@ -70,7 +70,7 @@ def test_a_mistake_whose_text_does_not_run_is_told(monkeypatch):
         noticed(broken)
 
 
-def test_what_is_no_mistake_is_not_noticed(monkeypatch):
+def test_a_harmless_change_passes(monkeypatch):
     monkeypatch.setattr("tests.mutations.CHECKS", {"grids": CHECKS["grids"]})
     harmless = Mutation(
         "none", "grids", "samplers.grids:uniform", "lambda t: t, lambda t: t", "lambda t: t + 0, lambda t: t - 0"

@@ -1,4 +1,4 @@
-"""Names of files on a terminal: no escape sequence, control character or newline of theirs reaches it."""
+"""File names on a terminal: their escape sequences, control characters and newlines are escaped."""
 
 import io
 import json
@@ -22,13 +22,13 @@ def test_printable():
     assert printable("Größe 图片 'x'") == "Größe 图片 'x'"
 
 
-def test_say_escapes_each_line(capsys):
+def test_say_escapes_control_characters(capsys):
     say("one", ODD)
     assert capsys.readouterr().out == f"one\n{SHOWN}\n"
 
 
 def clean(text):
-    """Whether a text holds lines and nothing else that a terminal would act on."""
+    """Whether a text holds only lines and printable characters."""
     return all(line.isprintable() for line in text.split("\n"))
 
 
@@ -66,7 +66,7 @@ def test_an_import_prints_its_source_escaped(tmp_path, capsys):
     assert clean(out)
 
 
-def test_images_that_are_left_out_are_named_escaped(tmp_path, capsys):
+def test_names_of_omitted_images_are_escaped(tmp_path, capsys):
     for name in ("a.png", "b.png", f"{ODD}.png"):
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)
     (tmp_path / f"{ODD}.png").write_bytes(b"no image")
@@ -78,8 +78,8 @@ def test_images_that_are_left_out_are_named_escaped(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("sampler", ["../../outside", ODD])
-def test_a_sampler_of_a_strangers_manifest_is_a_name(digits, tmp_path, capsys, sampler):
-    """It becomes part of the name of a file, and of a line."""
+def test_a_sampler_in_an_untrusted_manifest_is_treated_as_a_name(digits, tmp_path, capsys, sampler):
+    """The name becomes part of a file name and of a line."""
     buffer = io.BytesIO()
     np.savez(buffer, samples=np.zeros((64, 8, 8, 1), np.uint8))
     (tmp_path / "samples.npz").write_bytes(buffer.getvalue())

@@ -1,4 +1,4 @@
-"""NCSN and NCSNv2: the normalisation as recorded, what the networks are told, their recipes."""
+"""NCSN and NCSNv2: recorded normalisation, noise conditioning, and recipes."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def filled(kind, **options):
     return network
 
 
-def test_normalisation_is_theirs():
+def test_normalisation_has_the_recorded_outputs():
     recording = Recording("score_sde_models/layers")
     norm = InstanceNormPlus(16)
     norm.load_state_dict({name: recording[f"instancenormplus.param.{name}"] for name in ("alpha", "gamma", "beta")})
@@ -44,7 +44,7 @@ def test_means_survive_the_normalisation():
 
 
 @pytest.mark.parametrize("kind", [NCSN, NCSNv2])
-def test_answers_in_its_shape_from_zero(kind):
+def test_output_keeps_the_shape_and_starts_at_zero(kind):
     x, noise = torch.randn(3, 2, 8, 6), torch.tensor([0.0, 4.0, 9.0]) + 0.25
     assert not kind((2, 8, 6), channels=4)(x, noise).any()
     out = filled(kind)(x, noise)
@@ -53,13 +53,13 @@ def test_answers_in_its_shape_from_zero(kind):
     assert out.std() > 0
 
 
-def test_every_parameter_of_the_levels_that_were_asked_gets_a_gradient():
+def test_every_parameter_of_the_evaluated_levels_gets_a_gradient():
     network = filled(NCSN, num_levels=2)
     network(torch.randn(4, 2, 8, 6), torch.tensor([0.0, 1.0, 0.0, 1.0])).square().sum().backward()
     assert not [name for name, parameter in network.named_parameters() if not parameter.grad.any()]
 
 
-def test_ncsn_hears_the_nearest_level():
+def test_ncsn_is_conditioned_on_the_nearest_level():
     network, x = filled(NCSN, num_levels=3), torch.randn(1, 2, 8, 6)
     out = [network(x, torch.tensor([level])) for level in (0.0, 1.0, 0.4, 1.3, 2.0, 7.0)]
     assert torch.equal(out[0], out[2])
@@ -68,7 +68,7 @@ def test_ncsn_hears_the_nearest_level():
     assert not torch.equal(out[0], out[1])
 
 
-def test_ncsnv2_divides_by_the_noise_and_hears_nothing_else():
+def test_ncsnv2_depends_on_the_noise_by_division_alone():
     network, x = filled(NCSNv2), torch.randn(2, 2, 8, 6)
     torch.testing.assert_close(network(x, torch.full((2,), 0.5)), 2 * network(x, torch.ones(2)))
 
@@ -97,6 +97,6 @@ def test_recipes_build(name):
         ((1, 8, 8), {"activation": "tanh"}, "activation 'tanh': need one of elu, relu, lrelu, swish"),
     ],
 )
-def test_what_makes_no_network(shape, options, message):
+def test_invalid_options_are_refused(shape, options, message):
     with pytest.raises(ValueError, match=message):
         NCSN(shape, **options)

@@ -1,4 +1,4 @@
-"""DDPM++ and NCSN++: layers as the reference has them, every option, the published sizes."""
+"""DDPM++ and NCSN++: recorded layers, every option, the published sizes."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ RECIPES = [name for name in names() if name.startswith("cifar10_")]
 
 
 def filled(shape=(3, 8, 8), **options):
-    """A small network whose zeros are filled, so that every path matters."""
+    """A small network with its zeros filled, so that every path affects the output."""
     torch.manual_seed(0)
     network = NCSNpp(shape, **{**SMALL, **options}).eval()
     for parameter in network.parameters():
@@ -35,10 +35,10 @@ def count(**options):
     return sum(parameter.numel() for parameter in skeleton(NCSNpp, shape=(3, 32, 32), **options).parameters())
 
 
-# --- layers as recorded -----------------------------------------------------------------------------------------------
+# --- recorded layers --------------------------------------------------------------------------------------------------
 
 
-def test_resampling_is_theirs():
+def test_resampling_has_the_recorded_outputs():
     recording = Recording("score_sde_models/layers")
     x, fir, none = recording["x"], FIR(tuple(recording["fir_kernel"].tolist())), FIR(())
     down = Down(3, 5, fir, learned=True)
@@ -56,7 +56,7 @@ def test_resampling_is_theirs():
         assert per_sample(y, recording[name]) < 1e-6, name
 
 
-def test_embeddings_are_theirs():
+def test_embeddings_have_the_recorded_outputs():
     recording = Recording("score_sde_models/layers")
     for width in (8, 12, 13):
         waves = Positional(width, cos_first=False, ends=True)(recording["t"])
@@ -66,7 +66,7 @@ def test_embeddings_are_theirs():
     torch.testing.assert_close(fourier(recording["sigma"]), recording["fourier_of_log_sigma"], rtol=0, atol=1e-3)
 
 
-def test_attention_is_theirs():
+def test_attention_has_the_recorded_outputs():
     recording = Recording("score_sde_models/layers")
     theirs = {name: recording[f"attn.param.{name}"] for name in ("GroupNorm_0.weight", "GroupNorm_0.bias")}
     nin = [(recording[f"attn.param.NIN_{i}.W"].T, recording[f"attn.param.NIN_{i}.b"]) for i in range(4)]
@@ -85,7 +85,7 @@ def test_attention_is_theirs():
     assert per_sample(attention(x).detach(), expected) < 1e-6
 
 
-# --- resampling by its definition -------------------------------------------------------------------------------------
+# --- resampling against its definition --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("taps", [(1, 1), (1, 2, 1), (1, 3, 3, 1), (1, 2, 5, 1), (1, 4, 6, 4, 1)])
@@ -133,7 +133,7 @@ PROGRESSIVE += [("residual", "residual")]
 
 
 @pytest.mark.parametrize(("progressive_input", "progressive"), PROGRESSIVE)
-def test_every_combination_answers_in_its_shape_and_uses_all_weights(progressive_input, progressive):
+def test_every_combination_keeps_the_shape_and_uses_all_weights(progressive_input, progressive):
     for blocks, fir in itertools.product(("biggan", "ddpm"), ((), FILTER)):
         network = filled(blocks=blocks, fir=fir, progressive_input=progressive_input, progressive=progressive)
         x, noise = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 500.0])
@@ -165,7 +165,7 @@ def test_data_from_zero_to_one_are_centred():
 
 
 @pytest.mark.parametrize("embedding", ["positional", "fourier"])
-def test_output_is_divided_by_the_noise_it_is_told(embedding):
+def test_output_is_divided_by_the_noise_level(embedding):
     network = filled(embedding=embedding, by_sigma=True)
     x, noise = torch.randn(2, 3, 8, 8), torch.tensor([0.1, 20.0])
     out = network(x, noise)
@@ -173,7 +173,7 @@ def test_output_is_divided_by_the_noise_it_is_told(embedding):
     torch.testing.assert_close(out, network(x, noise) / noise.reshape(2, 1, 1, 1))
 
 
-def test_a_level_of_a_ladder_stands_for_its_noise():
+def test_a_level_of_a_ladder_gives_its_noise():
     network = filled(by_sigma=True, ladder=(0.01, 50.0, 5.0))
     x, levels = torch.randn(5, 3, 8, 8), torch.arange(5.0)
     out = network(x, levels)
@@ -192,7 +192,7 @@ def test_labels_and_their_absence():
     assert (labelled - null).abs().flatten(1).amax(1).min() > 1e-5
 
 
-def test_blind():
+def test_noise_unconditional():
     network, x = filled(noise_unconditional=True), torch.randn(2, 3, 8, 8)
     assert torch.equal(network(x, torch.zeros(2)), network(x, torch.full((2,), 9.0)))
 
@@ -219,7 +219,7 @@ def test_memory_format_and_precision():
         ((3, 8, 8), {"embedding": "sine"}, "unknown embedding 'sine'"),
     ],
 )
-def test_options_that_make_no_network(shape, options, message):
+def test_invalid_options_are_refused(shape, options, message):
     with pytest.raises(ValueError, match=message):
         NCSNpp(shape, **SMALL, **options)
 
@@ -251,8 +251,8 @@ def test_recipes_differ():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_build_and_weigh_the_error_of_the_noise(name):
-    """A network that says nothing yet is off by the noise itself, whose mean square is 1 at every noise level."""
+def test_recipes_build_and_weight_the_error_of_the_noise(name):
+    """The output of a new network is zero, so its error is the noise, whose mean square is 1 at every noise level."""
     config = load(name)
     blocks = [("network.num_blocks", "1")] if "num_blocks" in config.network else []
     width = "32" if config.network.name == "ddpm" else "8"

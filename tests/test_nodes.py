@@ -1,4 +1,4 @@
-"""Noise-to-signal ratios as quantiles: their law against its integral, and the slope against differences."""
+"""Noise-to-signal ratios as quantiles: the distribution against its integral, and the slope against differences."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def interval(request):
     return INTERVALS[request.param]
 
 
-def test_the_ends_are_exact_and_no_ratio_is_beyond_them(interval):
+def test_the_ends_are_exact_and_bound_all_ratios(interval):
     low, high, std = interval
     u = np.concatenate([[0.0, 1e-300, 1e-17], np.linspace(0, 1, 1001)[1:-1], [1 - 1e-16, 1.0]])
     ratio, _ = logistic_uniform(low, high, u, std)
@@ -32,7 +32,7 @@ def test_the_ends_are_exact_and_no_ratio_is_beyond_them(interval):
 
 
 def test_quantiles_invert_the_law(interval):
-    """The density integrated on a fine grid of its own: d/dx of 1 / (1 + e^-x) is 1 / (4 cosh^2(x / 2))."""
+    """The density integrated on a fine grid: d/dx of 1 / (1 + e^-x) is 1 / (4 cosh^2(x / 2))."""
     low, high, std = interval
     grid = np.linspace(np.log(low), np.log(high), 100_001)
     logistic = cumulative_simpson(0.25 / np.cosh(0.5 * (grid - np.log(CENTRE * std))) ** 2, x=grid, initial=0)
@@ -42,7 +42,7 @@ def test_quantiles_invert_the_law(interval):
     np.testing.assert_allclose(np.interp(np.log(ratio), grid, share), u, rtol=0, atol=1e-9)
 
 
-def test_the_slope_is_the_derivative_and_integrates_to_the_whole_way(interval):
+def test_the_slope_is_the_derivative_and_integrates_to_the_interval(interval):
     low, high, std = interval
     u, h = np.linspace(1e-4, 1 - 1e-4, 999), 1e-6
     _, slope = logistic_uniform(low, high, u, std)
@@ -52,8 +52,8 @@ def test_the_slope_is_the_derivative_and_integrates_to_the_whole_way(interval):
     assert logistic_uniform(low, high, middles, std)[1].mean() == pytest.approx(np.log(high / low), rel=1e-4)
 
 
-def test_the_edge_takes_its_fraction_of_the_law(interval):
-    """Half of a logistic law from the low end on, integrated on a fine grid of its own; the rest keeps its form."""
+def test_the_edge_has_its_fraction_of_the_nodes(interval):
+    """The lower half of a logistic law, integrated on a fine grid; the rest keeps its form."""
     low, high, std = interval
     grid, edge = np.linspace(np.log(low), np.log(high), 100_001), 0.3
     first = cumulative_simpson(0.25 / np.cosh(0.5 * (grid - grid[0]) / EDGE_WIDTH) ** 2, x=grid, initial=0)
@@ -78,7 +78,7 @@ def test_shapes(shape):
 
 
 @pytest.mark.parametrize(("num", "traces"), [(2, 2), (3, 2), (48, 16), (48, 47), (72, 24), (200, 3)])
-def test_traces_lie_at_quantiles_of_their_own_law_among_the_nodes_of_the_path(num, traces):
+def test_traces_are_at_quantiles_of_their_own_law_among_the_nodes(num, traces):
     low, high = 0.00123, 1.5
     angles, marked = nested(low, high, num, traces)
     assert (len(angles), angles[0], angles[-1]) == (num, low, high)
@@ -92,7 +92,7 @@ def test_traces_lie_at_quantiles_of_their_own_law_among_the_nodes_of_the_path(nu
         np.testing.assert_array_equal(marked, np.arange(num))
 
 
-def test_the_path_divides_the_gaps_between_traces_as_its_own_law_would():
+def test_the_nodes_between_traces_follow_the_law_of_the_path():
     angles, marked = nested(0.00123, 1.5, 480, 16)
     path, _ = logistic_uniform(np.tan(0.00123), np.tan(1.5), np.linspace(0, 1, 480), 1.0)
     inside = np.searchsorted(np.arctan(path), angles[marked])

@@ -25,19 +25,19 @@ def words(text):
         ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
     ],
 )
-def test_philox_gives_the_published_answers(counter, key, output):
+def test_philox_has_the_published_outputs(counter, key, output):
     assert philox(words(counter), words(key)).tolist() == words(output).tolist()
     several = philox(np.stack([words(counter)] * 3, 1), np.stack([words(key)] * 3, 1))
     assert several.tolist() == np.stack([words(output)] * 3, 1).tolist()
 
 
-def test_splitmix_gives_the_published_answers():
+def test_splitmix_has_the_published_outputs():
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     computed = splitmix(torch.tensor([[1234567]]), 3).flatten().tolist()
     assert [word % 2**64 for word in computed] == expected
 
 
-def test_bits_are_splitmix_from_where_philox_points():
+def test_bits_are_splitmix_seeded_by_philox():
     seed, stream, draw = 0x0123456789ABCDEF, 3, 7
     counter, key = np.array([draw, stream, 0, 0]), np.array([seed & 0xFFFFFFFF, seed >> 32])
     start = philox(counter.astype(np.uint64), key.astype(np.uint64))[:2].tolist()
@@ -56,7 +56,7 @@ def test_normals_are_box_and_muller():
     bits = torch.randint(0, 2**32, (2, 100_000), generator=generator)
     corners = torch.tensor([[0, 0, 2**32 - 1, 2**32 - 1, 2**31], [0, 2**32 - 1, 0, 2**32 - 1, 1]])
     radius_bits, angle_bits = (b.numpy() for b in torch.cat([bits, corners], 1))
-    # The number that float32 holds, so that only logarithm, sine and cosine are measured.
+    # The float32 value, so that only logarithm, sine and cosine are measured.
     u = (radius_bits.astype(np.float32) + np.float32(0.5)).astype(np.float64) / 2**32
     sign = 1 - 2 * (angle_bits % 2)
     angle = (angle_bits // 2).astype(np.float64) * (np.pi / 2**31) - np.pi / 2
@@ -67,7 +67,7 @@ def test_normals_are_box_and_muller():
     assert computed.abs().max() < 6.81
 
 
-# --- the law ----------------------------------------------------------------------------------------------------------
+# --- distribution -----------------------------------------------------------------------------------------------------
 
 
 def test_moments_and_distribution_are_normal():
@@ -76,7 +76,7 @@ def test_moments_and_distribution_are_normal():
     for power, (mean, variance) in enumerate([(0, 1), (1, 2), (0, 15), (3, 96)], start=1):
         assert abs((z**power).mean().item() - mean) < 4 * (variance / num) ** 0.5
     assert kstest(z.flatten().numpy(), "norm").pvalue > 1e-3
-    assert z.abs().max() > 4.2  # of 400 000, about ten lie beyond
+    assert z.abs().max() > 4.2  # about ten of 400 000 are larger
 
 
 def test_small_draws_are_normal_too():
@@ -89,7 +89,7 @@ def test_small_draws_are_normal_too():
 
 
 def relations(num=40_000):
-    """Pairs of sequences that must have nothing to do with each other."""
+    """Pairs of sequences that must be independent."""
     like = torch.empty(1, num)
 
     def draw(seed=5, stream=0, start=0):
@@ -122,19 +122,19 @@ def test_sequences_are_independent():
             assert abs(correlation.item()) < 4 / num**0.5, name
 
 
-def test_streams_and_draws_do_not_stand_for_each_other():
+def test_streams_and_draws_are_not_interchangeable():
     seed, like = torch.tensor([1]), torch.empty(1, 4)
     values = [Noise(seed, stream, start)(like).tolist() for stream in range(4) for start in range(4)]
     assert len({str(v) for v in values}) == 16
 
 
-# --- what it does not depend on ---------------------------------------------------------------------------------------
+# --- invariances ------------------------------------------------------------------------------------------------------
 
 SHAPES = [(1,), (5,), (6,), (3, 5), (1, 8, 8), (3, 7, 5)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_example_sees_the_same_alone_and_in_every_batch(shape):
+def test_an_example_has_the_same_noise_in_every_batch(shape):
     seeds = torch.tensor([3, 1, 4, 1, 5, 9, 2])
     noise = Noise(seeds)
     draws = [noise(torch.empty(7, *shape)) for _ in range(20)]

@@ -1,4 +1,4 @@
-"""The wheel: one import name, a command, and nothing that shadows the packages of others."""
+"""The wheel: one import name, a command, and no clash with other packages."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(wheel, tmp_path_factory):
-    """The installed package, beside packages of somebody else that have the names of ours in a clone."""
+    """The installed package, in an environment where other packages have the names of our folders."""
     folder = tmp_path_factory.mktemp("site")
     words = ["install", str(wheel), "--no-deps", "--no-index", f"--target={folder}", "--quiet"]
     subprocess.run([sys.executable, "-m", "pip", *words], check=True)
@@ -36,7 +36,7 @@ def site(wheel, tmp_path_factory):
 
 @pytest.fixture
 def python(site, tmp_path):
-    """Run Python with the installed package, in a folder that is not the clone: its standard output."""
+    """Runs Python with the installed package, outside the clone, and returns its standard output."""
 
     def run(*words):
         environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
@@ -47,7 +47,7 @@ def python(site, tmp_path):
     return run
 
 
-def test_one_package_lands_in_site_packages(wheel):
+def test_the_wheel_installs_one_package(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"score_sde", "score_sde_toolkit"}

@@ -1,4 +1,4 @@
-"""A stranger's run folder leads only inside itself and runs nothing; the user's own runs lead wherever they did."""
+"""An untrusted run folder refers only to paths inside itself and runs nothing; the user's own runs are unrestricted."""
 
 import json
 import os
@@ -20,13 +20,13 @@ TINY += ("--config.train.sample_every=0", "--config.train.evaluate_every=0")
 
 
 def value(key, place):
-    """A path for a key, below a folder, of the kind that the key takes for one."""
+    """A path below a folder, of the kind that the key takes."""
     ending = {"sample.grid": "levels.txt", "edit.mask": "mask.png"}.get(key, "file")
     return f"{place}/{ending}"
 
 
 def stranger(folder, **values):
-    """A run folder that somebody else wrote: a config.json with these dotted keys, written __ for the dot."""
+    """An untrusted run folder: a config.json with these dotted keys, written __ for the dot."""
     config = load("vpsde")
     override(config, [(key.replace("__", "."), text) for key, text in values.items()])
     folder.mkdir(exist_ok=True)
@@ -60,7 +60,7 @@ def test_code_of_a_stored_config_is_not_run(measured, capsys, form):
     assert not mark.exists()
 
 
-def test_code_is_run_where_the_command_names_it(measured):
+def test_code_named_by_the_command_is_run(measured):
     folder, mark, word = measured
     words = ["--mode=edit", "--task=measured", "--device=cpu", "--steps=2", "--config.edit.num_examples=2", word]
     assert command_line.main(["run.py", f"--workdir={folder}", *words]) == 0
@@ -79,8 +79,8 @@ def test_code_of_an_own_config_json_is_not_run_either(tmp_path):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_key_that_names_a_file_is_known():
-    """Texts of configs/default.py that are empty or hold a slash are paths, but for the two that are words."""
+def test_every_key_that_names_a_file_is_listed():
+    """Texts of configs/default.py that are empty or hold a slash are paths, except two that are names."""
     texts = {key: text for key, text in flat(default.get_config().to_dict()).items() if isinstance(text, str)}
     found = {key for key, text in texts.items() if text == "" or "/" in text}
     assert found - {"sample.label", "guidance.text"} == {*paths.PATHS, paths.CODE}
@@ -88,7 +88,7 @@ def test_every_key_that_names_a_file_is_known():
     assert set(paths.FEATURES) == set(FEATURES)
 
 
-def test_the_name_of_a_feature_is_no_folder_of_that_name(tmp_path, monkeypatch):
+def test_a_feature_name_is_not_resolved_to_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "identity").mkdir()
     (tmp_path / "mine").mkdir()
@@ -101,7 +101,7 @@ def test_the_name_of_a_feature_is_no_folder_of_that_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_strangers_paths_are_refused_or_emptied(tmp_path, mode):
-    """Refused where the mode follows them, and the words of the error allow them."""
+    """They are refused in modes that follow them, and the option named in the error allows them."""
     outside = {key: value(key, tmp_path / "outside") for key in paths.PATHS}
     followed = {key for key in outside if key.partition(".")[0] in paths.FOLLOWED[mode]}
     folder = stranger(tmp_path / "theirs", **{key.replace(".", "__"): text for key, text in outside.items()})
@@ -121,7 +121,7 @@ def test_a_strangers_paths_are_refused_or_emptied(tmp_path, mode):
 
 
 @pytest.mark.parametrize("form", ["workdir", "json"])
-def test_what_lies_inside_is_followed_and_links_lead_outside(tmp_path, form):
+def test_inner_paths_are_followed_and_links_count_as_outside(tmp_path, form):
     folder = stranger(tmp_path / "theirs", data__path="data.zip")
     (folder / "data.zip").write_text("")
     name, workdir = (None, str(folder)) if form == "workdir" else (f"{folder}/config.json", str(tmp_path / "new"))
@@ -133,13 +133,13 @@ def test_what_lies_inside_is_followed_and_links_lead_outside(tmp_path, form):
         resolve(name, workdir, [], "data")
 
 
-def test_an_import_takes_no_path_of_a_strangers_config(tmp_path):
+def test_an_import_takes_no_path_of_an_untrusted_config(tmp_path):
     folder = stranger(tmp_path / "theirs", guidance__autoguidance="/outside")
     with pytest.warns(UserWarning, match=r"guidance\.autoguidance"):
         assert single(f"{folder}/config.json", [], "import").guidance.autoguidance == ""
 
 
-def test_a_signature_is_of_the_paths_that_it_was_made_for(tmp_path):
+def test_a_signature_covers_its_paths_alone(tmp_path):
     config = load("vpsde")
     config.guidance.autoguidance = "/runs/weak"
     text = run_json(config, {})
@@ -150,8 +150,8 @@ def test_a_signature_is_of_the_paths_that_it_was_made_for(tmp_path):
         resolve(None, str(tmp_path), [], "sample")
 
 
-def test_without_a_key_no_run_is_ones_own(tmp_path, monkeypatch):
-    """Neither where no key can be written, nor under the key of another account."""
+def test_without_a_key_no_run_is_trusted(tmp_path, monkeypatch):
+    """A key that cannot be written, or another account's key, counts as none."""
     config = load("vpsde")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
@@ -165,11 +165,11 @@ def test_without_a_key_no_run_is_ones_own(tmp_path, monkeypatch):
     assert not read_run(tmp_path).own
 
 
-# --- the user's own ---------------------------------------------------------------------------------------------------
+# --- the user's own runs ----------------------------------------------------------------------------------------------
 
 
-def test_paths_are_stored_absolute_and_hold_in_every_folder(tmp_path, monkeypatch, capsys):
-    """A run that starts from another, trained with relative paths, goes on from elsewhere by its folder alone."""
+def test_paths_are_stored_absolute_and_work_in_every_folder(tmp_path, monkeypatch, capsys):
+    """A run that starts from another, trained with relative paths, continues from elsewhere by its folder alone."""
     monkeypatch.chdir(tmp_path)
     assert command_line.main(["run.py", "--config=points", "--mode=train", "--workdir=first", *TINY]) == 0
     second = ["--config=points", "--mode=train", "--workdir=second", *TINY, "--config.train.init=first"]

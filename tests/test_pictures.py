@@ -1,4 +1,4 @@
-"""Pictures of each kind of data: what is drawn, where, and in which units."""
+"""Pictures of each kind of data: content, layout and units."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def examples(facts: DataFacts, num: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_has_its_unit_and_pictures_that_show_something(kind, tmp_path):
+def test_each_kind_has_its_unit_and_non_empty_pictures(kind, tmp_path):
     facts = KINDS[kind]
     assert unit(facts) == UNITS.get(kind, "points")
     x = examples(facts, num_shown(facts) + 3)
@@ -69,7 +69,7 @@ def test_tables_are_plotted_column_against_column(columns, plots):
         torch.testing.assert_close(torch.from_numpy(second.data).float(), expected + 1)
 
 
-def test_columns_of_unlike_ranges_have_axes_of_their_own():
+def test_columns_of_different_ranges_have_separate_axes():
     x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
     assert scatter({"": x}).axes[0].get_aspect() == 1
     assert scatter({"": x * torch.tensor([1.0, 1e3])}).axes[0].get_aspect() == "auto"
@@ -88,7 +88,7 @@ def test_real_images_become_shades_of_their_range():
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that are drawn in the plane, by title."""
+    """The figures drawn in the plane, by title."""
     found, plot = {}, plane.plot
 
     def kept(title):
@@ -135,7 +135,7 @@ def test_trajectories_are_in_coordinates_of_the_data_over_the_data(points, figur
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("column 0, units of the data", "column 1, units of the data")
 
 
-def test_missing_data_are_told_and_the_rest_is_drawn(points, figures, monkeypatch, capsys):
+def test_missing_data_are_reported_and_the_rest_is_drawn(points, figures, monkeypatch, capsys):
     def gone(*args):
         raise FileNotFoundError(2, "No such file", "mine.npy")
 
@@ -145,7 +145,7 @@ def test_missing_data_are_told_and_the_rest_is_drawn(points, figures, monkeypatc
     assert "drawn without the data" in capsys.readouterr().out
 
 
-def test_training_counts_what_the_data_are(tmp_path, capsys):
+def test_training_prints_the_number_and_kind_of_examples(tmp_path, capsys):
     words = ("--config.train.total_images=64", "--config.train.batch_size=32", "--config.train.sample_every=0")
     line = ["run.py", "--config=points", "--mode=train", f"--workdir={tmp_path}", "--device=cpu", *words]
     assert command_line.main(line) == 0

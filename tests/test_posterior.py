@@ -68,8 +68,8 @@ class Counted:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_the_posterior_is_the_prior_weighed_by_what_was_measured(plane, rows):
-    """Means and covariance by importance weights; a matrix with more rows than columns too."""
+def test_the_posterior_is_the_prior_weighted_by_the_measurement(plane, rows):
+    """Means and covariance by importance weights, for matrices with more rows than columns, too."""
     matrix, std, num = normals(rows, 2, seed=4), 0.4, 400_000
     y = matrix @ torch.tensor([0.3, 0.4]).double()
     posterior = plane.given(matrix, y, std)
@@ -83,8 +83,8 @@ def test_the_posterior_is_the_prior_weighed_by_what_was_measured(plane, rows):
     assert (stderr < 0.01).all()
 
 
-def test_weights_are_those_of_bayes(shaped_mixture):
-    """A component counts as what was measured is likely in it: scipy's density."""
+def test_weights_follow_bayes_rule(shaped_mixture):
+    """A component's weight is proportional to the density of the measurement under it, by scipy."""
     size = shaped_mixture.means.shape[1]
     matrix, y = normals(2, size, seed=4), normals(2, seed=5)
     covariances = shaped_mixture.bases @ (shaped_mixture.variances[:, :, None] * shaped_mixture.bases.mT)
@@ -100,7 +100,7 @@ def test_weights_are_those_of_bayes(shaped_mixture):
     assert torch.equal(posterior.log_weights, shaped_mixture.given(matrix, y[None], 0.3).log_weights)
 
 
-def test_without_noise_what_was_measured_is_certain(plane):
+def test_a_measurement_without_noise_is_certain(plane):
     matrix, y = normals(1, 2, seed=4), torch.tensor([0.2]).double()
     posterior, near = plane.given(matrix, y, 0.0), plane.given(matrix, y, 1e-5)
     x = posterior.sample(50, torch.Generator().manual_seed(0))
@@ -113,7 +113,7 @@ def test_without_noise_what_was_measured_is_certain(plane):
 
 @pytest.mark.parametrize("std", [0.0, 0.5])
 def test_the_true_classifier_of_a_measurement_guides_to_the_posterior(sde, plane, std):
-    """grad log p(y | x_t), from the law of x_0 given x_t component by component."""
+    """grad log p(y | x_t), from the distribution of x_0 given x_t, component by component."""
     matrix, y = normals(1, 2, seed=4), torch.tensor([0.2]).double()
     bases, variances, means = plane.bases, plane.variances, plane.means
     exact = plane.given(matrix, y, std).denoiser(sde)
@@ -122,7 +122,7 @@ def test_the_true_classifier_of_a_measurement_guides_to_the_posterior(sde, plane
 
         def log_prob(x, t, alpha=alpha, sigma=sigma, precision=precision):
             log_joint = plane._components(x, alpha, sigma)[0]
-            spread = variances / (1 + precision * variances)  # of each component given x_t
+            spread = variances / (1 + precision * variances)  # for each component, given x_t
             pull = torch.einsum("bki,kij->bkj", x[:, None] / alpha - means, bases) * precision * spread
             mean = means + torch.einsum("bkj,kij->bki", pull, bases)
             seen = torch.einsum("mi,kij->kmj", matrix, bases)
@@ -141,7 +141,7 @@ def test_the_true_classifier_of_a_measurement_guides_to_the_posterior(sde, plane
 
 @pytest.mark.parametrize("std", [0.0, 0.01, 0.5])
 def test_guidance_by_a_measurement_is_exact_for_gaussian_data(sde, std):
-    """At every noise level, as a number and as a time of each example; of one measurement or of one for each."""
+    """At every noise level, for times as numbers and by example, for one measurement or one for each example."""
     mixture, guess = gaussian_data(6)
     matrix, y = normals(4, 6, seed=3), normals(3, 4, seed=4)
     for t, alpha, sigma in moments(sde):
@@ -160,8 +160,8 @@ def test_guidance_by_a_measurement_is_exact_for_gaussian_data(sde, std):
             torch.testing.assert_close(own(x, t).x0, expected, rtol=1e-7, atol=1e-7)
 
 
-def test_moment_matching_needs_no_guess(sde, plane):
-    """On a mixture its estimates are nearer to the exact conditional ones than those of the best Gaussian guess."""
+def test_moment_matching_needs_no_gaussian(sde, plane):
+    """On a mixture its estimates are nearer to the exact conditional ones than with the best Gaussian."""
     variances, directions = torch.linalg.eigh(plane.covariance)
     guess = Gaussian(plane.mean, 1.0, variances, directions)
     matrix, y, off = torch.tensor([[0.8, -0.6]]).double(), torch.tensor([[0.3]]).double(), [0.0, 0.0]
@@ -195,8 +195,8 @@ def blur(x):
     [(lambda x: block_means(x, 2), 0.0), (blur, 0.1), (lambda x: x.mean(1), 0.05), (lambda x: x[..., 1:3], 0.0)],
     ids=["superres", "deblur", "colourise", "inpaint"],
 )
-def test_a_function_of_images_is_enough(forward, std, batch):
-    """Its transpose is nowhere written down; the matrix of the exact posterior is made of its columns."""
+def test_a_function_of_images_suffices_as_measurement(forward, std, batch):
+    """Its transpose is not given; the matrix of the exact posterior is assembled from its columns."""
     sde = SDES["vpsde"]()
     mixture, guess = gaussian_data(2, 4, 4)
     matrix = forward(torch.eye(32).double().reshape(32, 2, 4, 4)).flatten(1).mT
@@ -210,7 +210,7 @@ def test_a_function_of_images_is_enough(forward, std, batch):
         torch.testing.assert_close(single.double(), exact(x, t).x0, rtol=5e-3, atol=5e-3)
 
 
-def test_of_an_isotropic_guess_it_is_the_papers(sde, plane):
+def test_with_an_isotropic_gaussian_it_matches_the_paper(sde, plane):
     """sigma^2 / alpha J^T a (y - a^T x0) / (r_t^2 |a|^2 + std^2) with r_t^2 = sigma^2 s^2 / (alpha^2 s^2 + sigma^2)."""
     row, y, std, s = normals(2, seed=4), 0.4, 0.2, 0.7
     denoise = plane.denoiser(sde)
@@ -226,8 +226,8 @@ def test_of_an_isotropic_guess_it_is_the_papers(sde, plane):
 
 
 @pytest.mark.parametrize("name", ["ode", "adams", "ancestral"])
-def test_what_it_guides_samples_the_posterior(sde, name):
-    """Mean and deviations, within four standard errors and what the moves err."""
+def test_guided_samples_follow_the_posterior(sde, name):
+    """Mean and standard deviations, within four standard errors and the discretization error."""
     mixture, guess = gaussian_data(3)
     matrix, y, num = normals(1, 3, seed=3), torch.tensor([[0.4]]).double(), 400
     posterior = mixture.given(matrix, y, 0.1)
@@ -245,7 +245,7 @@ def test_what_it_guides_samples_the_posterior(sde, name):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_networks_are_differentiated_without_gradients_around(mode):
+def test_networks_are_differentiated_without_gradient_mode(mode):
     sde = SDES["vpsde"]()
     torch.manual_seed(0)
     network = MLP((3,), width=16, depth=1, num_classes=2)
@@ -269,8 +269,8 @@ def test_networks_are_differentiated_without_gradients_around(mode):
     assert (guided.x0 - denoise(x, 0.3, keep=keep, label=label).x0).abs().min() > 0
 
 
-def test_conjugate_gradients_solve_each_example_by_itself():
-    """Of many sizes and conditions, also one that is solved at once; singular where what is asked has an answer."""
+def test_conjugate_gradients_solve_each_example_independently():
+    """For many sizes and condition numbers, a system solved at once, and singular systems with a solution."""
     matrices = torch.stack([random_covariance(7, seed) for seed in range(4)])
     matrices[1] = torch.eye(7)
     matrices[2] = matrices[2][:, :3] @ matrices[2][:, :3].mT
@@ -285,8 +285,8 @@ def test_conjugate_gradients_solve_each_example_by_itself():
     assert torch.equal(_conjugate_gradients(lambda v: v, torch.zeros(2, 3), 100)[0], torch.zeros(2, 3))
 
 
-def test_conjugate_gradients_take_the_iterations_of_more_noise_and_half_as_many_again():
-    """What is solved stays the same; from 1 iteration 2, from 4 on 6, at most those that are allowed."""
+def test_conjugate_gradients_take_half_again_the_iterations_of_the_previous_level():
+    """The system stays the same; after 1 iteration it takes 2, after 4 it takes 6, up to the limit."""
     scales, products = torch.arange(1, 7).double() % 4 + 1, []
 
     def matrix(v):
@@ -301,7 +301,7 @@ def test_conjugate_gradients_take_the_iterations_of_more_noise_and_half_as_many_
     solve, b = _Counted(100), normals(3, 6)
     assert made(solve, torch.eye(6).double(), 1.0) == 1
     assert made(solve, torch.eye(6).double(), 0.5) == 2
-    assert made(solve, b, 2.0) == 4  # of four different eigenvalues
+    assert made(solve, b, 2.0) == 4  # from four distinct eigenvalues
     assert [made(solve, b, ratio) for ratio in (2.0, 1.5, torch.ones(3, 1), 3.0)] == [6, 6, 4, 4]
     assert made(solve, b.float().double(), 3.0) == 6
     products.clear()
@@ -314,7 +314,7 @@ def test_conjugate_gradients_take_the_iterations_of_more_noise_and_half_as_many_
 # --- diffusion posterior sampling -------------------------------------------------------------------------------------
 
 
-def test_dps_goes_against_the_misfit_of_a_first_evaluation_that_it_has_anyway(sde, plane):
+def test_dps_uses_the_gradient_of_the_misfit_of_the_steps_first_evaluation(sde, plane):
     denoise, x, y = plane.denoiser(sde), normals(3, 2, seed=2), torch.tensor([[0.3]]).double()
     t, s = 0.5 * (sde.t_min + sde.t_max), 0.4 * (sde.t_min + sde.t_max)
 
@@ -338,7 +338,7 @@ def test_dps_goes_against_the_misfit_of_a_first_evaluation_that_it_has_anyway(sd
 
 @pytest.mark.parametrize("kind", [DDIM, Adams, Ancestral, ODE, Heun])
 def test_dps_of_zeta_zero_is_the_step(sde, plane, kind):
-    """Which is told its times, and keeps its past."""
+    """The step is reset with its times and keeps its history."""
     make = functools.partial(kind, **({"rtol": 0.03, "atol": 0.03} if kind is ODE else {}))
     x, times = sde.prior_std * normals(2, 2), GRIDS["log_snr"](sde, 4)
     step = DPS(make(sde), lambda x: x[:, :1], torch.zeros(2, 1).double(), 0.0)
@@ -347,8 +347,8 @@ def test_dps_of_zeta_zero_is_the_step(sde, plane, kind):
     assert torch.equal(found, sample(make(sde), plane.denoiser(sde), x, times, Noise(torch.arange(2))))
 
 
-def test_dps_brings_samples_to_what_was_measured():
-    """Of a measurement that is not linear."""
+def test_dps_samples_fit_the_measurement():
+    """For a nonlinear measurement."""
     sde, num = SDES["vpsde"](), 200
     mixture = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 1.0)
     y, noise, misfits = torch.tensor([[3.0]]).double(), Noise(torch.arange(num)), []
@@ -360,7 +360,7 @@ def test_dps_brings_samples_to_what_was_measured():
     assert misfits[1] < 0.4 * misfits[0]
 
 
-def test_where_nothing_is_amiss_the_gradient_is_zero():
+def test_the_gradient_of_a_zero_misfit_is_zero():
     """Not a division of zero by zero."""
     sde = SDES["vpsde"]()
     mixture = GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 1.0)

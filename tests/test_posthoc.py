@@ -1,4 +1,4 @@
-"""Profiles against numeric integration, rebuilt ones against tracked ones, and snapshots on the disk."""
+"""Profiles against numerical integration, rebuilt profiles against tracked ones, and snapshots on disk."""
 
 import json
 import math
@@ -42,12 +42,12 @@ def power(tau, gamma, end):
 
 
 def command(*words):
-    """Run a command in this process and return its exit status."""
+    """Runs a command in this process and returns its exit status."""
     return command_line.main(["run.py", *map(str, words)])
 
 
 def train(workdir, steps, *more):
-    """A small run of this many steps with profiles, or on from where it stands."""
+    """Trains a small run with profiles to this many steps, from the start or from where it stopped."""
     keys = [f"--config.{key}" for key in (*KEYS, f"train.total_images={8 * steps}")]
     assert command("--config=vpsde", "--mode=train", "--device=cpu", f"--workdir={workdir}", *keys, *more) == 0
     return workdir
@@ -55,7 +55,7 @@ def train(workdir, steps, *more):
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
-    """A run of 21 steps whose spacing of snapshots has doubled once."""
+    """A run of 21 steps whose snapshot spacing has doubled once."""
     return train(tmp_path_factory.mktemp("tracked"), 21)
 
 
@@ -74,7 +74,7 @@ def test_published_exponents():
 
 @pytest.mark.parametrize("num", [1, 2, 40])
 def test_the_recursion_is_the_sum_of_its_weights(num):
-    """Parameters of update k count by (k^(g + 1) - (k - 1)^(g + 1)) / t^(g + 1); the initial ones do not count."""
+    """The parameters of update k have weight (k^(g + 1) - (k - 1)^(g + 1)) / t^(g + 1); the initial ones have none."""
     widths, network = (0.02, 0.1, 0.25), nn.Linear(1, 3, bias=False)
     ema, path = EMA(network, (0.9,), profiles=widths), []
     generator = torch.Generator().manual_seed(0)
@@ -102,7 +102,7 @@ def basis_of(num):
     return [(exponent(sigma_rel), 1000.0 * k / num) for k in range(1, num + 1) for sigma_rel in TRACKED]
 
 
-def test_a_profile_of_the_basis_is_itself():
+def test_a_profile_of_the_basis_is_reproduced():
     basis = basis_of(32)
     for k in (0, 20, 63):
         shares, error = fit(basis, basis[k])
@@ -114,7 +114,7 @@ def test_a_profile_of_the_basis_is_itself():
     ("sigma_rel", "bound"), [(0.03, 0.012), (0.07, 0.0011), (0.15, 0.0025), (0.2, 0.007), (0.25, 0.04)]
 )
 def test_the_error_of_a_fit_by_integration(sigma_rel, bound):
-    """And how small it is with 32 snapshots of two profiles; the weights of the average sum to 1."""
+    """With 32 snapshots of two profiles it is small; the weights of the average sum to 1."""
     basis, wanted = basis_of(32), (exponent(sigma_rel), 1000.0)
     shares, error = fit(basis, wanted)
     tau = np.linspace(0, 1000, 40_001)[1:] - 1000 / 80_000
@@ -125,19 +125,19 @@ def test_the_error_of_a_fit_by_integration(sigma_rel, bound):
     assert sum(shares) == pytest.approx(1.0, abs=1e-12)
     nearby = np.random.default_rng(0).normal(size=len(basis)) * 1e-4
     worse = np.linalg.norm(found + added(nearby - nearby.mean(), basis, tau) - target) / np.linalg.norm(target)
-    assert worse > error  # shares beside the best ones, of the same sum
+    assert worse > error  # perturbed weights with the same sum
 
 
 def added(shares, basis, tau):
-    """The profiles of a basis, added up."""
+    """Sum of a basis's profiles with these weights."""
     return sum(
         share * np.where(tau <= end, (gamma + 1) / end * np.minimum(tau / end, 1) ** gamma, 0)
         for share, (gamma, end) in zip(shares, basis)
     )
 
 
-def test_rebuilt_profiles_are_the_tracked_ones(tmp_path):
-    """Weights that drift, swing, wander and rest; the error is within that of the profile times their norm."""
+def test_rebuilt_profiles_equal_the_tracked_ones(tmp_path):
+    """For weights that drift, oscillate, wander and rest, the error is within the profile's times their norm."""
     wanted, num = (0.03, 0.07, 0.15, 0.2), 600
     network = nn.Linear(1, 4, bias=False)
     ema, direct = EMA(network, (0.9,), profiles=TRACKED), EMA(network, (0.9,), profiles=wanted)
@@ -170,7 +170,7 @@ def test_rebuilt_profiles_are_the_tracked_ones(tmp_path):
         assert torch.equal(rebuilt.weight, average.weight)
 
 
-def test_spacing_doubles_where_there_would_be_too_many():
+def test_spacing_doubles_to_bound_the_number_of_snapshots():
     kept = set()
     for step in range(1, 2000):
         apart = spacing(step, 3, 10)
@@ -187,8 +187,8 @@ def test_snapshots_are_bounded(tracked):
     assert json.loads((tracked / "snapshots/step_00000012/meta.json").read_text())["ema_updates"] == 12
 
 
-def test_a_run_that_goes_on_has_the_snapshots_of_one_run(tracked, tmp_path):
-    """Killed after step 21, with a checkpoint of step 16: what is later is dropped and made again."""
+def test_a_resumed_run_has_the_snapshots_of_an_uninterrupted_one(tracked, tmp_path):
+    """Killed after step 21, with a checkpoint of step 16: later snapshots are dropped and made again."""
     workdir = train(tmp_path / "killed", 21)
     shutil.rmtree(workdir / "checkpoints/step_00000021")
     (workdir / "snapshots/step_00000020/power-0.1.safetensors").write_bytes(b"later")
@@ -219,12 +219,12 @@ def test_every_name_of_weights(tracked, weights):
             torch.testing.assert_close(value.double(), sum(share * t[key].double() for t, share in tensors))
 
 
-def test_digests_tell_profiles_apart(tracked):
+def test_digests_differ_between_profiles(tracked):
     found = checkpoint.find(tracked / "checkpoints")
     assert len({posthoc.digest(found, f"ema:{sigma_rel}") for sigma_rel in (0.05, 0.07, 0.08, 0.1)}) == 4
 
 
-def test_an_earlier_checkpoint_knows_nothing_of_later_snapshots(tracked):
+def test_an_earlier_checkpoint_uses_no_later_snapshots(tracked):
     found = checkpoint.find(tracked / "checkpoints", "16")
     assert {kept.end for kept in posthoc.stored(found)} == {4, 8, 12, 16}
 
@@ -271,14 +271,14 @@ def test_losses_by_profile(tracked, capsys):
         ("ema:wide", 2, "must be <ema|raw>, ema-0.999"),
     ],
 )
-def test_weights_that_are_not_there(tracked, weights, status, said, capsys):
+def test_missing_weights(tracked, weights, status, said, capsys):
     assert command(f"--workdir={tracked}", "--mode=sample", f"--weights={weights}") == status
     message = capsys.readouterr().err
     assert said in message
     assert message.count("\n") == 1
 
 
-def test_the_widths_that_can_be_told_are_named(tracked):
+def test_the_available_widths_are_listed(tracked):
     found = checkpoint.find(tracked / "checkpoints")
     with pytest.raises(ValueError, match=r"they tell widths from (.*) to (.*); others need") as error:
         combination(found, "ema:0.002")
@@ -293,8 +293,8 @@ def test_a_run_without_profiles(digits):
         load_weights(found, "ema:0.05", nn.Linear(1, 1))
 
 
-def test_a_run_without_profiles_compares_the_averages_that_it_has(digits, tmp_path, capsys):
-    """As the help has it, on a run of the default config."""
+def test_a_run_without_profiles_compares_its_averages(digits, tmp_path, capsys):
+    """As the help describes, on a run of the default config."""
     workdir = shutil.copytree(digits, tmp_path / "run")
     assert command(f"--workdir={workdir}", "--mode=profiles") == 0
     assert "no profiles were tracked; train with --config.ema.profiles=(0.05,0.1)" in capsys.readouterr().out
@@ -312,7 +312,7 @@ def test_a_damaged_snapshot_is_named(tracked, tmp_path, name, capsys):
     assert f"step_00000012/{name} is" in capsys.readouterr().err
 
 
-def test_sources_hold_no_profiles(tmp_path, capsys):
+def test_imported_runs_have_no_profiles(tmp_path, capsys):
     assert command("--mode=import", f"--source={tmp_path}", "--weights=ema:0.05") == 2
     assert "a source holds ema or raw" in capsys.readouterr().err
 

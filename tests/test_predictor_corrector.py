@@ -1,4 +1,4 @@
-"""Predictor and corrector: the product of both, step sizes against the papers, each example by itself."""
+"""Predictor and corrector: all pairs, step sizes against the papers, and independence of the batch."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from score_sde.samplers.predictor_corrector import PREDICTORS, STEP_SIZES, Corre
 from score_sde.sde_lib import SDES, GaussianMixture
 from tests.trajectories import assert_marginal, evolve, noises, terminal
 
-# Langevin steps alone come too late for every noise level, and are not meant to keep its law.
+# Langevin steps alone lag behind the noise levels and are not meant to keep the marginal.
 MOVING = sorted(set(PREDICTORS) - {"none"})
 
 
@@ -30,8 +30,8 @@ def test_every_pair_keeps_the_marginals(sde, mixture, predictor, corrector):
 
 
 @pytest.mark.parametrize("corrector", STEP_SIZES)
-def test_correctors_leave_the_marginal_as_it_is(sde, mixture, corrector):
-    """From exact draws at a middle time, as many steps as bring them well away from where they were."""
+def test_correctors_preserve_the_marginal(sde, mixture, corrector):
+    """From exact draws at a middle time, with enough steps to move them far from their start."""
     t = sde.time(torch.tensor(1.0, dtype=torch.float64)).item()
     alpha, sigma, _ = sde.marginal(t)
     num, generator = 3000, torch.Generator().manual_seed(0)
@@ -45,7 +45,7 @@ def test_correctors_leave_the_marginal_as_it_is(sde, mixture, corrector):
 
 
 @pytest.mark.parametrize("corrector", STEP_SIZES)
-def test_correctors_bring_another_law_to_the_marginal(sde, mixture, corrector):
+def test_correctors_converge_to_the_marginal(sde, mixture, corrector):
     t = sde.time(torch.tensor(0.0, dtype=torch.float64)).item()
     alpha, sigma, _ = sde.marginal(t)
     num = 1500
@@ -53,15 +53,15 @@ def test_correctors_bring_another_law_to_the_marginal(sde, mixture, corrector):
     x = Corrector(sde, corrector, snr=0.16, num_steps=300)(mixture.denoiser(sde), x, t, 0.99 * t, noises(num))
     variance = alpha**2 * mixture.covariance.item() + sigma**2
     assert abs(x.mean().item() - alpha * mixture.mean.item()) < 0.08 * variance**0.5
-    # A step sized by the state shifts the law a little, by about 1 / (D + 64); here D = 1.
+    # A step size that depends on the state biases the marginal by about 1 / (D + 64); here D = 1.
     assert x.var().item() == pytest.approx(variance, rel=0.1)
 
 
-# --- step sizes, written out ------------------------------------------------------------------------------------------
+# --- explicit step sizes ----------------------------------------------------------------------------------------------
 
 
 def rule(name, score, z, sigma):
-    """Ratio of noise to score, squared, of each example: loops over the formulas."""
+    """Squared ratio of noise to score of each example, by loops over the formulas."""
     rows = range(len(score))
     if name == "langevin":
         return [(score[i].numel() + 64) / (score[i].square().sum() + 64 / sigma**2) for i in rows]
@@ -72,7 +72,7 @@ def rule(name, score, z, sigma):
 
 
 @pytest.mark.parametrize("name", STEP_SIZES)
-def test_one_langevin_step_is_the_algorithm(sde, shaped_mixture, name):
+def test_one_langevin_step_matches_the_algorithm(sde, shaped_mixture, name):
     snr, t, s = 0.16, 0.5 * sde.t_max, 0.45 * sde.t_max
     x, denoise = terminal(shaped_mixture, sde, 4, seed=2), shaped_mixture.denoiser(sde)
     score, z = denoise.score(x, t), noises(4)(x)
@@ -85,8 +85,8 @@ def test_one_langevin_step_is_the_algorithm(sde, shaped_mixture, name):
     torch.testing.assert_close(moved, torch.stack(expected), rtol=1e-9, atol=1e-9)
 
 
-def test_the_rule_by_norm_is_the_papers_where_dimensions_are_many():
-    """|z|^2 / |score|^2 up to the 64 dimensions that it lends."""
+def test_the_rule_by_norm_approaches_the_papers_in_many_dimensions():
+    """|z|^2 / |score|^2, up to the 64 dimensions that the rule adds."""
     generator = torch.Generator().manual_seed(0)
     score, z = torch.randn(2, 5, 3, 64, 64, dtype=torch.float64, generator=generator)
     paper = (z.flatten(1).norm(dim=1) / (2 * score).flatten(1).norm(dim=1)) ** 2
@@ -106,7 +106,7 @@ def test_only_the_published_rule_mixes_the_batch():
 
 
 def test_the_corrector_comes_first():
-    """Langevin steps see time t, the predictor's move goes from there to s."""
+    """Langevin steps are evaluated at time t, and the predictor then moves from t to s."""
     sde, asked = SDES["vpsde"](), []
     mixture = GaussianMixture(torch.ones(1), torch.zeros(1, 2), 1.0)
 
@@ -122,7 +122,7 @@ def test_the_corrector_comes_first():
     assert torch.equal(x, step.predict(mixture.denoiser(sde), corrected, 0.5, 0.4, draw))
 
 
-def test_unknown_names_list_the_known():
+def test_unknown_names_list_the_available_ones():
     with pytest.raises(ValueError, match=r"unknown corrector 'norm'; known: ald, langevin, langevin_batch"):
         PredictorCorrector(SDES["vpsde"](), corrector="norm")
     with pytest.raises(ValueError, match=r"unknown predictor 'heun'; known:.*reverse_diffusion"):

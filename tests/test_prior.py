@@ -1,4 +1,4 @@
-"""The warning of a process whose last level is not noise, and the divergence that it goes by."""
+"""The warning about a process whose last level is not noise, and the divergence behind it."""
 
 import pytest
 import torch
@@ -13,14 +13,14 @@ SHORT = {"ddpm": {"num_levels": 100}, "vpsde": {"beta_max": 2.0}, "vesde": {"sig
 
 @pytest.fixture
 def gaussian():
-    """An uneven covariance in four dimensions, two of its directions told apart."""
+    """An anisotropic covariance in four dimensions, with two directions resolved."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.linalg.qr(torch.randn(4, 2, dtype=torch.float64, generator=generator)).Q
     mean, variances = torch.tensor([0.5, -1.0, 0.2, 0.9]).double(), torch.tensor([2.0, 0.7]).double()
     return Gaussian(mean, 0.3, variances, directions)
 
 
-def test_the_divergence_is_that_of_the_two_normal_laws(sde, gaussian):
+def test_the_divergence_matches_the_closed_form_of_two_normals(sde, gaussian):
     alpha, sigma, _ = sde.marginal(sde.t_max)
     left_out = torch.eye(4).double() - gaussian.directions @ gaussian.directions.T
     covariance = gaussian.directions @ torch.diag(gaussian.variances) @ gaussian.directions.T + 0.3 * left_out
@@ -46,7 +46,7 @@ def test_processes_with_their_defaults_end_in_noise(name, gaussian, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_training_sampling_and_likelihood_begin_with_the_warning(tmp_path, capsys):
+def test_training_sampling_and_likelihood_start_with_the_warning(tmp_path, capsys):
     words = ("--config=ddpm", "--config.sde.num_levels=100", "--config.network.channels=8", "--device=cpu")
     short = ("--config.train.total_images=16", "--config.train.batch_size=8", "--config.train.sample_every=0")
     measure = ("--config.likelihood.evaluations=2", "--config.likelihood.num_examples=2", "--config.likelihood.t_min=1")

@@ -1,4 +1,4 @@
-"""What holds for every parameter, shape, grid and type in its domain, looked for by hypothesis."""
+"""Properties of all parameters, shapes, grids and dtypes in their domains, tested with hypothesis."""
 
 import math
 
@@ -16,11 +16,11 @@ from tests.trajectories import ALONE
 
 OFTEN = settings(deadline=None, derandomize=True, max_examples=20)
 MORE = settings(OFTEN, max_examples=100)
-"""Of a random process each."""
+"""Each example draws a random process."""
 
 
 def powers(low: float, high: float) -> st.SearchStrategy[float]:
-    """Numbers from 10^low to 10^high, evenly in their logarithm."""
+    """Numbers from 10^low to 10^high, uniform in their logarithm."""
     return st.floats(low, high).map(lambda power: 10**power)
 
 
@@ -68,10 +68,10 @@ PARAMETERS = {
 VARIANCE_OF_MATCHING_DATA = dict.fromkeys(
     ["vpsde", "cosine", "sigmoid", "laplace", "logistic", "ddpm", "iddpm"], 1.0
 ) | dict.fromkeys(["vesde", "edm", "rectified", "ncsn"], 0.0)
-"""With data of this variance the marginal at t_max is the prior exactly; sub-VP has none."""
+"""With data of this variance the marginal at t_max is the prior exactly; sub-VP has no such variance."""
 
 SPACED = sorted(set(GRIDS) - {"edm", "levels", "levels_quadratic"})
-"""Grids that go to any end for every process; the others, which go to the data, are looked at in test_grids.py."""
+"""Grids with arbitrary ends on every process; test_grids.py covers the ones that end at the data."""
 
 SHAPES = st.lists(st.integers(1, 4), min_size=2, max_size=5)
 DTYPES = st.sampled_from([torch.float32, torch.float64])
@@ -86,13 +86,13 @@ any_sde = st.sampled_from(sorted(SDES)).flatmap(sdes)
 
 
 def between(sde, share: float) -> float:
-    """The time this share of the way in log-SNR from the noise to the data, where changes of noise are even."""
+    """Time at this fraction of the log-SNR range, counted from the noise, so that noise changes evenly."""
     high, low = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
     return sde.time(low + share * (high - low)).clamp(sde.t_min, sde.t_max).item()
 
 
 def gaussian(shape: list[int], dtype: torch.dtype) -> GaussianMixture:
-    """Data of unit variance around a ramp, examples of this shape."""
+    """Data of unit variance around a ramp, for examples of this shape."""
     means = torch.linspace(-1, 1, math.prod(shape), dtype=dtype).reshape(1, *shape)
     return GaussianMixture(torch.ones(1, dtype=dtype), means, 1.0)
 
@@ -101,7 +101,7 @@ def normals(shape: list[int], dtype: torch.dtype, seed: int = 0) -> torch.Tensor
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-def test_parameters_are_known_for_every_sde():
+def test_every_sde_has_a_strategy_of_parameters():
     assert PARAMETERS.keys() == SDES.keys()
 
 
@@ -142,7 +142,7 @@ def test_numbers_and_tensors_agree(sde, data):
 def test_float32_keeps_its_digits(sde, data):
     t = torch.tensor(sde.t_min + data.draw(UNIT) * (sde.t_max - sde.t_min)).clamp(max=sde.t_max)
     single, double = sde.marginal(t), sde.marginal(t.double())
-    # exp(x) has the relative error of x times x: 6e-8 times the logarithm of what is asked for
+    # exp(x) has the relative error of x times x: 6e-8 times the logarithm of the result
     spread = 1 + abs(math.log(double.sigma)) + abs(math.log(double.alpha))
     for ours, exact in ((single.alpha, double.alpha), (single.sigma, double.sigma)):
         assert ours.dtype == torch.float32
@@ -175,13 +175,13 @@ def test_transitions_compose_and_make_the_marginals(sde, shares):
 
 @MORE
 @given(sde=any_sde, shares=st.tuples(UNIT, UNIT).map(sorted), eta=UNIT)
-def test_bridge_keeps_the_marginal_and_ends_at_the_posterior(sde, shares, eta):
+def test_bridge_keeps_the_marginal_and_is_the_posterior_at_eta_one(sde, shares, eta):
     t, s = (between(sde, share) for share in shares)
     x0, eps = normals([3, 2], torch.float64), normals([3, 2], torch.float64, seed=1)
     alpha, sigma, _ = sde.marginal(s)
     mean, std = sde.bridge(sde.perturb(x0, eps, t), x0, t, s, eta)
     assert 0 <= std <= sigma * (1 + 1e-12)
-    # the part of the noise that is kept and the part that is new have the variance of the marginal between them
+    # the kept part of the noise and the new part add up to the variance of the marginal
     kept = (mean - alpha * x0) / eps
     torch.testing.assert_close(kept, kept[0, 0].expand_as(kept), rtol=1e-5, atol=1e-7 * max(alpha, sigma))
     assert math.hypot(kept[0, 0].item(), std) == pytest.approx(sigma, rel=1e-4, abs=1e-7 * max(alpha, sigma))
@@ -197,7 +197,7 @@ def test_bridge_keeps_the_marginal_and_ends_at_the_posterior(sde, shares, eta):
 @pytest.mark.parametrize("grid", SPACED)
 @MORE
 @given(sde=any_sde, num_steps=st.integers(1, 300), shares=st.tuples(UNIT, UNIT))
-def test_grids_fall_from_end_to_end(grid, sde, num_steps, shares):
+def test_grids_decrease_from_end_to_end(grid, sde, num_steps, shares):
     start, end = (between(sde, share) for share in sorted(shares))
     if not end < start * (1 - 1e-6):
         start, end = sde.t_max, sde.t_min
@@ -216,7 +216,7 @@ def test_grids_fall_from_end_to_end(grid, sde, num_steps, shares):
     dtype=DTYPES,
     shares=st.tuples(UNIT, UNIT).map(sorted),
 )
-def test_one_step_of_anything_is_finite_and_keeps_its_type(step, sde, shape, dtype, shares):
+def test_one_step_is_finite_and_keeps_the_dtype(step, sde, shape, dtype, shares):
     t, s = (between(sde, share) for share in shares)
     if not s < t:
         t, s = sde.t_max, sde.t_min
@@ -233,7 +233,7 @@ def test_one_step_of_anything_is_finite_and_keeps_its_type(step, sde, shape, dty
 
 
 class Target(nn.Module):
-    """The network that a parameterization asks for: whatever c_skip x + c_out F makes x0."""
+    """A network with the exact output: F such that c_skip x + c_out F = x0."""
 
     def __init__(self, output: torch.Tensor) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class Target(nn.Module):
 @pytest.mark.parametrize("parameterization", sorted(PARAMETERIZATIONS))
 @MORE
 @given(sde=any_sde, shape=SHAPES, share=UNIT, sigma_data=powers(-2, 2))
-def test_every_parameterization_gives_the_data_back(parameterization, sde, shape, share, sigma_data):
+def test_every_parameterization_recovers_the_data(parameterization, sde, shape, share, sigma_data):
     t = between(sde, share)
     x0, eps = sigma_data * normals(shape, torch.float64), normals(shape, torch.float64, seed=1)
     x = sde.perturb(x0, eps, t)
@@ -271,7 +271,7 @@ def test_every_parameterization_gives_the_data_back(parameterization, sde, shape
 
 @MORE
 @given(sde=any_sde, shape=SHAPES, share=UNIT)
-def test_eps_x0_and_score_are_one_another(sde, shape, share):
+def test_eps_x0_and_score_are_interchangeable(sde, shape, share):
     t = between(sde, share)
     x, x0 = normals(shape, torch.float64), normals(shape, torch.float64, seed=1)
     alpha, sigma, _ = sde.marginal(t)
@@ -283,7 +283,7 @@ def test_eps_x0_and_score_are_one_another(sde, shape, share):
 
 @MORE
 @given(sde=any_sde, data=st.data(), dtype=DTYPES, batch=st.integers(1, 5))
-def test_denoising_every_time_at_once_is_denoising_each(sde, data, dtype, batch):
+def test_denoising_several_times_at_once_equals_denoising_each(sde, data, dtype, batch):
     times = [between(sde, data.draw(UNIT)) for _ in range(batch)]
     t = torch.tensor(times, dtype=torch.float64).reshape(-1, 1, 1)
     denoise = gaussian([2, 3], torch.float64).denoiser(sde)
@@ -297,7 +297,7 @@ def test_denoising_every_time_at_once_is_denoising_each(sde, data, dtype, batch)
 
 @OFTEN
 @given(data=st.data(), levels=st.integers(2, 256), shape=SHAPES)
-def test_pixels_come_back_from_anywhere_in_their_bin(data, levels, shape):
+def test_pixels_are_recovered_from_anywhere_in_their_bin(data, levels, shape):
     values = torch.randint(levels, shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 1000))))
     offset = data.draw(st.floats(-0.49, 0.49))
     codec = Pixels(levels)
@@ -311,7 +311,7 @@ def test_pixels_come_back_from_anywhere_in_their_bin(data, levels, shape):
 
 @OFTEN
 @given(shape=SHAPES, scale=powers(-6, 6))
-def test_real_values_stay_as_they_are(shape, scale):
+def test_real_values_are_unchanged(shape, scale):
     values = scale * normals(shape, torch.float32)
     assert torch.equal(Identity(0).decode(Identity(0).encode(values)), values)
     assert Identity(0).log_det(tuple(shape[1:])) == 0

@@ -1,4 +1,4 @@
-"""What a program may give to the library: the right result for it, or one error that says what to do."""
+"""Input from Python programs: a correct result, or one error that states the remedy."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def process():
 
 @pytest.fixture
 def denoise(process):
-    """Exact, of two points in the plane, with a variance."""
+    """Exact, for two points in the plane, with a variance."""
     return two_bumps().denoiser(process, v=0.5)
 
 
@@ -66,7 +66,7 @@ def draw_of(x):
 
 
 def sampled(name, denoise, x):
-    """What a step of this name makes of a state in a few moves."""
+    """Samples a state in a few steps with the step of this name."""
     times = GRIDS["karras"](denoise.sde, 1 if name in ADAPTIVE_STEPS else 4)
     with torch.no_grad():
         return sample(STEPS[name](denoise.sde), denoise, x, times, draw_of(x))
@@ -81,7 +81,7 @@ def sampled(name, denoise, x):
     [[3, 7, 250], range(7, 9), torch.tensor([3, 7], dtype=torch.int32), torch.tensor([250, 1]).byte()],
     ids=["list", "range", "int32", "uint8"],
 )
-def test_whole_numbers_of_any_kind_are_seeds(kind, seeds):
+def test_integers_of_any_kind_are_seeds(kind, seeds):
     expected = NOISES[kind](torch.tensor([int(seed) for seed in seeds]))
     like = torch.empty(len(seeds), 2, 3)
     assert torch.equal(NOISES[kind](seeds)(like), expected(like))
@@ -126,19 +126,19 @@ def test_a_batch_has_as_many_examples_as_seeds(num):
 # --- empty batches ----------------------------------------------------------------------------------------------------
 
 
-def test_no_example_is_sampled_to_no_example(denoise):
+def test_sampling_an_empty_batch(denoise):
     shapes = {name: sampled(name, denoise, torch.zeros(0, 2)).shape for name in STEPS}
     assert shapes == dict.fromkeys(STEPS, (0, 2))
 
 
-def test_no_example_is_solved_by_no_solver_of_torchdiffeq(denoise, process):
+def test_solvers_of_torchdiffeq_on_an_empty_batch(denoise, process):
     none, times = torch.zeros(0, 2), GRIDS["karras"](process, 3)
     for solver in TORCHDIFFEQ:
         assert sample(ODE(process, solver), denoise, none, times, draw_of(none)).shape == (0, 2), solver
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_no_example_has_no_likelihood(denoise, process, name):
+def test_likelihood_of_an_empty_batch(denoise, process, name):
     none, solver = torch.zeros(0, 2), SOLVERS[name]()
     for trace in (Exact(), Hutchinson(draw_of(none), 2)):
         found = log_prob(process, denoise, none, solver=solver, trace=trace)
@@ -147,7 +147,7 @@ def test_no_example_has_no_likelihood(denoise, process, name):
     assert sample_log_prob(process, denoise, none, solver=solver).x.shape == (0, 2)
 
 
-def test_no_example_has_no_bound(denoise, process):
+def test_bound_of_an_empty_batch(denoise, process):
     none, chain = torch.zeros(0, 2), SDES["ddpm"](num_levels=20)
     guess = Gaussian.standard(none)
     assert diffusion_bound(process, denoise, none, guess, torch.zeros(0, 4), draw_of(none), 0.0).nats.shape == (0,)
@@ -155,7 +155,7 @@ def test_no_example_has_no_bound(denoise, process):
     assert variational_bound(chain, exact, none, draw_of(none), 0.5, 0.0).levels.shape == (0, 20)
 
 
-def test_no_example_is_edited_to_no_example(denoise, process):
+def test_editing_an_empty_batch(denoise, process):
     none, flow, step = torch.zeros(0, 2), ODE(process), STEPS["ancestral"](process)
     times, draw = GRIDS["uniform"](process, 4, start=0.5), draw_of(none)
     assert translate(flow, denoise, flow, denoise, none).shape == (0, 2)
@@ -173,7 +173,7 @@ def test_no_example_is_edited_to_no_example(denoise, process):
 
 
 @pytest.mark.parametrize("name", ["mlp", "unet"])
-def test_networks_take_no_example(process, name):
+def test_networks_on_an_empty_batch(process, name):
     none = torch.zeros(0, 1, 8, 8)
     assert Denoiser(NETWORKS[name](shape=(1, 8, 8)), process, "edm", 0.5)(none, 0.5).x0.shape == none.shape
 
@@ -192,7 +192,7 @@ def other_state(request):
     return OTHER_STATES[request.param]
 
 
-def test_no_step_takes_whole_numbers(denoise):
+def test_steps_refuse_integer_states(denoise):
     x, message = OTHER_STATES["whole"]
     for name in STEPS:
         with pytest.raises(ValueError, match=message):
@@ -245,7 +245,7 @@ def test_the_ends_of_an_sde_may_be_rounded_to_float32(denoise, process):
     torch.testing.assert_close(found, sample(STEPS["ddim"](process), denoise, x, times, draw_of(x)))
 
 
-def test_one_time_is_the_last_denoising(denoise, process):
+def test_a_single_time_is_the_last_denoising(denoise, process):
     x = torch.ones(3, 2)
     assert torch.equal(sample(STEPS["ddim"](process), denoise, x, [0.5], draw_of(x)), denoise(x, 0.5).x0)
 
@@ -266,7 +266,7 @@ def test_one_time_is_the_last_denoising(denoise, process):
         ([1.0, -0.5], "time 1 is -0.5: need 1e-05 to 1 for this SDE"),
     ],
 )
-def test_times_that_are_no_grid_are_refused(denoise, process, times, message):
+def test_invalid_times_are_refused(denoise, process, times, message):
     x, step = torch.ones(3, 2), STEPS["adams"](process)
     for work in (sample, sdedit):
         with pytest.raises(ValueError, match=message):
@@ -286,7 +286,7 @@ def test_the_flow_goes_between_two_times_of_the_sde(denoise, process, t, s):
 
 
 def uses_of(process, x):
-    """Whatever takes a denoiser of a process, by name: functions of it."""
+    """Every function that takes a denoiser of a process, by name: functions of the denoiser."""
     chain, guess = SDES["ddpm"](num_levels=20), Gaussian.standard(x)
     times, measured = GRIDS["uniform"](process, 4), {"forward": lambda x: x[:, :1], "y": x[:1, :1], "std": 0.1}
     found = {
@@ -309,7 +309,7 @@ def uses_of(process, x):
 
 
 def test_a_function_to_x0_is_a_denoiser(denoise, process):
-    x = torch.tensor([[0.3, -0.2], [0.9, 0.4]])  # two examples, so that (x0, variance) could be unpacked from x0
+    x = torch.tensor([[0.3, -0.2], [0.9, 0.4]])  # two examples, so that x0 could be unpacked as (x0, variance)
     for name, use in uses_of(process, x).items():
         of = denoise if name != "bound of a chain" else two_bumps().denoiser(SDES["ddpm"](num_levels=20))
         plain = lambda x, t, of=of: of(x, t).x0  # noqa: E731
@@ -321,7 +321,7 @@ def test_a_function_to_x0_is_a_denoiser(denoise, process):
         assert torch.equal(guide(plain)(x, 0.5).x0, guide(lambda x, t, keep=None: denoise(x, t))(x, 0.5).x0)
 
 
-def test_a_function_to_float64_leaves_the_state_as_it_is(denoise, process):
+def test_a_float64_function_does_not_change_the_dtype_of_the_state(denoise, process):
     x = torch.ones(3, 2)
     for name in ("ddim", "adams", "ode"):
         found = sample(STEPS[name](process), lambda x, t: denoise(x, t).x0.double(), x, [1.0, 0.5, 0.1], draw_of(x))
@@ -336,7 +336,7 @@ def test_a_function_to_float64_leaves_the_state_as_it_is(denoise, process):
         (lambda x: None, r"the denoiser returns NoneType for x"),
     ],
 )
-def test_what_is_no_estimate_is_refused(process, answer, message):
+def test_invalid_estimates_are_refused(process, answer, message):
     for use in (uses_of(process, torch.ones(3, 2))[name] for name in ("sample adams", "likelihood", "bound", "within")):
         with pytest.raises(ValueError, match=message):
             use(lambda x, t: answer(x))
@@ -356,7 +356,7 @@ def test_a_denoiser_of_another_sde_is_refused(process):
         autoguidance(Denoiser(network, process, "edm", 0.5), Denoiser(network, SDES["vesde"](), "edm", 0.5), 2.0)
 
 
-def test_another_object_of_the_same_sde_will_do(denoise, process):
+def test_another_object_of_the_same_sde_is_accepted(denoise, process):
     x, times = torch.ones(2, 2), [1.0, 0.5]
     same = two_bumps().denoiser(SDES["vpsde"]())
     found = [sample(STEPS["ddim"](process), d, x, times, draw_of(x)) for d in (denoise, same)]
@@ -367,7 +367,7 @@ def test_another_object_of_the_same_sde_will_do(denoise, process):
 
 
 def test_a_label_of_an_exact_denoiser_is_a_component(process):
-    """Also for those whose label counts, through guidance and a likelihood."""
+    """Also with a mask of kept labels, through guidance and a likelihood."""
     mixture, x = two_bumps(), torch.tensor([[0.3, -0.2], [0.1, 0.4], [-0.6, 0.2]])
     label, denoise = torch.tensor([1, 0, 1]), mixture.denoiser(process)
     parts = [GaussianMixture(torch.ones(1), mixture.means[k : k + 1], 0.05).denoiser(process) for k in range(2)]
@@ -398,7 +398,7 @@ def test_other_conditions_of_an_exact_denoiser_are_refused(denoise):
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_a_tolerance_beyond_the_dtype_is_refused(name):
-    """1e-12 is met in float64, and is endless steps in float32; one of the two tolerances is enough."""
+    """1e-12 is reachable in float64 but means endless steps in float32; one of the two tolerances suffices."""
     process, x = SDES["vpsde"](), torch.tensor([[0.3, -0.2], [0.9, 0.4]], dtype=torch.float64)
     denoise = GaussianMixture(torch.ones(1).double(), torch.ones(1, 2).double(), 0.5).denoiser(process)
     found = ODE(process, name, rtol=1e-12, atol=1e-12).encode(denoise, x)

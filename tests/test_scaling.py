@@ -359,7 +359,7 @@ def test_what_never_fits(room, tmp_path, capsys):
     assert capsys.readouterr().err == message
 
 
-def test_other_errors_are_not_taken_for_it(room, tmp_path, capsys):
+def test_other_errors_are_not_taken_for_out_of_memory(room, tmp_path, capsys):
     room(1, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert train(tmp_path, 2, "points") == 1
     assert "RuntimeError: mat1 and mat2 shapes cannot be multiplied" in capsys.readouterr().err
