@@ -96,13 +96,12 @@ class DensityEstimator(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """Entries of a result: the time of the data, its noise relative to the signal, the trace and the solver."""
-        alpha, sigma, _ = self.experiment.sde.marginal(self.t)
+        noise = self.experiment.sde.marginal(self.t).ratio
         trace = "exact" if self.exact else f"{self.settings.probes} {self.settings.probe}"
         solver = f"{self.settings.solver}, {self.solver}"
         width = self.experiment.bin_width
-        levels = sigma / alpha / width if width else None
-        noise = {"noise": sigma / alpha, "noise_unit": self.experiment.codec.unit, "noise_levels": levels}
-        return {"t": self.t, **noise, "trace": trace, "solver": solver}
+        levels = {"noise_unit": self.experiment.codec.unit, "noise_levels": noise / width if width else None}
+        return {"t": self.t, "noise": noise, **levels, "trace": trace, "solver": solver}
 
     def sample(self, latents: Tensor, seeds: Tensor) -> LogProb:
         """Samples of the flow from latents x_T (B, *), with log-densities; the seeds (B,) key the random probes."""

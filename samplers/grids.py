@@ -80,10 +80,10 @@ def logistic(
     """
     _check_num(num_steps)
     start, end = _ends(sde, start, end)
-    low, high = (math.exp(-0.5 * sde.marginal(t).log_snr) for t in (end, start))
+    low, high = (sde.ratio(t) for t in (end, start))
     centre, share = min(0.35 * math.sqrt(dimensions), 1.4), 0.8 * min(math.sqrt(15 / num_steps), 1.0)
     ratio, _ = nodes.logistic_uniform(low, high, np.linspace(1, 0, num_steps + 1), std, centre, share)
-    return _between(sde.time(-2 * torch.log(torch.from_numpy(ratio))), start, end)
+    return _between(sde.time_of_ratio(torch.from_numpy(ratio)), start, end)
 
 
 def of_ratios(sde: SDE, ratios: Sequence[float]) -> Tensor:
@@ -93,7 +93,7 @@ def of_ratios(sde: SDE, ratios: Sequence[float]) -> Tensor:
         ratios: decreasing, the first that of t_max to a thousandth, the last at least that of t_min, or 0.
     Raises: ValueError naming the first that is out of order or out of range.
     """
-    low, high = (math.exp(-0.5 * sde.marginal(t).log_snr) for t in (sde.t_min, sde.t_max))
+    low, high = (sde.ratio(t) for t in (sde.t_min, sde.t_max))
     if len(ratios) < 2:
         raise ValueError(f"{len(ratios)} noise levels: a grid has two or more")
     for number, (before, ratio) in enumerate(pairwise(ratios), 2):
@@ -105,8 +105,9 @@ def of_ratios(sde: SDE, ratios: Sequence[float]) -> Tensor:
         )
     if not (ratios[-1] >= low * (1 - 1e-3) or ratios[-1] == 0):
         raise ValueError(f"the last noise level is {ratios[-1]:g}: need 0 or at least {low:.6g}, that of t_min")
-    log_snr = -2 * torch.log(torch.tensor(ratios, dtype=torch.float64))
-    times = torch.where(log_snr < math.inf, sde.time(log_snr).clamp(min=sde.t_min), sde.time(log_snr))
+    noise = torch.tensor(ratios, dtype=torch.float64)
+    times = sde.time_of_ratio(noise)
+    times = torch.where(noise > 0, times.clamp(min=sde.t_min), times)
     return torch.cat([torch.tensor([sde.t_max], dtype=torch.float64), times[1:]])
 
 
@@ -212,8 +213,8 @@ def _in_ratio(
         num_steps,
         start,
         end,
-        lambda t: warp(torch.exp(-0.5 * sde.log_snr(t))),
-        lambda u: sde.time(-2 * torch.log(unwarp(u))),
+        lambda t: warp(sde.ratio(t)),
+        lambda u: sde.time_of_ratio(unwarp(u)),
     )
 
 

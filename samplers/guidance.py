@@ -174,8 +174,7 @@ def within(guided: Estimate, denoise: Estimate, sde: SDE, low: float = 0.0, high
     guided, denoise = as_denoiser(guided, sde), as_denoiser(denoise, sde)
 
     def choose(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
-        alpha, sigma, _ = sde.marginal(t)
-        ratio = sigma / alpha
+        ratio = sde.marginal(t).ratio
         if not isinstance(ratio, Tensor):
             return (guided if low <= ratio <= high else denoise)(x, t, **cond)
         inside, (x0, v), beside = (low <= ratio) & (ratio <= high), guided(x, t, **cond), denoise(x, t, **cond)

@@ -56,7 +56,7 @@ INTEGRATION_VARIABLES: dict[str, Callable[[np.ndarray, float, SDE], np.ndarray]]
     "ratio": lambda r, s, sde: r,
     "flow": lambda r, s, sde: r / (s + r),
     "angle": lambda r, s, sde: np.arctan(r / s),
-    "time": lambda r, s, sde: sde.time(-2 * torch.from_numpy(np.log(r))).numpy(),
+    "time": lambda r, s, sde: sde.time_of_ratio(torch.from_numpy(r)).numpy(),
 }
 """(r, std, sde) -> the variable that polynomials are in."""
 

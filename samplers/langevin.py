@@ -1,6 +1,5 @@
 """Langevin dynamics, which moves a state within one marginal, and the sampler that is nothing else."""
 
-import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -58,7 +57,7 @@ class AnnealedLangevin(Step):
         self.sde, self.epsilon, self.num_steps = sde, epsilon, langevin_steps
 
     def reset(self, times: list[float]) -> None:
-        first, last = (math.exp(-0.5 * self.sde.marginal(t).log_snr) for t in (times[0], times[-1]))
+        first, last = (self.sde.ratio(t) for t in (times[0], times[-1]))
         ratio = (first / last) ** (1 / max(1, len(times) - 1))
         self.size = self.epsilon / last**2 or langevin_step_size(ratio, self.num_steps)
 

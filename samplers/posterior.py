@@ -179,7 +179,7 @@ def _guided(
     denoise = as_denoiser(denoise, sde)
 
     def guided(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
-        alpha, sigma, _ = sde.marginal(t)
+        marginal = sde.marginal(t)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
             prediction = denoise(leaf, t, **cond)
@@ -190,13 +190,14 @@ def _guided(
                 return torch.autograd.grad(seen, start, v, retain_graph=True)[0]
 
             def jacobian(z: Tensor) -> Tensor:
-                return sigma**2 / alpha * torch.autograd.grad(prediction.x0, leaf, z, retain_graph=True)[0]
+                scale = marginal.sigma**2 / marginal.alpha
+                return scale * torch.autograd.grad(prediction.x0, leaf, z, retain_graph=True)[0]
 
-            covariance = covariance_of(_Look(prediction.x0.detach(), sigma / alpha, jacobian))
+            covariance = covariance_of(_Look(prediction.x0.detach(), marginal.ratio, jacobian))
             with torch.no_grad():
                 residual = _residual(y, seen.detach())
                 matrix = lambda v: forward(covariance(transpose(v))) + std**2 * v  # noqa: E731
-                solved = solve(matrix, residual, sigma / alpha)
+                solved = solve(matrix, residual, marginal.ratio)
                 x0 = prediction.x0 + jacobian(transpose(solved))
         return detached(Prediction(x0, prediction.v))
 

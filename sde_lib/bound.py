@@ -250,9 +250,9 @@ def diffusion_bound(
     if not sde.t_min <= t < sde.t_max:
         raise ValueError(f"decoder at t = {t}: the network was trained on [{sde.t_min}, {sde.t_max}]")
     num, like = u.shape[1], (-1, *[1] * (x0.ndim - 1))
-    near, far = (math.exp(-0.5 * sde.marginal(end).log_snr) for end in (t, sde.t_max))
+    near, far = (sde.ratio(end) for end in (t, sde.t_max))
     ratios, rises = logistic_uniform(near, far, u.double().cpu().numpy(), gaussian.std)
-    times = sde.time(torch.from_numpy(-2 * np.log(ratios))).clamp(t, sde.t_max).to(x0)
+    times = sde.time_of_ratio(torch.from_numpy(ratios)).clamp(t, sde.t_max).to(x0)
     borders, _ = logistic_uniform(near, far, np.arange(num + 1) / num, gaussian.std)
     expected = torch.stack([_guess_error(gaussian, x0, ratio) for ratio in borders], 1).diff(dim=1)
     surplus, distortion = [], []
@@ -294,8 +294,7 @@ def decoder_time(sde: SDE, bin_width: float) -> float:
     """
     if bin_width == 0:
         return sde.t_min
-    log_snr = min(-2 * math.log(DECODER_NOISE * bin_width), sde.marginal(sde.t_min).log_snr)
-    return max(sde.time(torch.tensor(log_snr, dtype=torch.float64)).item(), sde.t_min)
+    return max(sde.time_of_ratio(DECODER_NOISE * bin_width), sde.t_min)
 
 
 def decoder_term(x0: Tensor, ratio: float, bin_width: float, low: float = -1.0) -> Tensor:

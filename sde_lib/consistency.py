@@ -6,7 +6,6 @@ With y = x / alpha and r = sigma / alpha the flow and its ends are the same on e
 """
 
 import math
-from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +31,9 @@ class ConsistencyModel(Denoiser):
 
 
 def _bounded(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
-    alpha, r, above = marginal.alpha, _ratio(marginal), _ratio(marginal) - _ratio(sde.marginal(sde.t_min))
-    return sigma_data**2 / (above**2 + sigma_data**2) / alpha, sigma_data * above / (r**2 + sigma_data**2) ** 0.5
+    r, above = marginal.ratio, marginal.ratio - sde.marginal(sde.t_min).ratio
+    c_skip = sigma_data**2 / (above**2 + sigma_data**2) / marginal.alpha
+    return c_skip, sigma_data * above / (r**2 + sigma_data**2) ** 0.5
 
 
 class ConsistencyTraining(Objective[Denoise]):
@@ -69,7 +69,7 @@ class ConsistencyTraining(Objective[Denoise]):
         with torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
             target = denoise(earlier, s, **cond).x0
         squared = (denoise(x, t, **cond).x0 - target).flatten(1).square().mean(1)
-        gap = _ratio(self.sde.marginal(t)) - _ratio(self.sde.marginal(s))
+        gap = self.sde.marginal(t).ratio - self.sde.marginal(s).ratio
         return squared / ((squared + self.huber**2).sqrt() + self.huber) / gap.flatten()
 
     def data(self, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, **cond: Tensor) -> Tensor:
@@ -130,11 +130,3 @@ def transport(denoise: Denoise, source: SDE, sde: SDE) -> Denoise:
         return denoise(source.marginal(there).alpha / alpha * x, there, **cond)
 
     return transported
-
-
-@overload
-def _ratio(marginal: Marginal[Tensor]) -> Tensor: ...
-@overload
-def _ratio(marginal: Marginal[Time]) -> Time: ...
-def _ratio(marginal: Marginal[Time]) -> Time:
-    return marginal.sigma / marginal.alpha

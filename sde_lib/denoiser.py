@@ -51,8 +51,7 @@ def _x0(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coeff
 
 def _eps(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
     """F estimates the noise: x0 = (x - sigma F) / alpha. Ho, Jain, Abbeel, 2020, eq. 9. arXiv:2006.11239"""
-    alpha, sigma, _ = marginal
-    return 1 / alpha, -sigma / alpha
+    return 1 / marginal.alpha, -marginal.ratio
 
 
 def _score(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
@@ -63,8 +62,7 @@ def _score(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Co
 
 def _scaled_score(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
     """F estimates sigma times the score, that is minus the noise. Karras et al., 2022, table 1, column VE."""
-    alpha, sigma, _ = marginal
-    return 1 / alpha, sigma / alpha
+    return 1 / marginal.alpha, marginal.ratio
 
 
 def _v(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
@@ -112,8 +110,8 @@ CHAIN_PARAMETERIZATIONS = {"mean": _mean}
 def _nearest_level(sde: SDE, t: Time, marginal: Marginal[Time]) -> Time:
     """The whole level whose sigma / alpha is nearest; 0 is level 1, as EDM asks improved DDPM's networks."""
     below = t // 1
-    low, high = (sde.marginal(level).sigma / sde.marginal(level).alpha for level in (below, below + 1))
-    return below - 1 + (marginal.sigma / marginal.alpha > (low + high) / 2)
+    low, high = (sde.marginal(level).ratio for level in (below, below + 1))
+    return below - 1 + (marginal.ratio > (low + high) / 2)
 
 
 C_NOISE: dict[str, Callable[[SDE, Time, Marginal[Time]], Time]] = {
@@ -123,7 +121,7 @@ C_NOISE: dict[str, Callable[[SDE, Time, Marginal[Time]], Time]] = {
     "level_of_1000": lambda sde, t, marginal: (t - 1) * (1000 / sde.t_max),
     "nearest_level": _nearest_level,
     "level_from_noise": lambda sde, t, marginal: sde.t_max - t,
-    "sigma": lambda sde, t, marginal: marginal.sigma / marginal.alpha,
+    "sigma": lambda sde, t, marginal: marginal.ratio,
     "log_sigma": lambda sde, t, marginal: -marginal.log_snr / 2,
     "log_half_sigma": lambda sde, t, marginal: -marginal.log_snr / 2 - math.log(2),
     "edm": lambda sde, t, marginal: -marginal.log_snr / 8,

@@ -57,7 +57,7 @@ class Flow:
 
     def angle(self, t: float) -> float:
         """theta at time t."""
-        return math.atan(math.exp(-0.5 * self.sde.marginal(t).log_snr) / self.gaussian.std)
+        return math.atan(self.sde.ratio(t) / self.gaussian.std)
 
     @overload
     def time(self, angle: float) -> float: ...
@@ -67,7 +67,7 @@ class Flow:
         """The time at which theta has this value: a number for a number, a tensor for a tensor."""
         if not isinstance(angle, Tensor):
             return self.time(torch.tensor(angle, dtype=torch.float64)).item()
-        return self.sde.time(-2 * torch.log(self.ratio(angle))).clamp(self.sde.t_min, self.sde.t_max)
+        return self.sde.time_of_ratio(self.ratio(angle)).clamp(self.sde.t_min, self.sde.t_max)
 
     @overload
     def ratio(self, angle: float) -> float: ...
@@ -80,18 +80,18 @@ class Flow:
     def enter(self, x: Tensor, t: float) -> Tensor:
         """The coordinates u of a state x (B, *) at time t."""
         check_state(x)
-        alpha, sigma, _ = self.sde.marginal(t)
-        return self.gaussian.whiten(x / alpha, sigma / alpha)
+        marginal = self.sde.marginal(t)
+        return self.gaussian.whiten(x / marginal.alpha, marginal.ratio)
 
     def leave(self, u: Tensor, t: float) -> Tensor:
         """Inverse of ``enter``."""
-        alpha, sigma, _ = self.sde.marginal(t)
-        return alpha * self.gaussian.colour(u, sigma / alpha)
+        marginal = self.sde.marginal(t)
+        return marginal.alpha * self.gaussian.colour(u, marginal.ratio)
 
     def log_volume(self, t: float) -> float:
         """log |det dx/du| at time t."""
-        alpha, sigma, _ = self.sde.marginal(t)
-        return self.gaussian.mean.numel() * math.log(alpha) + self.gaussian.log_volume(sigma / alpha)
+        marginal = self.sde.marginal(t)
+        return self.gaussian.mean.numel() * math.log(marginal.alpha) + self.gaussian.log_volume(marginal.ratio)
 
     def __call__(self, angle: Time, u: Tensor, rows: Rows = slice(None), traced: bool = True) -> tuple[Tensor, Tensor]:
         """The velocity du/dtheta, and the estimates of its divergence that are asked for: none.
@@ -180,7 +180,7 @@ def trapezoidal(denoise: Denoise, sde: SDE, x: Tensor, x0: Tensor, t: Time, s: T
     """
     y, _ = sde.bridge(x, x0, t, s)
     late, early = sde.marginal(t), sde.marginal(s)
-    ratio = late.sigma / late.alpha * (early.alpha / early.sigma)
+    ratio = late.ratio * (early.alpha / early.sigma)
     steep = (ratio > _LONGEST_FALL) & (early.sigma > early.alpha)
     weight = 0.5 * ratio * (steep ^ True) + steep
     return torch.lerp(x0, denoise(y, s, **cond).x0, weight)

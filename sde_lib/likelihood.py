@@ -86,10 +86,9 @@ def matched_prior(sde: SDE, gaussian: Gaussian, x: Tensor) -> Tensor:
 
     N(alpha mean, alpha^2 C + sigma^2) at t_max: nearer to the truth than the standard one, and as easy to draw from.
     """
-    alpha, sigma, _ = sde.marginal(sde.t_max)
-    gaussian = gaussian.like(x)
-    u = gaussian.whiten(x / alpha, sigma / alpha).flatten(1)
-    constant = u.shape[1] * math.log(math.sqrt(2 * math.pi) * alpha) + gaussian.log_volume(sigma / alpha)
+    marginal, gaussian = sde.marginal(sde.t_max), gaussian.like(x)
+    u = gaussian.whiten(x / marginal.alpha, marginal.ratio).flatten(1)
+    constant = u.shape[1] * math.log(math.sqrt(2 * math.pi) * marginal.alpha) + gaussian.log_volume(marginal.ratio)
     return -0.5 * u.square().sum(1) - constant
 
 

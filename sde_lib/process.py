@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar, overload
+from typing import Generic, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -37,6 +37,11 @@ class Marginal(NamedTuple, Generic[T]):
     alpha: T
     sigma: T
     log_snr: T
+
+    @property
+    def ratio(self) -> T:
+        """Noise-to-signal ratio r = sigma / alpha."""
+        return cast(T, self.sigma / self.alpha)  # type: ignore[operator]
 
 
 def check_state(x: Tensor) -> None:
@@ -108,6 +113,26 @@ class SDE(ABC):
     def alpha(self, t: Time) -> Time:
         """Scale of the signal at time t."""
         return self.marginal(t).alpha
+
+    @overload
+    def ratio(self, t: float) -> float: ...
+    @overload
+    def ratio(self, t: Tensor) -> Tensor: ...
+    def ratio(self, t: Time) -> Time:
+        """Noise-to-signal ratio r = sigma / alpha at time t, as exp(-log_snr / 2): inverse of ``time_of_ratio``."""
+        if isinstance(t, Tensor):
+            return torch.exp(-0.5 * self.log_snr(t))
+        return math.exp(-0.5 * self.marginal(t).log_snr)
+
+    @overload
+    def time_of_ratio(self, ratio: float) -> float: ...
+    @overload
+    def time_of_ratio(self, ratio: Tensor) -> Tensor: ...
+    def time_of_ratio(self, ratio: Time) -> Time:
+        """Time at which sigma / alpha has this positive value; inverse of ``ratio``."""
+        if isinstance(ratio, Tensor):
+            return self.time(-2 * torch.log(ratio))
+        return self.time(_double(-2 * math.log(ratio))).item()
 
     @overload
     def drift(self, t: float) -> float: ...

@@ -40,7 +40,7 @@ def check(setting: Setting) -> Iterator[Row]:
 def of(sde: SDE, setting: Setting) -> SimpleNamespace:
     """The errors on one SDE."""
     t = setting.tensor(sde.time(torch.linspace(4, -4, 9, dtype=torch.float64)))[:, None]
-    r, least = ratio(sde, t), ratio(sde, setting.tensor([sde.t_min]))
+    r, least = sde.marginal(t).ratio, sde.marginal(setting.tensor([sde.t_min])).ratio
     x0, eps = MEAN + math.sqrt(VARIANCE) * setting.normals(9, 2), setting.normals(9, 2, seed=1)
 
     def model(x: Tensor, t: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def of(sde: SDE, setting: Setting) -> SimpleNamespace:
     c_out = SIGMA_DATA * above / (exactly(r) ** 2 + SIGMA_DATA**2).sqrt()
 
     def exact(x: Tensor, t: Tensor, tilt: float = 0.0) -> Prediction:
-        r = ratio(sde, t)
+        r = sde.marginal(t).ratio
         gain = ((VARIANCE + least**2) / (VARIANCE + r**2)).sqrt()
         return Prediction(MEAN + (1 + tilt * (r - least) / (1 + r)) * gain * (x / sde.alpha(t) - MEAN))
 
@@ -67,9 +67,9 @@ def of(sde: SDE, setting: Setting) -> SimpleNamespace:
     step = (ends[0] - ends[1]) / STEPS
     later = ((ends[0] - exactly(sde.log_snr(t))) / step).ceil()
     gap = ((later * step - ends[0]) / 2).exp() - (((later - 1) * step - ends[0]) / 2).exp()
-    value = training(lambda x, t: Prediction(0 * x + ratio(sde, t)), x0, eps, t, None, 0.0)
+    value = training(lambda x, t: Prediction(0 * x + sde.marginal(t).ratio), x0, eps, t, None, 0.0)
     point = training(
-        lambda x, t: Prediction(MEAN + (x / sde.alpha(t) - MEAN) * least / ratio(sde, t)),
+        lambda x, t: Prediction(MEAN + (x / sde.alpha(t) - MEAN) * least / sde.marginal(t).ratio),
         0 * x0 + MEAN,
         eps,
         t,
@@ -88,8 +88,3 @@ def of(sde: SDE, setting: Setting) -> SimpleNamespace:
         point=point.max().item(),
         carried=distance(carried, mixture.denoiser(sde)(x, t).x0),
     )
-
-
-def ratio(sde: SDE, t: Tensor) -> Tensor:
-    """sigma / alpha."""
-    return sde.sigma(t) / sde.alpha(t)

@@ -98,7 +98,7 @@ def guidance(setting: Setting) -> Iterator[Row]:
     strong, weak = (lambda x, t, factor=factor: Prediction(factor * x) for factor in (0.5, 0.2))
     found = autoguidance(strong, weak, 2.0)(x, 0.3).x0
     yield Row("autoguidance leans away from the weaker model", distance(found, 0.8 * x), exact)
-    column = setting.tensor(sde.time(-2 * torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64).log()))[:, None]
+    column = setting.tensor(sde.time_of_ratio(torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)))[:, None]
     chosen, expected = within(strong, weak, sde, 0.7, 2.0), setting.tensor([[0.2], [0.5], [0.2]]) * x
     alone = torch.cat([chosen(x[k : k + 1], t.item()).x0 for k, t in enumerate(column)])
     found = worst(distance(each, expected) for each in (chosen(x, column).x0, alone))

@@ -434,7 +434,7 @@ def untrained(data: str, dequantization: str, changes: dict[str, str | int], set
         if dequantization == "uniform":
             x, log_q = x + width * (u - 0.5), torch.full_like(x, -math.log(width))
         if dequantization == "truncated_normal":  # the noise is 0.3 widths of a level
-            t = sde.time(torch.tensor(-2 * math.log(0.3 * width), dtype=torch.float64)).item()
+            t = sde.time_of_ratio(0.3 * width)
             x, density = truncated(
                 sde.marginal(t).alpha * x, sde.marginal(t).sigma, math.erf(0.5 / 0.3 / math.sqrt(2)), u
             )

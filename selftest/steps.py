@@ -240,7 +240,7 @@ def even_order(case: Callable[[SDE], Step], setting: Setting) -> float:
 def recursion(sde: SDE, num_steps: int, setting: Setting) -> float:
     """Error of the variance that Langevin steps of a tenth of sigma^2 leave of the level before, level by level."""
     times = log_snr_grid(sde, 8)
-    ratios = [math.exp(-0.5 * sde.marginal(t).log_snr) for t in times.tolist()]
+    ratios = [sde.ratio(t) for t in times.tolist()]
     step = AnnealedLangevin(sde, 0.1 * ratios[-1] ** 2, num_steps)
     variance = 1.0
     for late, early in pairwise(ratios):

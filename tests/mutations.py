@@ -248,7 +248,7 @@ MUTATIONS = [
     Mutation("score over sigma, not its square", "denoisers", f"{PROCESS}.score", "/ sigma**2", "/ sigma"),
     Mutation("noise added by its variance", "denoisers", f"{PROCESS}.perturb", "sigma * eps", "sigma**2 * eps"),
     Mutation(
-        "eps-prediction with the sign flipped", "denoisers", f"{DENOISER}:_eps", "-sigma / alpha", "sigma / alpha"
+        "eps-prediction with the sign flipped", "denoisers", f"{DENOISER}:_eps", "-marginal.ratio", "marginal.ratio"
     ),
     Mutation(
         "v-prediction as if alpha^2 + sigma^2 = 1",
@@ -451,8 +451,8 @@ MUTATIONS = [
         "decoder: levels told apart by their variance",
         "bound",
         f"{BOUND}:decoder_time",
-        "-2 * math.log",
-        "-math.log",
+        "DECODER_NOISE * bin_width",
+        "(DECODER_NOISE * bin_width) ** 0.5",
     ),
     Mutation("objective bound: a level for all", "bound", f"{BOUND}:Bound.__call__", "self.sde.t_max / (", "1 / ("),
     Mutation("hybrid: the bound in full", "bound", f"{BOUND}:Hybrid.__call__", "self.share_of_bound *", "1.0 *"),
@@ -571,8 +571,8 @@ MUTATIONS = [
         "Heun: ratio upside down",
         "steps",
         "sde_lib.flow:trapezoidal",
-        "late.sigma / late.alpha * (early.alpha / early.sigma)",
-        "early.sigma / early.alpha * (late.alpha / late.sigma)",
+        "late.ratio * (early.alpha / early.sigma)",
+        "early.ratio * (late.alpha / late.sigma)",
     ),
     Mutation(
         "Heun: second look at the wrong time",
@@ -828,7 +828,11 @@ MUTATIONS = [
         "bump",
     ),
     Mutation(
-        "given noise levels as sigma^2 / alpha^2", "grids", "samplers.grids:of_ratios", "-2 * torch.log", "-torch.log"
+        "given noise levels as sigma^2 / alpha^2",
+        "grids",
+        "samplers.grids:of_ratios",
+        "sde.time_of_ratio(noise)",
+        "sde.time_of_ratio(noise**0.5)",
     ),
     # --- sampling -----------------------------------------------------------------------------------------------------
     Mutation("no last denoising", "sampling", "samplers.loop:Step.finish", "denoise(x, t).x0", "x"),
@@ -873,7 +877,7 @@ MUTATIONS = [
         "consistency: boundary at noise 0",
         "consistency",
         "sde_lib.consistency:_bounded",
-        " - _ratio(sde.marginal(sde.t_min))",
+        " - sde.marginal(sde.t_min).ratio",
         "",
     ),
     Mutation(
@@ -995,8 +999,8 @@ MUTATIONS = [
         "an interval of sigma, not of sigma / alpha",
         "control",
         "samplers.guidance:within",
-        "ratio = sigma / alpha",
-        "ratio = sigma",
+        "ratio = sde.marginal(t).ratio",
+        "ratio = sde.marginal(t).sigma",
     ),
     Mutation(
         "an interval turned inside out",
@@ -1064,7 +1068,7 @@ MUTATIONS = [
         "posterior sampling: the denoiser's Jacobian without sigma^2 / alpha",
         "control",
         "samplers.posterior:_guided",
-        "sigma**2 / alpha * torch.autograd.grad(prediction.x0",
+        "scale * torch.autograd.grad(prediction.x0",
         "torch.autograd.grad(prediction.x0",
     ),
     Mutation(
@@ -1127,13 +1131,21 @@ MUTATIONS = [
         "noised(1.1 * ratio)",
     ),
     Mutation("flow: the network shown x / alpha", "likelihood", f"{FLOW}.residual", "place.alpha * y", "y"),
-    Mutation("flow: time of half the log-SNR", "likelihood", f"{FLOW}.time", "-2 * torch.log", "-1 * torch.log"),
-    Mutation("flow: end points without the signal's scale", "likelihood", f"{FLOW}.leave", "alpha * self", "self"),
+    Mutation(
+        "flow: time of half the log-SNR",
+        "likelihood",
+        f"{FLOW}.time",
+        "time_of_ratio(self.ratio(angle))",
+        "time_of_ratio(self.ratio(angle) ** 0.5)",
+    ),
+    Mutation(
+        "flow: end points without the signal's scale", "likelihood", f"{FLOW}.leave", "marginal.alpha * self", "self"
+    ),
     Mutation(
         "log-density without the signal's scale",
         "likelihood",
         f"{FLOW}.log_volume",
-        "self.gaussian.mean.numel() * math.log(alpha) +",
+        "self.gaussian.mean.numel() * math.log(marginal.alpha) +",
         "0.0 +",
     ),
     Mutation(
@@ -1176,14 +1188,14 @@ MUTATIONS = [
         "matched prior without the noise",
         "likelihood",
         f"{LIKELIHOOD}:matched_prior",
-        "gaussian.whiten(x / alpha, sigma / alpha)",
-        "gaussian.whiten(x / alpha, 0.0)",
+        "gaussian.whiten(x / marginal.alpha, marginal.ratio)",
+        "gaussian.whiten(x / marginal.alpha, 0.0)",
     ),
     Mutation(
         "matched prior: a density of x / alpha",
         "likelihood",
         f"{LIKELIHOOD}:matched_prior",
-        "math.sqrt(2 * math.pi) * alpha",
+        "math.sqrt(2 * math.pi) * marginal.alpha",
         "math.sqrt(2 * math.pi)",
     ),
     Mutation(

@@ -273,6 +273,19 @@ def test_time_inverts_log_snr(pair):
     torch.testing.assert_close(sde.time(sde.log_snr(times)), times, rtol=1e-9, atol=0)
 
 
+def test_ratio_is_sigma_over_alpha_and_time_of_ratio_inverts_it(pair):
+    sde, textbook = pair
+    times = interval(sde)
+    expected = [float(moments[1] / moments[0]) for t in times for moments in [textbook(exact(t))]]
+    check(sde.ratio(times), expected, 1e-11)
+    check(sde.marginal(times).ratio, expected, 1e-11)
+    check(torch.tensor([sde.ratio(t) for t in times.tolist()], dtype=torch.float64), expected, 1e-11)
+    torch.testing.assert_close(sde.time_of_ratio(sde.ratio(times)), times, rtol=1e-9, atol=0)
+    for t in times.tolist():
+        assert sde.time_of_ratio(sde.ratio(t)) == pytest.approx(t, rel=1e-9)
+        assert sde.marginal(t).ratio == pytest.approx(sde.ratio(t), rel=1e-13)
+
+
 def test_time_inverts_log_snr_in_float32(pair):
     sde, _ = pair
     ends = sde.log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64)).tolist()
