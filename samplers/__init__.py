@@ -1,9 +1,9 @@
-"""From noise to data: grids of times, steps between them, and the one loop that takes them.
+"""Sampling: grids of times, steps from one time to the next, and the loop that applies them.
 
     x = draw(denoise, sde, shape=(2,), seeds=range(1000), sampler="adams")
 
-is all of it in one call; ``sample(step, denoise, x, times, noise)`` is the loop, for a step with options of its own,
-other times or a constraint.
+draws samples in one call. ``sample(step, denoise, x, times, noise)`` is the loop itself, for a step with options of its
+own, other times or a constraint.
 """
 
 if __name__ != "score_sde.samplers":  # a second copy would have tables of its own

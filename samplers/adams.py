@@ -1,4 +1,4 @@
-"""The solver of this library: few evaluations, every process, nothing to choose."""
+"""The default sampler: few evaluations, for every process, without options to choose."""
 
 from score_sde.samplers.multistep import Multistep
 from score_sde.sde_lib import SDE, Gaussian
@@ -6,18 +6,21 @@ from score_sde.sde_lib.adams_pece import MOST_AMPLIFIED
 
 
 class Adams(Multistep):
-    """Adams' method for the velocity in units of the data, over a bounded time, each evaluation used twice.
+    """Adams method for the velocity of flow matching in units of the data, with two uses of each evaluation.
 
         u = y / (s + r),    du / dq = eps - x0 / s,    q = r / (s + r),    y = x / alpha, r = sigma / alpha
 
-    The straight path of flow matching between data and noise of equal size, for every process; on it what a network
-    says changes least. Few moves take low orders: high ones see what is not there between distant values. So do moves
-    after much shorter ones, as at much noise: their order is the highest within ``most_amplified``.
+    This is the straight path of flow matching between noise and data of equal scale, for every process; along it the
+    output of a network changes least. Each evaluation predicts the next step and corrects the one before.
+
+    A grid of few steps uses low orders, because high orders extrapolate variation between distant values that does not
+    exist. So does a step after much shorter ones, as at high noise: its order is the highest one within
+    ``most_amplified``.
 
     Args:
-        order: order of the predictor, 1 to 6; the method has order + 1. 0 chooses it by the number of moves.
+        order: order of the predictor, 1 to 6; the method has order + 1. 0 chooses it by the number of steps.
         eta: noise relative to the reverse SDE, 0 or more: 0 follows the probability flow, 1 samples the reverse SDE.
-        gaussian: moment-matched Gaussian of the data, whose standard deviation s is taken; default N(0, I).
+        gaussian: moment-matched Gaussian of the data, whose standard deviation is s; default N(0, I).
     Reference: docs/solvers.md; Zhao et al., "UniPC", 2023, for the second use of an evaluation. arXiv:2302.04867
     """
 
@@ -34,4 +37,4 @@ class Adams(Multistep):
 
 
 ORDERS = {0: 2, 12: 3, 24: 4}
-"""Number of moves from which on an order is worth it, as ``benchmarks/solvers.py`` has measured."""
+"""Order by the smallest number of steps at which it pays, as measured by ``benchmarks/solvers.py``."""

@@ -22,17 +22,17 @@ Increment = Callable[[], Tensor]
 
 
 class StepControl(Step):
-    """Moves between t and s with step sizes that follow from the difference of two estimates, separate per example.
+    """Steps from t to s whose sizes follow from the difference of two estimates, separately for each example.
 
         error = rms((high - low) / max(atol, rtol |low|)),    size *= 0.9 error^(-power), at most 2
 
-    A move is accepted with the result ``high`` if its error is at most 1, otherwise it is repeated with a smaller size.
+    A step is accepted with the result ``high`` if its error is at most 1, otherwise it is repeated with a smaller size.
     Sizes are in log(sigma / alpha), none above ``longest``. The result of an example does not depend on its batch. A
     grid of one step is the whole trajectory.
 
     Args:
-        control_rtol: relative tolerance of a move, above 0; usually 0.01 to 0.1.
-        control_atol: absolute tolerance of a move, above 0, in units of the encoded data; 0.0078 is one grey level.
+        control_rtol: relative tolerance of a step, above 0; usually 0.01 to 0.1.
+        control_atol: absolute tolerance of a step, above 0, in units of the encoded data; 0.0078 is one grey level.
     Raises: ValueError for a tolerance that is not positive; when called, NotConvergedError or NonFiniteError naming
         example and time.
     """
@@ -49,7 +49,7 @@ class StepControl(Step):
     def propose(
         self, estimate: Estimator, x: Tensor, t: Tensor, s: Tensor, increment: Increment
     ) -> tuple[Tensor, Tensor]:
-        """Returns low and high, two estimates of the state at s.
+        """Two estimates of the state at s, low and high.
 
         Args:
             estimate: (x, t) -> x0.
@@ -84,7 +84,7 @@ class StepControl(Step):
     def _estimates(
         self, denoise: Denoise, active: "Active", interval: "Interval", keys: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """``propose`` for the next move of the active examples; the denoiser receives states in ``dtype``."""
+        """Result of ``propose`` for the next step of the active examples; the denoiser receives states in ``dtype``."""
         t, s = (_per_example(interval.time(p), active.x) for p in (active.position, active.position + active.size))
         denoise = of_rows(denoise, put(active.indices, active.x.device))
         return self.propose(
@@ -125,10 +125,10 @@ class Active(NamedTuple):
 
     States are on the device; all else is on the CPU, where the errors are read.
 
-    indices: of the examples in the batch, (b,) int64.
+    indices: numbers of the examples in the batch, (b,) int64.
     x: states (b, *), float64.
-    position: of each state in the interval, 0 to ``PLACES``, (b,) int64.
-    size: of the next move, in the same units, (b,) int64.
+    position: position of each state in the interval, 0 to ``PLACES``, (b,) int64.
+    size: size of the next step, in the same units, (b,) int64.
     """
 
     indices: Tensor
@@ -138,18 +138,18 @@ class Active(NamedTuple):
 
     @classmethod
     def all_of(cls, x: Tensor) -> "Active":
-        """The whole batch at the start of the interval, with a first move of 1 / 64 of it."""
+        """The whole batch at the start of the interval, with a first step of 1 / 64 of it."""
         position = torch.zeros(len(x), dtype=torch.int64)
         return cls(torch.arange(len(x)), x.double(), position, torch.full_like(position, PLACES // 64))
 
     def limited(self, longest: int) -> "Active":
-        """The same with moves that are at most ``longest`` and end in the interval."""
+        """The same examples with step sizes of at most ``longest`` that do not pass the end of the interval."""
         return self._replace(size=torch.minimum(self.size, (PLACES - self.position).clamp(max=longest)))
 
     def moved(self, high: Tensor, error: Tensor, power: float) -> "Active":
-        """The examples after a move to ``high`` where its error (b,) is at most 1, with the sizes of the next moves.
+        """The examples after a step to ``high`` where its error (b,) is at most 1, with the sizes of their next steps.
 
-        A size of 0 means that the smallest move was rejected.
+        A size of 0 means that the smallest step was rejected.
         """
         accepted = error <= 1
         factor = (0.9 * error.clamp_min(1e-10) ** -power).clamp(0.1, 2.0)
@@ -160,7 +160,7 @@ class Active(NamedTuple):
         )
 
     def select(self, chosen: Tensor) -> "Active":
-        """The examples with these numbers (c,) among the active ones."""
+        """The active examples with these numbers (c,) among the active ones."""
         x = self.x[put(chosen, self.x.device)]
         return Active(self.indices[chosen], x, self.position[chosen], self.size[chosen])
 
@@ -176,7 +176,7 @@ def _estimate(denoise: Denoise, dtype: torch.dtype, x: Tensor, t: Tensor) -> Ten
 
 
 def _brownian_increment(keys: Tensor, active: Active) -> Tensor:
-    """Increment over the next move of the Brownian path of each key (b,), scaled to unit variance; (b, *)."""
+    """Increment over the next step of the Brownian path of each key (b,), scaled to unit variance; (b, *)."""
     ends = active.position + active.size, active.position
     later, now = (brownian_path(keys, position, active.x) for position in ends)
     return (later - now) * _per_example((PLACES / active.size.double()).sqrt(), active.x)
@@ -195,18 +195,19 @@ def _check_finite(error: Tensor, active: Active, interval: Interval) -> None:
 
 
 class AdaptiveSDE(StepControl):
-    """The reverse SDE with step-size control: the ancestral move, and again with the mean of the data at both ends.
+    """Reverse SDE with step-size control: an ancestral step, and another with the mean estimate of both ends.
 
         low = E[x_s | x, x0] + std z,    high = E[x_s | x, (x0 + x0(low, s)) / 2] + std z,    power = 0.9
 
-    The paper's solver in coordinates without drift. The noise is one Brownian motion, looked at wherever a move ends:
-    a move that is tried again sees the same path, for noise drawn anew would be chosen by its error, and bias the law.
-    For the same reason the tolerance leaves out the state before, which is large where much noise was, and no move is
-    long enough to skip what the data look like. Two evaluations a try.
+    The solver of the paper in coordinates without drift. The noise of an example is one Brownian path, evaluated at the
+    ends of its steps, so a repeated step follows the same path: new noise would be selected by its error, which biases
+    the distribution. For the same reason the tolerance ignores the state before the step, which is large at high noise,
+    and ``longest`` keeps a step from skipping the noise levels at which the data take shape. Two evaluations per
+    attempt.
 
     Args:
-        control_rtol: relative tolerance of a move, above 0; usually 0.01 to 0.1.
-        control_atol: absolute tolerance of a move, above 0, in units of the encoded data; 0.0078 is one grey level.
+        control_rtol: relative tolerance of a step, above 0; usually 0.01 to 0.1.
+        control_atol: absolute tolerance of a step, above 0, in units of the encoded data; 0.0078 is one grey level.
     Raises: as ``StepControl``.
     Reference: Jolicoeur-Martineau et al., "Gotta Go Fast When Generating Data with Score-Based Models", 2021, algorithm
         1. arXiv:2105.14080
@@ -228,17 +229,17 @@ class AdaptiveSDE(StepControl):
 
 
 class DPMAdaptive(StepControl):
-    """DPM-Solver-12 or -23: a move of one order controls that of the next. As many evaluations a try as the order.
+    """DPM-Solver-12 or -23: the difference of two orders controls the step size. Evaluations per attempt: the order.
 
-    Moves are bridges by a noise that is constant, with h = log(r_t / r_s) and eps_i seen after a share i of h:
+    Steps are bridges with a constant noise, where h = log(r_t / r_s) and eps_i is the noise at a fraction i of h:
 
         12: low by eps,                        high by eps_(1/2)
         23: low by eps + 3/2 (eps_(1/3) - eps),  high by eps + 3/2 w(h) (eps_(2/3) - eps),
             eps_(2/3) after eps + 2 w(2h / 3) (eps_(1/3) - eps),    w(h) = 1 / h - 1 / (exp(h) - 1)
 
     Args:
-        control_rtol: relative tolerance of a move, above 0; usually 0.01 to 0.1.
-        control_atol: absolute tolerance of a move, above 0, in units of the encoded data; 0.0078 is one grey level.
+        control_rtol: relative tolerance of a step, above 0; usually 0.01 to 0.1.
+        control_atol: absolute tolerance of a step, above 0, in units of the encoded data; 0.0078 is one grey level.
         order: order of ``high``, 2 or 3; 2 keeps the marginals better at large tolerances, 3 takes fewer evaluations at
             small ones.
     Raises: as ``StepControl``; ValueError for another order.
@@ -274,7 +275,7 @@ class DPMAdaptive(StepControl):
 
 
 def _slope_weight(h: Tensor) -> Tensor:
-    """w(h): the mean of a share of the way from 0 to h under the weight with which the move takes noise there."""
+    """w(h): mean fraction of the interval from 0 to h, under the weight with which the step integrates the noise."""
     return 1 / h - 1 / torch.expm1(h)
 
 

@@ -1,8 +1,8 @@
-"""Noise along one path: a Brownian brownian_path for each example, the same however finely its increments are asked
-for.
+"""Brownian noise: each example follows one path, however finely its increments are sampled.
 
-Both kinds are functions of seed and position. What moves of a grid need is made of halves of halves, one new normal a
-move; a Brownian path at any place is a sum of tents, one normal for each halving that could separate two places.
+All values are functions of seed and position. ``Brownian`` makes the increments of a grid by repeated halving, with one
+new normal per step. ``brownian_path`` evaluates a path at any position as a sum of tent functions, one normal for each
+level of halving.
 """
 
 import functools
@@ -18,15 +18,14 @@ from score_sde.sde_lib.process import Draw
 
 
 class Brownian(Noise):
-    """Noise whose first draw in each of N moves is an increment of one Brownian brownian_path over the place in the
-    grid.
+    """Noise whose first draw in each of N steps is an increment of one Brownian path over the grid.
 
         z_i = sqrt(N) (W((i + 1) / N) - W(i / N))
 
     N = m 2^k with m odd: m increments are drawn, and each is halved k times, z -> (z + e) / sqrt(2), (z - e) / sqrt(2)
-    with e ~ N(0, I). So N moves and 2 N moves of one grid follow the same path, those of 20 and 40 steps do; those of
-    20 and 50 have paths of their own. Increments over two moves add up to the one over both; those of one grid are
-    independent standard normals. Further draws in a move, and those outside of moves, are as without a path.
+    with e ~ N(0, I). So grids of N and 2 N steps follow the same path, as 20 and 40 steps do; 20 and 50 steps follow
+    different paths. Increments over two steps add up to the increment over both; the increments of one grid are
+    independent standard normals. Further draws in a step, and draws outside of steps, are as in ``Noise``.
 
     Args:
         seeds, stream, start: as ``Noise``.
@@ -39,12 +38,12 @@ class Brownian(Noise):
         self._halvings: dict[tuple[int, int], Noise] = {}
 
     def moves(self, num: int) -> Iterator[Draw]:
-        """What each of ``num`` moves draws from."""
+        """Yields the draw function of each of ``num`` steps."""
         for i in range(num):
             yield _first_from(functools.partial(self.increment, i, num), self)
 
     def increment(self, i: int, num: int, like: Tensor) -> Tensor:
-        """z_i of N = num moves, shaped as ``like`` (B, *)."""
+        """Increment z_i of N = num steps, shaped as ``like`` (B, *)."""
         depth = (num & -num).bit_length() - 1
         z: Tensor = 0.5 ** (0.5 * depth) * self._normals(num >> depth, 0, i >> depth, like)
         for level in range(1, depth + 1):
@@ -54,7 +53,7 @@ class Brownian(Noise):
         return z
 
     def _normals(self, num_roots: int, level: int, number: int, like: Tensor) -> Tensor:
-        """What halves increment ``number`` of a level; at level 0 the increment itself."""
+        """Normals that halve the increment with this number on a level; at level 0, the increment itself."""
         if (num_roots, level) not in self._halvings:
             stream = (self.stream + (1 << 63) + (num_roots << 8) + level) % (1 << 64)
             self._halvings[num_roots, level] = Noise(self.seeds, stream)
@@ -64,13 +63,13 @@ class Brownian(Noise):
 
 
 def brownian_path(keys: Tensor, place: Tensor, like: Tensor) -> Tensor:
-    """A Brownian brownian_path W of each key at a place of its own, W(0) = 0 and W(PLACES) ~ N(0, I).
+    """Values of Brownian paths W, one key and one position per example, with W(0) = 0 and W(PLACES) ~ N(0, I).
 
         W(p) = p z_0 + sum_l 2^(-(l + 1) / 2) tent(2^(l - 1) p) z_l,j,    tent(u) = 1 - |2 (u - j) - 1|,    j = floor(u)
 
     for p = place / PLACES and l = 1 to log2 PLACES.
 
-    Shapes: keys (B,) int64; place (B,) whole numbers 0 to PLACES; returns that of ``like`` (B, *).
+    Shapes: keys (B,) int64; place (B,) whole numbers 0 to PLACES; returns the shape of ``like`` (B, *).
     Reference: Levy's construction, by Schauder's functions.
     """
     halvings = np.arange(1, PLACES.bit_length())
@@ -86,10 +85,10 @@ def brownian_path(keys: Tensor, place: Tensor, like: Tensor) -> Tensor:
 
 
 PLACES = 1 << 16
-"""Shares of its whole way at which a Brownian path is known."""
+"""Number of equal parts into which a Brownian path is divided; it has a value at each of their ends."""
 
 
 def _first_from(first: Callable[[Tensor], Tensor], others: Noise) -> Callable[[Tensor], Tensor]:
-    """A draw whose first call goes elsewhere."""
+    """Draw function that calls ``first`` once and ``others`` from then on."""
     ahead = iter([first])
     return lambda like: next(ahead, others)(like)

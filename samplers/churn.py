@@ -1,4 +1,4 @@
-"""Noise put in before each move and taken out by it."""
+"""Karras's stochastic sampler: noise is added before each step, and the step removes it again."""
 
 import math
 
@@ -12,12 +12,12 @@ from score_sde.sde_lib.process import Draw
 
 
 class Churn(Heun):
-    """Karras's stochastic sampler: forward to a higher noise level, back by Heun's move to s; for every SDE.
+    """Karras's stochastic sampler for every SDE: adds noise up to a higher level, then takes Heun's step down to s.
 
         x' = a x + noise b z from t to t',    r' = r (1 + gamma),    gamma = min(churn / N, sqrt(2) - 1)
 
-    where r = sigma / alpha is between the two levels, else nothing is put in; never above the level of t_max, beyond
-    which no network was trained. N counts the noisy times of the grid. With churn = 0 it is ``Heun``.
+    Noise is added where churn_min <= r <= churn_max, with r = sigma / alpha, and never above the level of t_max, where
+    no network was trained. N is the number of noisy times in the grid. With churn = 0 it equals ``Heun``.
 
     Args:
         churn: amount of noise added over the whole grid, 0 or more; 30 to 80 in the paper.
@@ -63,7 +63,7 @@ class Churn(Heun):
         return super().finish(denoise, *self.put_in(x, t, draw), draw)
 
     def put_in(self, x: Tensor, t: float, draw: Draw) -> tuple[Tensor, float]:
-        """The state with more noise, and its time."""
+        """State with added noise, and its time."""
         later = self.raised.get(t)
         if later is None:
             return x, t

@@ -1,4 +1,4 @@
-"""Sampling with a network that knows the end of the trajectory."""
+"""Sampling with a consistency model."""
 
 from torch import Tensor
 
@@ -9,13 +9,13 @@ from score_sde.sde_lib.process import Draw
 
 
 class ConsistencyStep(Step):
-    """Go to the data and noise them afresh.
+    """Multistep consistency sampling: estimates the data and adds noise of level s.
 
         x_s = alpha_s x0 + sigma_s z
 
-    Where x0 is the end of the probability flow through (x, t), what a consistency model estimates, the marginals are
-    exact for any number of steps; one that is E[x_0 | x] loses the variance that is left. With the grid ``edm`` and
-    1 to 4 steps this costs as many evaluations.
+    If x0 is the end of the probability flow through (x, t), as a consistency model estimates it, the marginals are
+    exact for any number of steps. If x0 is E[x_0 | x], the samples lack the remaining variance. With the grid ``edm``,
+    1 to 4 steps cost as many evaluations.
 
     Reference: Song, Dhariwal, Chen, Sutskever, "Consistency Models", 2023, algorithm 1. arXiv:2303.01469
     """

@@ -1,4 +1,4 @@
-"""The move along the bridge to the estimated data: DDIM, and its ancestral end."""
+"""Steps along the bridge to the estimated data: DDIM and ancestral sampling."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from score_sde.sde_lib.process import Draw
 
 
 class DDIM(Step):
-    """Denoising diffusion implicit move, from full determinism to ancestral sampling.
+    """DDIM step, from deterministic to ancestral sampling.
 
         x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps + std z,     std = eta sigma_s b / sigma_t
 
@@ -32,7 +32,7 @@ class DDIM(Step):
 
 
 class Ancestral(Step):
-    """Ancestral sampling: the Gaussian reverse kernel of the exact forward transition, at any step size.
+    """Ancestral sampling: the Gaussian reverse kernel of the exact forward transition, for any step size.
 
         x_s = E[x_s | x_t, x0] + std z,     log std = (1 - v) log(sigma_s b / sigma_t) + v log b
 
@@ -42,7 +42,7 @@ class Ancestral(Step):
             (DDPM's beta), exact for N(0, I) data.
     Raises: ValueError if v is outside [0, 1].
     Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, section 3.2; Song et al., 2021,
-        appendix F. Between the two: Nichol, Dhariwal, 2021, eq. 15.
+        appendix F. Values of v between 0 and 1: Nichol, Dhariwal, 2021, eq. 15.
     """
 
     def __init__(self, sde: SDE, v: float = 0.0) -> None:
@@ -56,14 +56,14 @@ class Ancestral(Step):
 
 
 class LearnedVariance(Step):
-    """Ancestral sampling with the variance that the network tells.
+    """Ancestral sampling with the learned variance of the network.
 
         x_s = E[x_s | x_t, x0] + std z,     log std = (1 - v) log(sigma_s b / sigma_t) + v log b
 
-    v is ``Prediction.v``, learned for the moves of a chain from level to level; longer moves take it as it is.
-    Exact at any step size where the data are Gaussian and v is right.
+    v is ``Prediction.v``, learned for steps between neighbouring levels of a discrete-time process; longer steps use it
+    unchanged. Exact for any step size if the data are Gaussian and v is right.
 
-    Raises: ValueError if the network tells no variance.
+    Raises: ValueError if the network has no learned variance.
     Reference: Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, sections 3.1, 4.
         arXiv:2102.09672
     """

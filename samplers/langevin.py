@@ -1,4 +1,4 @@
-"""Langevin dynamics, which moves a state within one marginal, and the sampler that is nothing else."""
+"""Langevin dynamics, which moves a state within one marginal, and annealed Langevin sampling."""
 
 from collections.abc import Callable
 
@@ -14,13 +14,13 @@ Size = Callable[[Tensor, Tensor], Tensor | float]
 
 
 def langevin(sde: SDE, denoise: Denoise, x: Tensor, t: float, draw: Draw, num_steps: int, size: Size) -> Tensor:
-    """Langevin steps at time t, which would keep its marginal if they were infinitely small.
+    """Takes Langevin steps at time t; infinitely small steps would preserve its marginal.
 
         x <- x + h score + sqrt(2 h) z,    h = size(score, z)
 
     Args:
-        num_steps: evaluations, at least 0.
-        size: told the score and the noise of each step; gives a number or (B, 1, ..., 1).
+        num_steps: number of steps, each of one evaluation; at least 0.
+        size: step size from the score and the noise of a step; returns a number or (B, 1, ..., 1).
     """
     for _ in range(num_steps):
         score, z = sde.score(x, denoise(x, t).x0, t), draw(x)
@@ -30,12 +30,12 @@ def langevin(sde: SDE, denoise: Denoise, x: Tensor, t: float, draw: Draw, num_st
 
 
 class AnnealedLangevin(Step):
-    """Annealed Langevin dynamics: Langevin steps at each time of the grid, the last included, then the denoising.
+    """Annealed Langevin dynamics: Langevin steps at each time of the grid, including the last, then one denoising.
 
         h_t = epsilon (sigma_t / r_last)^2,    r = sigma / alpha;    then x_s = alpha_s / alpha_t x
 
-    From time to time x / alpha, the noisy data, stays where it is, so that it is the same sampler on every SDE; where
-    alpha = 1 it is the published one. N moves cost (N + 1) langevin_steps + 1 evaluations.
+    Between times x / alpha, the noisy data, stays constant, so the sampler is the same on every SDE, and the published
+    one where alpha = 1. A grid of N steps costs (N + 1) langevin_steps + 1 evaluations.
 
     Args:
         epsilon: step size h at the last noisy time, in squared data units, above 0; 0 computes it by
@@ -43,7 +43,7 @@ class AnnealedLangevin(Step):
         langevin_steps: number of Langevin steps at each time, at least 1.
     Raises: ValueError for a value out of range.
     Reference: Song, Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019, algorithm 1,
-        arXiv:1907.05600, with h for half its step; Song, Ermon, "Improved Techniques for Training Score-Based
+        arXiv:1907.05600, where h is half of its step size; Song, Ermon, "Improved Techniques for Training Score-Based
         Generative Models", 2020, algorithm 1 and the last denoising. arXiv:2006.09011
     """
 
@@ -73,23 +73,23 @@ class AnnealedLangevin(Step):
 
 
 def langevin_step_size(ratio: float, num_steps: int) -> float:
-    """The step size h / sigma^2 that best turns the noise of one level into that of the next.
+    """Step size h / sigma^2 that best turns the noise of one level into the noise of the next.
 
-    Where the data are a point, num_steps steps take the variance gamma^2 sigma^2 of the level before to
+    For a single data point, num_steps steps take the variance gamma^2 sigma^2 of the previous level to
 
         (1 - h)^(2 T) (gamma^2 - c) + c,    c = 2 h / (1 - (1 - h)^2),    in units of sigma^2.
 
-    It is above 1 for every h in (0, 1): the least is taken, the closest to 1. Down a ladder of many close levels the
-    excess adds up until the variance stands at 2 T / (2 T - 1) sigma^2: a tenth too much for 5 steps, all for one.
+    This is above 1 for every h in (0, 1); its minimum, the value closest to 1, determines h. Over many close levels the
+    excess accumulates, until the variance is 2 T / (2 T - 1) sigma^2: 10 / 9 for 5 steps, and 2 for one step.
 
     Args:
-        ratio: gamma, of the noise of neighbouring levels, at least 1.
+        ratio: gamma, ratio of neighbouring noise levels, at least 1.
         num_steps: T, at least 1.
     Returns: h / sigma^2 in [0, 1).
     Reference: Song, Ermon, 2020, proposition 3 and technique 4. arXiv:2006.09011
     """
 
-    from scipy.optimize import minimize_scalar  # takes long to import, and only this asks for it
+    from scipy.optimize import minimize_scalar  # slow to import, and used here alone
 
     def excess(h: float) -> float:
         left = (1 - h) ** (2 * num_steps)

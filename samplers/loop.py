@@ -1,4 +1,4 @@
-"""The only sampling loop, and what it asks of a step."""
+"""The sampling loop, and the interface of its steps."""
 
 import collections
 from abc import ABC, abstractmethod
@@ -14,16 +14,17 @@ from score_sde.sde_lib.denoiser import Denoise, Estimate, as_denoiser
 from score_sde.sde_lib.process import Draw, check_state
 
 Constraint = Callable[[Tensor, float, float], Tensor]
-"""(x, alpha, sigma) -> x: what is known stays known."""
+"""(x, alpha, sigma) -> x, with the known part of the state restored."""
 
 
 class Step(ABC):
-    """A move of the state from time t to the earlier time s.
+    """A step of the state from time t to the earlier time s.
 
     Attributes:
-        grid, num_steps: a key of ``GRIDS``, or empty for that of the SDE, and a number of moves, for who names none.
-        ends: whether it is derived for estimates of the end of the probability flow, not for E[x_0 | x].
-        unscaled: whether it is derived for processes with alpha = 1 alone.
+        grid: a key of ``GRIDS``, used if none is named; empty for the grid of the SDE.
+        num_steps: number of steps, used if none is given.
+        ends: whether the method assumes estimates of the end of the probability flow in place of E[x_0 | x].
+        unscaled: whether the method is derived for processes with alpha = 1 only.
     """
 
     sde: SDE
@@ -32,18 +33,18 @@ class Step(ABC):
     ends = False
     unscaled = False
 
-    def reset(self, times: list[float]) -> None:  # noqa: B027, most steps have neither past nor plan
-        """Forget the past and see the times ahead, all of them noisy; called before each trajectory."""
+    def reset(self, times: list[float]) -> None:  # noqa: B027, most steps have no state
+        """Clears the history and prepares for the given noisy times; called before each trajectory."""
 
     @abstractmethod
     def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
-        """The state at time s.
+        """State at time s.
 
         Shapes: x (B, *); t, s times; returns (B, *).
         """
 
     def finish(self, denoise: Denoise, x: Tensor, t: float, draw: Draw) -> Tensor:
-        """The data, from the state at the last noisy time t: E[x_0 | x].
+        """Data from the state at the last noisy time t: E[x_0 | x].
 
         Shapes: x (B, *); returns (B, *).
         """
@@ -53,20 +54,20 @@ class Step(ABC):
 def trajectory(
     step: Step, denoise: Estimate, x: Tensor, times: Tensor, draw: Draw, constrain: Constraint | None = None
 ) -> Iterator[Tensor]:
-    """Yield the state at each noisy time after the first, then the data: the finish at the last noisy time.
+    """Yields the state at each noisy time after the first, then the data from the last noisy time.
 
-    Where times rise, as in ``constraints.resampled``, noise takes the state back up, x_s = a x_t + b z; every stretch
-    down is a trajectory of its own to the step, which is told its times when it begins.
+    Where times rise, as in ``constraints.resampled``, noise takes the state back up, x_s = a x_t + b z. The step treats
+    every decreasing stretch as a trajectory of its own and receives its times when it begins.
 
-    No noise is added after the last step: what is left at t_min, a grey level or more, is taken out by E[x_0 | x]. A
-    grid that ends at the data says the same in other words: its last move is the finish.
+    No noise is added after the last step: E[x_0 | x] removes the noise that remains at t_min, a grey level or more. If
+    a grid ends at the data, its last step is this denoising.
 
     Args:
         times: (num_steps + 1,) as ``checked``; x is the state at the first.
-        draw: where the noise of stochastic steps comes from; a ``Brownian`` gives each move its part of one path.
-        constrain: applied to every state that a step has made, and to the data.
-    Raises: ValueError for times that are no grid of the SDE, a denoiser of another one, and a state that is no batch of
-        real numbers.
+        draw: source of the noise of stochastic steps; a ``Brownian`` gives each step its increment of one path.
+        constrain: applied to the state after each step, and to the data.
+    Raises: ValueError for times that are not a grid of the SDE, a denoiser of another SDE, and a state that is not a
+        batch of real numbers.
     Reference: Lugmayr et al., "RePaint", 2022, algorithm 1, for times that rise. arXiv:2201.09865
     """
     check_state(x)
@@ -94,19 +95,19 @@ def trajectory(
 def sample(
     step: Step, denoise: Estimate, x: Tensor, times: Tensor, draw: Draw, constrain: Constraint | None = None
 ) -> Tensor:
-    """The data at the end of ``trajectory``."""
+    """Data at the end of ``trajectory``."""
     states = trajectory(step, denoise, x, times, draw, constrain)
     return collections.deque(states, maxlen=1).pop()
 
 
 def checked(sde: SDE, times: Tensor | Sequence[float]) -> Tensor:
-    """The times of a grid as float64 on the CPU.
+    """Times of a grid as float64 on the CPU, after validation.
 
-    They fall from the first to the last; on the way they may rise again, but not above the first. Each is from t_min to
-    t_max, to a millionth, or the time of the data, where sigma = 0.
+    Times decrease from the first to the last; in between they may rise again, but not above the first. Each lies
+    between t_min and t_max, to a relative 1e-6, or is the time of the data, where sigma = 0.
 
     Shapes: times (N + 1,), and so returned.
-    Raises: ValueError naming what is not so.
+    Raises: ValueError naming the first time that is not valid.
     """
     times = torch.as_tensor(times, dtype=torch.float64, device="cpu")
     if times.ndim != 1 or not len(times):
@@ -123,10 +124,10 @@ def checked(sde: SDE, times: Tensor | Sequence[float]) -> Tensor:
     return times
 
 
-_ROUNDING = 1e-6  # of times in float32
+_ROUNDING = 1e-6  # relative, of times in float32
 
 
 def _stretches(times: list[float]) -> Iterator[list[float]]:
-    """The runs in which times fall."""
+    """Decreasing stretches of the times."""
     starts = [0, *(k for k, (t, s) in enumerate(pairwise(times), 1) if s >= t), len(times)]
     return (times[first:end] for first, end in pairwise(starts))

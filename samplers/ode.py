@@ -9,19 +9,19 @@ from score_sde.sde_lib.process import Draw
 
 
 class ODE(Step):
-    """Solve the probability flow between t and s to a tolerance.
+    """Solves the probability flow from t to s to a tolerance.
 
-    A grid of a single step is the whole trajectory; a longer one lets a constraint act in between.
+    A grid of one step is the whole trajectory; a longer grid lets a constraint act in between.
 
     Args:
         solver: ODE solver, a key of ``ADAPTIVE`` or ``TORCHDIFFEQ``. ``dopri5`` controls the error of each example
             separately, so a sample does not depend on its batch. Solvers of torchdiffeq use one step size for the
-            batch, or one step per move, as ``torchdiffeq_rk4`` does.
+            batch, or one step per pair of times, as ``torchdiffeq_rk4`` does.
         rtol: relative tolerance, above 0; usually 1e-4.
         atol: absolute tolerance, above 0; usually 1e-4.
         gaussian: moment-matched Gaussian of the data, default N(0, I); the right mean and scale save evaluations.
-    Raises: NotConvergedError where the tolerance cannot be met; ValueError for an unknown solver, a tolerance that is
-        not positive, or a solver of one step a move where there is a single move.
+    Raises: NotConvergedError if the tolerance cannot be met; ValueError for an unknown solver, a tolerance that is not
+        positive, or a fixed-step solver on a grid of a single step.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, section 4.3. arXiv:2011.13456
     """
 
@@ -48,24 +48,24 @@ class ODE(Step):
         return self.follow(denoise, x, t, s)
 
     def follow(self, denoise: Estimate, x: Tensor, t: float, s: float) -> Tensor:
-        """The state at time s, earlier or later than t.
+        """State at time s, which may be earlier or later than t.
 
-        Raises: ValueError for times that are not two of the SDE.
+        Raises: ValueError if t and s are not two different times of the SDE.
         """
         checked(self.sde, sorted((t, s), reverse=True))
         flow = Flow(self.sde, denoise, (self.gaussian or Gaussian.standard(x)).like(x))
         return flow.leave(self.solve(flow, flow.enter(x, t), flow.angle(t), flow.angle(s)).u, s)
 
     def encode(self, denoise: Estimate, x: Tensor) -> Tensor:
-        """The latents of examples x (B, *): the normals x_T / prior_std that the flow brings them to.
+        """Latents of examples x (B, *): the states x_T / prior_std at the end of the flow, standard normal.
 
-        Examples count as states at t_min: nobody put noise into them.
+        The examples are taken as states at t_min, without added noise.
         """
         self._check_whole()
         return self.follow(denoise, x, self.sde.t_min, self.sde.t_max) / self.sde.prior_std
 
     def decode(self, denoise: Estimate, latents: Tensor) -> Tensor:
-        """Inverse of ``encode`` to the solver's tolerance; so no denoising follows."""
+        """Data of latents (B, *): the inverse of ``encode`` to the solver's tolerance, without a last denoising."""
         self._check_whole()
         return self.follow(denoise, self.sde.prior_std * latents, self.sde.t_max, self.sde.t_min)
 

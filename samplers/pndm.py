@@ -1,4 +1,4 @@
-"""Deterministic solvers that remember: the noise seen at earlier times, blended, in one move."""
+"""Pseudo-numerical multistep methods: a blend of the noise at earlier times in one bridge step."""
 
 import math
 
@@ -13,15 +13,15 @@ from score_sde.sde_lib.process import Draw
 
 
 class PLMS(Step):
-    """Pseudo linear multistep: the move along the bridge, fed with a blend of the last few eps.
+    """Pseudo linear multistep: a step along the bridge with a blend of the last few eps.
 
         x_s = bridge(x, x0(x, blend)),    blend = (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24
 
-    The Adams-Bashforth rule for d(x / alpha) / d(sigma / alpha) = eps. The first move is Heun's, and the blend grows
-    with the past: N moves cost N + 1 evaluations.
+    The Adams-Bashforth rule for d(x / alpha) / d(sigma / alpha) = eps. The first step is Heun's, and the blend grows
+    with the history: N steps cost N + 1 evaluations.
 
-    The weights are those of times evenly spaced in sigma / alpha. There, order 2 is of second order, and 3 and 4 are of
-    third, that of the start; on any other grid all are of second order.
+    The weights assume times evenly spaced in sigma / alpha. On such a grid order 2 is of second order, and orders 3 and
+    4 are of third order because of the start; on any other grid all are of second order.
 
     Args:
         order: number of eps in the blend, 2 to 4.
@@ -47,7 +47,7 @@ class PLMS(Step):
         return self.sde.bridge(x, self.estimate(denoise, x, x0, t, s), t, s)[0]
 
     def estimate(self, denoise: Denoise, x: Tensor, x0: Tensor, t: float, s: float) -> Tensor:
-        """What the bridge is fed with."""
+        """Estimate of the data for the bridge."""
         if len(self.past) == 1:
             return trapezoidal(denoise, self.sde, x, x0, t, s)
         weights = _ADAMS_BASHFORTH[len(self.past)]
@@ -58,16 +58,16 @@ class PLMS(Step):
 class PNDM(PLMS):
     """Pseudo linear multistep after a pseudo Runge-Kutta start: F-PNDM (order 4) and S-PNDM (order 2).
 
-    Order 4 begins with three classical Runge-Kutta moves, whose middle is half the time between t and s:
+    Order 4 begins with three classical Runge-Kutta steps, whose middle is the mean of t and s:
 
         blend = (e_1 + 2 e_2 + 2 e_3 + e_4) / 6,    each x of e_i by the bridge from (x, t) with e_{i-1}
 
-    Order 2 begins with Heun's move and is ``PLMS``. A start remembers only the first evaluation of each move. A grid of
-    N steps that ends at the data costs N + 9 and N + 1 evaluations. A move of the start over which sigma / alpha falls
-    more than tenfold is Heun's: the middle in time is then far from the middle of the integral over sigma / alpha, and
-    the rule would multiply changes of the estimate by the fall, three times over.
+    Order 2 begins with Heun's step and equals ``PLMS``. The history of the start consists of the first evaluation of
+    each step. A grid of N steps that ends at the data costs N + 9 and N + 1 evaluations. A starting step over which
+    sigma / alpha falls more than tenfold is Heun's: its middle in time is far from the middle of the integral over
+    sigma / alpha, so the rule would multiply changes of the estimate by that factor, three times in a row.
 
-    Of fourth order where times, and their middles, are evenly spaced in sigma / alpha; otherwise as ``PLMS``.
+    Of fourth order if the times and their middles are evenly spaced in sigma / alpha; otherwise as ``PLMS``.
 
     Args:
         order: number of eps in the blend, 2 or 4.
@@ -85,7 +85,7 @@ class PNDM(PLMS):
         return self.sde.x0(x, self._runge_kutta(denoise, x, t, s), t)
 
     def _runge_kutta(self, denoise: Denoise, x: Tensor, t: float, s: float) -> Tensor:
-        """The mean of eps over the move from t to s, looked at four times."""
+        """Mean of eps over the step from t to s, from four evaluations."""
         first, middle = self.past[0], 0.5 * (t + s)
         second = self._eps_after(denoise, x, first, t, middle)
         third = self._eps_after(denoise, x, second, t, middle)
@@ -93,7 +93,7 @@ class PNDM(PLMS):
         return (first + 2 * second + 2 * third + fourth) / 6
 
     def _eps_after(self, denoise: Denoise, x: Tensor, eps: Tensor, t: float, s: float) -> Tensor:
-        """The noise seen at s by the state that eps moves from t to there."""
+        """Noise at s, of the state that eps moves from t to s."""
         y, _ = self.sde.bridge(x, self.sde.x0(x, eps, t), t, s)
         return self.sde.eps(y, denoise(y, s).x0, s)
 
@@ -105,4 +105,4 @@ _ADAMS_BASHFORTH = {
     3: (23 / 12, -16 / 12, 5 / 12),
     4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 }
-"""Weights of eps over the coming move, the latest first, by how many there are."""
+"""Weights of eps over the next step, latest first, by their number."""

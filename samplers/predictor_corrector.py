@@ -1,7 +1,7 @@
-"""Langevin dynamics between the moves: predictor-corrector samplers.
+"""Predictor-corrector samplers: Langevin dynamics between the steps of another sampler.
 
-A corrector moves each state towards the marginal at time t, by steps that would keep it if they were infinitely small;
-a predictor then goes on to s.
+The corrector moves each state towards the marginal at time t, by steps that would preserve it if they were infinitely
+small; the predictor then goes on to s.
 """
 
 from collections.abc import Callable
@@ -18,20 +18,21 @@ from score_sde.sde_lib.denoiser import Denoise
 from score_sde.sde_lib.process import Draw
 
 StepSize = Callable[[Tensor, Tensor, float], Tensor | float]
-"""(score, z, sigma) -> ratio of the noise to the score, squared; a number or (B, 1, ..., 1)."""
+"""(score, z, sigma) -> squared ratio of the noise to the score; a number or (B, 1, ..., 1)."""
 
 
 def by_norm(score: Tensor, z: Tensor, sigma: float) -> Tensor:
-    """|z|^2 / |score|^2 of each example, drawn towards sigma^2 with the weight of a few dimensions.
+    """Ratio |z|^2 / |score|^2 of each example, regularised towards sigma^2 with the weight of a few dimensions.
 
-    The rule of the paper, which took means over the batch, for one example. Where an example has few dimensions, a
-    small score would ask for a huge step, and a step that depends on the state shifts the law it should keep; there
-    the expected norm of the score of pure noise, sqrt(D) / sigma, decides, and with many dimensions the state's own.
+    The rule of the paper, which averages over the batch, for single examples. In few dimensions a small score gives a
+    huge step, and a step size that depends on the state changes the distribution that it should preserve. There the
+    expected norm of the score of pure noise, sqrt(D) / sigma, dominates; in many dimensions the norm of the state's own
+    score.
 
         (D + m) / (|score|^2 + m / sigma^2),    m = 64
 
-    It keeps p(x) (|score|^2 + m / sigma^2) rather than p(x), a tilt that widens the law by a share of its variance of
-    the order of 2 / (D + m): a few per cent in one dimension, nothing in an image.
+    It preserves p(x) (|score|^2 + m / sigma^2) in place of p(x), which widens the distribution by a fraction of its
+    variance of the order of 2 / (D + m): a few per cent in one dimension, a negligible amount for images.
     """
     dimensions = score.shape[1:].numel()
     square = score.flatten(1).square().sum(1).reshape(-1, *[1] * (score.ndim - 1))
@@ -39,7 +40,7 @@ def by_norm(score: Tensor, z: Tensor, sigma: float) -> Tensor:
 
 
 def by_batch_norm(score: Tensor, z: Tensor, sigma: float) -> Tensor:
-    """Means of the norms over the batch, as published; a sample then depends on its batch-mates."""
+    """Ratio of the mean norms over the batch, squared, as published; a sample then depends on its batch."""
     ratio: Tensor = z.flatten(1).norm(dim=1).mean() / score.flatten(1).norm(dim=1).mean()
     return ratio**2
 
@@ -55,15 +56,15 @@ STEP_SIZES: dict[str, StepSize] = {"langevin": by_norm, "ald": by_sigma, "langev
 
 
 class Corrector:
-    """Steps of ``langevin`` at a fixed time t, sized by a signal-to-noise ratio.
+    """Steps of ``langevin`` at a fixed time t, with a size set by a signal-to-noise ratio.
 
         h = 2 a^2 snr^2 step_size(score, z, sigma),    a = alpha_t / alpha_s
 
     Args:
         step_size: a key of ``STEP_SIZES``.
-        snr: ratio of the score's move to the noise's, positive, usually 0.05 to 0.2; acts like a temperature.
+        snr: ratio of the score term to the noise term, positive, usually 0.05 to 0.2; acts like a temperature.
         num_steps: evaluations at each time, at least 0.
-        constrain: applied to what the steps have made, at time t.
+        constrain: applied to the state after the steps, at time t.
     Raises: ValueError for a value out of range.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, algorithms 4, 5. arXiv:2011.13456
     """
@@ -81,7 +82,7 @@ class Corrector:
         self.constrain = constrain
 
     def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
-        """The state at the same time t; s is where the predictor will go next."""
+        """State at the same time t; s is the time of the predictor's next state."""
         a, sigma = self.sde.transition(s, t)[0], self.sde.marginal(t).sigma
 
         def size(score: Tensor, z: Tensor) -> Tensor | float:
@@ -102,12 +103,12 @@ PREDICTORS: dict[str, Callable[[SDE], Step]] = {
 
 
 class PredictorCorrector(Step):
-    """Langevin steps at time t, then a predictor's move to s; the order of the released code.
+    """Langevin steps at time t, then a predictor step to s, in the order of the released code.
 
     With ``corrector_steps = 0`` it is the predictor alone. 1 + corrector_steps evaluations.
 
     Args:
-        predictor: sampler of the moves, a key of ``PREDICTORS``.
+        predictor: sampler of the steps, a key of ``PREDICTORS``.
         corrector: step size rule of the Langevin steps, a key of ``STEP_SIZES``.
         snr: signal-to-noise ratio of a Langevin step, above 0; usually 0.05 to 0.2.
         corrector_steps: number of Langevin steps at each time, 0 or more.

@@ -1,5 +1,4 @@
-"""The multistep methods of the literature, as rows of ``Multistep``: an integrand, an integration variable, an
-order."""
+"""Multistep methods of the literature as settings of ``Multistep``: integrand, integration variable and order."""
 
 from collections.abc import Callable
 
@@ -10,16 +9,16 @@ from score_sde.samplers.multistep import Multistep
 from score_sde.sde_lib import SDE
 
 Slope = Callable[[Coordinates, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""(coordinates, integral of pace, start, end) -> what a slope of one value a move adds to u."""
+"""(coordinates, integral of pace, start, end) -> weight in u of a value that changes by one over the step."""
 
 
 class DPMSolver(Multistep):
     """DPM-Solver, multistep: eps over log-SNR, the exponential Adams method.
 
-    Order 3 is of third order, by a factor of 2 in the second difference that the published code lacks.
+    Order 3 is of third order, because of a factor of 2 in the second difference that the published code lacks.
 
     Args:
-        order: number of values that a move interpolates, 1 to 6; published up to 3.
+        order: number of values that a step interpolates, 1 to 6; published up to 3.
         eta: noise relative to the reverse SDE, 0 or more: 0 follows the probability flow, 1 is SDE-DPM-Solver.
     Reference: Lu et al., "DPM-Solver", 2022, section 3. arXiv:2206.00927
     """
@@ -29,7 +28,7 @@ class DPMSolver(Multistep):
 
 
 class DPMSolverPP(Multistep):
-    """DPM-Solver++(2M): x0 over log-SNR, its slope weighed by half of the integral.
+    """DPM-Solver++(2M): x0 over log-SNR, whose slope is weighted by half of the integral of pace.
 
     Args:
         eta: noise relative to the reverse SDE, 0 or more: 0 follows the probability flow, 1 samples the reverse SDE.
@@ -44,7 +43,7 @@ class DPMSolverPP(Multistep):
 
 
 class DPMSolverPP3(Multistep):
-    """DPM-Solver++(3M): x0 over log-SNR, of third order, by the factor that the published code lacks.
+    """DPM-Solver++(3M): x0 over log-SNR; of third order, because of a factor that the published code lacks.
 
     Args:
         eta: noise relative to the reverse SDE, 0 or more: 0 follows the probability flow, 1 samples the reverse SDE.
@@ -76,7 +75,7 @@ class SDEDPMSolverPP3(DPMSolverPP3):
 
 
 class SASolver(Multistep):
-    """SA-Solver: x0 over log-SNR on an SDE of any noise, with a corrector that sees the noise of its own move.
+    """SA-Solver: x0 over log-SNR on an SDE of any noise level, with a corrector that uses the noise of its own step.
 
     Args:
         order: order of the predictor, 1 to 6.
@@ -89,10 +88,10 @@ class SASolver(Multistep):
 
 
 class DEIS(Multistep):
-    """DEIS, tAB: eps over time, integrated exactly against how the state scales.
+    """DEIS, tAB: eps over time, integrated exactly with the scale of the state as weight.
 
     Args:
-        order: number of values that a move interpolates, 1 to 6; published up to 4.
+        order: number of values that a step interpolates, 1 to 6; published up to 4.
     Reference: Zhang, Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2023, section 3.3.
         arXiv:2204.13902
     """
@@ -102,10 +101,10 @@ class DEIS(Multistep):
 
 
 class IPNDM(Multistep):
-    """iPNDM with the weights of unequal moves: eps over sigma / alpha, the Adams-Bashforth method; also called LMS.
+    """iPNDM with the weights of unequal steps: eps over sigma / alpha, the Adams-Bashforth method; also called LMS.
 
     Args:
-        order: number of values that a move interpolates, 1 to 6; published up to 4.
+        order: number of values that a step interpolates, 1 to 6; published up to 4.
     References: Zhang, Chen, 2023, section 3.3, arXiv:2204.13902; the idea of Liu et al., 2022, arXiv:2202.09778.
     """
 
@@ -117,7 +116,7 @@ class VelocityAdams(Multistep):
     """Adams-Bashforth for the velocity of flow matching, over its time r / (1 + r).
 
     Args:
-        order: number of values that a move interpolates, 1 to 6.
+        order: number of values that a step interpolates, 1 to 6.
     Reference: Lipman et al., "Flow Matching for Generative Modeling", 2023, section 4. arXiv:2210.02747
     """
 
@@ -126,13 +125,15 @@ class VelocityAdams(Multistep):
 
 
 class UniPC(Multistep):
-    """Unified predictor-corrector: the exponential Adams method with a free corrector, in x0 or eps over log-SNR.
+    """Unified predictor-corrector: exponential Adams method in x0 or eps over log-SNR, with a free corrector.
 
-    Of its two kinds B1 and B2 the paper's B(h) reaches only moves that go through two values, whose slope it weighs:
+    The variants B1 and B2 of the paper's B(h) differ only in steps that interpolate two values, in the weight of the
+    slope:
 
-        bh2: half of the integral of pace,    bh1: half of (pace at the end) times the move
+        bh2: half of the integral of pace,    bh1: half of (pace at the end) times the step
 
-    Below 15 evaluations the order falls towards the last denoising, of order 1; with more that would cap the method's.
+    Below 15 evaluations the order decreases towards the last denoising, of order 1; with more evaluations this would
+    limit the order of the method.
 
     Args:
         integrand: quantity that the polynomials interpolate, data or noise.
@@ -163,7 +164,7 @@ class UniPC(Multistep):
 def _with_slope(
     slope: Slope, coordinates: Coordinates, nodes: np.ndarray, start: np.ndarray, end: np.ndarray
 ) -> np.ndarray:
-    """The exact integrals, but for two nodes with a slope of another weight."""
+    """Exact integrals, except for two nodes, where ``slope`` gives the weight of the slope."""
     if nodes.shape[1] != 2:
         return coordinates.integrals(nodes, start, end)
     mean = coordinates.integrals(start[:, None], start, end)[:, 0]

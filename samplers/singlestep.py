@@ -1,8 +1,7 @@
-"""Deterministic solvers that look more than once inside each move, and remember nothing between moves.
+"""Deterministic solvers with several evaluations within each step and no history.
 
-One class is most of them, as in ``samplers/multistep.py``: an integrand, an integration variable, and stages, each a
-place on the way whose state follows from the values of earlier ones. All coefficients are worked out when the grid is
-known.
+As in ``samplers/multistep.py``, one class covers most of them: an integrand, an integration variable, and stages, each
+an intermediate state that depends on the values of earlier ones. All coefficients are computed when the grid is known.
 """
 
 from typing import NamedTuple
@@ -21,12 +20,12 @@ from score_sde.sde_lib.runge_kutta import NODES, STAGES
 
 
 class Heun(Step):
-    """Heun's second-order move: the mean of the noise at the start and at the end of an Euler move.
+    """Heun's second-order step: the mean of the noise at the start and at the end of an Euler step.
 
         y = bridge(x, x0(x, t)),    x_s = bridge(x, x0 + (r_t / r_s) (x0(y, s) - x0) / 2),    r = sigma / alpha
 
-    The trapezoidal rule in r, told as what it does to the prediction; for the EDM process it is Karras's solver. Two
-    evaluations.
+    This is the trapezoidal rule in r, written as a change of the prediction; for the EDM process it is Karras's solver.
+    Two evaluations.
 
     Reference: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, algorithm 1.
     """
@@ -40,13 +39,13 @@ class Heun(Step):
 
 
 class Stage(NamedTuple):
-    """One look and the state after it, in x.
+    """Coefficients in x of one evaluation and of the state that follows from it.
 
-    time: where the value a x + b x0 is taken.
-    value: (a, b).
-    keep: of the state at the start of the move.
-    weights: of the values so far.
-    shift: of the mean of the data.
+    time: time of the evaluation.
+    value: (a, b) of the value a x + b x0.
+    keep: coefficient of the state at the start of the step.
+    weights: coefficients of the values so far.
+    shift: coefficient of the mean of the data.
     """
 
     time: float
@@ -57,18 +56,19 @@ class Stage(NamedTuple):
 
 
 class Singlestep(Step):
-    """A move in stages: each goes on from the start along a polynomial through the values of earlier ones.
+    """Step in stages; each stage integrates a polynomial through the values of earlier ones from the start of the step.
 
         u_i = u_t + sum_j w_ij value_j,    w_ij the integral of pace times the j-th Lagrange polynomial of stage i
 
-    The last state is that at s. As many evaluations as stages.
+    The last stage is the state at s. The number of evaluations is the number of stages.
 
     Args:
-        integrand, integration_variable: keys of ``INTEGRANDS`` and ``INTEGRATION_VARIABLES``.
-        stages: of each, how far it is from t to s in log(sigma / alpha), in (0, 1], and which values it goes through,
-            where 0 is that at t and i that at stage i; the last stage is at 1.
-        gaussian: moment-matched Gaussian of the data: mean and standard deviation of the integrand ``residual``;
-            default N(0, I).
+        integrand: a key of ``INTEGRANDS``.
+        integration_variable: a key of ``INTEGRATION_VARIABLES``.
+        stages: for each stage its fraction of the way from t to s in log(sigma / alpha), in (0, 1], and the numbers of
+            the values that it interpolates, 0 at t and i at stage i; the last stage is at 1.
+        gaussian: moment-matched Gaussian of the data, whose mean and standard deviation the integrand ``residual``
+            uses; default N(0, I).
     Raises: ValueError for an unknown name.
     Reference: Hochbruck, Ostermann, "Exponential integrators", 2010, section 2.3.
     """
@@ -89,7 +89,7 @@ class Singlestep(Step):
         self.moves = dict(zip(times[:-1], self.plan(times), strict=True))
 
     def plan(self, times: list[float]) -> list[list[Stage]]:
-        """The stages of the moves from each time to the next; their times join the table of the SDE."""
+        """Stages of the steps from each time to the next; their times are added to the table of the SDE."""
         grid, places = torch.tensor(times, dtype=torch.float64), np.array([0.0, *(place for place, _ in self.stages)])
         ends = np.array([-0.5 * self.sde.marginal(t).log_snr for t in times])
         logs = ends[:-1, None] + np.diff(ends)[:, None] * places
@@ -107,9 +107,9 @@ class Singlestep(Step):
         return [[Stage(*row) for row in zip(*move, strict=True)] for move in zip(*columns, strict=True)]
 
     def rule(self, ratio: np.ndarray) -> np.ndarray:
-        """What each value adds to u at each stage.
+        """Weights of the values in u at each stage.
 
-        Shapes: ratio (N, stages + 1) of the start and of the stages; returns (N, stages, stages).
+        Shapes: ratio (N, stages + 1) at the start and at the stages; returns (N, stages, stages).
         """
         found = np.zeros((len(ratio), len(self.stages), len(self.stages)))
         for i, (_, numbers) in enumerate(self.stages):
@@ -131,7 +131,7 @@ class Singlestep(Step):
 
 
 class DPM2S(Singlestep):
-    """DPM-Solver-2, which is Karras's DPM2: the noise in the middle of the move. Order 2 for two evaluations.
+    """DPM-Solver-2, equal to Karras's DPM2: the noise at the middle of the step. Order 2 for two evaluations.
 
     Reference: Lu et al., "DPM-Solver", 2022, algorithm 1. arXiv:2206.00927
     """
@@ -141,7 +141,7 @@ class DPM2S(Singlestep):
 
 
 class DPM3S(Singlestep):
-    """DPM-Solver-3: the noise at a third and at two thirds of the move. Order 3 for three evaluations.
+    """DPM-Solver-3: the noise at one third and two thirds of the step. Order 3 for three evaluations.
 
     Reference: Lu et al., "DPM-Solver", 2022, algorithm 2. arXiv:2206.00927
     """
@@ -151,7 +151,7 @@ class DPM3S(Singlestep):
 
 
 class DPMPP2S(Singlestep):
-    """DPM-Solver++(2S): the data in the middle of the move. Order 2 for two evaluations.
+    """DPM-Solver++(2S): the data at the middle of the step. Order 2 for two evaluations.
 
     Reference: Lu et al., "DPM-Solver++", 2022, algorithm 1. arXiv:2211.01095
     """
@@ -161,11 +161,11 @@ class DPMPP2S(Singlestep):
 
 
 class RungeKutta(Singlestep):
-    """An explicit Runge-Kutta method of du / dlog r = pace value, r = sigma / alpha, in moves of a given size.
+    """Explicit Runge-Kutta method for du / dlog r = pace value, r = sigma / alpha, with the step sizes of the grid.
 
     Args:
-        integrand: key of ``INTEGRANDS``.
-        stages: of the tableau, each its node and its row; the last is the result.
+        integrand: a key of ``INTEGRANDS``.
+        stages: node and row of each stage of the tableau; the last one is the result.
         gaussian: moment-matched Gaussian of the data; default N(0, I).
     """
 
@@ -200,7 +200,7 @@ class RK4(RungeKutta):
 
 
 class RK45(RungeKutta):
-    """The fifth-order row of Dormand and Prince's pair. Order 5 for six evaluations; ``ode`` is the pair itself.
+    """The fifth-order formula of Dormand and Prince's pair. Order 5 for six evaluations; ``ode`` uses both of the pair.
 
     Args:
         gaussian: moment-matched Gaussian of the data; default N(0, I).

@@ -1,4 +1,4 @@
-"""The samplers by name, and their noises."""
+"""Tables of the samplers and of their noises."""
 
 from score_sde.samplers.adams import Adams
 from score_sde.samplers.adaptive import AdaptiveSDE, DPMAdaptive
@@ -62,7 +62,7 @@ STEPS: dict[str, type[Step]] = {
     "adaptive_sde": AdaptiveSDE,
     "consistency": ConsistencyStep,
 }
-"""What the user types after ``--sampler``, to the step."""
+"""Step classes by their names on the command line, ``--sampler``."""
 
 NOISES: dict[str, type[Noise]] = {"independent": Noise, "brownian": Brownian}
-"""What a move's noise is: its own, or the increment of one path, which grids of twice the moves share."""
+"""Noise classes: independent draws, or increments of one Brownian path, which grids of N and 2 N steps share."""

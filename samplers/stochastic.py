@@ -9,11 +9,11 @@ from score_sde.sde_lib.process import Draw
 
 
 class EulerMaruyama(Step):
-    """The Euler-Maruyama move, with h = t - s.
+    """Euler-Maruyama step, with h = t - s.
 
         x_s = x - h (f x - g^2 score) + g sqrt(h) z
 
-    Unstable where h g^2 > 2 sigma^2: on VE and NCSN in moves over which sigma falls by more than a factor of e.
+    Unstable where h g^2 > 2 sigma^2: on VE and NCSN, in steps that reduce sigma by more than a factor of e.
 
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, section 4.1. arXiv:2011.13456
     """
@@ -29,7 +29,7 @@ class EulerMaruyama(Step):
 
 
 class ReverseDiffusion(Step):
-    """Reverse diffusion: the reverse SDE discretised as the forward one is, x_t = a x_s + b z.
+    """Reverse diffusion sampler: discretises the reverse SDE in the same way as the forward one, x_t = a x_s + b z.
 
         x_s = (2 - a) x + b^2 score + b z
 
@@ -46,7 +46,7 @@ class ReverseDiffusion(Step):
 
 
 class Stay(Step):
-    """No move at all: the predictor that leaves everything to the corrector."""
+    """Predictor that returns the state unchanged, for samplers with a corrector alone."""
 
     def __init__(self, sde: SDE) -> None:
         self.sde = sde
