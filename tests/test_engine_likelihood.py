@@ -1126,7 +1126,7 @@ def test_a_non_finite_copy_is_named_by_its_example(exact, monkeypatch):
     assert calls == [12, 12, 12]
 
 
-def test_a_solver_that_gives_up_ends_with_its_status(digits, monkeypatch, capsys):
+def test_a_solver_failure_has_its_exit_status(digits, monkeypatch, capsys):
     monkeypatch.setattr("score_sde.sde_lib.runge_kutta._MAX_STEPS", 2)
     before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
     words = ("--config.likelihood.num_examples=1", "--config.likelihood.solver=dopri5")

@@ -1,4 +1,4 @@
-"""The ranges of numeric keys: which there are, what they refuse, and what a training ends with that learned nothing."""
+"""Ranges of numeric keys: completeness, refused values, and the exit status of a training that learned nothing."""
 
 import math
 
@@ -14,7 +14,7 @@ INFINITE = {"sample.churn_max", "guidance.high"}
 
 
 def numeric():
-    """Every numeric key, those of all SDEs and networks included, with its default."""
+    """Every numeric key and its default, including those of all SDEs and networks."""
     values = flat(default.get_config().to_dict())
     for section, choices in default.CHOICES.items():
         values |= {f"{section}.{key}": value for options in choices.values() for key, value in options.items()}
@@ -23,7 +23,7 @@ def numeric():
 
 
 def refuses(key, value):
-    """Whether a value is refused, as of an SDE or network of ours."""
+    """Whether a value is refused for a built-in SDE or network."""
     name = next(iter(default.CHOICES.get(key.split(".")[0], {})), None)
     try:
         check_range(key, value, name)
@@ -38,7 +38,7 @@ def test_every_numeric_key_has_a_range_that_holds_its_default():
     assert [key for key, value in numeric().items() if refuses(key, value)] == []
 
 
-def test_no_key_takes_nan_and_only_highest_levels_take_infinity():
+def test_no_key_accepts_nan_and_only_highest_levels_accept_infinity():
     wrap = {key: tuple if range_of(key).fewest else (lambda entries: entries[0]) for key in numeric()}
     assert [key for key in numeric() if not refuses(key, wrap[key]([math.nan]))] == []
     assert {key for key in numeric() if not refuses(key, wrap[key]([math.inf]))} == INFINITE
@@ -96,12 +96,12 @@ RIGHT = {
 }
 
 
-def test_values_beside_the_ends_of_ranges():
+def test_values_just_outside_of_ranges_are_refused():
     assert [(key, value) for key, values in WRONG.items() for value in values if not refuses(key, value)] == []
     assert [(key, value) for key, values in RIGHT.items() for value in values if refuses(key, value)] == []
 
 
-def test_ranges_hold_for_command_lines_and_stored_configs_but_not_for_options_of_ones_own():
+def test_ranges_apply_to_commands_and_stored_configs_but_not_to_user_options():
     config = load("vpsde")
     with pytest.raises(ValueError, match=r"network\.dropout 1\.0: need 0 to below 1"):
         override(config, [("network.dropout", "1")])
@@ -111,14 +111,14 @@ def test_ranges_hold_for_command_lines_and_stored_configs_but_not_for_options_of
     assert from_json(own).network.dropout == 1.0
 
 
-def test_a_message_has_the_end_that_a_number_is_beyond():
+def test_a_message_names_the_exceeded_end():
     with pytest.raises(
         ValueError, match=r"^train\.batch_size 18446744073709551616: need at least 1, 9007199254740992 at most$"
     ):
         check_range("train.batch_size", 2**64)
 
 
-def test_a_run_whose_steps_were_all_skipped_does_not_end_well(tmp_path, capsys):
+def test_a_run_whose_steps_were_all_skipped_fails(tmp_path, capsys):
     """Two steps, fewer than train.max_skipped."""
     words = ("--config=points", "--config.train.total_images=8", "--config.train.batch_size=4", "--device=cpu")
     words += ("--config.denoiser.sigma_data=1e30", f"--workdir={tmp_path / 'run'}")

@@ -1,4 +1,4 @@
-"""Several processes of one command: their numbers, their accelerators, and who speaks."""
+"""Several processes of one command: ranks, accelerators, and output of the first one only."""
 
 from datetime import timedelta
 
@@ -11,7 +11,7 @@ from score_sde.engine.devices import make_device
 
 @pytest.fixture
 def among(monkeypatch):
-    """Be one process of several: its number, how many there are, and its number on its machine."""
+    """Makes this process one of several: its rank, their number, and its local rank."""
 
     def be(rank, size, local=None):
         values = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank if local is None else local}
@@ -27,19 +27,19 @@ def alone(monkeypatch):
         monkeypatch.delenv(key, raising=False)
 
 
-def test_one_process_is_the_first_and_waits_for_nobody(alone):
+def test_a_single_process_is_the_first_and_never_waits(alone):
     ranks.wait_for_all()
     assert (ranks.rank(), ranks.local_rank(), ranks.size()) == (0, 0, 1)
     assert not torch.distributed.is_initialized()
 
 
-def test_the_numbers_are_those_of_torchrun(among):
+def test_ranks_come_from_torchrun(among):
     among(5, 8, 1)
     assert (ranks.rank(), ranks.local_rank(), ranks.size()) == (5, 1, 8)
 
 
-def test_they_meet_once_and_then_wait_however_long_it_takes(among, monkeypatch):
-    """A share may take hours longer than another; half an hour is what torch would wait."""
+def test_processes_wait_for_each_other_without_a_timeout(among, monkeypatch):
+    """One process may take hours longer than another, but torch times out after half an hour by default."""
     calls = []
     for name in ("init_process_group", "new_group", "barrier"):
         monkeypatch.setattr(ranks.distributed, name, lambda *a, name=name, **k: calls.append((name, a, k)) or name)
@@ -62,7 +62,7 @@ def test_they_meet_once_and_then_wait_however_long_it_takes(among, monkeypatch):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with so many accelerators of a kind."""
+    """A machine with ``count`` accelerators of a kind."""
 
     def have(count, kind="cuda"):
         monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind) if count else None)
@@ -81,7 +81,7 @@ def test_processes_share_out_the_accelerators_of_their_machine(name, local, coun
 
 
 @pytest.mark.parametrize("name", ["cuda:2", "cpu", "meta"])
-def test_a_device_that_is_named_in_full_is_taken(name, among, machine):
+def test_a_device_with_an_index_is_used(name, among, machine):
     machine(4)
     among(1, 2)
     assert make_device(name) == torch.device(name)
@@ -100,12 +100,12 @@ def test_one_process_leaves_the_choice_to_torch(name, alone, machine):
     assert make_device(name) == torch.device("cuda")
 
 
-# --- who speaks -------------------------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_first_process_alone_tells_how_far_it_is(rank, terminal, among, monkeypatch, capsys):
+def test_only_the_first_process_shows_progress(rank, terminal, among, monkeypatch, capsys):
     among(rank, 2)
     monkeypatch.setattr(log.sys.stderr, "isatty", lambda: terminal)
     progress = log.Progress(4, "examples", every=0)

@@ -1,4 +1,4 @@
-"""Real-valued data: the files of tables, signals and fields, and runs whose numbers are in units of the data."""
+"""Real-valued data: files of tables, signals and fields, and runs with numbers in units of the data."""
 
 import dataclasses
 import json
@@ -98,7 +98,7 @@ def test_layouts_become_channels_first(name, stored, read, tmp_path):
     ],
     ids=["missing", "overflow", "rank", "flat", "text", "complex", "empty", "single"],
 )
-def test_what_cannot_be_trained_on_is_refused_by_one_line(name, x, message, tmp_path):
+def test_unsuitable_data_are_refused_by_one_line(name, x, message, tmp_path):
     np.save(tmp_path / "x.npy", x)
     with pytest.raises(DataError, match=message):
         DATASETS[name](split="train", path=str(tmp_path / "x.npy"))
@@ -111,7 +111,7 @@ def test_whole_numbers_of_any_size_are_real_numbers(tmp_path):
     assert dataset.batch([0, 1])["x"].tolist() == x[[0, 10]].tolist()
 
 
-# --- keys that a dataset does not read --------------------------------------------------------------------------------
+# --- keys that a dataset does not use ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def command(folder, *words: str) -> None:
     assert command_line.main(["run.py", f"--workdir={folder}", *words]) == 0
 
 
-def test_the_codec_of_a_run_is_the_one_of_its_training_data(trained):
+def test_the_codec_of_a_run_is_measured_on_its_training_data(trained):
     _, x, folder = trained
     facts = checkpoint.read_meta(checkpoint.find(folder / "checkpoints"))["data"]
     train = np.delete(x, np.s_[::10], axis=0).astype(np.float64)
@@ -218,7 +218,7 @@ def test_the_codec_of_a_run_is_the_one_of_its_training_data(trained):
     assert facts["std"] == pytest.approx(1, abs=1e-4)
 
 
-def test_samples_are_in_units_of_the_data_without_the_data(trained, tmp_path):
+def test_samples_are_in_units_of_the_data_after_the_data_are_gone(trained, tmp_path):
     name, x, folder = trained
     (path := folder.parent / "x.npy").rename(tmp_path / "away.npy")
     try:
@@ -234,7 +234,7 @@ def test_samples_are_in_units_of_the_data_without_the_data(trained, tmp_path):
 
 
 def test_nats_are_in_units_of_the_data(trained):
-    """The nats are those of the encoded data less the log of each channel's deviation, for every position."""
+    """The nats are the encoded data's, minus the log of each channel's standard deviation at every position."""
     _, x, folder = trained
     words = ("--mode=likelihood", "--config.likelihood.evaluations=4", "--config.likelihood.check_examples=0")
     command(folder, *words)
@@ -249,7 +249,7 @@ def test_nats_are_in_units_of_the_data(trained):
 
 
 def test_a_bound_is_in_units_of_the_data(trained):
-    """Bound and density of a network that is nearly zero differ by little, beside the scaling of hundreds of nats."""
+    """For a nearly zero network, bound and density differ little, compared with a scaling of hundreds of nats."""
     _, x, folder = trained
     command(folder, "--mode=bound", "--config.bound.evaluations=64")
     command(folder, "--mode=likelihood", "--config.likelihood.evaluations=16")
@@ -258,7 +258,7 @@ def test_a_bound_is_in_units_of_the_data(trained):
     assert abs(bound - exact) < 0.5 * math.prod(x.shape[1:])
 
 
-def test_a_run_goes_on_with_its_own_codec(trained):
+def test_a_run_resumes_with_its_own_codec(trained):
     folder = trained[2]
     before = checkpoint.read_meta(checkpoint.find(folder / "checkpoints"))["data"]
     command(folder, "--mode=train", "--config.train.total_images=40")
@@ -285,7 +285,7 @@ def test_recipes_run_on_synthetic_data_and_learn(name, tmp_path):
     assert last["validation_loss"] < 0.9 * last["validation_loss_of_zero"]
 
 
-def test_the_moment_matched_gaussian_is_of_the_encoded_data():
+def test_the_moment_matched_gaussian_describes_the_encoded_data():
     config = load("table")
     dataset = DATASETS["table"](split="train")
     guess = moment_matched(dataset, fit_codec(config, "train", dataset))

@@ -1,4 +1,4 @@
-"""What belongs to a run: what may change when it goes on or is used, what is refused, and how a change is recorded."""
+"""Recipes of runs: keys that may change on resuming or use, refused changes, and the record of changes."""
 
 import json
 import shutil
@@ -26,12 +26,12 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def workdir(made, tmp_path):
-    """A copy of it."""
+    """A copy of the run."""
     return shutil.copytree(made, tmp_path / "run")
 
 
 def differing(message):
-    """The keys that an error says to differ."""
+    """Keys that an error lists as different."""
     return {part.split(" is ")[0].split()[-1] for part in message.split("; ") if " there and " in part}
 
 
@@ -71,17 +71,17 @@ def test_a_folder_alone_refuses_the_overrides_that_a_config_refuses(workdir, mod
         ("likelihood", "data.path=other.zip"),
     ],
 )
-def test_what_a_folder_alone_lets_change(workdir, mode, word):
+def test_overrides_that_a_folder_alone_accepts(workdir, mode, word):
     key, text = word.split("=")
     config, _ = resolve(None, str(workdir), [(key, text)], mode)
     assert str(flat(config.to_dict())[key]).endswith(text)
 
 
-# --- changes that are asked for ---------------------------------------------------------------------------------------
+# --- requested changes ------------------------------------------------------------------------------------------------
 
 
-def test_a_change_is_recorded_and_the_first_command_still_goes_on(workdir, capsys):
-    """In config.json and in the digest of each checkpoint; the first command takes what the run has now."""
+def test_a_change_is_recorded_and_the_first_command_still_resumes(workdir, capsys):
+    """In config.json and in the digest of each checkpoint; the first command continues with the changed values."""
     first = [*TRAIN, f"--workdir={workdir}"]
     longer = "--config.train.total_images={}".format
     before = digest(stored(workdir), RECIPE)
@@ -102,7 +102,7 @@ def test_a_change_is_recorded_and_the_first_command_still_goes_on(workdir, capsy
     assert read_run(workdir).changes == run.changes
 
 
-def test_a_result_keeps_what_was_changed(workdir):
+def test_a_result_records_the_changes(workdir):
     words = ["run.py", f"--workdir={workdir}", "--mode=sample", "--device=cpu", "--steps=2", "--num_samples=1"]
     assert command_line.main([*words, "--config.sde.beta_max=10", "--allow_changes"]) == 0
     manifest = json.loads((workdir / "samples" / "adams-2" / "manifest.json").read_text())
@@ -150,13 +150,13 @@ def test_recorded_changes_are_undone_newest_first(tmp_path):
         {"command": 1},
     ],
 )
-def test_records_that_are_damaged(tmp_path, about):
+def test_damaged_records(tmp_path, about):
     (tmp_path / "config.json").write_text(json.dumps({**load("vpsde").to_dict(), **about}))
     with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
         read_run(tmp_path)
 
 
-def test_digests_stay_where_a_version_adds_a_key_and_free_keys_change():
+def test_digests_ignore_added_keys_and_free_keys():
     config, other = load("vpsde"), load("vpsde")
     override(other, [("train.log_every", "7"), ("data.path", "x"), ("sample.steps", "3")])
     assert digest(config, RECIPE) == digest(other, RECIPE)

@@ -1,4 +1,4 @@
-"""Reflow: pairs of noise and sample on the disk, what training takes from them, and the straight flow they define."""
+"""Reflow: stored pairs of noise and sample, their use in training, and the straight flow that they define."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def write_pairs(path, latents, x0, levels=0):
     return str(path)
 
 
-# --- on the disk ------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_latents_are_the_normals_of_each_seed_and_x0_decodes_to_the_sample(digits):
@@ -48,7 +48,7 @@ def test_latents_are_the_normals_of_each_seed_and_x0_decodes_to_the_sample(digit
     assert np.array_equal(Pixels(17).decode(torch.from_numpy(x0)).movedim(1, -1).numpy(), samples)
 
 
-def test_latents_are_kept_only_where_asked(digits):
+def test_latents_are_kept_only_on_request(digits):
     assert command("--mode=sample", f"--workdir={digits}", "--sampler=ddim", "--steps=2", "--num_samples=2") == 0
     with np.load(digits / "samples" / "ddim-2" / "samples.npz") as found:
         assert found.files == ["samples"]
@@ -69,7 +69,7 @@ def test_pairs_are_read_as_they_were_drawn(run, request, monkeypatch):
         np.testing.assert_allclose(codec.encode(batch["x"]).numpy(), expected, rtol=0, atol=2e-7)
 
 
-def test_mirrored_examples_take_their_noise_along():
+def test_mirrored_examples_have_mirrored_noise():
     x = np.random.default_rng(0).standard_normal((50, 1, 2, 3)).astype(np.float32)
     batch = batch_at(Dataset(x, np.arange(50), eps=-x), seed=0, images_seen=0, batch_size=50, mirror=True)
     assert torch.equal(batch["eps"], -batch["x"])
@@ -87,13 +87,13 @@ def test_mirrored_examples_take_their_noise_along():
         ({"latents": np.zeros((1, 2)), "x0": np.zeros((1, 2)), "levels": 0}, "for 2 or more samples"),
     ],
 )
-def test_files_without_pairs_are_explained(arrays, message, tmp_path):
+def test_files_without_pairs_are_refused(arrays, message, tmp_path):
     np.savez(tmp_path / "samples.npz", **arrays)
     with pytest.raises(DataError, match=message):
         read_pairs("train", str(tmp_path / "samples.npz"))
 
 
-def test_damaged_and_missing_pairs_are_explained(tmp_path):
+def test_damaged_and_missing_pairs_are_refused(tmp_path):
     (tmp_path / "samples.npz").write_bytes(b"PK nothing")
     with pytest.raises(DataError, match="is damaged or does not hold"):
         read_pairs("train", str(tmp_path / "samples.npz"))
@@ -103,7 +103,7 @@ def test_damaged_and_missing_pairs_are_explained(tmp_path):
         read_pairs("train", "")
 
 
-def test_pairs_can_be_looked_at(digits, tmp_path):
+def test_pairs_can_be_inspected(digits, tmp_path):
     words = ("--config=reflow", f"--config.data.path={kept(digits)}", f"--workdir={tmp_path}", "--split=test")
     assert command("--mode=data", *words) == 0
     found = json.loads((tmp_path / "data" / "test.json").read_text())
@@ -126,8 +126,8 @@ def trainer(digits, tmp_path):
     return trainer_of(kept(digits), tmp_path)
 
 
-def test_training_takes_the_noise_of_the_pairs(trainer):
-    """Each example of a step with its own noise, as the npz couples them."""
+def test_training_uses_the_noise_of_the_pairs(trainer):
+    """Each example of a step has its own noise, paired as in the npz."""
     seen, objective = [], trainer.objective
 
     def listen(denoise, x0, eps, *args, **cond):
@@ -143,7 +143,7 @@ def test_training_takes_the_noise_of_the_pairs(trainer):
         assert torch.equal(encoded[number], x0)
 
 
-def test_held_out_loss_takes_the_noise_of_the_pairs(trainer):
+def test_validation_loss_uses_the_noise_of_the_pairs(trainer):
     dataset = read_dataset(trainer.config, "test")
     validation, seen = Validation(trainer.config, trainer.experiment, dataset), []
     trainer.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -170,7 +170,7 @@ def test_a_run_on_pairs_from_the_run_that_drew_them(digits, tmp_path):
 
 @pytest.fixture
 def coupled(mixture, tmp_path):
-    """Pairs that the exact flow couples, through the file: data, noise; and the map from noise to data as a table."""
+    """Pairs of the exact flow, read from a file: data and noise; and a table of the map from noise to data."""
     sde, noise = SDES["rectified"](), Noise(torch.arange(4000))
     heun, times = Heun(sde), GRIDS["uniform"](sde, 100)
     z = noise(torch.empty(4000, 1, dtype=torch.float64))
@@ -184,7 +184,7 @@ def coupled(mixture, tmp_path):
 
 
 def straightened(sde, noise, data):
-    """E[x_0 | x_t] of the coupling: on a line the map is monotone, and so x_t knows its noise."""
+    """E[x_0 | x_t] of the coupling: on a line the map is monotone, so x_t determines its noise."""
 
     def denoise(x, t):
         alpha, sigma = (np.broadcast_to(np.asarray(v), x.shape)[:, 0] for v in sde.marginal(t)[:2])
@@ -217,14 +217,14 @@ def test_pairs_keep_the_law_of_the_data(coupled, mixture):
 
 
 def test_the_straightened_flow_is_the_optimum_on_the_pairs(coupled):
-    """Its loss vanishes, at every time: no other flow has these pairs. That of the first flow does not."""
+    """Its loss vanishes at every time, because no other flow has these pairs; the first flow's loss does not."""
     sde, x0, eps, table = coupled
     t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64).repeat_interleave(100)[:, None]
     x0, eps = x0[:300], eps[:300]
     assert denoising_loss(sde, straightened(sde, *table), WEIGHTS["x0"], x0, eps, t).max() < 1e-5
 
 
-def test_reflow_makes_the_flow_straight_and_one_step_enough(coupled, mixture):
+def test_reflow_straightens_the_flow_so_that_one_step_suffices(coupled, mixture):
     sde, x0, eps, table = coupled
     before, after = mixture.denoiser(sde), straightened(sde, *table)
     assert bend(sde, before, x0, eps) > 0.1

@@ -1,4 +1,4 @@
-"""Faults while training: stopping when asked, numbers that are not finite, two commands in one folder, other data."""
+"""Faults in training: stop signals, non-finite numbers, two commands in one folder, changed data."""
 
 import contextlib
 import fcntl
@@ -32,7 +32,7 @@ from tests.runs import POINTS, ROOT, assert_same_run, metrics, steps, train, tra
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """A run of eight steps on points that nothing happens to."""
+    """An undisturbed run of eight steps on points."""
     workdir = tmp_path_factory.mktemp("straight")
     assert train(workdir, 8, "points") == 0
     return workdir
@@ -40,7 +40,7 @@ def straight(tmp_path_factory):
 
 @contextlib.contextmanager
 def before_step(monkeypatch, number, act):
-    """Call ``act`` with the trainer before it takes the step of this number, counted from 1."""
+    """Calls ``act`` with the trainer before its step of this number, counted from 1."""
     original = Trainer._train_step
 
     def step(self):
@@ -53,14 +53,14 @@ def before_step(monkeypatch, number, act):
         yield
 
 
-# --- being asked to stop ----------------------------------------------------------------------------------------------
+# --- stop signals -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_run_that_is_asked_to_stop_ends_the_step_and_goes_on_alike(
+def test_a_stopped_run_finishes_its_step_and_resumes_bit_for_bit(
     number, status, straight, tmp_path, monkeypatch, capsys
 ):
-    """In the middle of a window of metrics: its losses wait in the checkpoint."""
+    """In the middle of a window of metrics, whose losses are kept in the checkpoint."""
     with before_step(monkeypatch, 5, lambda trainer: os.kill(os.getpid(), number)):
         assert train(tmp_path, 8, "points") == status
     (line,) = capsys.readouterr().err.splitlines()
@@ -71,7 +71,7 @@ def test_a_run_that_is_asked_to_stop_ends_the_step_and_goes_on_alike(
     assert_same_run(tmp_path, straight, 8)
 
 
-def test_a_run_that_is_told_twice_to_end_by_its_machine_still_writes(tmp_path, monkeypatch):
+def test_a_second_sigterm_does_not_prevent_the_checkpoint(tmp_path, monkeypatch):
     def tell(trainer):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -94,19 +94,19 @@ def test_a_second_ctrl_c_interrupts_at_once(straight, tmp_path, monkeypatch):
     assert_same_run(tmp_path, straight, 8)
 
 
-def test_asked_during_the_last_step_a_run_is_done(straight, tmp_path, monkeypatch):
+def test_a_run_stopped_during_its_last_step_is_complete(straight, tmp_path, monkeypatch):
     with before_step(monkeypatch, 8, lambda trainer: os.kill(os.getpid(), signal.SIGTERM)):
         assert train(tmp_path, 8, "points") == 0
     assert_same_run(tmp_path, straight, 8)
 
 
-def test_signals_mean_what_they_did_after_a_run(straight, tmp_path):
+def test_signal_handlers_are_restored_after_a_run(straight, tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
     assert train(tmp_path, 2, "points") == 0
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)] == before
 
 
-def test_a_hangup_that_nohup_has_switched_off_ends_nothing(straight, tmp_path, monkeypatch):
+def test_a_hangup_ignored_by_nohup_does_not_stop_a_run(straight, tmp_path, monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with before_step(monkeypatch, 5, lambda trainer: os.kill(os.getpid(), signal.SIGHUP)):
@@ -117,22 +117,22 @@ def test_a_hangup_that_nohup_has_switched_off_ends_nothing(straight, tmp_path, m
 
 
 def command_of(workdir, **changes):
-    """The words of a command that trains on points for an hour, with a checkpoint at its end alone."""
+    """A command that trains on points for an hour, with a checkpoint only at the end."""
     keys = POINTS | {"train.total_images": 40_000_000, "train.checkpoint_every": 0, **changes}
     words = [str(ROOT / "run.py"), "--mode=train", "--config=points", f"--workdir={workdir}"]
     return [*words, *(f"--config.{key}={value}" for key, value in keys.items())]
 
 
 def wait_until(happened, seconds=120):
-    """Wait for something that happens soon."""
+    """Waits for an event that happens soon."""
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_a_terminal_that_closes_ends_the_run_with_a_checkpoint(tmp_path):
-    """A bar is drawn on it all the time, and each line that is written to it afterwards is an error."""
+def test_a_closed_terminal_stops_the_run_with_a_checkpoint(tmp_path):
+    """The progress bar is drawn on it, and each later line written to it raises an error."""
     child, terminal = pty.fork()
     if child == 0:
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -167,12 +167,12 @@ def held(workdir):
         return True
 
 
-# --- numbers that are not finite --------------------------------------------------------------------------------------
+# --- non-finite steps -------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def spoiled(monkeypatch, *numbers, value=math.nan):
-    """Give the steps of these numbers, counted from 1, a first example that is not finite."""
+    """Makes the first example of these steps, counted from 1, non-finite."""
     original = Trainer._inputs
 
     def inputs(self, step):
@@ -189,7 +189,7 @@ def spoiled(monkeypatch, *numbers, value=math.nan):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_a_step_that_is_not_finite_moves_nothing(name, value, tmp_path, monkeypatch):
+def test_a_non_finite_step_changes_no_weight(name, value, tmp_path, monkeypatch):
     """The value 1e30 overflows only when it is squared."""
     trainer = trainer_of(tmp_path, "points", optim__name=name, optim__weight_decay=0.1)
     results = trainer.steps(8)
@@ -206,7 +206,7 @@ def test_a_step_that_is_not_finite_moves_nothing(name, value, tmp_path, monkeypa
     assert any(not torch.equal(value, before[key]) for key, value in trainer.network.state_dict().items())
 
 
-def test_steps_that_are_not_finite_are_counted_and_kept(tmp_path, monkeypatch, capsys):
+def test_non_finite_steps_are_counted_and_saved(tmp_path, monkeypatch, capsys):
     with spoiled(monkeypatch, 3, 4, 7):
         assert train(tmp_path, 8, "points", train__max_skipped=2, network__dropout=0.0) == 0
     lines = metrics(tmp_path)
@@ -226,7 +226,7 @@ def test_steps_that_are_not_finite_are_counted_and_kept(tmp_path, monkeypatch, c
     assert facts["loss"] == "nan"
 
 
-def test_too_many_in_a_row_end_the_run_and_name_the_layer(tmp_path, monkeypatch, capsys):
+def test_too_many_non_finite_steps_in_a_row_end_the_run_and_name_the_layer(tmp_path, monkeypatch, capsys):
     with spoiled(monkeypatch, 1, 4, 5, 6, 7):
         assert train(tmp_path, 12, "points", train__max_skipped=2) == 4
     (line,) = capsys.readouterr().err.splitlines()
@@ -238,7 +238,7 @@ def test_too_many_in_a_row_end_the_run_and_name_the_layer(tmp_path, monkeypatch,
     assert steps(tmp_path) == [3]
 
 
-def test_how_many_in_a_row_survives_a_stop(tmp_path, monkeypatch):
+def test_the_count_of_non_finite_steps_in_a_row_survives_a_stop(tmp_path, monkeypatch):
     with spoiled(monkeypatch, 4, 5, 6), before_step(monkeypatch, 5, lambda _: os.kill(os.getpid(), signal.SIGTERM)):
         assert train(tmp_path, 12, "points", train__max_skipped=2) == 143
         assert steps(tmp_path) == [3, 5]
@@ -246,7 +246,7 @@ def test_how_many_in_a_row_survives_a_stop(tmp_path, monkeypatch):
 
 
 class Stages(nn.Module):
-    """Three layers, of which one may be spoiled."""
+    """Three layers, one of which may be spoiled."""
 
     def __init__(self, **odd):
         super().__init__()
@@ -266,13 +266,13 @@ def test_the_first_nonfinite_layer_is_the_first_layer(name):
     assert where == f"the first layer whose output is not finite is {name} (Linear)"
 
 
-def test_the_first_nonfinite_layer_may_be_what_the_first_layer_is_given():
+def test_the_first_nonfinite_value_may_be_the_input():
     network = Stages()
     where = first_nonfinite_layer(network, lambda: network(torch.full((1, 2), math.nan)).sum())
     assert where.endswith("is first (Linear), from an input that is not finite")
 
 
-def test_the_first_nonfinite_layer_may_be_the_loss_or_a_gradient():
+def test_the_first_nonfinite_value_may_be_the_loss_or_a_gradient():
     network = Stages()
     assert "the loss is not" in first_nonfinite_layer(
         network, lambda: network(torch.ones(1, 2)).sum() / torch.zeros(())
@@ -281,11 +281,11 @@ def test_the_first_nonfinite_layer_may_be_the_loss_or_a_gradient():
     assert where.startswith("outputs and loss are finite, the gradient of ")
 
 
-# --- a loss of power --------------------------------------------------------------------------------------------------
+# --- loss of power ----------------------------------------------------------------------------------------------------
 
 
 class Disk:
-    """What a loss of power would leave: sizes of files and names in folders, as of their last fsync."""
+    """The state that a loss of power would leave: sizes of files and names in folders, as of their last fsync."""
 
     def __init__(self, monkeypatch):
         self.sizes, self.names, self.sync = {}, {}, os.fsync
@@ -302,7 +302,7 @@ class Disk:
             self.sizes[status.st_ino] = status.st_size
 
     def has(self, path, root):
-        """Whether a file, and each name on the way to it from the folder ``root``, is there as it is now."""
+        """Whether a file, and each name on the path to it from ``root``, is on disk in its present state."""
         status, names = path.stat(), []
         while path != root:
             names.append(self.names.get(path.parent.stat().st_ino, {}).get(path.name) == path.stat().st_ino)
@@ -310,8 +310,8 @@ class Disk:
         return all(names) and self.sizes.get(status.st_ino) == status.st_size
 
 
-def test_what_a_checkpoint_depends_on_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    """And the checkpoint itself before an older one is deleted."""
+def test_everything_a_checkpoint_depends_on_is_on_disk_before_its_rename(tmp_path, monkeypatch):
+    """The checkpoint itself is on disk before an older one is deleted."""
     disk, workdir, renamed, forgot = Disk(monkeypatch), tmp_path / "new" / "run", checkpoint.rename, checkpoint.forget
     named = []
 
@@ -348,8 +348,8 @@ READING = ["--mode=sample", "--steps=1", "--num_samples=2"]
 @pytest.mark.parametrize(
     ("loss", "words"), [("empty", READING), ("zeros", ["--mode=train", "--config=points"]), ("missing", READING)]
 )
-def test_a_config_that_was_lost_is_restored_from_the_newest_whole_checkpoint(loss, words, straight, tmp_path, capsys):
-    """Also for the modes that only read, and for a training that has to agree with it."""
+def test_a_lost_config_is_restored_from_the_newest_intact_checkpoint(loss, words, straight, tmp_path, capsys):
+    """Also in modes that only read, and in a training that has to agree with the config."""
     shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "config.json"
     whole = path.read_bytes()
@@ -364,14 +364,14 @@ def test_a_config_that_was_lost_is_restored_from_the_newest_whole_checkpoint(los
     assert "optim.learning_rate" in capsys.readouterr().err
 
 
-def test_a_config_that_holds_anything_is_not_replaced(straight, tmp_path):
+def test_a_config_with_any_content_is_not_replaced(straight, tmp_path):
     shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_text("{")
     assert command_line.main(["run.py", f"--workdir={tmp_path}", "--mode=sample"]) == 3
     assert (tmp_path / "config.json").read_text() == "{"
 
 
-def test_lines_of_metrics_that_are_lost_are_told_once(straight, tmp_path, capsys):
+def test_lost_lines_of_metrics_are_reported_once(straight, tmp_path, capsys):
     shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
@@ -386,7 +386,7 @@ def test_lines_of_metrics_that_are_lost_are_told_once(straight, tmp_path, capsys
     "odd",
     ["[]", '{"step": "three"}', '{"step": null}', '{"loss": 1}', "7", "\0" * 40, "[" * 100_000, "a note", "\udcff"],
 )
-def test_odd_lines_of_metrics_are_told_and_kept_aside(odd, straight, tmp_path, capsys):
+def test_damaged_lines_of_metrics_are_reported_and_set_aside(odd, straight, tmp_path, capsys):
     shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "metrics.jsonl"
     first, *others = path.read_bytes().splitlines(keepends=True)
@@ -411,7 +411,7 @@ def test_a_second_command_is_refused_while_the_first_one_trains(tmp_path, capsys
     assert train(tmp_path, 2, "points") == 0
 
 
-def test_the_lock_of_an_owner_that_was_killed_is_free(tmp_path):
+def test_the_lock_of_a_killed_owner_is_free(tmp_path):
     program = f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
     program += "from score_sde.engine.lock import only_writer\n"
     program += "with only_writer(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
@@ -423,8 +423,8 @@ def test_the_lock_of_an_owner_that_was_killed_is_free(tmp_path):
     assert train(tmp_path, 2, "points") == 0
 
 
-def test_a_folder_that_is_moved_while_it_trains_is_left(straight, tmp_path, monkeypatch, capsys):
-    """Another command may train under the old name by now; the moved run goes on to the same end."""
+def test_a_run_stops_when_its_folder_is_moved(straight, tmp_path, monkeypatch, capsys):
+    """Another command may train under the old name by then; the moved run resumes to the same end."""
     workdir, moved = tmp_path / "run", tmp_path / "moved"
 
     def move(trainer):
@@ -440,8 +440,8 @@ def test_a_folder_that_is_moved_while_it_trains_is_left(straight, tmp_path, monk
     assert_same_run(moved, straight, 8)
 
 
-def test_a_lock_whose_file_was_deleted_before_it_was_taken_guards_nothing(tmp_path, monkeypatch):
-    """The cleanup of another command comes between the opening of its lock file and the lock."""
+def test_a_lock_on_a_deleted_file_is_taken_again(tmp_path, monkeypatch):
+    """Another command's cleanup comes between the opening of the lock file and the lock."""
     taken = lock.lock_descriptor
 
     def late(descriptor, blocking):
@@ -454,12 +454,12 @@ def test_a_lock_whose_file_was_deleted_before_it_was_taken_guards_nothing(tmp_pa
         lock.acquired(tmp_path)
 
 
-def test_nothing_is_left_of_a_run_that_could_not_begin(tmp_path):
+def test_a_run_that_could_not_start_leaves_nothing(tmp_path):
     assert train(tmp_path / "run", 2, "points", optim__name="nothing") == 2
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch, capsys):
+def test_a_run_does_not_resume_with_other_data(tmp_path, monkeypatch, capsys):
     path = tmp_path / "data.npy"
     for seed in (0, 1):
         np.save(path, np.random.default_rng(seed).integers(256, size=(40, 8, 8, 1)).astype(np.uint8))
@@ -471,11 +471,11 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch, capsys):
     assert steps(tmp_path / "run") == [3, 4]
 
 
-# --- a batch in parts -------------------------------------------------------------------------------------------------
+# --- microbatches -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 8])
-def test_gradients_of_parts_add_up_to_that_of_the_batch(size, tmp_path):
+def test_gradients_of_microbatches_add_up_to_the_batch_gradient(size, tmp_path):
     losses, weights = [], []
     for microbatch in (0, size):
         changes = {"train__batch_size": 8, "train__microbatch": microbatch, "network__dropout": 0.0}
@@ -487,7 +487,7 @@ def test_gradients_of_parts_add_up_to_that_of_the_batch(size, tmp_path):
 
 
 def curve(workdir, processes, **changes):
-    """The losses of eight steps of a command of so many processes, and what it wrote on standard error."""
+    """Losses of eight steps of a command in ``processes`` processes, and its output on standard error."""
     keys = POINTS | {"network.dropout": 0.0, "train.log_every": 1, "train.batch_size": 4, "train.total_images": 32}
     keys |= {key.replace("__", "."): value for key, value in changes.items()}
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
@@ -499,8 +499,8 @@ def curve(workdir, processes, **changes):
     return done.returncode, found, done.stderr
 
 
-def test_two_processes_train_as_one_does(tmp_path):
-    """The same losses to rounding, one set of files, and each goes on where the other number of processes stopped."""
+def test_two_processes_train_like_one(tmp_path):
+    """The same losses to rounding and one set of files; each continues a run of the other number of processes."""
     one, two = (curve(tmp_path / str(n), n, train__microbatch=n % 2)[:2] for n in (1, 2))
     assert one[0] == two[0] == 0
     assert len(one[1]) == 8
@@ -523,8 +523,8 @@ def test_a_batch_that_does_not_divide_over_processes_is_refused(tmp_path):
 # --- work of several processes ----------------------------------------------------------------------------------------
 
 
-def test_two_processes_draw_and_evaluate_as_one_does(digits, tmp_path, capfd):
-    """Five batches over two processes, the last one short. One start of torchrun does both."""
+def test_two_processes_sample_and_evaluate_like_one(digits, tmp_path, capfd):
+    """Five batches over two processes, the last one short; one start of torchrun does both."""
     tiny = ["--steps=2", "--num_samples=18", "--config.sample.batch_size=4", "--config.evaluate.batch_size=4"]
     tiny += [
         f"--config.evaluate.{word}" for word in ("features=identity", "subset_size=9", "subsets=2", "num_examples=9")
@@ -552,7 +552,7 @@ def test_two_processes_draw_and_evaluate_as_one_does(digits, tmp_path, capfd):
     assert found[0] == found[1]
 
 
-def test_work_that_is_not_shared_is_done_once(tmp_path):
+def test_modes_without_parallel_work_run_in_one_process(tmp_path):
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "run.py")]
     words = ["--mode=data", "--config=vpsde", f"--workdir={tmp_path}"]
     done = subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Examples made anew: by noise and back, and by the flows of two runs."""
+"""Image-to-image: SDEdit, and translation between the flows of two runs."""
 
 import json
 
@@ -25,7 +25,7 @@ WORDS = (f"--config.edit.num_examples={NUM}", "--config.sample.rtol=1e-3", "--co
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """A run of the same data on another process, with labels."""
+    """A run on the same data with another process and class labels."""
     folder = tmp_path_factory.mktemp("other")
     keys = {"network.channels": 8, "network.num_classes": 10, "optim.warmup_images": 0, "optim.learning_rate": 1e-2}
     keys |= {"train.total_images": 320, "train.batch_size": 16, "train.sample_every": 0}
@@ -37,7 +37,7 @@ def other(tmp_path_factory):
 
 @pytest.fixture
 def made():
-    """Make examples anew: (samples, manifest)."""
+    """Runs a task on examples: (samples, manifest)."""
 
     def run(workdir, task, *words):
         line = ["run.py", "--mode=edit", f"--task={task}", f"--workdir={workdir}", *WORDS, *map(str, words)]
@@ -51,7 +51,7 @@ def made():
 
 
 def refused(capsys, workdir, status, message, *words):
-    """A command that fails with this message, in one line, and writes nothing."""
+    """Asserts that a command fails with this message, in one line, and writes nothing."""
     before = sorted(workdir.rglob("*"))
     assert command_line.main(["run.py", "--mode=edit", f"--workdir={workdir}", *WORDS, *map(str, words)]) == status
     (said,) = capsys.readouterr().err.splitlines()
@@ -70,22 +70,22 @@ def apart(first, second):
     return (first.double() - second.double()).square().mean().sqrt().item()
 
 
-# --- noise and back ---------------------------------------------------------------------------------------------------
+# --- SDEdit -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", ["adams", "ancestral", "pc", "ode", "adaptive_sde"])
-def test_little_noise_gives_the_input_back_and_more_noise_less_of_it(sampler, digits, made):
+def test_little_noise_recovers_the_input_and_more_noise_less_of_it(sampler, digits, made):
     steps = 1 if sampler in ("ode", "adaptive_sde") else 5
     words = (f"--sampler={sampler}", f"--steps={steps}", "--config.sample.control_rtol=0.5")
     words += ("--config.sample.control_atol=0.1",)
     found = [made(digits, "sdedit", *words, f"--config.edit.strength={s}")[0] for s in (1e-3, 0.3, 0.95)]
     off = [apart(x, given(digits)) for x in found]
-    assert off[0] < 0.25  # levels, of which its noise has a deviation of 0.2
+    assert off[0] < 0.25  # levels; its noise has a standard deviation of 0.2
     assert 0.4 < off[1] < off[2] - 0.5
 
 
-def test_what_is_made_is_the_library_s(digits, made):
-    """Grid, noise and move by hand."""
+def test_the_command_equals_the_library_call(digits, made):
+    """With grid, noise and steps computed by hand."""
     words = ("--sampler=ancestral", "--steps=5", "--seed=7", "--config.edit.strength=0.6")
     found, manifest = made(digits, "sdedit", *words)
     config = stored(digits)
@@ -115,8 +115,8 @@ def test_with_a_mask_the_known_part_stays(sampler, digits, made):
     assert not torch.equal(made(digits, "sdedit", *words)[0][..., 4:], x[..., 4:])
 
 
-def test_the_corrector_of_pc_keeps_what_is_known(digits, made, monkeypatch):
-    """Its states are constrained, too: twice a step, and at the end."""
+def test_the_corrector_of_pc_keeps_the_known_part(digits, made, monkeypatch):
+    """The constraint applies to its states, too: twice a step, and at the end."""
     calls, original = [], remake.replacement
 
     def listen(*args):
@@ -129,7 +129,7 @@ def test_the_corrector_of_pc_keeps_what_is_known(digits, made, monkeypatch):
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "pc", "ode"])
-def test_what_is_made_does_not_depend_on_the_batch_size(sampler, digits, made):
+def test_sdedit_does_not_depend_on_the_batch_size(sampler, digits, made):
     words = (f"--sampler={sampler}", f"--steps={1 if sampler == 'ode' else 3}", "--config.edit.strength=0.8")
     whole, some = (made(digits, "sdedit", *words, f"--batch_size={size}")[0] for size in (64, 3))
     assert torch.equal(whole, some)
@@ -137,7 +137,7 @@ def test_what_is_made_does_not_depend_on_the_batch_size(sampler, digits, made):
 
 
 @pytest.mark.parametrize("task", ["sdedit", "translate"])
-def test_points_are_made_anew(task, points, made):
+def test_points_can_be_edited(task, points, made):
     x = given(points)
     found, _ = made(points, task, f"--config.edit.other={points}", "--config.edit.strength=0.5", "--steps=4")
     assert found.shape == (NUM, 2)
@@ -146,7 +146,7 @@ def test_points_are_made_anew(task, points, made):
     assert {"samples.npz", "manifest.json"} <= files
 
 
-def test_labels_lean_what_is_made(other, made):
+def test_labels_guide_sdedit(other, made):
     words = ("--steps=4", "--config.edit.strength=0.9")
     plain, _ = made(other, "sdedit", *words)
     labelled, manifest = made(other, "sdedit", *words, "--label=all", "--config.guidance.scale=3")
@@ -168,13 +168,13 @@ def test_invalid_settings_are_refused(words, status, message, digits, capsys):
     refused(capsys, digits, status, message, "--task=sdedit", *words)
 
 
-def test_a_grid_from_a_file_does_not_begin_at_the_strength(digits, tmp_path, capsys):
+def test_a_grid_from_a_file_that_does_not_start_at_the_strength_is_refused(digits, tmp_path, capsys):
     (tmp_path / "levels.txt").write_text("100\n1\n0.1\n")
     words = ("--task=sdedit", f"--config.sample.grid={tmp_path / 'levels.txt'}")
     refused(capsys, digits, 2, "error: --task sdedit begins at edit.strength, and", *words)
 
 
-def test_what_is_not_finite_is_told_by_its_number(digits, monkeypatch, capsys):
+def test_a_non_finite_example_is_named_by_its_number(digits, monkeypatch, capsys):
     original = sde_lib.Denoiser.forward
 
     def broken(self, x, t, **cond):
@@ -185,18 +185,18 @@ def test_what_is_not_finite_is_told_by_its_number(digits, monkeypatch, capsys):
     refused(capsys, digits, 4, "error: example 3: what was made is not finite", *words)
 
 
-# --- from run to run --------------------------------------------------------------------------------------------------
+# --- translation between runs -----------------------------------------------------------------------------------------
 
 
-def test_to_itself_it_is_the_identity(digits, made):
+def test_translation_to_the_same_run_is_the_identity(digits, made):
     """To the tolerance of the solver, and so is the way back."""
     found, manifest = made(digits, "translate", f"--config.edit.other={digits}")
     assert torch.equal(found, given(digits))
     assert manifest["back_rms"] < 0.05
 
 
-def test_to_another_run_and_back(digits, other, made):
-    """By hand: encoded by one flow, decoded by the other; what comes back is the input."""
+def test_translation_to_another_run_and_back(digits, other, made):
+    """By hand: encoded by one flow and decoded by the other; the way back recovers the input."""
     found, manifest = made(digits, "translate", f"--config.edit.other={other}")
     config = stored(digits)
     config.sample.rtol = config.sample.atol = 1e-4
@@ -224,7 +224,7 @@ def test_translation_does_not_depend_on_the_batch_size(digits, other, made):
         ("tmp_path", 3, "config.json is missing; train one"),
     ],
 )
-def test_runs_that_there_is_no_way_to(to, status, message, digits, request, capsys):
+def test_unsuitable_target_runs_are_refused(to, status, message, digits, request, capsys):
     folder = request.getfixturevalue(to) if to else ""
     refused(capsys, digits, status, message, "--task=translate", f"--config.edit.other={folder}")
 

@@ -1,4 +1,4 @@
-"""Restoring from the command line: what is known stays, what is asked for is measured, every method with samplers."""
+"""Inverse problems from the command line: known parts, measurements, every method with several samplers."""
 
 import json
 
@@ -24,7 +24,7 @@ WORDS += ("--config.sample.rtol=3e-2", "--config.sample.atol=3e-2")
 
 
 def inside():
-    """Where the box is, bool (8, 8)."""
+    """Mask of the box, bool (8, 8)."""
     unknown = torch.zeros(8, 8, dtype=torch.bool)
     unknown[2:6, 3:5] = True
     return unknown
@@ -32,7 +32,7 @@ def inside():
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
-    """A run on pictures with colours, made of a few waves."""
+    """A run on colour pictures made of a few waves."""
     folder = tmp_path_factory.mktemp("colours")
     generator = np.random.default_rng(0)
     phases, grid = generator.uniform(0, 6, (60, 1, 1, 3)), np.arange(8.0)
@@ -48,7 +48,7 @@ def colours(tmp_path_factory):
 
 @pytest.fixture
 def restored():
-    """Restore examples of a run: (pictures (N, C, H, W), manifest)."""
+    """Restores examples of a run: (pictures (N, C, H, W), manifest)."""
 
     def run(workdir, task, *words):
         line = ["run.py", "--mode=edit", f"--task={task}", f"--workdir={workdir}", *WORDS, *map(str, words)]
@@ -61,7 +61,7 @@ def restored():
 
 
 def refused(capsys, workdir, status, message, *words):
-    """A command that fails with this message, in one line, and writes nothing."""
+    """Asserts that a command fails with this message, in one line, and writes nothing."""
     before = sorted(workdir.rglob("*"))
     line = ["run.py", "--mode=edit", f"--workdir={workdir}", *WORDS, *map(str, words)]
     assert command_line.main(line) == status
@@ -76,12 +76,12 @@ def given(workdir, num=NUM, split="test"):
     return dataset.batch(np.linspace(0, len(dataset) - 1, num).astype(int))["x"]
 
 
-# --- what is known stays ----------------------------------------------------------------------------------------------
+# --- known parts ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sampler", ["adams", "pc", "ancestral", "ode"])
-def test_known_pixels_are_those_of_the_input(method, sampler, digits, restored):
+def test_known_pixels_equal_the_input(method, sampler, digits, restored):
     """And the others are not, for every method with several samplers."""
     steps = ("--steps=1",) if sampler == "ode" else ()
     found, manifest = restored(digits, "inpaint", f"--config.edit.method={method}", f"--sampler={sampler}", *steps)
@@ -94,7 +94,7 @@ def test_known_pixels_are_those_of_the_input(method, sampler, digits, restored):
     assert manifest["rms_from_input"] > 0
 
 
-def test_the_unknown_part_of_the_input_does_not_count(digits, restored, tmp_path):
+def test_the_unknown_part_of_the_input_has_no_effect(digits, restored, tmp_path):
     x, unknown = given(digits), inside()
     x[..., unknown] = 16 - x[..., unknown]
     np.save(tmp_path / "other.npy", x.movedim(1, -1).numpy())
@@ -107,8 +107,8 @@ def test_the_unknown_part_of_the_input_does_not_count(digits, restored, tmp_path
 
 @pytest.mark.parametrize("factor", [2, 4])
 @pytest.mark.parametrize("method", METHODS)
-def test_block_means_are_those_of_the_input(factor, method, digits, restored):
-    """To half a level for the mean of pixels that are rounded, where none is cut."""
+def test_block_means_equal_the_inputs(factor, method, digits, restored):
+    """To half a level for the mean of rounded pixels, where none is clipped."""
     words = (f"--config.edit.factor={factor}", f"--config.edit.method={method}", "--sampler=ancestral")
     found, manifest = restored(digits, "superres", *words)
     assert manifest["misfit"] < 1e-6
@@ -132,19 +132,19 @@ def test_colours_are_found_for_a_grey_picture(method, colours, restored):
         assert picture.mode == "RGB"
 
 
-def test_noise_in_what_is_known_leaves_it_free(digits, restored):
-    """The input is not put back, for nobody knows it; and what was measured is off by as much."""
+def test_known_pixels_with_noise_are_not_fixed(digits, restored):
+    """The input is not restored exactly, because it is unknown; the measurement deviates by the noise."""
     words = ("--config.edit.noise=0.3", "--sampler=ancestral")
     found, manifest = restored(digits, "inpaint", *words, "--config.edit.method=pigdm")
     assert not torch.equal(found[..., ~inside()], given(digits)[..., ~inside()])
     assert 0.05 < manifest["misfit"] < 0.6
 
 
-# --- what is measured -------------------------------------------------------------------------------------------------
+# --- measurements -----------------------------------------------------------------------------------------------------
 
 
 def known(task, shape=(1, 8, 8), **settings):
-    """A task on examples of a shape."""
+    """The measurement of a task on examples of this shape."""
     config = load_config("vpsde")
     config.device = "cpu"
     for key, value in settings.items():
@@ -154,8 +154,8 @@ def known(task, shape=(1, 8, 8), **settings):
     return TASKS[task](config, build(config, facts))
 
 
-def test_a_blur_weighs_neighbours_by_a_gaussian():
-    """One white pixel far from the edges; a constant stays, because edges repeat."""
+def test_a_blur_weights_neighbours_by_a_gaussian():
+    """One white pixel far from the edges; a constant is preserved because edges repeat."""
     found = known("deblur", (1, 16, 16), blur=1.2)
     x = torch.zeros(1, 1, 16, 16)
     x[0, 0, 8, 7] = 1
@@ -168,20 +168,20 @@ def test_a_blur_weighs_neighbours_by_a_gaussian():
 
 
 def test_a_blur_wider_than_the_picture():
-    """It reaches from edge to edge, where all of seven neighbours weigh alike and edges repeat."""
+    """It reaches from edge to edge: all seven neighbours have equal weight, and edges repeat."""
     column = torch.tensor([0.0, 1, 0, 3])
     found = known("deblur", (1, 4, 4), blur=1e4).measure(column[None, None, :, None].expand(1, 1, 4, 4))
     expected = torch.stack([column[torch.arange(k - 3, k + 4).clamp(0, 3)].mean() for k in range(4)])
     torch.testing.assert_close(found[0, 0], expected[:, None].expand(4, 4))
 
 
-def test_the_longer_the_moves_of_dps_the_smaller_the_misfit(digits, restored):
+def test_a_larger_zeta_of_dps_gives_a_smaller_misfit(digits, restored):
     words = ("--config.edit.method=dps", "--config.edit.blur=0.8", "--sampler=ancestral", "--steps=20")
     found = [restored(digits, "deblur", *words, f"--config.edit.zeta={zeta}")[1]["misfit"] for zeta in (0, 0.3, 1)]
     assert found[2] < 0.9 * found[1] < 0.8 * found[0]
 
 
-def test_deblurring_fits_what_was_measured(digits, restored):
+def test_deblurring_fits_the_measurement(digits, restored):
     """Better than pictures of other digits do."""
     found, manifest = restored(digits, "deblur", "--config.edit.blur=0.8", "--sampler=ancestral", "--steps=20")
     blur, codec = known("deblur", blur=0.8).measure, load(stored(digits), digits, Options())[0].codec
@@ -192,7 +192,7 @@ def test_deblurring_fits_what_was_measured(digits, restored):
 
 @pytest.fixture
 def halves(tmp_path):
-    """A file with measurements: of the upper half, of its brightness squared; and what is none."""
+    """A file with measurements: the upper half, its squared brightness, and invalid ones."""
     path = tmp_path / "measurements.py"
     path.write_text(
         "import torch\n"
@@ -233,7 +233,7 @@ def test_a_measurement_from_a_file(method, name, halves, digits, restored):
         ("", "edit.measure '': need FILE.py:FUNCTION, and that file"),
     ],
 )
-def test_measurements_that_are_none(text, message, halves, digits, capsys):
+def test_invalid_measurements_are_refused(text, message, halves, digits, capsys):
     refused(capsys, digits, 2, message, "--task=measured", f"--config.edit.measure={text.format(halves)}")
 
 
@@ -253,13 +253,13 @@ def test_a_mask_is_a_box_or_a_picture_white_where_known(digits, restored, tmp_pa
 
 
 @pytest.mark.parametrize("text", ["7,0,2,2", "0,7,2,2", "0,0,9,1", "0,0,1,9", "2,2,0,3", "1,2,3", "1,2,3,4,5"])
-def test_boxes_that_leave_the_picture(text, digits, capsys):
+def test_boxes_outside_of_the_picture_are_refused(text, digits, capsys):
     message = f"error: edit.mask {text}: need top,left,height,width of a box within 8x8 pixels"
     refused(capsys, digits, 2, message, "--task=inpaint", f"--config.edit.mask={text}")
 
 
 @pytest.mark.parametrize("text", ["-1,0,2,2", "0,0,2.5,2", "mask", "mask.bmp"])
-def test_masks_that_are_neither_box_nor_picture(text, digits, capsys):
+def test_masks_that_are_neither_box_nor_picture_are_refused(text, digits, capsys):
     message = "of a box within 8x8 pixels, or a picture ending in .png or .jpg or .jpeg"
     refused(capsys, digits, 2, message, "--task=inpaint", f"--config.edit.mask={text}")
 
@@ -278,7 +278,7 @@ def test_masks_of_other_sides_or_modes(mode, size, status, message, digits, tmp_
     refused(capsys, digits, status, message, "--task=inpaint", f"--config.edit.mask={tmp_path / 'mask.png'}")
 
 
-def test_a_black_and_white_mask_is_that_of_its_gray_picture(digits, tmp_path):
+def test_a_black_and_white_mask_equals_its_gray_picture(digits, tmp_path):
     picture = Image.new("L", (8, 8))
     picture.paste(255, (2, 3, 6, 7))
     found = []
@@ -292,7 +292,7 @@ def test_a_black_and_white_mask_is_that_of_its_gray_picture(digits, tmp_path):
     assert np.array_equal(*found)
 
 
-# --- what cannot be had -----------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_points_have_no_pixels(task, message, points, capsys):
     refused(capsys, points, 2, message, f"--task={task}")
 
 
-def test_what_is_not_finite_is_told_by_its_number(digits, monkeypatch, capsys):
+def test_a_non_finite_example_is_named_by_its_number(digits, monkeypatch, capsys):
     """In the second batch; nothing is written."""
     original = sde_lib.Denoiser.forward
 
@@ -347,12 +347,12 @@ def test_what_is_not_finite_is_told_by_its_number(digits, monkeypatch, capsys):
     refused(capsys, digits, 4, "error: example 4: what was made is not finite", *words)
 
 
-# --- by hand, and again -----------------------------------------------------------------------------------------------
+# --- repetition -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_replacement_goes_over_its_levels_again(repeats, digits, restored):
-    """By the library's own functions; so many evaluations."""
+def test_replacement_resamples_its_levels(repeats, digits, restored):
+    """By the library's own functions, with the expected number of evaluations."""
     words = ("--config.edit.method=replacement", f"--config.edit.repeats={repeats}", "--config.edit.jump=2")
     found, manifest = restored(digits, "inpaint", *words, "--sampler=ancestral", "--steps=6")
     assert manifest["nfe"] == 6 * repeats + 1
@@ -368,7 +368,7 @@ def test_replacement_goes_over_its_levels_again(repeats, digits, restored):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sampler", ["ancestral", "ode"])
 def test_a_restoration_does_not_depend_on_the_batch_size(method, sampler, digits, restored):
-    """Noise in the measurement included."""
+    """Including the noise in the measurement."""
     words = (f"--config.edit.method={method}", f"--sampler={sampler}", "--config.edit.noise=0.1")
     steps = ("--steps=1",) if sampler == "ode" else ()
     whole, some = (restored(digits, "inpaint", *words, *steps, f"--batch_size={size}")[0] for size in (64, 3))
@@ -377,15 +377,15 @@ def test_a_restoration_does_not_depend_on_the_batch_size(method, sampler, digits
     assert len(whole.unique(dim=0)) == NUM
 
 
-def test_the_seed_matters_and_nothing_else(digits, restored):
+def test_restorations_depend_on_the_seed_alone(digits, restored):
     words = ("--config.edit.noise=0.1", "--sampler=ancestral")
     first, again, other = (restored(digits, "inpaint", *words, f"--seed={seed}")[0] for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_files_and_what_is_told(digits, restored, capsys):
-    """The picture has a row of what was known, of what was made and of the input; an image 64 pixels wide, 6 apart."""
+def test_files_and_output_of_restorations(digits, restored, capsys):
+    """The picture has rows of known parts, restorations and inputs; an image is 64 pixels wide, 6 apart."""
     found, manifest = restored(digits, "superres", "--split=train", "--seed=3", "--config.edit.num_examples=20")
     folder, x = digits / "edit" / "superres", given(digits, 20, "train")
     assert {path.name for path in folder.iterdir()} == {"samples.npz", "grid.png", "manifest.json"}
@@ -407,7 +407,7 @@ def test_files_and_what_is_told(digits, restored, capsys):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_restorations_take_guidance(method, digits, restored):
-    """Away from another checkpoint of the run; at scale 1 it is the run alone."""
+    """Away from another checkpoint of the run; at scale 1 it equals the run alone."""
     words = (f"--config.edit.method={method}", "--sampler=ancestral", "--checkpoint=4")
     weaker = (*words, f"--config.guidance.autoguidance={digits}")
     plain, _ = restored(digits, "inpaint", *words)
@@ -418,7 +418,7 @@ def test_restorations_take_guidance(method, digits, restored):
     assert manifest["guidance"].items() >= {"autoguidance": str(digits), "autoguidance_scale": 3.0}.items()
 
 
-# --- the end of score_sde ---------------------------------------------------------------------------------------------
+# --- the noisy mean of score_sde --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", ["inpaint", "superres"])
@@ -454,7 +454,7 @@ def test_the_noisy_mean_of_the_reference(task, digits):
     assert rest.abs().max() > 0.05 * end.sigma
 
 
-def test_known_pixels_are_those_of_the_input_with_a_noisy_mean(digits, restored):
+def test_known_pixels_equal_the_input_with_a_noisy_mean(digits, restored):
     words = ("--config.edit.method=replacement", "--sampler=ancestral")
     noisy, manifest = restored(digits, "inpaint", *words, "--config.edit.noisy_mean=true", "--steps=12")
     assert torch.equal(noisy[..., ~inside()], given(digits)[..., ~inside()])
@@ -465,7 +465,7 @@ def test_known_pixels_are_those_of_the_input_with_a_noisy_mean(digits, restored)
 
 
 def test_a_noisy_mean_of_a_grid_that_ends_at_the_data(digits, restored):
-    """Its last move is the denoising, which is left out; with no other move the start comes back."""
+    """Its last step, the denoising, is left out; without other steps the start is returned."""
     words = ("--config.edit.method=replacement", "--sampler=ddim", "--config.edit.noisy_mean=true")
     for steps in (1, 3):
         found, manifest = restored(digits, "inpaint", *words, "--config.sample.grid=edm", f"--steps={steps}")

@@ -1,4 +1,4 @@
-"""Places of results: a plain name for the newest, others for earlier ones, and no mixture of two commands."""
+"""Folders of results: a plain name for the newest, other names for earlier ones, and no mixture of two commands."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from score_sde.engine.results import result_files, result_folder
 
 @pytest.fixture
 def workdir(digits, tmp_path, monkeypatch):
-    """A copy of a run, which draws small pictures."""
+    """A copy of a run that draws small pictures."""
     monkeypatch.setattr(pictures, "IN_GRID", 4)
     return shutil.copytree(digits, tmp_path / "run", ignore=shutil.ignore_patterns("samples", "likelihood", "bound"))
 
@@ -40,7 +40,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kept", OTHERS)
-def test_samples_of_another_question_are_kept_under_a_name_that_tells_them_apart(kept, workdir, capsys):
+def test_samples_of_other_settings_are_kept_under_a_distinct_name(kept, workdir, capsys):
     folder = workdir / "samples"
     call(workdir, "sample", *DRAW)
     before = (folder / "ddim-2" / "samples.npz").read_bytes()
@@ -52,8 +52,8 @@ def test_samples_of_another_question_are_kept_under_a_name_that_tells_them_apart
     assert f"kept the earlier ddim-2, of another question, as ddim-2-{kept}\n" in told
 
 
-def test_the_same_question_replaces_its_result_and_leaves_other_files(workdir, capsys):
-    """In batches of another size, too; and what was set aside for a question is replaced by the same."""
+def test_equal_settings_replace_their_result_and_leave_other_files(workdir, capsys):
+    """With another batch size, too; a result set aside for equal settings is replaced as well."""
     folder = workdir / "samples"
     call(workdir, "sample", *DRAW)
     (folder / "ddim-2" / "notes.txt").write_text("mine")
@@ -66,7 +66,7 @@ def test_the_same_question_replaces_its_result_and_leaves_other_files(workdir, c
     assert names(folder) == ["ddim-2", "ddim-2-seed-0", "ddim-2-seed-4"]
 
 
-def test_a_likelihood_of_few_examples_keeps_that_of_more(workdir):
+def test_a_likelihood_of_few_examples_keeps_the_one_of_more(workdir):
     words = ("--config.likelihood.evaluations=4", "--config.likelihood.check_examples=0")
     for num in (3, 1):
         call(workdir, "likelihood", *words, f"--config.likelihood.num_examples={num}")
@@ -78,7 +78,7 @@ def test_a_likelihood_of_few_examples_keeps_that_of_more(workdir):
         assert len(np.load(folder / f"{name}.npz")["nats"]) == num
 
 
-def test_bounds_of_two_splits_have_pictures_of_their_own(workdir):
+def test_bounds_of_two_splits_have_separate_pictures(workdir):
     for split in ("test", "train"):
         call(workdir, "bound", f"--split={split}", "--config.bound.num_examples=2")
     pictures = {"rate_distortion.png", "rate_distortion-train.png"}
@@ -98,8 +98,8 @@ def test_a_result_of_an_earlier_version_is_kept(record, tmp_path, capsys):
     assert "kept the earlier adams-14, of another question, as adams-14-earlier" in capsys.readouterr().out
 
 
-def test_results_that_differ_beyond_their_name_have_numbers(tmp_path):
-    """Each in its turn is replaced by a question with another value of the one key that is named."""
+def test_results_with_equal_names_are_numbered(tmp_path):
+    """Each result replaces one with another seed, which is in the name; the hidden value is not."""
     for first, hidden in ((0, 1), (1, 1), (0, 2), (1, 2), (0, 3)):
         asked = {"seed": first, "sha256": hidden}
         with result_files(tmp_path, ["a.json"], asked) as partial:
@@ -115,7 +115,7 @@ def test_names_of_values_stay_in_the_folder(tmp_path):
     assert names(tmp_path) == ["a-label-.._.._x_.json", "a-label-none.json", f"a-label-{'y' * 42}.json", "a.json"]
 
 
-def test_a_command_that_fails_leaves_what_was_there(tmp_path):
+def test_a_failing_command_leaves_earlier_results(tmp_path):
     target = tmp_path / "samples" / "adams-14"
     for fails in (True, False, True):
         before = [(path, path.read_bytes()) for path in sorted(tmp_path.rglob("*")) if path.is_file()]
@@ -130,7 +130,7 @@ def test_a_command_that_fails_leaves_what_was_there(tmp_path):
 
 
 def test_commands_at_the_same_time_never_mix_their_files(tmp_path):
-    """Four commands with four questions, each twenty times: all files of a result are of one of them."""
+    """Four commands with different settings, twenty times each: all files of a result are from one of them."""
     begin = threading.Barrier(4)
 
     def command(seed):
@@ -153,7 +153,7 @@ def test_commands_at_the_same_time_never_mix_their_files(tmp_path):
         assert (read_npz(path.with_suffix(".npz"), "x")["x"] == seed).all()
 
 
-def test_what_decides_no_result_is_no_part_of_the_question(workdir):
+def test_settings_without_effect_on_the_result_are_ignored(workdir):
     config = command_line.resolve(None, str(workdir), [("sample.batch_size", "3"), ("device", "cpu")], "sample")[0]
     other = command_line.resolve(None, str(workdir), [], "sample")[0]
     options = command_line.Options()

@@ -1,4 +1,4 @@
-"""Rows of an interrupted measurement: all of them back, bit for bit, each once, and shared out in whole batches."""
+"""Rows of an interrupted measurement: recovered bit for bit, each once, and shared out in whole batches."""
 
 import json
 import math
@@ -14,13 +14,13 @@ ASKED = {"settings": {"probes": 1, "rtol": 1e-5}, "sizes": (1, 2), "seed": 0, "s
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    """No process waits for another, for there is but this one."""
+    """Barriers return at once, as this is the only process."""
     monkeypatch.setattr(ranks, "wait_for_all", lambda: None)
 
 
 @pytest.fixture
 def rows(tmp_path, monkeypatch):
-    """The rows of this question as a process finds them: (name, asked, number and count of processes)."""
+    """Finds the rows of these settings as a process does: (name, settings, rank and number of processes)."""
 
     def find(name="test", asked=ASKED, rank=0, size=1):
         monkeypatch.setenv("RANK", str(rank))
@@ -31,13 +31,13 @@ def rows(tmp_path, monkeypatch):
 
 
 def columns(examples):
-    """Numbers that need all their bits, some of which are none."""
+    """Numbers that need all their bits, including non-finite ones."""
     rng = np.random.default_rng(np.asarray(examples).sum())
     odd = np.array([math.nan, math.inf, -math.inf, -0.0, 5e-324, 1 / 3])
     return {"nats": rng.standard_normal(len(examples)) * 1e-300, "odd": odd[np.arange(len(examples)) % 6]}
 
 
-def test_what_is_kept_is_found_bit_for_bit_and_in_the_order_of_the_examples(rows):
+def test_stored_rows_are_recovered_bit_for_bit_in_the_order_of_the_examples(rows):
     first, second = [7, 2, 5], [0, 1, 3, 4, 6]
     kept = rows()
     for examples in (first, second):
@@ -66,8 +66,8 @@ def test_nothing_is_written_before_the_first_batch(rows, tmp_path):
     assert path.name.endswith("-0.jsonl")
 
 
-def test_a_line_that_was_cut_off_anywhere_is_none(rows):
-    """The batch before it stays whole, its own is missing as a whole, and the next line is not glued to it."""
+def test_a_truncated_line_is_ignored(rows):
+    """The previous batch stays whole, its own batch is dropped as a whole, and the next line starts on a new line."""
     whole = rows()
     for examples in ([0, 1], [2, 3]):
         whole.append(examples, columns(examples))
@@ -89,7 +89,7 @@ ODD += [b"\0\0\0\0", b"\xff\xfe{", b'{"example": [2', b"{}", b"\n\n"]
 
 
 @pytest.mark.parametrize("garbage", ODD)
-def test_what_a_crash_leaves_at_the_end_is_passed_over(garbage, rows):
+def test_garbage_at_the_end_is_ignored(garbage, rows):
     kept = rows()
     kept.append([0], columns([0]))
     kept.path.write_bytes(kept.path.read_bytes() + b"\n" + garbage)
@@ -103,7 +103,7 @@ def test_what_a_crash_leaves_at_the_end_is_passed_over(garbage, rows):
     "changed",
     [{"seed": 1}, {"settings": {"probes": 1, "rtol": 1e-6}}, {"sizes": (2, 1)}, {"split": "train"}, {"new": 0}],
 )
-def test_rows_of_another_question_are_left_alone(changed, rows):
+def test_rows_of_other_settings_are_left_alone(changed, rows):
     kept = rows()
     kept.append([0], columns([0]))
     other = rows(asked=ASKED | changed)
@@ -114,7 +114,7 @@ def test_rows_of_another_question_are_left_alone(changed, rows):
     assert other.path != kept.path
 
 
-def test_the_same_question_in_other_words_finds_them(rows):
+def test_equal_settings_in_another_form_find_the_rows(rows):
     rows().append([0], columns([0]))
     same = json.loads(json.dumps(dict(reversed(ASKED.items()))))
     found = rows(asked=same)
@@ -122,8 +122,8 @@ def test_the_same_question_in_other_words_finds_them(rows):
     assert found.others() == []
 
 
-def test_forgetting_leaves_other_names_and_living_commands(rows):
-    """Of the same name all that dead commands have left, of all questions and processes."""
+def test_deletion_leaves_other_names_and_running_commands(rows):
+    """It deletes everything that dead commands left under the same name, for all settings and processes."""
     for asked, rank in ((ASKED, 0), (ASKED, 1), ({}, 0), ({"seed": 5}, 1)):
         rows("test", asked, rank, 2).append([rank], columns([0]))
     living, other = rows("test", {"seed": 7}), rows("train")
@@ -133,8 +133,8 @@ def test_forgetting_leaves_other_names_and_living_commands(rows):
     assert set(living.folder.iterdir()) == {living.path, other.path}
 
 
-def test_two_commands_with_one_question_lose_nothing_to_each_other(rows):
-    """The first one to end deletes what it has read, that of the other included."""
+def test_two_commands_with_equal_settings_lose_no_rows(rows):
+    """The first one to end deletes the rows it has read, including the other's."""
     earlier = rows()
     earlier.append([0, 1], columns([0, 1]))
     one, other = rows(), rows()
@@ -150,20 +150,20 @@ def test_two_commands_with_one_question_lose_nothing_to_each_other(rows):
     assert list(one.folder.iterdir()) == []
 
 
-def test_rows_that_are_lost_are_an_error(rows):
+def test_lost_rows_are_an_error(rows):
     kept = rows()
     kept.append([0, 2], columns([0, 2]))
     with pytest.raises(OSError, match=r"2 of 4 rows, the first of example 1, are not in .*likelihood: all processes"):
         kept.collect(4)
 
 
-# --- sharing out ------------------------------------------------------------------------------------------------------
+# --- shared work ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "num", "batch_size"), [(1, 10, 3), (2, 12, 4), (3, 10, 3), (7, 1, 5), (2, 9, 100)])
 @pytest.mark.parametrize("before", [[], [[0, 1, 2]], [[3, 4, 5], [9]]])
-def test_processes_share_what_is_missing_in_whole_batches(size, num, batch_size, before, rows):
-    """Each missing example once, none that is there; the batches are those of one process, in turns."""
+def test_processes_share_the_missing_rows_in_whole_batches(size, num, batch_size, before, rows):
+    """Each missing example once and no stored one; the batches are a single process's, in turns."""
     for examples in before:
         rows().append(examples, columns(examples))
     there = {i for examples in before for i in examples}
@@ -189,6 +189,6 @@ def test_the_rows_of_all_processes_are_collected(rows):
     assert len({kept.path for kept in each}) == 3
 
 
-def test_a_smaller_batch_leaves_out_what_is_there(rows):
+def test_a_smaller_batch_size_skips_stored_rows(rows):
     rows().append([0, 1, 2, 3], columns(range(4)))
     assert rows().missing(9, 3) == [[4, 5], [6, 7, 8]]

@@ -1,4 +1,4 @@
-"""Sampling from the command line: what is written, and that a sample follows from its seed alone."""
+"""Sampling from the command line: the written files, and dependence of a sample on its seed alone."""
 
 import dataclasses
 import inspect
@@ -50,12 +50,12 @@ EVALUATIONS |= {"edm": 9, "dpm_2s": 9, "dpmpp_2s": 9, "dpm_3s": 13, "rk4": 17, "
 """Calls of the denoiser for 4 steps and the last denoising."""
 
 ADAPTIVE = {"ode", "adaptive_sde", "dpm_adaptive"}
-"""Samplers that choose the number for themselves."""
+"""Adaptive samplers, which choose their number of evaluations."""
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Draw from a run, with small pictures: (samples, manifest)."""
+    """Samples from a run, with small pictures: (samples, manifest)."""
     monkeypatch.setattr(plane, "NUM_CELLS", 5)
     monkeypatch.setattr(plane, "NUM_PATHS", 7)
 
@@ -68,12 +68,12 @@ def drawn(monkeypatch):
     return run
 
 
-# --- what is written --------------------------------------------------------------------------------------------------
+# --- written files ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", STEPS)
 def test_each_sampler_draws_and_counts_its_evaluations(sampler, digits, drawn, monkeypatch):
-    """Counted a second time at the denoiser itself, over two batches."""
+    """Counted again at the denoiser itself, over two batches."""
     calls, forward = [], sde_lib.Denoiser.forward
 
     def count(self, x, t, **cond):
@@ -132,7 +132,7 @@ def test_files_of_points(points, drawn):
     assert {path.name for path in pictures} == {"grid.png", "density.png", "trajectories.png"}
     assert samples.shape == (20, 2)
     assert samples.dtype == np.float32
-    assert manifest["nfe"] == 9  # the pictures are not counted
+    assert manifest["nfe"] == 9  # pictures are not counted
     for path in pictures:
         with Image.open(path) as picture:
             assert min(picture.size) > 100
@@ -165,7 +165,7 @@ def test_a_sample_does_not_depend_on_the_batch_size(sampler, size, digits, drawn
 
 @pytest.mark.parametrize("sampler", list(STEPS)[1::2])
 def test_a_state_does_not_depend_on_the_batch_size(sampler, points, drawn, monkeypatch):
-    """To the rounding of float32, which the solver that adapts its steps may enlarge."""
+    """To float32 rounding, which the adaptive solver may amplify."""
     monkeypatch.setattr(plane, "draw", lambda *args: None)
     monkeypatch.setattr(drawing, "picture", lambda *args: None)
     few, whole = (drawn(points, sampler, 2, 5, f"--batch_size={size}")[0] for size in (4, 64))
@@ -174,7 +174,7 @@ def test_a_state_does_not_depend_on_the_batch_size(sampler, points, drawn, monke
 
 
 @pytest.mark.parametrize("sampler", ["pc", "ddim", "ancestral"])
-def test_seeds_count_on_from_the_seed_of_the_command(sampler, digits, drawn):
+def test_seeds_count_up_from_the_seed_of_the_command(sampler, digits, drawn):
     first, _ = drawn(digits, sampler, 3, 8)
     later, _ = drawn(digits, sampler, 3, 2, "--seed=5")
     assert np.array_equal(later, first[5:7])
@@ -186,12 +186,12 @@ def test_samples_of_a_command_repeat(digits, drawn):
     assert np.array_equal(first, drawn(digits, "pc", 3, 4)[0])
 
 
-# --- which weights ----------------------------------------------------------------------------------------------------
+# --- choice of weights ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("step", "weights"), [(4, "ema"), (8, "ema"), (4, "raw"), (8, "raw")])
-def test_the_weights_that_were_asked_for(step, weights, digits, drawn):
-    """The samples of a network that is put together by hand from the file that should have been read."""
+def test_the_requested_weights_are_used(step, weights, digits, drawn):
+    """The samples of a network built by hand from the expected file."""
     samples, manifest = drawn(digits, "heun", 3, 4, f"--weights={weights}", f"--checkpoint={step}")
     assert (manifest["weights"], manifest["checkpoint_step"]) == (weights, step)
     path, config = digits / "checkpoints" / f"step_{step:08d}", stored(digits)
@@ -235,7 +235,7 @@ def test_the_config_alone_finds_its_run(digits, drawn, tmp_path, monkeypatch):
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_takes_its_keys_of_the_config():
+def test_a_step_takes_its_keys_from_the_config():
     config = load("vpsde")
     config.sample.eta, config.sample.v, config.sample.rtol = 0.5, 0.25, 0.125
     experiment = build(config, FACTS)
@@ -269,8 +269,8 @@ def test_the_grid_of_the_config_and_its_end(grid):
         (2e-3, "after the last denoising, at t = 0.001;"),
     ],
 )
-def test_a_sample_that_is_not_finite_is_told_by_seed_and_move(above, where, digits, drawn, monkeypatch, capsys):
-    """Nothing is written then."""
+def test_a_non_finite_sample_is_named_by_seed_and_step(above, where, digits, drawn, monkeypatch, capsys):
+    """Nothing is written in that case."""
     original = sde_lib.Denoiser.forward
 
     def broken(self, x, t, **cond):
@@ -289,7 +289,7 @@ def test_a_sample_that_is_not_finite_is_told_by_seed_and_move(above, where, digi
 
 
 @pytest.mark.parametrize("words", [(), ("--log_prob",)])
-def test_a_flow_that_is_not_finite_is_told_by_its_seed(words, digits, monkeypatch, capsys):
+def test_a_non_finite_flow_is_named_by_its_seed(words, digits, monkeypatch, capsys):
     """In the second batch."""
     original, calls = sde_lib.Denoiser.forward, []
 
@@ -306,15 +306,15 @@ def test_a_flow_that_is_not_finite_is_told_by_its_seed(words, digits, monkeypatc
     assert capsys.readouterr().err.startswith("error: example 44: the network is not finite at t = 1, ")
 
 
-def test_a_solver_that_gives_up_ends_with_its_status(digits, monkeypatch, capsys):
+def test_a_solver_failure_has_its_exit_status(digits, monkeypatch, capsys):
     monkeypatch.setattr(sde_lib.runge_kutta, "_MAX_STEPS", 2)
     assert command("--mode=sample", f"--workdir={digits}", "--sampler=ode", "--steps=1", "--num_samples=1") == 5
     (line,) = capsys.readouterr().err.splitlines()
     assert "raise the tolerances (rtol 0.0001, atol 0.0001)" in line
 
 
-def test_mean_and_scale_of_the_data_save_the_flow_evaluations():
-    """Of round Gaussian data nothing is left to solve; five steps, the fewest with doubling lengths, find that."""
+def test_mean_and_scale_of_the_data_reduce_the_evaluations_of_the_flow():
+    """Nothing is left to solve for isotropic Gaussian data; five steps, the fewest with doubling lengths, detect it."""
     mean, config, found = torch.linspace(-1, 1, 16).double().reshape(FACTS.shape), load("vpsde"), {}
     config.sample.sampler, config.sample.steps, config.sample.rtol, config.sample.atol = "ode", 1, 1e-6, 1e-6
     for gaussian in (Gaussian(mean, 0.25), Gaussian(0 * mean, 1.0)):
@@ -327,8 +327,8 @@ def test_mean_and_scale_of_the_data_save_the_flow_evaluations():
     assert found[0.25] == 31 < found[1.0]
 
 
-def test_directions_of_the_moment_matched_gaussian_are_not_for_solvers_that_adapt():
-    """They get its mean, and its mean variance."""
+def test_adaptive_solvers_ignore_the_directions_of_the_moment_matched_gaussian():
+    """They receive its mean and its average variance."""
     config = load("vpsde")
     directions, variances = torch.eye(16).double()[:, :2], torch.tensor([4.0, 1.0]).double()
     mean = torch.arange(16).double().reshape(FACTS.shape)
@@ -344,13 +344,13 @@ MEAN, STD = 0.2, 0.3
 
 
 def read(workdir):
-    """The arrays of the samples that came with densities."""
+    """The arrays of the samples with densities."""
     return dict(np.load(workdir / "samples" / "ode-1" / "samples.npz"))
 
 
 @pytest.mark.parametrize("run", ["digits", "points"])
-def test_log_densities_are_those_that_a_solve_from_the_data_finds(run, request, drawn, monkeypatch):
-    """From the samples as they are before they are decoded; along the same way, the same probes give the same trace."""
+def test_log_densities_equal_those_of_a_solve_from_the_data(run, request, drawn, monkeypatch):
+    """From the undecoded samples: along the same path, the same probes give the same trace."""
     monkeypatch.setattr(plane, "draw", lambda *args: None)
     workdir, solver = request.getfixturevalue(run), DormandPrince(1e-5, 1e-5)
     options = {"solver": "dopri5", "rtol": 1e-5, "atol": 1e-5, "probes": 2}
@@ -371,7 +371,7 @@ def test_log_densities_are_those_that_a_solve_from_the_data_finds(run, request, 
 @pytest.mark.parametrize("name", ["vpsde", "vesde", "edm", "ddpm"])
 @pytest.mark.parametrize("levels", [0, 17])
 def test_log_densities_of_gaussian_data_are_in_units_of_the_data(name, levels):
-    """log p = log prior(x_T) + D log(s_T / s) + log |d encoded / d data|: the flow scales by deviations s_T / s."""
+    """log p = log prior(x_T) + D log(s_T / s) + log |d encoded / d data|; s and s_T are standard deviations."""
     config = load("vpsde" if levels else "points")
     config.sde, config.likelihood.t_min = load(name).sde, 0.01 if name != "ddpm" else 2.0
     config.likelihood.evaluations = 64
@@ -392,8 +392,8 @@ def test_log_densities_of_gaussian_data_are_in_units_of_the_data(name, levels):
     torch.testing.assert_close(nats, expected, rtol=0, atol=5e-3)
 
 
-def test_densities_are_those_of_their_seeds(digits, drawn):
-    """Their probes, too: whatever the batch and the seed of the command are."""
+def test_densities_depend_on_their_seeds_alone(digits, drawn):
+    """Their probes, too, for any batch size and first seed of the command."""
     words, found = ("--log_prob", "--config.likelihood.evaluations=8", "--config.likelihood.probes=2"), []
     for num, *more in ((9, "--batch_size=4"), (9,), (2, "--seed=5")):
         drawn(digits, "ode", 1, num, *words, *more)
@@ -404,7 +404,7 @@ def test_densities_are_those_of_their_seeds(digits, drawn):
     assert len(np.unique(found[1]["log_prob"].round(1))) > 5
 
 
-def test_what_is_told_of_densities(digits, drawn, capsys):
+def test_output_about_densities(digits, drawn, capsys):
     _, manifest = drawn(digits, "ode", 1, 5, "--log_prob", "--batch_size=3", "--config.likelihood.evaluations=6")
     found, told = read(digits), manifest["log_prob"]
     assert found.keys() == {"samples", "log_prob"}
@@ -425,7 +425,7 @@ def test_what_is_told_of_densities(digits, drawn, capsys):
 
 
 def test_automatic_evaluations_of_samples_are_in_the_manifest(points, drawn):
-    """Fixed by the dimensions, so that a sample depends on its seed alone; the solver's error is of these samples."""
+    """The dimensions fix the number, so a sample depends on its seed alone; the solver error is for these samples."""
     _, manifest = drawn(points, "ode", 1, 4, "--log_prob")
     assert manifest["options"]["evaluations"] == manifest["nfe"] == 128
     told = manifest["log_prob"]
@@ -436,7 +436,7 @@ def test_automatic_evaluations_of_samples_are_in_the_manifest(points, drawn):
     assert off == pytest.approx(told["check"]["mean_error"], abs=2e-4)
 
 
-def test_the_steps_of_the_sampler_do_not_matter_to_a_single_solve(digits, drawn):
+def test_the_number_of_steps_has_no_effect_on_a_single_solve(digits, drawn):
     drawn(digits, "ode", 1, 2, "--log_prob", "--config.likelihood.evaluations=4")
     expected = read(digits)["log_prob"]
     words = ("--mode=sample", f"--workdir={digits}", "--sampler=ode", "--steps=7", "--num_samples=2", "--log_prob")
@@ -459,7 +459,7 @@ def test_the_steps_of_the_sampler_do_not_matter_to_a_single_solve(digits, drawn)
         (("--sampler=ode", "--config.likelihood.t_min=1e-9"), "likelihood at t = 1e-09: the network was trained on"),
     ],
 )
-def test_densities_that_cannot_be_had(words, message, digits, capsys):
+def test_unavailable_densities_are_refused(words, message, digits, capsys):
     before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
     assert command("--mode=sample", f"--workdir={digits}", "--log_prob", "--num_samples=1", *words) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -483,8 +483,8 @@ def test_runs_without_a_density_are_refused(digits, tmp_path, monkeypatch, capsy
     assert "is a classifier, which draws nothing and has no density" in capsys.readouterr().err
 
 
-def test_real_numbers_need_no_dequantization_to_have_a_density(points, drawn, monkeypatch):
-    """Nor the setting that the mode likelihood asks for: nothing is dequantised here."""
+def test_densities_of_real_numbers_need_no_dequantization(points, drawn, monkeypatch):
+    """The setting that the mode likelihood requires is not needed, because nothing is dequantized here."""
     monkeypatch.setattr(plane, "draw", lambda *args: None)
     drawn(points, "ode", 1, 2, "--log_prob", "--config.likelihood.dequantization=uniform")
     assert np.isfinite(read(points)["log_prob"]).all()

@@ -1,4 +1,4 @@
-"""Memory, reading ahead, threads and several processes: what they change is the cost, not the result."""
+"""Memory, prefetching, threads and processes change the cost, not the result."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def dataset(num=10):
-    """Images with labels and noise of their own, of which a split has the odd ones."""
+    """Images with labels and noise; the odd ones form the split."""
     draw = np.random.default_rng(0)
     x = draw.integers(256, size=(2 * num, 3, 4, 4), dtype=np.uint8)
     eps = draw.standard_normal(x.shape, dtype=np.float32)
@@ -46,12 +46,12 @@ def assert_equal(one, other):
         assert torch.equal(value, other[key]), key
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
+# --- prefetching ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_batches_are_the_same_however_they_are_read(mirror):
-    """In order, from the middle, and again; over the borders of epochs and of what is copied at a time."""
+def test_batches_do_not_depend_on_the_way_of_reading(mirror):
+    """In order, from the middle, and again; across the borders of epochs and of prefetched blocks."""
     data = dataset()
     resident = Resident(data, CPU, seed=3, batch_size=4, mirror=mirror)
     resident.positions = 9
@@ -73,8 +73,8 @@ def test_mirrored_examples_are_mirrored_with_their_noise():
     assert torch.equal(seen["label"], plain["label"])
 
 
-def test_reading_runs_ahead_of_the_steps_and_not_for_ever():
-    """While nobody asks for more, two batches are read beyond the first."""
+def test_prefetching_is_bounded():
+    """Without further requests, two batches are read beyond the first."""
     begun, news = [], threading.Semaphore(0)
 
     def read(start):
@@ -91,7 +91,7 @@ def test_reading_runs_ahead_of_the_steps_and_not_for_ever():
 
 
 def test_a_step_waits_for_its_batch_alone():
-    """Not for the next one, which is read in the meantime."""
+    """Not for the next one, which is read at the same time."""
     reading_next, may_end = threading.Event(), threading.Event()
 
     def read(start):
@@ -137,7 +137,7 @@ def test_no_thread_is_left_when_steps_end():
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU with so many bytes free, which a dataset can be said to lie on."""
+    """A GPU with this many bytes free; datasets can be placed on it."""
 
     def have(free):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
@@ -156,8 +156,8 @@ def test_data_lie_on_the_device_where_they_fit(gpu):
     assert isinstance(reader(data, CUDA, **keys), Prefetched)
 
 
-def test_on_a_cpu_only_what_lies_on_a_disk_is_read_ahead(tmp_path):
-    """And a run on files is the run on the same images in memory, bit for bit, with no thread left."""
+def test_on_a_cpu_only_files_are_prefetched(tmp_path):
+    """A run on files equals the run on the same images in memory bit for bit, and leaves no thread."""
     pixels = np.random.default_rng(0).integers(256, size=(30, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "memory.npz", images=pixels)
     (tmp_path / "files").mkdir()
@@ -191,12 +191,12 @@ def test_processes_share_out_the_cores_of_their_machine(cores, local, expected, 
     assert batches_ahead(CPU) == 2
 
 
-# --- blocks that are computed twice -----------------------------------------------------------------------------------
+# --- activation checkpointing -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_has_the_same_gradients_where_blocks_are_computed_twice(name):
-    """Dropout included."""
+def test_every_network_has_the_same_gradients_with_checkpointed_blocks(name):
+    """Including dropout."""
     options = default.choose("network", name).to_dict()
     options |= {key: least for key, least in LEAST.items() if key in options}
     kind, shape = NETWORKS[options.pop("name")], (3,) if name == "mlp" else (3, 8, 8)
@@ -225,7 +225,7 @@ CLASSIFYING = ("classifier", "adm_classifier", "captioned")
 
 
 @pytest.mark.parametrize("loss", ["denoising", "consistency_training"])
-def test_a_run_that_computes_blocks_twice_is_the_same_run(loss, tmp_path):
+def test_a_run_with_checkpointed_blocks_is_the_same_run(loss, tmp_path):
     found = []
     for twice in (False, True):
         trainer = trainer_of(tmp_path / str(twice), loss__name=loss, train__recompute=twice, network__dropout=0.2)
@@ -236,7 +236,7 @@ def test_a_run_that_computes_blocks_twice_is_the_same_run(loss, tmp_path):
 
 
 def peak(trainer):
-    """Most bytes that the tensors of a step have at a time, beyond those before."""
+    """Peak bytes of tensors during a step, beyond those before it."""
     steps = trainer.steps(100)
     next(steps)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
@@ -245,13 +245,13 @@ def peak(trainer):
     return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
-def test_it_takes_less_memory(tmp_path):
+def test_checkpointed_blocks_take_less_memory(tmp_path):
     keys = {"train__batch_size": 64, "network__num_blocks": 4}
     plain, less = (peak(trainer_of(tmp_path / str(twice), train__recompute=twice, **keys)) for twice in (False, True))
     assert less < 0.6 * plain
 
 
-# --- a network that is compiled ---------------------------------------------------------------------------------------
+# --- compilation ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_it_takes_less_memory(tmp_path):
         ("false", CUDA, "implicit", False),
     ],
 )
-def test_networks_are_compiled_where_that_pays(choice, device, loss, expected):
+def test_networks_are_compiled_where_it_is_faster(choice, device, loss, expected):
     config = load("vpsde")
     override(config, [("train.compile", choice), ("loss.name", loss)])
     assert compiles(config, device) == expected
@@ -278,23 +278,23 @@ def test_networks_are_compiled_where_that_pays(choice, device, loss, expected):
         ("recompute", "sliced", "train.recompute true: loss.name 'sliced' needs second derivatives; leave it out"),
     ],
 )
-def test_what_cannot_be_compiled_or_computed_twice(key, loss, message, tmp_path, capsys):
+def test_unsupported_compilation_and_checkpointing_are_refused(key, loss, message, tmp_path, capsys):
     assert train(tmp_path / "run", 2, loss__name=loss, **{f"train__{key}": "true"}) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_a_word_that_does_not_say_whether_to_compile(tmp_path, capsys):
+def test_an_invalid_value_of_compile_is_refused(tmp_path, capsys):
     assert train(tmp_path / "run", 2, train__compile="ture") == 2
     assert capsys.readouterr().err == "error: unknown train.compile 'ture'; did you mean 'true'?\n"
 
 
-def test_the_time_that_compiling_takes_is_told(tmp_path, monkeypatch, capsys):
+def test_the_time_of_compilation_is_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", lambda network: network)
     assert train(tmp_path, 2, "points", train__compile="true") == 0
     assert capsys.readouterr().out.count("compiled the network and took a step in ") == 1
 
 
-def test_runs_of_before_know_true_and_false():
+def test_older_runs_have_true_and_false():
     values = load("vpsde").to_dict()
     values["train"]["compile"] = False
     assert conform(values).train.compile == "false"
@@ -310,7 +310,7 @@ ALLOCATOR = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocato
 
 @pytest.fixture
 def room(monkeypatch):
-    """Memory for so many examples at a time; returns the sizes that were tried."""
+    """Memory for ``most`` examples at a time; returns the sizes that were tried."""
     original, tried = Denoising.__call__, []
 
     def have(most, error=DEVICE):
@@ -327,8 +327,8 @@ def room(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [DEVICE, ALLOCATOR])
-def test_a_step_that_does_not_fit_says_what_does(error, room, tmp_path, capsys):
-    """And following it trains, to the same losses."""
+def test_a_step_out_of_memory_suggests_a_size_that_fits(error, room, tmp_path, capsys):
+    """A run with the suggested size trains, to the same losses."""
     keys = {"train__batch_size": 16, "network__dropout": 0.0}
     assert train(tmp_path / "all", 2, "points", **keys) == 0
     tried = room(5, error)
@@ -344,14 +344,14 @@ def test_a_step_that_does_not_fit_says_what_does(error, room, tmp_path, capsys):
     assert one == pytest.approx(other, rel=1e-5)
 
 
-def test_a_run_goes_on_in_smaller_parts_where_less_memory_is_left(room, tmp_path):
+def test_a_run_resumes_in_smaller_microbatches_with_less_memory(room, tmp_path):
     assert train(tmp_path, 2, "points") == 0
     room(2)
     assert train(tmp_path, 4, "points") == 3
     assert train(tmp_path, 4, "points", train__microbatch=2) == 0
 
 
-def test_what_never_fits(room, tmp_path, capsys):
+def test_a_single_example_out_of_memory_is_an_error(room, tmp_path, capsys):
     tried = room(0)
     assert train(tmp_path, 2, "points", train__microbatch=2, train__recompute="true") == 3
     assert tried == [2, 1]
@@ -365,7 +365,7 @@ def test_other_errors_are_not_taken_for_out_of_memory(room, tmp_path, capsys):
     assert "RuntimeError: mat1 and mat2 shapes cannot be multiplied" in capsys.readouterr().err
 
 
-def test_other_modes_say_which_size_to_try(points, monkeypatch, capsys):
+def test_other_modes_suggest_a_size(points, monkeypatch, capsys):
     def fail(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -382,7 +382,7 @@ def test_other_modes_say_which_size_to_try(points, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("has", [False, True])
-def test_bfloat16_where_the_device_has_none_is_refused(has, monkeypatch):
+def test_bfloat16_is_refused_on_a_device_without_it(has, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has or including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
     check_precision(torch.bfloat16, CPU)
@@ -416,8 +416,8 @@ def test_threads_follow_the_size_of_the_network(given, parameters, expected, mon
         ({"GOMP_SPINCOUNT": "7"}, "None 7"),
     ],
 )
-def test_waiting_threads_spin_briefly_unless_they_are_told_otherwise(given, expected):
-    """Said before torch is there to read it."""
+def test_waiting_threads_spin_briefly_unless_configured(given, expected):
+    """The variable is set before torch reads it."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     program = f"import os, sys; from score_sde import run; print(*map(os.environ.get, {names}), 'torch' in sys.modules)"
     environment = {key: value for key, value in os.environ.items() if key not in names} | given
@@ -425,7 +425,7 @@ def test_waiting_threads_spin_briefly_unless_they_are_told_otherwise(given, expe
     assert done.stdout == f"{expected} False\n"
 
 
-def test_threads_are_told(tmp_path, monkeypatch):
+def test_the_number_of_threads_is_reported(tmp_path, monkeypatch):
     trainer = trainer_of(tmp_path)
     assert "on cpu (torch.float32, 1 thread), vpsde" in trainer.describe()[0]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -436,14 +436,14 @@ def test_threads_are_told(tmp_path, monkeypatch):
     assert "on cpu (torch.float32, 2 threads, passive while they wait), vpsde" in trainer.describe()[0]
 
 
-# --- losses that look at a whole batch --------------------------------------------------------------------------------
+# --- losses over a whole batch ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("microbatch", "processes", "fine"), [(0, 1, True), (4, 1, True), (2, 1, False), (0, 2, False)]
 )
-def test_a_loss_that_compares_examples_has_its_batch_whole(microbatch, processes, fine, monkeypatch):
-    """Two batches of 2 have another loss than one of 4: log 2 where nothing is known, not log 4."""
+def test_a_contrastive_loss_gets_the_whole_batch(microbatch, processes, fine, monkeypatch):
+    """Two batches of 2 have another loss than one of 4: log 2 for an uninformed model, not log 4."""
     assert {name for name, kind in OBJECTIVES.items() if kind.compares} == {"contrastive"}
     config = load("clip")
     override(config, [("train.batch_size", "4"), ("train.microbatch", str(microbatch))])
@@ -465,7 +465,7 @@ def test_a_loss_that_compares_examples_has_its_batch_whole(microbatch, processes
         {"loss__name": "sliced"},
     ],
 )
-def test_laws_and_losses_that_draw_or_learn_are_the_same_in_parts(changes, tmp_path):
+def test_learned_samplers_and_random_losses_are_the_same_in_microbatches(changes, tmp_path):
     keys = {"train__batch_size": 8, "network__dropout": 0.0, **changes}
     whole, parts = (
         [result.loss.item() for result in trainer_of(tmp_path / str(n), "points", train__microbatch=n, **keys).steps(6)]
@@ -505,8 +505,8 @@ sys.exit(run.main([sys.argv[0], *sys.argv[2:]]))
         ("full", True, "error: out of memory on cpu with 2 examples at a time; try --config.train.microbatch=1"),
     ],
 )
-def test_processes_that_cannot_go_on_end_without_a_hang(how, sharding, message, tmp_path):
-    """One that runs out of memory says so by itself, and the others, which wait for it, are ended."""
+def test_failing_processes_end_without_a_hang(how, sharding, message, tmp_path):
+    """One that runs out of memory reports it, and the others, which wait for it, are ended."""
     (tmp_path / "apart.py").write_text(APART)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(tmp_path / "apart.py"), how, "--mode=train", "--config=vpsde", f"--workdir={tmp_path / 'run'}"]

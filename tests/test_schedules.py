@@ -1,4 +1,4 @@
-"""Schedules in log-SNR: their laws, both ends of their time, and a learned one against the optimum it should find."""
+"""Schedules in log-SNR: their distributions, both ends of the time interval, and a learned schedule's optimum."""
 
 import math
 
@@ -12,7 +12,7 @@ from score_sde.sde_lib import VPSDE, LaplaceSDE, LearnedSDE, LogisticSDE, Monoto
 L = torch.linspace(-12, 12, 97, dtype=torch.float64)
 
 
-# --- laws of the log-SNR ----------------------------------------------------------------------------------------------
+# --- distribution of the log-SNR --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("process", "law"), [(LaplaceSDE, stats.laplace), (LogisticSDE, stats.logistic)])
@@ -33,8 +33,8 @@ def test_logistic_of_scale_two_has_the_log_snr_of_rectified_flow():
 
 
 @pytest.mark.parametrize("tau", [0.05, 0.3, 1.0, 50.0])
-def test_the_sigmoid_is_whole_at_every_temperature(tau):
-    """Nothing is lost where the sigmoid is flat, nor where it is all but straight."""
+def test_the_sigmoid_is_accurate_at_every_temperature(tau):
+    """No digits are lost where the sigmoid is flat or nearly straight."""
     sde = SigmoidSDE(tau=tau)
     t = torch.cat([torch.logspace(-5, -1, 30), torch.linspace(0.15, 0.9995, 30)]).double()
     l = sde.log_snr(t)
@@ -63,7 +63,7 @@ def test_both_ends_keep_their_digits_in_float32(process):
 
 @pytest.fixture
 def schedule():
-    """A schedule with weights, centres and widths of its own."""
+    """A schedule with weights, centres and widths other than the initial ones."""
     generator, schedule = torch.Generator().manual_seed(0), MonotoneSchedule(-9.0, 11.0, 5)
     for parameter in schedule.parameters():
         parameter.data += torch.randn(parameter.shape, generator=generator)
@@ -88,7 +88,7 @@ def test_its_density_is_its_slope(schedule):
 
 @pytest.mark.parametrize("steepness", [0.0, 3.0])
 def test_its_inverse_is_exact(schedule, steepness):
-    """Also where sigmoids are so steep that Newton's method alone would leap out of the interval."""
+    """Also where sigmoids are so steep that Newton's method alone would leave the interval."""
     schedule.log_widths.data -= steepness
     t = torch.cat([torch.linspace(0, 1, 101), torch.logspace(-12, -2, 11)]).double()
     torch.testing.assert_close(schedule(schedule.log_snr(t)), t, rtol=1e-10, atol=1e-16)
@@ -97,7 +97,7 @@ def test_its_inverse_is_exact(schedule, steepness):
     assert (error <= 1e-10 + 1e-15 / schedule.density(l)).all()
 
 
-def test_beyond_its_ends_it_goes_on_straight(schedule):
+def test_beyond_its_ends_it_is_linear(schedule):
     t = torch.tensor([-0.3, 1.2], dtype=torch.float64)
     ends = torch.tensor([11.0, -9.0], dtype=torch.float64)
     l = schedule.log_snr(t)
@@ -117,7 +117,7 @@ def test_its_inverse_is_differentiable_in_time_and_parameters(schedule):
 
 
 class Inverse(torch.nn.Module):
-    """The schedule, called for its inverse."""
+    """Module that evaluates the inverse of a schedule."""
 
     def __init__(self, schedule):
         super().__init__()
@@ -128,7 +128,7 @@ class Inverse(torch.nn.Module):
 
 
 def bump(l):
-    """A loss that lives around log-SNR 2."""
+    """A loss concentrated around log-SNR 2."""
     return torch.exp(-0.5 * ((l - 2) / 1.5) ** 2) + 0.02
 
 
@@ -139,7 +139,7 @@ def logistic_and_floor(l):
 
 @pytest.mark.parametrize("loss", [bump, logistic_and_floor])
 def test_fitting_finds_the_density_of_least_variance(loss):
-    """Against p proportional to m, with which the estimate m(l) / p(l) is the same wherever l is drawn."""
+    """The optimum is p proportional to m, for which the estimate m(l) / p(l) is the same for every l."""
     schedule = MonotoneSchedule(-8.0, 8.0, 6)
     l = -8 + 16 * (torch.arange(200, dtype=torch.float64) + 0.5) / 200  # q is uniform
     least = (16 * loss(l).mean()) ** 2
@@ -160,7 +160,7 @@ def test_fitting_finds_the_density_of_least_variance(loss):
 
 
 def test_the_objective_is_the_second_moment_of_the_estimate(schedule):
-    """Times stratified over the schedule's own law, q = p: the mean of (m / p)^2."""
+    """Times stratified over the schedule's own distribution, q = p: the mean of (m / p)^2."""
     t = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     l = schedule.log_snr(t).detach()
     p = schedule.density(l).detach()
@@ -172,7 +172,7 @@ def test_the_objective_is_the_second_moment_of_the_estimate(schedule):
 
 
 def test_the_process_of_a_learned_schedule(schedule, plane):
-    """Variance preserving, with the rates of its density; and its flow is that of every other process."""
+    """Variance preserving, with the rates of its density; its flow equals every other process's."""
     sde = LearnedSDE(schedule)
     t = torch.linspace(0, 1, 21, dtype=torch.float64)
     alpha, sigma, log_snr = (value.detach() for value in sde.marginal(t))

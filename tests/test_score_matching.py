@@ -1,4 +1,4 @@
-"""Score matching: four losses, one gradient, constants between their values; and they find the score of a density."""
+"""Score matching: four losses with one gradient and constant differences; each learns the score of a density."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def make(name, sde, weight="sigma2", **options):
 
 
 def draws(sde, density, log_snr, num=NUM):
-    """x0, eps, t and normals for more."""
+    """x0, eps, t and further normals."""
     generator = torch.Generator().manual_seed(0)
     x0 = density.sample(num, generator)
     eps = torch.randn(x0.shape, dtype=torch.float64, generator=generator)
@@ -32,14 +32,14 @@ def draws(sde, density, log_snr, num=NUM):
 
 
 def signs(shape):
-    """All directions of Rademacher's law in turn, each for a whole batch, and their number."""
+    """All 2^D directions of the Rademacher distribution, each for a whole batch, and their number."""
     num = 2 ** torch.Size(shape).numel()
     directions = iter(itertools.product((1.0, -1.0), repeat=torch.Size(shape).numel()))
     return num, lambda like: torch.tensor(next(directions)).to(like).reshape(shape).expand_as(like)
 
 
 class Wrong:
-    """An exact denoiser that is off by a few shapes, with as many coefficients for each example."""
+    """An exact denoiser with an error in a few shapes, whose coefficients differ between examples."""
 
     def __init__(self, exact, num, size):
         self.exact, self.sde = exact, exact.sde
@@ -59,7 +59,7 @@ def is_mean(values, expected):
     assert ((values.mean(0) - expected).abs() < 4 * error + 1e-12).all(), (values.mean(0), expected, error)
 
 
-# --- one gradient, constants between the values -----------------------------------------------------------------------
+# --- one gradient, constant differences between the values ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,7 +78,7 @@ def test_values_differ_by_the_known_constants(sde, plane, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_gradients_are_those_of_denoising(sde, plane, name):
+def test_the_gradients_equal_those_of_denoising(sde, plane, name):
     for log_snr in LEVELS:
         x0, eps, t, draw = draws(sde, plane, log_snr)
         denoise = Wrong(plane.denoiser(sde), NUM, 0.2)
@@ -128,7 +128,7 @@ def test_projections_are_averaged(plane, name, probe):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_second_derivatives_reach_every_weight(name):
-    """Slope of the loss along a direction in the weights of a U-Net with attention, against differences."""
+    """Slope of the loss along a direction in the weights of a U-Net with attention, against finite differences."""
     torch.manual_seed(0)
     network = NETWORKS["unet"]((1, 2, 4), channels=4, channel_mult=(1,), attention=(4,)).double()
     for parameter in network.parameters():
@@ -155,7 +155,7 @@ def test_second_derivatives_reach_every_weight(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_loss_that_is_only_measured_has_no_graph(plane, name):
+def test_a_loss_without_gradients_has_no_graph(plane, name):
     sde = VESDE()
     x0, eps, t, draw = draws(sde, plane, 0.0, num=4)
     direction = draw(x0)
@@ -204,7 +204,7 @@ def test_ncsnv2_follows_from_the_data():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["denoising", *NAMES])
-def test_a_network_finds_the_score(plane, name):
+def test_a_network_learns_the_score(plane, name):
     torch.manual_seed(0)
     sde, num = VESDE(), 256
     network = NETWORKS["mlp"]((2,), width=64, depth=2)

@@ -1,4 +1,4 @@
-"""Processes: every formula against its textbook form in 40 digits, every identity that the other modules rely on."""
+"""Processes: every formula against its textbook form in 40 digits, and every identity that other modules rely on."""
 
 import math
 from decimal import Decimal, getcontext
@@ -33,7 +33,7 @@ from tests.trajectories import OF_TIME, ORDERS
 
 @pytest.fixture(params=sorted(SDES))
 def sde(request):
-    """Every process with its defaults: these are the unit tests of processes."""
+    """Every process with its defaults; these are the unit tests of processes."""
     return SDES[request.param]()
 
 
@@ -53,7 +53,7 @@ def cos(x):
     return sum((-1) ** k * x ** (2 * k) / factorial(2 * k) for k in range(25))
 
 
-# (parameters, t) -> alpha, sigma, f, g of dx = f x dt + g dw, as the papers print them.
+# (parameters, t) -> alpha, sigma, f, g of dx = f x dt + g dw, as printed in the papers.
 
 
 def vp(p, t):
@@ -130,7 +130,7 @@ def chain(betas):
 
 
 def between(levels, t):
-    """On the lines of log alpha and log sigma through the levels."""
+    """log alpha and log sigma by linear interpolation between the levels."""
     i = min(int(t), len(levels) - 1)
     (a, b), (next_a, next_b) = levels[i - 1], levels[i]
     f, noise = next_a - a, next_b - b
@@ -220,7 +220,7 @@ def check(computed, expected, rtol):
 # --- against the papers -----------------------------------------------------------------------------------------------
 
 
-def test_marginals_drift_and_diffusion_are_the_textbooks(pair):
+def test_marginals_drift_and_diffusion_match_the_textbook(pair):
     sde, textbook = pair
     times = interval(sde)
     alpha, sigma, f, g = zip(*([float(v) for v in textbook(exact(t))] for t in times))
@@ -259,7 +259,7 @@ def test_the_simulated_process_has_the_marginals(sde, share):
 # --- log-SNR ----------------------------------------------------------------------------------------------------------
 
 
-def test_log_snr_is_that_of_the_textbook_and_falls(pair):
+def test_log_snr_matches_the_textbook_and_falls(pair):
     sde, textbook = pair
     times = interval(sde)
     expected = [float(2 * (moments[0] / moments[1]).ln()) for t in times for moments in [textbook(exact(t))]]
@@ -293,13 +293,13 @@ def test_time_inverts_log_snr_in_float32(pair):
     t = sde.time(l)
     assert t.dtype == torch.float32
     expected = sde.time(l.double())
-    # A time is as good as the float32 log-SNR tells it: a few units in its last place, at the local slope.
+    # Times are accurate to a few units in the last place of the float32 log-SNR, at the local slope.
     unit = 4e-7 * (1 + l.abs())
     slope = (sde.sigma(expected) / sde.diffusion(expected)) ** 2
     assert ((t - expected).abs() <= 4 * (unit * slope + 1e-7 * expected)).all()
 
 
-# --- moves ------------------------------------------------------------------------------------------------------------
+# --- transitions and bridges ------------------------------------------------------------------------------------------
 
 
 def triples(sde):
@@ -319,7 +319,7 @@ def test_transitions_compose_and_carry_marginals(sde):
 
 
 def test_a_short_transition_is_an_euler_step(sde):
-    """b^2 is a difference of nearly equal numbers here: it must come out of them with all its digits."""
+    """b^2 is a difference of nearly equal numbers here and must keep all its digits."""
     for t in interval(sde, 8).tolist()[1:-1]:  # none of them a level, where the rates of a chain jump
         h = 1e-7 * t
         a, b = sde.transition(t - h / 2, t + h / 2)
@@ -328,7 +328,7 @@ def test_a_short_transition_is_an_euler_step(sde):
 
 
 def bridge_coefficients(sde, t, s, eta):
-    """The factors of x and x0 in the mean, and the deviation."""
+    """Factors of x and x0 in the mean, and the standard deviation."""
     one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
     of_x, std = sde.bridge(one, zero, t, s, eta)
     of_x0, _ = sde.bridge(zero, one, t, s, eta)
@@ -368,7 +368,7 @@ def test_conversions_are_the_definitions_and_invert_each_other(sde):
     torch.testing.assert_close(alpha * sde.x0_of_score(x, -eps / sigma, t), alpha * x0, **close)
 
 
-def test_prior_is_the_normal_law_that_noise_ends_in(sde):
+def test_prior_is_the_limit_of_the_noise(sde):
     x = 2 * torch.randn(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = torch.distributions.Normal(0.0, sde.prior_std).log_prob(x).sum((1, 2))
     torch.testing.assert_close(sde.prior_log_prob(x), expected)
@@ -376,7 +376,7 @@ def test_prior_is_the_normal_law_that_noise_ends_in(sde):
     assert sde.marginal(sde.t_max).alpha < 0.04 * sde.prior_std
 
 
-def test_without_noise_is_a_time_too(sde):
+def test_the_time_without_noise_is_valid(sde):
     for dtype, eta in product([torch.float32, torch.float64], [0.0, 1.0]):
         t = sde.time(torch.tensor(math.inf, dtype=dtype))
         assert sde.marginal(t) == pytest.approx((1.0, 0.0, math.inf))
@@ -391,7 +391,7 @@ def test_without_noise_is_a_time_too(sde):
 
 
 def answers(sde, s, t):
-    """All that depends on time alone."""
+    """Every quantity that depends on time alone."""
     return [*sde.marginal(t), sde.alpha(t), sde.drift(t), sde.diffusion(t), *sde.transition(s, t)]
 
 
@@ -428,7 +428,7 @@ def test_works_inside_inference_mode(sde):
 # --- rectified flow ---------------------------------------------------------------------------------------------------
 
 
-def test_the_velocity_of_rectified_flow_is_that_of_the_probability_flow(shaped_mixture):
+def test_the_velocity_of_rectified_flow_equals_the_probability_flow(shaped_mixture):
     sde, denoise = RectifiedSDE(), shaped_mixture.denoiser(RectifiedSDE())
     x = torch.randn(6, *shaped_mixture.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.001, 0.1, 0.4, 0.7, 0.95, 0.999], dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 1))
@@ -440,7 +440,7 @@ def test_the_velocity_of_rectified_flow_is_that_of_the_probability_flow(shaped_m
 
 @pytest.mark.parametrize("step", sorted(ORDERS.keys() - OF_TIME | {"ode"}))
 def test_a_step_in_log_snr_is_the_same_for_every_process(sde, plane, step):
-    """From equal scaled states at equal log-SNR: rectified flow is diffusion in other coordinates."""
+    """For equal scaled states at equal log-SNR; rectified flow is diffusion in other coordinates."""
     y = 10 * torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ends, last = torch.tensor([-4.0, 6.0], dtype=torch.float64), []
     for process in (sde, VPSDE()):

@@ -1,4 +1,4 @@
-"""The mode selftest: its table, its JSON, how it ends, and what it refuses. Its rows are held by test_mutations.py."""
+"""The mode selftest: table, JSON, exit status and refusals. test_mutations.py covers its rows."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ CPU = Setting(torch.device("cpu"), torch.float64)
 
 @pytest.fixture
 def table(monkeypatch):
-    """Two small groups in place of all."""
+    """Two small groups instead of all."""
     table = {
         "good": lambda setting: iter(
             [Row("zero in its dtype", setting.tensor([0.0]).item(), 0.0), Row("less", 0.5, 1)]
@@ -35,7 +35,7 @@ def table(monkeypatch):
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
-    """Run --mode selftest with these flags: (exit status, standard output, lines on standard error)."""
+    """Runs --mode selftest with these flags: (exit status, standard output, lines on standard error)."""
     monkeypatch.chdir(tmp_path)
 
     def run(*flags):
@@ -46,10 +46,10 @@ def call(tmp_path, monkeypatch, capsys):
     return run
 
 
-# --- what it says -----------------------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------------------
 
 
-def test_table_and_json_say_the_same(table, call, tmp_path):
+def test_table_and_json_agree(table, call, tmp_path):
     status, out, err = call("--device", "cpu", "--dtype", "float64")
     assert (status, err) == (0, [])
     lines = out.splitlines()
@@ -79,7 +79,7 @@ def test_a_failed_row_is_marked_counted_and_ends_with_one(table, call, tmp_path)
     assert [row["measured"] for row in report["rows"]][-2:] == [2.0, None]
 
 
-def test_an_exception_is_a_failed_row_and_the_others_go_on(table, call):
+def test_an_exception_is_a_failed_row_and_the_others_continue(table, call):
     def broken(setting):
         yield Row("before", 0.0, 1.0)
         raise ArithmeticError("no\nsuch number")
@@ -105,7 +105,7 @@ def test_rows_do_not_depend_on_the_random_numbers_drawn_before():
     assert list(CHECKS["denoisers"](CPU)) == first
 
 
-# --- what it refuses --------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_device_without_such_numbers_is_wrong_usage(table, call, monkeypatch):
     assert line == "error: dtype float64 cannot be used on cpu; try --dtype float32"
 
 
-def test_a_full_disk_is_told(table, call, monkeypatch):
+def test_a_full_disk_is_reported(table, call, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -145,7 +145,7 @@ def test_a_full_disk_is_told(table, call, monkeypatch):
     assert line.startswith("error: runs/selftest: No space left on device; free some space")
 
 
-# --- what rows are made of --------------------------------------------------------------------------------------------
+# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 def test_numbers_that_are_not_finite_never_pass():
@@ -160,12 +160,12 @@ def test_distances():
     assert distance([1.0, 2.0], [1.5, 2.0], 0.5) == 1.0
     assert relative([1.1, 0.3], [1.0, 0.0]) == pytest.approx(0.3)
     assert relative(0.1, 0.1) == 0.0
-    with pytest.raises(RuntimeError):  # a check of nothing is none
+    with pytest.raises(RuntimeError):  # an empty check is an error
         worst([])
 
 
-def test_what_the_library_has_is_known_in_closed_form():
-    """New entries are checked without one; those that come with the project have one."""
+def test_every_entry_of_the_library_has_a_closed_form():
+    """New entries are checked without one; all entries of the project have one."""
     assert textbook.PROCESSES.keys() == textbook.PRIOR_STD.keys() == textbook.INTERVALS.keys() == SDES.keys()
     assert losses.WEIGHT_FORMS.keys() == WEIGHTS.keys()
     assert losses.LAW_FORMS.keys() == TIMESTEP_SAMPLERS.keys()
@@ -174,8 +174,8 @@ def test_what_the_library_has_is_known_in_closed_form():
     assert grids.EVEN.keys() | grids.LEVELS.keys() == GRIDS.keys()
 
 
-def test_a_new_step_is_checked_by_being_there(monkeypatch):
-    """A step that forgets its noise is noticed though nothing is known of it."""
+def test_a_new_step_is_checked_automatically(monkeypatch):
+    """A step without its noise fails although no closed form is given for it."""
 
     class Quiet(STEPS["ancestral"]):
         def __call__(self, denoise, x, t, s, draw):
@@ -186,8 +186,8 @@ def test_a_new_step_is_checked_by_being_there(monkeypatch):
     assert not failed.passed
 
 
-def test_checks_that_write_do_so_in_a_folder_of_their_own(tmp_path):
-    """Also where a command may write below its --workdir alone, in the process that runs the checks."""
+def test_checks_write_in_a_temporary_folder(tmp_path):
+    """Also when a command may write below its --workdir only, in the process that runs the checks."""
     with confined(tmp_path):
         rows = list(groups.results("training", CPU))
     assert all(row.passed for row in rows), [row.what for row in rows if not row.passed]

@@ -1,4 +1,4 @@
-"""The selftest of somebody's own sampler, SDE or denoiser: what is right passes, and each mistake fails its row."""
+"""The selftest of a user's own sampler, SDE or denoiser: correct ones pass, and each mistake fails its row."""
 
 import importlib.util
 import math
@@ -17,7 +17,7 @@ def failed(rows):
     return [row.what for row in rows if not row.passed]
 
 
-# --- what is right ----------------------------------------------------------------------------------------------------
+# --- correct objects --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["euler_maruyama", "dpmpp_2m", "adams"])
@@ -58,7 +58,7 @@ def euler(sde):
 
 
 def test_one_sampler_in_every_form():
-    """A step, its class, a factory, and a function of the whole trajectory are measured alike."""
+    """A step, its class, a factory, and a function of the whole trajectory give the same rows."""
     sde = SDES["vpsde"]()
     assert failed(check(sampler=euler)) == []
     cases = [DDIM(sde), DDIM, lambda sde: DDIM(sde), euler, euler(sde)]
@@ -85,11 +85,11 @@ def test_an_exact_denoiser_passes(data):
     assert failed(check(denoiser=data.denoiser(sde), sde=sde, data=data)) == []
 
 
-# --- what is wrong ----------------------------------------------------------------------------------------------------
+# --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
 class Midpoint(Step):
-    """A move with the estimate at the middle in log-SNR, of order 2 if the middle is one half."""
+    """A step with the estimate at the middle in log-SNR, of order 2 if the middle is one half."""
 
     def __init__(self, sde, half=0.5):
         self.sde, self.half = sde, half
@@ -146,7 +146,7 @@ def test_a_diffusion_that_does_not_match_sigma():
     assert failed(check(sde=SubVP)) == ["SubVP: marginals against the moment equations"]
 
 
-def test_an_inverse_that_is_off():
+def test_a_wrong_inverse():
     class Off(VPSDE):
         def time(self, log_snr):
             return super().time(log_snr + 1e-6)
@@ -169,7 +169,7 @@ def test_a_denoiser_that_is_off_by_one_per_cent(data):
     assert failed(check(denoiser=high, sde=sde, data=data, tolerance=0.03)) == []
 
 
-def test_a_denoiser_that_sees_its_batch(data):
+def test_a_denoiser_that_depends_on_its_batch(data):
     sde = SDES["edm"]()
 
     def norm(x, t):
@@ -178,10 +178,10 @@ def test_a_denoiser_that_sees_its_batch(data):
     assert "norm: the same estimates alone and in a batch" in failed(check(denoiser=norm, sde=sde, data=data))
 
 
-# --- what is not checked ----------------------------------------------------------------------------------------------
+# --- unchecked objects ------------------------------------------------------------------------------------------------
 
 
-def test_an_exception_is_a_failed_row_and_the_others_go_on():
+def test_an_exception_is_a_failed_row_and_the_others_continue():
     def stop(denoise, x, times, draw):
         raise ArithmeticError("no such number")
 
@@ -204,12 +204,12 @@ def test_an_exception_is_a_failed_row_and_the_others_go_on():
         ({"sampler": STEPS["ddim"], "move": "adams"}, "move 'adams' has no closed form; euler_maruyama"),
     ],
 )
-def test_what_cannot_be_checked_is_refused(options, words):
+def test_unsupported_objects_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         check(**options)
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the documentation page -------------------------------------------------------------------------------------------
 
 PAGE = (Path(__file__).parents[1] / "docs" / "selftest.md").read_text()
 EULER, AZULA, DIFFUSERS = (block.partition("```")[0] for block in PAGE.split("```python\n")[1:])
@@ -231,7 +231,7 @@ def test_a_sampler_of_azula():
 
 @pytest.mark.skipif(not importlib.util.find_spec("diffusers"), reason="diffusers is not installed")
 def test_a_scheduler_of_diffusers():
-    """The third order is lost where the page says so, and to a second one."""
+    """The order drops from three to two where the page says so."""
     found = {}
     exec(EULER + DIFFUSERS, found)
     assert failed(found["rows"]) == []

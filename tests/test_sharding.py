@@ -1,4 +1,4 @@
-"""Parameters, moments and averages spread over two processes: the same run, the same files, half of the memory."""
+"""Parameters, moments and averages sharded over two processes: the same run and files in half of the memory."""
 
 import json
 import os
@@ -37,14 +37,14 @@ for spoilt, words in json.loads(sys.argv[1]):
 
 
 def flags(workdir, num_steps, sharding, keys, **changes):
-    """A command that trains so far, or goes on with the config of the run."""
+    """A command that trains to this step, or resumes with the config of the run."""
     keys = keys | {key.replace("__", "."): value for key, value in changes.items()}
     keys |= {"train.total_images": num_steps * keys["train.batch_size"], "train.sharding": sharding}
     return [f"--workdir={workdir}", *(f"--config.{key}={value}" for key, value in keys.items())]
 
 
 def two(folder, text, *words):
-    """What two processes of a program say."""
+    """Runs a program in two processes and returns their output."""
     program = folder / "program.py"
     program.write_text(text)
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", program]
@@ -53,18 +53,18 @@ def two(folder, text, *words):
 
 
 def by_two(folder, *commands):
-    """Two processes run these commands, each the numbers of spoilt steps and its words; returns what they said."""
+    """Runs commands, each given by its non-finite steps and arguments, in two processes; returns their output."""
     return two(folder, PROGRAM, json.dumps(commands))
 
 
 EXACT = POINTS | {"optim.clip_norm": 0.0, "optim.decay": "constant", "ema.profiles": "(0.1,)", "ema.snapshot_every": 2}
 EXACT |= {"train.evaluate_every": 3, "train.sample_every": 6, "network.dropout": 0.1}
-"""Without clipping nothing is rounded otherwise where tensors are spread: the norm alone is a sum over parts."""
+"""Without clipping, sharding changes no rounding: only the norm is a sum over shards."""
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Six steps by two processes: spread or not, and the first three so, then otherwise."""
+    """Six steps in two processes, sharded or not, and three steps of each kind followed by three of the other."""
     folder = tmp_path_factory.mktemp("runs")
     ways = {"plain": [(False, 6)], "sharded": [(True, 6)], "resumed": [(True, 3), (True, 6)]}
     ways |= {"gathered": [(True, 3), (False, 6)], "spread": [(False, 3), (True, 6)], "fewer": [(True, 3)]}
@@ -79,8 +79,8 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_is_the_same_where_it_is_spread(runs):
-    """Weights, averages and profiles of checkpoints and snapshots, held-out losses and pictures, and their names."""
+def test_a_sharded_run_equals_an_unsharded_one(runs):
+    """Weights, averages and profiles of checkpoints and snapshots, validation losses and pictures, and their names."""
     one, other = runs / "plain", runs / "sharded"
     for line, same in zip(metrics(one), metrics(other), strict=True):
         assert line == pytest.approx(same, rel=1e-5)
@@ -96,13 +96,13 @@ def test_a_run_is_the_same_where_it_is_spread(runs):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_bit_for_bit_on_as_many_processes(runs):
+def test_a_run_resumes_bit_for_bit_on_equally_many_processes(runs):
     assert_same_run(runs / "sharded", runs / "resumed", 6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gathered", "spread"])
-def test_a_run_goes_on_spread_or_not(name, runs):
+def test_a_run_resumes_sharded_or_not(name, runs):
     """And the other way round."""
     files = (runs / run / "checkpoints/step_00000006/ema-0.999.safetensors" for run in (name, "plain"))
     found, expected = map(load_file, files)
@@ -112,8 +112,8 @@ def test_a_run_goes_on_spread_or_not(name, runs):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_one_process(runs):
-    """Which keeps everything, whatever train.sharding says. Its masks of dropout are others."""
+def test_a_sharded_run_resumes_in_one_process(runs):
+    """A single process keeps everything, whatever train.sharding is; its dropout masks differ."""
     assert command_line.main(["run.py", "--mode=train", *flags(runs / "fewer", 6, True, EXACT)]) == 0
     assert steps(runs / "fewer") == [3, 6]
     own, other = (load_file(runs / run / "checkpoints/step_00000006/model.safetensors") for run in ("fewer", "plain"))
@@ -121,7 +121,7 @@ def test_a_run_goes_on_with_one_process(runs):
         torch.testing.assert_close(other[key], value, rtol=0, atol=0.02)
 
 
-# --- together with what else there is ---------------------------------------------------------------------------------
+# --- combinations -----------------------------------------------------------------------------------------------------
 
 TOGETHER = {
     "clipped": ("vpsde", {"optim.clip_norm": 0.1}),
@@ -136,8 +136,8 @@ TOGETHER = {
 
 
 @pytest.mark.slow
-def test_it_goes_with_everything_else(tmp_path):
-    """The second step of each is not finite in one process, and skipped by both."""
+def test_sharding_combines_with_other_options(tmp_path):
+    """The second step of each run is non-finite in one process and skipped by both."""
     commands = []
     for name, (config, changes) in TOGETHER.items():
         for sharding in (False, True):
@@ -155,7 +155,7 @@ def test_it_goes_with_everything_else(tmp_path):
 
 
 @pytest.mark.slow
-def test_too_many_steps_that_are_not_finite_end_it_with_the_layer(tmp_path):
+def test_too_many_non_finite_steps_end_a_sharded_run_with_the_layer(tmp_path):
     words = flags(tmp_path / "run", 8, True, POINTS, train__max_skipped=0)
     done = by_two(tmp_path, ([4], ["--config=points", *words]))
     assert done.stdout.count("status 4") == 2, done.stderr
@@ -191,7 +191,8 @@ Path(sys.argv[2], f"{ranks.rank()}.json").write_text(json.dumps([losses, kept]))
 
 
 def test_each_of_two_processes_keeps_half(tmp_path):
-    """Of parameters, moments and averages, to the odd row of a tensor; with the losses and norms of whole ones."""
+    """Half of parameters, moments and averages, to the odd row of a tensor; losses and norms
+    are as without sharding."""
     keys = [(key, str(value)) for key, value in (POINTS | {"network.width": 64}).items()]
     done = two(tmp_path, KEPT, json.dumps(keys), tmp_path)
     assert done.returncode == 0, done.stderr
@@ -206,7 +207,7 @@ def test_each_of_two_processes_keeps_half(tmp_path):
     assert ((first - second).abs() < 0.02 * whole).all()
 
 
-# --- one process, and what is refused ---------------------------------------------------------------------------------
+# --- one process, and refusals ----------------------------------------------------------------------------------------
 
 
 def test_one_process_keeps_everything(tmp_path):
@@ -229,12 +230,12 @@ def test_one_process_keeps_everything(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_spread(changes, message, tmp_path, capsys):
+def test_unsupported_sharding_is_refused(changes, message, tmp_path, capsys):
     assert train(tmp_path / "run", 2, train__sharding=True, **changes) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_a_network_that_is_spread_is_not_compiled_unasked():
+def test_a_sharded_network_is_not_compiled_automatically():
     config = load("vpsde")
     assert compiles(config, torch.device("cuda"))
     config.train.sharding = True

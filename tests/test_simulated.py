@@ -1,6 +1,6 @@
-"""The path of a GPU without a GPU: the device of simulated.py, each time in a process of its own.
+"""GPU code paths without a GPU: the device of simulated.py, in a separate process each time.
 
-What runs there gives the numbers of the CPU to the bit, mixes no devices, and makes the host wait only where it may.
+Programs on it give the CPU's numbers bit for bit, mix no devices, and make the host wait only where that is expected.
 """
 
 import json
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def simulated(program, *words):
-    """The last line that a program prints, as JSON; ``simulated`` is imported, and the project can be."""
+    """Runs a program with ``simulated`` and the project importable, and returns its last line, parsed as JSON."""
     start = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; import simulated\n"
     command = [sys.executable, "-c", start + "import torch; torch.set_num_threads(1)\n" + program, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False, cwd=ROOT)
@@ -65,7 +65,7 @@ print(json.dumps(found))
 """
 
 
-def test_the_simulated_device_waits_and_refuses_as_a_gpu_does():
+def test_the_simulated_device_waits_and_refuses_like_a_gpu():
     assert simulated(DEVICE) == {
         "mixed": "RuntimeError",
         "number of the CPU": 0,
@@ -113,7 +113,7 @@ print(json.dumps(found))
 """
 CONFIGS = ["vpsde", "vesde", "ddpm", "conditional", "points"]
 MORE = ["edm", "iddpm", "iddpm_vlb", "ncsn", "classifier", "clip", "rectified", "sliced", "consistency_training"]
-"""Not ``learned``, whose schedule is inverted by iterations that the host watches (docs/performance.md)."""
+"""Not ``learned``, whose schedule is inverted by iterations that the host controls (docs/performance.md)."""
 
 
 @pytest.mark.parametrize("configs", [CONFIGS, pytest.param(MORE, marks=pytest.mark.slow)], ids=["some", "others"])
@@ -176,12 +176,12 @@ OTHERS += ["dpmpp_3m_sde", "sa", "deis", "ipndm", "vab", "unipc", "consistency",
 
 
 @pytest.mark.parametrize("names", [FIXED, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["some", "others"])
-def test_no_move_of_a_fixed_grid_waits(names):
-    """From the second move on: the first one may upload what all need."""
+def test_no_step_of_a_fixed_grid_waits(names):
+    """From the second step on; the first one may upload shared data."""
     assert simulated(MOVES, *names) == {name: {} for name in names}
 
 
-def test_every_sampler_is_asked_for_its_waits():
+def test_every_sampler_has_a_test_of_its_waits():
     from score_sde.samplers import STEPS
 
     assert {*STEPS} == {name.split("+")[0] for name in FIXED + OTHERS} | {*PER_STEP}
@@ -231,7 +231,7 @@ print(json.dumps(found))
 
 
 def test_no_evaluation_of_a_likelihood_waits():
-    """As many waits for 24 evaluations as for 8: the fixed ones of a batch; an adaptive solver has one more a step."""
+    """As many waits for 24 evaluations as for 8: a fixed number a batch, and one more a step for adaptive solvers."""
     for trace, found in simulated(LIKELIHOOD).items():
         assert found["same"], trace
         assert found["few"] == found["many"] <= 8, trace
@@ -316,7 +316,7 @@ def everything():
 
 
 def contents(folder):
-    """All numbers of a run: arrays, weights, metrics and results, by file and key."""
+    """All numbers of a run by file and key: arrays, weights, metrics and results."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -343,12 +343,12 @@ def assert_same_numbers(folder, statuses):
         assert same, name
 
 
-def test_modes_have_the_numbers_of_the_cpu(tmp_path):
+def test_modes_give_the_numbers_of_the_cpu(tmp_path):
     assert_same_numbers(tmp_path, simulated(MODES, tmp_path, json.dumps(SOME)))
 
 
 @pytest.mark.slow
-def test_every_mode_and_sampler_has_the_numbers_of_the_cpu(tmp_path):
+def test_every_mode_and_sampler_gives_the_numbers_of_the_cpu(tmp_path):
     assert_same_numbers(tmp_path, simulated(MODES, tmp_path, json.dumps(everything())))
 
 
@@ -367,7 +367,7 @@ print(json.dumps(found))
 """
 QUICK = ("exact", "denoisers", "score_matching", "codecs")
 HEAVY = ("steps", "sampling", "likelihood")
-"""Minutes each, so in processes of their own."""
+"""Minutes each, so in separate processes."""
 
 
 @pytest.mark.parametrize("part", ["some", *(pytest.param(part, marks=pytest.mark.slow) for part in (*HEAVY, "others"))])

@@ -1,5 +1,6 @@
-"""Moves in stages: measured orders, the published formulas, evaluations, and what the moment-matched Gaussian
-changes."""
+"""Singlestep solvers: measured orders, published formulas, evaluations, and the effect of the moment-matched
+Gaussian.
+"""
 
 import math
 
@@ -11,12 +12,12 @@ from score_sde.samplers.singlestep import DPM2S, DPM3S, DPMPP2S, RK4, RK45, Sing
 from score_sde.sde_lib import EDMSDE, SDES, VPSDE, Gaussian, GaussianMixture
 from tests.trajectories import Counted, flow, terminal, transported
 
-# Order, evaluations of a move, and the number of moves from which on the order shows.
+# Order, evaluations of a step, and the number of steps from which the order shows.
 KINDS = [(DPM2S, 2, 2, 128), (DPM3S, 3, 3, 128), (DPMPP2S, 2, 2, 128), (RK4, 4, 4, 64), (RK45, 5, 6, 32)]
 
 
 def errors(step, mixture, sde, grid, sizes, start, end):
-    """What each number of moves is off the flow from start to end, at 41 places."""
+    """Errors, for each number of steps, against the flow from start to end, at 41 states."""
     first, last = sde.marginal(start), sde.marginal(end)
     x = first.alpha * mixture.mean + first.sigma * torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
     expected = transported(mixture, x, first, last)
@@ -32,11 +33,11 @@ def test_order_is_the_published_one(mixture, kind, order, evaluations, size, nam
     start, end = (sde.time(torch.tensor(l).double()).item() for l in (-6.0, 5.0))
     few, many = errors(kind(sde), mixture, sde, grid, (size, 2 * size), start, end)
     observed = torch.log2(few / many).median().item()
-    assert order - 0.15 < observed < order + (1.5 if kind is RK45 else 0.15)  # whose leading error was made small
+    assert order - 0.15 < observed < order + (1.5 if kind is RK45 else 0.15)  # its leading error is small by design
 
 
 @pytest.mark.parametrize(("kind", "order", "evaluations", "size"), KINDS)
-def test_evaluations_and_times_stay_in_the_move(sde, mixture, kind, order, evaluations, size):
+def test_evaluations_and_times_stay_within_the_step(sde, mixture, kind, order, evaluations, size):
     denoise, times = Counted(mixture.denoiser(sde)), GRIDS["karras"](sde, 5)
     step, asked = kind(sde), []
 
@@ -53,7 +54,7 @@ def test_evaluations_and_times_stay_in_the_move(sde, mixture, kind, order, evalu
 
 
 @pytest.mark.parametrize(("kind", "order", "evaluations", "size"), KINDS)
-def test_no_time_is_worked_out_on_the_way(sde, mixture, kind, order, evaluations, size, monkeypatch):
+def test_no_time_is_inverted_during_a_trajectory(sde, mixture, kind, order, evaluations, size, monkeypatch):
     step, times = kind(sde), GRIDS["karras"](sde, 4)
     sde.tabulate(times)
     step.reset(times.tolist())
@@ -62,7 +63,7 @@ def test_no_time_is_worked_out_on_the_way(sde, mixture, kind, order, evaluations
         step(mixture.denoiser(sde), mixture.means, t, s, None)
 
 
-def test_heun_is_a_row_in_the_noise_over_the_ratio(sde, mixture):
+def test_heun_is_a_singlestep_solver_for_noise_over_the_ratio(sde, mixture):
     x, times = terminal(mixture, sde, 5), GRIDS["karras"](sde, 8)
     row = Singlestep(sde, "noise", "ratio", ((1.0, (0,)), (1.0, (0, 1))))
     expected = flow(Heun(sde), mixture.denoiser(sde), x, times)
@@ -79,8 +80,8 @@ def half_log_snr(sde, t):
     return 0.5 * sde.marginal(t).log_snr
 
 
-def test_dpm_solver_is_the_papers(mixture):
-    """Algorithms 1 and 2 written out for VP, with lambda = log(alpha / sigma)."""
+def test_dpm_solver_matches_the_paper(mixture):
+    """Explicit algorithms 1 and 2 for VP, with lambda = log(alpha / sigma)."""
     sde, t, s = VPSDE(), 0.6, 0.4
     denoise, x = mixture.denoiser(sde), torch.tensor([[0.7], [-1.1]]).double()
     start, h = half_log_snr(sde, t), half_log_snr(sde, s) - half_log_snr(sde, t)
@@ -106,8 +107,8 @@ def test_dpm_solver_is_the_papers(mixture):
     torch.testing.assert_close(move(DPM3S, sde, denoise, x, t, s), expected, rtol=1e-11, atol=1e-11)
 
 
-def test_dpm_solver_plus_plus_2s_is_the_papers(mixture):
-    """Its algorithm 1 with r = 1/2: the data in the middle, and nothing of those at the start."""
+def test_dpm_solver_plus_plus_2s_matches_the_paper(mixture):
+    """Its algorithm 1 with r = 1/2: it uses the estimate in the middle and not the one at the start."""
     sde, t, s = EDMSDE(), 2.0, 1.0
     denoise, x = mixture.denoiser(sde), torch.tensor([[0.7], [-1.1]]).double()
     middle = 2.0**0.5
@@ -116,7 +117,7 @@ def test_dpm_solver_plus_plus_2s_is_the_papers(mixture):
     torch.testing.assert_close(move(DPMPP2S, sde, denoise, x, t, s), expected, rtol=1e-11, atol=1e-11)
 
 
-def test_rk4_is_the_classical_rule(mixture):
+def test_rk4_matches_the_classical_rule(mixture):
     """In the coordinates u = y / sqrt(1 + r^2) over log r, for EDM, where y is x and r is t."""
     sde, t, s = EDMSDE(), 2.0, 1.2
     denoise, x = mixture.denoiser(sde), torch.tensor([[0.7], [-1.1]]).double()
@@ -136,8 +137,8 @@ def test_rk4_is_the_classical_rule(mixture):
 
 
 @pytest.mark.parametrize("kind", [RK4, RK45])
-def test_data_of_the_moment_matched_gaussian_stand_still(sde, kind):
-    """However few the moves, the flow of N(mean, s^2) is exact where it is the guess, and only there."""
+def test_the_flow_of_moment_matched_gaussian_data_is_exact(sde, kind):
+    """In any number of steps, the flow of data N(mean, s^2) is exact with their own Gaussian, and only with it."""
     mean = torch.tensor([0.4, -0.3]).double()
     guess, data = Gaussian(mean, 0.09), GaussianMixture(torch.ones(1).double(), mean[None], 0.09)
     first, last = sde.marginal(sde.t_max), sde.marginal(sde.t_min)

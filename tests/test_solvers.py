@@ -1,4 +1,4 @@
-"""Solvers of the flow: closed forms, measured orders, where they look and how often, and every way to fail."""
+"""Solvers of the flow: closed forms, measured orders, evaluation points and counts, and every kind of failure."""
 
 import functools
 import itertools
@@ -23,11 +23,11 @@ from tests.trajectories import terminal
 
 SPANS = [(0.2, 1.4), (1.4, 0.2)]
 ENDS = (1e-3, math.pi / 2 - 1e-3)
-"""As of a flow: the ends are near 0 and pi / 2, where the nodes are dense."""
+"""Angles of a flow: near 0 and pi / 2, where the nodes are dense."""
 
 
 class Followed(Velocity):
-    """A velocity that is a function of (angle, u, rows) -> (velocity, rates), with a record of what it was asked."""
+    """A velocity from a function (angle, u, rows) -> (velocity, rates), with a record of its calls."""
 
     def __init__(self, function):
         self.function, self.angles, self.sizes, self.traced = function, [], [], []
@@ -53,7 +53,7 @@ def spiral(angle, u, rows):
 
 
 def turned(u, by):
-    """Where the spiral ends."""
+    """End point of the spiral."""
     frequencies = torch.arange(1, len(u) + 1).double()
     return torch.view_as_real(torch.view_as_complex(u) * torch.exp(1j * by * frequencies))
 
@@ -91,8 +91,8 @@ def test_error_falls_with_the_fifth_order():
     assert calls[2] / calls[1] == pytest.approx(1000**0.2, rel=0.2)
 
 
-def test_the_integral_alone_holds_up_the_step(adaptive):
-    """A state at rest, and a rate with a peak: the tolerance is of the integrals, too, each by itself."""
+def test_the_integral_alone_limits_the_step(adaptive):
+    """A constant state and a rate with a peak: the tolerance applies to each integral, too."""
 
     def peak(angle, u, rows):
         narrow = torch.exp(-0.5 * ((angle.reshape(-1, 1) - 0.4) / 0.1) ** 2).expand(len(u), 1)
@@ -107,7 +107,7 @@ def test_the_integral_alone_holds_up_the_step(adaptive):
 
 
 def test_calls_are_counted(adaptive):
-    """Those of each example, the ones of rejected steps included."""
+    """For each example, including the calls of rejected steps."""
     seen = torch.zeros(3, dtype=torch.int64)
 
     def counted(angle, u, rows):
@@ -122,8 +122,8 @@ def test_calls_are_counted(adaptive):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("start", "end"), [(1e-6, 1.5), (1.5, 1e-6), ENDS, ENDS[::-1]])
-def test_no_adaptive_solver_looks_beyond_the_ends(adaptive, start, end, dtype):
-    """Not by a bit, not for a marginal: beyond 0 and pi / 2 there is no noise that the angle could be of."""
+def test_no_adaptive_solver_evaluates_beyond_the_ends(adaptive, start, end, dtype):
+    """Not by one bit, even for marginals: beyond 0 and pi / 2 no noise level has the angle."""
     low, high = min(start, end), max(start, end)
     velocity = Followed(spiral)
     adaptive(1e-4, 1e-4)(velocity, PAIRS.to(dtype), start, end)
@@ -137,7 +137,7 @@ def test_no_adaptive_solver_looks_beyond_the_ends(adaptive, start, end, dtype):
 
 
 def test_solvers_agree_with_scipy_on_the_flow_of_a_mixture(sde, plane):
-    """There dy/dl = (x0 - y) / 2 in log-SNR, the velocity without any guess; here each solver has another one."""
+    """dy/dl = (x0 - y) / 2 in log-SNR is the velocity without a Gaussian; here each solver uses another Gaussian."""
     denoise, x = plane.denoiser(sde), terminal(plane, sde, 3)
     late, early = sde.marginal(sde.t_max), sde.marginal(sde.t_min)
 
@@ -171,7 +171,7 @@ def test_torchdiffeq_agrees_with_ours(sde, plane, method):
 
 @pytest.mark.parametrize(("name", "sde_name"), list(zip(TORCHDIFFEQ, itertools.cycle(["vpsde", "vesde", "subvpsde"]))))
 def test_the_sampler_takes_the_methods_of_torchdiffeq(sde_name, plane, name):
-    """Adaptive ones come near their tolerance; the others have the order of their books in the number of moves."""
+    """Adaptive ones come near their tolerance; the others have their textbook order in the number of steps."""
     sde, orders = SDES[sde_name](), {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
     denoise, x, gaussian = plane.denoiser(sde), terminal(plane, sde, 4), moment_matched("isotropic", plane)
     expected = STEPS["ode"](sde, rtol=1e-9, atol=1e-9, gaussian=gaussian).follow(denoise, x, sde.t_max, sde.t_min)
@@ -204,8 +204,8 @@ def test_one_step_from_noise_to_data_is_refused(plane, name):
     assert sample(step, denoise, x, GRIDS["angle"](sde, 2), torch.randn_like).shape == x.shape
 
 
-def test_each_example_has_its_own_steps():
-    """A harder neighbour changes neither the result, bit for bit, nor is anyone evaluated after the end."""
+def test_each_example_has_its_own_step_sizes():
+    """A harder neighbour changes no bit of the result, and no example is evaluated after its end."""
     seen = []
 
     def harder(offset):
@@ -232,9 +232,9 @@ def test_each_example_has_its_own_steps():
 
 
 def curved(angle, u, rows):
-    """u' = -2 sin(2 angle) u^2, so that 1 / u = 1 / u_0 + cos(2 start) - cos(2 angle): bent, and slow at both ends.
+    """u' = -2 sin(2 angle) u^2, so that 1 / u = 1 / u_0 + cos(2 start) - cos(2 angle): curved, and slow at both ends.
 
-    Rates: u' / u itself, whose integral is log u, and a function of the angle.
+    Rates: u' / u, whose integral is log u, and a function of the angle.
     """
     slope = -2 * torch.sin(2 * angle).reshape(-1, 1)
     return slope * u**2, torch.cat([(slope * u).expand(len(u), 1), (torch.sin(3 * angle)).expand(len(u), 1)], 1)
@@ -257,7 +257,7 @@ def exponent(errors):
 @pytest.mark.parametrize(("start", "end"), [ENDS, ENDS[::-1]], ids=["forward", "backward"])
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_adams_has_an_order_more_than_its_predictor(order, start, end):
-    """And the integrals have that of values of that order, under a spline of a higher one."""
+    """The integrals have the order of values of that order, under a spline of a higher one."""
     expected, areas = curved_end(start, end)
     errors, inexact = [], []
     for evaluations in (76, 151, 301):
@@ -271,8 +271,8 @@ def test_adams_has_an_order_more_than_its_predictor(order, start, end):
 
 
 @pytest.mark.parametrize(("start", "end", "scale"), [(0.3, 1.2, 4.0), (1.2, 0.3, 1.0)], ids=["forward", "backward"])
-def test_adams_is_of_order_3_where_it_starts_in_the_midst_of_the_motion(start, end, scale):
-    """The first move has but two velocities to go by, and here it is not a small one."""
+def test_adams_has_order_3_when_it_starts_at_a_middle_angle(start, end, scale):
+    """The first step has only two velocities, and here it is not a small one."""
     u, errors = scale * START, []
     for evaluations in (151, 301):
         found = AdamsPECE(evaluations)(Followed(curved), u, start, end).u
@@ -281,8 +281,8 @@ def test_adams_is_of_order_3_where_it_starts_in_the_midst_of_the_motion(start, e
 
 
 @pytest.mark.parametrize(("start", "end"), [ENDS, ENDS[::-1]], ids=["forward", "backward"])
-def test_there_and_back_again(start, end):
-    """On the same nodes; what is integrated comes back with the other sign."""
+def test_the_reverse_path_recovers_the_start(start, end):
+    """On the same nodes; the integrals have the opposite sign."""
     there = AdamsPECE(200)(Followed(curved), START, start, end)
     back = AdamsPECE(200)(Followed(curved), there.u, end, start)
     torch.testing.assert_close(back.u, START, rtol=0, atol=1e-7)
@@ -301,8 +301,8 @@ def polynomial(degree):
 
 @pytest.mark.parametrize(("start", "end"), SPANS)
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
-def test_adams_is_exact_for_polynomials_of_its_order_but_for_the_start(order, start, end):
-    """Move i is the integral of the polynomial through the velocities at nodes 0 to i, at most order + 1 of them."""
+def test_adams_is_exact_for_polynomials_of_its_order_after_the_start(order, start, end):
+    """Step i integrates the polynomial through the velocities at nodes 0 to i, at most order + 1 of them."""
     for degree in range(order + 1):
         velocity = polynomial(degree)
         found = AdamsPECE(12, order=order)(velocity, torch.zeros(2, 1).double(), start, end).u
@@ -325,10 +325,10 @@ def test_weights_integrate_polynomials(num):
 
 
 @pytest.mark.parametrize("start", [1e-6, 1e-5, 1e-3])
-def test_rounding_near_the_data_is_not_magnified(start):
-    """As much as float32 leaves of x0 - x0_gaussian, over sin theta: 0.1 and more where it is over 1e-6.
+def test_rounding_near_the_data_is_not_amplified(start):
+    """The velocity has the float32 rounding errors of x0 - x0_gaussian, divided by sin theta: up to 0.1 at 1e-6.
 
-    Between the first nodes gaps grow by large factors, and a polynomial through them would carry it far beyond.
+    Between the first nodes the gaps grow by large factors, and a high-order polynomial would amplify the errors.
     """
     noise, u = torch.Generator().manual_seed(0), torch.zeros(50, 1, dtype=torch.float64)
 
@@ -344,8 +344,8 @@ def test_rounding_near_the_data_is_not_magnified(start):
         assert (rough.integrals - smooth.integrals).abs().max() < allowed
 
 
-def test_the_spline_is_that_of_scipy_where_gaps_are_even():
-    """And the trapezoidal rule where they grow by more than four, one after the other, at the beginning."""
+def test_the_spline_matches_scipy_on_even_gaps():
+    """And the trapezoidal rule where gaps grow by more than four, one after the other, at the start."""
     even = np.array([0.1, 0.3, 0.5, 0.8, 1.1, 1.5])
     values = np.exp(even)
     assert spline_weights(even) @ values == pytest.approx(CubicSpline(even, values).integrate(0.1, 1.5), rel=1e-12)
@@ -364,7 +364,7 @@ def test_the_spline_is_that_of_scipy_where_gaps_are_even():
 
 @pytest.mark.parametrize(("start", "end"), [*SPANS, ENDS, ENDS[::-1]])
 @pytest.mark.parametrize("evaluations", [2, 3, 17, 32])
-def test_nodes_are_shares_of_the_law_of_ratios_with_both_ends(evaluations, start, end):
+def test_nodes_are_quantiles_of_the_law_of_ratios_with_both_ends(evaluations, start, end):
     velocity = Followed(curved)
     AdamsPECE(evaluations)(velocity, START, start, end)
     angles = np.array(velocity.angles)
@@ -377,7 +377,7 @@ def test_nodes_are_shares_of_the_law_of_ratios_with_both_ends(evaluations, start
 
 
 def test_nodes_do_not_depend_on_the_scale_of_the_data(plane):
-    """Data and noise ten times as large are solved at the same angles: r over the deviation of the guess."""
+    """Data and noise ten times as large have the same angles: r over the Gaussian's standard deviation."""
     found = []
     for scale in (1.0, 10.0):
         sde = SDES["edm"](sigma_min=0.002 * scale, sigma_max=80.0 * scale)
@@ -389,7 +389,7 @@ def test_nodes_do_not_depend_on_the_scale_of_the_data(plane):
 
 
 def test_the_budget_is_kept_exactly():
-    """For any number of evaluations and of traces among them, which are spread evenly and begin and end the way."""
+    """For any number of evaluations and of traces among them; traces are spread evenly and include both ends."""
     for evaluations in range(2, 18):
         for traces in (0, *range(2, evaluations + 1)):
             velocity = Followed(curved)
@@ -404,19 +404,19 @@ def test_the_budget_is_kept_exactly():
 
 
 @pytest.mark.parametrize(("start", "end"), [ENDS, ENDS[::-1]], ids=["forward", "backward"])
-def test_fewer_traces_leave_the_path_and_their_error_falls_with_the_fourth_power_or_faster(start, end):
+def test_fewer_traces_keep_the_path_and_converge_with_order_four(start, end):
     expected, areas = curved_end(start, end)
     errors = []
     for traces in (16, 31):
         found = AdamsPECE(481, traces)(Followed(curved), START, start, end)
         torch.testing.assert_close(found.u, expected, rtol=0, atol=3e-8)
         errors.append((found.integrals - areas).abs().amax(0).tolist())
-    for column in zip(*errors):  # with more, what is left is the path's
+    for column in zip(*errors):  # with more, the remaining error is the path's
         assert exponent(column) > 3.8
 
 
 def test_two_evaluations_are_the_trapezoidal_rule():
-    """The first velocity predicts, the second corrects; a second-order rule for a linear velocity."""
+    """The first velocity predicts and the second corrects, a second-order rule for a linear velocity."""
 
     def f(angle, u, rows):
         return -u * angle, angle.expand(len(u), 1)
@@ -427,7 +427,7 @@ def test_two_evaluations_are_the_trapezoidal_rule():
     torch.testing.assert_close(found.integrals, torch.full((2, 1), 0.06).double())
 
 
-def test_adams_keeps_dtype_and_examples_apart():
+def test_adams_keeps_the_dtype_and_does_not_mix_examples():
     u = torch.rand(5, 2, 3, generator=torch.Generator().manual_seed(0))
 
     def f(angle, u, rows):
@@ -442,12 +442,12 @@ def test_adams_keeps_dtype_and_examples_apart():
 
 
 def test_small_budgets_have_a_lower_order():
-    """Unless one is asked for."""
+    """Unless a higher order is given."""
     assert [AdamsPECE(n).order for n in (2, 23, 24, 100)] == [2, 2, 3, 3]
     assert AdamsPECE(8, order=4).order == 4
 
 
-# --- better ones ------------------------------------------------------------------------------------------------------
+# --- refinement -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -464,7 +464,7 @@ def test_the_refined_solver_is_better(name):
     assert str(better) == ("80 evaluations" if name == "adams_pece" else "rtol 1e-05, atol 1e-06")
 
 
-def test_refining_keeps_the_rest():
+def test_refinement_keeps_the_other_settings():
     better = AdamsPECE(24, 8, edge=0.2).refined()
     assert (better.evaluations, better.traces, better.edge) == (48, 16, 0.2)
     assert Torchdiffeq(method="dopri8").refined().method == "dopri8"
@@ -493,15 +493,15 @@ def test_tolerances_must_be_positive(adaptive, rtol, atol):
         ({"edge": 1.0}, r"edge 1.0: need a fraction of the nodes, in \[0, 1\)"),
     ],
 )
-def test_budgets_that_make_no_sense(options, message):
+def test_invalid_budgets_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         AdamsPECE(**options)
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_a_motion_that_cannot_be_followed_is_not_converged(name):
+def test_an_unsolvable_velocity_is_reported_as_not_converged(name):
     def f(angle, u, rows):
-        return torch.where(rows[:, None] == 2, u**2, -u), u[:, :0]  # example 2 ends in a pole at 1
+        return torch.where(rows[:, None] == 2, u**2, -u), u[:, :0]  # example 2 has a pole at 1
 
     with pytest.raises(NotConvergedError) as error:
         ADAPTIVE[name](1e-4, 1e-4)(Followed(f), torch.ones(4, 1).double(), 0.0, 2.0)
@@ -514,15 +514,15 @@ def test_a_motion_that_cannot_be_followed_is_not_converged(name):
     assert error.value.exit_status == 5
 
 
-def test_a_solver_that_gives_up_counts_what_it_took(monkeypatch):
+def test_a_failing_solver_counts_its_evaluations(monkeypatch):
     monkeypatch.setattr("score_sde.sde_lib.runge_kutta._MAX_STEPS", 2)
     with pytest.raises(NotConvergedError, match=r"example 0: the solver is stuck at angle .* after 13 evaluations"):
         DormandPrince()(Followed(spiral), PAIRS, 0.0, 2.0)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_an_example_keeps_its_number_when_others_are_done(name, mixture):
-    """One network fails for one example, late on its way; where others end before, it is found all the same."""
+def test_an_example_keeps_its_index_when_others_have_finished(name, mixture):
+    """One network fails for one example late on its path; it is named even if other examples finish earlier."""
     sde = SDES["edm"]()
 
     def denoise(x, t, who):

@@ -1,4 +1,4 @@
-"""EDM's DDPM++ and NCSN++: published sizes, options, and what is refused."""
+"""EDM's DDPM++ and NCSN++: published sizes, options, and refusals."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from score_sde.models import Song
 EDM = {"channels": 128, "num_blocks": 4, "attention": (16,), "augment_dim": 9}
 NCSNPP = {"embedding": "fourier", "noise_mult": 2, "encoder": "residual", "fir": (1, 3, 3, 1)}
 
-# Karras et al., 2022, table 8 has rounded ones.
+# Rounded in table 8 of Karras et al., 2022.
 PUBLISHED = {
     "CIFAR-10, VP": (32, (2, 2, 2), {}, 55.733891),
     "CIFAR-10, VP, with labels": (32, (2, 2, 2), {"num_classes": 10}, 55.735299),
@@ -28,7 +28,7 @@ def test_published_sizes(name):
 @pytest.mark.parametrize("decoder", ["standard", "skip"])
 @pytest.mark.parametrize("encoder", ["standard", "skip", "residual"])
 @pytest.mark.parametrize("fir", [(), (1, 3, 3, 1)])
-def test_a_shift_of_the_input_shifts_the_answer(encoder, decoder, fir):
+def test_a_shift_of_the_input_shifts_the_output(encoder, decoder, fir):
     """By a cell of the coarsest grid, far from the border, which the receptive field hardly reaches."""
     torch.manual_seed(0)
     network = Song((1, 32, 32), channels=8, encoder=encoder, decoder=decoder, fir=fir).eval()

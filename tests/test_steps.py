@@ -1,4 +1,4 @@
-"""Steps: the full product with processes and ranks, measured orders, marginals, batches, equalities between steps."""
+"""Steps: the full product with processes and ranks, measured orders, marginals, batches, identities between steps."""
 
 import math
 import re
@@ -39,8 +39,8 @@ STOCHASTIC = {
     *("euler_maruyama", "reverse_diffusion", "ancestral", "ancestral_learned", "pc"),
     *("dpmpp_2m_sde", "dpmpp_3m_sde", "sa"),
 }
-# What else is true of them is in files of their own: the Langevin steps come late at every noise level, and consistency
-# sampling needs another denoiser.
+# Steps with other properties have test files of their own: the Langevin steps lag behind every noise level, and
+# consistency sampling needs another denoiser.
 OTHERS = {"ald", "consistency"}
 OPTIONS = [("ancestral", {"v": 1.0}), ("ddim", {"eta": 0.5}), ("plms", {"order": 2}), ("pndm", {"order": 2})]
 VARIANTS = [*((name, {}) for name in STEPS), *OPTIONS]
@@ -48,7 +48,7 @@ KEEPING = [(name, options) for name, options in VARIANTS if name not in OTHERS]
 
 
 class Convolutions(nn.Module):
-    """Two layers over the pixels of an image, told the log-SNR; a mean and a variance."""
+    """Two layers over the pixels of an image, conditioned on the log-SNR; a mean and a variance."""
 
     def __init__(self):
         super().__init__()
@@ -81,7 +81,7 @@ def test_every_step_is_measured():
 
 @pytest.mark.parametrize("name", STEPS)
 def test_every_pair_keeps_shape_and_dtype_on_every_rank(sde, shaped_mixture, name):
-    """And the last thing is the estimate of the data there."""
+    """The last output is the x0 estimate."""
     step, denoise = STEPS[name](sde, **ALONE.get(name, {})), shaped_mixture.denoiser(sde, 0.5)
     times = GRIDS["log_snr"](sde, 1 if name in ALONE else 8)
     for batch, dtype in ((1, torch.float32), (3, torch.float64)):
@@ -100,7 +100,7 @@ def test_every_pair_keeps_shape_and_dtype_on_every_rank(sde, shaped_mixture, nam
 
 
 def each_order():
-    """Every step on every process; of those that take the same way on all (test_sde.py), two are in the quick suite."""
+    """Every step on every process; of processes with equal trajectories (test_sde.py), two are in the quick suite."""
     for k, name in enumerate(ORDERS):
         for i, process in enumerate(
             ["vpsde", "vesde", "rectified", *sorted(SDES.keys() - {"vpsde", "vesde", "rectified"})]
@@ -110,7 +110,7 @@ def each_order():
 
 
 @pytest.mark.parametrize(("name", "sde"), list(each_order()), indirect=["sde"])
-def test_order_is_what_the_theory_says(sde, mixture, quantiles, name):
+def test_order_matches_the_theory(sde, mixture, quantiles, name):
     x, expected, end = quantiles
     errors = []
     for num_steps in (128, 256):
@@ -130,7 +130,7 @@ def test_ode_follows_the_flow_to_its_tolerance(sde, mixture, quantiles):
         )
         error = (computed - expected).abs()
         assert error.median() < 5 * tolerance
-        assert error.max() < 100 * tolerance  # between the modes the flow spreads what is near
+        assert error.max() < 100 * tolerance  # between the modes the flow spreads nearby states
 
 
 def test_ddim_is_exact_for_one_point(sde):
@@ -143,7 +143,7 @@ def test_ddim_is_exact_for_one_point(sde):
 
 
 @pytest.mark.parametrize("grid", ["karras", "uniform"])
-def test_heun_is_karras_algorithm_for_edm(mixture, grid):
+def test_heun_matches_karras_algorithm_for_edm(mixture, grid):
     sde, num_steps = SDES["edm"](), 10
     times, denoise = GRIDS[grid](sde, num_steps), mixture.denoiser(sde, 0.5)
     x = terminal(mixture, sde, 20)
@@ -154,7 +154,7 @@ def test_heun_is_karras_algorithm_for_edm(mixture, grid):
         d_prime = (euler - denoise(euler, sigmas[i + 1]).x0) / sigmas[i + 1]
         expected = expected + (sigmas[i + 1] - sigmas[i]) * (0.5 * d + 0.5 * d_prime)
     torch.testing.assert_close(flow(Heun(sde), denoise, x, times), expected, rtol=1e-9, atol=1e-9)
-    # Its last step, to sigma = 0, is Euler's, which is the loop's last denoising.
+    # Its last step, to sigma = 0, is Euler's, which equals the loop's last denoising.
     d = (expected - denoise(expected, sigmas[-1]).x0) / sigmas[-1]
     torch.testing.assert_close(
         sample(Heun(sde), denoise, x, times, torch.randn_like), expected - sigmas[-1] * d, rtol=1e-9, atol=1e-9
@@ -165,7 +165,7 @@ def test_heun_is_karras_algorithm_for_edm(mixture, grid):
 
 
 def each_law():
-    """Slow without noise: there the states follow the flow itself, which orders and tolerances measure."""
+    """Slow without noise, where orders and tolerances already measure the flow."""
     for name, options in KEEPING:
         drawn = name in STOCHASTIC | {"adaptive_sde"} or "eta" in options
         yield pytest.param(name, options, marks=[] if drawn else [pytest.mark.slow], id=f"{name}-{options}")
@@ -184,7 +184,7 @@ def test_marginals_are_kept_in_the_plane(sde, plane, name, options):
     assert_marginal(plane, sde, evolve(plane, sde, STEPS[name](sde, **options), 3000, steps))
 
 
-# --- each example by itself -------------------------------------------------------------------------------------------
+# --- independence of the batch ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["network", pytest.param("exact", marks=pytest.mark.slow)])
@@ -204,7 +204,7 @@ def test_a_sample_does_not_depend_on_its_batch(sde, name, options, kind):
             return sample(STEPS[name](sde, **options), denoise, x[rows], times, Noise(torch.arange(64)[rows]))
 
     whole = run(slice(0, 64))
-    tolerance = {"ode": 1e-4, "deis": 2e-3, "vab": 2e-3}.get(name, 2e-5)  # high orders make much of a last digit
+    tolerance = {"ode": 1e-4, "deis": 2e-3, "vab": 2e-3}.get(name, 2e-5)  # high orders amplify rounding
     for rows in (slice(5, 6), slice(3, 10)):
         torch.testing.assert_close(run(rows), whole[rows], rtol=tolerance, atol=tolerance)
 
@@ -216,8 +216,8 @@ UNSTABLE = {("euler_maruyama", "ncsn", 8)}  # h g^2 > 2 sigma^2, beyond the stab
 
 
 @pytest.mark.parametrize("name", sorted(STEPS))
-def test_few_moves_on_a_chain_end_near_the_data(name):
-    """On the step's own grid. The chain of iDDPM falls from sigma / alpha of 2e4 to a few units in the first move."""
+def test_few_steps_on_a_chain_end_near_the_data(name):
+    """On the step's own grid. The chain of iDDPM falls from sigma / alpha of 2e4 to a few units in the first step."""
     for chain in ("ddpm", "iddpm", "ncsn"):
         sde, grid = SDES[chain](), GRIDS[STEPS[name].grid or SDES[chain]().grid]
         denoise = TWO.denoiser(sde, v=0.5 if name == "ancestral_learned" else None)
@@ -239,7 +239,7 @@ def test_chains_that_start_in_pure_noise_follow_the_flow(name, num, error):
     assert (sample(STEPS[name](sde), denoise, x, times, None) - exact).abs().median() < error
 
 
-# --- equalities and counts --------------------------------------------------------------------------------------------
+# --- identities and counts --------------------------------------------------------------------------------------------
 
 
 def test_ddim_at_eta_one_is_ancestral(sde, shaped_mixture):
@@ -252,12 +252,12 @@ def test_ddim_at_eta_one_is_ancestral(sde, shaped_mixture):
 GUIDED = [("rk4", {}), ("rk45", {}), ("adams", {}), ("ode", {}), ("multistep", {"integrand": "residual"})]
 
 
-def test_every_step_with_a_gaussian_is_shifted():
+def test_every_step_with_a_gaussian_has_a_shift_test():
     assert {name for name, _ in GUIDED} == {name for name in STEPS if "gaussian" in signature(STEPS[name]).parameters}
 
 
 @pytest.mark.parametrize(("name", "options"), GUIDED, ids=str)
-def test_data_and_gaussian_moved_by_c_move_the_state_by_alpha_c(sde, plane, name, options):
+def test_shifting_data_and_gaussian_by_c_shifts_the_state_by_alpha_c(sde, plane, name, options):
     c, mean = torch.tensor([0.7, -1.3]).double(), torch.tensor([0.2, 0.5]).double()
     denoise, x, times = plane.denoiser(sde), terminal(plane, sde, 4), GRIDS["log_snr"](sde, 5)
     here = STEPS[name](sde, **options, gaussian=Gaussian(mean, 0.3))
@@ -286,8 +286,8 @@ def test_ancestral_at_both_ends_is_ddpm(mixture):
         torch.testing.assert_close(moved, mean + variance.sqrt() * z, rtol=1e-10, atol=1e-10)
 
 
-def test_euler_maruyama_and_reverse_diffusion_are_the_papers(mixture):
-    """One step written out for VP: beta and its two discretisations."""
+def test_euler_maruyama_and_reverse_diffusion_match_the_paper(mixture):
+    """One explicit step for VP: beta and its two discretizations."""
     sde, t, s = VPSDE(), 0.5, 0.49
     beta = 0.1 + t * 19.9
     x, z = torch.tensor([[0.7], [-1.1]]).double(), torch.tensor([[0.3], [-2.0]]).double()
@@ -331,7 +331,7 @@ def test_evaluations_and_draws_are_counted(sde, mixture, name, options, evaluati
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
-def test_a_grid_that_ends_at_the_data_makes_its_last_move_by_the_finish(sde, mixture, name, options, monkeypatch):
+def test_the_last_step_of_a_grid_that_ends_at_the_data_is_the_denoising(sde, mixture, name, options, monkeypatch):
     """No state without noise reaches the step or the table, and nothing else changes."""
     x, denoise, moved, tabled = terminal(mixture, sde, 3), mixture.denoiser(sde, 0.5), [], []
     options = ALONE.get(name, options)
@@ -346,7 +346,7 @@ def test_a_grid_that_ends_at_the_data_makes_its_last_move_by_the_finish(sde, mix
     with_data = list(trajectory(Asked(sde, **options), denoise, x, times, noises(3)))
     assert sde.sigma(times)[-1] == 0
     assert len(moved) == 2 * 4
-    assert tabled[:5] == times[:-1].tolist()  # a step that plans its stages adds theirs
+    assert tabled[:5] == times[:-1].tolist()  # a step with precomputed stages adds their times
     assert all(sde.marginal(t).sigma > 0 for t in moved + tabled)
     without = list(trajectory(STEPS[name](sde, **options), denoise, x, GRIDS["karras"](sde, 4), noises(3)))
     assert len(with_data) == len(without) == 5

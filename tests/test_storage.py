@@ -1,4 +1,4 @@
-"""The gate of readers, and how files are written: no pipe or device is read, nothing is written through a link."""
+"""The gate of readers and the writing of files: pipes and devices are not read, and links are not written through."""
 
 import fcntl
 import os
@@ -60,7 +60,7 @@ def test_a_file_is_read_through_a_link_up_to_its_limit(tmp_path):
         reading.read_bytes(tmp_path / "b", 1)
 
 
-def test_a_file_gets_the_permissions_of_the_user_and_keeps_nothing_beside_it(tmp_path):
+def test_a_file_has_the_permissions_of_the_user_and_leaves_no_temporary_file(tmp_path):
     writing.write_text(tmp_path / "a" / "b", "new")
     (tmp_path / "plain").touch()
     assert (tmp_path / "a" / "b").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -76,7 +76,7 @@ def test_a_target_that_is_a_link_is_replaced_and_its_file_kept(tmp_path):
     assert (tmp_path / "a").read_text() == "new"
 
 
-def test_no_temporary_name_can_be_foretold(tmp_path):
+def test_temporary_names_are_unpredictable(tmp_path):
     names = []
 
     def note(file):
@@ -117,7 +117,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
     assert (tmp_path / "a").read_text() == "old"
 
 
-def test_leftovers_are_deleted_unless_their_writer_lives(tmp_path):
+def test_leftovers_are_deleted_unless_their_writer_is_running(tmp_path):
     names = ("a.00000001", "b.00000002", "step_00000008", "theirs", "a.00000005")
     dead, alive, former, other, link = (tmp_path / f".{name}.partial" for name in names)
     for file in (dead, alive, other):
@@ -130,8 +130,8 @@ def test_leftovers_are_deleted_unless_their_writer_lives(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"c", alive.name, other.name, link.name}
 
 
-def test_a_file_that_was_taken_for_a_leftover_is_made_again(tmp_path, monkeypatch):
-    """Another command may delete it between its making and its locking."""
+def test_a_file_deleted_as_a_leftover_is_created_again(tmp_path, monkeypatch):
+    """Another command may delete it between its creation and its lock."""
     lock, deleted = writing._lock, []
 
     def lock_late(descriptor, wait=False):
@@ -146,8 +146,8 @@ def test_a_file_that_was_taken_for_a_leftover_is_made_again(tmp_path, monkeypatc
     assert (tmp_path / "a").read_text() == "new"
 
 
-def test_a_folder_that_is_swept_before_it_is_opened_is_made_again(tmp_path, monkeypatch):
-    """``mkdir`` returns no descriptor: another command may sweep the folder before it is opened and locked."""
+def test_a_folder_deleted_before_it_is_opened_is_created_again(tmp_path, monkeypatch):
+    """``mkdir`` returns no descriptor: another command may delete the folder before it is opened and locked."""
     make, swept = Path.mkdir, []
 
     def make_and_sweep(path, *args, **options):
@@ -164,7 +164,7 @@ def test_a_folder_that_is_swept_before_it_is_opened_is_made_again(tmp_path, monk
     assert os.listdir(tmp_path) == []
 
 
-def test_two_writers_of_one_file_disturb_each_other_not(tmp_path):
+def test_two_writers_of_one_file_do_not_interfere(tmp_path):
     def nested(file):
         writing.write_text(tmp_path / "a", "inner")
         file.write(b"outer")
@@ -206,7 +206,7 @@ def test_nothing_is_written_or_deleted_outside_a_run(tmp_path, action, linked):
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_the_folder_of_a_run_may_be_a_link_itself(tmp_path, action):
+def test_the_folder_of_a_run_may_be_a_link(tmp_path, action):
     (tmp_path / "disk" / "x").mkdir(parents=True)
     (tmp_path / "disk" / "x" / "theirs").touch()
     (tmp_path / "run").symlink_to("disk")

@@ -1,4 +1,4 @@
-"""A run folder of a stranger with links, pipes and devices in it: nothing outside changes, and no command waits."""
+"""An untrusted run folder with links, pipes and devices: nothing outside changes, and no command blocks."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def command(workdir, *words):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run on points of four steps."""
+    """A run of four steps on points."""
     workdir = tmp_path_factory.mktemp("trained")
     assert command(workdir, "--mode=train", "--config=points", "--config.train.total_images=16", *TINY) == 0
     return workdir
@@ -31,7 +31,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def place(trained, tmp_path):
-    """The folder ``run`` of a stranger, beside ``theirs``, which holds a text and another run."""
+    """The untrusted folder ``run`` next to ``theirs``, which has a text and another run."""
     shutil.copytree(trained, tmp_path / "run")
     shutil.copytree(trained, tmp_path / "theirs" / "run")
     (tmp_path / "theirs" / "rc").write_text('alias ls="ls"\n')
@@ -40,7 +40,7 @@ def place(trained, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _no_wait():
-    """What waits for a pipe fails."""
+    """Makes commands that wait for a pipe fail."""
     signal.alarm(120)
     yield
     signal.alarm(0)
@@ -59,7 +59,7 @@ TO_FOLDER += ["checkpoints/.step_00000004.former", "checkpoints/step_00000006"]
 
 
 def link(place, name):
-    """Let a name in the run lead to a file or folder outside it."""
+    """Replaces a name in the run by a link to a file or folder outside."""
     path = place / "run" / name
     if path.is_dir():
         shutil.rmtree(path)
@@ -80,8 +80,8 @@ def test_nothing_outside_a_run_changes(place, capsys, name):
     assert refused if name in ("checkpoints", "samples", "tensorboard", "samples/adams-2", ".lock") else status == 0
 
 
-def test_checkpoints_behind_a_link_are_read_and_not_forgotten(place, capsys):
-    """Whoever has them on another disk can sample; training would delete those of the other run."""
+def test_checkpoints_behind_a_link_are_read_and_not_deleted(place, capsys):
+    """Sampling from checkpoints on another disk works; training would delete the other run's."""
     link(place, "checkpoints")
     assert command(place / "run", *SAMPLE) == 0
     assert command(place / "run", *TRAIN) == 3
@@ -90,7 +90,7 @@ def test_checkpoints_behind_a_link_are_read_and_not_forgotten(place, capsys):
     assert [path.name for path in (place / "theirs/run/checkpoints").glob("step_*")] == ["step_00000004"]
 
 
-def test_a_run_that_is_a_link_itself_is_trained(place):
+def test_a_run_that_is_a_link_is_trained(place):
     (place / "linked").symlink_to("run")
     assert command(place / "linked", *TRAIN) == 0
     assert (place / "run/checkpoints/step_00000006").is_dir()

@@ -1,4 +1,4 @@
-"""Ends of a command that no code of a mode causes: each is one line that names the cause, and the right exit status."""
+"""Ends of a command outside the code of its mode: one line that names the cause, and the right exit status."""
 
 import os
 import signal
@@ -20,12 +20,12 @@ HELP = [sys.executable, "run.py", "--help"]
 
 
 def ended(**options):
-    """The help, with a standard output of its own: (status, lines on standard error)."""
+    """Runs --help with this standard output: (status, lines on standard error)."""
     done = subprocess.run(HELP, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False, **options)
     return done.returncode, done.stderr.splitlines()
 
 
-def test_a_reader_that_leaves_ends_a_command():
+def test_a_closed_pipe_ends_a_command():
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as closed:
@@ -34,7 +34,7 @@ def test_a_reader_that_leaves_ends_a_command():
     assert line.startswith("error: standard output: Broken pipe: the reader closed it")
 
 
-def test_a_full_disk_behind_the_output_is_not_blamed_on_the_run():
+def test_a_full_disk_behind_the_output_is_reported_as_such():
     with open("/dev/full", "wb") as full:
         status, (line,) = ended(stdout=full)
     assert status == 3
@@ -46,7 +46,7 @@ def test_a_closed_output_is_no_error():
 
 
 def interrupted_at_import(tmp_path, **options):
-    """A command that gets Ctrl-C while it imports a package, which is another one here."""
+    """A command that gets Ctrl-C while it imports a package, replaced by a stub."""
     (tmp_path / "absl").mkdir()
     interrupt = "import os, signal, sys; os.kill(os.getpid(), signal.SIGINT); sys.exit(7)"
     (tmp_path / "absl" / "__init__.py").write_text(interrupt)
@@ -58,8 +58,8 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
     assert interrupted_at_import(tmp_path) == (130, ["error: interrupted before anything was done"])
 
 
-def test_a_command_that_ignores_ctrl_c_goes_on(tmp_path):
-    """As one in the background does."""
+def test_a_command_that_ignores_ctrl_c_continues(tmp_path):
+    """As a command in the background does."""
     ignore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     assert interrupted_at_import(tmp_path, **ignore) == (7, [])
 
@@ -77,7 +77,7 @@ def test_a_mode_gets_ctrl_c_as_an_exception(monkeypatch):
 
 @pytest.fixture
 def call(monkeypatch, tmp_path, capsys):
-    """Run a mode that is a function: (status, the line on standard error)."""
+    """Runs a function as a mode: (status, the line on standard error)."""
 
     def command(mode):
         monkeypatch.setitem(command_line.MODES, "data", "a_mode")
@@ -89,13 +89,13 @@ def call(monkeypatch, tmp_path, capsys):
     return command
 
 
-def test_memory_that_numpy_lacks_is_no_defect(call):
+def test_out_of_memory_in_numpy_is_reported(call):
     status, line = call(lambda: np.empty(2**58, np.float64))
     assert status == 3
     assert line.startswith("error: out of memory: Unable to allocate 2.00 EiB for an array")
 
 
-def test_memory_that_torch_lacks_is_no_defect(call):
+def test_out_of_memory_in_torch_is_reported(call):
     status, line = call(lambda: torch.empty(2**58, dtype=torch.float64))
     assert status == 3
     assert line.startswith("error: out of memory; take a smaller network")
@@ -129,7 +129,7 @@ def test_a_run_whose_name_tensorboard_cannot_write_is_refused_at_once(tmp_path, 
     check_name(tmp_path / "é")
 
 
-def test_names_that_are_no_text_are_printed_with_escapes():
+def test_names_that_are_not_unicode_are_printed_with_escapes():
     program = "from score_sde.engine.terminal import open_output; open_output(); print('\\udcff')"
     shown = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)
     assert shown == "\\udcff\n"

@@ -1,4 +1,4 @@
-"""Timestep samplers that learn: what they converge to in closed form, that they keep the mean, and that they go on."""
+"""Learned timestep samplers: closed-form limits, unchanged expected loss, and resumption from their state."""
 
 import pytest
 import torch
@@ -26,12 +26,12 @@ def steep(sde, t):
 
 
 @pytest.mark.parametrize("name", LEARNING_TIMESTEP_SAMPLERS)
-def test_the_corrected_mean_is_that_over_uniform_time(sde, name):
+def test_the_corrected_mean_equals_the_mean_over_uniform_time(sde, name):
     law = LEARNING_TIMESTEP_SAMPLERS[name]()
     trained(law, sde, steep, 15)
     u = ((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)[:, None]
     t, correction = law(sde, u)
-    # The integral of a smooth function of time, which the ends in log-SNR, of little time, do not matter for.
+    # The integral of a smooth function of time, insensitive to the ends in log-SNR, which take little time.
     found = (correction * steep(sde, t)).mean().item()
     expected = steep(sde, sde.quantile(u)).mean().item()
     assert found == pytest.approx(expected, rel=2e-2)
@@ -42,7 +42,7 @@ def test_loss_aware_draws_in_proportion_to_the_root_of_the_squared_loss(bins):
     law = trained(LossAware(bins=bins), CHAIN, lambda sde, t: t, 100)
     levels = torch.arange(1, 51, dtype=torch.float64).reshape(bins, -1)
     expected = levels.square().mean(1).sqrt()
-    # The mean over the ten last losses of a bin scatters, by 13 % in the first of the wide ones; one level does not.
+    # The mean over a bin's last ten losses scatters by 13 % in the first wide bin, but not for a single level.
     torch.testing.assert_close(
         law.probabilities, expected / expected.sum(), rtol=0.01 if bins == 50 else 0.4, atol=2e-3 / bins
     )
@@ -60,12 +60,12 @@ def test_loss_aware_is_uniform_until_every_level_has_its_history():
         assert torch.equal(law.probabilities, torch.full((50,), 1 / 50, dtype=torch.float64))
         law.observe(CHAIN, t, t.flatten() ** 2)
     assert law.probabilities[-1] > 100 * law.probabilities[0] > 0
-    law.observe(CHAIN, t[:1], torch.tensor([2500.0]))  # the newest loss takes the place of the oldest
+    law.observe(CHAIN, t[:1], torch.tensor([2500.0]))  # the newest loss replaces the oldest
     assert law.losses[0].tolist() == [2500.0, 1.0, 1.0]
 
 
-def test_loss_aware_remembers_as_if_losses_came_one_by_one():
-    """Several of a bin in a batch, more of them than it remembers; a batch that is not finite leaves no trace."""
+def test_loss_aware_records_a_batch_as_single_losses_in_order():
+    """With more losses of a bin in a batch than its history holds; a non-finite batch has no effect."""
     law, draw = LossAware(bins=50, history=3), torch.Generator().manual_seed(0)
     losses, seen = torch.zeros(50, 3, dtype=torch.float64), torch.zeros(50, dtype=torch.int64)
     for step in range(40):
@@ -81,7 +81,7 @@ def test_loss_aware_remembers_as_if_losses_came_one_by_one():
 
 
 def test_learned_finds_the_law_of_least_variance():
-    """Under the weight of a loss whose integrand in log-SNR is a bump, the law becomes the bump."""
+    """Weighted by a loss whose integrand in log-SNR is a bump, the learned distribution is that bump."""
     sde = SDES["vpsde"]()
     lowest, highest = (sde.marginal(t).log_snr for t in (sde.t_max, sde.t_min))
 
@@ -103,7 +103,7 @@ def test_learned_finds_the_law_of_least_variance():
     assert corrected.std() < 0.1 * (correction * loss(sde, t)).std()
 
 
-def test_the_process_of_a_learned_law_has_it_at_uniform_times():
+def test_the_process_of_a_learned_schedule_has_its_law_at_uniform_times():
     sde = SDES["subvpsde"]()
     law = trained(Learned(learning_rate=0.1), sde, steep, 5)
     u = column(200)
@@ -112,7 +112,7 @@ def test_the_process_of_a_learned_law_has_it_at_uniform_times():
 
 
 @pytest.mark.parametrize("name", LEARNING_TIMESTEP_SAMPLERS)
-def test_a_law_goes_on_from_its_state(name):
+def test_a_sampler_resumes_from_its_state(name):
     whole = trained(LEARNING_TIMESTEP_SAMPLERS[name](), CHAIN, steep, 20)
     half = trained(LEARNING_TIMESTEP_SAMPLERS[name](), CHAIN, steep, 10)
     again = LEARNING_TIMESTEP_SAMPLERS[name]()

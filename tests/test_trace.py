@@ -1,4 +1,4 @@
-"""Traces of Jacobians: exact ones, and random ones whose mean and variance are those of closed forms."""
+"""Traces of Jacobians: exact ones, and random ones with closed-form mean and variance."""
 
 import math
 from itertools import pairwise
@@ -19,18 +19,18 @@ def normals(*shape, seed=0):
 
 
 def linear(x):
-    """A map whose Jacobian is neither symmetric nor diagonal, and that Jacobian."""
+    """A map whose Jacobian is neither symmetric nor diagonal, and the Jacobian."""
     matrix = normals(6, 6, seed=3) + torch.diag(torch.arange(6.0).double())
     return (x.flatten(1) @ matrix.mT).reshape(x.shape), matrix
 
 
 def bent(x):
-    """A map that is not linear, so that each example has a Jacobian of its own."""
+    """A nonlinear map, so that each example has its own Jacobian."""
     return torch.sin(linear(x)[0]) * x.flatten(1).sum(1).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def estimates(kind, num, seed=0):
-    """Of the trace of the linear map, for many copies of an example; (COPIES, K)."""
+    """Estimates of the linear map's trace for many copies of an example; (COPIES, K)."""
     x = torch.ones(COPIES, *SHAPE, dtype=torch.float64, requires_grad=True)
     generator = torch.Generator().manual_seed(seed)
 
@@ -44,7 +44,7 @@ def estimates(kind, num, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3), (1, 2, 4)], ids=str)
-def test_the_exact_trace_is_that_of_the_jacobian(shape):
+def test_the_exact_trace_matches_the_jacobian(shape):
     x = normals(4, *shape).requires_grad_()
 
     def function(x):
@@ -60,8 +60,8 @@ def test_the_exact_trace_is_that_of_the_jacobian(shape):
 
 @pytest.mark.parametrize("few", [0, 60, 1 << 12])
 @pytest.mark.parametrize("num", [1, 3, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
-def test_every_estimate_is_the_form_of_its_own_probe_and_example(num, few, monkeypatch):
-    """v^T J v, however many products are taken at once."""
+def test_every_estimate_is_the_quadratic_form_of_its_probe_and_example(num, few, monkeypatch):
+    """v^T J v, for any number of products at a time."""
     monkeypatch.setattr("score_sde.sde_lib.trace.FEW", few)
     x, v = normals(4, *SHAPE).requires_grad_(), normals(num, 2, 4, *SHAPE, seed=1)
     found = traces(bent(x), x, v)
@@ -87,8 +87,8 @@ def test_channels_last_networks_have_the_same_traces(num):
         torch.testing.assert_close(traces(network(x), x, probes), form)
 
 
-def test_large_examples_take_their_products_one_by_one():
-    """The backward of channels_last networks knows nothing else, and images are faster so."""
+def test_large_examples_take_one_product_at_a_time():
+    """The backward pass of channels_last networks requires it, and it is faster for images."""
     taken = []
     x = normals(1 << 7, 1 << 5).requires_grad_()
     value = x**2
@@ -107,7 +107,7 @@ def test_a_trace_can_be_differentiated():
 # --- random probes ----------------------------------------------------------------------------------------------------
 
 
-def test_probes_are_what_they_say():
+def test_probes_match_their_definition():
     z = normals(5, 3, 2, 4)
     signs = PROBES["rademacher"].make(z)
     assert torch.equal(signs[:, 0], z.sign())
@@ -122,7 +122,7 @@ def test_probes_are_what_they_say():
 
 @pytest.mark.parametrize("shape", [(8,), (5,), (1, 4, 8), (3, 4, 4), (2, 6)], ids=str)
 def test_signs_of_any_two_coordinates_agree_half_of_the_time(shape):
-    """All of them together, so that their products sum to the identity."""
+    """Over all of them, so that their products sum to the identity."""
     signs = torch.stack(list(walsh(torch.Size(shape)))).flatten(1).double()
     assert len(signs) == math.prod(2 ** (size - 1).bit_length() for size in shape)
     assert (signs.abs() == 1).all()
@@ -130,8 +130,8 @@ def test_signs_of_any_two_coordinates_agree_half_of_the_time(shape):
     torch.testing.assert_close(signs.mT @ signs, len(signs) * torch.eye(math.prod(shape)).double())
 
 
-def test_signs_of_near_pixels_are_at_odds_before_those_of_distant_ones():
-    """After 4^m of them, only pixels that lie a multiple of 2^m apart along both axes have agreed more than not."""
+def test_signs_of_near_pixels_decorrelate_before_distant_ones():
+    """After 4^m probes, only pixels a multiple of 2^m apart along both axes have equal signs more often than not."""
     signs = torch.stack(list(walsh(torch.Size((1, 8, 8))))).flatten(1).double()
     row, column = torch.arange(64) // 8, torch.arange(64) % 8
     for m in (1, 2):
@@ -140,8 +140,8 @@ def test_signs_of_near_pixels_are_at_odds_before_those_of_distant_ones():
         assert torch.equal(together, 4.0**m * (apart[0] & apart[1]).double())
 
 
-def test_turned_probes_give_the_trace_of_one_jacobian_exactly_and_then_are_drawn_anew():
-    """Their sum over a whole round; redrawn ones are off."""
+def test_a_round_of_orthogonal_probes_is_exact_and_then_redrawn():
+    """The sum over a whole round is exact; a redrawn round is not."""
     generator = torch.Generator().manual_seed(0)
     _, matrix = linear(torch.zeros(1, 6).double())
 
@@ -170,7 +170,7 @@ def test_probes_have_shape_dtype_and_unit_covariance(probe):
 
 @pytest.mark.parametrize("num", [1, 2, 4, 6])
 @pytest.mark.parametrize("probe", PROBES)
-def test_random_traces_are_unbiased_with_the_variance_of_theory_and_tell_it(probe, num):
+def test_random_traces_are_unbiased_and_report_the_theoretical_variance(probe, num):
     """With S the symmetric part of the Jacobian, F its squared Frobenius norm and K probes in D dimensions:
 
     rademacher 2 (F - sum S_ii^2) / K, gauss 2 F / K, orthogonal 2 D (F - tr^2 / D) / (D + 2) (D - K) / (K (D - 1)).
@@ -207,13 +207,13 @@ def test_the_exact_trace_has_no_variance():
     assert torch.equal(Exact().variance(torch.tensor([[1.0], [2.0]]), 6), torch.zeros(2))
 
 
-# --- each example by itself -------------------------------------------------------------------------------------------
+# --- independence of the batch ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["frozen", "fresh"])
 @pytest.mark.parametrize("probe", PROBES)
-def test_probes_are_those_of_the_seed_of_an_example(probe, fresh):
-    """Alone, in a batch, and when others have ended before: evaluation by evaluation."""
+def test_probes_depend_on_the_seed_of_an_example_alone(probe, fresh):
+    """Alone, in a batch, and after others have finished, evaluation by evaluation."""
     seeds, x = torch.tensor([3, 17, 8, 5]), torch.zeros(4, *SHAPE)
 
     def start(rows):
@@ -233,8 +233,8 @@ def test_probes_are_those_of_the_seed_of_an_example(probe, fresh):
     assert not torch.equal(other, start([0, 1, 2, 3])(slice(None)))
 
 
-def test_more_probes_begin_as_fewer_do():
-    """The first estimates stay when there are more."""
+def test_more_probes_start_with_the_same_ones():
+    """The first estimates are the same with more probes."""
     x = torch.zeros(2, *SHAPE)
     few, many = (Hutchinson(Noise(torch.arange(2)), num).start(x)(slice(None)) for num in (2, 5))
     assert torch.equal(few, many[:2])

@@ -1,4 +1,4 @@
-"""Training: a run that was killed ends as one that was not, bit for bit; what a step does; what a run leaves behind."""
+"""Training: a killed run ends like an uninterrupted one, bit for bit; single steps; files of a run."""
 
 import contextlib
 import copy
@@ -35,16 +35,16 @@ def validation_of(trainer):
     return Validation(trainer.config, trainer.experiment, read_dataset(trainer.config, "test"))
 
 
-# --- going on ---------------------------------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
-    """Ends a run without a word, as a signal would."""
+    """Ends a run abruptly, like a signal."""
 
 
 @contextlib.contextmanager
 def killed(monkeypatch, owner, name, call):
-    """Kill the run just before this call of a function, counted from 1."""
+    """Kills the run just before this call of a function, counted from 1."""
     function, calls = getattr(owner, name), 0
 
     def count(*args, **kwargs):
@@ -61,7 +61,7 @@ def killed(monkeypatch, owner, name, call):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """A run of eight steps that nothing interrupts, with two averages."""
+    """An uninterrupted run of eight steps with two averages."""
     workdir = tmp_path_factory.mktemp("straight")
     assert train(workdir, 8, ema__rates=(0.999, 0.9), train__evaluate_every=8) == 0
     return workdir
@@ -79,7 +79,7 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("marginal", MOMENTS)
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(marginal, straight, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_bit_for_bit(marginal, straight, tmp_path, monkeypatch):
     owner, name, call, left = MOMENTS[marginal]
     changes = {"ema__rates": (0.999, 0.9), "train__evaluate_every": 8}
     with killed(monkeypatch, owner, name, call), pytest.raises(Killed):
@@ -90,8 +90,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(marginal, straight, tmp
     assert steps(tmp_path) == steps(straight) == [3, 6, 8]
 
 
-def test_what_a_hard_kill_leaves_behind_is_no_hindrance(straight, tmp_path):
-    """Half a checkpoint and half a line of metrics, as a machine leaves them that loses power."""
+def test_leftovers_of_a_hard_kill_do_not_prevent_resuming(straight, tmp_path):
+    """Half a checkpoint and half a line of metrics, as left by a loss of power."""
     shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "checkpoints"
     partial = folder / ".step_00000008.partial"
@@ -105,8 +105,8 @@ def test_what_a_hard_kill_leaves_behind_is_no_hindrance(straight, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_goes_on(tmp_path):
-    """SIGKILL at an arbitrary marginal, three times over."""
+def test_a_killed_process_resumes(tmp_path):
+    """SIGKILL at arbitrary times, three times in a row."""
     assert train(tmp_path / "straight", 300, train__evaluate_every=50) == 0
     keys = DIGITS | {"train.evaluate_every": 50, "train.total_images": 1200}
     flags = [f"--workdir={tmp_path / 'killed'}", "--config=vpsde", *(f"--config.{k}={v}" for k, v in keys.items())]
@@ -139,11 +139,11 @@ def data_for(config, folder):
 
 
 ALIKE = {"subvpsde", "cosine", "laplace", "logistic", "sigmoid", "mnist"}
-"""Configs that differ from others of their family in the schedule of the noise, or in the size of the data, alone."""
+"""Configs that differ from others of their family only in the noise schedule or the size of the data."""
 
 
 def recipes():
-    """The names of all configs; those that differ in little from others of their family are slow."""
+    """Names of all configs; those that differ little from others of their family are slow."""
     for name in names():
         alike = name.startswith("cifar10_") and name not in ("cifar10_ddpm_vp", "cifar10_ncsnpp_subvp")
         alike |= name in ALIKE
@@ -152,8 +152,8 @@ def recipes():
 
 
 @pytest.mark.parametrize("name", list(recipes()))
-def test_each_config_trains_goes_on_samples_and_has_a_likelihood(name, tmp_path, monkeypatch, capsys):
-    """The second half of the run again from a copy that lost its last checkpoint, as if killed right before it."""
+def test_each_config_trains_resumes_samples_and_has_a_likelihood(name, tmp_path, monkeypatch, capsys):
+    """The second half of the run is repeated from a copy without its last checkpoint, as if killed right before it."""
     monkeypatch.setattr(plane, "NUM_CELLS", 4)
     monkeypatch.setattr(pictures, "IN_GRID", 4)
     tiny = [f"--config={name}", "--device=cpu", "--config.train.batch_size=4"]
@@ -164,7 +164,7 @@ def test_each_config_trains_goes_on_samples_and_has_a_likelihood(name, tmp_path,
         assert command_line.main(["run.py", *words]) == 0, capsys.readouterr().err
 
     config, source = load(name), str(tmp_path / "source")
-    if config.train.init:  # a run that this one begins with: its teacher, or where its pairs come from
+    if config.train.init:  # a run that this one starts from: its teacher, or the source of its pairs
         needed, found = Path(config.train.init).name, [f"--config.train.init={source}"]
         command("--mode=train", f"--workdir={source}", *tiny[1:], f"--config={needed}", *data_for(load(needed), source))
         if config.loss.teacher:
@@ -182,13 +182,13 @@ def test_each_config_trains_goes_on_samples_and_has_a_likelihood(name, tmp_path,
     assert_same_run(tmp_path / "run", tmp_path / "again", 4)
 
     if not OBJECTIVES[load(name).loss.name].generates:
-        return  # a classifier draws nothing; tests/test_classifier.py
+        return  # a classifier draws no samples; tests/test_classifier.py
     workdir, sampler = tmp_path / "run", load(name).sample.sampler
     command("--mode=sample", f"--workdir={workdir}", "--steps=2", "--num_samples=2")
     samples = np.load(workdir / "samples" / f"{sampler}-2" / "samples.npz")["samples"]
     assert len(samples) == 2
     if config.data.name == "pairs" or config.loss.name.startswith("consistency"):
-        return  # pairs are no whole numbers, and a consistency model has no density
+        return  # pairs are no integers, and a consistency model has no density
     few = {"rtol": 0.1, "atol": 0.1, "evaluations": 4, "check_examples": 0, "num_examples": 2}
     command("--mode=likelihood", f"--workdir={workdir}", *(f"--config.likelihood.{k}={v}" for k, v in few.items()))
     (found,) = (workdir / "likelihood").glob("test-*.json")
@@ -196,7 +196,7 @@ def test_each_config_trains_goes_on_samples_and_has_a_likelihood(name, tmp_path,
 
 
 def test_an_mlp_takes_images(tmp_path):
-    """Two steps are one and another; what the run draws has the shape of the data."""
+    """Resuming after one of two steps changes no bit, and samples have the shape of the data."""
     images = {"data__name": "digits", "codec__name": "pixels", "optim__decay": "constant"}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder, num_steps in ((whole, 2), (parts, 1), (parts, 2)):
@@ -206,7 +206,7 @@ def test_an_mlp_takes_images(tmp_path):
     assert np.load(parts / "samples" / "adams-3" / "samples.npz")["samples"].shape == (3, 8, 8, 1)
 
 
-def test_a_run_that_is_done_says_so_and_changes_nothing(straight, capsys):
+def test_a_finished_run_prints_so_and_changes_nothing(straight, capsys):
     before = {path: path.stat().st_mtime_ns for path in straight.rglob("*")}
     assert train(straight, 8, ema__rates=(0.999, 0.9), train__evaluate_every=8) == 0
     out = capsys.readouterr().out
@@ -214,8 +214,8 @@ def test_a_run_that_is_done_says_so_and_changes_nothing(straight, capsys):
     assert {path: path.stat().st_mtime_ns for path in straight.rglob("*")} == before
 
 
-def test_more_images_go_on_from_the_end(tmp_path):
-    """With a constant learning rate the longer run is the one that had aimed there from the start."""
+def test_more_images_continue_from_the_end(tmp_path):
+    """With a constant learning rate, the longer run equals one with that length from the start."""
     for num_steps in (3, 8):
         assert train(tmp_path / "raised", num_steps, "points", optim__decay="constant", train__log_every=1) == 0
     assert train(tmp_path / "straight", 8, "points", optim__decay="constant", train__log_every=1) == 0
@@ -229,12 +229,12 @@ def test_the_newest_checkpoints_are_kept(keep, left, tmp_path):
     assert steps(tmp_path) == left
 
 
-def test_no_checkpoint_on_the_way(tmp_path):
+def test_no_intermediate_checkpoint(tmp_path):
     assert train(tmp_path, 5, "points", train__checkpoint_every=0) == 0
     assert steps(tmp_path) == [5]
 
 
-def test_another_batch_size_goes_on_at_the_example_where_the_run_was(tmp_path):
+def test_another_batch_size_continues_at_the_same_example(tmp_path):
     """Three batches of 4, then batches of 8: examples 12 to 27 come next, with the noise of these positions."""
     assert train(tmp_path, 3, "points") == 0
     trainer = trainer_of(tmp_path, "points", num_steps=4, train__batch_size=8, train__log_every=1)
@@ -261,15 +261,15 @@ def test_levels_are_dithered_within_their_bins(tmp_path):
 
 
 @pytest.mark.parametrize("law", LEARNING_TIMESTEP_SAMPLERS)
-def test_a_law_that_learns_learns_from_every_step(law, tmp_path):
+def test_a_learned_timestep_sampler_is_updated_at_every_step(law, tmp_path):
     trainer = trainer_of(tmp_path, "points", loss__timestep_sampler=law)
     before = copy.deepcopy(trainer.timestep_sampler.state_dict())
     list(trainer.steps(1))
     assert not equal(before, trainer.timestep_sampler.state_dict())
 
 
-def test_the_noise_of_an_example_is_that_of_its_seed_and_position(tmp_path):
-    """Example 5 of a training with seed 3: a number that stays as it is, or runs go on with another noise."""
+def test_the_noise_of_an_example_follows_from_its_seed_and_position(tmp_path):
+    """Example 5 of a training with seed 3: the value is fixed, as resumed runs depend on it."""
     trainer = trainer_of(tmp_path, "points", seed=3)
     eps = trainer._inputs(1)["eps"][1]  # of batches of 4
     assert eps.tolist() == pytest.approx([-0.7743596434593201, 0.3277149200439453], abs=1e-6)
@@ -284,7 +284,7 @@ def test_the_noise_of_an_example_is_that_of_its_seed_and_position(tmp_path):
         ({"train__microbatch": 4}, None),
     ],
 )
-def test_a_run_that_goes_on_with_other_sums_says_so(changes, told, tmp_path, capsys):
+def test_a_run_that_resumes_with_different_rounding_prints_so(changes, told, tmp_path, capsys):
     assert train(tmp_path, 3, "points") == 0
     assert checkpoint.read_meta(tmp_path / "checkpoints" / "step_00000003")["arithmetic"]["threads"] == 1
     capsys.readouterr()
@@ -300,7 +300,7 @@ def test_a_run_that_goes_on_with_other_sums_says_so(changes, told, tmp_path, cap
 # --- the same seed ----------------------------------------------------------------------------------------------------
 
 
-def test_the_seed_and_nothing_else_decides(straight, tmp_path):
+def test_a_run_depends_on_its_seed_alone(straight, tmp_path):
     changes = {"ema__rates": (0.999, 0.9), "train__evaluate_every": 8}
     torch.manual_seed(1234)
     assert train(tmp_path / "same", 8, **changes) == 0
@@ -312,7 +312,7 @@ def test_the_seed_and_nothing_else_decides(straight, tmp_path):
     assert not set(mine.values()) & set(others.values())
 
 
-def test_how_often_a_run_logs_evaluates_and_draws_changes_no_weight(straight, tmp_path, monkeypatch):
+def test_the_intervals_of_logs_validation_and_samples_change_no_weight(straight, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "IN_GRID", 4)
     changes = {
         "train__log_every": 1,
@@ -327,8 +327,8 @@ def test_how_often_a_run_logs_evaluates_and_draws_changes_no_weight(straight, tm
 # --- the moment-matched Gaussian of the data --------------------------------------------------------------------------
 
 
-def test_the_guess_is_measured_once_and_read_back(tmp_path):
-    """Another one in the newest checkpoint is the one that training goes on with."""
+def test_the_moment_matched_gaussian_is_measured_once_and_read_back(tmp_path):
+    """A different Gaussian in the newest checkpoint is the one that training continues with."""
     trainer = trainer_of(tmp_path, "points")
     measured, other = trainer.experiment.gaussian, Gaussian(torch.ones(2, dtype=torch.float64), 0.5)
     assert equal(trainer_of(tmp_path, "points").experiment.gaussian.state_dict(), measured.state_dict())
@@ -342,7 +342,7 @@ def test_the_guess_is_measured_once_and_read_back(tmp_path):
     assert digests(tmp_path, 1)[checkpoint.GAUSSIAN] == before
 
 
-def test_a_run_of_before_there_was_a_guess_measures_it_when_it_goes_on(straight, tmp_path):
+def test_an_older_run_measures_its_moment_matched_gaussian_on_resuming(straight, tmp_path):
     shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
     forget_guess(tmp_path / "checkpoints" / "step_00000008")
     assert train(tmp_path, 10, ema__rates=(0.999, 0.9)) == 0
@@ -350,7 +350,7 @@ def test_a_run_of_before_there_was_a_guess_measures_it_when_it_goes_on(straight,
 
 
 def forget_guess(path):
-    """Make a checkpoint what it was in earlier versions."""
+    """Gives a checkpoint the format of earlier versions."""
     (path / checkpoint.GAUSSIAN).unlink()
     meta = json.loads((path / "meta.json").read_text())
     del meta["sha256"][checkpoint.GAUSSIAN]
@@ -358,7 +358,7 @@ def forget_guess(path):
 
 
 @pytest.mark.parametrize("num", [1, 7])
-def test_data_that_are_all_alike_need_sigma_data_and_nothing_else(num, tmp_path):
+def test_identical_examples_need_only_sigma_data(num, tmp_path):
     alike = Dataset(np.full((num, 2), 0.5, dtype=np.float32), np.arange(num))
     config = load("points")
     override(config, [(key, str(value)) for key, value in POINTS.items()])
@@ -373,11 +373,11 @@ def test_data_that_are_all_alike_need_sigma_data_and_nothing_else(num, tmp_path)
     assert trainer.experiment.gaussian.std == pytest.approx(1e-3)
 
 
-# --- one step ---------------------------------------------------------------------------------------------------------
+# --- single steps -----------------------------------------------------------------------------------------------------
 
 
 def test_the_first_step_of_adam_moves_each_weight_by_the_learning_rate(tmp_path):
-    """Its first move is the rate times g / (|g| + 1e-8); the rate is half of 0.002, in a warm-up of two steps."""
+    """Its first step is the rate times g / (|g| + 1e-8); the rate is half of 0.002, in a warm-up of two steps."""
     trainer = trainer_of(tmp_path, optim__warmup_images=8, optim__decay="constant")
     before = {name: p.clone() for name, p in trainer.network.named_parameters()}
     (result,) = trainer.steps(1)
@@ -388,7 +388,7 @@ def test_the_first_step_of_adam_moves_each_weight_by_the_learning_rate(tmp_path)
 
 @pytest.mark.parametrize("limit", [0.0, 0.01, 1e6])
 def test_the_gradient_is_clipped_to_the_limit(limit, tmp_path):
-    """After one step Adam's mean of the gradient is a tenth of it; the norm that is told is the one before clipping."""
+    """After one step Adam's mean of the gradient is a tenth of it; the reported norm is the one before clipping."""
     trainer = trainer_of(tmp_path, optim__clip_norm=limit)
     (result,) = trainer.steps(1)
     means = [state["exp_avg"].flatten() for state in trainer.optimizer.state.values()]
@@ -426,7 +426,7 @@ def test_only_the_network_computes_in_bfloat16(precision, tmp_path, monkeypatch)
     assert {value.dtype for value in kept} == {torch.float32}
 
 
-def test_bfloat16_trains_as_float32_does_to_its_digits(tmp_path):
+def test_bfloat16_trains_like_float32_to_its_precision(tmp_path):
     losses = {}
     for precision in ("float32", "bfloat16"):
         trainer = trainer_of(tmp_path, num_steps=6, train__precision=precision, network__dropout=0.0)
@@ -445,8 +445,8 @@ def test_only_adamw_shrinks_weights_without_a_gradient(name, tmp_path):
 
 
 @pytest.mark.parametrize("dequantize", [False, True])
-def test_values_that_are_no_levels_end_training_before_they_move_a_weight(dequantize, tmp_path):
-    """The step skips itself on the device; whoever looks at its numbers names the values."""
+def test_values_that_are_no_levels_end_training_before_changing_a_weight(dequantize, tmp_path):
+    """The step is skipped on the device; the error names the values once the host reads its numbers."""
     trainer = trainer_of(tmp_path, train__dequantize=dequantize)
     read, before = trainer.read, [p.detach().clone() for p in trainer.parameters]
 
@@ -464,7 +464,7 @@ def test_values_that_are_no_levels_end_training_before_they_move_a_weight(dequan
         trainer.look(0, result, finite=False)
 
 
-def test_levels_are_dequantized_where_the_config_asks(tmp_path):
+def test_levels_are_dequantized_if_configured(tmp_path):
     """With uniform noise of one level's width, or the centres of the 17 levels and nothing else."""
     validation = {}
     for dequantize in (True, False):
@@ -484,7 +484,7 @@ def test_labels_reach_the_network(tmp_path):
     trainer.network.register_forward_pre_hook(lambda m, args, cond: seen.append(cond["label"]), with_kwargs=True)
     (_,) = trainer.steps(1)
     validation_of(trainer).losses(trainer.network)
-    # of the batch, held out, of a silent network, and twice for the effect of the label
+    # of the batch, the validation set, a network of zeros, and twice for the effect of the label
     assert [len(labels) for labels in seen] == [4, 360, 360, 360, 360]
     assert set(seen[1].tolist()) == set(range(10))
 
@@ -492,7 +492,7 @@ def test_labels_reach_the_network(tmp_path):
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_held_out_loss_is_on_fixed_draws(tmp_path):
+def test_the_validation_loss_uses_fixed_draws(tmp_path):
     trainer = trainer_of(tmp_path / "a", "points", network__dropout=0.5)
     list(trainer.steps(8))
     validation, average = validation_of(trainer), trainer.ema.networks[0]
@@ -536,7 +536,7 @@ def test_losses_in_bins_are_means_over_their_times(tmp_path):
 
 
 def test_training_on_eight_gaussians_comes_near_the_best_loss(tmp_path):
-    """In 150 steps of a small network more than half of the way from zero's loss to that of the exact denoiser."""
+    """In 150 steps of a small network, more than half of the way from zero's loss to the exact denoiser's."""
     changes = {"network__width": 32, "network__depth": 2, "train__batch_size": 128, "optim__learning_rate": 1e-2}
     changes |= {"data__name": "eight_gaussians", "network__dropout": 0.0}
     assert train(tmp_path / "run", 150, "points", train__evaluate_every=50, train__checkpoint_every=0, **changes) == 0
@@ -554,7 +554,7 @@ def test_training_on_eight_gaussians_comes_near_the_best_loss(tmp_path):
     assert losses[2] < (zero + best) / 2
 
 
-# --- what is left behind ----------------------------------------------------------------------------------------------
+# --- files of a run ---------------------------------------------------------------------------------------------------
 
 
 def test_files_and_metrics_of_a_run(straight):
@@ -577,7 +577,7 @@ def test_files_and_metrics_of_a_run(straight):
     }  # fmt: skip
 
 
-def test_the_loss_of_a_line_is_the_mean_since_the_line_before(tmp_path):
+def test_the_loss_of_a_line_is_the_mean_since_the_previous_line(tmp_path):
     losses = [result.loss.item() for result in trainer_of(tmp_path / "a", "points").steps(8)]
     assert train(tmp_path / "b", 8, "points", train__log_every=4, train__checkpoint_every=0) == 0
     found = [line["loss"] for line in metrics(tmp_path / "b")]
@@ -615,7 +615,7 @@ def test_output_of_the_command(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_compiled_network_trains_alike_and_is_stored_as_if_it_were_not(tmp_path):
+def test_a_compiled_network_trains_the_same_and_is_stored_uncompiled(tmp_path):
     for compiled in (False, True):
         changes = {"train__compile": compiled, "network__dropout": 0.0}
         assert train(tmp_path / str(compiled), 6, "points", **changes) == 0

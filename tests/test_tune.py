@@ -1,4 +1,4 @@
-"""Tuning from the command line: what is kept, when it is taken, and what is said when it is not."""
+"""Tuning from the command line: the stored plan, its use, and messages when it is not used."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ FLAGS = ("--sampler=adams", "--steps=3")
 
 @pytest.fixture
 def points_run(points, tmp_path, monkeypatch):
-    """A copy of the run on points, and tuning that takes a marginal."""
+    """A copy of the run on points, and a tuning that takes seconds."""
     monkeypatch.setattr(tune, "REFERENCES", 40)
     monkeypatch.setattr(tune, "ITERATIONS", 8)
     monkeypatch.setattr(plane, "draw", lambda *args: None)
@@ -32,13 +32,13 @@ def tuned_run(points_run):
 
 
 def draw(workdir, *words):
-    """The exit status of a command that draws three samples, and the manifest."""
+    """Exit status of a command that draws three samples, and the manifest."""
     status = command("--mode=sample", f"--workdir={workdir}", "--num_samples=3", *FLAGS, *words)
     path = workdir / "samples" / "adams-3" / "manifest.json"
     return status, json.loads(path.read_text()) if path.exists() else {}
 
 
-def test_what_is_kept(tuned_run, capsys):
+def test_the_stored_plan(tuned_run, capsys):
     kept = json.loads((tuned_run / "tuned" / "adams-3.json").read_text())
     times = kept["plan"]["times"]
     assert len(times) == len(kept["plan"]["seen"]) == len(kept["plan"]["moves"]) == 4
@@ -49,7 +49,7 @@ def test_what_is_kept(tuned_run, capsys):
     assert kept.items() >= {"grid": "logistic", "seed": 0, "references": 40}.items()
 
 
-def test_the_same_command_keeps_the_same(tuned_run):
+def test_the_same_command_stores_the_same_plan(tuned_run):
     path = tuned_run / "tuned" / "adams-3.json"
     first = json.loads(path.read_text())
     assert command("--mode=tune", f"--workdir={tuned_run}", *FLAGS) == 0
@@ -58,7 +58,7 @@ def test_the_same_command_keeps_the_same(tuned_run):
     assert json.dumps(first) == json.dumps(second)
 
 
-def test_it_is_taken_unless_another_grid_is_named(tuned_run, capsys):
+def test_a_plan_is_used_unless_a_grid_is_given(tuned_run, capsys):
     status, manifest = draw(tuned_run)
     assert (status, manifest["grid"], manifest["nfe"], manifest["steps"]) == (0, "tuned", 4, 3)
     assert f"tuned by {tuned_run / 'tuned' / 'adams-3.json'}" in capsys.readouterr().out
@@ -75,8 +75,8 @@ def test_tuning_and_drawing_in_one_command(points_run):
     assert (kept["grid"], len(kept["plan"]["times"])) == ("edm", 3)
 
 
-def test_the_benchmark_of_solvers_takes_it_too(points_run, tmp_path, monkeypatch):
-    """Down to its own last time, and from other starts; a plan for another is none."""
+def test_the_benchmark_of_solvers_uses_the_plan(points_run, tmp_path, monkeypatch):
+    """To its own last time and from other starts; a plan for another time is ignored."""
     monkeypatch.setattr(problems, "CACHE", tmp_path)
     with pytest.raises(CheckpointError, match="make it with --mode tune --sampler adams --steps 3"):
         problems.calibrated(points_run, 3)
@@ -102,8 +102,8 @@ def test_the_benchmark_of_solvers_takes_it_too(points_run, tmp_path, monkeypatch
         (["--config.sample.order=2"], "order 0, not 2"),
     ],
 )
-def test_one_for_something_else(tuned_run, capsys, words, key):
-    """Refused where it was asked for, left out with a word where it was not."""
+def test_a_plan_for_another_setting(tuned_run, capsys, words, key):
+    """An error if the plan was requested, else a note and no plan."""
     status, manifest = draw(tuned_run, *words)
     out = capsys.readouterr().out
     assert (status, manifest["grid"]) == (0, "logistic")
@@ -115,7 +115,7 @@ def test_one_for_something_else(tuned_run, capsys, words, key):
     assert "--mode tune --sampler adams --steps 3" in err
 
 
-def test_one_for_another_checkpoint(tuned_run, capsys):
+def test_a_plan_for_another_checkpoint(tuned_run, capsys):
     path = tuned_run / "tuned" / "adams-3.json"
     kept = json.loads(path.read_text())
     kept["made_for"]["weights_sha256"] = "0" * 64
@@ -128,7 +128,7 @@ def test_one_for_another_checkpoint(tuned_run, capsys):
 @pytest.mark.parametrize(
     "damage", [lambda text: text[:-40], lambda text: text.replace('"seen"', '"told"'), lambda _: "[]"]
 )
-def test_a_damaged_file(tuned_run, capsys, damage):
+def test_a_damaged_plan(tuned_run, capsys, damage):
     path = tuned_run / "tuned" / "adams-3.json"
     path.write_text(damage(path.read_text()))
     assert draw(tuned_run)[1]["grid"] == "logistic"
@@ -136,7 +136,7 @@ def test_a_damaged_file(tuned_run, capsys, damage):
     assert "adams-3.json is damaged; make it with --mode tune" in capsys.readouterr().err
 
 
-def test_none_at_all(points_run, capsys):
+def test_a_missing_plan(points_run, capsys):
     assert draw(points_run, "--config.sample.grid=tuned")[0] == 3
     assert "there is no" in capsys.readouterr().err
 
@@ -151,6 +151,6 @@ def test_none_at_all(points_run, capsys):
         (["--mode=sample", "--tune=steps"], "should be one of"),
     ],
 )
-def test_what_cannot_be_tuned(points_run, capsys, words, why):
+def test_unsupported_tuning_is_refused(points_run, capsys, words, why):
     assert command(f"--workdir={points_run}", *words) == 2
     assert why in capsys.readouterr().err
