@@ -38,7 +38,7 @@ class Move(NamedTuple):
 
 
 class Multistep(Step):
-    """Variable-step Adams method in an integrand and an integration variable, with an optional corrector at no extra cost.
+    """Variable-step Adams method in an integrand and an integration variable, with an optional free corrector.
 
         u_s = u_t + sum_j w_j value_j,    w_j the integral of pace times the j-th Lagrange polynomial of the last nodes
 
