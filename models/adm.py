@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from score_sde.models.blocks import Block, Stage, Style, attend
+from score_sde.models.blocks import StageFactory, Style, attend
 from score_sde.models.embeddings import LabelEmbedding, Positional
 from score_sde.models.layers import (
     all_of,
     ascend,
     check_image,
+    check_num_classes,
     convolution,
     descend,
     double,
@@ -74,39 +75,29 @@ class ADMEncoder(nn.Module):
         super().__init__()
         levels, sides = len(channel_mult), shape[1:]
         check_image(shape, levels, type(self).__name__.lower())
-        self.style = Style(scale_shift, eps=norm_eps, group=norm_group, groups=norm_groups)
-        self.heads, self.head_channels, self.dropout, self.resample_blocks = (
-            heads,
-            head_channels,
-            dropout,
-            resample_blocks,
-        )
-        self.attending = [side in attention for side in resolutions(sides, levels)]
+        style = Style(scale_shift, eps=norm_eps, group=norm_group, groups=norm_groups)
+        self.make = StageFactory(channels * embedding_mult, dropout, style, heads, head_channels)
+        self.resample_blocks = resample_blocks
+        self.attends = [side in attention for side in resolutions(sides, levels)]
         self.counts = [int(channels * multiple) for multiple in channel_mult]
-        self.width = channels * embedding_mult
 
-        self.conditioning = Conditioning(channels, self.width, num_classes, augment_dim)
-        self.stem, current = convolution(2, shape[0], self.counts[0]), self.counts[0]
-        self.encoder, self.written = nn.ModuleList(), [current]
+        self.conditioning = Conditioning(channels, self.make.width, num_classes, augment_dim)
+        current = self.counts[0]
+        self.stem = convolution(2, shape[0], current)
+        self.encoder, self.skips = nn.ModuleList(), [current]
         for level, count in enumerate(self.counts):
             if level:
                 self.encoder.append(self.resampling(current, halve))
-                self.written.append(current)
-            for _ in range(num_blocks):
-                self.encoder.append(self.stage(current, count, self.attending[level]))
-                current = count
-                self.written.append(current)
-        self.middle = nn.ModuleList([self.stage(current, current, True), self.stage(current, current, False)])
-
-    def stage(self, channels_in: int, channels_out: int, attends: bool) -> Stage:
-        """A block of this network, with attention behind it or without."""
-        block = Block(channels_in, channels_out, self.width, self.dropout, self.style)
-        return Stage(block, (self.heads or channels_out // self.head_channels) if attends else 0)
+                self.skips.append(current)
+            self.encoder.extend(self.make.stages(current, count, num_blocks, self.attends[level]))
+            self.skips += num_blocks * [count]
+            current = count
+        self.middle = self.make.middle(current)
 
     def resampling(self, channels: int, resample: Callable[[Tensor], Tensor]) -> nn.Module:
-        """What halves or doubles the sides: a block or, in improved diffusion, a convolution."""
+        """Halves or doubles the sides: a block or, in improved diffusion, a convolution."""
         if self.resample_blocks:
-            return Block(channels, channels, self.width, self.dropout, self.style, resample)
+            return self.make.block(channels, channels, resample)
         return Strided(channels) if resample is halve else Doubled(channels)
 
     def encode(self, x: Tensor, c: Tensor) -> list[Tensor]:
@@ -192,17 +183,12 @@ class ADM(ADMEncoder):
             norm_eps,
             augment_dim,
         )
-        written, current = list(self.written), self.counts[-1]
-        self.decoder = nn.ModuleList()
-        for level, count in reversed(list(enumerate(self.counts))):
-            stages = nn.ModuleList()
-            for _ in range(num_blocks + 1):
-                stages.append(self.stage(current + written.pop(), count, self.attending[level]))
-                current = count
-            self.decoder.append(stages)
+        levels = self.make.decoder(self.counts, self.skips, num_blocks, self.attends, always=True)
+        self.decoder = nn.ModuleList(levels)
         self.ups = nn.ModuleList(self.resampling(count, double) for count in reversed(self.counts[1:]))
         outputs = shape[0] * (1 + learned_variance)
-        self.output = nn.Sequential(self.style.norm(current), nn.SiLU(), zeroed(convolution(2, current, outputs)))
+        last = zeroed(convolution(2, self.counts[0], outputs))
+        self.output = nn.Sequential(self.make.style.norm(self.counts[0]), nn.SiLU(), last)
 
     def forward(
         self,
@@ -283,8 +269,7 @@ class ADMClassifier(ADMEncoder):
         resample_blocks: bool = True,
         norm_group: int = 4,
     ):
-        if num_classes < 2:
-            raise ValueError(f"num_classes {num_classes}: a classifier needs at least 2, as many as the data have")
+        check_num_classes(num_classes)
         if pool not in POOLS:
             raise ValueError(f"unknown pool {pool!r}; known: {', '.join(POOLS)}")
         super().__init__(
@@ -324,7 +309,7 @@ class MeanPool(nn.Module):
     def __init__(self, encoder: ADMEncoder, sides: list[int]):
         super().__init__()
         self.num_features = encoder.counts[-1]
-        self.norm = encoder.style.norm(self.num_features)
+        self.norm = encoder.make.style.norm(self.num_features)
 
     def forward(self, written: list[Tensor]) -> Tensor:
         return F.silu(self.norm(written[-1])).flatten(2).mean(2)
@@ -340,8 +325,8 @@ class AttentionPool(nn.Module):
     def __init__(self, encoder: ADMEncoder, sides: list[int]):
         super().__init__()
         self.num_features = encoder.counts[-1]
-        self.heads = encoder.heads or max(1, self.num_features // encoder.head_channels)
-        self.norm = encoder.style.norm(self.num_features)
+        self.heads = encoder.make.heads or max(1, self.num_features // encoder.make.head_channels)
+        self.norm = encoder.make.style.norm(self.num_features)
         self.positions = nn.Parameter(torch.randn(sides[0] * sides[1] + 1, self.num_features) * self.num_features**-0.5)
         self.qkv = nn.Linear(self.num_features, 3 * self.num_features)
 
@@ -359,7 +344,7 @@ class SpatialPool(nn.Module):
     def __init__(self, encoder: ADMEncoder, sides: list[int], normalised: bool = False):
         super().__init__()
         self.num_features = self.width
-        self.hidden = nn.Linear(sum(encoder.written) + encoder.counts[-1], self.width)
+        self.hidden = nn.Linear(sum(encoder.skips) + encoder.counts[-1], self.width)
         self.norm = nn.GroupNorm(32, self.width) if normalised else nn.Identity()
         self.activation = nn.SiLU() if normalised else nn.ReLU()
 

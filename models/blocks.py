@@ -1,7 +1,7 @@
 """The residual block of published U-Nets, which may change the resolution, and attention over positions."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -134,3 +134,82 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         return self.attention(self.block(x, c))
+
+
+class StageFactory(NamedTuple):
+    """Builds the residual blocks of one network, with or without attention.
+
+    Args:
+        width: number of channels of the conditioning vector.
+        dropout: dropout probability of each block, in [0, 1).
+        style: normalisation, conditioning and scaling of all blocks.
+        heads: attention heads; 0 derives them from ``head_channels``.
+        head_channels: channels per attention head if heads is 0; 0 for a single head. Blocks with fewer channels have
+            no attention.
+    """
+
+    width: int
+    dropout: float
+    style: Style
+    heads: int = 0
+    head_channels: int = 0
+
+    def block(
+        self,
+        channels_in: int,
+        channels_out: int,
+        resample: Callable[[Tensor], Tensor] | None = None,
+        project: bool = False,
+    ) -> Block:
+        """A residual block, see ``Block``."""
+        return Block(channels_in, channels_out, self.width, self.dropout, self.style, resample, project)
+
+    def stage(self, channels_in: int, channels_out: int, attends: bool) -> Stage:
+        """A residual block, followed by attention if ``attends``."""
+        heads = self.heads or channels_out // (self.head_channels or channels_out)
+        return Stage(self.block(channels_in, channels_out), heads if attends else 0)
+
+    def stages(self, channels_in: int, channels_out: int, num: int, attends: bool) -> nn.ModuleList:
+        """``num`` stages in sequence, the first of which reads ``channels_in`` channels."""
+        inputs = [channels_in, *[channels_out] * (num - 1)]
+        return nn.ModuleList(self.stage(channels, channels_out, attends) for channels in inputs)
+
+    def encoder(
+        self, inputs: Sequence[int], counts: Sequence[int], num_blocks: int, attends: Sequence[bool]
+    ) -> tuple[list[nn.ModuleList], list[int]]:
+        """The stages of each encoder level, and the channels of the skip connections in the order of the forward pass.
+
+        Args:
+            inputs: number of channels that each level reads, which is its first skip connection.
+            counts: number of channels of each level, finest level first.
+            num_blocks: stages per level.
+            attends: whether the stages of each level are followed by attention.
+        """
+        levels, skips = list[nn.ModuleList](), list[int]()
+        for channels, count, attending in zip(inputs, counts, attends):
+            levels.append(self.stages(channels, count, num_blocks, attending))
+            skips += [channels, *num_blocks * [count]]
+        return levels, skips
+
+    def middle(self, channels: int) -> nn.ModuleList:
+        """The two stages at the coarsest resolution, the first followed by attention."""
+        return nn.ModuleList([self.stage(channels, channels, True), self.stage(channels, channels, False)])
+
+    def decoder(
+        self, counts: Sequence[int], skips: Sequence[int], num_blocks: int, attends: Sequence[bool], always: bool
+    ) -> list[nn.ModuleList]:
+        """The stages of each decoder level, coarsest level first; each stage reads one skip connection.
+
+        Args:
+            counts, num_blocks, attends: as in ``encoder``; each level has num_blocks + 1 stages.
+            skips: channels of the skip connections, read from the last to the first.
+            always: whether every stage of an attending level is followed by attention, not only the last one.
+        """
+        levels, current, left = list[nn.ModuleList](), counts[-1], list(skips)
+        for count, attending in zip(reversed(counts), reversed(attends)):
+            stages = nn.ModuleList()
+            for last in (*num_blocks * [False], True):
+                stages.append(self.stage(current + left.pop(), count, attending and (always or last)))
+                current = count
+            levels.append(stages)
+        return levels

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from score_sde.models.layers import group_norm, zeroed
+from score_sde.models.layers import check_num_classes, group_norm, zeroed
 from score_sde.models.unet import Encoder
 
 
@@ -38,8 +38,7 @@ class Classifier(Encoder):
         num_classes: int = 10,
         pad: bool = False,
     ):
-        if num_classes < 2:
-            raise ValueError(f"num_classes {num_classes}: a classifier needs at least 2, as many as the data have")
+        check_num_classes(num_classes)
         super().__init__(
             shape,
             channels,

@@ -80,6 +80,7 @@ class Fourier(nn.Module):
     def __init__(self, width: int, scale: float = 16.0):
         super().__init__()
         self.register_buffer("frequencies", torch.randn(width // 2) * scale)
+        self.width = width
 
     def forward(self, level: Tensor) -> Tensor:
         with torch.autocast(level.device.type, enabled=False):

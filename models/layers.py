@@ -1,7 +1,7 @@
 """Layers for signals (B, C, L) and images (B, C, H, W) alike: the rank is given once, at construction."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -75,6 +75,19 @@ def check_image(shape: tuple[int, ...], levels: int, name: str) -> None:
         raise ValueError(f"the {name} network takes images of shape (C, H, W), not {tuple(shape)}; use unet or mlp")
     if any(side % 2 ** (levels - 1) for side in shape[1:]):
         raise ValueError(f"{indivisible(shape, levels)}, or take the unet network with network.pad=True")
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Raises: ValueError if a classifier has fewer than two classes."""
+    if num_classes < 2:
+        raise ValueError(f"num_classes {num_classes}: a classifier needs at least 2, as many as the data have")
+
+
+def check_choices(known: Mapping[str, tuple[str, ...]], **chosen: str) -> None:
+    """Raises: ValueError if an option has a value that is not among its known ones."""
+    for option, value in chosen.items():
+        if value not in known[option]:
+            raise ValueError(f"unknown {option} {value!r}; known: {', '.join(known[option])}")
 
 
 def resolutions(sides: Sequence[int], levels: int) -> list[int]:

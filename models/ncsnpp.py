@@ -1,40 +1,58 @@
 """DDPM++ and NCSN++: the U-Nets that score_sde trained, and by their options what lies between."""
 
 import math
-from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from score_sde.models.blocks import Block, Stage, Style, initialise
+from score_sde.models.blocks import StageFactory, Style, initialise
 from score_sde.models.embeddings import Fourier, LabelEmbedding, Positional
-from score_sde.models.layers import all_of, ascend, beside, check_image, convolution, descend, resolutions, zeroed
+from score_sde.models.layers import (
+    ascend,
+    beside,
+    check_choices,
+    check_image,
+    convolution,
+    descend,
+    resolutions,
+    zeroed,
+)
 from score_sde.models.resampling import FIR, Down, Up
 
+CHOICES = {
+    "blocks": ("biggan", "ddpm"),
+    "progressive_input": ("none", "input_skip", "residual"),
+    "progressive": ("none", "output_skip", "residual"),
+    "combine": ("sum", "cat"),
+    "embedding": ("positional", "fourier"),
+}
 
-class Told(nn.Module):
-    """The vector that steers the blocks: features of the noise level, two linear layers, the label; outside autocast.
 
-        silu(linear(silu(linear(features(noise)))) + label)
+class Conditioning(nn.Module):
+    """The conditioning vector: features of the noise level through two linear layers, plus label; outside autocast.
 
-    A network that is noise_unconditional hears the label alone. Shapes: noise (B,), keep and label (B,) or None;
-    returns (B, width).
+        silu(linear2(silu(linear1(features(noise)))) + label)
+
+    Without features, for a noise-unconditional network, it is silu(label).
+
+    Shapes: noise (B,), keep and label (B,) or None; returns (B, width).
     """
 
-    def __init__(self, features: nn.Module | None, channels: int, width: int, num_classes: int):
+    def __init__(self, features: Positional | Fourier | None, width: int, num_classes: int):
         super().__init__()
         self.features = features
         if features is not None:
-            self.linear1, self.linear2 = nn.Linear(channels, width), nn.Linear(width, width)
+            self.linear1, self.linear2 = nn.Linear(features.width, width), nn.Linear(width, width)
         self.label = LabelEmbedding(num_classes, width) if num_classes or features is None else None
 
     def forward(self, noise: Tensor, keep: Tensor | None, label: Tensor | None) -> Tensor:
         with torch.autocast(noise.device.type, enabled=False):
-            told = [] if self.features is None else [self.linear2(F.silu(self.linear1(self.features(noise))))]
+            terms = [] if self.features is None else [self.linear2(F.silu(self.linear1(self.features(noise))))]
             if self.label is not None:
-                told.append(self.label(keep, label))
-            return F.silu(sum(told[1:], told[0]))
+                terms.append(self.label(keep, label))
+            return F.silu(sum(terms[1:], terms[0]))
 
 
 class LogFourier(Fourier):
@@ -44,29 +62,45 @@ class LogFourier(Fourier):
         return super().forward(noise.log())
 
 
+def noise_features(embedding: str, channels: int, scale: float) -> Positional | Fourier:
+    """Features of the noise level: ``positional``, or ``fourier`` with frequencies of standard deviation ``scale``."""
+    if embedding == "fourier":
+        return LogFourier(2 * channels, scale)
+    return Positional(channels, cos_first=False, ends=True)
+
+
 class Untouched(nn.Module):
-    """No pyramid beside the network."""
+    """No pyramid: the features stay as they are."""
+
+    multiple = 1
 
     def forward(self, h: Tensor, pyramid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return h, pyramid
 
 
 class InputSkip(nn.Module):
-    """The input at a lower resolution joins what the encoder has: added, or beside it. NCSN++, appendix H.2."""
+    """Adds the downsampled input, convolved, to the encoder's features, or concatenates it.
 
-    def __init__(self, channels_in: int, channels: int, fir: FIR, beside: bool):
+    ``multiple`` is the factor by which the number of channels grows.
+
+    Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, appendix H.2. arXiv:2011.13456
+    """
+
+    def __init__(self, channels_in: int, channels: int, fir: FIR, concatenate: bool):
         super().__init__()
-        self.fir, self.beside = fir, beside
+        self.fir, self.concatenate, self.multiple = fir, concatenate, 1 + concatenate
         self.conv = nn.Conv2d(channels_in, channels, 1)
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
         pyramid = self.fir.downsample(pyramid)
-        seen = self.conv(pyramid)
-        return (torch.cat([seen, h], dim=1) if self.beside else seen + h), pyramid
+        skip = self.conv(pyramid)
+        return (torch.cat([skip, h], dim=1) if self.concatenate else skip + h), pyramid
 
 
 class InputResidual(nn.Module):
-    """The input, convolved to a lower resolution and level after level, is added to what the encoder has."""
+    """Adds the input, downsampled by convolutions level after level, to the encoder's features."""
+
+    multiple = 1
 
     def __init__(self, channels_in: int, channels: int, fir: FIR, gain: float):
         super().__init__()
@@ -78,7 +112,7 @@ class InputResidual(nn.Module):
 
 
 class OutputSkip(nn.Module):
-    """Each level of the decoder adds its own image to the sum of those of the coarser levels."""
+    """Adds the image of one decoder level to the upsampled sum of the images of the coarser levels."""
 
     def __init__(self, channels: int, channels_out: int, fir: FIR, style: Style):
         super().__init__()
@@ -91,7 +125,7 @@ class OutputSkip(nn.Module):
 
 
 class OutputResidual(nn.Module):
-    """What the coarser levels of the decoder wrote is added to this one, convolved to its resolution."""
+    """Adds the output of the coarser decoder level, upsampled by a convolution, to the features of this one."""
 
     def __init__(self, channels_in: int, channels: int, fir: FIR, style: Style):
         super().__init__()
@@ -103,7 +137,7 @@ class OutputResidual(nn.Module):
 
 
 class OutputStart(nn.Module):
-    """What the coarsest level of the decoder hands to ``OutputResidual``."""
+    """Convolves the features of the coarsest decoder level for the first ``OutputResidual``."""
 
     def __init__(self, channels: int, style: Style):
         super().__init__()
@@ -113,20 +147,68 @@ class OutputStart(nn.Module):
         return h, self.conv(F.silu(self.norm(h)))
 
 
+def input_pyramids(
+    kind: str, data_channels: int, counts: list[int], fir: FIR, concatenate: bool, gain: float
+) -> list[Untouched | InputSkip | InputResidual]:
+    """The pyramid of each downsampled encoder level, whose features have ``counts`` channels before it."""
+    if kind == "input_skip":
+        return [InputSkip(data_channels, count, fir, concatenate) for count in counts]
+    if kind == "residual":
+        return [InputResidual(*each, fir, gain) for each in zip([data_channels, *counts], counts)]
+    return [Untouched() for _ in counts]
+
+
+def output_pyramids(kind: str, counts: list[int], data_channels: int, fir: FIR, style: Style) -> list[nn.Module]:
+    """The pyramid of each decoder level, whose features have ``counts`` channels, coarsest level first."""
+    if kind == "output_skip":
+        return [OutputSkip(count, data_channels, fir, style) for count in counts]
+    if kind == "residual":
+        others = [OutputResidual(*each, fir, style) for each in pairwise(counts)]
+        return [OutputStart(counts[0], style), *others]
+    return [Untouched() for _ in counts]
+
+
 class Level(nn.Module):
     """One resolution of the encoder or the decoder.
 
-    stages: residual blocks, with attention or without; in the decoder each reads what the encoder wrote.
-    pyramid: how image-like features beside the network meet it.
-    change: to the next resolution, None at the last; in the encoder before the pyramid, in the decoder after it.
+    Args:
+        stages: residual blocks, with or without attention; in the decoder each reads a skip connection.
+        change: to the next resolution; None at the last level.
+        pyramid: combines the features with an image-like pyramid, see ``Untouched``, ``InputSkip`` and the others.
     """
 
-    pyramid: nn.Module
+    stages: nn.ModuleList
     change: nn.Module | None
+    pyramid: nn.Module
 
-    def __init__(self) -> None:
+
+class EncoderLevel(Level):
+    """Stages, the change to the next resolution, and there the input pyramid."""
+
+    def __init__(self, stages: nn.ModuleList, change: nn.Module | None, pyramid: nn.Module):
         super().__init__()
-        self.stages = nn.ModuleList()
+        self.stages, self.change, self.pyramid = stages, change, pyramid
+
+    def forward(self, h: Tensor, pyramid: Tensor, c: Tensor, skips: list[Tensor]) -> tuple[Tensor, Tensor]:
+        h = descend(self.stages, h, c, skips)
+        if self.change is not None:
+            h, pyramid = self.pyramid(self.change(h, c), pyramid)
+            skips.append(h)
+        return h, pyramid
+
+
+class DecoderLevel(Level):
+    """Stages, the output pyramid, and the change to the next resolution."""
+
+    def __init__(self, stages: nn.ModuleList, pyramid: nn.Module, change: nn.Module | None):
+        super().__init__()
+        self.stages, self.pyramid, self.change = stages, pyramid, change
+
+    def forward(
+        self, h: Tensor, pyramid: Tensor | None, c: Tensor, skips: list[Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        h, pyramid = self.pyramid(ascend(self.stages, h, c, skips), pyramid)
+        return (h if self.change is None else self.change(h, c)), pyramid
 
 
 class NCSNpp(nn.Module):
@@ -198,84 +280,46 @@ class NCSNpp(nn.Module):
     ):
         super().__init__()
         check_image(shape, len(channel_mult), "ncsnpp")
-        for what, value, known in (
-            ("blocks", blocks, ("biggan", "ddpm")),
-            ("progressive_input", progressive_input, ("none", "input_skip", "residual")),
-            ("progressive", progressive, ("none", "output_skip", "residual")),
-            ("combine", combine, ("sum", "cat")),
-            ("embedding", embedding, ("positional", "fourier")),
-        ):
-            if value not in known:
-                raise ValueError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+        check_choices(
+            CHOICES,
+            blocks=blocks,
+            progressive_input=progressive_input,
+            progressive=progressive,
+            combine=combine,
+            embedding=embedding,
+        )
         if len(ladder) not in (0, 3):
             raise ValueError(f"ladder {tuple(ladder)}: need sigma_min, sigma_max and the number of levels, or ()")
         data_channels, *sides = shape
+        counts = [channels * multiple for multiple in channel_mult]
+        attends = [side in attention for side in resolutions(sides, len(counts))]
         gain = math.sqrt(0.5) if rescale else 1.0
         style = Style(scale_shift=False, gain=gain, eps=norm_eps, group=norm_group, groups=norm_groups)
+        make = StageFactory(4 * channels, dropout, style, head_channels=head_channels)
         self.centred, self.by_sigma, self.ladder = centred, by_sigma, tuple(ladder)
-        self.fir, width = FIR(fir), 4 * channels
-        attends = [side in attention for side in resolutions(sides, len(channel_mult))]
-        block = partial(Block, width=width, dropout=dropout, style=style)
-
-        def stage(channels_in: int, channels_out: int, attends: bool) -> Stage:
-            heads = channels_out // (head_channels or channels_out)
-            return Stage(block(channels_in, channels_out), heads if attends else 0)
+        self.fir, self.skips = FIR(fir), progressive == "output_skip"
 
         def change(channels: int, layer: type[Down] | type[Up]) -> nn.Module:
             if blocks == "ddpm":
                 return layer(channels, channels, self.fir, resample_conv)
             resample = self.fir.downsample if layer is Down else self.fir.upsample
-            return block(channels, channels, resample=resample, project=True)
+            return make.block(channels, channels, resample, project=True)
 
-        features: nn.Module | None = None
-        count = channels
-        if not noise_unconditional and embedding == "fourier":
-            features, count = LogFourier(2 * channels, fourier_scale), 2 * channels
-        elif not noise_unconditional:
-            features = Positional(channels, cos_first=False, ends=True)
-        self.conditioning = Told(features, count, width, num_classes)
+        features = None if noise_unconditional else noise_features(embedding, channels, fourier_scale)
+        self.conditioning = Conditioning(features, make.width, num_classes)
         self.stem = convolution(2, data_channels, channels)
-
-        self.encoder, written, current, seen = nn.ModuleList(), [channels], channels, data_channels
-        for number, multiple in enumerate(channel_mult):
-            level, last = Level(), number == len(channel_mult) - 1
-            for _ in range(num_blocks):
-                level.stages.append(stage(current, channels * multiple, attends[number]))
-                current = channels * multiple
-                written.append(current)
-            level.change = None if last else change(current, Down)
-            level.pyramid = Untouched()
-            if not last and progressive_input == "input_skip":
-                skip = InputSkip(seen, current, self.fir, combine == "cat")
-                level.pyramid = skip
-                current *= 1 + skip.beside
-            elif not last and progressive_input == "residual":
-                level.pyramid = InputResidual(seen, current, self.fir, gain)
-                seen = current
-            written += [] if last else [current]
-            self.encoder.append(level)
-
-        self.middle = nn.ModuleList([stage(current, current, True), stage(current, current, False)])
-
-        self.decoder, seen = nn.ModuleList(), 0
-        for number, multiple in reversed(list(enumerate(channel_mult))):
-            level = Level()
-            for left in reversed(range(num_blocks + 1)):
-                attending = attends[number] and (attend_always or left == 0)
-                level.stages.append(stage(current + written.pop(), channels * multiple, attending))
-                current = channels * multiple
-            level.pyramid = Untouched()
-            if progressive == "output_skip":
-                level.pyramid = OutputSkip(current, data_channels, self.fir, style)
-            elif progressive == "residual":
-                level.pyramid = OutputResidual(seen, current, self.fir, style) if seen else OutputStart(current, style)
-                seen = current
-            level.change = change(current, Up) if number else None
-            self.decoder.append(level)
-
-        self.skips = progressive == "output_skip"
+        joins = input_pyramids(progressive_input, data_channels, counts[:-1], self.fir, combine == "cat", gain)
+        inputs = [channels, *(count * join.multiple for count, join in zip(counts, joins))]
+        stages, skips = make.encoder(inputs, counts, num_blocks, attends)
+        downs = [*(change(count, Down) for count in counts[:-1]), None]
+        self.encoder = nn.ModuleList(map(EncoderLevel, stages, downs, [*joins, Untouched()]))
+        self.middle = make.middle(counts[-1])
+        stages = make.decoder(counts, skips, num_blocks, attends, attend_always)
+        pyramids = output_pyramids(progressive, counts[::-1], data_channels, self.fir, style)
+        ups = [*(change(count, Up) for count in counts[:0:-1]), None]
+        self.decoder = nn.ModuleList(map(DecoderLevel, stages, pyramids, ups))
         if not self.skips:
-            self.norm, self.output = style.norm(current), convolution(2, current, data_channels)
+            self.norm, self.output = style.norm(counts[0]), convolution(2, counts[0], data_channels)
         initialise(self)
         for module in self.modules():
             if isinstance(module, OutputSkip):
@@ -287,19 +331,14 @@ class NCSNpp(nn.Module):
         c = self.conditioning(noise, keep, label)
         pyramid = x if self.centred else 2 * x - 1
         h = self.stem(pyramid)
-        written = [h]
-        for level in all_of(self.encoder, Level):
-            h = descend(level.stages, h, c, written)
-            if level.change is not None:
-                h, pyramid = level.pyramid(level.change(h, c), pyramid)
-                written.append(h)
+        skips = [h]
+        for level in self.encoder:
+            h, pyramid = level(h, pyramid, c, skips)
         for stage in self.middle:
             h = stage(h, c)
         image: Tensor | None = None
-        for level in all_of(self.decoder, Level):
-            h = ascend(level.stages, h, c, written)
-            h, image = level.pyramid(h, image)
-            h = h if level.change is None else level.change(h, c)
+        for level in self.decoder:
+            h, image = level(h, image, c, skips)
         out = self.output(F.silu(self.norm(h))) if image is None or not self.skips else image
         return out / beside(self._sigma(noise), out) if self.by_sigma else out
 

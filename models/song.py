@@ -1,16 +1,30 @@
 """The U-Nets of Song et al. as EDM trained them: DDPM++ and NCSN++."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from score_sde.models.blocks import Block, Stage, Style, initialise
+from score_sde.models.blocks import StageFactory, Style, initialise
 from score_sde.models.embeddings import Fourier, LabelEmbedding, Positional
-from score_sde.models.layers import all_of, ascend, check_image, convolution, descend, resolutions, zeroed
+from score_sde.models.layers import (
+    all_of,
+    ascend,
+    check_choices,
+    check_image,
+    convolution,
+    descend,
+    resolutions,
+    zeroed,
+)
 from score_sde.models.resampling import FIR, Down
+
+CHOICES = {
+    "embedding": ("positional", "fourier"),
+    "encoder": ("standard", "skip", "residual"),
+    "decoder": ("standard", "skip"),
+}
 
 STYLE = Style(scale_shift=False, gain=math.sqrt(0.5), eps=1e-6, group=4)
 
@@ -99,68 +113,42 @@ class Song(nn.Module):
         augment_dim: int = 0,
     ):
         super().__init__()
-        levels, sides = len(channel_mult), shape[1:]
-        check_image(shape, levels, "song")
-        for what, name, known in (
-            ("embedding", embedding, ("positional", "fourier")),
-            ("encoder", encoder, ("standard", "skip", "residual")),
-            ("decoder", decoder, ("standard", "skip")),
-        ):
-            if name not in known:
-                raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+        check_image(shape, len(channel_mult), "song")
+        check_choices(CHOICES, embedding=embedding, encoder=encoder, decoder=decoder)
+        data_channels, *sides = shape
+        counts = [channels * multiple for multiple in channel_mult]
+        attends = [side in attention for side in resolutions(sides, len(counts))]
+        make = StageFactory(channels * embedding_mult, dropout, STYLE)
         self.fir, self.residual = FIR(fir), encoder == "residual"
-        self.width, self.dropout = channels * embedding_mult, dropout
-        attending = [side in attention for side in resolutions(sides, levels)]
-        counts, outputs = [channels * multiple for multiple in channel_mult], shape[0] * (1 + learned_variance)
 
         features = channels * noise_mult
         waves = Waves(features) if embedding == "fourier" else Positional(features, cos_first=False, ends=True)
-        self.conditioning = Conditioning(waves, features, self.width, num_classes, augment_dim)
-
-        self.stem, current, read = convolution(2, shape[0], channels), channels, shape[0]
-        self.downs, self.readers, self.encoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        written = [channels]
-        for level, count in enumerate(counts):
-            if level:
-                self.downs.append(self.block(current, current, self.fir.downsample))
-                written.append(current)
-                if encoder == "residual":
-                    self.readers.append(Down(read, current, self.fir, learned=True))
-                    read = current
-                elif encoder == "skip":
-                    self.readers.append(convolution(2, read, current, kernel=1))
-            stages = nn.ModuleList()
-            for _ in range(num_blocks):
-                stages.append(self.stage(current, count, attending[level]))
-                current = count
-                written.append(current)
-            self.encoder.append(stages)
-
-        self.middle = nn.ModuleList([self.stage(current, current, True), self.stage(current, current, False)])
-        self.decoder, self.ups, self.writers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        for level, count in reversed(list(enumerate(counts))):
-            if level < levels - 1:
-                self.ups.append(self.block(current, current, self.fir.upsample))
-            stages = nn.ModuleList()
-            for index in range(num_blocks + 1):
-                attends = attending[level] and index == num_blocks
-                stages.append(self.stage(current + written.pop(), count, attends))
-                current = count
-            self.decoder.append(stages)
-            if decoder == "skip" or level == 0:
-                self.writers.append(nn.Sequential(STYLE.norm(current), nn.SiLU(), convolution(2, current, outputs)))
+        self.conditioning = Conditioning(waves, features, make.width, num_classes, augment_dim)
+        self.stem = convolution(2, data_channels, channels)
+        self.downs = nn.ModuleList(make.block(count, count, self.fir.downsample, project=True) for count in counts[:-1])
+        self.readers = self._readers(encoder, data_channels, counts[:-1])
+        levels, skips = make.encoder([channels, *counts[:-1]], counts, num_blocks, attends)
+        self.encoder = nn.ModuleList(levels)
+        self.middle = make.middle(counts[-1])
+        self.decoder = nn.ModuleList(make.decoder(counts, skips, num_blocks, attends, always=False))
+        self.ups = nn.ModuleList(make.block(count, count, self.fir.upsample, project=True) for count in counts[:0:-1])
+        outputs = data_channels * (1 + learned_variance)
+        self.writers = nn.ModuleList(
+            nn.Sequential(STYLE.norm(count), nn.SiLU(), convolution(2, count, outputs))
+            for count in (counts[::-1] if decoder == "skip" else counts[:1])
+        )
         initialise(self)
         for writer in all_of(self.writers, nn.Sequential):
             zeroed(writer[2])
 
-    def block(self, channels_in: int, channels_out: int, resample: Callable | None = None) -> Block:
-        """A block of this network; one that resamples has a convolution in its shortcut."""
-        project = resample is not None
-        return Block(channels_in, channels_out, self.width, self.dropout, STYLE, resample, project)
-
-    def stage(self, channels_in: int, channels_out: int, attends: bool) -> Stage:
-        """A block of this network, with attention behind it or without."""
-        return Stage(self.block(channels_in, channels_out), heads=int(attends))
+    def _readers(self, encoder: str, data_channels: int, counts: list[int]) -> nn.ModuleList:
+        """Layers that add features of the image at each downsampled level, of ``counts`` channels; none if standard."""
+        if encoder == "skip":
+            return nn.ModuleList(convolution(2, data_channels, count, kernel=1) for count in counts)
+        if encoder == "residual":
+            inputs = [data_channels, *counts]
+            return nn.ModuleList(Down(read, count, self.fir, learned=True) for read, count in zip(inputs, counts))
+        return nn.ModuleList()
 
     def read_again(self, image: Tensor, h: Tensor, level: int) -> tuple[Tensor, Tensor]:
         """The image on the grid of h, or what has become of it, and h with what is read from it."""

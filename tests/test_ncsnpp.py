@@ -150,10 +150,10 @@ def test_zero_at_initialisation(options):
 
 
 def test_cat_and_sum_differ_in_their_channels():
-    beside = filled(progressive_input="input_skip", combine="cat")
-    assert beside.encoder[0].pyramid.beside
+    network = filled(progressive_input="input_skip", combine="cat")
+    assert network.encoder[0].pyramid.concatenate
     x = torch.randn(2, 3, 8, 8)
-    assert beside(x, torch.ones(2)).shape == x.shape
+    assert network(x, torch.ones(2)).shape == x.shape
 
 
 def test_data_from_zero_to_one_are_centred():
