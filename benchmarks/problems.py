@@ -151,7 +151,10 @@ def calibrated(workdir: Path, num: int) -> tuple[Step, Tensor]:
     config.sample.t_min = 0.0
     experiment, _, found = load(config, workdir, Options())
     step = make_step(config, experiment, "adams")
-    plan = tuned.read(tuned.place(workdir, "adams", num), tuned.asked(config, step, found, Options().weights))
+    plan = tuned.read(
+        tuned.plan_path(workdir, "adams", num),
+        tuned.conditions(config, tuned.tunable(step), found, Options().weights),
+    )
     return Tuned(step, plan), torch.tensor(plan.times, dtype=torch.float64)
 
 

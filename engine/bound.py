@@ -1,5 +1,6 @@
-"""Variational bounds of a dataset: level by level of a chain, or over the log-SNR of any other process."""
+"""Variational bounds of a split: a sum over the levels of a discrete-time process, or an integral over the log-SNR."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,52 +10,125 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_sde.data import Dataset
 from score_sde.engine.build import Experiment
+from score_sde.engine.likelihood_report import stderr
+from score_sde.engine.log import Progress
+from score_sde.engine.randomness import BOUND, noise, positions
 from score_sde.samplers import Noise
-from score_sde.sde_lib import Denoise, VariationalBound, diffusion_bound, variational_bound
+from score_sde.sde_lib import Denoise, Discrete, NonFiniteError, VariationalBound, diffusion_bound, variational_bound
 from score_sde.sde_lib.bound import as_chain, decoder_time
 from score_sde.storage.writing import replace
 
 Estimator = Callable[[Tensor, Noise], VariationalBound]
-"""From data (B, *) and the noise of these examples to their bounds."""
+"""(encoded data (B, *), noise of these examples) -> their bounds."""
+
+Columns = dict[str, np.ndarray]
+"""Arrays of the examples: nats (N,), prior (N,), rate (N, M + 1), distortion (N, M'), bits_per_dim (N,); and log_snr
+(M + 1,)."""
+
+
+def make_estimator(config: ConfigDict, experiment: Experiment, denoise: Denoise) -> tuple[Estimator, dict[str, Any]]:
+    """Returns the estimator of the bound on the experiment's SDE, by the section ``bound``, and its record."""
+    return (chain if isinstance(experiment.sde, Discrete) else continuous)(config, experiment, denoise)
 
 
 def chain(config: ConfigDict, experiment: Experiment, denoise: Denoise) -> tuple[Estimator, dict[str, Any]]:
-    """The bound by all levels of a chain, and what there is to tell of it."""
+    """The bound of a discrete-time process as the sum over all levels, and its record."""
     sde, v, width = as_chain(experiment.sde), config.bound.v, experiment.bin_width
     levels = int(sde.t_max)
     sde.tabulate(torch.arange(1, levels + 1, dtype=torch.float64))
 
-    def evaluate(x0: Tensor, draw: Noise) -> VariationalBound:
+    def estimate(x0: Tensor, draw: Noise) -> VariationalBound:
         return variational_bound(sde, denoise, x0, draw, v, width, experiment.low)
 
-    told = "learned" if config.network.get("learned_variance") else v
-    return evaluate, {"estimator": "chain", "levels": levels, "v": told, "t_min": sde.t_min}
+    variance = "learned" if config.network.get("learned_variance") else v
+    return estimate, {"estimator": "chain", "levels": levels, "v": variance, "t_min": sde.t_min}
 
 
 def continuous(config: ConfigDict, experiment: Experiment, denoise: Denoise) -> tuple[Estimator, dict[str, Any]]:
-    """The bound as an integral over the log-SNR, and what there is to tell of it."""
+    """The bound as an integral over the log-SNR, and its record."""
     sde, num, width = experiment.sde, config.bound.evaluations, experiment.bin_width
     t = config.bound.t_min or decoder_time(sde, width)
 
-    def evaluate(x0: Tensor, draw: Noise) -> VariationalBound:
+    def estimate(x0: Tensor, draw: Noise) -> VariationalBound:
         within = torch.special.ndtr(draw(x0.new_empty(len(x0), num)).cpu().double())
         u = (torch.arange(num) + within) / num
         return diffusion_bound(sde, denoise, x0, experiment.gaussian.like(x0), u, draw, width, t, experiment.low)
 
-    return evaluate, {"estimator": "continuous", "levels": None, "v": None, "t_min": t}
+    return estimate, {"estimator": "continuous", "levels": None, "v": None, "t_min": t}
 
 
-def plot(path: Path, result: dict, prior: float, rate: np.ndarray, distortion: np.ndarray, log_snr: np.ndarray) -> None:
-    """Rate against distortion of a code that sends x_t with less and less noise and x_0 at last, and both on the way.
+def bound_split(
+    estimate: Estimator, experiment: Experiment, dataset: Dataset, seed: int, num: int, batch_size: int
+) -> Columns:
+    """The bounds of the first ``num`` examples: nats in units of the data, the other columns as below.
 
-    Whoever has received x_t has paid for the prior and for all that lies above t, and decodes x0_hat(x_t).
+    ``prior`` and ``rate`` are in bits/dim, or in nats for real-valued data; ``rate`` holds the decoder, then the
+    diffusion term of each level or piece. ``distortion`` is the root mean square of x0_hat - x0, in levels, or in units
+    of the encoded real-valued data.
 
-    Shapes: rate (M + 1,), of the decoder and M levels or pieces; distortion (N,), rms of x0_hat - x0; log_snr (M + 1,).
+    Raises: NonFiniteError naming the example.
+    """
+    parts, progress = [], Progress(num, "examples")
+    for first in range(0, num, batch_size):
+        where = positions(first, min(batch_size, num - first))
+        x0 = experiment.codec.encode(dataset.batch(where.numpy())["x"].to(experiment.device))
+        with torch.no_grad():
+            part = estimate(x0, noise(seed, BOUND, where))
+        finite = torch.isfinite(part.nats).cpu()
+        if not finite.all():
+            bad = where[~finite][0]
+            raise NonFiniteError(f"the bound of example {bad} is not finite; check the network and the data")
+        parts.append(part)
+        progress.advance(len(x0))
+    progress.close()
+    columns = ((part.prior, part.levels, part.distortion) for part in parts)
+    prior, rate, distortion = (torch.cat(column).double().cpu().numpy() for column in zip(*columns, strict=True))
+
+    nats, log_snr = scaling(experiment) - (prior + rate.sum(1)), parts[0].log_snr.numpy()
+    levels, shape = experiment.facts.levels, experiment.facts.shape
+    unit = math.prod(shape) * math.log(2) if levels else 1.0
+    prior, rate, distortion = prior / unit, rate / unit, distortion / (experiment.bin_width or 1.0)
+    found = {"nats": nats, "prior": prior, "rate": rate, "distortion": distortion, "log_snr": log_snr}
+    return found | ({"bits_per_dim": prior + rate.sum(1)} if levels else {})
+
+
+def scaling(experiment: Experiment) -> float:
+    """Log-determinant of the codec for real-valued data; 0 for levels, whose bound is on a probability."""
+    return 0.0 if experiment.facts.levels else experiment.codec.log_det(experiment.facts.shape)
+
+
+def summary(columns: Columns, experiment: Experiment) -> dict[str, Any]:
+    """Means of the bounds with standard errors, and their terms in ``unit``."""
+    bits, nats, rate = columns.get("bits_per_dim"), columns["nats"], columns["rate"]
+    return {
+        "bits_per_dim": None if bits is None else float(bits.mean()),
+        "bits_per_dim_stderr": None if bits is None else stderr(bits),
+        "nats": float(nats.mean()),
+        "nats_stderr": stderr(nats),
+        "terms": {
+            "prior": float(columns["prior"].mean()),
+            "diffusion": float(rate[:, 1:].sum(1).mean()),
+            "decoder": float(rate[:, 0].mean()),
+            **({} if experiment.facts.levels else {"scaling": -scaling(experiment)}),
+        },
+        "unit": "bits/dim" if experiment.facts.levels else "nats",
+    }
+
+
+def plot(path: Path, result: dict, columns: Columns) -> None:
+    """Plots rate and distortion of a progressive code, against each other and along the process.
+
+    The code sends x_t at decreasing noise, and finally x_0. A receiver of x_t has paid for the prior and all terms
+    above t, and decodes x0_hat(x_t).
+
     Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, section 4.3, fig. 5. arXiv:2006.11239
     """
     from matplotlib.figure import Figure
 
+    prior, rate, log_snr = columns["prior"].mean(), columns["rate"].mean(0), columns["log_snr"]
+    distortion = np.sqrt((columns["distortion"] ** 2).mean(0))
     unit, error = result["unit"], "rms in levels of the data" if result["unit"] == "bits/dim" else "rms"
     paid = prior + np.append(rate[:0:-1].cumsum()[::-1], 0)
     if result["estimator"] == "chain":
@@ -75,7 +149,7 @@ def plot(path: Path, result: dict, prior: float, rate: np.ndarray, distortion: n
 
 
 def report(result: dict) -> str:
-    """The result as a few lines of text."""
+    """Lines of text that print the result."""
     found = f"log-likelihood at least {result['nats']:.3f} +- {result['nats_stderr']:.3f} nats"
     if result["bits_per_dim"] is None:
         found += "; bits/dim are for data of whole numbers; these are real-valued"

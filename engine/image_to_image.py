@@ -20,7 +20,7 @@ from score_sde.samplers.draw import numbered
 from score_sde.samplers.editing import depth_time
 
 
-def renew(experiment: Experiment, denoisers: Denoisers, config: ConfigDict, split: str) -> Edited:
+def noise_and_denoise(experiment: Experiment, denoisers: Denoisers, config: ConfigDict, split: str) -> Edited:
     """Examples noised to ``edit.strength`` and denoised; with ``edit.mask``, what it knows stays.
 
     Raises: ValueError for a strength that the SDE does not reach, or a grid that does not begin at it.
@@ -49,7 +49,7 @@ def renew(experiment: Experiment, denoisers: Denoisers, config: ConfigDict, spli
     return Edited(edited, {"input": x, "edited": edited}, {"strength": settings.strength})
 
 
-def bridge(experiment: Experiment, denoisers: Denoisers, config: ConfigDict, split: str) -> Edited:
+def translate_examples(experiment: Experiment, denoisers: Denoisers, config: ConfigDict, split: str) -> Edited:
     """Examples encoded by this run's flow and decoded by that of ``edit.other``, and back again.
 
     Raises: ValueError where no other run is named, or it knows other data; CheckpointError.
@@ -83,5 +83,5 @@ def _batches(num: int, config: ConfigDict) -> Iterator[Tensor]:
     progress.close()
 
 
-REMAKES: dict[str, Callable[..., Edited]] = {"sdedit": renew, "translate": bridge}
-"""(experiment, guided, config, split) -> what was made."""
+IMAGE_TO_IMAGE: dict[str, Callable[..., Edited]] = {"sdedit": noise_and_denoise, "translate": translate_examples}
+"""(experiment, denoisers, config, split) -> edited examples."""

@@ -266,4 +266,5 @@ def restore(name: str, experiment: Experiment, denoisers: Denoisers, config: Con
     return Edited(found, {**seen, "restored": found, "input": x}, told)
 
 
-RESTORATIONS = {name: functools.partial(restore, name) for name in TASKS}
+INVERSE_PROBLEMS = {name: functools.partial(restore, name) for name in TASKS}
+"""(experiment, denoisers, config, split) -> restored examples."""

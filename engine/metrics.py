@@ -50,6 +50,16 @@ def digest(dataset: Dataset, num: int) -> str:
     return found.hexdigest()
 
 
+def check_subsets(subset_size: int, num: int, sizes: Mapping[str, int]) -> None:
+    """Raises: ValueError for a subset larger than the ``num`` samples or the examples of a split."""
+    least = min(num, *sizes.values())
+    if subset_size > least:
+        raise ValueError(
+            f"evaluate.subset_size {subset_size}: need at most {least}, for there are {num} samples, {sizes['train']} "
+            f"training and {sizes['test']} test examples"
+        )
+
+
 def reference(
     config: ConfigDict, datasets: Mapping[str, Dataset], sizes: Mapping[str, int], features: Features, folder: Path
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -13,7 +13,7 @@ from score_sde.engine.errors import CheckpointError
 from score_sde.engine.files import read_numbers
 from score_sde.engine.guidance import Guidance
 from score_sde.engine.log import say
-from score_sde.samplers import ODE, Multistep, Step
+from score_sde.samplers import ODE, Step
 from score_sde.samplers.calibration import Tuned
 from score_sde.samplers.draw import named_step, named_times, suited
 from score_sde.samplers.grids import of_ratios
@@ -59,20 +59,20 @@ def planned(
     Raises: CheckpointError or ValueError for ``tuned`` without a calibration, or with one for something else.
     """
     step, (name, steps) = make_step(config, experiment), chosen(config, experiment.sde)
-    path, demanded = tuned.place(workdir, config.sample.sampler, steps), name == tuned.GRID
+    path, demanded = tuned.plan_path(workdir, config.sample.sampler, steps), name == tuned.GRID
     if demanded and guidance.is_active:
         raise ValueError("a calibration is of the flow without label and guidance; name another sample.grid")
     if demanded or (path.exists() and not config.sample.grid and not guidance.is_active):
         try:
-            plan = tuned.read(path, tuned.asked(config, step, found, weights))
+            multistep = tuned.tunable(step)
+            plan = tuned.read(path, tuned.conditions(config, multistep, found, weights))
         except (CheckpointError, ValueError) as error:
             if demanded:
                 raise
             say(f"not tuned: {error}")
         else:
             say(f"tuned by {path}")
-            assert isinstance(step, Multistep)  # as ``tuned.asked`` checked
-            return Tuned(step, plan), torch.tensor(plan.times, dtype=torch.float64), tuned.GRID
+            return Tuned(multistep, plan), torch.tensor(plan.times, dtype=torch.float64), tuned.GRID
     return step, make_times(config, experiment), name
 
 

@@ -1,4 +1,4 @@
-"""Calibrations on the disk: a plan, all that it was made for, and whether that is what is asked for now."""
+"""Calibrations on disk: a plan of times and coefficients, with the conditions that it was fitted under."""
 
 import json
 from collections.abc import Mapping
@@ -16,24 +16,31 @@ from score_sde.storage.naming import options
 from score_sde.storage.reading import read_text
 
 GRID = "tuned"
-"""What ``sample.grid`` says to have a calibration, or an error where there is none."""
+"""Value of ``sample.grid`` that requires a calibration."""
 
 
-def place(workdir: Path, sampler: str, steps: int) -> Path:
-    """The file of a calibration."""
+def plan_path(workdir: Path, sampler: str, steps: int) -> Path:
+    """File of a calibration."""
     return workdir / GRID / f"{sampler}-{steps}.json"
 
 
-def asked(config: ConfigDict, step: Step, found: Path, weights: str) -> dict[str, Any]:
-    """All that a plan depends on but the number of moves, as JSON values.
+def tunable(step: Step) -> Multistep:
+    """Returns the step, if calibration supports it: a multistep method without noise.
 
-    Args:
-        found: the checkpoint.
-        weights: as --weights names them.
-    Raises: ValueError for a step that has no coefficients, or adds noise.
+    Raises: ValueError for any other step.
     """
     if not isinstance(step, Multistep) or step.coordinates.eta:
         raise ValueError(f"{type(step).__name__} has no coefficients to tune, or adds noise; use --sampler adams")
+    return step
+
+
+def conditions(config: ConfigDict, step: Multistep, found: Path, weights: str) -> dict[str, Any]:
+    """All that a plan depends on except the number of moves, as JSON values.
+
+    Args:
+        found: folder of the checkpoint.
+        weights: value of --weights.
+    """
     return {
         **options(type(step), config.sample),
         "t_min": config.sample.t_min,
@@ -44,23 +51,24 @@ def asked(config: ConfigDict, step: Step, found: Path, weights: str) -> dict[str
 
 
 def read(path: Path, wanted: Mapping[str, Any]) -> Plan:
-    """The plan of a file, if it was made for what is wanted.
+    """Reads a plan that was fitted under the conditions ``wanted``.
 
-    Raises: CheckpointError if it is missing or damaged; ValueError if it was made for something else.
+    Raises: CheckpointError for a file that is missing or damaged; ValueError for other conditions.
     """
     sampler, _, steps = path.stem.rpartition("-")
     remedy = f"make it with --mode tune --sampler {sampler} --steps {steps}"
     if not path.is_file():
-        raise CheckpointError(f"there is no {path}; {remedy}, or leave sample.grid empty")
+        raise CheckpointError(f"{path} does not exist; {remedy}, or leave sample.grid empty")
     try:
-        kept = json.loads(read_text(path))
-        made, numbers = kept["made_for"], kept["plan"]
+        stored = json.loads(read_text(path))
+        made_for, numbers = stored["made_for"], stored["plan"]
         plan = Plan(**{**numbers, "moves": [Move(**move) for move in numbers["moves"]]})
         if not len(plan.times) == len(plan.seen) == len(plan.moves) > 1:
-            raise ValueError("not as many moves as times")
+            raise ValueError("the numbers of moves and times differ")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged; {remedy} anew") from error
+        raise CheckpointError(f"{path} is damaged; {remedy}") from error
     for key, value in wanted.items():
-        if made.get(key) != value:
-            raise ValueError(f"{path} was made for {key} {made.get(key)}, not {value}; {remedy}, or name another grid")
+        if made_for.get(key) != value:
+            found = made_for.get(key)
+            raise ValueError(f"{path} was made for {key} {found}, not {value}; {remedy}, or name another grid")
     return plan

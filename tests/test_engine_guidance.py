@@ -396,7 +396,7 @@ def test_calibrations_and_densities_refuse_guidance(words, labelled, capsys):
 
 
 def test_an_existing_calibration_is_not_used_with_a_label(labelled, drawn, capsys):
-    path = tuned.place(labelled, "adams", 3)
+    path = tuned.plan_path(labelled, "adams", 3)
     path.parent.mkdir(exist_ok=True)
     path.write_text("{}")
     for words, said in (((), 1), (("--label=3",), 0)):
@@ -409,7 +409,7 @@ def test_an_existing_calibration_is_not_used_with_a_label(labelled, drawn, capsy
 def test_paths_and_latents_take_no_label(task, labelled, capsys):
     assert command("--mode=edit", f"--task={task}", f"--workdir={labelled}", "--label=3") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"error: --task {task} knows no label and no guidance; leave them out"
+    assert line == f"error: --task {task} takes no label and no guidance; leave them out"
 
 
 # --- training with labels ---------------------------------------------------------------------------------------------

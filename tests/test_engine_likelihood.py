@@ -26,6 +26,7 @@ from score_sde.engine.facts import DataFacts
 from score_sde.engine.likelihood_report import interval
 from score_sde.engine.modes import likelihood
 from score_sde.engine.randomness import DEQUANTIZATION, positions, uniform
+from score_sde.engine.rows import Rows
 from score_sde.sde_lib import DEQUANTIZATIONS, PRIORS, SDES, SOLVERS, Gaussian, GaussianMixture, prior_term
 from score_sde.sde_lib.denoiser import Prediction
 from score_sde.sde_lib.dequantization import data_time
@@ -763,7 +764,7 @@ def test_a_last_line_that_was_cut_off_is_scored_again(left, copied, undisturbed,
 
 
 def test_a_full_disk_loses_one_batch(copied, undisturbed, scored, monkeypatch, capsys):
-    append, calls = likelihood.Rows.append, []
+    append, calls = Rows.append, []
 
     def full(self, examples, columns):
         calls.append(examples)
@@ -772,7 +773,7 @@ def test_a_full_disk_loses_one_batch(copied, undisturbed, scored, monkeypatch, c
             raise OSError(28, "No space left on device", str(self.path))
         append(self, examples, columns)
 
-    monkeypatch.setattr(likelihood.Rows, "append", full)
+    monkeypatch.setattr(Rows, "append", full)
     assert score(copied, 11) == 3
     assert capsys.readouterr().err.endswith("free some space and run the same command to go on\n")
     assert score(copied, 11) == 0

@@ -138,7 +138,7 @@ def test_a_damaged_plan(tuned_run, capsys, damage):
 
 def test_a_missing_plan(points_run, capsys):
     assert draw(points_run, "--config.sample.grid=tuned")[0] == 3
-    assert "there is no" in capsys.readouterr().err
+    assert "does not exist; make it with --mode tune" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Compare samples with a split."""
+"""Evaluation: samples compared with a split."""
 
 import time
 from importlib.metadata import version
@@ -15,16 +15,16 @@ from score_sde.engine.drawing import draw_run
 from score_sde.engine.features import identity, make_features
 from score_sde.engine.files import write_json
 from score_sde.engine.inference import usual
-from score_sde.engine.log import say, versions
-from score_sde.engine.metrics import classes, distances, labels, novelty, read_samples, reference, report
+from score_sde.engine.log import say
+from score_sde.engine.metrics import check_subsets, classes, distances, labels, novelty, read_samples, reference, report
 from score_sde.engine.recipe import flat
-from score_sde.engine.results import question, result_files
+from score_sde.engine.results import question, result_files, result_record
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Compare samples with a split; write <workdir>/evaluation/<sampler>-<steps>-<features>-<split>.json."""
+    """Compares samples with a split; writes <workdir>/evaluation/<sampler>-<steps>-<features>-<split>.json."""
     settings, split, start = config.evaluate, options.split or "test", time.perf_counter()
-    if ranks.rank() > 0:  # shares in the drawing alone
+    if ranks.rank() > 0:  # takes part in drawing only
         if not settings.samples:
             draw_run(config, workdir, options, settings.num_samples, settings.batch_size)
         ranks.leave_to_first()
@@ -34,11 +34,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     given = read_samples(Path(settings.samples), datasets[split]) if settings.samples else None
     num = len(given[0]) if given else settings.num_samples
     sizes = {name: min(settings.num_examples or len(dataset), len(dataset)) for name, dataset in datasets.items()}
-    if settings.subset_size > min(num, *sizes.values()):
-        raise ValueError(
-            f"evaluate.subset_size {settings.subset_size}: need at most {min(num, *sizes.values())}, for there are "
-            f"{num} samples, {sizes['train']} training and {sizes['test']} test examples"
-        )
+    check_subsets(settings.subset_size, num, sizes)
     folder = workdir / "evaluation"
     real, protocol = reference(config, datasets, sizes, features, folder)
 
@@ -50,25 +46,21 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     samples, manifest = given
     size = settings.batch_size or usual(samples.shape[1:])
     vectors = features.of(samples.split(size))
-    found = distances(vectors, real, split, settings.subsets, settings.subset_size, config.seed)
-    found |= novelty(identity(config, datasets["train"]), samples, datasets, sizes, size)
+    metrics = distances(vectors, real, split, settings.subsets, settings.subset_size, config.seed)
+    metrics |= novelty(identity(config, datasets["train"]), samples, datasets, sizes, size)
     if features.classify:
-        found |= classes(features.classify, vectors, real["test"], labels(datasets["test"], sizes["test"]))
+        metrics |= classes(features.classify, vectors, real["test"], labels(datasets["test"], sizes["test"]))
+
+    protocol |= {"split": split, "num_samples": num, "seed": config.seed}
+    protocol |= {key: settings[key] for key in ("subsets", "subset_size")}
     drawn_for = {key: manifest[key] for key in ("asked", "sha256") if key in manifest}
     more: dict[str, Any] = {"split": split, "features_sha256": features.sha256, "samples": drawn_for}
     asked = flat(question(config, ("data", "evaluate"), options, **more))
-    result: dict[str, Any] = {
-        "metrics": found,
-        "protocol": {**protocol, "split": split, "num_samples": num, "seed": config.seed}
-        | {key: settings[key] for key in ("subsets", "subset_size")},
-        "samples": manifest,
-        "asked": asked,
-        "changes": options.changes,
-        "seconds": time.perf_counter() - start,
-        "versions": {**versions(), "torchmetrics": version("torchmetrics")},
-    }
+    record = result_record(config, options, asked, time.perf_counter() - start)
+    record["versions"]["torchmetrics"] = version("torchmetrics")
+    result = {"metrics": metrics, "protocol": protocol, "samples": manifest, **record}
     name = f"{manifest['sampler']}-{manifest['steps']}-{features.name}-{split}.json"
-    with result_files(folder, [name], result["asked"]) as partial:
+    with result_files(folder, [name], asked) as partial:
         write_json(partial / name, result)
     say(*report(result).split("\n"))
     say(f"files are in {folder}")

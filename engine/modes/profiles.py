@@ -11,8 +11,8 @@ from score_sde.engine.config import Options
 from score_sde.engine.datasets import check_form, read_dataset
 from score_sde.engine.files import write_json
 from score_sde.engine.load import load_model
-from score_sde.engine.log import say, versions
-from score_sde.engine.results import question, result_folder
+from score_sde.engine.log import say
+from score_sde.engine.results import question, result_folder, result_record
 from score_sde.engine.training import posthoc
 from score_sde.engine.training.validation import Validation
 from score_sde.storage.writing import replace
@@ -53,9 +53,9 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         say(f"the snapshots do not tell widths of {', '.join(f'{width:g}' for width in left_out)}")
     best, target = min(losses, key=losses.__getitem__), workdir / "profiles"
     asked = question(config, ("data",), options, found, split=split)
-    told = {"losses": losses, "checkpoint_step": meta["step"], "seconds": time.perf_counter() - start}
+    record = result_record(config, options, asked, time.perf_counter() - start)
     with result_folder(target, "losses.json", asked) as folder:
-        write_json(folder / "losses.json", {**told, "asked": asked, "changes": options.changes, "versions": versions()})
+        write_json(folder / "losses.json", {"losses": losses, "checkpoint_step": meta["step"], **record})
         plot(folder / "profiles.png", losses)
     say(f"least: --weights {best}; files are in {target}")
 

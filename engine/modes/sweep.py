@@ -19,10 +19,10 @@ from score_sde.engine.features import make_features
 from score_sde.engine.files import write_json
 from score_sde.engine.guidance import ALL
 from score_sde.engine.inference import usual
-from score_sde.engine.log import say, versions
+from score_sde.engine.log import say
 from score_sde.engine.metrics import batches, frechet_distance, labels
 from score_sde.engine.pictures import compared, num_shown, save
-from score_sde.engine.results import question, result_folder
+from score_sde.engine.results import question, result_folder, result_record
 from score_sde.storage.writing import replace
 
 SHOWN = 10
@@ -62,11 +62,16 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
         shown = SHOWN if len(dataset.shape) > 1 else num_shown(drawn.experiment.facts)
         pictures[f"{key} {scale:g}"] = list(samples[:shown])
     target, facts = workdir / "sweep", drawn.experiment.facts
-    found = {"sweep": rows, "num_samples": settings.num_samples, "samples": drawn.manifest, "features": features.name}
     asked = {**drawn.manifest["asked"], **question(config, ("data", "guidance", "evaluate"), options)}
-    found |= {"asked": asked, "seconds": time.perf_counter() - start, "versions": versions()}
+    result = {
+        "sweep": rows,
+        "num_samples": settings.num_samples,
+        "samples": drawn.manifest,
+        "features": features.name,
+        **result_record(config, options, asked, time.perf_counter() - start),
+    }
     with result_folder(target, "sweep.json", asked) as folder:
-        write_json(folder / "sweep.json", found)
+        write_json(folder / "sweep.json", result)
         save(folder / "grid.png", compared(pictures, [[str(each) for each in label[:shown].tolist()]], facts))
         curve(folder / "curve.png", rows, key)
     say(f"files are in {target}")

@@ -1,0 +1,78 @@
+"""Log-densities of the examples of a split, batch by batch, resumed from an earlier command that was stopped."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from score_sde.data import Dataset
+from score_sde.engine import ranks
+from score_sde.engine.config import Options
+from score_sde.engine.density import DensityEstimator
+from score_sde.engine.inference import Parts, filling
+from score_sde.engine.log import Progress, say
+from score_sde.engine.rows import Rows
+
+WITHOUT_EFFECT = {"batch_size", "num_examples", "check_examples"}
+"""Keys of the section ``likelihood`` that do not change the log-density of an example."""
+
+
+def open_rows(
+    folder: Path,
+    name: str,
+    config: ConfigDict,
+    given: Options,
+    meta: Mapping[str, Any],
+    estimator: DensityEstimator,
+    split: str,
+    size: int,
+) -> Rows:
+    """Rows of the examples, with those of earlier commands that agree in all that a log-density depends on.
+
+    Args:
+        meta: facts of the checkpoint.
+        size: number of examples in the split.
+    """
+    depends = {
+        "settings": {key: value for key, value in config.likelihood.items() if key not in WITHOUT_EFFECT},
+        "model": [config[section].to_dict() for section in ("data", "codec", "sde", "network", "denoiser")],
+        "checkpoint": meta["sha256"],
+        "weights": given.weights,
+        "split": [split, size],
+        "seed": config.seed,
+        "device": estimator.experiment.device.type,
+        "solver": str(estimator.solver),
+    }
+    return Rows(folder, name, depends)
+
+
+def score_split(estimator: DensityEstimator, dataset: Dataset, rows: Rows, num: int, batch_size: int) -> int:
+    """Appends the rows of the first ``num`` examples that are missing; returns the number that were not.
+
+    Several processes share the batches and meet at the end.
+
+    Args:
+        batch_size: examples in a batch; 0 for as many as fit on the device.
+    """
+    before = sum(i < num for i in rows.found)
+    if before:
+        say(f"{before} of {num} examples were scored by an earlier command: going on with the others")
+    elif others := rows.others():
+        say(f"{others[0]} is of other settings, seed, checkpoint, weights or data: starting anew")
+    batch_size = batch_size or filling(
+        num,
+        estimator.experiment.facts.shape,
+        estimator.experiment.device,
+        lambda number: estimator.shortest().score(dataset, list(range(number))),
+    )
+    batches = rows.missing(num, batch_size)
+    progress, parts = Progress(sum(map(len, batches)), "examples"), Parts()
+    for batch in batches:
+        for examples, columns in parts(functools.partial(estimator.score, dataset), batch):
+            rows.append(examples, columns)
+            progress.advance(len(examples))
+    progress.close()
+    ranks.wait_for_all()
+    return before
