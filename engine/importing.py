@@ -24,7 +24,7 @@ from score_sde.engine.facts import DataFacts
 from score_sde.engine.inference import usual
 from score_sde.engine.lock import NAME
 from score_sde.engine.log import versions
-from score_sde.engine.training.trainer import OPTIMIZERS
+from score_sde.engine.training.adam import make_optimizer
 from score_sde.models.checkpoints import Foreign
 from score_sde.sde_lib import Gaussian
 from score_sde.storage.writing import is_leftover, remove, write_text
@@ -105,11 +105,11 @@ def save(
         checkpoint.GAUSSIAN: Gaussian(middle, facts.std**2),
     }
     config.ema.rates = config.ema.rates[:1]
-    betas = (config.optim.beta1, config.optim.beta2)
-    optimizer = OPTIMIZERS[config.optim.name](
-        network.parameters(), config.optim.learning_rate, betas, config.optim.weight_decay
-    )
-    state = {"optimizer": optimizer.state_dict(), "ema_updates": step, "timestep_sampler": {}}
+    state = {
+        "optimizer": make_optimizer(config, network.parameters()).state_dict(),
+        "ema_updates": step,
+        "timestep_sampler": {},
+    }
     text = run_json(config, versions())
     meta = {"data": asdict(facts), "sigma_data": sigma_data, "ema": [average], "imported": origin, "config_json": text}
     remove(workdir / "checkpoints")  # of an import that was killed, maybe of another source

@@ -20,7 +20,8 @@ from score_sde.engine.errors import CheckpointError
 from score_sde.engine.randomness import dither as dither_of
 from score_sde.engine.randomness import draw_times
 from score_sde.engine.training.ema import EMA
-from score_sde.engine.training.trainer import Trainer, learning_rate
+from score_sde.engine.training.learning_rate import learning_rate
+from score_sde.engine.training.trainer import Trainer
 from score_sde.engine.training.validation import Validation
 from score_sde.sde_lib import SDES, TIMESTEP_SAMPLERS
 from score_sde.selftest.rows import Row, Setting, distance, exactly, relative, worst

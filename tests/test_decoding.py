@@ -13,7 +13,7 @@ from PIL import Image
 from score_sde.data import DataError, Dataset, Pixels, loader, read_images, statistics
 from score_sde.data.decoding import MOST_SCANS, BrokenImage, count_scans, decode, pixels, square
 from score_sde.data.loader import reader
-from score_sde.engine.training.trainer import fingerprint
+from score_sde.engine.training.fingerprint import fingerprint
 
 FILE = Path("folder/a.png")
 

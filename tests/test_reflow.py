@@ -134,7 +134,7 @@ def test_training_uses_the_noise_of_the_pairs(trainer):
         seen.append((x0, eps))
         return objective(denoise, x0, eps, *args, **cond)
 
-    trainer.objective = listen
+    trainer.microbatches.objective = listen
     list(trainer.steps(2))
     whole = trainer.dataset.batch(range(len(trainer.dataset)))
     encoded = Pixels(17).encode(whole["x"])

@@ -22,7 +22,8 @@ from score_sde.engine.config import conform, load, override
 from score_sde.engine.devices import set_threads
 from score_sde.engine.precision import check_precision
 from score_sde.engine.recipe import FREE
-from score_sde.engine.training.trainer import batches_ahead, check, compiles
+from score_sde.engine.training.batches import batches_ahead
+from score_sde.engine.training.checks import check, compiles
 from score_sde.models import NETWORKS
 from score_sde.sde_lib import OBJECTIVES
 from score_sde.sde_lib.objective import Denoising
@@ -165,7 +166,7 @@ def test_on_a_cpu_only_files_are_prefetched(tmp_path):
         Image.fromarray(image).save(tmp_path / "files" / f"{k:02d}.png")
     for name, kind in (("memory.npz", "function"), ("files", "Prefetched")):
         keys = {"data__name": "images", "data__path": tmp_path / name, "data__mirror": True}
-        assert type(trainer_of(tmp_path / "unused", **keys).read).__name__ == kind
+        assert type(trainer_of(tmp_path / "unused", **keys).batches.read).__name__ == kind
         assert train(tmp_path / f"run_{name}", 5, **keys) == 0
     one, two = (tmp_path / f"run_{name}" for name in ("memory.npz", "files"))
     assert digests(one, 5) == digests(two, 5)

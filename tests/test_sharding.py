@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from score_sde import run as command_line
 from score_sde.engine import checkpoint, ranks
 from score_sde.engine.config import load
-from score_sde.engine.training.trainer import compiles
+from score_sde.engine.training.checks import compiles
 from tests.runs import DIGITS, POINTS, ROOT, assert_same_run, metrics, steps, train, trainer_of
 
 PROGRAM = """

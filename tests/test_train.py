@@ -25,7 +25,8 @@ from score_sde.engine.config import load, names, override
 from score_sde.engine.datasets import read_dataset
 from score_sde.engine.log import Metrics
 from score_sde.engine.randomness import TRAINING, noise
-from score_sde.engine.training.trainer import Trainer, learning_rate
+from score_sde.engine.training.learning_rate import learning_rate
+from score_sde.engine.training.trainer import StepResult, Trainer
 from score_sde.engine.training.validation import NOISE_BINS, Validation
 from score_sde.sde_lib import LEARNING_TIMESTEP_SAMPLERS, OBJECTIVES, Gaussian, GaussianMixture, denoising_loss
 from tests.runs import DIGITS, POINTS, ROOT, assert_same_run, digests, equal, metrics, steps, train, trainer_of
@@ -252,6 +253,16 @@ def test_another_batch_size_continues_at_the_same_example(tmp_path):
     assert (again.step, again.images_seen, again.last_step()) == (6, 36, 6)
 
 
+def test_a_step_that_is_not_finite_is_checked_at_its_own_position(tmp_path):
+    """Of the data as of the inputs: step 3, after three batches of 4, begins at example 12."""
+    assert train(tmp_path, 3, "points") == 0
+    trainer = trainer_of(tmp_path, "points", num_steps=4, train__batch_size=8)
+    read, starts = trainer.batches.read, []
+    trainer.batches.read = lambda start: starts.append(start) or read(start)
+    trainer.look(3, StepResult(torch.tensor(math.nan), torch.tensor(1.0), 0.1), finite=False)
+    assert starts == [12, 12]
+
+
 def test_levels_are_dithered_within_their_bins(tmp_path):
     trainer = trainer_of(tmp_path)
     codec, plain = trainer.experiment.codec, batch_at(trainer.dataset, 0, 0, 4)["x"]
@@ -448,13 +459,13 @@ def test_only_adamw_shrinks_weights_without_a_gradient(name, tmp_path):
 def test_values_that_are_no_levels_end_training_before_changing_a_weight(dequantize, tmp_path):
     """The step is skipped on the device; the error names the values once the host reads its numbers."""
     trainer = trainer_of(tmp_path, train__dequantize=dequantize)
-    read, before = trainer.read, [p.detach().clone() for p in trainer.parameters]
+    read, before = trainer.batches.read, [p.detach().clone() for p in trainer.parameters]
 
     def spoilt(start):
         batch = dict(read(start))
         return batch | {"x": torch.where(torch.arange(len(batch["x"])).reshape(-1, 1, 1, 1) == 2, 40, batch["x"])}
 
-    trainer.read = spoilt
+    trainer.batches.read = spoilt
     result = next(trainer.steps(1))
     assert result.loss.isnan()
     assert all(map(torch.equal, trainer.parameters, before))

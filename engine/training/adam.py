@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
+from ml_collections import ConfigDict
 from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
 from score_sde.engine import ranks
+from score_sde.storage.naming import pick
 
 
 class Adam:
@@ -107,3 +109,13 @@ class AdamW(Adam):
 def _moments(parameter: Tensor) -> dict[str, Tensor]:
     first, second = torch.zeros_like(parameter), torch.zeros_like(parameter)
     return {"step": torch.zeros((), device=parameter.device), "exp_avg": first, "exp_avg_sq": second}
+
+
+OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
+
+
+def make_optimizer(config: ConfigDict, parameters: Iterable[nn.Parameter]) -> Adam:
+    """Returns the optimizer of a config, with its full learning rate."""
+    settings = config.optim
+    kind = pick(OPTIMIZERS, "optimizer", settings.name)
+    return kind(parameters, settings.learning_rate, (settings.beta1, settings.beta2), settings.weight_decay)

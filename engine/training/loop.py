@@ -40,7 +40,9 @@ def train(config: ConfigDict, workdir: Path, options: Options, asked: Asked, wri
         say(line)
     trainer = Trainer(config, workdir, dataset)
     if trainer.step and not options.allow_changes and (workdir / "config.json").is_file():
-        read_run(workdir).check_digest(trainer.recipe_sha256, RECIPE, workdir / f"step_{trainer.step:08d}")
+        read_run(workdir).check_digest(
+            trainer.start.meta.get("recipe_sha256"), RECIPE, workdir / f"step_{trainer.step:08d}"
+        )
     units = unit(trainer.experiment.facts)
     last_step, seen = trainer.last_step(), trainer.images_seen
     if trainer.step >= last_step:
@@ -57,7 +59,7 @@ def train(config: ConfigDict, workdir: Path, options: Options, asked: Asked, wri
     text = written(workdir, config, options, versions())
     if ranks.rank() == 0:
         write_text(workdir / "config.json", text)
-    metrics = Metrics(workdir, start, trainer.metric_lines)
+    metrics = Metrics(workdir, start, trainer.start.meta.get("metric_lines"))
     progress = Progress(seen + (last_step - start) * config.train.batch_size, units, done=seen)
 
     for result in itertools.chain([first], results):
