@@ -106,7 +106,7 @@ def test_a_sample_does_not_depend_on_its_batch(process, shaped_mixture, kind):
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_float32_is_solved_in_float64_and_seen_in_float32(mixture, kind):
+def test_float32_states_are_solved_in_float64_and_denoised_in_float32(mixture, kind):
     sde, seen = EDMSDE(), set()
 
     def look(x, t):
@@ -136,7 +136,7 @@ def test_an_unsolvable_example_is_named_with_time_and_step(mixture, kind):
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_a_network_that_is_not_finite_names_example_and_time(mixture, kind):
+def test_a_non_finite_network_output_is_named_with_example_and_time(mixture, kind):
     sde = VPSDE()
 
     def broken(x, t):

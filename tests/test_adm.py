@@ -101,13 +101,13 @@ def test_pools(pool):
         ({"heads": 3}, "3 heads do not divide 16 channels"),
     ],
 )
-def test_refused(options, told):
+def test_invalid_options_are_refused(options, told):
     for network in (ADM, ADMClassifier):
         with pytest.raises(ValueError, match=told):
             network(**{"shape": (3, 8, 8), **TINY, **options})
 
 
 @pytest.mark.parametrize(("options", "told"), [({"num_classes": 1}, "at least 2"), ({"pool": "max"}, "unknown pool")])
-def test_classifiers_refused(options, told):
+def test_invalid_classifier_options_are_refused(options, told):
     with pytest.raises(ValueError, match=told):
         ADMClassifier((3, 8, 8), **options)

@@ -90,7 +90,7 @@ def test_configs_are_read_in_few_packages():
     assert {path for path in knowing if package_of(path) not in READING_CONFIGS} == set()
 
 
-def test_what_is_public_has_a_docstring():
+def test_public_names_have_a_docstring():
     public = [
         (path, node)
         for path, tree in TREES.items()

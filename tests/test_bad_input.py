@@ -324,7 +324,7 @@ DATA = {
 
 @pytest.mark.parametrize("mode", ["train", "data"])
 @pytest.mark.parametrize("case", DATA)
-def test_data_that_cannot_be_used(refused, tmp_path, mode, case):
+def test_unusable_data_are_refused(refused, tmp_path, mode, case):
     files, message = DATA[case]
     write(tmp_path / "own", files or {})
     line = refused(3, f"--mode={mode}", "--workdir=new", *IMAGES, "--config.data.path=own")
@@ -345,7 +345,7 @@ def test_other_damaged_sources_of_data(refused, tmp_path):
         )
 
 
-def test_broken_images_are_left_out_where_the_config_says_so(tmp_path, capsys, monkeypatch):
+def test_broken_images_are_left_out_if_configured(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "own", GOOD | {"07.png": b"text"})
     words = ["run.py", "--mode=data", "--workdir=new", *IMAGES, "--config.data.path=own"]
@@ -366,7 +366,7 @@ def test_no_path_at_all(refused):
     assert line == "error: data.path is empty: give a folder, a .zip, an .npy or an .npz of images"
 
 
-def test_data_that_went_away_after_training(refused, tmp_path, capsys):
+def test_data_that_are_missing_after_training(refused, tmp_path, capsys):
     write(tmp_path / "own", GOOD)
     words = ("--mode=train", "--workdir=run", *IMAGES, "--config.data.path=own")
     assert command_line.main(["run.py", *words]) == 0

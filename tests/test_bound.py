@@ -82,7 +82,7 @@ def log_density(x0):
 # --- the reverse kernel -----------------------------------------------------------------------------------------------
 
 
-def test_the_reverse_kernel_has_the_variance_of_the_posterior_or_of_the_forward_move(sde):
+def test_the_reverse_kernel_has_the_variance_of_the_posterior_or_of_the_forward_step(sde):
     x, x0 = torch.randn(2, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     t, s = sde.time(torch.tensor([-1.0, 1.0]).double()).tolist()
     mean, posterior = sde.bridge(x, x0, t, s, eta=1.0)
@@ -110,7 +110,7 @@ def test_the_learned_variance_is_exact_for_gaussian_data_at_any_stride(sde):
         assert slope**2 * ((a * STD) ** 2 + b**2) + std**2 == pytest.approx((c * STD) ** 2 + d**2, rel=1e-9)
 
 
-def test_a_constant_share_is_ancestral(sde, shaped_mixture):
+def test_a_constant_variance_weight_is_ancestral(sde, shaped_mixture):
     x = torch.randn(2, *shaped_mixture.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     plain = shaped_mixture.denoiser(sde)
     t, s = sde.time(torch.tensor([0.0, 1.0]).double()).tolist()
@@ -314,7 +314,7 @@ GUESSES = {
 
 
 @pytest.mark.parametrize("name", GUESSES)
-def test_no_guess_changes_the_continuous_bound(mixture, name):
+def test_the_moment_matched_gaussian_does_not_change_the_continuous_bound(mixture, name):
     """By quadrature over u and eps, against the paper's integral of the error over log r."""
     sde, x0, num = VPSDE(), torch.tensor([[-1.3], [0.4]]).double(), 300
     nodes, weights = hermite(20)
@@ -358,7 +358,7 @@ def test_the_continuous_bound_is_the_density_of_the_denoiser(shape):
     assert excess.mean() > 3 * excess.std() / num**0.5
 
 
-def test_the_guess_removes_most_of_the_variance():
+def test_the_moment_matched_gaussian_removes_most_of_the_variance():
     """Compared with the bound without a guess: the weighted sum of the denoiser's errors, ``distortion``."""
     data, sde, num = clusters((64,)), VPSDE(), 8
     x0, guess = data.sample(64, torch.Generator().manual_seed(0)), guess_of(data)

@@ -84,7 +84,7 @@ def test_twice_the_steps_give_nearly_the_same_sample(mixture, process, name):
     assert finer < 0.5 * same
 
 
-def test_twenty_and_forty_moves_of_euler_maruyama_are_closer_than_by_chance(mixture):
+def test_twenty_and_forty_steps_of_euler_maruyama_are_closer_than_by_chance(mixture):
     sde, seeds = VPSDE(), torch.arange(400)
     x, denoise = terminal(mixture, sde, 400), mixture.denoiser(sde)
     few, many, other = (
@@ -130,7 +130,7 @@ def test_motion_of_each_key_is_its_own():
 
 
 @pytest.mark.parametrize("name", ["euler_maruyama", "reverse_diffusion", "ancestral", "pc"])
-def test_stochastic_steps_end_near_the_data_at_any_number_of_moves(sde, mixture, name):
+def test_stochastic_samplers_end_near_the_data_in_any_number_of_steps(sde, mixture, name):
     for num in (1, 2, 5, 10, 20):
         x, times = terminal(mixture, sde, 4), GRIDS["uniform"](sde, num)
         moved = sample(STEPS[name](sde), mixture.denoiser(sde), x.float(), times, noises(4))

@@ -155,7 +155,7 @@ def test_real_valued_data_have_no_noise_within_a_level():
 
 
 @pytest.mark.parametrize(("entries", "num"), [(1, 1), (63, 1), (64, 1), (6_400, 100), (10**9, 1437)])
-def test_the_moment_matched_gaussian_looks_at_as_many_examples_as_there_is_memory_for(entries, num, monkeypatch):
+def test_the_moment_matched_gaussian_uses_as_many_examples_as_fit_in_memory(entries, num, monkeypatch):
     """It uses the first of the examples measured for the other facts, at least one."""
     monkeypatch.setattr(statistics, "MOST_ENTRIES", entries)
     dataset = read_dataset(config_with(), "train")

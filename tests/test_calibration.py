@@ -33,7 +33,7 @@ def test_mean_error_on_fresh_examples_falls(name, kind, num_steps, factor, reque
     assert factor * after.mean() < before.mean()
 
 
-def test_a_short_fit_helps_on_every_sde(sde, mixture):
+def test_a_short_fit_reduces_the_error_on_every_sde(sde, mixture):
     guess, x, target, times = problem(mixture, sde, 4, 60)
     plan, before, after = calibrate(Adams(sde, 3, gaussian=guess), mixture.denoiser(sde), x, target, times, 20, 48)
     assert (plan.times[0], plan.times[-1]) == (times[0], times[-1])
@@ -41,7 +41,7 @@ def test_a_short_fit_helps_on_every_sde(sde, mixture):
     assert after.mean() < before.mean()
 
 
-def test_a_single_move_has_coefficients_too(mixture):
+def test_a_single_step_has_coefficients_too(mixture):
     sde = VPSDE()
     guess, x, target, times = problem(mixture, sde, 1, 60)
     plan, before, after = calibrate(Adams(sde, 3, gaussian=guess), mixture.denoiser(sde), x, target, times, 20, 48)

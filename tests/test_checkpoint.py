@@ -241,7 +241,7 @@ class Part(dict):
         Part({key: value for key, value in guess().state_dict().items() if key != "mean"}),
     ],
 )
-def test_a_guess_of_other_data_is_refused(tmp_path, part):
+def test_a_moment_matched_gaussian_of_other_data_is_refused(tmp_path, part):
     save(tmp_path, 1)
     words = r"gaussian\.safetensors holds no Gaussian of shape \(2, 3\); delete step_00000002 to go on from"
     with pytest.raises(CheckpointError, match=words):

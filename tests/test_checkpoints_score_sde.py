@@ -246,7 +246,7 @@ def test_a_python_config_is_read_without_being_run(tmp_path):
     assert foreign.shape == (3, 16, 16)
 
 
-def test_a_python_config_that_starts_from_nothing(tmp_path):
+def test_a_python_config_without_a_base(tmp_path):
     (tmp_path / "config.py").write_text(
         "import ml_collections\ndef get_config():\n  config = ml_collections.ConfigDict()\n"
         "  config.model = model = ml_collections.ConfigDict()\n  model.nf = 8\n"

@@ -40,7 +40,7 @@ def test_levels_are_the_published_ones(sde, mixture, churn, low, high):
     assert asked[1::2] == times[1:].tolist()
 
 
-def test_noise_is_the_forward_move_scaled():
+def test_the_noise_is_a_scaled_forward_step():
     """A state of known data: y stays, and its noise grows from r to r (1 + gamma)."""
     sde = VPSDE()
     step, x, t = Churn(sde, 1.0, churn_noise=1.5), torch.ones(2, 1).double(), 0.5

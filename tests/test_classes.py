@@ -81,7 +81,7 @@ def test_a_name_that_no_class_has(trained, capsys):
         (0, ("2", "10", "cat"), ("ant",), False),
     ],
 )
-def test_numbers_of_classes_never_change_their_meaning_in_silence(num_classes, trained_on, classes, refused):
+def test_a_changed_class_order_is_refused(num_classes, trained_on, classes, refused):
     config = default.get_config()
     config.network.num_classes = num_classes
     data, facts = SimpleNamespace(classes=classes), DataFacts((1, 8, 8), 256, 0.5, 1.0, trained_on)

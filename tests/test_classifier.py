@@ -151,7 +151,7 @@ def test_modes_that_need_a_denoiser_refuse_a_classifier(trained, capsys, mode):
         (("--config=classifier", "--config.data.name=moons", "--config.codec.name=identity"), "the data have 0"),
     ],
 )
-def test_configs_that_make_no_sense(tmp_path, capsys, words, message):
+def test_invalid_configs_are_refused(tmp_path, capsys, words, message):
     assert command("--mode=train", f"--workdir={tmp_path / 'new'}", *words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

@@ -326,7 +326,7 @@ def weights(workdir):
 
 
 @pytest.mark.parametrize("name", ["consistency_training", "consistency"])
-def test_a_run_that_stopped_goes_on_bit_for_bit(name, digits, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_bit_for_bit(name, digits, tmp_path, monkeypatch):
     """Across doublings of the number of steps, with dropout and a teacher of another process."""
     from score_sde.engine.training.trainer import Trainer
 
@@ -365,7 +365,7 @@ def test_training_starts_from_the_average_of_another_run(digits, tmp_path):
     assert weights(tmp_path)["model.safetensors"] == start
 
 
-def test_a_run_goes_on_without_the_run_it_started_from(digits, tmp_path):
+def test_a_run_resumes_without_the_run_it_started_from(digits, tmp_path):
     start = shutil.copytree(digits, tmp_path / "start")
     keys = TINY | {"train.init": start, "train.checkpoint_every": 4}
     assert command("train", tmp_path / "run", "consistency_training", **keys) == 0

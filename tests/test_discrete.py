@@ -48,7 +48,7 @@ def test_bridge_is_ddpms_posterior(chain):
         assert std**2 == pytest.approx(beta * (1 - early) / (1 - late), abs=1e-12)
 
 
-def test_the_move_to_level_zero_is_the_estimate_of_the_data(chain):
+def test_the_step_to_level_zero_is_the_x0_estimate(chain):
     x0 = torch.tensor([[-0.4]]).double()
     mean, std = chain.bridge(torch.ones_like(x0), x0, 1, 0, eta=1.0)
     assert mean.item() == pytest.approx(x0.item(), abs=1e-14)

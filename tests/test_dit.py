@@ -75,6 +75,6 @@ def test_learned_variance_doubles_the_channels():
         ({"heads": 5}, "width 64: need a multiple of 4 and of the 5 heads"),
     ],
 )
-def test_refused(options, told):
+def test_invalid_options_are_refused(options, told):
     with pytest.raises(ValueError, match=told):
         DiT(**{"shape": (3, 8, 8), **options})

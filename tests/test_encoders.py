@@ -211,7 +211,7 @@ def test_training_matches_digits_and_captions(pair):
         (("--config=vpsde", "--config.loss.name=contrastive"), "'contrastive' does not train the network 'unet'"),
     ],
 )
-def test_configs_that_make_no_sense(tmp_path, capsys, words, message):
+def test_invalid_configs_are_refused(tmp_path, capsys, words, message):
     assert command("--mode=train", f"--workdir={tmp_path / 'new'}", *words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
@@ -238,7 +238,7 @@ def by_hand(workdir, guide):
     return draw_pairs(experiment, guide(denoise, experiment), step, times, torch.arange(5))[1]
 
 
-def test_samples_lean_towards_a_text(digits, pair, drawn):
+def test_samples_are_guided_towards_a_text(digits, pair, drawn):
     words = (f"--config.guidance.encoder={pair}", "--config.guidance.text=A three", "--config.guidance.encoder_scale=2")
     found, manifest = drawn(digits, *words)
     _, model, _ = load_model(stored(pair), pair, Options())
@@ -259,7 +259,7 @@ def test_samples_lean_towards_a_text(digits, pair, drawn):
     )
 
 
-def test_samples_lean_towards_an_image(digits, pair, drawn, tmp_path):
+def test_samples_are_guided_towards_an_image(digits, pair, drawn, tmp_path):
     x = picture(tmp_path / "three.png", 3)
     words = (f"--config.guidance.encoder={pair}", f"--config.guidance.image={tmp_path / 'three.png'}")
     found, manifest = drawn(digits, *words)
@@ -372,7 +372,7 @@ def test_pictures_of_other_sizes_and_one_channel(low, published):
     torch.testing.assert_close(clip.image(x), other)
 
 
-def test_samples_lean_towards_a_text_by_a_published_model(digits, published, drawn):
+def test_samples_are_guided_towards_a_text_by_a_published_model(digits, published, drawn):
     words = (f"--config.guidance.encoder={published}", "--config.guidance.text=a cat")
     found, manifest = drawn(digits, *words, "--config.guidance.encoder_scale=3")
     clip = Clip.load(published, torch.device("cpu"))
@@ -386,7 +386,7 @@ def test_samples_lean_towards_a_text_by_a_published_model(digits, published, dra
     assert alike[1] > alike[0]
 
 
-def test_samples_lean_towards_an_image_by_a_published_model(digits, published, drawn, tmp_path):
+def test_samples_are_guided_towards_an_image_by_a_published_model(digits, published, drawn, tmp_path):
     picture(tmp_path / "three.png", 3)
     words = (f"--config.guidance.encoder={published}", f"--config.guidance.image={tmp_path / 'three.png'}")
     found, _ = drawn(digits, *words)

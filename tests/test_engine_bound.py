@@ -90,7 +90,7 @@ def test_known_data_cost_the_prior_alone(exact):
     assert result["terms"]["diffusion"] == pytest.approx(0, abs=1e-6)
 
 
-def test_bits_are_slightly_above_the_bits_of_the_density(exact):
+def test_bits_of_the_bound_are_slightly_above_the_density(exact):
     """With the forward step's variance, exact up to the last levels; the volume of a bin is (2 / levels)^D."""
     dataset = quantized(256, num=60)
     result, rows, _ = exact(dataset, normal(dataset.shape), **{"bound.v": 1.0})
@@ -132,7 +132,7 @@ def test_the_continuous_bound_of_one_point_is_its_prior_and_its_decoder(exact):
     np.testing.assert_allclose(rows["distortion"], 0, atol=1e-5)
 
 
-def test_the_continuous_bound_of_fine_levels_has_no_variance_if_the_guess_is_right(exact):
+def test_the_continuous_bound_of_moment_matched_fine_levels_has_no_variance(exact):
     """The volume of a bin is (2 / levels)^D; the decoder's own noise has a width of 0.3 bins."""
     dataset = quantized(256)
     found = [exact(dataset, normal(dataset.shape), "vpsde", **{"bound.evaluations": n}) for n in (1, 16)]

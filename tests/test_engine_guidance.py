@@ -148,7 +148,7 @@ def test_labels_out_of_range(text, labelled, capsys):
 
 
 @pytest.mark.parametrize("text", ["3", "all"])
-def test_a_label_for_a_run_without(text, digits, capsys):
+def test_a_label_for_an_unconditional_run(text, digits, capsys):
     message = f"error: --label {text}: {digits} was trained without labels; train with --config conditional, or name a"
     refused(capsys, 2, message, f"--workdir={digits}", f"--label={text}")
 
@@ -263,7 +263,7 @@ def other_noise(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("vesde"), "vesde", 32)
 
 
-def test_samples_lean_away_from_a_weaker_run(digits, other_noise, drawn):
+def test_samples_are_guided_away_from_a_weaker_run(digits, other_noise, drawn):
     """By hand: lerp of the estimates, at the same log-SNR and the same x / alpha in both processes."""
     config = stored(digits)
     config.sample.sampler, config.sample.steps = "ddim", 4

@@ -208,7 +208,7 @@ def test_the_prior_is_a_separate_term(prior, exact):
     assert result["settings"]["prior"] == prior
 
 
-def test_the_data_can_be_taken_later(exact):
+def test_the_density_of_a_later_time(exact):
     points = pointed()
     result, rows = exact(points, t_min=0.1)
     np.testing.assert_allclose(rows["nats"], log_model(torch.from_numpy(points.x), SDES["vpsde"](), 0.1), atol=1e-3)
@@ -675,7 +675,7 @@ def test_fewer_traces_are_counted(digits, measured):
     assert (result["nfe"], result["traces"]) == (8, 3)
 
 
-def test_the_time_of_the_data_can_be_later(digits, measured):
+def test_the_time_of_the_density_can_be_later(digits, measured):
     early, _ = measured(digits, 2)
     late, _ = measured(digits, 2, "--config.likelihood.t_min=1e-2")
     assert late["t"] == 1e-2
@@ -730,7 +730,7 @@ def undisturbed(points, tmp_path):
     return (workdir / "likelihood" / f"{NAME}.npz").read_bytes()
 
 
-def test_an_interrupted_measurement_goes_on(copied, undisturbed, scored, capsys):
+def test_an_interrupted_measurement_resumes(copied, undisturbed, scored, capsys):
     """Each example is scored once in all, and the rows equal an uninterrupted command's bit for bit."""
     scored.stop = 2
     assert score(copied, 11) == 130
@@ -862,7 +862,7 @@ def test_rows_belong_to_the_content_of_a_checkpoint_not_its_name(exact, scored):
 
 
 @pytest.mark.slow
-def test_a_killed_process_goes_on(copied, tmp_path, scored):
+def test_a_killed_measurement_resumes(copied, tmp_path, scored):
     """SIGKILL after the first row."""
     words = ("--config.threads=1", "--config.likelihood.evaluations=60", "--batch_size=1")
     flags = (f"--workdir={copied}", "--config.likelihood.num_examples=11", *TWO, *words)

@@ -277,7 +277,7 @@ def test_one_line_for_each_mistake(refused, tmp_path, status, word, message):
     assert message in refused(status, IDENTITY, word)
 
 
-def test_samples_that_are_not_finite(refused, tmp_path):
+def test_non_finite_samples(refused, tmp_path):
     np.savez(tmp_path / "samples.npz", samples=np.full((60, 2), np.nan, np.float32))
     (tmp_path / "manifest.json").write_text(
         json.dumps({"sampler": "none", "steps": 0, "nfe": 0, "seed": 0, "levels": 0})

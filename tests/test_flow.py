@@ -112,7 +112,7 @@ def test_leave_inverts_enter_and_the_volume_matches_its_jacobian(sde, shaped_mix
         assert flow.log_volume(t) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-def test_data_of_the_guess_have_unit_variance_at_all_times(sde, shaped_mixture):
+def test_moment_matched_data_have_unit_variance_at_all_times(sde, shaped_mixture):
     """By the exact covariance of x, through the matrix of the coordinates."""
     flow = Flow(sde, shaped_mixture.denoiser(sde), moment_matched("full", shaped_mixture))
     num = len(shaped_mixture.covariance)

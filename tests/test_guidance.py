@@ -109,7 +109,7 @@ def test_guidance_works_without_gradient_mode(mode):
     torch.testing.assert_close(leaned, null + 2 * sde.marginal(t).sigma ** 2 / sde.marginal(t).alpha)
 
 
-def test_each_example_is_guided_by_itself(exact, sde):
+def test_each_example_is_guided_independently(exact, sde):
     """A sample does not depend on its batch, and each example may have its own time."""
     guided = classifier_free(exact, 2.5)
     x, t = state(sde, 0.0)

@@ -439,7 +439,7 @@ def test_invalid_sources(refused, tmp_path):
 
 @pytest.mark.parametrize("number", [torch.nan, -torch.inf])
 @pytest.mark.parametrize("source", ONE_EACH, ids=lambda case: CASES[case])
-def test_weights_that_are_not_finite(refused, tmp_path, source, number):
+def test_non_finite_weights(refused, tmp_path, source, number):
     path = weights_of(shutil.copytree(source, tmp_path / "copy"))
     content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
     tensors = content.get("model", content)

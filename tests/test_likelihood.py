@@ -213,7 +213,7 @@ def test_the_standard_prior_is_the_prior_of_the_process(sde, shaped_mixture):
 
 
 @pytest.mark.parametrize("guess", GUESSES)
-def test_the_matched_prior_is_the_marginal_of_the_guess(sde, shaped_mixture, guess):
+def test_the_matched_prior_is_the_marginal_of_the_moment_matched_gaussian(sde, shaped_mixture, guess):
     """By dense matrices, and by the exact mixture of one component."""
     gaussian, (alpha, sigma, _) = moment_matched(guess, shaped_mixture), sde.marginal(sde.t_max)
     num = gaussian.mean.numel()

@@ -158,7 +158,7 @@ def test_the_dtype_only_rounds(shape):
 
 
 @pytest.mark.parametrize("start", [1, 15, 16, 17, 40])
-def test_start_continues(start):
+def test_start_skips_draws(start):
     seeds, like = torch.arange(2), torch.empty(2, 5)
     whole, rest = Noise(seeds, stream=2), Noise(seeds, stream=2, start=start)
     for _ in range(start):
@@ -170,7 +170,7 @@ def test_start_continues(start):
 
 @pytest.mark.parametrize("ahead", [1, 3, 16])
 @pytest.mark.parametrize("normals", [1, 20, 1 << 17])
-def test_the_buffer_does_not_matter(monkeypatch, ahead, normals):
+def test_the_buffer_size_does_not_change_the_noise(monkeypatch, ahead, normals):
     monkeypatch.setattr(module, "_MOST_AHEAD", ahead)
     monkeypatch.setattr(module, "_MOST_NORMALS", normals)
     noise, like = Noise(torch.arange(2)), torch.empty(2, 5)

@@ -397,7 +397,7 @@ def test_other_conditions_of_an_exact_denoiser_are_refused(denoise):
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_a_tolerance_beyond_the_dtype_is_refused(name):
+def test_a_tolerance_below_the_precision_is_refused(name):
     """1e-12 is reachable in float64 but means endless steps in float32; one of the two tolerances suffices."""
     process, x = SDES["vpsde"](), torch.tensor([[0.3, -0.2], [0.9, 0.4]], dtype=torch.float64)
     denoise = GaussianMixture(torch.ones(1).double(), torch.ones(1, 2).double(), 0.5).denoiser(process)

@@ -138,7 +138,7 @@ def test_files_of_points(points, drawn):
             assert min(picture.size) > 100
 
 
-def test_drawing_again_replaces_the_files(digits, drawn):
+def test_sampling_again_replaces_the_files(digits, drawn):
     first, _ = drawn(digits, "ddim", 3, 4)
     second, manifest = drawn(digits, "ddim", 3, 2, "--seed=9")
     assert (len(first), len(second), manifest["seed"]) == (4, 2, 9)
@@ -164,7 +164,7 @@ def test_a_sample_does_not_depend_on_the_batch_size(sampler, size, digits, drawn
 
 
 @pytest.mark.parametrize("sampler", list(STEPS)[1::2])
-def test_a_state_does_not_depend_on_the_batch_size(sampler, points, drawn, monkeypatch):
+def test_a_final_state_does_not_depend_on_the_batch_size(sampler, points, drawn, monkeypatch):
     """To float32 rounding, which the adaptive solver may amplify."""
     monkeypatch.setattr(plane, "draw", lambda *args: None)
     monkeypatch.setattr(drawing, "picture", lambda *args: None)

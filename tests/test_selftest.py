@@ -148,7 +148,7 @@ def test_a_full_disk_is_reported(table, call, monkeypatch):
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def test_numbers_that_are_not_finite_never_pass():
+def test_non_finite_numbers_never_pass():
     assert not Row("nan", math.nan, math.inf).passed
     assert not Row("inf", math.inf, 1e300).passed
     assert math.isnan(worst([0.0, math.nan, 1.0]))

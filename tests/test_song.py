@@ -66,6 +66,6 @@ def test_augmentations_are_none_by_default():
         ({"embedding": "learned"}, "unknown embedding 'learned'"),
     ],
 )
-def test_refused(options, told):
+def test_invalid_options_are_refused(options, told):
     with pytest.raises(ValueError, match=told):
         Song(**{"shape": (3, 8, 8), **options})

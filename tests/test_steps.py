@@ -363,7 +363,7 @@ def test_one_step_to_the_data_is_one_evaluation(sde, mixture):
 
 
 @pytest.mark.parametrize("grid", ["uniform", "edm"])
-def test_a_constraint_acts_after_each_move_and_on_the_data(mixture, grid):
+def test_a_constraint_acts_after_each_step_and_on_the_data(mixture, grid):
     sde, seen = VPSDE(), []
 
     def constrain(x, alpha, sigma):
