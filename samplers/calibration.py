@@ -47,7 +47,7 @@ class Tuned(Step):
         self.sde, self.step, self.plan = step.sde, step, plan
 
     def reset(self, times: list[float]) -> None:
-        self.sde.tabulate(torch.tensor([*times, *self.plan.seen], dtype=torch.float64))
+        self.sde.tabulate(torch.tensor(self.plan.seen, dtype=torch.float64))
         self.seen = dict(zip(times, self.plan.seen, strict=True))
         self.step.past, self.step.moves = [], dict(zip(times, self.plan.moves, strict=True))
 

@@ -54,7 +54,7 @@ class Churn(Heun):
         later = self.sde.time(log_snr - 2 * math.log1p(gamma)).clamp(max=self.sde.t_max)
         moved = (high <= log_snr) & (log_snr <= low) & (later > grid) & (self.churn > 0)
         self.raised = dict(zip(grid[moved].tolist(), later[moved].tolist(), strict=True))
-        self.sde.tabulate(torch.cat([grid, later[moved]]))
+        self.sde.tabulate(later[moved])
 
     def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         return super().__call__(denoise, *self.put_in(x, t, draw), s, draw)

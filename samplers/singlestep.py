@@ -95,7 +95,7 @@ class Singlestep(Step):
         logs = ends[:-1, None] + np.diff(ends)[:, None] * places
         at = self.sde.time(torch.from_numpy(-2 * logs))
         at[:, places == 0], at[:, places == 1] = grid[:-1, None], grid[1:, None]
-        self.sde.tabulate(torch.cat([grid, at.flatten()]))
+        self.sde.tabulate(at.flatten())
         alpha, ratio = self.sde.marginal(at).alpha.numpy(), np.exp(logs)
         a, b = self.coordinates.weights(ratio)
         scale = alpha * self.coordinates.scale(ratio)

@@ -10,9 +10,10 @@ broadcast against ``x`` of shape ``(B, *)`` as they are.
 
 import math
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -42,6 +43,18 @@ class Marginal(NamedTuple, Generic[T]):
     def ratio(self) -> T:
         """Noise-to-signal ratio r = sigma / alpha."""
         return cast(T, self.sigma / self.alpha)  # type: ignore[operator]
+
+
+class Tabulated(NamedTuple):
+    """Values of a process at one time, as ``SDE.tabulate`` keeps them."""
+
+    marginal: Marginal[float]
+    drift: float
+    diffusion: float
+
+
+MOST_TABULATED = 1 << 14
+"""Times that a process keeps values of; above it the oldest are dropped."""
 
 
 def check_state(x: Tensor) -> None:
@@ -96,15 +109,25 @@ class SDE(ABC):
         if isinstance(t, Tensor):
             log_alpha, sigma = self.log_alpha(t), self.sigma(t)
             return Marginal(torch.exp(log_alpha), sigma, 2 * (log_alpha - torch.log(sigma)))
-        return self._table.get(t) or Marginal(*(v.item() for v in self.marginal(_double(t))))
+        found = self._table.get(t)
+        return found.marginal if found else Marginal(*(v.item() for v in self.marginal(_double(t))))
 
     def tabulate(self, times: Tensor) -> None:
-        """Work out ``at``, ``drift`` and ``diffusion`` at these times (N,) in one go, for those who ask one by one."""
-        keys = times.tolist()
+        """Compute ``marginal``, ``drift`` and ``diffusion`` at times (N,) in one vectorised call each, and keep them.
+
+        Calls with one of these times as a number then look the values up. Values of earlier calls stay, up to
+        ``MOST_TABULATED`` times; they are not part of a copy or a pickle of the process.
+        """
         marginals = zip(*(v.tolist() for v in self.marginal(times)), strict=True)
-        self._table = dict(zip(keys, map(Marginal._make, marginals), strict=True))
-        rates = zip(self.drift(times).tolist(), self.diffusion(times).tolist(), strict=True)
-        self._rates = dict(zip(keys, rates, strict=True))
+        rates = self.drift(times).tolist(), self.diffusion(times).tolist()
+        for t, (alpha, sigma, log_snr), f, g in zip(times.tolist(), marginals, *rates, strict=True):
+            self._table[t] = Tabulated(Marginal(alpha, sigma, log_snr), f, g)
+            self._table.move_to_end(t)
+        while len(self._table) > max(MOST_TABULATED, len(times)):
+            self._table.popitem(last=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_table"}
 
     @overload
     def alpha(self, t: float) -> float: ...
@@ -142,7 +165,8 @@ class SDE(ABC):
         """The factor f(t) = d log_alpha / dt of the drift f(t) x."""
         if isinstance(t, Tensor):
             return _derivative(self.log_alpha, t)
-        return self._rates[t][0] if t in self._rates else self.drift(_double(t)).item()
+        found = self._table.get(t)
+        return found.drift if found else self.drift(_double(t)).item()
 
     @overload
     def diffusion(self, t: float) -> float: ...
@@ -155,7 +179,8 @@ class SDE(ABC):
         """
         if isinstance(t, Tensor):
             return self.sigma(t) * torch.sqrt(-_derivative(self.log_snr, t))
-        return self._rates[t][1] if t in self._rates else self.diffusion(_double(t)).item()
+        found = self._table.get(t)
+        return found.diffusion if found else self.diffusion(_double(t)).item()
 
     @overload
     def quantile(self, u: float) -> float: ...
@@ -257,12 +282,8 @@ class SDE(ABC):
         return -0.5 * (z**2).sum(1) - z.shape[1] * math.log(self.prior_std * math.sqrt(2 * math.pi))
 
     @cached_property
-    def _table(self) -> dict[float, Marginal[float]]:
-        return {}
-
-    @cached_property
-    def _rates(self) -> dict[float, tuple[float, float]]:
-        return {}
+    def _table(self) -> OrderedDict[float, Tabulated]:
+        return OrderedDict()
 
 
 def check_same(sde: SDE, other: SDE) -> None:

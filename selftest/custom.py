@@ -155,14 +155,7 @@ def maker(sde: SDE | Callable[[], SDE]) -> Callable[[], SDE]:
     """A function that returns the SDE, each time without the table of others."""
     if not isinstance(sde, SDE):
         return sde
-    own = sde
-
-    def fresh() -> SDE:
-        made = copy.deepcopy(own)
-        made.tabulate(torch.empty(0, dtype=torch.float64))
-        return made
-
-    return fresh
+    return partial(copy.deepcopy, sde)
 
 
 def name_of(thing: object) -> str:

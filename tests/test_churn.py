@@ -1,6 +1,7 @@
 """Churn: Heun without it, Karras's levels with it, marginals on every SDE, and the range of noise levels."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -81,3 +82,13 @@ def test_a_trajectory_does_not_depend_on_the_one_before(mixture):
 def test_bad_options_are_refused_by_value(options):
     with pytest.raises(ValueError, match=str(next(iter(options.values())))):
         Churn(VPSDE(), **options)
+
+
+def test_no_time_is_worked_out_on_the_way(sde, mixture, monkeypatch):
+    step, times = Churn(sde, 3.0), GRIDS["log_snr"](sde, 8)
+    sde.tabulate(times)
+    step.reset(times.tolist())
+    monkeypatch.setattr(type(sde), "log_alpha", None)
+    for t, s in pairwise(times.tolist()):
+        step(mixture.denoiser(sde), mixture.means, t, s, torch.randn_like)
+    step.finish(mixture.denoiser(sde), mixture.means, times[-1].item(), torch.randn_like)

@@ -1,6 +1,8 @@
 """Processes: every formula against its textbook form in 40 digits, and every identity that other modules rely on."""
 
+import copy
 import math
+import pickle
 from decimal import Decimal, getcontext
 from functools import lru_cache, partial
 from inspect import signature
@@ -414,6 +416,35 @@ def test_tabulate_changes_nothing(name):
         assert answers(tabulated, s, t) == pytest.approx(answers(SDES[name](), s, t), rel=1e-13)
     between = 0.5 * (times[2] + times[3]).item()
     assert tabulated.marginal(between) == SDES[name]().marginal(between)
+
+
+def test_tabulated_values_stay_when_others_are_added(sde, monkeypatch):
+    first, second = interval(sde, 5), interval(sde, 8)
+    expected = [answers(sde, s, t) for s, t in pairwise(first.tolist())]
+    sde.tabulate(first)
+    sde.tabulate(second)
+    monkeypatch.setattr(type(sde), "log_alpha", None)
+    found = [answers(sde, s, t) for s, t in pairwise(first.tolist())]
+    assert found == [pytest.approx(values, rel=1e-13) for values in expected]
+
+
+def test_the_oldest_tabulated_times_are_dropped(monkeypatch):
+    monkeypatch.setattr("score_sde.sde_lib.process.MOST_TABULATED", 6)
+    sde, times = VPSDE(), torch.linspace(0.1, 1, 10, dtype=torch.float64)
+    sde.tabulate(times[:5])
+    sde.tabulate(times[:2])  # these are now the newest
+    sde.tabulate(times[5:7])
+    assert sorted(sde._table) == [times[k].item() for k in (0, 1, 3, 4, 5, 6)]
+    sde.tabulate(times)  # more than the bound, for a grid is never cut
+    assert len(sde._table) == 10
+
+
+def test_copies_begin_without_tabulated_values(sde):
+    times = interval(sde, 5)
+    sde.tabulate(times)
+    for made in (copy.deepcopy(sde), pickle.loads(pickle.dumps(sde))):
+        assert not made._table
+        assert made.marginal(times[2].item()) == sde.marginal(times[2].item())
 
 
 def test_works_inside_inference_mode(sde):
