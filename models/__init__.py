@@ -1,10 +1,10 @@
-"""Networks ``(x, noise, keep=None, label=None) -> tensor of x's shape``; each owns its null condition.
+"""Networks ``(x, noise, keep=None, label=None) -> tensor of x's shape``; each has its own null label.
 
-The noise conditioning of ours is log-SNR, that of published ones a row of ``sde_lib.denoiser.C_NOISE``. A classifier is
-a network too, ``(x, noise) -> logits``.
+``noise`` is the noise conditioning: log-SNR for the toolkit's own networks, another entry of
+``sde_lib.denoiser.C_NOISE`` for published ones. Classifiers are networks ``(x, noise) -> logits``.
 """
 
-if __name__ != "score_sde.models":  # a second copy would have tables of its own
+if __name__ != "score_sde.models":  # a second copy would have its own tables
     raise ImportError("import score_sde.models: models is a part of the package score_sde")
 
 from score_sde.models import blocks
@@ -35,10 +35,10 @@ NETWORKS = {
 }
 
 CLASSIFIERS = (Classifier, ADMClassifier, Captioned)
-"""Networks that answer with logits."""
+"""Networks that return logits."""
 
 BLOCKS = (Stage, blocks.Stage, blocks.Block, TransformerBlock, LinearBlock, DilatedBlock, Refine)
-"""What networks are made of: modules that may be computed twice to keep less for the gradient."""
+"""Building blocks of the networks; the backward pass may recompute them to save memory."""
 
 __all__ = [
     "ADM",

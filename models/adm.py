@@ -1,4 +1,4 @@
-"""The U-Net of guided diffusion, and its noisy classifier; with other options those of improved diffusion and EDM."""
+"""The U-Net and the noisy classifier of guided diffusion; options give the U-Nets of improved diffusion and EDM."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ from score_sde.models.layers import (
 
 
 class Conditioning(nn.Module):
-    """Sines and cosines of the noise level, two linear layers on them, plus label; outside autocast.
+    """The conditioning vector: Fourier features of the noise level, two linear layers, plus label; outside autocast.
 
         silu(layers(waves(noise) + augment) + label)
 
@@ -47,10 +47,10 @@ class Conditioning(nn.Module):
 
 
 class ADMEncoder(nn.Module):
-    """The half of the U-Net that reads, and the two blocks in the middle.
+    """The encoder of the U-Net, and its two middle blocks.
 
-    Args: those of ``ADM``.
-    Raises: ValueError if shape is not (C, H, W), or H or W does not divide, or heads do not divide channels.
+    Args: as in ``ADM``.
+    Raises: ValueError if shape is not (C, H, W), the levels do not divide H or W, or heads do not divide channels.
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class ADMEncoder(nn.Module):
         self.middle = self.make.middle(current)
 
     def resampling(self, channels: int, resample: Callable[[Tensor], Tensor]) -> nn.Module:
-        """Halves or doubles the sides: a block or, in improved diffusion, a convolution."""
+        """The layer that halves or doubles the resolution: a block, or a convolution as in improved diffusion."""
         if self.resample_blocks:
             return self.make.block(channels, channels, resample)
         return Strided(channels) if resample is halve else Doubled(channels)
 
     def encode(self, x: Tensor, c: Tensor) -> list[Tensor]:
-        """What the stem and each block write, from the finest grid to the coarsest, and at last the middle."""
+        """The outputs of the stem and of each block, from the finest resolution to the coarsest, then of the middle."""
         written = [self.stem(x)]
         h = descend(self.encoder, written[-1], c, written)
         for stage in self.middle:
@@ -110,9 +110,9 @@ class ADMEncoder(nn.Module):
 
 
 class ADM(ADMEncoder):
-    """Residual blocks down to a coarse grid and up again; each block that goes up reads what one going down wrote.
+    """U-Net with residual blocks, attention, and a skip connection from each encoder block to a decoder block.
 
-    Zero at initialisation.
+    The output is zero at initialisation.
 
     Args:
         shape: (C, H, W) of one example.
@@ -139,10 +139,10 @@ class ADM(ADMEncoder):
         augment_dim: number of features that describe the augmentation of an example; 0 for none, 9 in EDM.
     Shapes: x (B, C, H, W), noise (B,), keep bool (B,), label int64 (B,), augment (B, augment_dim), zeros by default;
         returns (B, C, H, W), or twice its channels.
-    Raises: ValueError if shape is not (C, H, W), or H or W does not divide, or heads do not divide channels.
+    Raises: ValueError if shape is not (C, H, W), the levels do not divide H or W, or heads do not divide channels.
     Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, section 3. arXiv:2105.05233
-        Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, table 8, for that of
-        EDM. arXiv:2206.00364
+        Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, table 8, for the
+        variant of EDM. arXiv:2206.00364
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class ADM(ADMEncoder):
 
 
 class Strided(nn.Module):
-    """Every second position of a convolution."""
+    """A convolution with stride 2, which halves the resolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -218,7 +218,7 @@ class Strided(nn.Module):
 
 
 class Doubled(nn.Module):
-    """A convolution of repeated neighbours."""
+    """Nearest-neighbour upsampling and a convolution, which double the resolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -229,7 +229,7 @@ class Doubled(nn.Module):
 
 
 class ADMClassifier(ADMEncoder):
-    """The encoder of ``ADM``, its middle, and a pool over all positions; zero at initialisation.
+    """The encoder and the middle of ``ADM``, pooling over all positions, and a linear layer; zero at initialisation.
 
     Args:
         shape: (C, H, W) of one example.
@@ -249,7 +249,7 @@ class ADMClassifier(ADMEncoder):
         resample_blocks: whether residual blocks change the resolution, or single convolutions as in improved diffusion.
         norm_group: least channels per group of a group normalisation; 1 in guided diffusion.
     Shapes: x (B, C, H, W), noise (B,); returns (B, num_classes).
-    Raises: ValueError if there are fewer than two classes, no such pool, or as ``ADM`` does.
+    Raises: ValueError for fewer than two classes or an unknown pool, and as ``ADM``.
     Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, section 4.3. arXiv:2105.05233
     """
 
@@ -296,7 +296,7 @@ class ADMClassifier(ADMEncoder):
         self.output = zeroed(nn.Linear(self.num_features, num_classes))
 
     def features(self, x: Tensor, noise: Tensor) -> Tensor:
-        """What the last layer reads, (B, num_features)."""
+        """Input of the last layer, (B, num_features)."""
         return self.pool(self.encode(x, self.conditioning(noise, None, None, None)))
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
@@ -304,7 +304,7 @@ class ADMClassifier(ADMEncoder):
 
 
 class MeanPool(nn.Module):
-    """The mean over all positions of the middle."""
+    """Mean of the middle's features over all positions."""
 
     def __init__(self, encoder: ADMEncoder, sides: list[int]):
         super().__init__()
@@ -316,7 +316,7 @@ class MeanPool(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """What the mean of all positions asks of them by attention.
+    """Attention over all positions with their mean as the query.
 
     Reference: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, section
         2.4. arXiv:2103.00020
@@ -337,7 +337,7 @@ class AttentionPool(nn.Module):
 
 
 class SpatialPool(nn.Module):
-    """Means over all positions of what stem, blocks and middle write, and a hidden layer of 2,048 units on them."""
+    """Means over all positions of the outputs of stem, blocks and middle, then a hidden layer of 2,048 units."""
 
     width = 2048
 
@@ -354,7 +354,7 @@ class SpatialPool(nn.Module):
 
 
 def normalised_spatial_pool(encoder: ADMEncoder, sides: list[int]) -> SpatialPool:
-    """The spatial pool with a group normalisation of its hidden layer."""
+    """``SpatialPool`` with a group normalisation of its hidden layer."""
     return SpatialPool(encoder, sides, normalised=True)
 
 
@@ -364,4 +364,4 @@ POOLS: dict[str, Callable[[ADMEncoder, list[int]], AttentionPool | MeanPool | Sp
     "spatial": SpatialPool,
     "spatial_v2": normalised_spatial_pool,
 }
-"""(encoder, sides of its coarsest grid) -> (what it writes) -> features, under their published names."""
+"""Published name -> pool factory ``(encoder, sides of the coarsest grid) -> pool``."""

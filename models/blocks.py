@@ -1,4 +1,4 @@
-"""The residual block of published U-Nets, which may change the resolution, and attention over positions."""
+"""The residual block of published U-Nets, attention over positions, and a factory for both."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,13 +11,15 @@ from score_sde.models.layers import Dropout, convolution, zeroed
 
 
 class Style(NamedTuple):
-    """What the blocks of one network have in common.
+    """Settings shared by all blocks of a network.
 
-    scale_shift: whether the condition scales and shifts what the second normalisation writes, or is added before it.
-    gain: what the sum of shortcut and branch is multiplied by; sqrt(1/2) keeps the variance.
-    eps: what is added to the variances of normalisations.
-    group: least number of channels in a group of a normalisation.
-    groups: most groups of a normalisation.
+    Args:
+        scale_shift: whether the conditioning scales and shifts the output of the second normalisation, or is added to
+            its input.
+        gain: factor of the sum of shortcut and branch; sqrt(1/2) keeps the variance.
+        eps: constant added to the variances of a group normalisation.
+        group: least channels per group.
+        groups: largest number of groups.
     """
 
     scale_shift: bool = True
@@ -27,12 +29,12 @@ class Style(NamedTuple):
     groups: int = 32
 
     def norm(self, channels: int) -> nn.GroupNorm:
-        """A group normalisation in this style."""
+        """A group normalisation with these settings."""
         return nn.GroupNorm(math.gcd(channels, max(1, min(self.groups, channels // self.group))), channels, self.eps)
 
 
 class Block(nn.Module):
-    """Two normalised convolutions beside a shortcut, steered by the conditioning vector.
+    """Residual block of two normalised convolutions, modulated by the conditioning vector.
 
         h = conv1(resample(silu(norm1(x))))
         h = norm2(h) (1 + scale(c)) + shift(c),    or norm2(h + shift(c)) if the style does not scale
@@ -40,9 +42,10 @@ class Block(nn.Module):
 
     Args:
         width: number of channels of the conditioning vector.
-        dropout: share of the activations that training sets to zero, 0 to 1.
-        resample: changes the resolution of both paths; None for none.
-        project: whether the shortcut is a convolution even where the number of channels stays.
+        dropout: dropout probability, in [0, 1).
+        style: settings shared by all blocks of the network.
+        resample: changes the resolution of both paths; None keeps it.
+        project: whether the shortcut is a convolution even if the number of channels stays the same.
     Shapes: x (B, channels_in, H, W), c (B, width); returns (B, channels_out, H', W').
     Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, section 3. arXiv:2105.05233
     """
@@ -73,16 +76,16 @@ class Block(nn.Module):
             scale, shift = c.chunk(2, dim=1)
             h = F.silu(shift + self.norm2(h) * (1 + scale))
         else:
-            h = F.silu(self.norm2(h.add_(c)))  # in place: no gradient needs what a convolution wrote
+            h = F.silu(self.norm2(h.add_(c)))  # in place: no gradient needs a convolution's output
         h = self.conv2(self.dropout(h)).add_(self.shortcut(self.resample(x)))
         return h if self.style.gain == 1 else h.mul_(self.style.gain)
 
 
 class SelfAttention(nn.Module):
-    """Self-attention over all positions, beside a shortcut.
+    """Self-attention over all positions, with a shortcut.
 
     Args:
-        heads: number of heads, a divisor of channels.
+        heads: number of attention heads, a divisor of channels.
     Shapes: x (B, channels, H, W); returns the same.
     Raises: ValueError if heads does not divide channels.
     Reference: Vaswani et al., "Attention Is All You Need", 2017, eq. 1. arXiv:1706.03762
@@ -104,7 +107,7 @@ class SelfAttention(nn.Module):
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Return what each position takes of all; queries, keys and values lie one after the other, each head by head.
+    """Returns multi-head attention; queries, keys and values are consecutive channels, each split into heads.
 
     Shapes: qkv (B, N, 3 C); returns (B, N, C).
     """
@@ -113,7 +116,7 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
 
 
 def initialise(network: nn.Module) -> None:
-    """Uniform weights whose variance is 2 / (inputs + outputs); what ends a block's branch or attention is zero."""
+    """Draws uniform weights of variance 2 / (inputs + outputs); the last layers of branches and attention are zero."""
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.xavier_uniform_(module.weight)
@@ -125,7 +128,7 @@ def initialise(network: nn.Module) -> None:
 
 
 class Stage(nn.Module):
-    """A block, followed by attention with so many heads; none where there are 0."""
+    """A block, followed by attention with ``heads`` heads; no attention if heads is 0."""
 
     def __init__(self, block: Block, heads: int):
         super().__init__()
@@ -170,7 +173,7 @@ class StageFactory(NamedTuple):
         return Stage(self.block(channels_in, channels_out), heads if attends else 0)
 
     def stages(self, channels_in: int, channels_out: int, num: int, attends: bool) -> nn.ModuleList:
-        """``num`` stages in sequence, the first of which reads ``channels_in`` channels."""
+        """``num`` stages in sequence; the first reads ``channels_in`` channels."""
         inputs = [channels_in, *[channels_out] * (num - 1)]
         return nn.ModuleList(self.stage(channels, channels_out, attends) for channels in inputs)
 

@@ -1,4 +1,4 @@
-"""Two encoders in one space: of noisy images, and of captions made of the names of their classes."""
+"""Encoders of noisy images and of captions, built from class names, with a common embedding space."""
 
 import math
 from itertools import product
@@ -17,10 +17,10 @@ TEMPLATES = ("{}", "a {}", "the digit {}", "the number {}", "number {}", "a hand
 
 
 class Captioned(nn.Module):
-    """The trunk of the classifier beside the mean of word vectors, each with a last layer into the same space.
+    """Contrastive image and text encoders: the trunk of ``Classifier``, and the mean of word vectors.
 
-    A caption is one of the templates with one of the names of a class; a text is any sequence of their words. Words
-    count, their order does not.
+    A caption is a template with one of the names of a class; a text is any sequence of words from captions. The order
+    of the words has no effect.
 
     Args:
         shape: (C, L) or (C, H, W) of one example.
@@ -35,9 +35,10 @@ class Captioned(nn.Module):
         names: names of each class in captions, alternatives separated by bars; the digits by default.
         templates: captions with {} in place of the name.
         dimensions: dimension of the embedding space.
-    Shapes: x (B, *shape), log_snr (B,); returns (B, num_classes), dot products with what is said of each class, or with
-        label int64 (N,) and u (N,) those with a caption of each, (B, N), which of them by a number in [0, 1).
-    Raises: ValueError unless each class has a name and each template a place for it.
+    Shapes: x (B, *shape), log_snr (B,); returns dot products with the mean caption of each class, (B, num_classes).
+        With label int64 (N,) and u (N,) in [0, 1), which selects a caption of each label, returns dot products with
+        these captions, (B, N).
+    Raises: ValueError unless each class has a name and each template contains {}.
     Reference: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, section
         2.4. arXiv:2103.00020
     """
@@ -63,18 +64,18 @@ class Captioned(nn.Module):
         if len(names) != num_classes:
             raise ValueError(f"network.names has {len(names)} classes, network.num_classes is {num_classes}")
         if not templates or any("{}" not in template for template in templates):
-            raise ValueError(f"network.templates {templates}: need captions with {{}} where the name of a class stands")
+            raise ValueError(f"network.templates {templates}: need captions with {{}} in place of the name of a class")
         self.num_classes = num_classes
         self.pictures = Classifier(shape, channels, channel_mult, num_blocks, attention, dropout, dimensions, pad)
-        self.pictures.output.reset_parameters()  # a zero has no direction
+        self.pictures.output.reset_parameters()  # a zero vector has no direction
         captions = [
             [template.replace("{}", name).split() for template, name in product(templates, alternatives.split("|"))]
             for alternatives in names
         ]
-        self.words = sorted({word for said in captions for caption in said for word in caption})
-        longest = max(len(caption) for said in captions for caption in said)
+        self.words = sorted({word for of_class in captions for caption in of_class for word in caption})
+        longest = max(len(caption) for of_class in captions for caption in of_class)
         self.register_buffer("captions", self._table(captions, longest), persistent=False)
-        self.register_buffer("num_captions", torch.tensor([len(said) for said in captions]), persistent=False)
+        self.register_buffer("num_captions", torch.tensor([len(of_class) for of_class in captions]), persistent=False)
         self.vectors = nn.Embedding(len(self.words) + 1, 2 * dimensions, padding_idx=0)
         self.sentence = nn.Sequential(
             nn.Linear(2 * dimensions, 2 * dimensions), nn.SiLU(), nn.Linear(2 * dimensions, dimensions)
@@ -82,16 +83,16 @@ class Captioned(nn.Module):
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def tokens(self, text: str) -> Tensor:
-        """The words of a text by number, (1, words).
+        """The token numbers of a text's words, (1, words).
 
-        Raises: ValueError for a text without words, or with a word that no caption has.
+        Raises: ValueError for a text without words, or with a word that is in no caption.
         """
-        said = text.lower().split()
-        unknown = [word for word in said if word not in self.words]
-        if not said or unknown:
-            what = f"knows no word {unknown[0]!r}" if unknown else "needs a word at least"
-            raise ValueError(f"the text encoder {what}; its words are {', '.join(self.words)}")
-        return self._table([[said]], len(said))[0].to(self.captions.device)
+        words = text.lower().split()
+        unknown = [word for word in words if word not in self.words]
+        if not words or unknown:
+            reason = f"was not trained on the word {unknown[0]!r}" if unknown else "needs at least one word"
+            raise ValueError(f"the text encoder {reason}; its words are {', '.join(self.words)}")
+        return self._table([[words]], len(words))[0].to(self.captions.device)
 
     def image(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """Unit vectors of images, (B, dimensions)."""
@@ -100,7 +101,7 @@ class Captioned(nn.Module):
     features = image
 
     def text(self, tokens: Tensor) -> Tensor:
-        """Unit vectors of texts, int64 (*, words) with 0 where there is none; (*, dimensions)."""
+        """Unit vectors of texts; tokens int64 (*, words), padded with 0; returns (*, dimensions)."""
         mean = self.vectors(tokens).sum(-2) / (tokens > 0).sum(-1, keepdim=True).clamp_min(1)
         return F.normalize(self.sentence(mean), dim=-1)
 
@@ -110,24 +111,24 @@ class Captioned(nn.Module):
 
     def output(self, vectors: Tensor) -> Tensor:
         """Logits of unit vectors (B, dimensions): dot products with the mean direction of each class's captions."""
-        there = torch.arange(self.captions.shape[1], device=self.captions.device) < self.num_captions[:, None]
-        said = self.text(self.captions) * there[..., None]
-        return self.sharpness() * vectors @ F.normalize(said.sum(1), dim=1).mT
+        valid = torch.arange(self.captions.shape[1], device=self.captions.device) < self.num_captions[:, None]
+        texts = self.text(self.captions) * valid[..., None]
+        return self.sharpness() * vectors @ F.normalize(texts.sum(1), dim=1).mT
 
     def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None, u: Tensor | None = None) -> Tensor:
         vectors = self.image(x, log_snr)
         if label is None:
             return self.output(vectors)
         if u is None:
-            raise ValueError("labels without u: give a number in [0, 1) for each, which chooses a caption")
+            raise ValueError("labels without u: give a number in [0, 1) per label, which selects its caption")
         num = self.num_captions[label]
         which = (u * num).long().clamp_max(num - 1)
         return self.sharpness() * vectors @ self.text(self.captions[label, which]).mT
 
     def _table(self, captions: list[list[list[str]]], longest: int) -> Tensor:
-        """Words by number from 1, (classes, captions, longest); 0 beyond the last."""
+        """Token numbers from 1, padded with 0, (classes, captions, longest)."""
         table = torch.zeros(len(captions), max(map(len, captions)), longest, dtype=torch.int64)
-        for k, said in enumerate(captions):
-            for j, caption in enumerate(said):
+        for k, of_class in enumerate(captions):
+            for j, caption in enumerate(of_class):
                 table[k, j, : len(caption)] = torch.tensor([1 + self.words.index(word) for word in caption])
         return table

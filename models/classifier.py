@@ -1,4 +1,4 @@
-"""A classifier of noisy signals and images: the half of the U-Net that reads, and a layer on its mean."""
+"""A classifier of noisy signals and images: the encoder of the U-Net and a linear layer on its mean."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,9 +8,9 @@ from score_sde.models.unet import Encoder
 
 
 class Classifier(Encoder):
-    """Residual blocks down to a coarse grid, their mean over all positions, and a linear layer; zero at initialisation.
+    """The encoder of ``UNet``, the mean over all positions, and a linear layer; zero at initialisation.
 
-    It is told log-SNR as every network is, so that one network knows clean and noisy examples.
+    It is conditioned on log-SNR, so one network classifies clean and noisy examples.
 
     Args:
         shape: (C, L) or (C, H, W) of one example.
@@ -23,7 +23,8 @@ class Classifier(Encoder):
         num_classes: number of logits, at least 2: the number of classes of the data.
         pad: whether inputs whose sides the levels do not divide are padded with zeros.
     Shapes: x (B, *shape), log_snr (B,); returns (B, num_classes).
-    Raises: ValueError if there are fewer than two classes, shape has another rank, or does not divide and pad is False.
+    Raises: ValueError for fewer than two classes, for a shape of another rank, or for one that the levels do not divide
+        unless pad is set.
     Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, section 4.3. arXiv:2105.05233
     """
 
@@ -55,7 +56,7 @@ class Classifier(Encoder):
         self.output = zeroed(nn.Linear(self.num_features, num_classes))
 
     def features(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        """What the last layer reads, (B, num_features)."""
+        """Input of the last layer, (B, num_features)."""
         coarsest = self.encode(x, self.conditioning(log_snr, None, None))[-1]
         return F.silu(self.norm(coarsest)).flatten(2).mean(2)
 

@@ -1,12 +1,12 @@
-"""The U-Net of DDPM, from which the others come."""
+"""The U-Net of DDPM."""
 
 from score_sde.models.ncsnpp import NCSNpp
 
 
 class DDPM(NCSNpp):
-    """The network of DDPM: learned layers between resolutions, 32 groups a normalisation, plain sums.
+    """The U-Net of DDPM: convolutions change the resolution, shortcuts are not rescaled, 32 normalisation groups.
 
-    Zero at initialisation.
+    The output is zero at initialisation.
 
     Args:
         shape: (C, H, W) of one example.
@@ -28,7 +28,7 @@ class DDPM(NCSNpp):
         head_channels: channels per attention head; 0 for a single head.
         attend_always: whether every decoder block at these resolutions is followed by attention, not only the last one.
     Shapes: x (B, *shape), noise (B,), keep bool (B,), label int64 (B,); returns (B, *shape).
-    Raises: ValueError if shape has another rank or does not divide.
+    Raises: ValueError if shape is not (C, H, W), or the levels do not divide H or W.
     Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, appendix B. arXiv:2006.11239
     """
 

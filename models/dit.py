@@ -1,4 +1,4 @@
-"""DiT: a transformer over patches of an image, steered by normalisations that start as the identity."""
+"""DiT: a transformer over image patches with adaptive layer normalisation, initialised as the identity."""
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,12 @@ WAVES = 256
 
 
 class DiT(nn.Module):
-    """Blocks of attention and of two linear layers over patches, each scaled, shifted and gated by the condition.
+    """Transformer blocks over patches; the conditioning scales, shifts and gates the attention and the MLP of each.
 
-        h = h + gate(c) attention(norm(h) (1 + scale(c)) + shift(c)),    and the same with the linear layers
+        h = h + gate(c) attention(norm(h) (1 + scale(c)) + shift(c)),    likewise with the MLP
 
-    The gates are zero at initialisation, and so is the output. DiT-S, B, L and XL have width 384, 768, 1024 and 1152,
-    depth 12, 12, 24 and 28, and 6, 12, 16 and 16 heads.
+    The gates and the output are zero at initialisation. DiT-S, B, L and XL have width 384, 768, 1024 and 1152, depth
+    12, 12, 24 and 28, and 6, 12, 16 and 16 heads.
 
     Args:
         shape: (C, H, W) of one example.
@@ -31,7 +31,7 @@ class DiT(nn.Module):
         learned_variance: whether the output has twice the channels, the second half for the variance of reverse steps
             (objectives ``bound`` and ``hybrid``); see ``Prediction``.
     Shapes: x (B, C, H, W), noise (B,), keep bool (B,), label int64 (B,); returns (B, C, H, W), or twice its channels.
-    Raises: ValueError if shape is not (C, H, W), or patch does not divide H and W, or width does not divide.
+    Raises: ValueError if shape is not (C, H, W), patch does not divide H and W, or 4 or heads do not divide width.
     Reference: Peebles, Xie, "Scalable Diffusion Models with Transformers", 2023, section 3.2. arXiv:2212.09748
     """
 
@@ -66,7 +66,10 @@ class DiT(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Uniform weights whose variance is 2 / (inputs + outputs), a patch being one input; gates and output zero."""
+        """Draws uniform weights of variance 2 / (inputs + outputs); the stem's inputs are all numbers of a patch.
+
+        The two linear layers of the conditioning and the label table are N(0, 0.02^2); gates and output are zero.
+        """
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
@@ -90,7 +93,7 @@ class DiT(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Sines and cosines of the noise level, two linear layers on them, plus label; outside autocast.
+    """The conditioning vector: Fourier features of the noise level, two linear layers, plus label; outside autocast.
 
     Shapes: noise (B,), keep and label (B,) or None; returns (B, width).
     """
@@ -102,7 +105,7 @@ class Conditioning(nn.Module):
         self.label = LabelEmbedding(num_classes, width) if num_classes else None
 
     def tables(self) -> list[nn.Embedding]:
-        """That of the labels, if there are any."""
+        """The table of the label embedding; empty for an unconditional network."""
         return [] if self.label is None else [self.label.table]
 
     def forward(self, noise: Tensor, keep: Tensor | None, label: Tensor | None) -> Tensor:
@@ -112,7 +115,7 @@ class Conditioning(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and two linear layers, each between a steered normalisation and a gate; the identity when new.
+    """Attention and an MLP, each with an adaptive normalisation and a gate; the identity at initialisation.
 
     Shapes: h (B, N, width), c (B, width); returns (B, N, width).
     """
@@ -134,12 +137,12 @@ class TransformerBlock(nn.Module):
 
 
 def modulated(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """norm(h) (1 + scale) + shift, the normalisation over the channels of each entry without parameters."""
+    """norm(h) (1 + scale) + shift, where norm is a layer normalisation of each token without parameters."""
     return torch.addcmul(shift[:, None], F.layer_norm(h, h.shape[-1:], eps=1e-6), 1 + scale[:, None])
 
 
 def positions(grid: list[int], width: int) -> Tensor:
-    """Sines and cosines of the column of each patch, then of its row.
+    """Fixed position embeddings: sines and cosines of each patch's column, then of its row.
 
         w_k = 10000^(-4 k / width),    k = 0, ..., width / 4 - 1
 

@@ -1,4 +1,4 @@
-"""What a network is told beside x: the noise level, and the condition or its absence."""
+"""Embeddings of the noise level and of class labels, with a null label."""
 
 import math
 
@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 
 class LogSNREmbedding(nn.Module):
-    """Sines and cosines of the log signal-to-noise ratio, then two linear layers.
+    """Fourier features of log-SNR, then two linear layers.
 
         features = [cos(w_k l), sin(w_k l)],     w_k geometric from 1/32 to 1 radian per unit of l
 
-    Smooth and injective for l in [-40, 40]: the slowest wave does not close its period there, the fastest is slow
-    enough to interpolate between the noise levels seen in training. Computed outside autocast.
+    The features are smooth and injective for l in [-40, 40]: this range is shorter than the period of the slowest wave,
+    and the fastest wave is slow enough to interpolate between the noise levels of training. Computed outside autocast.
 
     Args:
-        width: number of channels of the result, an even number.
+        width: number of output channels, even.
     Shapes: log_snr (B,); returns (B, width).
     Reference: Vaswani et al., "Attention Is All You Need", 2017, section 3.5. arXiv:1706.03762
     """
@@ -34,14 +34,14 @@ class LogSNREmbedding(nn.Module):
 
 
 class Positional(nn.Module):
-    """Sines and cosines of a noise level, their waves geometric from 1 to 1 / ``period`` radians per unit.
+    """Sines and cosines of a noise level with geometric frequencies from 1 to 1 / ``period`` radians per unit.
 
         w_k = period^(-k / (width / 2 - 1)) with ``ends``, else period^(-k / (width / 2)),    k = 0, ..., width / 2 - 1
 
     Args:
-        width: number of features; an odd one adds a zero.
-        cos_first: whether the cosines come before the sines.
-        ends: whether the slowest wave is 1 / period itself.
+        width: number of features; an odd width appends a zero.
+        cos_first: whether the cosines precede the sines.
+        ends: whether the lowest frequency is exactly 1 / period.
     Shapes: level (B,); returns (B, width).
     Reference: Vaswani et al., "Attention Is All You Need", 2017, section 3.5. arXiv:1706.03762
     """
@@ -63,7 +63,7 @@ class Positional(nn.Module):
 
 
 class Fourier(nn.Module):
-    """Sines, then cosines, of a noise level times random frequencies, which are kept with the weights.
+    """Sines, then cosines, of a noise level times random frequencies, which belong to the state dict.
 
         [sin(2 pi w_k l), cos(2 pi w_k l)],    w_k drawn from N(0, scale^2)
 
@@ -89,14 +89,15 @@ class Fourier(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """A vector a class, and one more, the null entry, for examples whose condition does not count.
+    """A learned vector per class, and a null vector for examples whose label is dropped.
 
-    An unconditional network (num_classes = 0) has the null entry only.
+    An unconditional network (num_classes = 0) has the null vector only.
 
     Args:
         num_classes: number of classes, 0 or more.
-        width: number of channels of the result.
-    Shapes: keep bool (B,) or None; label int64 (B,) or None; returns (B, width), or (1, width) without a label.
+        width: number of output channels.
+    Shapes: keep bool (B,) or None, False where the label is dropped; label int64 (B,) or None; returns (B, width), or
+        (1, width) without a label.
     """
 
     def __init__(self, num_classes: int, width: int):
@@ -111,12 +112,14 @@ class LabelEmbedding(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """The vector that steers every block of a network: noise level, unless it is noise_unconditional to it, plus label.
+    """The conditioning vector of all blocks: silu(log-SNR embedding + label embedding).
+
+    A noise-unconditional network has the label embedding only.
 
     Shapes: log_snr (B,), keep and label (B,) or None; returns (B, width), or (1, width) if noise_unconditional and
-    without a label.
+        without a label.
     Reference: Song, Ermon, "Improved Techniques for Training Score-Based Generative Models", 2020, technique 3, for
-        the noise_unconditional one. arXiv:2006.09011
+        noise-unconditional networks. arXiv:2006.09011
     """
 
     def __init__(self, width: int, num_classes: int, noise_unconditional: bool = False):

@@ -1,4 +1,4 @@
-"""Layers for signals (B, C, L) and images (B, C, H, W) alike: the rank is given once, at construction."""
+"""Layers for signals (B, C, L) and images (B, C, H, W); the constructor takes the rank."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,39 +14,39 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
 
 
 def convolution(rank: int, channels_in: int, channels_out: int, kernel: int = 3) -> nn.Module:
-    """Return a convolution over ``rank`` axes that keeps their lengths."""
+    """A convolution over ``rank`` axes that keeps their lengths."""
     return CONVOLUTIONS[rank](channels_in, channels_out, kernel, padding=kernel // 2)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return a group normalisation with about four channels or more a group, 32 groups at most."""
+    """A group normalisation with at most 32 groups of about four or more channels."""
     return nn.GroupNorm(math.gcd(channels, max(1, min(32, channels // 4))), channels)
 
 
 def zeroed(module: M) -> M:
-    """Set every parameter of a module to zero, and return it."""
+    """Sets every parameter of a module to zero and returns the module."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def halve(x: Tensor) -> Tensor:
-    """Average neighbours: every axis after the channels loses half its length."""
+    """Averages neighbours: halves the length of every axis after the channels."""
     return F.interpolate(x, scale_factor=0.5, mode="area")
 
 
 def double(x: Tensor) -> Tensor:
-    """Repeat neighbours: every axis after the channels doubles its length."""
+    """Repeats each entry: doubles the length of every axis after the channels."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def beside(values: Tensor, x: Tensor) -> Tensor:
-    """A number an example, shaped to be multiplied with x: (B,) becomes (B, 1, ..., 1)."""
+    """Reshapes one value per example to broadcast against x: (B,) becomes (B, 1, ..., 1)."""
     return values.reshape(len(values), *[1] * (x.ndim - 1))
 
 
 def all_of(modules: Iterable[nn.Module], kind: type[M]) -> list[M]:
-    """The modules of a list, all of one kind, which torch's lists do not state."""
+    """The modules of a list, typed as ``kind``, since a torch ModuleList has no element type."""
     found = []
     for module in modules:
         assert isinstance(module, kind)
@@ -55,7 +55,7 @@ def all_of(modules: Iterable[nn.Module], kind: type[M]) -> list[M]:
 
 
 def descend(stages: Iterable[nn.Module], h: Tensor, c: Tensor, written: list[Tensor]) -> Tensor:
-    """One stage after the other; what each writes is kept at the end of ``written``."""
+    """Applies the stages in sequence and appends each output to ``written``."""
     for stage in stages:
         h = stage(h, c)
         written.append(h)
@@ -63,14 +63,14 @@ def descend(stages: Iterable[nn.Module], h: Tensor, c: Tensor, written: list[Ten
 
 
 def ascend(stages: Iterable[nn.Module], h: Tensor, c: Tensor, written: list[Tensor]) -> Tensor:
-    """One stage after the other; each also reads what was kept last, and takes it away."""
+    """Applies the stages in sequence, each to h concatenated with the last entry popped from ``written``."""
     for stage in stages:
         h = stage(torch.cat([h, written.pop()], dim=1), c)
     return h
 
 
 def check_image(shape: tuple[int, ...], levels: int, name: str) -> None:
-    """Raises: ValueError unless shape is (C, H, W) with sides that so many levels divide."""
+    """Raises: ValueError unless shape is (C, H, W) and 2^(levels - 1) divides H and W."""
     if len(shape) != 3:
         raise ValueError(f"the {name} network takes images of shape (C, H, W), not {tuple(shape)}; use unet or mlp")
     if any(side % 2 ** (levels - 1) for side in shape[1:]):
@@ -91,9 +91,9 @@ def check_choices(known: Mapping[str, tuple[str, ...]], **chosen: str) -> None:
 
 
 def resolutions(sides: Sequence[int], levels: int) -> list[int]:
-    """The longer side of each level, in positions, from the finest to the coarsest; padded where it does not divide.
+    """The longer side of each level, in positions, finest level first, after padding to a multiple of 2^(levels - 1).
 
-    Raises: ValueError for no level.
+    Raises: ValueError if there are no levels.
     """
     if levels < 1:
         raise ValueError("channel_mult is empty: give a number for each level, such as (1, 2)")
@@ -103,7 +103,7 @@ def resolutions(sides: Sequence[int], levels: int) -> list[int]:
 
 
 def indivisible(shape: tuple[int, ...], levels: int) -> str:
-    """Say which sides the levels do not divide, and the nearest shapes that they would."""
+    """Error message for a shape that the levels do not divide, with the nearest shapes that they do."""
     channels, *sides = shape
     multiple = 2 ** (levels - 1)
     smaller = (channels, *(max(multiple, side - side % multiple) for side in sides))
@@ -115,25 +115,25 @@ def indivisible(shape: tuple[int, ...], levels: int) -> str:
 
 
 class Dropout(nn.Dropout):
-    """Set a share p of the activations to zero in training, and make up for it in the others.
+    """Dropout: in training, sets each activation to zero with probability p and rescales the others.
 
         y = x m / (1 - p),    m = 1 with probability 1 - p, else 0
 
-    As torch's, in less than half of its time on a CPU: there four of m come from one random number of 64 bits, which
-    makes p a multiple of 2^-16.
+    On a CPU it takes less than half the time of torch's: each 64-bit random number gives four entries of m, so p is
+    rounded to a multiple of 2^-16.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        share = min(round(2**16 * self.p), 2**16 - 1)
-        if not (self.training and x.is_cpu and share > 0 and self.p < 1):
+        dropped = min(round(2**16 * self.p), 2**16 - 1)
+        if not (self.training and x.is_cpu and dropped > 0 and self.p < 1):
             return super().forward(x)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= share - 2**15
-        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - share))
+        kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 2**15
+        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))
 
 
 class FiLM(nn.Module):
-    """Scale and shift each channel by a function of the conditioning vector; the identity at initialisation.
+    """Scales and shifts each channel by linear functions of the conditioning vector; the identity at initialisation.
 
         h -> h (1 + scale(c)) + shift(c)
 
@@ -152,15 +152,15 @@ class FiLM(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised convolutions beside a shortcut, steered by the conditioning vector.
+    """Residual block of two normalised convolutions, modulated by the conditioning vector.
 
         (shortcut(x) + conv(dropout(silu(film(norm(conv(silu(norm(x)))), c))))) / sqrt(2)
 
-    The second convolution starts at zero, so that a new block is its shortcut; sqrt(2) keeps the variance.
+    The second convolution is zero at initialisation, so a new block equals its shortcut; sqrt(2) keeps the variance.
 
     Args:
         rank: 1 for signals, 2 for images.
-        dropout: share of the activations that training sets to zero, 0 to 1.
+        dropout: dropout probability, in [0, 1).
     Shapes: x (B, channels_in, *), c (B, width); returns (B, channels_out, *).
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, appendix H. arXiv:2011.13456
     """
@@ -181,7 +181,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions, with heads of at most 64 channels, beside a shortcut.
+    """Self-attention over all positions, with a shortcut and one head per 64 channels.
 
     Shapes: x (B, C, *); returns the same.
     Reference: Vaswani et al., "Attention Is All You Need", 2017, eq. 1. arXiv:1706.03762

@@ -10,9 +10,9 @@ from score_sde.models.layers import Dropout, FiLM, zeroed
 
 
 class MLP(nn.Module):
-    """Residual blocks of two linear layers on vectors, steered by log-SNR and label; zero at initialisation.
+    """Residual MLP conditioned on log-SNR and label; the output is zero at initialisation.
 
-    An example of more dimensions is the vector of its numbers; the network knows nothing of which are neighbours.
+    Examples of any rank are flattened to vectors, so the network does not use their spatial structure.
 
     Args:
         shape: shape of one example.
@@ -53,7 +53,7 @@ class MLP(nn.Module):
 
 
 class LinearBlock(nn.Module):
-    """The residual block of the U-Net with linear layers in place of convolutions."""
+    """The residual block of the U-Net with linear layers instead of convolutions."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()

@@ -1,4 +1,4 @@
-"""NCSN and NCSNv2: dilated residual blocks, and a RefineNet that gathers what they see at every resolution."""
+"""NCSN and NCSNv2: an encoder of dilated residual blocks and a RefineNet decoder."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from score_sde.models.layers import all_of, beside, check_image, convolution, zeroed
 
 Norm = Callable[[int], nn.Module]
-"""A normalisation of so many channels, called as ``norm(x, level)``."""
+"""Builds a normalisation of a number of channels, called as ``norm(x, level)``."""
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -26,20 +26,20 @@ LEVELS = {
     5: (((1, 1), (2, 1), (2, 1), (4, 2), (4, 4)), (4, 2, 2, 1, 1)),
     6: (((1, 1), (2, 1), (2, 1), (2, 1), (4, 2), (4, 4)), (4, 2, 2, 2, 1, 1)),
 }
-"""Depth -> (width, dilation) of each level of the encoder, widths of the decoder from the coarsest level.
+"""Depth -> (width, dilation) of each encoder level, and the decoder widths, coarsest level first.
 
 Widths are multiples of ``channels``. These are the published networks for images of up to 64, 128 and 256 pixels.
 """
 
 
 class InstanceNormPlus(nn.Module):
-    """Instance normalisation that keeps what it takes away: the means of the channels, normalised among themselves.
+    """Instance normalisation that adds back the channel means, normalised over the channels.
 
         gamma (x - m) / s + gamma alpha (m - mean(m)) / std(m) + beta,    m, s over the positions of each channel
 
     Args:
-        channels: 2 or more.
-        num_levels: number of noise levels, each with its own alpha, beta and gamma; 0: the same for all.
+        channels: number of channels, 2 or more.
+        num_levels: number of noise levels, each with its own alpha, beta and gamma; 0 shares them over all levels.
     Shapes: x (B, channels, H, W), level int64 (B,); returns the shape of x.
     Reference: Song, Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019, appendix A.1.
         arXiv:1907.05600
@@ -74,24 +74,25 @@ class Plain(nn.Module):
 
 
 def dilated(channels_in: int, channels_out: int, dilation: int) -> nn.Conv2d:
-    """Return a convolution of three taps, so far apart."""
+    """A 3 x 3 convolution with this dilation that keeps the resolution."""
     return nn.Conv2d(channels_in, channels_out, 3, padding=dilation, dilation=dilation)
 
 
 def bare(channels: int) -> nn.Conv2d:
-    """Return a convolution without a bias."""
+    """A 3 x 3 convolution without bias."""
     return nn.Conv2d(channels, channels, 3, padding=1, bias=False)
 
 
 class DilatedBlock(nn.Module):
-    """Two convolutions beside a shortcut.
+    """Residual block of two dilated convolutions.
 
         shortcut(x) + conv2(act(norm2(conv1(act(norm1(x))))))
 
     Args:
-        dilation: distance of the taps; 1 for neighbours.
-        down: whether it is the first of its level: without dilation the result is then averaged to half the sides.
-    Shapes: x (B, channels_in, H, W); returns (B, channels_out, H, W), or half the sides.
+        dilation: dilation of the convolutions, 1 for none.
+        down: whether the block is the first of a level below the finest; with dilation 1, average pooling of its output
+            then halves the resolution.
+    Shapes: x (B, channels_in, H, W); returns (B, channels_out, H, W), or (B, channels_out, H / 2, W / 2).
     """
 
     def __init__(self, channels_in: int, channels_out: int, norm: Norm, act: Activation, dilation: int, down: bool):
@@ -114,7 +115,7 @@ class DilatedBlock(nn.Module):
 
 
 class Residuals(nn.Module):
-    """Residual units of two convolutions each: x + conv(act(norm(conv(act(norm(x))))))."""
+    """Residual units of two convolutions: x + conv(act(norm(conv(act(norm(x))))))."""
 
     def __init__(self, channels: int, norm: Norm, act: Activation, units: int):
         super().__init__()
@@ -130,7 +131,7 @@ class Residuals(nn.Module):
 
 
 class Fusion(nn.Module):
-    """The sum of several paths, each convolved and interpolated to the finest of them."""
+    """Sum of several paths, each convolved and interpolated to the finest resolution."""
 
     def __init__(self, channels_in: tuple[int, ...], channels: int, norm: Norm):
         super().__init__()
@@ -138,13 +139,15 @@ class Fusion(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(c, channels, 3, padding=1) for c in channels_in)
 
     def forward(self, paths: list[Tensor], level: Tensor, size: torch.Size) -> Tensor:
-        seen = [conv(norm(x, level)) for x, norm, conv in zip(paths, self.norms, self.convs, strict=True)]
-        same = [x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=True) for x in seen]
-        return sum(same[1:], same[0])
+        convolved = [conv(norm(x, level)) for x, norm, conv in zip(paths, self.norms, self.convs, strict=True)]
+        resized = [
+            x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=True) for x in convolved
+        ]
+        return sum(resized[1:], resized[0])
 
 
 class ChainedPooling(nn.Module):
-    """Pooling and convolution, twice, each added to what it read: the surroundings of every position."""
+    """Two chained poolings with convolutions, each added to its input, to gather context around every position."""
 
     def __init__(self, channels: int, norm: Norm, act: Activation, pool: Callable[..., Tensor]):
         super().__init__()
@@ -165,9 +168,9 @@ class Refine(nn.Module):
     """One block of a RefineNet: residual units on each path, fusion, chained pooling, residual units.
 
     Args:
-        channels_in: channels of each path, the finest first.
-        units: residual units at its end.
-    Shapes: paths (B, channels_in, h, w) each, size (H, W); returns (B, channels, H, W).
+        channels_in: channels of each path, finest resolution first.
+        units: number of residual units at the end.
+    Shapes: paths (B, channels_in, h, w) each; returns (B, channels, H, W) at the resolution of the first path.
     Reference: Lin et al., "RefineNet: Multi-Path Refinement Networks", 2017, section 3.2. arXiv:1611.06612
     """
 
@@ -181,27 +184,26 @@ class Refine(nn.Module):
         self.output = Residuals(channels, norm, act, units)
 
     def forward(self, paths: list[Tensor], level: Tensor) -> Tensor:
-        seen = [adapt(x, level) for x, adapt in zip(paths, self.adapt, strict=True)]
-        h = seen[0] if self.fuse is None else self.fuse(seen, level, paths[0].shape[2:])
+        adapted = [adapt(x, level) for x, adapt in zip(paths, self.adapt, strict=True)]
+        h = adapted[0] if self.fuse is None else self.fuse(adapted, level, paths[0].shape[2:])
         return self.output(self.pool(h, level), level)
 
 
 class NCSN(nn.Module):
-    """The network of NCSN, in which every normalisation knows the noise level; it estimates the score.
+    """The network of NCSN, which estimates the score; every normalisation is conditioned on the noise level.
 
-    Zero at initialisation.
+    The output is zero at initialisation.
 
     Args:
         shape: (C, H, W) of one example; 2^(depth - 3) divides H and W.
         channels: channels at the finest level; ``LEVELS`` gives the widths of the others.
-        num_levels: number of noise levels, equal to that of the SDE.
+        num_levels: number of noise levels, as many as the SDE has.
         centred: whether the data lie in [-1, 1]; otherwise they lie in [0, 1], and the network maps them to [-1, 1].
         activation: a key of ``ACTIVATIONS``: elu, relu, lrelu or swish.
         depth: number of encoder levels, a key of ``LEVELS``: 4 for images of up to 64 pixels, 5 up to 128, 6 up to 256.
-    Shapes: x (B, *shape), noise (B,): the level, of which the noisiest is 0; keep and label as of ``UNet``, for which
-        there is no use. Returns (B, *shape).
-    Raises: ValueError if shape has another rank or sides that the depth does not divide, for an unknown activation or
-        depth.
+    Shapes: x (B, *shape), noise (B,): the index of the noise level, 0 for the largest noise; returns (B, *shape). keep
+        and label are ignored.
+    Raises: ValueError if shape is not (C, H, W) or its sides are not divisible, for an unknown activation or depth.
     Reference: Song, Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019, appendix A.
         arXiv:1907.05600
     """
@@ -261,9 +263,9 @@ class NCSN(nn.Module):
 
 
 class NCSNv2(NCSN):
-    """The network of NCSNv2: no normalisation knows the noise level, by which the output is divided instead.
+    """The network of NCSNv2: noise-unconditional, with the output divided by sigma.
 
-    Zero at initialisation.
+    The output is zero at initialisation.
 
     Args:
         shape: (C, H, W) of one example; 2^(depth - 3) divides H and W.
@@ -271,7 +273,7 @@ class NCSNv2(NCSN):
         centred: whether the data lie in [-1, 1]; otherwise they lie in [0, 1], and the network maps them to [-1, 1].
         activation: a key of ``ACTIVATIONS``: elu, relu, lrelu or swish.
         depth: number of encoder levels, a key of ``LEVELS``: 4 for images of up to 64 pixels, 5 up to 128, 6 up to 256.
-    Shapes: as of ``NCSN``, but noise is sigma.
+    Shapes: as in ``NCSN``, with noise = sigma.
     Raises: as ``NCSN``.
     Reference: Song, Ermon, "Improved Techniques for Training Score-Based Generative Models", 2020, technique 3 and
         appendix B. arXiv:2006.09011

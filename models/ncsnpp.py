@@ -1,4 +1,4 @@
-"""DDPM++ and NCSN++: the U-Nets that score_sde trained, and by their options what lies between."""
+"""DDPM++ and NCSN++, the U-Nets of score_sde, and their variants."""
 
 import math
 from itertools import pairwise
@@ -56,7 +56,7 @@ class Conditioning(nn.Module):
 
 
 class LogFourier(Fourier):
-    """Random waves of log(noise), for networks that are told sigma itself."""
+    """Random Fourier features of log(noise), for networks conditioned on sigma."""
 
     def forward(self, noise: Tensor) -> Tensor:
         return super().forward(noise.log())
@@ -212,10 +212,10 @@ class DecoderLevel(Level):
 
 
 class NCSNpp(nn.Module):
-    """Residual blocks down to a coarse grid and up again, the decoder reading what every block of the encoder wrote.
+    """U-Net of score_sde: residual blocks with a skip connection from each encoder block, and optional image pyramids.
 
-    Zero at initialisation. The defaults are DDPM++ on CIFAR-10; NCSN++ has ``fir`` (1, 3, 3, 1), ``progressive_input``
-    residual, ``embedding`` fourier and ``by_sigma``.
+    The output is zero at initialisation. The defaults are DDPM++ on CIFAR-10; NCSN++ has ``fir`` (1, 3, 3, 1),
+    ``progressive_input`` residual, ``embedding`` fourier and ``by_sigma``.
 
     Args:
         shape: (C, H, W) of one example.
@@ -246,7 +246,7 @@ class NCSNpp(nn.Module):
         head_channels: channels per attention head; 0 for a single head.
         attend_always: whether every decoder block at these resolutions is followed by attention, not only the last one.
     Shapes: x (B, *shape), noise (B,), keep bool (B,), label int64 (B,); returns (B, *shape).
-    Raises: ValueError if shape has another rank or does not divide, or an option is unknown.
+    Raises: ValueError if shape is not (C, H, W), the levels do not divide H or W, or an option is unknown.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, appendix H. arXiv:2011.13456
     """
 
@@ -343,7 +343,7 @@ class NCSNpp(nn.Module):
         return out / beside(self._sigma(noise), out) if self.by_sigma else out
 
     def _sigma(self, noise: Tensor) -> Tensor:
-        """sigma_max (sigma_min / sigma_max)^(level / (N - 1)) of a level, or what the network was told."""
+        """Sigma of the noise conditioning: sigma_max (sigma_min / sigma_max)^(noise / (N - 1)) of a level, or noise."""
         if self.ladder:
             sigma_min, sigma_max, num_levels = self.ladder
             noise = sigma_max * torch.exp(noise * (math.log(sigma_min / sigma_max) / (num_levels - 1)))

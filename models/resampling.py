@@ -1,4 +1,4 @@
-"""Half and twice the resolution by a filter, as ordinary convolutions."""
+"""Downsampling and upsampling by a factor of 2 with a filter, as ordinary convolutions."""
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +8,17 @@ from score_sde.models.layers import double, halve
 
 
 class FIR(nn.Module):
-    """Resampling of each channel by a separable filter f of K taps; nothing to learn, and zeros beyond the border.
+    """Resampling of each channel by a fixed separable filter f of K taps, with zero padding.
 
         downsample:  y_i = sum_j f_j x_{2 i + j - K/2 + 1}
         upsample:    y_i = 2 sum_j f_{i - 2 j + K/2 - 1} x_j        (on each axis; f sums to one)
 
-    Constants stay as they are away from the border. Without taps neighbours are averaged and repeated.
+    Away from the border, constants are preserved. Without taps, pixels are averaged and repeated.
 
     Args:
-        taps: the filter, two or more numbers up to a common factor, such as (1, 3, 3, 1); () for none.
-    Shapes: x (B, C, H, W); ``downsample`` and ``upsample`` return half and twice the sides, ``blur`` two more on each.
+        taps: the filter, two or more numbers, normalised to sum to one, such as (1, 3, 3, 1); () for none.
+    Shapes: x (B, C, H, W); ``downsample`` and ``upsample`` return half and twice the sides, ``blur`` H + 1 and W + 1.
+    Raises: ValueError for a single tap, or taps that sum to 0.
     Reference: Zhang, "Making Convolutional Networks Shift-Invariant Again", 2019. arXiv:1904.11486; Karras et al.,
         "Analyzing and Improving the Image Quality of StyleGAN", 2020, appendix B. arXiv:1912.04958
     """
@@ -44,11 +45,11 @@ class FIR(nn.Module):
         return y[..., : 2 * x.shape[2], : 2 * x.shape[3]]
 
     def blur(self, x: Tensor) -> Tensor:
-        """What a convolution of three taps and stride 2 without padding takes to half the resolution."""
+        """Filters x and pads it for a 3 x 3 convolution with stride 2 and no padding, which halves the resolution."""
         return self._convolve(x, self.size, stride=1)
 
     def _convolve(self, x: Tensor, padding: int, stride: int) -> Tensor:
-        """Convolve with so many zeros around, the odd one in front."""
+        """Filters with ``padding`` zeros per axis; an odd one is placed before the data."""
         kernel, before, after = self._kernel(self.kernel.flip(0, 1), x), (padding + 1) // 2, padding // 2
         if before != after:
             x, after = F.pad(x, (before, after, before, after)), 0
@@ -59,7 +60,7 @@ class FIR(nn.Module):
 
 
 class Down(nn.Module):
-    """Half the resolution: a convolution of stride 2, behind the filter if there is one, or none if not ``learned``.
+    """Halves the resolution: a convolution with stride 2 after the filter, or the filter alone if not ``learned``.
 
     Shapes: x (B, channels_in, H, W); returns (B, channels_out, H / 2, W / 2).
     Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, appendix B. arXiv:2006.11239
@@ -77,7 +78,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the resolution, by the filter or by repetition, then a convolution if ``learned``.
+    """Doubles the resolution by the filter or by repetition, then applies a convolution if ``learned``.
 
     Shapes: x (B, channels_in, H, W); returns (B, channels_out, 2 H, 2 W).
     Reference: as ``Down``.

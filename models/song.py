@@ -1,4 +1,4 @@
-"""The U-Nets of Song et al. as EDM trained them: DDPM++ and NCSN++."""
+"""EDM's versions of the U-Nets of Song et al.: DDPM++ and NCSN++."""
 
 import math
 
@@ -30,7 +30,7 @@ STYLE = Style(scale_shift=False, gain=math.sqrt(0.5), eps=1e-6, group=4)
 
 
 class Waves(Fourier):
-    """Phases reach a thousand radians, so that weights ask for the rounding of their training: (2 pi w) l."""
+    """Fourier features with EDM's rounding, (2 pi w) l: phases reach a thousand radians, where the order matters."""
 
     def forward(self, noise: Tensor) -> Tensor:
         with torch.autocast(noise.device.type, enabled=False):
@@ -39,7 +39,7 @@ class Waves(Fourier):
 
 
 class Conditioning(nn.Module):
-    """Features of the noise level plus label, and two linear layers on the sum; outside autocast.
+    """The conditioning vector: two linear layers on the noise features plus label; outside autocast.
 
         silu(layers(features(noise) + label + augment))
 
@@ -64,9 +64,9 @@ class Conditioning(nn.Module):
 
 
 class Song(nn.Module):
-    """Residual blocks down to a coarse grid and up again, as DDPM++ and NCSN++, with attention of one head.
+    """U-Net of EDM in the architectures DDPM++ and NCSN++, with single-head attention.
 
-    Of the decoder's blocks at a resolution that attends, the last one does. Zero at initialisation.
+    In the decoder, only the last block of a level has attention. The output is zero at initialisation.
 
     Args:
         shape: (C, H, W) of one example.
@@ -88,7 +88,7 @@ class Song(nn.Module):
         augment_dim: number of features that describe the augmentation of an example; 0 for none, 9 in EDM.
     Shapes: x (B, C, H, W), noise (B,), keep bool (B,), label int64 (B,), augment (B, augment_dim), zeros by default;
         returns (B, C, H, W), or twice its channels.
-    Raises: ValueError if shape is not (C, H, W), or H or W does not divide, or an option is unknown.
+    Raises: ValueError if shape is not (C, H, W), the levels do not divide H or W, or an option is unknown.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, appendix H. arXiv:2011.13456
         Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, table 8.
         arXiv:2206.00364
@@ -142,7 +142,7 @@ class Song(nn.Module):
             zeroed(writer[2])
 
     def _readers(self, encoder: str, data_channels: int, counts: list[int]) -> nn.ModuleList:
-        """Layers that add features of the image at each downsampled level, of ``counts`` channels; none if standard."""
+        """One layer per downsampled level, which computes ``counts`` features of the image; none if standard."""
         if encoder == "skip":
             return nn.ModuleList(convolution(2, data_channels, count, kernel=1) for count in counts)
         if encoder == "residual":
@@ -151,7 +151,7 @@ class Song(nn.Module):
         return nn.ModuleList()
 
     def read_again(self, image: Tensor, h: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """The image on the grid of h, or what has become of it, and h with what is read from it."""
+        """The image at the resolution of h (``residual``: the new h), and h plus features of the image."""
         reader = self.readers[level - 1]
         if self.residual:
             h = (h + reader(image)) * STYLE.gain

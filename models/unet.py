@@ -21,10 +21,10 @@ from score_sde.models.layers import (
 
 
 class Encoder(nn.Module):
-    """The half of the U-Net that reads: residual blocks down to a coarse grid.
+    """The encoder of the U-Net.
 
-    Args: those of ``UNet``.
-    Raises: ValueError if shape has another rank, or does not divide and pad is False.
+    Args: as in ``UNet``.
+    Raises: ValueError for a shape of another rank, or one that the levels do not divide unless pad is set.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Encoder(nn.Module):
             self.encoder.append(stages)
 
     def stage(self, channels_in: int, channels_out: int, attends: bool) -> "Stage":
-        """A residual block of this network, with attention behind it or without."""
+        """A residual block of this network, followed by attention if ``attends``."""
         return Stage(ResidualBlock(self.rank, channels_in, channels_out, self.width, self.dropout), attends)
 
     def encode(self, x: Tensor, c: Tensor) -> list[Tensor]:
-        """What each block writes, from the finest grid to the coarsest.
+        """The output of each block, from the finest resolution to the coarsest.
 
         Shapes: x (B, *shape), c (B, width); each (B, channels, *).
         """
@@ -78,9 +78,9 @@ class Encoder(nn.Module):
 
 
 class UNet(Encoder):
-    """Residual blocks down to a coarse grid and up again; the decoder reads what the encoder wrote at each level.
+    """U-Net with residual blocks and attention for signals and images; H and W may differ.
 
-    Zero at initialisation. One code for (C, L) and (C, H, W); H and W may differ.
+    Each decoder block reads a skip connection from an encoder block. The output is zero at initialisation.
 
     Args:
         shape: (C, L) or (C, H, W) of one example.
@@ -97,7 +97,7 @@ class UNet(Encoder):
             (objectives ``bound`` and ``hybrid``); see ``Prediction``.
         pad: whether inputs whose sides the levels do not divide are padded with zeros, and the output cropped.
     Shapes: x (B, *shape), log_snr (B,), keep bool (B,), label int64 (B,); returns (B, *shape), or twice its channels.
-    Raises: ValueError if shape has another rank, or does not divide and pad is False.
+    Raises: ValueError for a shape of another rank, or one that the levels do not divide unless pad is set.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, appendix H. arXiv:2011.13456
     """
 
@@ -142,7 +142,7 @@ class UNet(Encoder):
 
 
 class Stage(nn.Module):
-    """A residual block, followed by attention at the resolutions that ask for it."""
+    """A residual block, followed by attention if ``attends``."""
 
     def __init__(self, block: ResidualBlock, attends: bool):
         super().__init__()

@@ -97,7 +97,9 @@ def test_the_vocabulary_comes_from_the_captions():
     assert network.num_captions.tolist() == [4, 2]
 
 
-@pytest.mark.parametrize(("text", "message"), [("a three", "knows no word 'three'"), (" ", "needs a word at least")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("a three", "was not trained on the word 'three'"), (" ", "needs at least one word")]
+)
 def test_texts_that_cannot_be_read(text, message):
     with pytest.raises(ValueError, match=f"the text encoder {message}; its words are a, cat, dog"):
         small().tokens(text)
@@ -289,11 +291,11 @@ def test_unsuitable_encoders_are_refused(digits, points, pair, published, tmp_pa
     refused(capsys, 2, f"error: guidance.image '{tmp_path}/x.png' needs", run, image)
     refused(capsys, 2, "guidance.text or guidance.image, and neither is given", run, encoder)
     refused(capsys, 2, "guidance.image, and both are given", run, encoder, text, "--config.guidance.image=x.png")
-    refused(capsys, 2, "the text encoder needs a word at least", run, encoder, "--config.guidance.text= ")
+    refused(capsys, 2, "the text encoder needs at least one word", run, encoder, "--config.guidance.text= ")
     refused(
         capsys,
         2,
-        "the text encoder knows no word 'cat'; its words are 0, 1",
+        "the text encoder was not trained on the word 'cat'; its words are 0, 1",
         run,
         encoder,
         "--config.guidance.text=a cat",
@@ -395,7 +397,7 @@ def test_samples_are_guided_towards_an_image_by_a_published_model(digits, publis
 
 @pytest.mark.parametrize("text", ["", " ", "a long text of letters"])
 def test_texts_that_a_published_model_cannot_read(text, published):
-    with pytest.raises(ValueError, match="tokens: need a word at least and 8 at most"):
+    with pytest.raises(ValueError, match="tokens: need at least one word and at most 8 tokens"):
         Clip.load(published, torch.device("cpu")).text(text)
 
 
@@ -429,13 +431,13 @@ def damaged(folder, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("type", "holds a model of the type 'bert', not 'clip'"),
+        ("type", "contains a model of type 'bert', not 'clip'"),
         ("json", "config.json is damaged"),
-        ("pickle", "holds no .safetensors, and pickles are not read"),
+        ("pickle", "contains no .safetensors, and pickles are not read"),
         ("tokenizer", "has no tokenizer"),
-        ("truncated", "holds no CLIPModel that can be read"),
+        ("truncated", "contains no readable CLIPModel"),
         ("lacking", "no visual_projection.weight"),
-        ("not finite", "visual_projection.weight holds NaN or infinite numbers"),
+        ("not finite", "visual_projection.weight contains NaN or infinity"),
     ],
 )
 def test_folders_without_a_model_are_refused(what, message, published, tmp_path):
