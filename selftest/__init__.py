@@ -1,9 +1,9 @@
-"""Closed forms against which the library is measured, and somebody's own samplers, SDEs and denoisers.
+"""Checks of the library, or of your own samplers, SDEs and denoisers, against closed forms.
 
     rows = check(sampler=MySampler, order=2)
 
-``python run.py --mode selftest`` runs the groups of ``groups.py``, one file for each; ``check`` (``custom.py``) returns
-rows of the same functions.
+``python run.py --mode selftest`` runs the groups of ``groups.py``, one file per group. ``check`` (``custom.py``) uses
+the same functions and returns the same rows.
 """
 
 if __name__ != "score_sde.selftest":  # a second copy would have tables of its own

@@ -1,4 +1,4 @@
-"""Cross-entropy at every noise level against the posterior of the component of a mixture, in closed form."""
+"""Cross-entropy at several noise levels against the exact posterior of a mixture's components."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,9 @@ LEVELS, NODES = (-3.0, 0.0, 3.0), 48
 
 
 class Exact(nn.Module):
-    """log p(k | y) up to a constant, y = x / alpha, from what a network is told of it; tilted by parameters."""
+    """Exact log p(k | y) up to a constant, y = x / alpha, from a network's inputs, plus a parametrised tilt."""
+
+    num_classes = 2
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
@@ -22,6 +24,9 @@ class Exact(nn.Module):
         self.weights, self.means, self.variances = (setting.tensor(v) for v in (WEIGHTS, MEANS, VARIANCES))
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        return self.output(self.features(x, log_snr))
+
+    def features(self, x: Tensor, log_snr: Tensor) -> Tensor:
         noise = torch.exp(-log_snr.to(x.dtype))[:, None]
         y = x * (SIGMA_DATA**2 + noise) ** 0.5
         spread = self.variances + noise
@@ -32,36 +37,42 @@ class Exact(nn.Module):
             + self.tilt[1] * x
         )
 
+    def output(self, features: Tensor) -> Tensor:
+        return features
+
 
 def check(setting: Setting) -> Iterator[Row]:
-    """Value and place of the optimum, on every process."""
+    """Checks value and location of the optimum, on every process."""
     values, slopes = zip(*(optimum(make(), setting) for make in SDES.values()))
     yield Row("classification: the loss of the exact posterior is its entropy", worst(values), tolerance(setting))
-    yield Row("classification: the exact posterior is where the loss is least", worst(slopes), tolerance(setting))
+    yield Row("classification: the loss is least at the exact posterior", worst(slopes), tolerance(setting))
 
 
 def tolerance(setting: Setting) -> float:
-    """Log-SNR is told in float32."""
+    """Returns the allowed error; the network receives log-SNR in float32."""
     return max(20 * setting.rounding, 1e-6)
 
 
 def optimum(sde: SDE, setting: Setting) -> tuple[float, float]:
-    """Error of the mean loss at the exact posterior, in nats, and its largest slope, by Gauss and Hermite's points."""
-    nodes, shares = np.polynomial.hermite_e.hermegauss(NODES)
+    """Returns the error of the mean loss at the exact posterior, in nats, and its largest slope.
+
+    Expectations are computed by Gauss-Hermite quadrature.
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
     label, data, noise, level = (v.ravel() for v in np.meshgrid(np.arange(2), nodes, nodes, LEVELS, indexing="ij"))
-    share = np.multiply.outer(WEIGHTS, np.multiply.outer(shares, shares))[..., None] / shares.sum() ** 2
-    share = np.broadcast_to(share, (2, NODES, NODES, len(LEVELS))).ravel()
+    mass = np.multiply.outer(WEIGHTS, np.multiply.outer(weights, weights))[..., None] / weights.sum() ** 2
+    mass = np.broadcast_to(mass, (2, NODES, NODES, len(LEVELS))).ravel()
     x0 = np.array(MEANS)[label] + np.sqrt(VARIANCES)[label] * data
 
     y, spread = x0 + np.exp(-0.5 * level) * noise, np.array(VARIANCES)[:, None] + np.exp(-level)
     density = np.array(WEIGHTS)[:, None] * np.exp(-0.5 * (y - np.array(MEANS)[:, None]) ** 2 / spread) / np.sqrt(spread)
-    entropy = -(share * np.log(density[label, np.arange(len(y))] / density.sum(0))).sum()
+    entropy = -(mass * np.log(density[label, np.arange(len(y))] / density.sum(0))).sum()
 
     network = Exact(setting)
     t = sde.time(torch.tensor(level, dtype=torch.float64))
-    draws = (setting.tensor(v)[:, None] for v in (x0, noise, t))
+    clean, eps, times = (setting.tensor(v)[:, None] for v in (x0, noise, t))
     classify = Classifier(network, sde, SIGMA_DATA)
-    where = torch.as_tensor(label, device=setting.device)
-    loss = Classification(sde)(classify, *draws, torch.randn_like, 0.0, label=where)
-    (slope,) = torch.autograd.grad((setting.tensor(share) * loss).sum(), network.tilt)
-    return distance((exactly(loss) * exactly(share)).sum(), entropy), distance(slope, 0.0)
+    labels = torch.as_tensor(label, device=setting.device)
+    loss = Classification[Classifier](sde)(classify, clean, eps, times, torch.randn_like, 0.0, label=labels)
+    (slope,) = torch.autograd.grad((setting.tensor(mass) * loss).sum(), network.tilt)
+    return distance((exactly(loss) * exactly(mass)).sum(), entropy), distance(slope, 0.0)

@@ -1,4 +1,4 @@
-"""Every parameterisation and conversion against the papers, and where time meets a network under autocast."""
+"""Every parameterization and conversion against the papers, and the network's inputs with and without autocast."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,7 +14,7 @@ SIGMA_DATA = 0.6
 
 
 def edm_target(alpha: Tensor, sigma: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
-    """(x0 - c_skip x) / c_out for data of any scale alpha. Karras et al., 2022, eq. 8, table 1."""
+    """Returns (x0 - c_skip x) / c_out at signal scale alpha. Karras et al., 2022, eq. 8, table 1."""
     variance = alpha**2 * SIGMA_DATA**2 + sigma**2
     skip = alpha * SIGMA_DATA**2 / variance
     return (x0 - skip * (alpha * x0 + sigma * eps)) * variance.sqrt() / (sigma * SIGMA_DATA)
@@ -29,23 +29,24 @@ TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "flow": lambda alpha, sigma, x0, eps: eps - x0,
     "edm": edm_target,
 }
-"""What a perfect network would say of the pair (x0, eps)."""
+"""Training target for the pair (x0, eps)."""
 
 
 class Oracle(nn.Module):
-    """A network that says what it is told to, and remembers what it was asked."""
+    """A network that returns a given output (default 0) and records its inputs."""
 
-    def __init__(self, answer: Tensor | None = None) -> None:
+    def __init__(self, output: Tensor | None = None) -> None:
         super().__init__()
-        self.answer, self.asked = answer, []
+        self.output = output
+        self.inputs: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        self.asked.append((x, log_snr))
-        return torch.zeros_like(x) if self.answer is None else self.answer
+        self.inputs.append((x, log_snr))
+        return torch.zeros_like(x) if self.output is None else self.output
 
 
 def check(setting: Setting) -> Iterator[Row]:
-    """Targets to x0, the scale of the input, conversions, and float32 times under autocast."""
+    """Checks targets, conversions, the scale of the network's input, and float32 times under autocast."""
     for name in PARAMETERIZATIONS:
         if name in TARGETS:
             found = worst(estimate(name, make(), setting) for make in SDES.values())
@@ -55,21 +56,21 @@ def check(setting: Setting) -> Iterator[Row]:
         yield Row(
             f"{name}: eps, x0 and score convert into one another", conversions(sde, setting), 100 * setting.rounding
         )
-        scale, told = network_input(sde, setting)
-        yield Row(f"{name}: a network sees unit variance", scale, 16 * setting.rounding)
-        yield Row(f"{name}: a network is told log-SNR", told, 1e-5)
-    yield Row("autocast changes neither log-SNR nor the state that a network is given", autocast_input(setting), 0.0)
+        scale, log_snr = network_input(sde, setting)
+        yield Row(f"{name}: unit variance of the network's input", scale, 16 * setting.rounding)
+        yield Row(f"{name}: log-SNR passed to the network", log_snr, 1e-5)
+    yield Row("autocast leaves the network's inputs, state and log-SNR, unchanged", autocast_input(setting), 0.0)
     yield Row("autocast leaves the embedding of log-SNR in float32", autocast_embedding(setting), 1e-5)
 
 
 def pairs(sde: SDE, setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
-    """x0, eps (21, 2, 3) and times (21, 1, 1)."""
+    """Returns x0, eps (21, 2, 3) and times (21, 1, 1)."""
     t = setting.tensor(interval(sde, 21)).reshape(-1, 1, 1)
     return SIGMA_DATA * setting.normals(21, 2, 3), setting.normals(21, 2, 3, seed=1), t
 
 
 def estimate(name: str, sde: SDE, setting: Setting) -> float:
-    """|x0_hat - x0| / (1 + sigma / alpha) where the network says the target."""
+    """Returns |x0_hat - x0| / (1 + sigma / alpha) for a network that returns the target."""
     x0, eps, t = pairs(sde, setting)
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     denoise = Denoiser(Oracle(TARGETS[name](alpha, sigma, x0, eps)), sde, name, SIGMA_DATA)
@@ -77,7 +78,7 @@ def estimate(name: str, sde: SDE, setting: Setting) -> float:
 
 
 def conversions(sde: SDE, setting: Setting) -> float:
-    """x = alpha x0 + sigma eps, score = -eps / sigma, and back again; each error in units of its quantity."""
+    """Returns the error of x = alpha x0 + sigma eps, score = -eps / sigma and their inverses, in natural units."""
     x0, eps, t = pairs(sde, setting)
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     x = sde.perturb(x0, eps, t)
@@ -94,12 +95,12 @@ def conversions(sde: SDE, setting: Setting) -> float:
 
 
 def network_input(sde: SDE, setting: Setting) -> tuple[float, float]:
-    """How far c_in^2 (alpha^2 sigma_data^2 + sigma^2) is from 1, and the error of the log-SNR that is told."""
+    """Returns |c_in^2 (alpha^2 sigma_data^2 + sigma^2) - 1|, and the error of the log-SNR passed to the network."""
     x0, _, t = pairs(sde, setting)
     oracle = Oracle()
     alpha, sigma = exactly(sde.alpha(t)), exactly(sde.sigma(t))
     Denoiser(oracle, sde, "edm", SIGMA_DATA)(torch.ones_like(x0), t)
-    c_in, log_snr = oracle.asked[0]
+    c_in, log_snr = oracle.inputs[0]
     variance = exactly(c_in) ** 2 * (alpha**2 * SIGMA_DATA**2 + sigma**2)
     expected = 2 * torch.log(alpha / sigma).flatten()
     found = distance(log_snr, expected, 1 + expected.abs())
@@ -107,20 +108,20 @@ def network_input(sde: SDE, setting: Setting) -> tuple[float, float]:
 
 
 def autocast_input(setting: Setting) -> float:
-    """Difference of what the network is given with autocast and without."""
+    """Returns the difference between the network's inputs with autocast and without."""
     x0, _, t = pairs(SDES["vpsde"](), setting)
     oracle = Oracle()
     denoise = Denoiser(oracle, SDES["vpsde"](), "edm", SIGMA_DATA)
     denoise(x0, t)
     with torch.autocast(setting.device.type, torch.bfloat16):
         denoise(x0, t)
-    (plain, log_snr), (x, told) = oracle.asked
-    return worst([distance(x, plain), distance(told, log_snr)])
+    (plain, log_snr), (x, under_autocast) = oracle.inputs
+    return worst([distance(x, plain), distance(under_autocast, log_snr)])
 
 
 def autocast_embedding(setting: Setting) -> float:
-    """Difference of the features of log-SNR under autocast from those in float64."""
-    with torch.random.fork_rng(devices=[]):  # weights that do not depend on the groups before
+    """Returns the difference between the embedding of log-SNR under autocast and in float64."""
+    with torch.random.fork_rng(devices=[]):  # weights independent of the groups before
         torch.manual_seed(0)
         embed = LogSNREmbedding(32).to(setting.device)
     l = torch.linspace(-9, 9, 19, device=setting.device)

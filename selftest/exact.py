@@ -1,4 +1,4 @@
-"""The exact mixtures, on which the other checks stand, against integrals and gradients."""
+"""The exact mixtures, which other checks rely on, against integrals and gradients."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ WEIGHTS, MEANS, STDS = (0.3, 0.7), (-1.0, 0.8), (0.2, 0.4)
 
 
 def bumps(setting: Setting) -> GaussianMixture:
-    """Two unequal bumps on a line."""
+    """Returns a mixture of two unequal Gaussians in one dimension."""
     means, stds = setting.tensor(MEANS)[:, None], setting.tensor(STDS)[:, None]
     return GaussianMixture(setting.tensor(WEIGHTS), means, stds**2)
 
 
 def blobs(setting: Setting, shape: tuple[int, ...] = (2, 2)) -> GaussianMixture:
-    """Three Gaussians with full covariances on examples of this shape."""
+    """Returns a mixture of three Gaussians with full covariances, over examples of this shape."""
     num = math.prod(shape)
     roots = 0.3 * setting.normals(3, num, num, seed=1)
     covariances = roots @ roots.mT + 0.1 * torch.eye(num, dtype=setting.dtype, device=setting.device)
@@ -28,14 +28,14 @@ def blobs(setting: Setting, shape: tuple[int, ...] = (2, 2)) -> GaussianMixture:
 
 
 def score_error(denoise: Callable[..., Prediction], mixture: GaussianMixture, sde: SDE, x: Tensor, t: float) -> float:
-    """Distance of the score that a denoiser implies from the gradient of the exact log-density; x (B, *)."""
+    """Returns the distance between a denoiser's score and the gradient of the exact log-density; x (B, *)."""
     x = x.detach().requires_grad_()
     gradient = torch.autograd.grad(mixture.log_prob(x, *sde.marginal(t)[:2]).sum(), x)[0]
     return distance(sde.score(x.detach(), denoise(x.detach(), t).x0, t), gradient)
 
 
 def check(setting: Setting) -> Iterator[Row]:
-    """Density, posterior mean, score and moments."""
+    """Checks density, posterior mean, score and moments."""
     x0 = np.linspace(-4, 4, 8001)
     density = sum(
         w * np.exp(-0.5 * ((x0 - m) / s) ** 2) / (s * math.sqrt(2 * math.pi)) for w, m, s in zip(WEIGHTS, MEANS, STDS)

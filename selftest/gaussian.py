@@ -1,5 +1,4 @@
-"""The moment-matched Gaussian of the data against dense matrices, and the ratios where to look against the law they are
-of."""
+"""The moment-matched Gaussian against dense matrices, and the distribution of its noise-to-signal ratios."""
 
 import math
 from collections.abc import Iterator
@@ -17,14 +16,14 @@ RATIO, EXTRA = 0.3, 0.01
 
 
 def check(setting: Setting) -> Iterator[Row]:
-    """What is measured, what is done with it, and where it is asked for."""
+    """Checks measured moments, matrix operations and quantiles of the ratios."""
     yield from measured()
     yield from matrices(setting)
     yield from ratios()
 
 
 def measured() -> Iterator[Row]:
-    """Mean and covariance of examples, far from 0 and unlike in every direction."""
+    """Checks mean and covariance of examples with a mean far from 0 and a different variance in each direction."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(700, 80, dtype=torch.float64, generator=generator) + 3
     x[:, :16] *= torch.logspace(1.5, 0, 16)
@@ -39,11 +38,11 @@ def measured() -> Iterator[Row]:
     yield Row("leading variances, and their sum with the rest", error, 1e-10)
     images = Dataset(np.full((8, 1, 4, 4), 5, dtype=np.uint8), np.arange(8), levels=17)
     found = moment_matched(images, Pixels(17)).std
-    yield Row("images that are all alike: deviation within a bin", abs(found * 17 * math.sqrt(3) - 1), 1e-5)
+    yield Row("identical images: standard deviation within a bin", abs(found * 17 * math.sqrt(3) - 1), 1e-5)
 
 
 def matrices(setting: Setting) -> Iterator[Row]:
-    """A guess in 6 dimensions, of which 2 are told apart, with noise."""
+    """Checks a Gaussian in 6 dimensions with 2 separate directions, with noise added, against dense matrices."""
     directions = torch.linalg.qr(setting.normals(6, 2, seed=1).cpu().double()).Q
     mean = setting.normals(1, 2, 3, seed=2).cpu().double()[0]
     exact = Gaussian(mean, 0.2, torch.tensor([0.5, 3.0], dtype=torch.float64), directions)
@@ -57,30 +56,31 @@ def matrices(setting: Setting) -> Iterator[Row]:
     yield Row("colour undoes whiten", error, allowed)
     offset = (exactly(y) - mean).reshape(4, 6).numpy()
     expected = mean.flatten().numpy() + offset @ np.linalg.solve(noisy, dense(exact))
-    found = gaussian.posterior_mean(y, setting.tensor([[RATIO]] * 4))
-    yield Row("posterior mean against dense matrices", distance(found.reshape(4, 6), expected), allowed)
-    found = distance(gaussian.log_volume(RATIO), 0.5 * np.linalg.slogdet(noisy)[1])
-    yield Row("logarithm of the volume against the determinant", found, allowed)
+    posterior_mean = gaussian.posterior_mean(y, setting.tensor([[RATIO]] * 4))
+    yield Row("posterior mean against dense matrices", distance(posterior_mean.reshape(4, 6), expected), allowed)
+    error = distance(gaussian.log_volume(RATIO), 0.5 * np.linalg.slogdet(noisy)[1])
+    yield Row("logarithm of the volume against the determinant", error, allowed)
 
 
 def ratios() -> Iterator[Row]:
-    """Quantiles of log r, whose density is 1 / (4 cosh^2(x / 2)) but for a share that is uniform."""
+    """Checks quantiles of log r: a mixture of a logistic density, 1 / (4 cosh^2(x / 2)), and a uniform one."""
     low, high, std = 2e-3, 80.0, 0.5
     grid = np.linspace(math.log(low), math.log(high), 40_001)
     density = 0.25 / np.cosh(0.5 * (grid - math.log(CENTRE * std))) ** 2
     logistic = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
-    share = SHARE * logistic / logistic[-1] + (1 - SHARE) * np.linspace(0, 1, len(grid))
+    below = SHARE * logistic / logistic[-1] + (1 - SHARE) * np.linspace(0, 1, len(grid))
     u = np.linspace(0, 1, 101)
     ratio, slope = logistic_uniform(low, high, u, std)
     yield Row("ratios at the ends", distance(ratio[[0, -1]], [low, high]), 0.0)
-    yield Row("ratios: share of the law below them", distance(np.interp(np.log(ratio), grid, share), u), 1e-7)
-    above, below = (np.log(logistic_uniform(low, high, u[1:-1] + h, std)[0]) for h in (1e-6, -1e-6))
-    yield Row("ratios: slope against differences", relative(slope[1:-1], (above - below) / 2e-6), 1e-6)
+    yield Row("ratios: distribution function", distance(np.interp(np.log(ratio), grid, below), u), 1e-7)
+    right, left = (np.log(logistic_uniform(low, high, u[1:-1] + h, std)[0]) for h in (1e-6, -1e-6))
+    yield Row("ratios: slope against differences", relative(slope[1:-1], (right - left) / 2e-6), 1e-6)
 
 
 def dense(gaussian: Gaussian) -> np.ndarray:
-    """C, (D, D)."""
+    """Returns the covariance as a dense matrix (D, D)."""
     directions = gaussian.directions.numpy()
     along = directions @ directions.T
     spread = directions @ np.diag(gaussian.variances.numpy()) @ directions.T
-    return spread + gaussian.rest * (np.eye(len(along)) - along)
+    covariance: np.ndarray = spread + gaussian.rest * (np.eye(len(along)) - along)
+    return covariance

@@ -1,7 +1,7 @@
-"""The groups of the selftest by name: functions ``(setting) -> rows``, run one by one or by several processes.
+"""Groups of the selftest by name: functions ``(setting) -> rows``, run in one process or several.
 
-Closed forms stand here a second time, written without ``sde_lib``; everything runs over the dicts of the library, so
-that a new entry is checked by being there.
+The closed forms are a second implementation, written without ``sde_lib``. The checks iterate over the dicts of the
+library, so a new entry is checked without further code.
 """
 
 import multiprocessing
@@ -58,28 +58,28 @@ CHECKS: dict[str, Callable[[Setting], Iterator[Row]]] = {
 
 
 def results(group: str, setting: Setting) -> Iterator[Row]:
-    """The rows of a group; an exception is one more row, that failed."""
+    """Yields the rows of a group; an exception becomes one more row, which fails."""
     return guarded(CHECKS[group](setting))
 
 
 def workers(device: torch.device) -> int:
-    """Processes that share the groups: one per core of a CPU, and one alone on an accelerator."""
+    """Returns the number of worker processes: one per CPU core, or a single one on an accelerator."""
     return min(os.cpu_count() or 1, len(CHECKS)) if device.type == "cpu" else 1
 
 
 def every_group(setting: Setting, num_workers: int) -> Iterator[tuple[str, Iterable[Row]]]:
-    """Each group and its rows in the order of the table, computed by this many processes."""
+    """Yields each group and its rows in the order of ``CHECKS``, computed by ``num_workers`` processes."""
     if num_workers == 1:
         yield from ((group, results(group, setting)) for group in CHECKS)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's threads
+    context = multiprocessing.get_context("spawn")  # fork would copy the locks of torch's threads
     with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin_worker) as pool:
         yield from zip(CHECKS, pool.map(_all_results, CHECKS, repeat(setting)))
 
 
 def _begin_worker() -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
 
 
 def _all_results(group: str, setting: Setting) -> list[Row]:

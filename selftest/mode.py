@@ -1,4 +1,4 @@
-"""``--mode selftest``: the library measured against closed forms; needs no config, data or trained network."""
+"""``--mode selftest``: checks of the library against closed forms, without a config, data or a trained network."""
 
 import math
 import time
@@ -18,19 +18,19 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class FailedChecks(Exception):
-    """Checks that measured more than is allowed."""
+    """At least one check measured more than it allows."""
 
     exit_status = 1
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Print a row for each check, and write selftest.json below ``workdir``.
+    """Print a row for each check, and write selftest.json to ``workdir``.
 
-    Raises: FailedChecks if one did not pass; ValueError for a device or a dtype that cannot be used.
+    Raises: FailedChecks if a check fails; ValueError for a device or a dtype that cannot be used.
     """
     setting = make_setting(config.device, options.dtype)
     rows, start = [], time.perf_counter()
-    print(f"{'group':11}{'what':91}{'measured':>9}{'allowed':>9}")
+    print(f"{'group':11}{'check':91}{'measured':>9}{'allowed':>9}")
     for group, of_group in groups.every_group(setting, groups.workers(setting.device)):
         for row in of_group:
             print(f"{group:11}{row}", flush=True)
@@ -53,9 +53,9 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 
 
 def make_setting(device: str, dtype: str) -> Setting:
-    """Where to compute.
+    """Returns the device and dtype of the checks.
 
-    Raises: ValueError for a device that cannot be used, or that has no such numbers.
+    Raises: ValueError for a device that cannot be used, or that does not support the dtype.
     """
     setting = Setting(make_device(device), DTYPES[dtype])
     try:
@@ -66,6 +66,6 @@ def make_setting(device: str, dtype: str) -> Setting:
 
 
 def as_json(group: str, row: Row) -> dict[str, object]:
-    """A row of selftest.json; a measured number that is not finite is null."""
+    """Returns a row of selftest.json; a non-finite measured number becomes null."""
     measured = row.measured if math.isfinite(row.measured) else None
     return {"group": group, "what": row.what, "measured": measured, "allowed": row.allowed, "passed": row.passed}

@@ -1,4 +1,4 @@
-"""The keyed noise: a known answer, the normal law, independence of seeds, streams, draws and batches; its paths."""
+"""Keyed noise: test vector, normality, independence of seeds, streams, draws and batches, and Brownian paths."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from score_sde.selftest.rows import Row, Setting, distance, exactly, worst
 
 
 def check(setting: Setting) -> Iterator[Row]:
-    """Bits, moments, correlations, addresses."""
+    """Checks bits, moments, correlations and keys."""
     zero = np.zeros(4, dtype=np.uint64)
     answer = np.array([0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8], dtype=np.uint64)
     yield Row("Philox of zeros: wrong words", int((philox(zero, zero[:2]) != answer).sum()), 0)
@@ -28,13 +28,17 @@ def check(setting: Setting) -> Iterator[Row]:
     other = exactly(Noise(torch.arange(num), stream=1)(like))
     others = [z[0, 1:] * z[0, :-1], z[0] * z[1], z[0] * other, z[0, :, 1:] * z[0, :, :-1]]
     found = worst(abs(product.mean().item()) * math.sqrt(product.numel()) for product in others)
-    yield Row("normals of two seeds, draws, streams, places: correlation, in standard errors", found, 4.5)
+    yield Row("normals of two seeds, draws, streams, entries: correlation, in standard errors", found, 4.5)
     later, few = Noise(torch.arange(5, 9), start=2), like[:4]
     yield Row("normals of an example, alone and later", distance(later(few), z[2, 5:9]), 0.0)
 
     half, whole = (torch.stack([exactly(z(like)) for z in Brownian(torch.arange(num)).moves(n)]) for n in (6, 12))
     joined = (whole[0::2] + whole[1::2]) / math.sqrt(2)
-    yield Row("Brownian path: two increments over the one over both", distance(joined, half), 4 * setting.rounding)
+    yield Row(
+        "Brownian path: two increments add up to the increment of twice the length",
+        distance(joined, half),
+        4 * setting.rounding,
+    )
     moments = [whole.square().mean() - 1, (whole[0::2] * whole[1::2]).mean()]
     found = worst(abs(m.item()) * math.sqrt(n) for m, n in zip(moments, (whole.numel() / 2, whole.numel() / 2)))
     yield Row("Brownian path: increments are standard and independent, in standard errors", found, 4.0)

@@ -1,4 +1,4 @@
-"""Every process against the papers, a simulation of itself, and the identities that samplers rely on."""
+"""Every process against the papers, a simulation, and the identities that samplers rely on."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,18 +14,18 @@ from score_sde.selftest.textbook import INTERVALS, PRIOR_STD, PROCESSES
 
 
 def check(setting: Setting) -> Iterator[Row]:
-    """Marginals, rates, inverse, transitions, bridges and prior of every SDE; chains and a learned schedule."""
+    """Checks marginals, drift, diffusion, inverse, transitions, bridges and prior of every SDE, and schedules."""
     for name, make in SDES.items():
         if name in PROCESSES:
             yield from closed_forms(name, make(), setting)
         yield from identities(name, make, setting)
-    yield Row("DDPM's chain of vpsde: betas from 1e-4 to 0.02", ddpm_chain(), 1e-9)
-    yield Row("NCSN's ladder: probability that neighbours overlap, distance from 1/2", ladder_overlap(), 1e-8)
+    yield Row("vpsde in 1000 levels: DDPM's betas from 1e-4 to 0.02", ddpm_chain(), 1e-9)
+    yield Row("NCSN's noise levels: probability that neighbours overlap, distance from 1/2", ladder_overlap(), 1e-8)
     yield from learned(setting)
 
 
 def closed_forms(name: str, sde: SDE, setting: Setting) -> Iterator[Row]:
-    """Rows of an SDE that is in the textbook under this name."""
+    """Checks an SDE against the textbook process of this name."""
     t = setting.tensor(interval(sde, 61))
     book = PROCESSES[name](exactly(t).numpy())
     found = worst([relative(sde.alpha(t), book.alpha), relative(sde.sigma(t), book.sigma)])
@@ -37,7 +37,7 @@ def closed_forms(name: str, sde: SDE, setting: Setting) -> Iterator[Row]:
 
 
 def identities(name: str, make: Callable[[], SDE], setting: Setting) -> Iterator[Row]:
-    """Rows of any SDE: its marginals against its drift and diffusion, its inverse, transitions, bridges and prior."""
+    """Checks any SDE: marginals against drift and diffusion, the inverse, transitions, bridges and the prior."""
     sde = make()
     times = interval(sde, 61)
     yield Row(f"{name}: marginals against the moment equations", moment_equations(sde), 1e-4)
@@ -46,7 +46,7 @@ def identities(name: str, make: Callable[[], SDE], setting: Setting) -> Iterator
     again = distance(sde.log_snr(sde.time(l)), l, 1 + exactly(l).abs())
     yield Row(f"{name}: log-SNR to time and back", again, 500 * setting.rounding)
     yield Row(f"{name}: the time without noise", data_time(sde), 0.0)
-    yield Row(f"{name}: times as numbers, in tables and as tensors", ways_to_ask(make, times), 1e-12)
+    yield Row(f"{name}: times as numbers, in tables and as tensors", time_types(make, times), 1e-12)
     yield Row(f"{name}: transitions compose and carry the marginals", transitions(sde, times), 1e-11)
     yield Row(f"{name}: bridges keep the marginals", bridges(sde, times, setting), 16 * setting.rounding)
     found = posterior(sde, times, setting)
@@ -55,15 +55,15 @@ def identities(name: str, make: Callable[[], SDE], setting: Setting) -> Iterator
 
 
 def interval(sde: SDE, num: int) -> Tensor:
-    """Times over the whole interval, close to one another at its start; float64."""
+    """Returns times over the whole interval, in geometric progression; float64."""
     return sde.t_min * (sde.t_max / sde.t_min) ** torch.linspace(0, 1, num, dtype=torch.float64)
 
 
 def moment_equations(sde: SDE) -> float:
-    """dm/dt = f m and dv/dt = 2 f v + g^2 over the whole interval, with the drift and diffusion that the SDE tells."""
-    ends = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
-    times = sde.time(torch.linspace(*ends, 4001, dtype=torch.float64)).clamp(sde.t_min, sde.t_max)
-    # Whole numbers too: at those the rates of a chain jump.
+    """Returns the error of dm/dt = f m and dv/dt = 2 f v + g^2, integrated over the whole interval."""
+    first, last = sde.log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
+    times = sde.time(torch.linspace(first, last, 4001, dtype=torch.float64)).clamp(sde.t_min, sde.t_max)
+    # Include whole numbers, where drift and diffusion of a discrete-time process jump.
     times = torch.cat([times, torch.arange(1, math.floor(sde.t_max) + 1, dtype=torch.float64)])
     times = times[times >= sde.t_min].unique()
     alpha, sigma, _ = sde.marginal(times[0].item())
@@ -76,7 +76,7 @@ def moment_equations(sde: SDE) -> float:
 
 
 def simulation(sde: SDE, setting: Setting) -> float:
-    """The forward process of many particles, from a point to the middle of the interval."""
+    """Returns the error of mean and deviation of 4000 simulated particles at mid-interval, in standard errors."""
     num, point, generator = 4000, 1.5, torch.Generator().manual_seed(0)
     times = torch.linspace(sde.t_min, 0.5 * (sde.t_min + sde.t_max), 401, dtype=torch.float64)
     first, last = sde.marginal(times[0].item()), sde.marginal(times[-1].item())
@@ -90,34 +90,34 @@ def simulation(sde: SDE, setting: Setting) -> float:
 
 
 def frozen_moves(sde: SDE, times: Tensor) -> list[tuple[float, float]]:
-    """x -> a x + b z between neighbouring times, with drift and diffusion as they are halfway; second order."""
+    """Returns (a, b) of x -> a x + b z between neighbouring times, by the midpoint rule (second order)."""
     h, middle = times.diff(), 0.5 * (times[1:] + times[:-1])
     growth = torch.exp(h * sde.drift(middle))
     return list(zip(growth.tolist(), ((growth * h).sqrt() * sde.diffusion(middle)).tolist()))
 
 
 def data_time(sde: SDE) -> float:
-    """At an infinite log-SNR alpha is 1 and sigma 0."""
+    """Returns the distance of (alpha, sigma) at infinite log-SNR from (1, 0)."""
     alpha, sigma, _ = sde.marginal(sde.time(torch.tensor(math.inf, dtype=torch.float64)).item())
     return distance([alpha, sigma], [1.0, 0.0])
 
 
-def ways_to_ask(make: Callable[[], SDE], times: Tensor) -> float:
-    """Numbers, numbers from a table and tensors give the same alpha, sigma, log-SNR, drift and diffusion."""
+def time_types(make: Callable[[], SDE], times: Tensor) -> float:
+    """Returns the difference in alpha, sigma, log-SNR, drift and diffusion between numbers, tables and tensors."""
     alone, table = make(), make()
     table.tabulate(times)
     expected = torch.stack([*alone.marginal(times), alone.drift(times), alone.diffusion(times)], 1)
-    asked = [[[*sde.marginal(t), sde.drift(t), sde.diffusion(t)] for t in times.tolist()] for sde in (alone, table)]
-    return worst(relative(found, expected) for found in asked)
+    results = [[[*sde.marginal(t), sde.drift(t), sde.diffusion(t)] for t in times.tolist()] for sde in (alone, table)]
+    return worst(relative(found, expected) for found in results)
 
 
 def triples(times: Tensor) -> list[tuple[float, float, float]]:
-    """Early, middle and late times, near one another and far apart."""
+    """Returns (early, middle, late) times, near one another and far apart."""
     return [tuple(times[list(rows)].tolist()) for rows in [(0, 1, 2), (0, 30, 60), (20, 40, 41), (50, 58, 60)]]
 
 
 def transitions(sde: SDE, times: Tensor) -> float:
-    """From r to s and on to t is from r to t; and alpha_s, sigma_s become alpha_t, sigma_t."""
+    """Returns the error of r -> s -> t against r -> t, and of the marginal at t obtained from the marginal at r."""
     errors = []
     for r, s, t in triples(times):
         (a1, b1), (a2, b2), (a, b) = sde.transition(r, s), sde.transition(s, t), sde.transition(r, t)
@@ -130,14 +130,17 @@ def transitions(sde: SDE, times: Tensor) -> float:
 
 
 def bridge(sde: SDE, t: float, s: float, eta: float, setting: Setting) -> tuple[float, float, float]:
-    """The factors of x and x0 in the mean of the bridge, and its deviation."""
+    """Returns the factors of x and x0 in the mean of the bridge, and its standard deviation."""
     x, x0 = setting.tensor([[1.0], [0.0]]), setting.tensor([[0.0], [1.0]])
     mean, std = sde.bridge(x, x0, t, s, eta)
     return *mean.flatten().tolist(), std
 
 
 def bridges(sde: SDE, times: Tensor, setting: Setting) -> float:
-    """With the true x0 the marginal at s comes out, for every eta; the deviation is eta sigma_s b / sigma_t."""
+    """Returns the error of the bridge for three values of eta.
+
+    With the true x0 its result has the marginal at s; its standard deviation is eta sigma_s b / sigma_t.
+    """
     errors = []
     for _, s, t in triples(times):
         for eta in (0.0, 0.4, 1.0):
@@ -152,7 +155,7 @@ def bridges(sde: SDE, times: Tensor, setting: Setting) -> float:
 
 
 def posterior(sde: SDE, times: Tensor, setting: Setting) -> float:
-    """At eta = 1: N(alpha_s x0, sigma_s^2) times N(x_t; a x_s, b^2), precisions added."""
+    """Returns the error at eta = 1 against N(alpha_s x0, sigma_s^2) N(x_t; a x_s, b^2), whose precisions add."""
     errors = []
     for _, s, t in triples(times):
         early, late = sde.marginal(s), sde.marginal(t)
@@ -169,21 +172,24 @@ def posterior(sde: SDE, times: Tensor, setting: Setting) -> float:
 
 
 def prior(sde: SDE, setting: Setting) -> float:
-    """N(0, prior_std^2) in six dimensions, against torch's own."""
+    """Returns the error of the density of N(0, prior_std^2) in six dimensions, against torch's."""
     x = 2 * sde.prior_std * setting.normals(5, 2, 3)
     law = torch.distributions.Normal(exactly(0.0), exactly(sde.prior_std))
     return relative(sde.prior_log_prob(x), law.log_prob(exactly(x)).flatten(1).sum(1))
 
 
 def ddpm_chain() -> float:
-    """The kernel from level i - 1 to i keeps 1 - beta_i of the variance and adds beta_i, beta linear in i."""
+    """Returns the error of x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z, with beta linear in i."""
     chain, betas = VPSDE().discretize(1000), np.linspace(1e-4, 0.02, 1000)
     kernels = [chain.transition(float(i - 1), float(i)) for i in range(2, 1001, 7)]
     return relative([(a**2, b**2) for a, b in kernels], np.stack([1 - betas, betas], 1)[1::7])
 
 
 def ladder_overlap() -> float:
-    """Phi(sqrt(2 D) (r - 1) + 3 r) - Phi(sqrt(2 D) (r - 1) - 3 r) is 1/2. Song, Ermon, 2020, technique 2."""
+    """Returns the error of Phi(sqrt(2 D) (r - 1) + 3 r) - Phi(sqrt(2 D) (r - 1) - 3 r) = 1/2.
+
+    Reference: Song, Ermon, 2020, technique 2.
+    """
     normal, errors = NormalDist(), []
     for dimensions in (5, 64, 3072, 196_608):
         r, width = ladder_ratio(dimensions), math.sqrt(2 * dimensions)
@@ -193,12 +199,12 @@ def ladder_overlap() -> float:
 
 
 def learned(setting: Setting) -> Iterator[Row]:
-    """A schedule with weights, centres and widths of its own: ends, inverse, and density against differences."""
+    """Checks a learned schedule with perturbed parameters: end points, inverse, and density against differences."""
     schedule = MonotoneSchedule(-8.0, 9.0, 6).to(setting.device)
     for seed, parameter in enumerate(schedule.parameters()):
         parameter.data += 0.5 * setting.normals(*parameter.shape, seed=seed).to(parameter)
     ends = schedule(setting.tensor([9.0, -8.0]))
-    yield Row("learned schedule: times of the ends", distance(ends, [0.0, 1.0]), 4 * setting.rounding)
+    yield Row("learned schedule: times of the end points", distance(ends, [0.0, 1.0]), 4 * setting.rounding)
     l = setting.tensor(np.linspace(-8, 9, 35))
     again = distance(schedule.log_snr(schedule(l)), l, 1 / exactly(schedule.density(l)))
     yield Row("learned schedule: log-SNR to time and back", again, 16 * setting.rounding)

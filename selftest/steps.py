@@ -1,15 +1,15 @@
-"""Every step under every SDE, without a random number: its order, the law that it ends in, and what it is exact for.
+"""Every step under every SDE, without random numbers: order, limit distribution and exact cases.
 
-Where the data are one Gaussian the denoiser is affine, and so is a sampler: the last state is
-a x_T + sum_k b_k z_k + c.
-One trajectory of a batch of impulses, each in one of the draws alone, tells a, every b_k and c; so the mean and the
-variance at the end are known to rounding, and their error can be seen to fall with the order of the step.
+For Gaussian data the denoiser is affine, and so is a sampler: the last state is a x_T + sum_k b_k z_k + c. One
+trajectory of a batch of impulses, each nonzero in a single draw, gives a, every b_k and c. Mean and variance at the end
+are therefore exact up to rounding, and their error falls with the order of the step.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ from score_sde.samplers import (
 )
 from score_sde.samplers.adaptive import StepControl
 from score_sde.samplers.predictor_corrector import STEP_SIZES, Corrector
-from score_sde.sde_lib import ADAPTIVE, SDE, SDES, Denoiser, GaussianMixture, Prediction
+from score_sde.sde_lib import ADAPTIVE, SDE, SDES, Denoise, GaussianMixture, Prediction
+from score_sde.sde_lib.process import Time
 from score_sde.selftest.rows import Row, Setting, distance, exactly, relative, worst
 from score_sde.selftest.textbook import PROCESSES, Process
 
@@ -41,10 +42,10 @@ MEAN, VARIANCE, SHARE = 0.8, 0.3, 0.5
 FEW = 32
 
 WITHOUT_STEPS = {"ode", "adaptive_sde", "dpm_adaptive"}
-"""Steps that keep a tolerance: they have no order."""
+"""Adaptive steps, which have no order."""
 
 OTHER_LAWS = {"ald", "consistency"}
-"""Steps that do not end in the law of the data as they become many, but in one that is known."""
+"""Steps whose limit of many moves is not the data distribution, but another one in closed form."""
 
 ORDERS = {
     **dict.fromkeys(("heun", "edm", "plms", "pndm", "multistep", "dpmpp_2m", "dpm_2s", "dpmpp_2s"), 2),
@@ -52,92 +53,113 @@ ORDERS = {
     **dict.fromkeys(("ipndm", "vab", "unipc", "rk4"), 4),
     **dict.fromkeys(("adams", "rk45"), 5),
 }
-"""The order of a step where it is not 1."""
+"""Orders of the steps; 1 by default."""
 
-SPOKEN_FOR_ALL = ("vpsde", "vesde")
-"""Processes that steps in shared coordinates are tried on."""
+REPRESENTATIVE = ("vpsde", "vesde")
+"""Processes on which ``PROCESS_FREE`` steps are checked."""
 
-IN_COORDINATES = {*ORDERS, "dpmpp_2m_sde", "dpmpp_3m_sde", "sa"} - {"heun", "plms", "pndm"}
-"""Steps in coordinates that all processes share: what they do to one they do to all, as the tests say of each."""
+PROCESS_FREE = {*ORDERS, "dpmpp_2m_sde", "dpmpp_3m_sde", "sa"} - {"heun", "plms", "pndm"}
+"""Steps that depend on x / alpha and log-SNR only: they act equally on every process, as the tests show for each."""
+
+
+def make_step(name: str, sde: SDE, **options: float) -> Step:
+    """Returns the step of this name in ``STEPS``."""
+    kind: Callable[..., Step] = STEPS[name]
+    return kind(sde, **options)
+
+
+def default_step(name: str) -> Callable[[SDE, int], Step]:
+    """Returns (sde, num_steps) -> the step of this name with default options."""
+    return lambda sde, num_steps: make_step(name, sde)
 
 
 def shrinking(sde: SDE, num_steps: int) -> Step:
-    """Predictor-corrector whose Langevin moves shrink with the moves of the predictor, and do not see the state's norm.
+    """Returns a predictor-corrector whose Langevin step size shrinks with the predictor's moves.
 
-    With a fixed ratio the corrector does not become exact as the steps become many.
+    The step size does not depend on the state's norm. With a fixed ratio the corrector would not become exact in the
+    limit of many steps.
     """
     return PredictorCorrector(sde, corrector="ald", snr=0.16 * math.sqrt(FEW / num_steps))
 
 
 CASES: dict[str, Callable[[SDE, int], Step]] = {
-    **{
-        name: lambda sde, num_steps, kind=kind: kind(sde)
-        for name, kind in STEPS.items()
-        if name not in WITHOUT_STEPS | OTHER_LAWS
-    },
+    **{name: default_step(name) for name in STEPS if name not in WITHOUT_STEPS | OTHER_LAWS},
     "pc": shrinking,
     "ddim, eta 0.5": lambda sde, num_steps: DDIM(sde, eta=0.5),
     "ancestral, variance 1": lambda sde, num_steps: Ancestral(sde, v=1.0),
 }
-"""Steps that are affine in the state where the denoiser is."""
+"""Steps that are affine in the state if the denoiser is."""
 
 
 def check(setting: Setting) -> Iterator[Row]:
-    """Single moves, orders and ends, what some steps are exact for, and predictor-corrector at equal cost."""
+    """Checks single moves, orders, exact cases, and predictor-corrector at equal cost."""
+    yield from moves(setting)
+    yield from fixed_orders(setting)
+    for sde_name, make in SDES.items():
+        for name, case in CASES.items():
+            sde, order, few, precision, allowed = make(), ORDERS.get(name, 1), FEW, setting, 0.15
+            if name in PROCESS_FREE:
+                if sde_name not in REPRESENTATIVE:
+                    continue
+                few, precision, allowed = 2 * FEW, Setting(torch.device("cpu"), torch.float64), 0.4
+            yield from convergence(f"{name}, {sde_name}", partial(case, sde), sde, order, few, precision, allowed)
+        for solver in ADAPTIVE if sde_name == "vpsde" else ("dopri5",):  # only the flow differs between SDEs
+            yield Row(f"ode by {solver}, {sde_name}: error over tolerance", flow(make(), solver, setting), 250)
+    for name, exact_case in EXACT_FOR_A_POINT.items():
+        found = worst(end_at_a_point(exact_case, make(), setting) for make in SDES.values())
+        yield Row(f"{name}: mean and variance in 3 steps, one-point data", found, 5000 * setting.rounding)
+    yield Row("ancestral, variance 1: variance in 3 steps, data N(0, 1)", unit_ending(setting), 1e-4)
+    for sde_name, make in SDES.items():
+        found = equal_cost(make(), setting)
+        yield Row(f"pc, {sde_name}: KL divergence relative to the predictor in twice the steps", found, 1.0)
+
+
+def moves(setting: Setting) -> Iterator[Row]:
+    """Checks single moves of steps, correctors and churn, and the proposals of adaptive steps."""
     known = [s for s in SDES if s in PROCESSES]
     for name in [name for name in STEPS if name in MOVES]:
         options = OPTIONS.get(name, {})
-        found = worst(one_move(STEPS[name](SDES[s](), **options), MOVES[name], PROCESSES[s], setting) for s in known)
+        found = worst(
+            one_move(make_step(name, SDES[s](), **options), MOVES[name], PROCESSES[s], setting) for s in known
+        )
         yield Row(f"{name}: one move against the closed form", found, 2000 * setting.rounding)
     for name in [name for name in STEP_SIZES if name in RATIOS]:
         found = worst(corrector(name, s, setting) for s in known)
         yield Row(f"corrector {name}: one move against the closed form", found, 1000 * setting.rounding)
     found = worst(put_in(s, setting) for s in known)
-    yield Row("edm: level and state where noise is put in, against the closed form", found, 2000 * setting.rounding)
+    yield Row("edm: noise level and state after churn, against the closed form", found, 2000 * setting.rounding)
     for name, options, form in PROPOSALS:
-        found = worst(proposal(STEPS[name](SDES[s](), **options), form, s) for s in known)
+        found = worst(proposal(make_step(name, SDES[s](), **options), form, s) for s in known)
         title = f"{name}, order {options['order']}" if options else name
-        yield Row(f"{title}: both of its proposals against the closed form", found, 1e-10)
-    for name, (step, order) in EVEN_ORDERS.items():
-        lost = order - even_order(step, setting)
-        yield Row(f"{name}, times even in sigma: what its order lacks of {order}", lost, 0.4)
+        yield Row(f"{title}: both proposals against the closed form", found, 1e-10)
+
+
+def fixed_orders(setting: Setting) -> Iterator[Row]:
+    """Checks orders on times even in sigma, annealed Langevin dynamics, and consistency sampling."""
+    for name, (case, order) in EVEN_ORDERS.items():
+        lost = order - even_order(case, setting)
+        yield Row(f"{name}, times even in sigma: shortfall from order {order}", lost, 0.4)
     found = worst(recursion(make(), num_steps, setting) for make in SDES.values() for num_steps in (1, 2))
-    yield Row("ald: variance down a ladder where the data are a point", found, 1000 * setting.rounding)
+    yield Row("ald: variance over the noise levels, one-point data", found, 1000 * setting.rounding)
     found = worst(step_size(ratio, num_steps) for ratio in (1.04, 1.5, 10.0) for num_steps in (1, 5))
-    yield Row("ald: variance that it leaves, above that of the best of 1000 step sizes", found, 1e-9)
+    yield Row("ald: remaining variance, above the best of 1000 step sizes", found, 1e-9)
     found = worst(known_ends(ConsistencyStep(make()), setting) for make in SDES.values())
-    yield Row("consistency: mean and variance in 3 steps where the ends are known", found, 1000 * setting.rounding)
-    for sde_name, make in SDES.items():
-        for name, case in CASES.items():
-            sde, order, few, precision, allowed = make(), ORDERS.get(name, 1), FEW, setting, 0.15
-            if name in IN_COORDINATES:
-                if sde_name not in SPOKEN_FOR_ALL:
-                    continue
-                few, precision, allowed = 2 * FEW, Setting(torch.device("cpu"), torch.float64), 0.4
-            yield from convergence(f"{name}, {sde_name}", partial(case, sde), sde, order, few, precision, allowed)
-        for solver in ADAPTIVE if sde_name == "vpsde" else ("dopri5",):  # what differs between SDEs is the flow
-            yield Row(f"ode by {solver}, {sde_name}: its error over its tolerance", flow(make(), solver, setting), 250)
-    for name, case in EXACT_FOR_A_POINT.items():
-        found = worst(end_at_a_point(case, make(), setting) for make in SDES.values())
-        yield Row(f"{name}: mean and variance in 3 steps where the data are a point", found, 5000 * setting.rounding)
-    yield Row("ancestral, variance 1: variance in 3 steps where the data are N(0, 1)", unit_ending(setting), 1e-4)
-    for sde_name, make in SDES.items():
-        yield Row(f"pc, {sde_name}: its divergence over that of twice the predictor", equal_cost(make(), setting), 1.0)
+    yield Row("consistency: mean and variance in 3 steps, exact consistency model", found, 1000 * setting.rounding)
 
 
 def convergence(
     name: str, step: Callable[[int], Step], sde: SDE, order: int, few: int, setting: Setting, allowed: float
 ) -> Iterator[Row]:
-    """Rows of the order of a step, and of the law that it ends in, from ``few`` and twice as many moves."""
+    """Checks the order of a step and its limit distribution, from ``few`` and twice as many moves."""
     coarse, fine = (ending(step(n), log_snr_grid(sde, n), setting) for n in (few, 2 * few))
     lost = order - math.log2(math.hypot(*coarse) / math.hypot(*fine))
-    yield Row(f"{name}: what its order lacks of {order}", lost, allowed)
+    yield Row(f"{name}: shortfall from order {order}", lost, allowed)
     limit = [(2**order * f - c) / (2**order - 1) for c, f in zip(coarse, fine)]
     yield Row(f"{name}: mean and variance in the limit of many steps", math.hypot(*limit), 0.02)
 
 
 class Impulses:
-    """Draws of which number k is 1 for example 2 + k, and 0 for all others."""
+    """Noise whose draw number k is 1 for example 2 + k, and 0 for all others."""
 
     def __init__(self) -> None:
         self.drawn = 0
@@ -152,7 +174,7 @@ class Impulses:
 
 
 def log_snr_grid(sde: SDE, num_steps: int) -> Tensor:
-    """From log-SNR -6 to 7, within the interval."""
+    """Returns times from log-SNR -6 to 7, clamped to the interval of the SDE."""
     start, end = sde.time(torch.tensor([-6.0, 7.0], dtype=torch.float64)).clamp(sde.t_min, sde.t_max).tolist()
     return GRIDS["log_snr"](sde, num_steps, start, end)
 
@@ -163,12 +185,15 @@ def ending(
     setting: Setting,
     mean: float = MEAN,
     variance: float = VARIANCE,
-    denoise: Denoiser | None = None,
+    denoise: Denoise | None = None,
 ) -> tuple[float, float]:
-    """Errors of the mean, in standard deviations, and of the variance, relative, where N(mean, variance) should be.
+    """Returns the errors at the last time for data N(mean, variance).
 
-    The start is the exact law at the first time, not the prior: what is measured is the step's error alone. Without
-    a denoiser it is the exact one.
+    The error of the mean is in standard deviations; the error of the variance is relative. The start is the exact
+    marginal at the first time, not the prior, so the errors are the step's alone.
+
+    Args:
+        denoise: defaults to the exact denoiser.
     """
     sde = step.sde
     exact = GaussianMixture(setting.tensor([1.0]), setting.tensor([[mean]]), variance).denoiser(sde, SHARE)
@@ -185,7 +210,7 @@ def ending(
 
 
 class Scaled:
-    """Draws that are 0, z and 2 z for three examples."""
+    """Noise that is 0, z and 2 z for three examples."""
 
     def __init__(self) -> None:
         self.drawn = 0
@@ -198,18 +223,21 @@ class Scaled:
 
 
 def superposition(step: Step, setting: Setting) -> float:
-    """|f(2 w) - 2 f(w) + f(0)| / |f(2 w) - f(0)| of the last state, w the first one and all draws, Gaussian data."""
+    """Returns |f(2 w) - 2 f(w) + f(0)| / |f(2 w) - f(0)| for Gaussian data.
+
+    f is the last state as a function of w, the first state and all draws.
+    """
     denoise = GaussianMixture(setting.tensor([1.0]), setting.tensor([[MEAN]]), VARIANCE).denoiser(step.sde, SHARE)
     x = step.sde.prior_std * setting.tensor([[0.0], [1.0], [2.0]])
     *_, end, _ = trajectory(step, denoise, x, log_snr_grid(step.sde, 8), Scaled())
-    zero, once, twice = end.flatten().tolist()
+    zero, once, twice = map(float, end.flatten())
     return abs(twice - 2 * once + zero) / abs(twice - zero)
 
 
 def flow(sde: SDE, solver: str, setting: Setting) -> float:
-    """Error of x_s = alpha_s m + sqrt((alpha_s^2 v + sigma_s^2) / (alpha_t^2 v + sigma_t^2)) (x_t - alpha_t m).
+    """Returns the relative error of the flow from x_t to x_s, divided by the solver's tolerance.
 
-    Relative, over the tolerance of the solver.
+    x_s = alpha_s m + sqrt((alpha_s^2 v + sigma_s^2) / (alpha_t^2 v + sigma_t^2)) (x_t - alpha_t m)
     """
     t, s = log_snr_grid(sde, 1).tolist()
     late, early = sde.marginal(t), sde.marginal(s)
@@ -227,18 +255,21 @@ EVEN_ORDERS: dict[str, tuple[Callable[[SDE], Step], int]] = {
     "plms, order 4": (PLMS, 3),
     "pndm": (PNDM, 4),
 }
-"""The order of a step where times and their middles are even in sigma / alpha."""
+"""Step and order on times that are even in sigma / alpha, midpoints included."""
 
 
 def even_order(case: Callable[[SDE], Step], setting: Setting) -> float:
-    """Order from the errors of mean and variance from sigma 0.6 to 0.1, in so few steps that float32 sees them fall."""
+    """Returns the order measured from sigma 0.6 to 0.1, in few enough steps for float32 to resolve the errors."""
     sde = SDES["edm"]()
     few, many = (ending(case(sde), GRIDS["uniform"](sde, n, 0.6, 0.1), setting) for n in (10, 20))
     return math.log2(math.hypot(*few) / math.hypot(*many))
 
 
 def recursion(sde: SDE, num_steps: int, setting: Setting) -> float:
-    """Error of the variance that Langevin steps of a tenth of sigma^2 leave of the level before, level by level."""
+    """Returns the relative error of the variance after Langevin steps of size 0.1 sigma^2 at each level.
+
+    The expected variance follows a recursion over the levels.
+    """
     times = log_snr_grid(sde, 8)
     ratios = [sde.ratio(t) for t in times.tolist()]
     step = AnnealedLangevin(sde, 0.1 * ratios[-1] ** 2, num_steps)
@@ -251,7 +282,7 @@ def recursion(sde: SDE, num_steps: int, setting: Setting) -> float:
 
 
 def step_size(ratio: float, num_steps: int) -> float:
-    """The variance that a level leaves of the level before, over the least that some other step size leaves of it."""
+    """Returns the variance left of the previous level, minus the least that any of 1000 step sizes leaves."""
 
     def left(h: float) -> float:
         variance = ratio**2
@@ -263,9 +294,12 @@ def step_size(ratio: float, num_steps: int) -> float:
 
 
 def known_ends(step: Step, setting: Setting) -> float:
-    """Error of the law where the denoiser tells where the flow ends: as many deviations from the mean as it began."""
+    """Returns the error of the end distribution for a denoiser that returns the end point of the flow.
 
-    def end(x: Tensor, t: float) -> Prediction:
+    The flow keeps the distance from the mean in standard deviations.
+    """
+
+    def end(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         alpha, sigma, _ = step.sde.marginal(t)
         return Prediction(MEAN + math.sqrt(VARIANCE / (alpha**2 * VARIANCE + sigma**2)) * (x - alpha * MEAN))
 
@@ -277,63 +311,85 @@ EXACT_FOR_A_POINT: dict[str, Callable[[SDE], Step]] = {
     "ddim, eta 0.5": lambda sde: DDIM(sde, eta=0.5),
     "ddim, eta 1": lambda sde: DDIM(sde, eta=1.0),
     "ancestral": lambda sde: Ancestral(sde),
-    **{name: STEPS[name] for name in ("heun", "plms", "pndm", "consistency")},
+    **{name: partial(make_step, name) for name in ("heun", "plms", "pndm", "consistency")},
 }
+"""Steps that are exact if the denoiser returns a constant."""
 
 
 def end_at_a_point(case: Callable[[SDE], Step], sde: SDE, setting: Setting) -> float:
-    """Error of the law at the end where the denoiser always knows the one data point."""
+    """Returns the error of the end distribution for one-point data, whose denoiser is constant."""
     return math.hypot(*ending(case(sde), log_snr_grid(sde, 3), setting, variance=0.0))
 
 
 def unit_ending(setting: Setting) -> float:
-    """The larger variance makes no error where alpha^2 + sigma^2 = 1 and the data are as wide as the noise."""
+    """Returns the error of the larger variance, which is exact for alpha^2 + sigma^2 = 1 and data N(0, 1)."""
     sde = SDES["vpsde"]()
     return abs(ending(Ancestral(sde, v=1.0), GRIDS["log_snr"](sde, 3), setting, 0.0, 1.0)[1])
 
 
-def x0_of(x: Tensor, p: Process) -> Tensor:
-    """E[x_0 | x] of N(MEAN, VARIANCE)."""
+class Coefficients(NamedTuple):
+    """A ``Process`` at one time."""
+
+    alpha: float
+    sigma: float
+    f: float
+    g: float
+
+
+def coefficients(process: Callable[[np.ndarray], Process], t: float | Tensor) -> Coefficients:
+    """Returns the coefficients of a process at time t."""
+    return Coefficients(*map(float, process(exactly(t).numpy())))
+
+
+Noises = Callable[[], Tensor]
+"""Returns the next draw."""
+
+Form = Callable[[Tensor, Coefficients, Coefficients, float, Noises], Tensor]
+"""(x, coefficients at t, coefficients at s, t - s, draw) -> x at s."""
+
+
+def x0_of(x: Tensor, p: Coefficients) -> Tensor:
+    """Returns E[x_0 | x] of N(MEAN, VARIANCE)."""
     return MEAN + p.alpha * VARIANCE * (x - p.alpha * MEAN) / (p.alpha**2 * VARIANCE + p.sigma**2)
 
 
-def score_of(x: Tensor, p: Process) -> Tensor:
-    """grad log p_t(x)."""
+def score_of(x: Tensor, p: Coefficients) -> Tensor:
+    """Returns grad log p_t(x)."""
     return -(x - p.alpha * MEAN) / (p.alpha**2 * VARIANCE + p.sigma**2)
 
 
-def euler_maruyama(x: Tensor, p: Process, q: Process, h: float, draw: Callable[[], Tensor]) -> Tensor:
+def euler_maruyama(x: Tensor, p: Coefficients, q: Coefficients, h: float, draw: Noises) -> Tensor:
     """Song et al., 2021, section 4.1."""
     return x - h * (p.f * x - p.g**2 * score_of(x, p)) + p.g * math.sqrt(h) * draw()
 
 
-def reverse_diffusion(x: Tensor, p: Process, q: Process, h: float, draw: Callable[[], Tensor]) -> Tensor:
+def reverse_diffusion(x: Tensor, p: Coefficients, q: Coefficients, h: float, draw: Noises) -> Tensor:
     """Song et al., 2021, eq. 46, with the exact forward move x_t = a x_s + b z."""
     a = p.alpha / q.alpha
     b2 = p.sigma**2 - a**2 * q.sigma**2
     return 2 * x - a * x + b2 * score_of(x, p) + math.sqrt(b2) * draw()
 
 
-def ancestral(x: Tensor, p: Process, q: Process, h: float, draw: Callable[[], Tensor]) -> Tensor:
-    """Mean and variance of q(x_s | x_t, x_0). Ho et al., 2020, eq. 6, 7."""
+def ancestral(x: Tensor, p: Coefficients, q: Coefficients, h: float, draw: Noises) -> Tensor:
+    """A draw of q(x_s | x_t, x_0) at the estimated x_0. Ho et al., 2020, eq. 6, 7."""
     return posterior(x, x0_of(x, p), p, q, draw())
 
 
-def posterior(x: Tensor, x0: Tensor, p: Process, q: Process, z: Tensor) -> Tensor:
-    """A draw of q(x_s | x_t, x_0) by the noise z. Ho et al., 2020, eq. 6, 7."""
+def posterior(x: Tensor, x0: Tensor, p: Coefficients, q: Coefficients, z: Tensor) -> Tensor:
+    """A draw of q(x_s | x_t, x_0) with the noise z. Ho et al., 2020, eq. 6, 7."""
     a = p.alpha / q.alpha
     b2 = p.sigma**2 - a**2 * q.sigma**2
     mean = q.alpha * b2 / p.sigma**2 * x0 + a * q.sigma**2 / p.sigma**2 * x
     return mean + math.sqrt(b2) * q.sigma / p.sigma * z
 
 
-def ddim(x: Tensor, p: Process, q: Process, h: float, draw: Callable[[], Tensor]) -> Tensor:
+def ddim(x: Tensor, p: Coefficients, q: Coefficients, h: float, draw: Noises) -> Tensor:
     """Song, Meng, Ermon, 2021, eq. 12 without noise."""
     x0 = x0_of(x, p)
     return q.alpha * x0 + q.sigma * (x - p.alpha * x0) / p.sigma
 
 
-def heun(x: Tensor, p: Process, q: Process, h: float, draw: Callable[[], Tensor]) -> Tensor:
+def heun(x: Tensor, p: Coefficients, q: Coefficients, h: float, draw: Noises) -> Tensor:
     """The trapezoidal rule for d(x / alpha) / d(sigma / alpha) = eps. Karras et al., 2022, algorithm 1."""
     eps = (x - p.alpha * x0_of(x, p)) / p.sigma
     dr = q.sigma / q.alpha - p.sigma / p.alpha
@@ -341,26 +397,26 @@ def heun(x: Tensor, p: Process, q: Process, h: float, draw: Callable[[], Tensor]
     return q.alpha * (x / p.alpha + dr * (eps + (y - q.alpha * x0_of(y, q)) / q.sigma) / 2)
 
 
-def pc(x: Tensor, p: Process, q: Process, h: float, draw: Callable[[], Tensor]) -> Tensor:
+def pc(x: Tensor, p: Coefficients, q: Coefficients, h: float, draw: Noises) -> Tensor:
     """Song et al., 2021, algorithm 1 in the order of the released code: Langevin at t, then the predictor to s."""
     return reverse_diffusion(langevin("langevin", x, p, q, draw), p, q, h, draw)
 
 
-def ald(x: Tensor, p: Process, q: Process, h: float, draw: Callable[[], Tensor]) -> Tensor:
-    """Song, Ermon, 2020, algorithm 1, for the noisy data x / alpha: two steps, of which the last would be EPSILON."""
+def ald(x: Tensor, p: Coefficients, q: Coefficients, h: float, draw: Noises) -> Tensor:
+    """Song, Ermon, 2020, algorithm 1, for the noisy data x / alpha; two steps, of size EPSILON at the last level."""
     size = EPSILON * p.sigma**2 * (q.alpha / q.sigma) ** 2
     for _ in range(2):
         x = x + size * score_of(x, p) + math.sqrt(2 * size) * draw()
     return q.alpha * x / p.alpha
 
 
-def consistency(x: Tensor, p: Process, q: Process, h: float, draw: Callable[[], Tensor]) -> Tensor:
+def consistency(x: Tensor, p: Coefficients, q: Coefficients, h: float, draw: Noises) -> Tensor:
     """Song et al., 2023, algorithm 1."""
     return q.alpha * x0_of(x, p) + q.sigma * draw()
 
 
-def ancestral_learned(x: Tensor, p: Process, q: Process, h: float, draw: Callable[[], Tensor]) -> Tensor:
-    """Nichol, Dhariwal, 2021, eq. 15, with the mean of the two logarithms."""
+def ancestral_learned(x: Tensor, p: Coefficients, q: Coefficients, h: float, draw: Noises) -> Tensor:
+    """Nichol, Dhariwal, 2021, eq. 15, with v = 1/2."""
     a = p.alpha / q.alpha
     b2 = p.sigma**2 - a**2 * q.sigma**2
     noise = draw()
@@ -369,10 +425,10 @@ def ancestral_learned(x: Tensor, p: Process, q: Process, h: float, draw: Callabl
 
 EPSILON = 0.05
 
-OPTIONS = {"ald": {"epsilon": EPSILON, "langevin_steps": 2}, "pndm": {"order": 2}}
-"""Of the steps below, where they are not the defaults."""
+OPTIONS: dict[str, dict[str, float]] = {"ald": {"epsilon": EPSILON, "langevin_steps": 2}, "pndm": {"order": 2}}
+"""Options of the steps below that differ from the defaults."""
 
-MOVES = {
+MOVES: dict[str, Form] = {
     "euler_maruyama": euler_maruyama,
     "reverse_diffusion": reverse_diffusion,
     "ancestral": ancestral,
@@ -385,7 +441,7 @@ MOVES = {
     "ald": ald,
     "consistency": consistency,
 }
-"""One move from t to s = t - h on N(MEAN, VARIANCE), from the moments p at t and q at s."""
+"""One move from t to s = t - h on N(MEAN, VARIANCE), with the coefficients p at t and q at s."""
 
 SNR = 0.16
 
@@ -394,25 +450,23 @@ RATIOS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "langevin": lambda score, z, sigma: 68 / (score.square().sum(1, keepdim=True) + 64 / sigma**2),
     "langevin_batch": lambda score, z, sigma: (z.norm(dim=1).mean() / score.norm(dim=1).mean()) ** 2,
 }
-"""Square of the noise over the score for examples of four dimensions: as Song et al., 2021, algorithms 4 and 5."""
+"""Square of noise over score, for examples of four dimensions. Song et al., 2021, algorithms 4 and 5."""
 
 
-def langevin(name: str, x: Tensor, p: Process, q: Process, draw: Callable[[], Tensor]) -> Tensor:
-    """x + h score + sqrt(2 h) z at time t, h = 2 (alpha_t / alpha_s snr)^2 times the ratio."""
+def langevin(name: str, x: Tensor, p: Coefficients, q: Coefficients, draw: Noises) -> Tensor:
+    """Returns x + h score + sqrt(2 h) z at time t, with h = 2 (alpha_t / alpha_s snr)^2 times the ratio."""
     score, z = score_of(x, p), draw()
     h = 2 * (p.alpha / q.alpha * SNR) ** 2 * RATIOS[name](score, z, p.sigma)
     return x + h * score + torch.sqrt(2 * h) * z
 
 
-def one_move(
-    step: Step | Corrector, form: Callable, process: Callable[[np.ndarray], Process], setting: Setting
-) -> float:
-    """Difference of one call of a step from a closed form, on two examples of four dimensions and given draws.
+def one_move(step: Step | Corrector, form: Form, process: Callable[[np.ndarray], Process], setting: Setting) -> float:
+    """Returns the error of one move against a closed form, for two examples of four dimensions and fixed draws.
 
-    Relative to the largest entry: an entry may be the small difference of large terms.
+    The error is relative to the largest entry, because an entry may be a small difference of large terms.
     """
     t, s = step.sde.time(torch.tensor([-1.0, 0.0], dtype=torch.float64)).tolist()
-    p, q = (Process(*map(float, process(exactly(v).numpy()))) for v in (t, s))
+    p, q = coefficients(process, t), coefficients(process, s)
     mixture = GaussianMixture(setting.tensor([1.0]), setting.tensor([[MEAN] * 4]), VARIANCE)
     x, draws = p.sigma * setting.normals(2, 4), [setting.normals(2, 4, seed=seed) for seed in (1, 2)]
     given, used = iter(draws), iter(draws)
@@ -424,23 +478,33 @@ def one_move(
 
 
 def put_in(sde_name: str, setting: Setting) -> float:
-    """Karras et al., 2022, algorithm 2, lines 4 to 6: r (1 + 40 / 200), and the forward noise that this takes."""
+    """Returns the error of churn: level r (1 + 40 / 200), and the forward noise up to it.
+
+    Reference: Karras et al., 2022, algorithm 2, lines 4 to 6.
+    """
     step, x = Churn(SDES[sde_name](), churn=40.0, churn_noise=1.5), setting.normals(3, 2)
     times = step.sde.time(torch.linspace(-4.0, 4.0, 200, dtype=torch.float64)).tolist()
     step.reset(times)
     state, later = step.put_in(x, times[20], torch.ones_like)
-    p, q = (Process(*map(float, PROCESSES[sde_name](exactly(v).numpy()))) for v in (times[20], later))
+    p, q = (coefficients(PROCESSES[sde_name], v) for v in (times[20], later))
     a = q.alpha / p.alpha
     form = a * exactly(x) + 1.5 * math.sqrt(q.sigma**2 - (a * p.sigma) ** 2)
     return max(relative(state, form), abs(q.sigma / q.alpha / (p.sigma / p.alpha) / 1.2 - 1))
 
 
-def proposal(step: StepControl, form: Callable, sde_name: str) -> float:
-    """Both states that a step with control proposes, from the closed form's, in float64."""
+Between = list[Coefficients]
+
+Proposals = Callable[[Tensor, Coefficients, Coefficients, Between, Tensor], tuple[Tensor, Tensor]]
+"""(x, coefficients at t, at s, in between, z) -> both states at s."""
+
+
+def proposal(step: Step, form: Proposals, sde_name: str) -> float:
+    """Returns the error of both states that an adaptive step proposes, in float64."""
+    assert isinstance(step, StepControl)
     setting = Setting(torch.device("cpu"), torch.float64)
-    shares = torch.tensor([0, 1, 1 / 3, 1 / 2, 2 / 3], dtype=torch.float64)
-    times = step.sde.time(shares - 1).tolist()  # log-SNR -1 to 0
-    p, q, *between = (Process(*map(float, PROCESSES[sde_name](exactly(v).numpy()))) for v in times)
+    fractions = torch.tensor([0, 1, 1 / 3, 1 / 2, 2 / 3], dtype=torch.float64)
+    times = step.sde.time(fractions - 1).tolist()  # log-SNR -1 to 0
+    p, q, *between = (coefficients(PROCESSES[sde_name], v) for v in times)
     mixture = GaussianMixture(setting.tensor([1.0]), setting.tensor([[MEAN] * 4]), VARIANCE).denoiser(step.sde, SHARE)
     x, z = p.sigma * setting.normals(2, 4), setting.normals(2, 4, seed=1)
     t, s = (torch.full((2, 1), time, dtype=torch.float64) for time in times[:2])
@@ -448,28 +512,28 @@ def proposal(step: StepControl, form: Callable, sde_name: str) -> float:
     return worst(relative(state, exact) for state, exact in zip(found, form(exactly(x), p, q, between, exactly(z))))
 
 
-def by_sde(x: Tensor, p: Process, q: Process, between: list[Process], z: Tensor) -> tuple[Tensor, Tensor]:
-    """Ancestral moves by the first estimate, and by its mean with the one that this leads to."""
+def by_sde(x: Tensor, p: Coefficients, q: Coefficients, between: Between, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Ancestral moves with the first estimate, and with the mean of it and the estimate at the first result."""
     low = posterior(x, x0_of(x, p), p, q, z)
     return low, posterior(x, 0.5 * (x0_of(x, p) + x0_of(low, q)), p, q, z)
 
 
-def eps_of(x: Tensor, p: Process) -> Tensor:
-    """(x - alpha x0) / sigma."""
+def eps_of(x: Tensor, p: Coefficients) -> Tensor:
+    """Returns (x - alpha x0) / sigma."""
     return (x - p.alpha * x0_of(x, p)) / p.sigma
 
 
-def by_dpm_12(x: Tensor, p: Process, q: Process, between: list[Process], z: Tensor) -> tuple[Tensor, Tensor]:
-    """DDIM's moves by the first noise, and by that half of the way in log-SNR."""
+def by_dpm_12(x: Tensor, p: Coefficients, q: Coefficients, between: Between, z: Tensor) -> tuple[Tensor, Tensor]:
+    """DDIM's moves with eps at t, and with eps halfway in log-SNR."""
 
-    def move(to: Process, eps: Tensor) -> Tensor:
+    def move(to: Coefficients, eps: Tensor) -> Tensor:
         return to.alpha * (x - p.sigma * eps) / p.alpha + to.sigma * eps
 
     return move(q, eps_of(x, p)), move(q, eps_of(move(between[1], eps_of(x, p)), between[1]))
 
 
-def by_dpm_23(x: Tensor, p: Process, q: Process, between: list[Process], z: Tensor) -> tuple[Tensor, Tensor]:
-    """DPM-Solver-2 with its look at a third, and DPM-Solver-3, as the paper's algorithms have them; h = 1 / 2."""
+def by_dpm_23(x: Tensor, p: Coefficients, q: Coefficients, between: Between, z: Tensor) -> tuple[Tensor, Tensor]:
+    """DPM-Solver-2 with its intermediate point at one third, and DPM-Solver-3, as in the paper; h = 1 / 2."""
     (third, _, last), r1, r2, h, eps = between, 1 / 3, 2 / 3, 0.5, eps_of(x, p)
     u1 = third.alpha / p.alpha * x - third.sigma * math.expm1(r1 * h) * eps
     d1 = eps_of(u1, third) - eps
@@ -481,28 +545,28 @@ def by_dpm_23(x: Tensor, p: Process, q: Process, between: list[Process], z: Tens
     return low, plain - q.sigma / r2 * (math.expm1(h) / h - 1) * d2
 
 
-PROPOSALS: list[tuple[str, dict[str, int], Callable]] = [
+PROPOSALS: list[tuple[str, dict[str, float], Proposals]] = [
     ("adaptive_sde", {}, by_sde),
     ("dpm_adaptive", {"order": 2}, by_dpm_12),
     ("dpm_adaptive", {"order": 3}, by_dpm_23),
 ]
-"""Closed forms of what a step with control proposes."""
+"""Name, options and closed form of the proposals of adaptive steps."""
 
 
 def corrector(name: str, sde_name: str, setting: Setting) -> float:
-    """One Langevin move against the closed form."""
+    """Returns the error of one Langevin move against the closed form."""
 
-    def form(x: Tensor, p: Process, q: Process, h: float, draw: Callable[[], Tensor]) -> Tensor:
+    def form(x: Tensor, p: Coefficients, q: Coefficients, h: float, draw: Noises) -> Tensor:
         return langevin(name, x, p, q, draw)
 
     return one_move(Corrector(SDES[sde_name](), name, SNR, 1), form, PROCESSES[sde_name], setting)
 
 
 def equal_cost(sde: SDE, setting: Setting) -> float:
-    """Divergence of predictor-corrector's last law from the truth, over that of the predictor with twice the steps.
+    """Returns KL(N(m', v') || N(m, v)) of predictor-corrector, relative to the predictor's with twice the steps.
 
-    KL(N(m', v') || N(m, v)), without a step size that sees the state. (With fewer steps, or a smaller ratio than 0.3,
-    a predictor alone does better on a single Gaussian.)
+    The corrector's step size does not depend on the state. (With fewer steps, or a ratio below 0.3, a predictor alone
+    is better on a single Gaussian.)
     """
 
     def divergence(step: Step, num_steps: int) -> float:

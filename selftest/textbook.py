@@ -1,4 +1,4 @@
-"""The processes as the papers print them, with the defaults of the papers; written without ``sde_lib``."""
+"""Processes as printed in the papers, with the papers' defaults; written without ``sde_lib``."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Process(NamedTuple):
-    """x_t = alpha x_0 + sigma eps and dx = f x dt + g dw at some times."""
+    """Coefficients of x_t = alpha x_0 + sigma eps and dx = f x dt + g dw at some times."""
 
     alpha: np.ndarray
     sigma: np.ndarray
@@ -17,7 +17,8 @@ class Process(NamedTuple):
 
     @property
     def log_snr(self) -> np.ndarray:
-        return 2 * np.log(self.alpha / self.sigma)
+        log_ratio: np.ndarray = np.log(self.alpha / self.sigma)
+        return 2 * log_ratio
 
 
 def vp(t: np.ndarray) -> Process:
@@ -54,17 +55,17 @@ def cosine(t: np.ndarray) -> Process:
 
 
 def rectified(t: np.ndarray) -> Process:
-    """Liu et al., 2022: the straight line, whose velocity is eps - x0."""
+    """Liu et al., 2022: a straight path with velocity eps - x0."""
     return Process(1 - t, t, -1 / (1 - t), np.sqrt(2 * t / (1 - t)))
 
 
 def preserving(kept: np.ndarray, lost: np.ndarray, rate: np.ndarray) -> Process:
-    """alpha^2 = kept, sigma^2 = lost, -d alpha^2 / dt / alpha^2 = g^2 = rate."""
+    """Variance-preserving: alpha^2 = kept, sigma^2 = lost, -d alpha^2 / dt / alpha^2 = g^2 = rate."""
     return Process(np.sqrt(kept), np.sqrt(lost), -rate / 2, np.sqrt(rate))
 
 
 def sigmoid(t: np.ndarray) -> Process:
-    """Jabri et al., 2022: alpha^2 falls as a sigmoid from -3 to 3 does; sinh((b - a) / 2) is how far it does."""
+    """Jabri et al., 2022: alpha^2 falls like a sigmoid from -3 to 3; its differences are written with sinh."""
     u = 6 * t - 3
     whole, left, gone = math.sinh(3), np.sinh(3 * (1 - t)), np.sinh(3 * t)
     kept, lost = (part * math.cosh(1.5) / (whole * np.cosh(u / 2)) for part in (left, gone))
@@ -72,20 +73,23 @@ def sigmoid(t: np.ndarray) -> Process:
 
 
 def laplace(t: np.ndarray) -> Process:
-    """Hang et al., 2024: log-SNR 0 - 1 sgn(1/2 - t) log(1 - 2 |1/2 - t|), which is alpha^2 of 1 - 2 t or less."""
+    """Hang et al., 2024: log-SNR = 0 - 1 sgn(1/2 - t) log(1 - 2 |1/2 - t|); alpha^2 = 1 / (1 + 2 t) below t = 1/2."""
     near, far = 1 / (1 + 2 * np.minimum(t, 1 - t)), 2 * np.minimum(t, 1 - t) / (1 + 2 * np.minimum(t, 1 - t))
     kept, lost = np.where(t < 0.5, near, far), np.where(t < 0.5, far, near)
     return preserving(kept, lost, lost / np.minimum(t, 1 - t))
 
 
 def logistic(t: np.ndarray) -> Process:
-    """Log-SNR 0 - 2 log(t / (1 - t)): the straight line over its radius."""
+    """Log-SNR = 0 - 2 log(t / (1 - t)): ``rectified`` divided by sqrt(alpha^2 + sigma^2)."""
     square = t**2 + (1 - t) ** 2
     return preserving((1 - t) ** 2 / square, t**2 / square, 2 * t / ((1 - t) * square))
 
 
 def chain(log_alpha: np.ndarray, sigma: np.ndarray, t: np.ndarray) -> Process:
-    """Levels 1 to N; log alpha and log sigma are linear in between, and rates are those towards the next level."""
+    """Discrete-time process of levels 1 to N.
+
+    log alpha and log sigma are linear between levels; drift and diffusion follow from the slope to the next level.
+    """
     levels, log_sigma = np.arange(1, len(sigma) + 1), np.log(sigma)
     at = np.clip(np.floor(t).astype(int), 1, len(sigma) - 1) - 1
     f, noise = np.diff(log_alpha)[at], np.diff(log_sigma)[at]
@@ -94,7 +98,7 @@ def chain(log_alpha: np.ndarray, sigma: np.ndarray, t: np.ndarray) -> Process:
 
 
 def betas(beta: np.ndarray, t: np.ndarray) -> Process:
-    """Ho et al., 2020: alpha^2 is the product of 1 - beta."""
+    """Ho et al., 2020: alpha^2 is the cumulative product of 1 - beta."""
     log_square = np.cumsum(np.log1p(-beta))
     return chain(log_square / 2, np.sqrt(-np.expm1(log_square)), t)
 

@@ -63,7 +63,7 @@ def test_the_selftest_measures_process_and_step(place):
     assert done.returncode == 0, done.stderr
     rows = done.stdout.splitlines()
     assert [row for row in rows if not row.endswith("passed")] == []
-    assert sum(row.startswith("Midpoint, Quarter: what its order lacks of 2") for row in rows) == 1
+    assert sum(row.startswith("Midpoint, Quarter: shortfall from order 2") for row in rows) == 1
 
 
 def test_the_command_for_a_strangers_file_is_not_printed(place):

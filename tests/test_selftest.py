@@ -169,7 +169,7 @@ def test_every_entry_of_the_library_has_a_closed_form():
     assert textbook.PROCESSES.keys() == textbook.PRIOR_STD.keys() == textbook.INTERVALS.keys() == SDES.keys()
     assert losses.WEIGHT_FORMS.keys() == WEIGHTS.keys()
     assert losses.LAW_FORMS.keys() == TIMESTEP_SAMPLERS.keys()
-    assert steps.MOVES.keys() | steps.WITHOUT_STEPS | steps.IN_COORDINATES == STEPS.keys()
+    assert steps.MOVES.keys() | steps.WITHOUT_STEPS | steps.PROCESS_FREE == STEPS.keys()
     assert denoisers.TARGETS.keys() == PARAMETERIZATIONS.keys()
     assert grids.EVEN.keys() | grids.LEVELS.keys() == GRIDS.keys()
 

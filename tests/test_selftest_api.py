@@ -105,7 +105,7 @@ class Midpoint(Step):
 def test_a_wrong_coefficient_costs_the_order():
     sde = SDES["vpsde"]()
     assert failed(check(sampler=Midpoint(sde), order=2)) == []
-    assert failed(check(sampler=Midpoint(sde, half=0.4), order=2)) == ["Midpoint, VPSDE: what its order lacks of 2"]
+    assert failed(check(sampler=Midpoint(sde, half=0.4), order=2)) == ["Midpoint, VPSDE: shortfall from order 2"]
 
 
 def test_noise_of_a_wrong_size_is_no_sample_of_the_data():
@@ -116,7 +116,7 @@ def test_noise_of_a_wrong_size_is_no_sample_of_the_data():
     names = failed(check(sampler=Loud, sde=SDES["vpsde"](), move="euler_maruyama"))
     assert names[:3] == [
         "Loud, VPSDE: one move against the closed form of euler_maruyama",
-        "Loud, VPSDE: what its order lacks of 1",
+        "Loud, VPSDE: shortfall from order 1",
         "Loud, VPSDE: mean and variance in the limit of many steps",
     ]
 
@@ -131,7 +131,7 @@ def test_noise_of_a_generator_depends_on_the_batch():
 
 def test_a_sampler_that_is_not_affine_has_no_order():
     names = failed(check(sampler=STEPS["pc"], sde=SDES["vpsde"]))
-    assert "PredictorCorrector, VPSDE: affine in the state and the noise where the denoiser is" in names
+    assert "PredictorCorrector, VPSDE: affine in the state and the noise for an affine denoiser" in names
 
 
 def test_a_diffusion_that_does_not_match_sigma():
@@ -163,7 +163,7 @@ def test_a_denoiser_that_is_off_by_one_per_cent(data):
 
     rows = check(denoiser=high, sde=sde, data=data)
     assert failed(rows) == [
-        "high: x0 against the posterior mean, over the data's root mean square",
+        "high: x0 against the posterior mean, relative to the data's root mean square",
         "high: score against the gradient of the log-density, in units of x0",
     ]
     assert failed(check(denoiser=high, sde=sde, data=data, tolerance=0.03)) == []
@@ -235,8 +235,6 @@ def test_a_scheduler_of_diffusers():
     found = {}
     exec(EULER + DIFFUSERS, found)
     assert failed(found["rows"]) == []
-    assert failed(found["third"]) == [
-        f"diffusers_dpmpp, {sde}: what its order lacks of 3" for sde in ("VPSDE", "VESDE")
-    ]
+    assert failed(found["third"]) == [f"diffusers_dpmpp, {sde}: shortfall from order 3" for sde in ("VPSDE", "VESDE")]
     assert [row.measured for row in found["third"] if not row.passed] == pytest.approx([1, 1], abs=0.1)
     assert failed(check(sampler=STEPS["dpmpp_3m"], order=3)) == []
