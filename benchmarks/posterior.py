@@ -107,8 +107,8 @@ def methods(sde: SDE, mixture: GaussianMixture, problem: Problem) -> dict[str, M
     denoise, guess, step = mixture.denoiser(sde), moment_matched(mixture), Ancestral(sde)
     exact = problem.posterior.denoiser(sde)
     guided = {
-        "PiGDM, isotropic guess": pigdm(denoise, sde, problem.forward, problem.y, problem.std, guess.isotropic()),
-        "PiGDM, full guess": pigdm(denoise, sde, problem.forward, problem.y, problem.std, guess),
+        "PiGDM, isotropic Gaussian": pigdm(denoise, sde, problem.forward, problem.y, problem.std, guess.isotropic()),
+        "PiGDM, full Gaussian": pigdm(denoise, sde, problem.forward, problem.y, problem.std, guess),
         "moment matching": moment_matching(denoise, sde, problem.forward, problem.y, problem.std),
         "exact conditional denoiser": exact,
     }
