@@ -18,7 +18,7 @@ from score_sde.engine.density import DensityEstimator
 from score_sde.engine.facts import DataFacts
 from score_sde.engine.files import write_npz
 from score_sde.engine.guidance import Guidance
-from score_sde.engine.inference import Parts, filling
+from score_sde.engine.inference import FittingBatches, filling
 from score_sde.engine.likelihood_report import stderr
 from score_sde.engine.load import check_flow, load
 from score_sde.engine.log import Progress, say
@@ -96,7 +96,7 @@ def draw_batches(sampling: "Sampling", seed: int, num: int, batch_size: int) -> 
     """Returns the columns (num, *) that ``sampling.draw`` yields for all seeds, and the mean evaluations of a batch."""
     firsts = range(0, num, batch_size)[ranks.rank() :: ranks.size()]
     progress = Progress(sum(min(batch_size, num - first) for first in firsts), "samples")
-    drawn, parts, calls, batches = {}, Parts(), 0, 0
+    drawn, parts, calls, batches = {}, FittingBatches(), 0, 0
 
     def draw_part(seeds: Tensor) -> tuple[Tensor, ...]:
         sampling.denoiser.calls = 0

@@ -15,7 +15,7 @@ from score_sde.engine.errors import OutOfMemory
 from score_sde.engine.log import say
 from score_sde.engine.memory import largest, ran_out
 
-Rows = TypeVar("Rows", Tensor, list[int])
+Batch = TypeVar("Batch", Tensor, list[int])
 
 
 CALLS = ("forward", "features", "image")
@@ -125,7 +125,7 @@ def _as_it_is() -> Iterator[None]:
 Result = TypeVar("Result")
 
 
-class Parts:
+class FittingBatches:
     """Examples in parts that there is memory for: where a part has none, its halves, and no larger part afterwards.
 
     Raises: OutOfMemory if a single example is too large.
@@ -134,7 +134,7 @@ class Parts:
     def __init__(self) -> None:
         self.most = 1 << 62
 
-    def __call__(self, work: Callable[[Rows], Result], examples: Rows) -> Iterator[tuple[Rows, Result]]:
+    def __call__(self, work: Callable[[Batch], Result], examples: Batch) -> Iterator[tuple[Batch, Result]]:
         """Each part, and what comes of it."""
         while len(examples):
             part = examples[: self.most]

@@ -11,9 +11,9 @@ from score_sde.data import Dataset
 from score_sde.engine import ranks
 from score_sde.engine.config import Options
 from score_sde.engine.density import DensityEstimator
-from score_sde.engine.inference import Parts, filling
+from score_sde.engine.inference import FittingBatches, filling
 from score_sde.engine.log import Progress, say
-from score_sde.engine.rows import Rows
+from score_sde.engine.partial_results import PartialResults
 
 WITHOUT_EFFECT = {"batch_size", "num_examples", "check_examples"}
 """Keys of the section ``likelihood`` that do not change the log-density of an example."""
@@ -28,7 +28,7 @@ def open_rows(
     estimator: DensityEstimator,
     split: str,
     size: int,
-) -> Rows:
+) -> PartialResults:
     """Rows of the examples, with those of earlier commands that agree in all that a log-density depends on.
 
     Args:
@@ -45,10 +45,10 @@ def open_rows(
         "device": estimator.experiment.device.type,
         "solver": str(estimator.solver),
     }
-    return Rows(folder, name, depends)
+    return PartialResults(folder, name, depends)
 
 
-def score_split(estimator: DensityEstimator, dataset: Dataset, rows: Rows, num: int, batch_size: int) -> int:
+def score_split(estimator: DensityEstimator, dataset: Dataset, rows: PartialResults, num: int, batch_size: int) -> int:
     """Appends the rows of the first ``num`` examples that are missing; returns the number that were not.
 
     Several processes share the batches and meet at the end.
@@ -68,7 +68,7 @@ def score_split(estimator: DensityEstimator, dataset: Dataset, rows: Rows, num: 
         lambda number: estimator.shortest().score(dataset, list(range(number))),
     )
     batches = rows.missing(num, batch_size)
-    progress, parts = Progress(sum(map(len, batches)), "examples"), Parts()
+    progress, parts = Progress(sum(map(len, batches)), "examples"), FittingBatches()
     for batch in batches:
         for examples, columns in parts(functools.partial(estimator.score, dataset), batch):
             rows.append(examples, columns)

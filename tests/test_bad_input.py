@@ -510,7 +510,7 @@ def test_a_likelihood_on_a_disk_that_fills_up_writes_no_result(workdir, monkeypa
     words = ["run.py", "--mode=likelihood", f"--workdir={workdir}", "--config.likelihood.num_examples=1"]
     words += ["--config.likelihood.evaluations=4", "--config.likelihood.check_examples=0"]
     with monkeypatch.context() as patch:
-        patch.setattr("score_sde.engine.rows.append", full)
+        patch.setattr("score_sde.engine.partial_results.append", full)
         assert command_line.main(words) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {workdir}: No space left on device; free some space and run the same command to go on"

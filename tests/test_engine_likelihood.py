@@ -25,8 +25,8 @@ from score_sde.engine.density import COPY, DensityEstimator
 from score_sde.engine.facts import DataFacts
 from score_sde.engine.likelihood_report import interval
 from score_sde.engine.modes import likelihood
+from score_sde.engine.partial_results import PartialResults
 from score_sde.engine.randomness import DEQUANTIZATION, positions, uniform
-from score_sde.engine.rows import Rows
 from score_sde.sde_lib import DEQUANTIZATIONS, PRIORS, SDES, SOLVERS, Gaussian, GaussianMixture, prior_term
 from score_sde.sde_lib.denoiser import Prediction
 from score_sde.sde_lib.dequantization import data_time
@@ -764,7 +764,7 @@ def test_a_last_line_that_was_cut_off_is_scored_again(left, copied, undisturbed,
 
 
 def test_a_full_disk_loses_one_batch(copied, undisturbed, scored, monkeypatch, capsys):
-    append, calls = Rows.append, []
+    append, calls = PartialResults.append, []
 
     def full(self, examples, columns):
         calls.append(examples)
@@ -773,7 +773,7 @@ def test_a_full_disk_loses_one_batch(copied, undisturbed, scored, monkeypatch, c
             raise OSError(28, "No space left on device", str(self.path))
         append(self, examples, columns)
 
-    monkeypatch.setattr(Rows, "append", full)
+    monkeypatch.setattr(PartialResults, "append", full)
     assert score(copied, 11) == 3
     assert capsys.readouterr().err.endswith("free some space and run the same command to go on\n")
     assert score(copied, 11) == 0
@@ -1065,7 +1065,7 @@ class Latents(Identity):
 
 def test_a_codec_without_a_determinant_is_refused(exact, tmp_path):
     with pytest.raises(ValueError, match="codec 'identity' has no log-determinant, so the density of the data"):
-        exact(pointed(), codec=Latents())
+        exact(pointed(), codec=Latents(0))
     assert not (tmp_path / "likelihood").exists()
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from score_sde import run as command_line
 from score_sde.engine import inference, precision, ranks
 from score_sde.engine.errors import OutOfMemory
-from score_sde.engine.inference import MOST, Parts, filling, frozen
+from score_sde.engine.inference import MOST, FittingBatches, filling, frozen
 
 DEVICE = torch.OutOfMemoryError("CUDA out of memory")
 ALLOCATOR = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried")
@@ -130,7 +130,7 @@ def room(most, error):
 
 @pytest.mark.parametrize("error", [DEVICE, ALLOCATOR])
 def test_batches_are_halved_out_of_memory(error, capsys):
-    parts, sizes, found = Parts(), [], []
+    parts, sizes, found = FittingBatches(), [], []
     for batch in torch.arange(20).split(10):
         for part, doubled in parts(room(3, error), batch):
             sizes.append(len(part))
@@ -145,23 +145,23 @@ def test_batches_are_halved_out_of_memory(error, capsys):
 
 def test_a_single_example_that_is_too_large_is_an_error():
     with pytest.raises(OutOfMemory, match="with one example at a time; take a smaller network"):
-        list(Parts()(room(0, DEVICE), [7, 8]))
+        list(FittingBatches()(room(0, DEVICE), [7, 8]))
 
 
 def test_other_errors_are_not_taken_for_out_of_memory():
     with pytest.raises(RuntimeError, match="mat1"):
-        list(Parts()(room(1, RuntimeError("mat1 and mat2 shapes")), [7, 8]))
+        list(FittingBatches()(room(1, RuntimeError("mat1 and mat2 shapes")), [7, 8]))
 
 
 def test_samples_do_not_depend_on_the_parts(points, monkeypatch, capsys):
-    whole, original = samples(points), inference.Parts
+    whole, original = samples(points), inference.FittingBatches
 
     class Small(original):
         def __call__(self, work, examples):
             limited = room(2, DEVICE)
             return super().__call__(lambda part: (limited(part), work(part))[1], examples)
 
-    monkeypatch.setattr("score_sde.engine.drawing.Parts", Small)
+    monkeypatch.setattr("score_sde.engine.drawing.FittingBatches", Small)
     torch.testing.assert_close(samples(points), whole, rtol=1e-5, atol=1e-5)
     assert "going on with 1" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ from score_sde import run as command_line
 from score_sde.engine import tuned
 from score_sde.engine.errors import CheckpointError
 from score_sde.engine.files import read_npz, read_numbers
-from score_sde.engine.rows import Rows
+from score_sde.engine.partial_results import PartialResults
 
 TINY = ["--config.network.width=8", "--config.train.batch_size=4", "--config.train.checkpoint_every=2"]
 TINY += ["--config.train.sample_every=2", "--config.train.evaluate_every=0", "--config.train.keep_checkpoints=1"]
@@ -122,7 +122,7 @@ def test_a_file_of_a_run_that_is_a_pipe_is_not_read(place, capsys, name, make):
 
 
 def rows(path):
-    Rows(path.parent, path.name.partition(".")[0], {})
+    PartialResults(path.parent, path.name.partition(".")[0], {})
 
 
 READERS = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from score_sde.engine import ranks
-from score_sde.engine.rows import Rows
+from score_sde.engine.partial_results import PartialResults
 
 ASKED = {"settings": {"probes": 1, "rtol": 1e-5}, "sizes": (1, 2), "seed": 0, "split": "test"}
 
@@ -25,7 +25,7 @@ def rows(tmp_path, monkeypatch):
     def find(name="test", asked=ASKED, rank=0, size=1):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", str(size))
-        return Rows(tmp_path / "below" / "likelihood", name, asked)
+        return PartialResults(tmp_path / "below" / "likelihood", name, asked)
 
     return find
 

@@ -14,7 +14,7 @@ from score_sde.storage.reading import LINES, read_text
 from score_sde.storage.writing import append, hold, is_held, make_folder, remove
 
 
-class Rows:
+class PartialResults:
     """Rows of numbers, one for each example, in a file of each process: a line of JSON for each batch.
 
     Whatever else is asked goes to other files, and each command has files of its own. A batch is there as a whole or
