@@ -1,4 +1,4 @@
-"""The error of a solver on a few examples, against ever finer ones, and the coarsest solver that is accurate enough."""
+"""Error of a solver on a few examples against finer solvers, and the coarsest solver that is accurate enough."""
 
 import math
 from collections.abc import Callable
@@ -10,17 +10,17 @@ from scipy.special import stdtrit
 from score_sde.sde_lib.velocity import Solver
 
 FRACTION = 0.5
-"""Largest mean error of a converged solver, over the standard error of the mean over the data."""
+"""Largest mean error of a converged solver, as a fraction of the standard error over the data."""
 
 PER_DIMENSION = 1e-4
-"""Nats a dimension. A smaller mean error counts as converged: it is beyond the digits that are printed."""
+"""Mean error in nats per dimension below which a solver counts as converged: less than the printed digits."""
 
 MOST = 1024
-"""Evaluations of a reference. Finer ones are not tried."""
+"""Largest number of evaluations of a reference solver."""
 
 
 class MeanError(NamedTuple):
-    """Mean of differences (k,) in nats, and the half width of its 95 % interval; for k = 1 the difference itself."""
+    """Mean of differences (k,) in nats, and the half width of its 95 % interval, |mean| for k = 1."""
 
     mean: float
     margin: float
@@ -34,16 +34,16 @@ class MeanError(NamedTuple):
 
     @property
     def bound(self) -> float:
-        """Largest size of the mean that the interval allows."""
+        """Largest absolute mean in the interval."""
         return abs(self.mean) + self.margin
 
 
 class Refinement(NamedTuple):
-    """Log-densities of the same examples by ever finer solvers.
+    """Log-densities of the same examples by a sequence of refined solvers.
 
-    solvers: at least two, each the refined one of the last.
-    nats: (k,) of each solver.
-    tolerance: nats, the mean error of a converged solver.
+    solvers: at least two, each the refinement of the one before.
+    nats: log-densities (k,) by each solver.
+    tolerance: largest mean error of a converged solver, in nats.
     """
 
     solvers: list[Solver]
@@ -51,7 +51,7 @@ class Refinement(NamedTuple):
     tolerance: float
 
     def differences(self, number: int) -> np.ndarray:
-        """Errors (k,) in nats of the solver of this number: positive where it gives too high a density."""
+        """Errors (k,) in nats of solver ``number`` against the finest; positive if its density is too high."""
         return self.nats[number] - self.nats[-1]
 
     @property
@@ -62,15 +62,15 @@ class Refinement(NamedTuple):
 
 
 def refine(solve: Callable[[Solver], np.ndarray], solver: Solver, spread: float, num: int, size: int) -> Refinement:
-    """Refine a solver until two in a row agree on the mean of a few examples.
+    """Refines a solver until two in a row agree on the mean of a few examples.
 
-    A solver that adapts its steps is refined once, for float32 allows no smaller tolerances than that.
+    An adaptive solver is refined only once, because float32 does not support smaller tolerances.
 
     Args:
-        solve: from a solver to the log-densities of the examples, in nats.
-        spread: standard deviation of a log-density over the data, in nats. Errors and random probes only raise it, so
-            a smaller one of the solves replaces it.
-        num: examples of the data.
+        solve: solver -> log-densities (k,) of the examples, in nats.
+        spread: standard deviation of the log-density over the data, in nats. Errors and random probes only increase
+            it, so a smaller spread in one of the solves replaces it.
+        num: number of examples in the data.
         size: dimensions of an example.
     """
     solvers, nats = [solver], [solve(solver)]

@@ -1,4 +1,4 @@
-"""Feature networks: maps from stored data to vectors, in which samples and real examples are compared."""
+"""Feature networks: maps from stored data to vectors, for the comparison of samples with real examples."""
 
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
@@ -26,13 +26,13 @@ from score_sde.storage.reading import half_of_memory, obstacle, open_file
 
 
 class Features(NamedTuple):
-    """A map from data, as they are stored, to vectors.
+    """A map from stored data to vectors.
 
     Attributes:
-        name: of its kind.
-        sha256: of the weights, in hexadecimal; empty where there are none.
-        extract: (B, *) -> (B, F).
-        classify: vectors (B, F) -> probabilities (B, K), or None.
+        name: kind of features.
+        sha256: digest of the weights, in hexadecimal; empty without weights.
+        extract: data (B, *) -> vectors (B, F).
+        classify: vectors (B, F) -> class probabilities (B, K); None without a classifier.
     """
 
     name: str
@@ -42,17 +42,17 @@ class Features(NamedTuple):
 
     @torch.no_grad()
     def of(self, batches: Iterable[Tensor]) -> Tensor:
-        """The vectors of all batches, (N, F) float32 on the CPU."""
+        """Vectors of all batches, (N, F) float32 on the CPU."""
         return torch.cat([self.extract(batch).float().cpu() for batch in batches])
 
 
 def make_features(config: ConfigDict, dataset: Dataset) -> Features:
-    """What ``evaluate.features`` names: a key of ``FEATURES``, or the folder of a classifier's run.
+    """Features of ``evaluate.features``: a key of ``FEATURES``, or the folder of a classifier's run.
 
     Args:
-        dataset: the training data.
+        dataset: training data.
     Raises: ValueError for an unknown name, or a network that does not fit the data; CheckpointError or DataError for
-    weights that are missing or damaged.
+        weights that are missing or damaged.
     """
     name = config.evaluate.features
     if name not in FEATURES and "/" not in name and not Path(name).is_dir():
@@ -61,20 +61,20 @@ def make_features(config: ConfigDict, dataset: Dataset) -> Features:
 
 
 def identity(config: ConfigDict, dataset: Dataset) -> Features:
-    """The encoded data themselves, as vectors."""
+    """Encoded data, flattened."""
     codec = fit_codec(config, "train", dataset)
     return Features("identity", "", lambda x: codec.encode(x).flatten(1))
 
 
 def classifier(config: ConfigDict, dataset: Dataset) -> Features:
-    """What the last layer of a classifier reads, of data at the earliest time of its process."""
+    """Inputs of the last layer of a classifier, for data at t_min of its SDE."""
     folder = Path(config.evaluate.features)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"no classifier in {folder}{looked_at(folder)}: {remedy(config, dataset, folder)}")
     other = folder.with_name(f"{folder.name}-{config.data.name}")
     recipe = recipe_of(folder, config)
     if OBJECTIVES[recipe.loss.name].generates:
-        raise ValueError(f"the run in {folder} is no classifier: {remedy(config, dataset, other)}")
+        raise ValueError(f"the run in {folder} is not a classifier: {remedy(config, dataset, other)}")
     experiment, classify, found = load_model(recipe, folder, Options())
     try:
         check_form(recipe, dataset, experiment.facts)
@@ -93,19 +93,19 @@ def classifier(config: ConfigDict, dataset: Dataset) -> Features:
 
 
 def remedy(config: ConfigDict, dataset: Dataset, folder: Path) -> str:
-    """What to do without a classifier of the data: the command that trains one into ``folder``, or other features."""
+    """Advice in an error message: the command that trains a classifier in ``folder``, or other features."""
     identity = "use --config.evaluate.features=identity"
     if not dataset.num_classes or len(dataset.shape) not in (2, 3):
-        return f"{identity}, since no classifier learns these data"
+        return f"{identity}, since classifiers do not support these data"
     command = training_command("classifier", config, folder, dataset.shape, dataset.num_classes)
     return f"train one with {command} and name it by --config.evaluate.features={folder}, or {identity}"
 
 
 def inception(config: ConfigDict, dataset: Dataset) -> Features:
-    """The 2,048 features of Inception v3 with the weights of the published distances, from a local file."""
+    """The 2,048 features of Inception v3, with the weights of published Frechet distances, from a local file."""
     path, levels = Path(config.evaluate.inception_path), dataset.levels
     if not (levels and len(dataset.shape) == 3 and dataset.shape[0] in (1, 3)):
-        raise ValueError(f"the features inception are of images, not of data of shape {dataset.shape}; use identity")
+        raise ValueError(f"the features inception need images, not data of shape {dataset.shape}; use identity")
     if not config.evaluate.inception_path:
         raise ValueError(
             "evaluate.inception_path is empty: give pt_inception-2015-12-05-6726825d.pth, which torch-fidelity releases"
@@ -116,11 +116,11 @@ def inception(config: ConfigDict, dataset: Dataset) -> Features:
         )
     device = make_device(config.device)
     try:
-        with open_file(path, half_of_memory()) as file:  # torch-fidelity itself would run code from it
+        with open_file(path, half_of_memory()) as file:  # torch-fidelity itself would run code of the file
             torch.load(file, map_location="cpu", weights_only=True)
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device).eval()
-    except Exception as error:  # torch raises errors of many kinds on damaged files
-        reason = obstacle(error) or "it does not hold the weights of Inception v3"
+    except Exception as error:  # torch raises many types of errors for damaged files
+        reason = obstacle(error) or "it does not contain the weights of Inception v3"
         raise DataError(f"evaluate.inception_path {path} cannot be used ({reason}): fetch it again") from error
 
     def extract(x: Tensor) -> Tensor:
@@ -131,4 +131,4 @@ def inception(config: ConfigDict, dataset: Dataset) -> Features:
 
 
 FEATURES: dict[str, Callable[[ConfigDict, Dataset], Features]] = {"identity": identity, "inception": inception}
-"""What the user may name in ``evaluate.features`` beside the folder of a classifier's run."""
+"""Values of ``evaluate.features``, in addition to the folder of a classifier's run."""

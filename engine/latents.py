@@ -1,4 +1,4 @@
-"""Latents of the probability flow: examples to latents, latents to data, and paths between examples."""
+"""Latents of the probability flow: encoding, decoding and interpolation of examples."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,17 +25,17 @@ from score_sde.samplers.grids import karras
 from score_sde.sde_lib import NonFiniteError
 
 PRIOR = "prior draws"
-"""Label of the one path that has no examples at its ends."""
+"""Label of the path between two draws of the prior, which has no examples at its ends."""
 
 
 SHOWN, REACH = 16, 2.5
-"""Examples in the picture of encode; and the normals that it shows white there, their negatives black."""
+"""Examples in the picture of ``encode``; value of a latent shown as white, its negative as black."""
 
 
 def interpolate(
     folder: Path, experiment: Experiment, denoise: Counted, config: ConfigDict, split: str
 ) -> dict[str, Any]:
-    """Paths from ``edit.first`` to ``edit.second``, a row each: grid.png, and animation.gif running along them."""
+    """Interpolates from ``edit.first`` to ``edit.second``; writes grid.png, a row per path, and animation.gif."""
     settings, facts = config.edit, experiment.facts
     if len(facts.shape) == 1:
         raise ValueError(
@@ -77,30 +77,34 @@ def interpolate(
 def paths(
     experiment: Experiment, denoise: Counted, x: Tensor, weights: Tensor, config: ConfigDict
 ) -> Iterator[tuple[str, Tensor]]:
-    """Labels and paths (frames, *) between the encoded pair x (2, *).
+    """Yields labels and paths (frames, *) between the encoded pair x (2, *).
 
-    Mixed as they are; in encodings by q(x_t | x_0) of each depth; in latents of the probability flow; and between two
-    draws of the prior, the samples that ``--mode sample`` has of the seeds ``seed`` and ``seed + 1``.
+    The paths are linear in x; in noisy states of q(x_t | x_0) at each of ``edit.depths``; and in latents of the
+    probability flow. The last path joins two draws of the prior, the latents of the seeds ``seed`` and ``seed + 1`` in
+    ``--mode sample``.
     """
     sde, settings = experiment.sde, config.sample
     first, second = x.split(1)
     weights = weights.to(x).reshape(-1, *[1] * (x.ndim - 1))
-    alike, end = torch.full((len(weights),), config.seed), settings.t_min or None
+    same_seed, end = torch.full((len(weights),), config.seed), settings.t_min or None
     steps = settings.steps or Step.num_steps
-    depths = {share: depth_time(sde, share, experiment.sigma_data(config)) for share in config.edit.depths}
+    times_of = {depth: depth_time(sde, depth, experiment.sigma_data(config)) for depth in config.edit.depths}
     yield "pixels" if x.ndim == 4 else "values", torch.lerp(first, second, weights)
-    for share, t in depths.items():
+    for depth, t in times_of.items():
         step, times = Ancestral(sde, settings.v), karras(sde, steps, t, end)
-        yield f"noise {share:g}", stochastic_path(step, denoise, first, second, weights, times, Noise(alike))
+        yield f"noise {depth:g}", stochastic_path(step, denoise, first, second, weights, times, Noise(same_seed))
     flow = make_flow(config, experiment)
     yield "flow latents", flow_path(flow, denoise, first, second, weights)
     latents = sde.prior_std * Noise(torch.tensor([config.seed, config.seed + 1]))(x)
     (start, stop), times = latents.split(1), karras(sde, steps, end=end)
-    yield PRIOR, sample(DDIM(sde), denoise, slerp(start, stop, weights), times, Noise(alike))
+    yield PRIOR, sample(DDIM(sde), denoise, slerp(start, stop, weights), times, Noise(same_seed))
 
 
 def encode(folder: Path, experiment: Experiment, denoise: Counted, config: ConfigDict, split: str) -> dict[str, Any]:
-    """The first examples of a split to their latents by the probability flow, and back: latents.npz and grid.png."""
+    """Encodes the first examples of a split to latents of the probability flow, and decodes them.
+
+    Writes latents.npz and grid.png; returns manifest entries with the error of the round trip.
+    """
     dataset, codec = read_examples(config, experiment, split), experiment.codec
     num, flow = min(config.edit.num_examples or len(dataset), len(dataset)), make_flow(config, experiment)
 
@@ -115,10 +119,10 @@ def encode(folder: Path, experiment: Experiment, denoise: Counted, config: Confi
         progress.advance(len(rows))
     progress.close()
     x, latents, back, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-    beside = {"label": labels.numpy()} if dataset.num_classes else {}
-    write_npz(folder / "latents.npz", latents=latents.numpy(), **beside)
+    columns = {"label": labels.numpy()} if dataset.num_classes else {}
+    write_npz(folder / "latents.npz", latents=latents.numpy(), **columns)
     if is_image(experiment.facts):
-        shown = there_and_back(codec.decode(x), latents, codec.decode(back), experiment.facts.levels)
+        shown = round_trip_picture(codec.decode(x), latents, codec.decode(back), experiment.facts.levels)
         save(folder / "grid.png", shown)
     elif len(experiment.facts.shape) > 1:
         which = spaced(num, SHOWN)
@@ -133,8 +137,8 @@ def encode(folder: Path, experiment: Experiment, denoise: Counted, config: Confi
     return {"options": flow_options(config), "split": split, "num_examples": num, "round_trip": found}
 
 
-def there_and_back(examples: Tensor, latents: Tensor, back: Tensor, levels: int) -> Picture:
-    """Some of the examples, evenly spaced, under their numbers; below them their latents, and what these decode to."""
+def round_trip_picture(examples: Tensor, latents: Tensor, back: Tensor, levels: int) -> Picture:
+    """Picture of evenly spaced examples with their numbers, their latents, and the decoded latents."""
     which = torch.from_numpy(spaced(len(examples), SHOWN))
     shades = ((levels - 1) * (0.5 + latents / (2 * REACH)).clamp(0, 1)).round().to(torch.uint8)
     rows = {"examples": examples[which], "latents": shades[which], "and back": back[which]}
@@ -142,7 +146,7 @@ def there_and_back(examples: Tensor, latents: Tensor, back: Tensor, levels: int)
 
 
 def decode(folder: Path, experiment: Experiment, denoise: Counted, config: ConfigDict, split: str) -> dict[str, Any]:
-    """The latents of ``edit.latents`` to data by the probability flow: samples.npz and grid.png."""
+    """Decodes the latents of ``edit.latents`` by the probability flow; writes samples.npz and grid.png."""
     latents, flow = read_latents(config, experiment), make_flow(config, experiment)
     parts, progress = [], Progress(len(latents), "latents")
     for rows in torch.arange(len(latents)).split(config.edit.batch_size):
@@ -162,33 +166,33 @@ def decode(folder: Path, experiment: Experiment, denoise: Counted, config: Confi
 
 
 def read_latents(config: ConfigDict, experiment: Experiment) -> Tensor:
-    """The latents of the file ``edit.latents``, float32, as many as there are of the shape of an example.
+    """Reads the latents (N, *) of the file ``edit.latents``, float32.
 
-    Raises: DataError if the file is missing, damaged or without latents; ValueError if it is for other data.
+    Raises: DataError if the file is missing, damaged or without latents; ValueError for latents of another shape.
     """
     path, shape = config.edit.latents, experiment.facts.shape
     if not path:
         raise ValueError("edit.latents is empty: give the latents.npz that --task encode wrote")
     latents = read_npz(Path(path), "latents")["latents"]
     if latents.dtype not in ("float16", "float32", "float64"):
-        raise DataError(f"{path} holds latents of type {latents.dtype}: write it with --task encode")
+        raise DataError(f"{path} contains latents of type {latents.dtype}: write it with --task encode")
     if latents.shape[1:] != shape or len(latents) == 0:
-        raise ValueError(f"{path} holds latents of shape {latents.shape}, the run has examples of shape {shape}")
+        raise ValueError(f"{path} contains latents of shape {latents.shape}, the run has examples of shape {shape}")
     found = torch.from_numpy(latents).float()
     if not found.isfinite().all():
-        raise DataError(f"{path} holds latents that are not finite: write it with --task encode")
+        raise DataError(f"{path} contains non-finite latents: write it with --task encode")
     return found
 
 
 def flow_options(config: ConfigDict) -> dict[str, Any]:
-    """The options of the flow."""
+    """Manifest entries of the solver of the flow."""
     return {key: config.sample[key] for key in ("solver", "rtol", "atol")}
 
 
 def report(round_trip: dict[str, float | None]) -> str:
-    """How near the examples came back, in words."""
+    """Text about the error of encoding and decoding."""
     unit = "units of the data" if round_trip["same_level"] is None else "levels"
-    text = f"there and back: off by {round_trip['rms']:.2g} {unit} root mean square, {round_trip['worst']:.2g} at worst"
+    text = f"round trip: error {round_trip['rms']:.2g} {unit} root mean square, {round_trip['worst']:.2g} at most"
     if round_trip["same_level"] is not None:
-        text += f"; {100 * round_trip['same_level']:.4g} % of the entries are the same level again"
+        text += f"; {100 * round_trip['same_level']:.4g} % of the entries return to the same level"
     return text

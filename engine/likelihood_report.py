@@ -1,4 +1,4 @@
-"""The likelihood of a split in numbers and in words, term by term, with intervals."""
+"""Summary and report of the likelihood of a split: its terms, standard errors and intervals."""
 
 import math
 from typing import Any
@@ -14,18 +14,18 @@ from score_sde.engine.convergence import MeanError
 def summary(
     columns: dict[str, np.ndarray], experiment: Experiment, settings: ConfigDict, check: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The means of the rows, how sure they are, and how much of that is due to the probes.
+    """Means over the examples, with standard errors and 95 % intervals.
 
-    The standard errors and 95 % intervals are those of the mean over all data, from which the split is drawn; what
-    probes, dequantization and repeats add is in the spread of the rows, and so in them. The intervals include the mean
-    error of the solver as well, where it was measured.
+    Standard errors and intervals are for the mean over the population that the split is a sample of. They include the
+    noise of probes, dequantization and repeats, which is part of the spread of the examples. If the mean error of the
+    solver was measured, the intervals include it, too.
     """
     nats, levels = columns["nats"], experiment.facts.levels
     bit = math.prod(experiment.facts.shape) * math.log(2)
     terms = {key: float(columns[key].mean()) for key in ("prior", "divergence", "dequantization", "importance")}
     mean, error = float(nats.mean()), stderr(nats)
     within = interval(nats, *((check["mean_error"], check["mean_error_margin"]) if check else ()))
-    own = {what: columns.get(f"{what}_variance", np.full(1, math.nan)).mean() for what in ("probe", "repeat")}
+    own = {source: columns.get(f"{source}_variance", np.full(1, math.nan)).mean() for source in ("probe", "repeat")}
     return {
         "bits_per_dim": -mean / bit if levels else None,
         "bits_per_dim_stderr": error / bit if levels else None,
@@ -34,7 +34,7 @@ def summary(
         "nats_stderr": error,
         "nats_interval": within,
         "terms": terms | {"scaling": experiment.codec.log_det(experiment.facts.shape)},
-        **{f"{what}_stderr_nats": _known(math.sqrt(v / len(nats))) for what, v in own.items()},
+        **{f"{source}_stderr_nats": _measured(math.sqrt(v / len(nats))) for source, v in own.items()},
         "importance_inflation_nats": float(columns["inflation"].mean()),
         "prior_mismatch_nats": float(columns["mismatch"].mean()),
         "nfe": float(columns["calls"].mean()),
@@ -50,11 +50,11 @@ MEANINGS = {
     "scaling": "from units of the network to units of the data",
     "importance": "gain of averaging densities instead of their logarithms",
 }
-"""The terms of a log-likelihood, in words."""
+"""Descriptions of the terms of a log-likelihood."""
 
 
 def report(result: dict) -> str:
-    """The result as a few lines of text."""
+    """Lines of text that print the result."""
     settings, levels = result["settings"], result["bits_per_dim"] is not None
     copies = f", {settings['samples']} copies weighted by importance" if settings["samples"] > 1 else ""
     how = f"({result['dequantization'] if levels else 'no'} dequantization{copies})"
@@ -70,7 +70,7 @@ def report(result: dict) -> str:
         if (value := result["terms"][key]) or key != "importance":
             lines.append(f"  {key:14} {value:10.3f}  {meaning}")
     parts = [("probes", result["probe_stderr_nats"]), (f"{settings['repeats']} repeats", result["repeat_stderr_nats"])]
-    spread = "".join(f", {error:.2g} by {what} alone" for what, error in parts if error)
+    spread = "".join(f", {error:.2g} by {source} alone" for source, error in parts if error)
     lines.append(f"standard error {result['nats_stderr']:.2g} nats over the examples{spread}")
     if result["importance_inflation_nats"]:
         lines.append(
@@ -89,7 +89,7 @@ def report(result: dict) -> str:
 
 
 def accuracy(result: dict) -> list[str]:
-    """Lines on the solver's own error, and whether it is small beside the other errors."""
+    """Lines about the error of the solver, relative to the other errors."""
     check, adaptive = result["check"], result["settings"]["solver"] != "adams_pece"
     if not check:
         return ["the solver's error was not measured, for likelihood.check_examples is 0: it is not included"]
@@ -119,16 +119,17 @@ def _within(ends: list[float] | None, digits: int) -> str:
     return f", 95 % interval {ends[0]:.{digits}f} to {ends[1]:.{digits}f}" if ends else ", from one example"
 
 
-def interval(values: np.ndarray, bias: float = 0.0, margin: float = 0.0, share: float = 0.95) -> list[float] | None:
-    """Ends of the interval that holds the mean in this share of cases, by Student's t; None for a single value.
+def interval(values: np.ndarray, bias: float = 0.0, margin: float = 0.0, level: float = 0.95) -> list[float] | None:
+    """Ends of Student's confidence interval of the mean; None for a single value.
 
     Args:
-        bias: mean error of all values, to the side of which the interval reaches as much further.
-        margin: half width of the interval of that mean error, which is independent of the spread of the values.
+        bias: mean error of the values; the interval extends by as much on the side of the true mean.
+        margin: half width of the interval of the bias, independent of the spread of the values.
+        level: confidence level.
     """
     if len(values) < 2:
         return None
-    reach = math.hypot(stdtrit(len(values) - 1, 0.5 + 0.5 * share) * stderr(values), margin)
+    reach = math.hypot(stdtrit(len(values) - 1, 0.5 + 0.5 * level) * stderr(values), margin)
     return [float(values.mean() - reach - max(bias, 0.0)), float(values.mean() + reach - min(bias, 0.0))]
 
 
@@ -137,5 +138,5 @@ def stderr(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def _known(value: float) -> float | None:
+def _measured(value: float) -> float | None:
     return None if math.isnan(value) else value

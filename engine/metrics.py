@@ -1,7 +1,7 @@
-"""Evaluation: samples beside real examples of a split, in the space of a feature network.
+"""Metrics of samples against real examples of a split, in the space of a feature network.
 
-A number says little by itself, so each has its floor, what real examples score in the place of the samples, and its
-protocol: numbers of two evaluations are comparable where their protocols agree.
+Each metric has a floor, its value for real examples in place of the samples, and a protocol. Metrics of two
+evaluations are comparable if their protocols agree.
 """
 
 import hashlib
@@ -28,22 +28,22 @@ from score_sde.engine.inference import usual
 from score_sde.storage.reading import read_text
 
 Metrics = dict[str, Mapping[str, float | None]]
-"""Name -> {"samples": number, "floor": number}, and "spread" where the numbers are means."""
+"""Name -> {"samples": value, "floor": value}, and "spread", the standard deviation, if the values are means."""
 
 
 def batches(dataset: Dataset, num: int, size: int) -> Iterator[dict[str, Tensor]]:
-    """The first ``num`` examples of a fixed shuffle, so that fewer of them are a fair sample too."""
+    """Batches of the first ``num`` examples of a fixed shuffle, so that any number is a fair sample of the split."""
     for numbers in np.array_split(order(0, 0, len(dataset))[:num], -(-num // size)):
         yield dataset.batch(numbers)
 
 
 def labels(dataset: Dataset, num: int) -> Tensor | None:
-    """Their classes, (num,) int64, where the data have any."""
+    """Class labels of the examples of ``batches``, int64 (num,); None without classes."""
     return torch.cat([batch["label"] for batch in batches(dataset, num, 256)]) if dataset.num_classes else None
 
 
 def digest(dataset: Dataset, num: int) -> str:
-    """SHA-256 of their numbers, in hexadecimal."""
+    """SHA-256 of the examples of ``batches``, in hexadecimal."""
     found = hashlib.sha256()
     for batch in batches(dataset, num, 256):
         found.update(batch["x"].numpy().tobytes())
@@ -63,9 +63,9 @@ def check_subsets(subset_size: int, num: int, sizes: Mapping[str, int]) -> None:
 def reference(
     config: ConfigDict, datasets: Mapping[str, Dataset], sizes: Mapping[str, int], features: Features, folder: Path
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The vectors of both splits with their protocol: from the file of an earlier evaluation, or made and kept.
+    """Feature vectors of both splits, and the protocol; read from the file of an earlier evaluation, or written.
 
-    Raises: DataError if the file is missing or damaged; ValueError if its protocol is another one.
+    Raises: DataError if the file is missing or damaged; ValueError if its protocol differs.
     """
     protocol = {"features": features.name, "features_sha256": features.sha256, "levels": datasets["test"].levels}
     for split in SPLITS:
@@ -81,12 +81,12 @@ def reference(
 
 
 def read_reference(path: Path, protocol: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The vectors of both splits, if they are those that the protocol asks for."""
+    """Feature vectors of both splits from a file whose protocol agrees."""
     stored = read_npz(path, "protocol", *SPLITS)
     try:
         theirs = dict(json.loads(str(stored["protocol"])))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is no reference of an evaluation; leave evaluate.reference empty") from error
+        raise DataError(f"{path} is not a reference of an evaluation; leave evaluate.reference empty") from error
     odd = [
         f"{key} is {theirs.get(key)!r} there and {protocol[key]!r} here"
         for key in protocol
@@ -100,35 +100,38 @@ def read_reference(path: Path, protocol: Mapping[str, Any]) -> dict[str, Tensor]
 
 
 def read_samples(path: Path, dataset: Dataset) -> tuple[Tensor, dict[str, Any]]:
-    """The samples of a file that --mode sample wrote, as they are stored, and the manifest beside it.
+    """Samples from a file of --mode sample, as stored, with the manifest in its folder.
 
-    Raises: DataError if one of them is missing or damaged; ValueError if they are not of the form of the dataset.
+    Raises: DataError if one of the files is missing or damaged; ValueError if the shape or levels of the samples differ
+        from those of the dataset.
     """
     samples = torch.from_numpy(read_npz(path, "samples")["samples"])
     try:
         manifest = json.loads(read_text(path.with_name("manifest.json")))
         levels, sampler, steps, *_ = (manifest[key] for key in ("levels", "sampler", "steps", "nfe", "seed"))
-        if not re.fullmatch(r"\w+-\d+", f"{sampler}-{steps}"):  # it becomes the name of a file
-            raise ValueError("sampler and steps are no name and number")
+        if not re.fullmatch(r"\w+-\d+", f"{sampler}-{steps}"):  # part of a file name
+            raise ValueError("sampler or steps is invalid")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path.with_name('manifest.json')} is missing or no manifest: --mode sample writes one; "
+            f"{path.with_name('manifest.json')} is missing or not a manifest: --mode sample writes one; "
             "for samples of another program write a JSON object with levels, sampler, steps, nfe and seed"
         ) from error
     if not samples.isfinite().all():
-        raise DataError(f"{path} holds numbers that are not finite: sample again, with more --steps")
+        raise DataError(f"{path} contains non-finite numbers: sample again, with more --steps")
     if samples.ndim == 4:
         samples = samples.movedim(-1, 1)
     if (tuple(samples.shape[1:]), levels) != (dataset.shape, dataset.levels):
         theirs = f"samples of shape {tuple(samples.shape[1:])} and {levels} levels"
-        raise ValueError(f"{path} holds {theirs}, the data have {dataset.shape}, {dataset.levels}")
+        raise ValueError(f"{path} contains {theirs}, the data have {dataset.shape}, {dataset.levels}")
     return samples, {**manifest, "sha256": checkpoint.sha256(path)}
 
 
 def distances(
     samples: Tensor, real: Mapping[str, Tensor], split: str, subsets: int, subset_size: int, seed: int
 ) -> Metrics:
-    """Of the samples from a split; for floor, of as many examples of the other split, or all of them if it has fewer.
+    """Frechet and kernel distance of the samples from a split.
+
+    The floor is the distance of as many examples of the other split, or all if it has fewer.
 
     Shapes: samples and both entries of real (N, F).
     """
@@ -145,7 +148,10 @@ def distances(
 def novelty(
     pixels: Features, samples: Tensor, datasets: Mapping[str, Dataset], sizes: Mapping[str, int], size: int
 ) -> Metrics:
-    """Mean distance to the nearest training example, encoded as it is, over that of test examples: copies score 0."""
+    """Mean distance of the encoded samples to the nearest training example, divided by the same for test examples.
+
+    Copies of training examples have novelty 0.
+    """
 
     def vectors(split: str) -> Tensor:
         return pixels.of(batch["x"] for batch in batches(datasets[split], sizes[split], size))
@@ -158,7 +164,9 @@ def novelty(
 
 
 def classes(classify: Callable[[Tensor], Tensor], samples: Tensor, test: Tensor, label: Tensor | None) -> Metrics:
-    """What the classifier makes of the samples, and of the test split: sure, of all classes, and how often right.
+    """Statistics of a classifier on the samples and on the test split.
+
+    The mean confidence, the fraction of the rarest class, and the accuracy on the test split.
 
     Shapes: samples, test (N, F); label int64 (N,), of the test split, or None.
     """
@@ -184,13 +192,13 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 def kernel_distance(x: Tensor, y: Tensor, subsets: int, subset_size: int, seed: int) -> tuple[float, float]:
     """Squared maximum mean discrepancy under the kernel (a.b / F + 1)^3: mean and deviation over random subsets.
 
-    Without bias, so 0 on average where both sets are of one law; a subset may fall below.
+    The estimator is unbiased: its mean is 0 for two sets of the same distribution, and a subset may be below.
 
     Shapes: x (N, F), y (M, F).
     Reference: Binkowski, Sutherland, Arbel, Gretton, "Demystifying MMD GANs", 2018, eq. 4. arXiv:1801.01401
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore", UserWarning)  # that it keeps all vectors
+        warnings.simplefilter("ignore", UserWarning)  # about the memory of all vectors
         torch.manual_seed(seed)
         metric = KernelInceptionDistance(feature=_given(x), subsets=subsets, subset_size=subset_size)
         mean, deviation = _measured(metric, x, y)
@@ -198,7 +206,7 @@ def kernel_distance(x: Tensor, y: Tensor, subsets: int, subset_size: int, seed: 
 
 
 def nearest(x: Tensor, y: Tensor) -> float:
-    """Mean over x of the Euclidean distance to the nearest of y."""
+    """Mean over x (N, F) of the Euclidean distance to the nearest vector of y (M, F)."""
     return torch.cat([torch.cdist(part, y).amin(1) for part in x.split(256)]).mean().item()
 
 
@@ -209,7 +217,7 @@ class _Given(nn.Identity):
 
 
 def _given(x: Tensor) -> nn.Module:
-    """A feature network for vectors that are features already."""
+    """Identity as the feature network of torchmetrics, for vectors that are features."""
     return _Given(x.shape[1])
 
 
@@ -220,7 +228,7 @@ def _measured(metric: FrechetInceptionDistance | KernelInceptionDistance, x: Ten
 
 
 def report(result: Mapping[str, Any]) -> str:
-    """The result as a small table."""
+    """Table of the result as text."""
     protocol, drawn = result["protocol"], result["samples"]
     lines = [f"{protocol['num_samples']} samples against {protocol['split']} data      samples       real"]
     for name, row in result["metrics"].items():

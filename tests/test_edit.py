@@ -374,8 +374,8 @@ def test_examples_are_encoded_and_come_back(split, digits, done):
     assert trip["same_level"] == 1
     assert manifest.items() >= {"task": "encode", "split": split, "num_examples": num, "checkpoint_step": 8}.items()
     assert manifest["options"] == {"solver": "dopri5", "rtol": 1e-4, "atol": 1e-4}
-    assert f"there and back: off by {trip['rms']:.2g} levels root mean square, {trip['worst']:.2g} at worst" in said
-    assert "100 % of the entries are the same level again" in said
+    assert f"round trip: error {trip['rms']:.2g} levels root mean square, {trip['worst']:.2g} at most" in said
+    assert "100 % of the entries return to the same level" in said
 
 
 def test_the_error_of_the_round_trip(digits, done, monkeypatch):
@@ -461,13 +461,13 @@ DAMAGED = {
     "half": (3, "file.npz is damaged, no .npz or of Python objects: restore it from a copy, or make it again"),
     "key": (3, "file.npz holds x and no array latents: give a file of this program, or rename the array"),
     "objects": (3, "file.npz is damaged, no .npz or of Python objects: restore it from a copy, or make it again"),
-    "words": (3, "file.npz holds latents of type <U1: write it with --task encode"),
-    "whole": (3, "file.npz holds latents of type int64: write it with --task encode"),
-    "shape": (2, "file.npz holds latents of shape (2, 1, 4, 8), the run has examples of shape (1, 8, 8)"),
-    "one": (2, "file.npz holds latents of shape (1, 8, 8), the run has examples of shape (1, 8, 8)"),
-    "none": (2, "file.npz holds latents of shape (0, 1, 8, 8), the run has examples of shape (1, 8, 8)"),
-    "nan": (3, "file.npz holds latents that are not finite: write it with --task encode"),
-    "huge": (3, "file.npz holds latents that are not finite: write it with --task encode"),
+    "words": (3, "file.npz contains latents of type <U1: write it with --task encode"),
+    "whole": (3, "file.npz contains latents of type int64: write it with --task encode"),
+    "shape": (2, "file.npz contains latents of shape (2, 1, 4, 8), the run has examples of shape (1, 8, 8)"),
+    "one": (2, "file.npz contains latents of shape (1, 8, 8), the run has examples of shape (1, 8, 8)"),
+    "none": (2, "file.npz contains latents of shape (0, 1, 8, 8), the run has examples of shape (1, 8, 8)"),
+    "nan": (3, "file.npz contains non-finite latents: write it with --task encode"),
+    "huge": (3, "file.npz contains non-finite latents: write it with --task encode"),
 }
 
 

@@ -236,14 +236,14 @@ def refused(evaluated, tmp_path, capsys, monkeypatch):
         (
             3,
             "--config.evaluate.features=runs/classifier",
-            ": use --config.evaluate.features=identity, since no classifier learns these data",
+            ": use --config.evaluate.features=identity, since classifiers do not support these data",
         ),
         (
             2,
             "--config.evaluate.features=points",
-            "points is no classifier: use --config.evaluate.features=identity, since",
+            "points is not a classifier: use --config.evaluate.features=identity, since",
         ),
-        (2, "--config.evaluate.features=inception", "the features inception are of images, not of data of shape (2,)"),
+        (2, "--config.evaluate.features=inception", "the features inception need images, not data of shape (2,)"),
         (2, "--config.evaluate.subset_size=61", "evaluate.subset_size 61: need at most 60, for there are 60 samples"),
         (2, "--config.evaluate.subset_size=1", "evaluate.subset_size 1: need at least 2"),
         (2, "--config.evaluate.subsets=0", "evaluate.subsets 0: need 1 to 1e6"),
@@ -258,7 +258,7 @@ def refused(evaluated, tmp_path, capsys, monkeypatch):
         (
             3,
             "--config.evaluate.samples=alone/samples.npz",
-            "alone/manifest.json is missing or no manifest: --mode sample writes",
+            "alone/manifest.json is missing or not a manifest: --mode sample writes",
         ),
         (
             3,
@@ -282,7 +282,7 @@ def test_non_finite_samples(refused, tmp_path):
     (tmp_path / "manifest.json").write_text(
         json.dumps({"sampler": "none", "steps": 0, "nfe": 0, "seed": 0, "levels": 0})
     )
-    assert "samples.npz holds numbers that are not finite" in refused(
+    assert "samples.npz contains non-finite numbers" in refused(
         3, IDENTITY, "--config.evaluate.samples=samples.npz"
     )
 
@@ -384,10 +384,10 @@ def test_missing_inception(monkeypatch, tmp_path):
         inception(inception_path=tmp_path / "weights.pth")
     for content in (b"", b"text", b"\x80\x02cos\nsystem\n."):
         (tmp_path / "weights.pth").write_bytes(content)
-        with pytest.raises(DataError, match="does not hold the weights of Inception v3"):
+        with pytest.raises(DataError, match="does not contain the weights of Inception v3"):
             inception(inception_path=tmp_path / "weights.pth")
     torch.save({"other": torch.zeros(1)}, tmp_path / "weights.pth")
-    with pytest.raises(DataError, match="does not hold the weights of Inception v3"):
+    with pytest.raises(DataError, match="does not contain the weights of Inception v3"):
         inception(inception_path=tmp_path / "weights.pth")
 
 

@@ -251,7 +251,7 @@ def test_losses_by_profile(tracked, capsys):
     assert {"ema:0.05", "ema:0.1"} < set(told)
     assert "ema:0.01" not in told
     out = capsys.readouterr().out
-    assert "do not tell widths of 0.01" in out
+    assert "do not determine the widths 0.01" in out
     assert f"least: --weights {min(told, key=told.get)};" in out
     for weights in ("raw", "ema-0.5", "ema:0.1"):
         experiment = load_model(config := stored(tracked), tracked, Options(weights=weights))[0]

@@ -421,7 +421,7 @@ def test_output_about_densities(digits, drawn, capsys):
     assert "(adams_pece, 6 evaluations; trace 1 rademacher)" in out
     assert told["check"]["examples"] == 5
     assert f"the solver is {told['check']['solver_error']:.2g} nats off one of {told['check']['against']} on 5" in out
-    assert "of samples with noise of 0.001 in units of what the network sees: none is denoised" in out
+    assert "the samples keep noise of standard deviation 0.001 in units of the network" in out
 
 
 def test_automatic_evaluations_of_samples_are_in_the_manifest(points, drawn):

@@ -1,4 +1,4 @@
-"""Look at a dataset as training would read it."""
+"""Inspection of a dataset, read as in training."""
 
 import math
 from dataclasses import asdict
@@ -18,7 +18,7 @@ from score_sde.engine.remarks import SHOWN_ENTRIES, remarks
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Print what the data look like, and write data/<split>.json and data/<split>.png below ``workdir``."""
+    """Prints statistics of a split; writes data/<split>.json and the contact sheet data/<split>.png to ``workdir``."""
     split = options.split or "train"
     dataset = read_dataset(config, split)
     codec = fit_codec(config, split, dataset)

@@ -1,4 +1,4 @@
-"""Write a run as the files of another library."""
+"""Export of a run to the files of another library."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,19 +15,19 @@ from score_sde.storage.naming import pick
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Write the run as ``--format`` has it, below ``workdir``/export.
+    """Writes the run in the format of ``--format`` to ``workdir``/export/<format>.
 
-    Raises: ValueError if that library has no such network or process, naming all that stands in the way.
+    Raises: ValueError with all the reasons, if the library has no such network or process.
     """
     if not options.format:
         raise ValueError(f"give --format ({' | '.join(FORMATS)})")
     write, folder = pick(FORMATS, "format", options.format), workdir / "export" / options.format
     experiment, denoiser, found = load(config, workdir, options)
     check_flow(denoiser, workdir)
-    what = write(folder, config, experiment)
-    say(f"{what}, {options.weights} weights of step {checkpoint.read_meta(found)['step']}")
+    description = write(folder, config, experiment)
+    say(f"{description}, {options.weights} weights of step {checkpoint.read_meta(found)['step']}")
     say(f"files are in {folder}")
 
 
 FORMATS: dict[str, Callable[[Path, ConfigDict, Experiment], str]] = {"diffusers": write_diffusers}
-"""What the user types after ``--format``: (folder, config, experiment) -> what was written."""
+"""Values of ``--format``: (folder, config, experiment) -> description of the files."""

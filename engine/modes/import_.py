@@ -1,4 +1,4 @@
-"""Turn the weights of another library into a run."""
+"""Import of the weights of another library as a run."""
 
 import shlex
 from pathlib import Path
@@ -16,10 +16,10 @@ from score_sde.models.checkpoints import FORMATS, recognise
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Read ``--source`` and write a run in ``workdir``; say what it is.
+    """Reads ``--source``, writes a run to ``workdir`` and prints its description.
 
-    Raises: ForeignError for a source that cannot be read; ValueError for a workdir that holds something, or a config
-        that takes other weights.
+    Raises: ForeignError for a source that cannot be read; ValueError for a workdir that is not empty, or a config that
+        does not fit the weights.
     """
     if not options.source:
         raise ValueError(f"give --source, a file or folder of {', '.join(FORMATS)}")
@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     facts = facts_of(foreign, config.codec.low)
     experiment = build(config, facts)
     fill(experiment.network, foreign, config)
-    denoiser = experiment.denoiser(experiment.network, config)  # refuses a section denoiser that makes none
+    denoiser = experiment.denoiser(experiment.network, config)  # raises for an invalid section ``denoiser``
 
     origin = {"format": name, "source": path.name, "weights": options.weights if foreign.choice else "only"}
     with only_writer(workdir):

@@ -1,4 +1,4 @@
-"""The held-out loss of every average that a checkpoint has or can be given: which --weights are best."""
+"""Validation loss of every average of the weights that a checkpoint has or allows, to choose --weights."""
 
 import time
 from pathlib import Path
@@ -18,13 +18,13 @@ from score_sde.engine.training.validation import Validation
 from score_sde.storage.writing import replace
 
 WIDTHS = tuple(round(width, 3) for width in np.geomspace(0.01, 0.25, 13).tolist())
-"""Widths of the profiles that are compared, beside those that training tracked."""
+"""Widths of the profiles to compare, in addition to the tracked ones."""
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Print the loss of each; write losses.json and profiles.png below ``workdir``/profiles.
+    """Prints the loss of each average; writes losses.json and profiles.png to ``workdir``/profiles.
 
-    A run that tracked no profiles has the weights of the last step and the averages of ``ema.rates`` to compare.
+    Without tracked profiles, these are the weights of the last step and the averages of ``ema.rates``.
 
     Raises: CheckpointError for a damaged file.
     """
@@ -50,7 +50,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     if not meta.get("profiles"):
         say("no profiles were tracked; train with --config.ema.profiles=(0.05,0.1) to compare other widths, too")
     if left_out:
-        say(f"the snapshots do not tell widths of {', '.join(f'{width:g}' for width in left_out)}")
+        say(f"the snapshots do not determine the widths {', '.join(f'{width:g}' for width in left_out)}")
     best, target = min(losses, key=losses.__getitem__), workdir / "profiles"
     asked = question(config, ("data",), options, found, split=split)
     record = result_record(config, options, asked, time.perf_counter() - start)
@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 
 
 def plot(path: Path, losses: dict[str, float]) -> None:
-    """The loss over the width of the profile, with those of the rates as horizontal lines."""
+    """Plots the loss over the width of the profile; the losses of other averages are horizontal lines."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
@@ -71,7 +71,7 @@ def plot(path: Path, losses: dict[str, float]) -> None:
     others = [name for name in losses if ":" not in name]
     for k, name in enumerate(others, 1):
         axes.axhline(losses[name], color=f"C{k}", linestyle="--", label=name)
-    axes.set(xlabel="width of the profile, relative to the length of training", ylabel="held-out loss")
+    axes.set(xlabel="width of the profile, relative to the length of training", ylabel="validation loss")
     axes.set_xticks(list(points), [f"{width:g}" for width in points], rotation=60)
     axes.set_xlim(*(() if points else (WIDTHS[0], WIDTHS[-1])))
     axes.minorticks_off()

@@ -1,7 +1,7 @@
-"""What guidance gains and what it costs: samples of several scales, beside real examples.
+"""Sweep over guidance scales: fidelity and diversity of samples, relative to real examples.
 
-Fidelity is how often a classifier finds the label that was asked for, and how near the samples are to the data;
-diversity is how far samples of one class are from each other, in units of real examples of that class.
+Fidelity is the accuracy of a classifier on the requested labels, and the distance to the data. Diversity is the mean
+distance between samples of a class, divided by the same mean for real examples of that class.
 """
 
 import copy
@@ -30,9 +30,9 @@ SHOWN = 10
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Draw with each of ``guidance.scales``; write sweep.json, grid.png and curve.png below ``workdir``/sweep.
+    """Draws with each of ``guidance.scales``; writes sweep.json, grid.png and curve.png to ``workdir``/sweep.
 
-    The scale is that of what the section names: the classifier, or else the weaker run, or else the label.
+    The scale applies to the classifier, if the section ``guidance`` names one, else to autoguidance, else to the label.
     """
     settings, start = config.evaluate, time.perf_counter()
     if settings.num_samples < 2:
@@ -78,21 +78,21 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
 
 
 def measured(samples: Tensor, real: Tensor, spread: dict[int, float], label: Tensor) -> dict[str, float]:
-    """Frechet distance to the real examples; spread within classes over that of the real ones."""
+    """Frechet distance to the real examples, and diversity: mean over the classes of the ratio of spreads."""
     found = spreads(samples, label)
-    shares = [found[k] / spread[k] for k in found if spread.get(k)]
-    diversity = {"diversity": sum(shares) / len(shares)} if shares else {}
+    ratios = [found[k] / spread[k] for k in found if spread.get(k)]
+    diversity = {"diversity": sum(ratios) / len(ratios)} if ratios else {}
     return {"frechet_distance": frechet_distance(samples, real), **diversity}
 
 
 def spreads(vectors: Tensor, label: Tensor) -> dict[int, float]:
-    """Mean distance between two vectors (N, F) of one class, for every class that has two."""
+    """Mean distance between two vectors (N, F) of a class, for every class with at least two."""
     groups = {int(k): vectors[label == k] for k in label.unique()}
     return {k: torch.pdist(group.double()).mean().item() for k, group in groups.items() if len(group) > 1}
 
 
 def curve(path: Path, rows: list[dict[str, float]], key: str) -> None:
-    """The curve of fidelity over diversity, a point a scale."""
+    """Plots fidelity over diversity, one point per scale."""
     from matplotlib.figure import Figure
 
     if "diversity" not in rows[0]:

@@ -1,4 +1,4 @@
-"""Train a run from its newest checkpoint on."""
+"""Training of a run, from its newest checkpoint."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from score_sde.engine.training.signals import Asked
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
-    """Train the config in ``workdir``, from the newest checkpoint there.
+    """Trains the config in ``workdir``, from the newest checkpoint there.
 
-    Raises: Stopped after a checkpoint, if a signal asked for it.
+    Raises: Stopped after a checkpoint, on a signal.
     """
     check_name(workdir)
     with only_writer(workdir) as writer, Asked() as asked:
