@@ -1,4 +1,4 @@
-"""Examples to edit, the first of a split or those of a file; and what was made of them."""
+"""Inputs of editing tasks, from a split or a file, and their results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ from score_sde.sde_lib import Denoise, NonFiniteError
 from score_sde.storage.reading import read_bytes
 
 MODES = {1: "L", 3: "RGB"}
-"""Channels, to what Pillow calls such pictures."""
+"""Number of channels -> mode of Pillow."""
 
 
 Denoisers = Callable[[Tensor], Denoise]
@@ -40,19 +40,17 @@ class Edited(NamedTuple):
     record: dict[str, Any]
 
 
-def check_finite(made: Tensor, numbers: Tensor) -> None:
-    """Raises: NonFiniteError naming the first example, of these numbers (B,), of which something not finite is made."""
-    finite = made.isfinite().flatten(1).all(1).cpu()
+def check_finite(result: Tensor, numbers: Tensor) -> None:
+    """Raises: NonFiniteError with the first of the example numbers (B,) whose result (B, *) is not finite."""
+    finite = result.isfinite().flatten(1).all(1).cpu()
     if not finite.all():
-        raise NonFiniteError(
-            "what was made is not finite; use more --steps or another sampler", int(numbers[~finite][0])
-        )
+        raise NonFiniteError("the result is not finite; use more --steps or another sampler", int(numbers[~finite][0]))
 
 
 def read_examples(config: ConfigDict, experiment: Experiment, split: str) -> Dataset:
     """The examples of a split.
 
-    Raises: ValueError if they are not of the form that the run was trained on.
+    Raises: ValueError if their shape or levels differ from the training data of the run.
     """
     dataset = read_dataset(config, split)
     check_form(config, dataset, experiment.facts)
@@ -60,9 +58,9 @@ def read_examples(config: ConfigDict, experiment: Experiment, split: str) -> Dat
 
 
 def read_given(config: ConfigDict, experiment: Experiment, split: str) -> Tensor:
-    """The first ``edit.num_examples`` of ``edit.input``, or as many of the split, evenly spaced, as stored; (N, *).
+    """The first ``edit.num_examples`` of ``edit.input``, or as many evenly spaced ones of the split, as stored; (N, *).
 
-    Raises: DataError for a file that is missing or damaged; ValueError for examples of another form.
+    Raises: DataError for a file that is missing or damaged; ValueError for examples of another shape or kind.
     """
     most, path = config.edit.num_examples, config.edit.input
     if path:
@@ -73,17 +71,17 @@ def read_given(config: ConfigDict, experiment: Experiment, split: str) -> Tensor
 
 
 def spaced(num: int, most: int) -> np.ndarray:
-    """At most so many of the numbers 0 to num - 1, evenly spaced, both ends among them: splits may be in order."""
+    """At most ``most`` evenly spaced indices in [0, num - 1], including both ends, because a split may be sorted."""
     return np.linspace(0, num - 1, min(num, most)).astype(np.int64)
 
 
 def read_input(path: Path, facts: DataFacts) -> Tensor:
-    """The examples of a file, in levels if the run has some; (N, *).
+    """Reads the examples of a file, as levels if the run has levels; (N, *).
 
-    A picture has 256 shades, which are brought to the levels of the run; numbers in numpy files are levels already.
-    Real numbers are in units of the data, in the shape of samples.npz.
+    The 256 shades of a picture are mapped to the levels of the run; integers in numpy files are levels already. Real
+    numbers are in units of the data, in the layout of samples.npz.
 
-    Raises: DataError for a file that is missing or damaged; ValueError for one of another kind or form.
+    Raises: DataError for a file that is missing or damaged; ValueError for examples of another shape or kind.
     """
     if path.suffix.lower() in SUFFIXES:
         shades = read_picture(path, facts.shape).double()
@@ -98,16 +96,16 @@ def read_input(path: Path, facts: DataFacts) -> Tensor:
     read = read_array if facts.levels else read_numbers
     found = torch.from_numpy(np.array(read(path)[0]))
     if tuple(found.shape[1:]) != facts.shape:
-        raise ValueError(f"{path} holds examples of shape {tuple(found.shape[1:])}, the run has {facts.shape}")
+        raise ValueError(f"{path} contains examples of shape {tuple(found.shape[1:])}, the run has {facts.shape}")
     if facts.levels and int(found.max()) >= facts.levels:
-        raise ValueError(f"{path} holds levels up to {found.max()}, the run has 0 to {facts.levels - 1}")
+        raise ValueError(f"{path} contains levels up to {found.max()}, the run has 0 to {facts.levels - 1}")
     return found
 
 
 def read_picture(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """A picture of this shape, (C, H, W) uint8, read as the images of a dataset are (``data.decoding.decode``).
+    """Reads a picture of this shape, (C, H, W) uint8, as a dataset reads images (``data.decoding.decode``).
 
-    Raises: DataError if it is missing, damaged or transparent; ValueError for other sides or another mode.
+    Raises: DataError if it is missing, damaged or transparent; ValueError for another size or mode.
     """
     if len(shape) != 3 or shape[0] not in MODES:
         raise ValueError(f"{path} is a picture, and the run has examples of shape {shape}")

@@ -1,4 +1,4 @@
-"""Making examples anew, more or less like those that are given."""
+"""Image-to-image: SDEdit, and translation between two runs."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,18 +21,18 @@ from score_sde.samplers.editing import depth_time
 
 
 def noise_and_denoise(experiment: Experiment, denoisers: Denoisers, config: ConfigDict, split: str) -> Edited:
-    """Examples noised to ``edit.strength`` and denoised; with ``edit.mask``, what it knows stays.
+    """SDEdit: adds noise of ``edit.strength`` to examples and denoises them; keeps the known pixels of ``edit.mask``.
 
-    Raises: ValueError for a strength that the SDE does not reach, or a grid that does not begin at it.
+    Raises: ValueError for a strength outside the SDE's range, or a grid that does not start at it.
     """
     settings, sde = config.edit, experiment.sde
     if (name := chosen(config, sde)[0]).endswith(GRID_FILE):
-        raise ValueError(f"--task sdedit begins at edit.strength, and {name} where it says; name another sample.grid")
+        raise ValueError(f"--task sdedit starts at edit.strength, and {name} elsewhere; name another sample.grid")
     x = experiment.codec.encode(read_given(config, experiment, split)).to(experiment.device)
     start = depth_time(sde, settings.strength, experiment.sigma_data(config))
     if not start > config.sample.t_min:
         raise ValueError(
-            f"edit.strength {settings.strength} is less noise than where moves end; raise it, or lower sample.t_min "
+            f"edit.strength {settings.strength} is less noise than at the last time; raise it, or lower sample.t_min "
             f"{config.sample.t_min}"
         )
     times = make_times(config, experiment, start)
@@ -50,9 +50,9 @@ def noise_and_denoise(experiment: Experiment, denoisers: Denoisers, config: Conf
 
 
 def translate_examples(experiment: Experiment, denoisers: Denoisers, config: ConfigDict, split: str) -> Edited:
-    """Examples encoded by this run's flow and decoded by that of ``edit.other``, and back again.
+    """Encodes examples by this run's probability flow and decodes them by the flow of ``edit.other``; and back.
 
-    Raises: ValueError where no other run is named, or it knows other data; CheckpointError.
+    Raises: ValueError if no other run is named, or its data differ; CheckpointError if it is missing or damaged.
     """
     if not config.edit.other:
         raise ValueError("edit.other is empty: give the folder of the run to translate to")
@@ -75,7 +75,7 @@ def translate_examples(experiment: Experiment, denoisers: Denoisers, config: Con
 
 
 def _batches(num: int, config: ConfigDict) -> Iterator[Tensor]:
-    """The numbers of the examples, a batch at a time, with a bar."""
+    """Yields the numbers of the examples, one batch at a time, with a progress bar."""
     progress = Progress(num, "examples")
     for rows in torch.arange(num).split(config.edit.batch_size):
         yield rows

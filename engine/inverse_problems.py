@@ -1,8 +1,7 @@
-"""Restoring examples of which a part is known: what is missing, by a run that has seen whole ones.
+"""Inverse problems: examples restored from measurements y = A x + noise, with the run as prior.
 
-A task says what was measured of an example, y = A x, and where that is a part of the example, by what projector P. A
-method samples examples that would be measured so. What is known without noise is put back at the end, whatever the
-method.
+A task defines the measurement A, and a projector P if A keeps a part of the example. A method samples x given y. If the
+measurement is noiseless and P exists, every method ends by replacing P x with the measured part.
 """
 
 import functools
@@ -50,11 +49,11 @@ from score_sde.storage.naming import pick
 
 
 class Measurement(NamedTuple):
-    """What is known of examples x (B, *).
+    """A measurement of examples x (B, *).
 
-    measure: A, linear for pigdm: x to what was measured of it.
-    project: P on the part of x that A keeps; None where A x is no part of x.
-    show: what was measured, as examples to look at; None where there is nothing to see.
+    measure: A, from x to y (B, *); linear for pigdm.
+    project: P, the projector on the part of x that A keeps; None if A does not keep a part of x.
+    show: y -> examples for the picture; None if y cannot be shown.
     """
 
     measure: Forward
@@ -63,7 +62,7 @@ class Measurement(NamedTuple):
 
 
 def inpaint(config: ConfigDict, experiment: Experiment) -> Measurement:
-    """All but the pixels of ``edit.mask``."""
+    """All pixels except those that ``edit.mask`` hides."""
     project = masked(read_mask(config.edit.mask, experiment.facts.shape).to(experiment.device))
     return Measurement(project, project, lambda y: y)
 
@@ -71,7 +70,7 @@ def inpaint(config: ConfigDict, experiment: Experiment) -> Measurement:
 def colorize(config: ConfigDict, experiment: Experiment) -> Measurement:
     """The mean over the channels.
 
-    Raises: ValueError for data without colours.
+    Raises: ValueError for data without color channels.
     """
     if experiment.facts.shape[0] == 1 or len(experiment.facts.shape) != 3:
         raise ValueError(f"--task colorize needs pictures with colours; the run has shape {experiment.facts.shape}")
@@ -81,15 +80,15 @@ def colorize(config: ConfigDict, experiment: Experiment) -> Measurement:
 
 
 def superres(config: ConfigDict, experiment: Experiment) -> Measurement:
-    """The mean of each block of ``edit.factor`` pixels a side."""
+    """The mean of each block of ``edit.factor`` x ``edit.factor`` pixels."""
     factor = config.edit.factor
     return Measurement(lambda x: block_means(x, factor), lowpass(factor), lambda y: enlarge(y, factor))
 
 
 def deblur(config: ConfigDict, experiment: Experiment) -> Measurement:
-    """Every pixel a mean of its neighbours, weighted by a Gaussian of deviation ``edit.blur``; edges repeat.
+    """Convolution with a Gaussian of standard deviation ``edit.blur`` pixels; the borders are replicated.
 
-    Raises: ValueError for data that are no signals or images.
+    Raises: ValueError for data other than signals and images.
     """
     deviation, rank = config.edit.blur, len(experiment.facts.shape) - 1
     if rank not in (1, 2):
@@ -109,9 +108,9 @@ def deblur(config: ConfigDict, experiment: Experiment) -> Measurement:
 
 
 def measured(config: ConfigDict, experiment: Experiment) -> Measurement:
-    """What the function ``edit.measure`` gives, FILE.py:FUNCTION from encoded examples (B, *) to (B, *).
+    """The user's function ``edit.measure``, FILE.py:FUNCTION, from encoded examples (B, *) to (B, *).
 
-    Raises: ValueError where there is no such function.
+    Raises: ValueError if the file or the function is missing or fails.
     """
     text, shape = config.edit.measure, experiment.facts.shape
     path, _, name = text.rpartition(":")
@@ -137,13 +136,17 @@ TASKS: dict[str, Callable[[ConfigDict, Experiment], Measurement]] = {
     "deblur": deblur,
     "measured": measured,
 }
-"""(config, experiment) -> what is known."""
+"""(config, experiment) -> measurement."""
 
 
 def read_mask(text: str, shape: tuple[int, ...]) -> Tensor:
-    """Where pixels are known, bool (H, W), of a picture, white there, or of a box top,left,height,width, unknown.
+    """Reads a mask, bool (H, W), True for known pixels.
 
-    Raises: ValueError for an empty text, a box that leaves the picture, or a picture of other sides; DataError.
+    Args:
+        text: file of a picture, white where pixels are known; or a box top,left,height,width of unknown pixels.
+        shape: of an example.
+    Raises: ValueError for an empty text, a box that exceeds the picture, or a picture of another size; DataError for a
+        file that is missing or damaged.
     """
     if len(shape) != 3:
         raise ValueError(f"edit.mask is for pictures; the run has examples of shape {shape}")
@@ -167,14 +170,14 @@ def read_mask(text: str, shape: tuple[int, ...]) -> Tensor:
 class Problem(NamedTuple):
     """A batch to restore.
 
-    x: the examples, of which only the known part is looked at.
-    y: what was measured of them.
-    latents: normals that the results begin with.
+    x: examples; methods use only their known part.
+    y: measurements of the examples.
+    latents: initial states x_T.
     """
 
     config: ConfigDict
     experiment: Experiment
-    known: Measurement
+    measurement: Measurement
     x: Tensor
     y: Tensor
     latents: Tensor
@@ -182,17 +185,17 @@ class Problem(NamedTuple):
 
 
 def by_replacement(problem: Problem, denoise: Guided) -> Tensor:
-    """The known part put in at every move; with ``edit.repeats``, moves are gone again (RePaint).
+    """Replaces the known part after every move; with ``edit.repeats``, moves are repeated (RePaint).
 
-    With ``edit.noisy_mean`` what comes back is the last noisy state with the mean of the known part, as score_sde has
-    it, and the noise of t_min stays in the rest.
+    With ``edit.noisy_mean``, returns the last noisy state with the mean of the known part, as score_sde does: the
+    unknown part keeps the noise of t_min.
 
-    Raises: ValueError where what is known is no part of the example.
+    Raises: ValueError if the measurement has no projector.
     """
-    config, experiment, known, settings = *problem[:3], problem.config.edit
-    if known.project is None:
-        raise ValueError("edit.method replacement puts in a part of the example, and this is none; use pigdm or dps")
-    constrain = replacement(problem.x, known.project, problem.draw)
+    config, experiment, settings, project = *problem[:2], problem.config.edit, problem.measurement.project
+    if project is None:
+        raise ValueError("edit.method replacement needs a measurement that keeps a part of x; use pigdm or dps")
+    constrain = replacement(problem.x, project, problem.draw)
     step, times = make_step(config, experiment, constrain=constrain), make_times(config, experiment)
     times = resampled(times, settings.jump, settings.repeats)
     if not settings.noisy_mean:
@@ -204,21 +207,22 @@ def by_replacement(problem: Problem, denoise: Guided) -> Tensor:
 
 
 def by_pigdm(problem: Problem, denoise: Guided) -> Tensor:
-    """Guidance by the measurement, with the covariance of the moment-matched Gaussian of the data."""
+    """PiGDM guidance, with the isotropic moment-matched Gaussian of the data as prior."""
     config, experiment = problem.config, problem.experiment
-    std, guess = config.edit.noise, experiment.gaussian.isotropic()
+    std, gaussian = config.edit.noise, experiment.gaussian.isotropic()
 
-    def lean(rows: Rows) -> Guided:
-        return pigdm(of_rows(denoise, rows), experiment.sde, problem.known.measure, problem.y[rows], std, guess)
+    def guided(rows: Rows) -> Guided:
+        measure, y = problem.measurement.measure, problem.y[rows]
+        return pigdm(of_rows(denoise, rows), experiment.sde, measure, y, std, gaussian)
 
     step, times = make_step(config, experiment), make_times(config, experiment)
-    return sample(step, Each(lean), problem.latents, times, problem.draw)
+    return sample(step, Each(guided), problem.latents, times, problem.draw)
 
 
 def by_dps(problem: Problem, denoise: Guided) -> Tensor:
-    """Every move goes on against the misfit."""
+    """DPS: each move is followed by a gradient step on the misfit."""
     config, experiment = problem.config, problem.experiment
-    step = DPS(make_step(config, experiment), problem.known.measure, problem.y, config.edit.zeta)
+    step = DPS(make_step(config, experiment), problem.measurement.measure, problem.y, config.edit.zeta)
     return sample(step, denoise, problem.latents, make_times(config, experiment), problem.draw)
 
 
@@ -231,39 +235,39 @@ METHODS: dict[str, Callable[[Problem, Guided], Tensor]] = {
 
 
 def restore(name: str, experiment: Experiment, denoisers: Denoisers, config: ConfigDict, split: str) -> Edited:
-    """Examples restored, beside what was known of them and what they were.
+    """Restores examples by a task of ``TASKS`` and the method ``edit.method``.
 
     Args:
         denoisers: numbers (B,) -> guided denoiser of these examples.
     """
     settings, codec = config.edit, experiment.codec
-    method, known = pick(METHODS, "method", settings.method), TASKS[name](config, experiment)
+    method, measurement = pick(METHODS, "method", settings.method), TASKS[name](config, experiment)
     x = codec.encode(read_given(config, experiment, split)).to(experiment.device)
     parts, progress = [], Progress(len(x), "examples")
     for rows in torch.arange(len(x)).split(settings.batch_size):
         seeds = rows + config.seed
         draw, here = Noise(seeds), x[rows]
         with torch.no_grad(), numbered(rows):
-            y = known.measure(here)
+            y = measurement.measure(here)
             y = y + settings.noise * noise(config.seed, EDITING, rows)(y)
             latents = experiment.sde.prior_std * first_normals(experiment, draw)
-            found = method(Problem(config, experiment, known, here, y, latents, draw), denoisers(rows))
-            if known.project and not settings.noise:
-                found = found - known.project(found) + known.project(here)
-            misfit = known.measure(found) - y
+            found = method(Problem(config, experiment, measurement, here, y, latents, draw), denoisers(rows))
+            if measurement.project and not settings.noise:
+                found = found - measurement.project(found) + measurement.project(here)
+            misfit = measurement.measure(found) - y
         check_finite(found, rows)
         parts.append((y, found, misfit.flatten(1)))
         progress.advance(len(rows))
     progress.close()
     y, found, misfit = (torch.cat(part) for part in zip(*parts, strict=True))
-    seen = {"known": known.show(y)} if known.show else {}
+    shown = {"known": measurement.show(y)} if measurement.show else {}
     error = codec.decode(found).double() - codec.decode(x).double()
-    told = {
+    record = {
         "method": settings.method,
         "misfit": misfit.square().mean().sqrt().item(),
         "rms_from_input": error.square().mean().sqrt().item(),
     }
-    return Edited(found, {**seen, "restored": found, "input": x}, told)
+    return Edited(found, {**shown, "restored": found, "input": x}, record)
 
 
 INVERSE_PROBLEMS = {name: functools.partial(restore, name) for name in TASKS}

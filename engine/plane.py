@@ -1,6 +1,6 @@
-"""Pictures for data in the plane: the model's density, and paths of the probability flow from the prior to the data.
+"""Pictures for data in the plane: density of the model, and trajectories of the probability flow.
 
-Both depend on the run and its weights alone, so they are drawn once, whatever samplers are tried.
+Both depend only on the run and its weights, not on a sampler, so they are drawn once.
 """
 
 import json
@@ -35,18 +35,18 @@ NUM_PATHS, NUM_TIMES, NUM_CELLS, NUM_POINTS = 80, 60, 80, 2_000
 CELLS_AT_A_TIME = 400
 
 RECORD = "drawn.json"
-"""What the pictures in its folder were drawn from."""
+"""File with the sources of the pictures in its folder."""
 
 
 def draw(
     workdir: Path, experiment: Experiment, denoise: Denoise, config: ConfigDict, found: Path, weights: str
 ) -> Path | None:
-    """Write density.png and trajectories.png below ``workdir``/plane, unless these weights were drawn before.
+    """Writes density.png and trajectories.png to ``workdir``/plane, unless these weights were drawn before.
 
     Args:
-        found: the checkpoint of the denoiser.
-        weights: which of its weights.
-    Returns: their folder; None for data of other shapes, for which nothing is drawn.
+        found: folder of the denoiser's checkpoint.
+        weights: value of --weights.
+    Returns: folder of the pictures; None for data of another shape, for which nothing is drawn.
     """
     if experiment.facts.shape != (2,):
         return None
@@ -66,7 +66,7 @@ def draw(
 
 
 def drawn_from(folder: Path) -> Any:
-    """The record of the pictures in a folder; None if they are not all there."""
+    """Record of the pictures in a folder; None if it is missing."""
     try:
         return json.loads(read_text(folder / RECORD))
     except (OSError, ValueError):
@@ -74,7 +74,7 @@ def drawn_from(folder: Path) -> Any:
 
 
 def training_points(config: ConfigDict) -> Tensor | None:
-    """Some of the training data; None where they are gone, which is said."""
+    """Some of the training data; None, with a message, if they cannot be read."""
     try:
         dataset = read_dataset(config, "train")
     except (DataError, OSError) as error:
@@ -84,7 +84,7 @@ def training_points(config: ConfigDict) -> Tensor | None:
 
 
 def draw_density(path: Path, experiment: Experiment, denoise: Denoise) -> None:
-    """The density of the model by the probability flow, in units of the data."""
+    """Draws the density of the model by the probability flow, in units of the data."""
     try:
         scaling = experiment.codec.log_det((2,))
     except ValueError as error:
@@ -102,7 +102,7 @@ def draw_density(path: Path, experiment: Experiment, denoise: Denoise) -> None:
         progress.advance(len(part))
     progress.close()
     density = torch.cat(nats).exp().reshape(NUM_CELLS, NUM_CELLS).T.numpy()
-    highest = np.quantile(density, 0.998)  # a single cell does not dim the others
+    highest = np.quantile(density, 0.998)  # ignores the few brightest cells
     figure, axes = plot("density of the model, by the probability flow")
     x, y = experiment.codec.values(corners).T.numpy()
     mesh = axes.pcolormesh(x, y, density, cmap="magma", shading="nearest", vmin=0, vmax=highest)
@@ -112,9 +112,9 @@ def draw_density(path: Path, experiment: Experiment, denoise: Denoise) -> None:
 
 
 def draw_trajectories(path: Path, experiment: Experiment, denoise: Denoise, seed: int, points: Tensor | None) -> None:
-    """Paths x_t of the probability flow in the coordinates of the data, over training data, where there are some.
+    """Draws trajectories x_t of the probability flow in units of the data, over the training data if available.
 
-    The frame holds the data and 3 standard deviations of the prior, or of a wider prior twice the data.
+    The frame covers the data and 3 standard deviations of the prior, but at most about twice the extent of the data.
     """
     sde, codec = experiment.sde, experiment.codec
     noise, times = Noise(torch.arange(NUM_PATHS) + seed), log_snr(sde, NUM_TIMES)
@@ -140,7 +140,7 @@ def draw_trajectories(path: Path, experiment: Experiment, denoise: Denoise, seed
 
 
 def plot(title: str) -> "tuple[Figure, Axes]":
-    """An empty plot of the plane, in units of the data."""
+    """Empty plot of the plane, in units of the data."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.5, 6), dpi=100, layout="constrained")
@@ -151,7 +151,7 @@ def plot(title: str) -> "tuple[Figure, Axes]":
 
 
 def _equal(axes: "Axes") -> None:
-    """Make a unit equally long on both axes, where their ranges are alike."""
+    """Sets equal scales on both axes, unless their ranges are too unequal."""
     width, height = (np.ptp(limits) for limits in (axes.get_xlim(), axes.get_ylim()))
     if max(width, height) <= MOST_UNEQUAL * min(width, height):
         axes.set_aspect("equal")

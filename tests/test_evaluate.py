@@ -282,9 +282,7 @@ def test_non_finite_samples(refused, tmp_path):
     (tmp_path / "manifest.json").write_text(
         json.dumps({"sampler": "none", "steps": 0, "nfe": 0, "seed": 0, "levels": 0})
     )
-    assert "samples.npz contains non-finite numbers" in refused(
-        3, IDENTITY, "--config.evaluate.samples=samples.npz"
-    )
+    assert "samples.npz contains non-finite numbers" in refused(3, IDENTITY, "--config.evaluate.samples=samples.npz")
 
 
 def test_a_file_in_the_place_of_the_folder(refused, tmp_path):

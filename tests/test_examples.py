@@ -83,7 +83,7 @@ def test_real_numbers(tmp_path):
     [
         (GREY, "x.npy", levels(GREY)[:, :, :5], ValueError, "examples of shape (1, 5, 4), the run has (1, 6, 4)"),
         (COLOUR, "x.npy", levels(GREY), ValueError, "examples of shape (1, 6, 4), the run has (3, 6, 4)"),
-        (GREY, "x.npy", levels(GREY, most=200), ValueError, "holds levels up to 1"),
+        (GREY, "x.npy", levels(GREY, most=200), ValueError, "contains levels up to 1"),
         (GREY, "x.npy", levels(GREY, most=2) + 0.5, DataError, "numbers that are not whole"),
         (GREY, "x.npy", levels(GREY, num=0, most=2), DataError, "holds no images"),
         (GREY, "x.npz", {"y": levels(GREY)}, DataError, "has the keys y: name the images"),
@@ -182,5 +182,5 @@ def test_the_first_non_finite_example_is_named(bad):
     made = torch.zeros(3, 1, 2)
     check_finite(made, torch.arange(5, 8))
     made[1:, 0, 1] = bad
-    with pytest.raises(NonFiniteError, match="example 6: what was made is not finite"):
+    with pytest.raises(NonFiniteError, match="example 6: the result is not finite"):
         check_finite(made, torch.arange(5, 8))

@@ -159,7 +159,7 @@ def test_labels_guide_sdedit(other, made):
     [
         (("--config.edit.strength=1.5",), 2, "edit.strength 1.5: need above 0 to below 1"),
         (("--config.edit.strength=0",), 2, "edit.strength 0.0: need above 0 to below 1"),
-        (("--config.edit.strength=1e-4",), 2, "edit.strength 0.0001 is less noise than where moves end; raise it, or"),
+        (("--config.edit.strength=1e-4",), 2, "edit.strength 0.0001 is less noise than at the last time; raise it, or"),
         (("--config.edit.mask=0,0,9,9",), 2, "edit.mask 0,0,9,9: need top,left,height,width of a box within 8x8"),
         (("--config.sample.grid=levels.txt",), 3, "levels.txt cannot be read as text"),
     ],
@@ -171,7 +171,7 @@ def test_invalid_settings_are_refused(words, status, message, digits, capsys):
 def test_a_grid_from_a_file_that_does_not_start_at_the_strength_is_refused(digits, tmp_path, capsys):
     (tmp_path / "levels.txt").write_text("100\n1\n0.1\n")
     words = ("--task=sdedit", f"--config.sample.grid={tmp_path / 'levels.txt'}")
-    refused(capsys, digits, 2, "error: --task sdedit begins at edit.strength, and", *words)
+    refused(capsys, digits, 2, "error: --task sdedit starts at edit.strength, and", *words)
 
 
 def test_a_non_finite_example_is_named_by_its_number(digits, monkeypatch, capsys):
@@ -182,7 +182,7 @@ def test_a_non_finite_example_is_named_by_its_number(digits, monkeypatch, capsys
 
     monkeypatch.setattr(sde_lib.Denoiser, "forward", broken)
     words = ("--task=sdedit", "--batch_size=3", "--steps=2")
-    refused(capsys, digits, 4, "error: example 3: what was made is not finite", *words)
+    refused(capsys, digits, 4, "error: example 3: the result is not finite", *words)
 
 
 # --- translation between runs -----------------------------------------------------------------------------------------

@@ -306,7 +306,7 @@ def test_a_black_and_white_mask_equals_its_gray_picture(digits, tmp_path):
             ("--task=inpaint", "--config.edit.method=replacement", "--config.edit.repeats=0"),
             "edit.repeats 0: need 1 to 1e6",
         ),
-        (("--task=deblur", "--config.edit.method=replacement"), "puts in a part of the example, and this is none"),
+        (("--task=deblur", "--config.edit.method=replacement"), "needs a measurement that keeps a part of x"),
         (("--task=deblur", "--config.edit.blur=0"), "edit.blur 0.0: need a number above 0, in pixels"),
         (("--task=superres", "--config.edit.factor=3"), "need (B, C, *) with sides that 3 divides"),
         (("--task=superres", "--config.edit.factor=0"), "edit.factor 0: need 1 to 65536"),
@@ -344,7 +344,7 @@ def test_a_non_finite_example_is_named_by_its_number(digits, monkeypatch, capsys
 
     monkeypatch.setattr(sde_lib.Denoiser, "forward", broken)
     words = ("--task=inpaint", "--config.edit.num_examples=5", "--batch_size=3", "--config.edit.method=replacement")
-    refused(capsys, digits, 4, "error: example 4: what was made is not finite", *words)
+    refused(capsys, digits, 4, "error: example 4: the result is not finite", *words)
 
 
 # --- repetition -------------------------------------------------------------------------------------------------------
