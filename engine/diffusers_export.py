@@ -1,4 +1,4 @@
-"""Export: a run as the files of another library, which its own code loads.
+"""Export of a run to the files of a diffusers pipeline, for its own loader.
 
 RUN/export/diffusers/  model_index.json  unet/config.json  unet/diffusion_pytorch_model.safetensors
                        scheduler/scheduler_config.json
@@ -39,35 +39,35 @@ NETWORKS: dict[str, dict[str, Any]] = {
     | {"noise_unconditional": False, "blocks": "biggan", "combine": "sum", "rescale": True, "ladder": ()}
     | {"norm_groups": 32, "norm_group": 4},
 }
-"""Network of ours that is a UNet2DModel -> the options that it then has."""
+"""Network -> options with which it is equal to a UNet2DModel."""
 
 
 CHAIN = 1_000
-"""Levels of the chain on which ``vpsde`` is sampled, the level k of theirs at t = k / 999."""
+"""Levels of the discrete-time process on which diffusers samples ``vpsde``; its level k is t = k / 999."""
 
 
 def write_diffusers(folder: Path, config: ConfigDict, experiment: Experiment) -> str:
-    """A pipeline of a UNet2DModel and its scheduler; returns what it is.
+    """Writes a pipeline of a UNet2DModel and its scheduler; returns a description.
 
-    Raises: ValueError naming all that is in no UNet2DModel, scheduler or pipeline of theirs.
+    Raises: ValueError with everything that UNet2DModel, scheduler or pipeline do not support.
     """
     pipeline = PIPELINES.get(config.network.name, CHAINS)
     found = list(obstacles(pipeline, config, experiment))
     if found:
         raise ValueError(f"diffusers' {pipeline.name} has no such run: {'; '.join(found)}")
-    unet, (scheduler, told) = unet_config(config, experiment.facts.shape), pipeline.schedule(config)
+    unet, (scheduler, description) = unet_config(config, experiment.facts.shape), pipeline.schedule(config)
     tensors = save_tensors(renamed(experiment.network), {"format": "pt"})
     replace(folder / "unet" / WEIGHTS[0], lambda file: file.write(tensors))
     write_json(folder / "unet" / "config.json", unet)
     write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": pipeline.scheduler, **scheduler})
     parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", pipeline.scheduler]}
     write_json(folder / "model_index.json", {"_class_name": pipeline.name, **parts})
-    return f"{config.network.name} as a UNet2DModel, {config.sde.name} as a {pipeline.scheduler} {told}"
+    return f"{config.network.name} as a UNet2DModel, {config.sde.name} as a {pipeline.scheduler} {description}"
 
 
 def obstacles(pipeline: "Pipeline", config: ConfigDict, experiment: Experiment) -> Iterator[str]:
-    """What stands in the way, each with what would not."""
-    network, sde, told = config.network, config.sde, config.denoiser
+    """Yields the settings that the pipeline does not support, each with the supported value."""
+    network, sde, denoiser = config.network, config.sde, config.denoiser
     if network.name in NETWORKS:
         for key, value in NETWORKS[network.name].items():
             if network[key] != value:
@@ -77,24 +77,24 @@ def obstacles(pipeline: "Pipeline", config: ConfigDict, experiment: Experiment) 
         yield f"network.name is {network.name}, not {' or '.join(n for n, p in PIPELINES.items() if p is pipeline)}"
     if sde.name not in pipeline.c_noise:
         yield f"sde.name is {sde.name}, not {', '.join(pipeline.c_noise)}"
-    elif told.c_noise != pipeline.c_noise[sde.name]:
-        yield f"denoiser.c_noise is {told.c_noise}, not {pipeline.c_noise[sde.name]}"
+    elif denoiser.c_noise != pipeline.c_noise[sde.name]:
+        yield f"denoiser.c_noise is {denoiser.c_noise}, not {pipeline.c_noise[sde.name]}"
     if sde.name == "iddpm" and sde.offset != 0.008:
         yield f"sde.offset is {sde.offset:g}, not 0.008"
-    if told.input != "raw":
-        yield f"denoiser.input is {told.input}, not raw"
-    if told.parameterization not in pipeline.estimates:
-        yield f"denoiser.parameterization is {told.parameterization}, not {', '.join(pipeline.estimates)}"
+    if denoiser.input != "raw":
+        yield f"denoiser.input is {denoiser.input}, not raw"
+    if denoiser.parameterization not in pipeline.estimates:
+        yield f"denoiser.parameterization is {denoiser.parameterization}, not {', '.join(pipeline.estimates)}"
     if (config.codec.name, experiment.low) != ("pixels", pipeline.low):
         yield f"its data are no pixels from {pipeline.low:g} to 1"
 
 
 def unlike(config: ConfigDict, experiment: Experiment) -> Iterator[str]:
-    """What of a network of the right name is in no UNet2DModel."""
+    """Yields the options of a network of ``NETWORKS`` that UNet2DModel does not support."""
     network, counts, skip = config.network, widths(config.network), config.network.name == "ncsnpp"
     attending = [count for count, attends in zip(counts, attention(network, experiment.facts.shape)) if attends]
     if network.num_classes:
-        yield "its network knows classes, of which the pipeline tells none"
+        yield "its network takes class labels, and the pipeline does not pass any"
     if counts[0] != network.channels:
         yield f"network.channel_mult begins with {network.channel_mult[0]:g}, not 1"
     if attending and network.get("attend_always", True) is skip:
@@ -111,7 +111,11 @@ def unlike(config: ConfigDict, experiment: Experiment) -> Iterator[str]:
 
 
 def unlike_ncsnpp(attending: list[int], experiment: Experiment) -> Iterator[str]:
-    """What of NCSN++ with these channels at the levels that attend is in no UNet2DModel of SkipDownBlock2D."""
+    """Yields the properties of NCSN++ that UNet2DModel with SkipDownBlock2D does not support.
+
+    Args:
+        attending: channels of the levels with attention.
+    """
     channels, height, width = experiment.facts.shape
     if channels != 3 or height != width:
         yield f"its images are {height}x{width} with channels {channels}, not squares with channels 3"
@@ -130,17 +134,17 @@ def widths(network: ConfigDict) -> list[int]:
 
 
 def attention(network: ConfigDict, shape: tuple[int, ...]) -> list[bool]:
-    """Whether each level attends."""
+    """Whether each level has attention."""
     return [max(shape[1:]) // 2**level in network.attention for level in range(len(network.channel_mult))]
 
 
 def head_channels(network: ConfigDict) -> int:
-    """Channels of a head; 0 for a single head."""
+    """Channels of an attention head; 0 for a single head."""
     return 0 if network.get("heads", 0) == 1 else network.head_channels
 
 
 def unet_config(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The config of the UNet2DModel."""
+    """Config of the UNet2DModel."""
     network, attends = config.network, attention(config.network, shape)
     learned, skip = network.get("learned_variance", False), "Skip" if network.name == "ncsnpp" else ""
     usual = tuple(DEFAULTS[key] for key in ("flip_sin_to_cos", "freq_shift", "downsample_padding"))
@@ -168,31 +172,28 @@ def unet_config(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def chain(config: ConfigDict) -> tuple[dict[str, Any], str]:
-    """The config of the DDPMScheduler, which clips estimates and draws variances as the sampler ancestral does.
-
-    Beside it, in words.
-    """
+    """Config of the DDPMScheduler, with the clipping and variance of the sampler ``ancestral``, and its description."""
     sde = config.sde
     if sde.name == "iddpm":
         levels, schedule = sde.num_levels, {"beta_schedule": "squaredcos_cap_v2"}
     else:
-        levels, share = (CHAIN, CHAIN) if sde.name == "vpsde" else (sde.num_levels, 1)
-        betas = {"beta_start": sde.beta_min / share, "beta_end": sde.beta_max / share}
+        levels, per_unit = (CHAIN, CHAIN) if sde.name == "vpsde" else (sde.num_levels, 1)
+        betas = {"beta_start": sde.beta_min / per_unit, "beta_end": sde.beta_max / per_unit}
         schedule = {"beta_schedule": "linear", **betas}
     variance = "fixed_large" if config.sample.v == 1 else "fixed_small"
     predicted = {ours: theirs for theirs, ours in PREDICTIONS.items()}[config.denoiser.parameterization]
-    told = {
+    scheduler = {
         "num_train_timesteps": levels,
         **schedule,
         "prediction_type": predicted,
         "variance_type": "learned_range" if config.network.get("learned_variance", False) else variance,
         "clip_sample": config.guidance.threshold == "static",
     }
-    return told, f"of {levels} levels, {schedule['beta_schedule']}, {predicted}"
+    return scheduler, f"of {levels} levels, {schedule['beta_schedule']}, {predicted}"
 
 
 def noise_levels(config: ConfigDict) -> tuple[dict[str, Any], str]:
-    """The config of the ScoreSdeVeScheduler, whose Langevin moves are those of the sampler pc. Beside it, in words."""
+    """Config of the ScoreSdeVeScheduler, whose corrector steps are those of the sampler ``pc``, and its description."""
     sde, sample = config.sde, config.sample
     ends = {"sigma_min": sde.sigma_min, "sigma_max": sde.sigma_max, "sampling_eps": sde.t_min}
     moves = {"snr": sample.snr, "correct_steps": sample.corrector_steps}
@@ -200,13 +201,13 @@ def noise_levels(config: ConfigDict) -> tuple[dict[str, Any], str]:
 
 
 class Pipeline(NamedTuple):
-    """A pipeline of theirs, and the runs that it is.
+    """A pipeline of diffusers, and the runs that it supports.
 
-    name, scheduler: classes of theirs.
-    c_noise: process that is a schedule of theirs -> the noise conditioning that theirs computes.
+    name, scheduler: its classes.
+    c_noise: SDE -> noise conditioning that the scheduler computes.
     estimates: parameterizations.
-    low: least number of its data.
-    schedule: config -> the config of the scheduler, and what it is, in words.
+    low: lower end of its data.
+    schedule: config -> config of the scheduler, and its description.
     """
 
     name: str
@@ -231,11 +232,11 @@ EXPLODING = Pipeline("ScoreSdeVePipeline", "ScoreSdeVeScheduler", {"vesde": "sig
 
 
 PIPELINES = {"ddpm": CHAINS, "adm": CHAINS, "ncsnpp": EXPLODING}
-"""Network of ours -> the pipeline that it is in."""
+"""Network -> pipeline."""
 
 
 def renamed(network: nn.Module) -> dict[str, Tensor]:
-    """The weights under the names of a UNet2DModel; queries, keys and values are three tensors there."""
+    """Weights under the names of a UNet2DModel, which has separate tensors for queries, keys and values."""
     assert isinstance(network, (ADM, NCSNpp))  # the networks of ``PIPELINES``
     modules = adm_modules(network) if isinstance(network, ADM) else ncsnpp_modules(network)
     theirs = names(network, modules) | attention_names(network, modules, {})

@@ -220,7 +220,7 @@ def test_unknown_formats_are_refused(digits, capsys):
         ("chain", {"attend_always": False}, {}, "network.attend_always is False, and there are levels that attend"),
         ("chain", {"channel_mult": (2, 3)}, {}, "network.channel_mult begins with 2, not 1"),
         ("chain", {"norm_groups": 16}, {}, "network.norm_groups 16 does not divide the channels of every level"),
-        ("chain", {"num_classes": 10}, {}, "its network knows classes"),
+        ("chain", {"num_classes": 10}, {}, "its network takes class labels"),
         ("chain", {"resample_conv": False}, {}, "network.resample_conv is False, not True"),
         ("chain", {"noise_unconditional": True}, {}, "network.noise_unconditional is True, not False"),
         ("chain", {}, {"c_noise": "log_sigma"}, "denoiser.c_noise is log_sigma, not level"),
