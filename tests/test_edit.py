@@ -547,5 +547,5 @@ def test_a_latent_out_of_reach_is_black_or_white(monkeypatch):
     """And 0 is in the middle of the levels."""
     monkeypatch.setattr(latents, "table", lambda rows, *args: rows)
     z, images = torch.tensor([-9.0, 0.0, 9.0]).reshape(1, 1, 1, 3), torch.zeros(1, 1, 1, 3, dtype=torch.uint8)
-    rows = latents.there_and_back(images, z, images, 201)
+    rows = latents.round_trip_picture(images, z, images, 201)
     assert rows["latents"][0].flatten().tolist() == [0, 100, 200]
