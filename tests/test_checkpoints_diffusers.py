@@ -154,10 +154,10 @@ def test_frequencies_under_two_names_are_taken_once(tmp_path):
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"beta_schedule": "scaled_linear"}, "beta_schedule 'scaled_linear' is no process of ours"),
+        ({"beta_schedule": "scaled_linear"}, "beta_schedule 'scaled_linear' is not supported"),
         ({"prediction_type": "flow"}, "unknown prediction_type 'flow'; known: epsilon"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr are no process of ours"),
-        ({"_class_name": "KarrasVeScheduler", "beta_schedule": None}, "KarrasVeScheduler names no beta_schedule"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr are not supported"),
+        ({"_class_name": "KarrasVeScheduler", "beta_schedule": None}, "KarrasVeScheduler has no beta_schedule"),
     ],
 )
 def test_unsupported_schedules_are_refused(copy, told, message):
@@ -170,14 +170,14 @@ def test_unsupported_schedules_are_refused(copy, told, message):
     ("told", "message"),
     [
         ({"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel"),
-        ({"time_embedding_type": "fourier"}, "time_embedding_type 'fourier' is in no network of ours"),
-        ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "blocks SkipDownBlock2D are in no network"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type 'fourier' is not supported"),
+        ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "blocks SkipDownBlock2D are not supported"),
         ({"down_block_types": None}, "lacks down_block_types"),
         ({"up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}, "do not mirror"),
         ({"sample_size": None}, "lacks sample_size"),
-        ({"freq_shift": 0}, r"\(False, 0, 0\) are in no network of ours"),
-        ({"out_channels": 6}, "twice the channels"),
-        ({"block_out_channels": [8, 12]}, "broken multiples of 8"),
+        ({"freq_shift": 0}, r"\(False, 0, 0\) are not supported"),
+        ({"out_channels": 6}, "ddpm needs as many outputs as inputs"),
+        ({"block_out_channels": [8, 12]}, "whole multiples of 8"),
         ({"block_out_channels": [8, 24]}, "misshapen"),
         ({"layers_per_block": 2}, "missing"),
         ({"sample_size": 7}, "does not divide by 2"),
@@ -195,21 +195,21 @@ def test_unsupported_networks_are_refused(copy, told, message):
     [
         (
             {"time_embedding_type": "positional"},
-            "'positional' is in no network of ours with SkipDownBlock2D; 'fourier'",
+            "'positional' is not supported with SkipDownBlock2D; only 'fourier'",
         ),
-        ({"mid_block_scale_factor": 1}, "mid_block_scale_factor 1 is in no network of ours with SkipDownBlock2D"),
-        ({"norm_num_groups": 2}, "norm_num_groups 2 is in no network of ours"),
+        ({"mid_block_scale_factor": 1}, "mid_block_scale_factor 1 is not supported with SkipDownBlock2D"),
+        ({"norm_num_groups": 2}, "norm_num_groups 2 is not supported"),
         ({"down_block_types": ["SkipDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D"]}, "blocks Resnet"),
-        ({"up_block_types": ["SkipUpBlock2D", "UpBlock2D", "SkipUpBlock2D"]}, "blocks UpBlock2D are in no network"),
+        ({"up_block_types": ["SkipUpBlock2D", "UpBlock2D", "SkipUpBlock2D"]}, "blocks UpBlock2D are not supported"),
         (
             {
                 "down_block_types": ["SkipDownBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D"],
                 "up_block_types": ["AttnSkipUpBlock2D", "SkipUpBlock2D", "SkipUpBlock2D"],
             },
-            "AttnSkipDownBlock2D of 8 channels is in no network of ours; 128 channels or more are",
+            "AttnSkipDownBlock2D of 8 channels is not supported; it needs at least 128",
         ),
-        ({"block_out_channels": [4, 6, 8]}, "broken multiples of 4"),
-        ({"scheduler": "DDPMScheduler"}, "hears sigma, of a ScoreSdeVeScheduler"),
+        ({"block_out_channels": [4, 6, 8]}, "whole multiples of 4"),
+        ({"scheduler": "DDPMScheduler"}, "needs a ScoreSdeVeScheduler, which gives its sigmas"),
     ],
 )
 def test_unsupported_networks_of_sigma_are_refused(tmp_path, told, message):
@@ -251,24 +251,24 @@ def test_a_file_that_calls_other_code_is_refused_and_not_run(copy, tmp_path):
     path, mark = copy / "unet" / "diffusion_pytorch_model.safetensors", tmp_path / "ran"
     malicious(path.with_suffix(".bin"), mark, load_file(path))
     path.unlink()
-    with pytest.raises(ForeignError, match=r"asks to run .*pathlib"):
+    with pytest.raises(ForeignError, match=r"would run .*pathlib"):
         diffusers.read(copy)
     assert not mark.exists()
 
 
 def test_folders_that_lack_something_are_refused(copy):
-    with pytest.raises(ForeignError, match="is not there"):
+    with pytest.raises(ForeignError, match="does not exist"):
         diffusers.read(copy / "nowhere")
     path = copy / "unet" / "diffusion_pytorch_model.safetensors"
     without_end(path)
     with pytest.raises(ForeignError, match="truncated"):
         diffusers.read(copy)
     path.unlink()
-    with pytest.raises(ForeignError, match="holds no weights"):
+    with pytest.raises(ForeignError, match="contains no weights"):
         diffusers.read(copy)
     (copy / "unet" / "config.json").write_text("[")
-    with pytest.raises(ForeignError, match="is no config of diffusers"):
+    with pytest.raises(ForeignError, match="is not a diffusers config"):
         diffusers.read(copy)
     (copy / "unet" / "config.json").unlink()
-    with pytest.raises(ForeignError, match="is not there"):
+    with pytest.raises(ForeignError, match="does not exist"):
         diffusers.read(copy)

@@ -198,8 +198,8 @@ def test_levels_have_the_unit_of_the_flags(tmp_path, flags, c_noise):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (None, "does not say how many heads it has"),
-        ("[1", "is no JSON of flags"),
+        (None, "does not contain its number of heads"),
+        ("[1", "has no JSON object of flags"),
         ({"num_heads": 2}, "lack image_size"),
         ({"image_size": 8, "num_heads": 2, "diffusion_steps": 4000}, "lack rescale_timesteps"),
         ({"image_size": 8, "num_heads": 2, "noise_schedule": "sqrt"}, "unknown noise_schedule 'sqrt'"),
@@ -245,7 +245,7 @@ def test_an_unexpected_or_missing_tensor_is_named(tmp_path, source, change, mess
 def test_a_file_that_calls_other_code_is_refused_and_not_run(tmp_path):
     path, mark = tmp_path / "64x64_diffusion.pt", tmp_path / "ran"
     malicious(path, mark, torch.load(UNET / "state_dict.pt", weights_only=True))
-    with pytest.raises(ForeignError, match=r"asks to run .*pathlib"):
+    with pytest.raises(ForeignError, match=r"would run .*pathlib"):
         guided_diffusion.read(path)
     assert not mark.exists()
 

@@ -254,7 +254,7 @@ def test_a_python_config_without_a_base(tmp_path):
     )
     told = Config.read(tmp_path / "config.py")
     assert told["model.nf"] == 8
-    with pytest.raises(ForeignError, match=r"line 6: model\.sigma_max is no plain value, and nothing is run"):
+    with pytest.raises(ForeignError, match=r"line 6: model\.sigma_max is not a plain value, and configs are not run"):
         told["model.sigma_max"]
 
 
@@ -262,11 +262,11 @@ def test_a_python_config_without_a_base(tmp_path):
     ("text", "message"),
     [
         ("x = 1", "no get_config"),
-        ("from a import b\ndef get_config():\n  return b()", "makes no config"),
+        ("from a import b\ndef get_config():\n  return b()", "creates no config"),
         ("from configs.mine import get_default_configs\ndef get_config():\n  c = get_default_configs()", "are known"),
         (
             "from configs import vp\ndef get_config():\n  config = vp.get_config()\n  config.a = 1",
-            "makes no config|known",
+            "creates no config|known",
         ),
         ("def get_config(:", "invalid syntax"),
     ],
@@ -377,14 +377,14 @@ def test_files_of_another_kind(tmp_path):
     with pytest.raises(ForeignError, match=r"no checkpoint of score_sde, .* it has weight"):
         read(tmp_path / "model.pth")
     torch.save([1], tmp_path / "model.pth")
-    with pytest.raises(ForeignError, match="holds a list"):
+    with pytest.raises(ForeignError, match="contains a list"):
         read(tmp_path / "model.pth")
 
 
 def test_without_a_config(tmp_path):
     path, _ = write(tmp_path, config())
     (tmp_path / "config.json").rename(tmp_path / "config.txt")
-    with pytest.raises(ForeignError, match=r"needs its config, one .json or .py file beside it; there: none"):
+    with pytest.raises(ForeignError, match=r"needs its config, one .json or .py file in the same folder; found: none"):
         read(path)
     assert read(path, CASE / "config.json").weights
 
@@ -416,7 +416,7 @@ def test_nothing_in_a_file_is_run(tmp_path, form):
         path.write_bytes(pickle.dumps(content, protocol=int(form[-1])))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(ForeignError, match=rf"asks to run {os.system.__module__}\.system, so it is refused") as error:
+    with pytest.raises(ForeignError, match=rf"would run {os.system.__module__}\.system, so it is refused") as error:
         read(path, CASE / "config.json")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()

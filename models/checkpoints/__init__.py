@@ -1,4 +1,4 @@
-"""Readers of published weights: a file of somebody else becomes a config and weights of ours."""
+"""Readers of published weights: each converts a foreign file to a config and weights of the toolkit."""
 
 from collections.abc import Callable
 from os import PathLike
@@ -15,26 +15,26 @@ FORMATS: dict[str, Callable[..., Foreign]] = {
     "guided_diffusion": guarded(guided_diffusion.read),
     "diffusers": guarded(diffusers.read),
 }
-"""(path, weights="ema" | "raw") -> what was read."""
+"""Format -> reader ``(path, weights="ema" | "raw") -> Foreign``."""
 
 MARKS = {
     "edm": "model.map_layer0.weight",
     "guided_diffusion": "time_embed.0.weight",
     "diffusers": "conv_in.weight",
 }
-"""Format -> a tensor that each of its state dicts has."""
+"""Format -> the name of a tensor in every state dict of it."""
 
 ENDINGS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pkl")
-"""How the names of files of weights end."""
+"""Suffixes of weight files."""
 
 
 def recognise(path: str | PathLike) -> tuple[str, Path]:
-    """The format of a file or folder, by what it holds, and what its reader takes.
+    """The format of a file or folder, detected from its content, and the path to pass to the reader.
 
-    A folder is diffusers', or holds one file of weights; a file with a name of diffusers' stands for its folder.
-    Pickles named .pkl are EDM's, whose reader refuses them with a recipe. Wrappers around a state dict do not matter.
+    A folder is in diffusers' format or contains one weight file; a weight file of diffusers stands for its folder.
+    ``.pkl`` files belong to EDM, whose reader refuses them with a recipe. Wrappers around a state dict are ignored.
 
-    Raises: ForeignError for what is not there, cannot be read safely, or is of no format that is known.
+    Raises: ForeignError for a path that is missing, cannot be read safely, or has an unknown format.
     """
     path = Path(path)
     if path.is_dir():
@@ -43,7 +43,7 @@ def recognise(path: str | PathLike) -> tuple[str, Path]:
         found = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
         if len(found) != 1:
             has = ", ".join(file.name for file in found[:3]) or "none"
-            raise ForeignError(f"{path} is no folder of diffusers, and its files of weights are: {has}; give one file")
+            raise ForeignError(f"{path} is not a diffusers folder, and its weight files are: {has}; give one file")
         path = found[0]
     if path.suffix == ".pkl" and path.is_file():
         return "edm", path

@@ -1,7 +1,7 @@
-"""Reader of diffusers' folders: a UNet2DModel by itself, or a pipeline of one and a scheduler.
+"""Reader of diffusers' folders: a single UNet2DModel, or a pipeline with one and a scheduler.
 
-Three of its settings are networks of ours: that of DDPM (sine first, no padding) is ``ddpm``, the default of the class
-(cosine first, padding) is ``adm`` as in improved diffusion, and blocks of the kind SkipDownBlock2D are NCSN++ with
+Three variants of UNet2DModel are supported. DDPM's settings (sine first, no padding) give ``ddpm``, the defaults of the
+class (cosine first, padding) give ``adm`` as in improved diffusion, and SkipDownBlock2D gives ``ncsnpp`` with
 ``input_skip`` and ``output_skip``.
 """
 
@@ -50,10 +50,10 @@ FIXED = {
     "time_embedding_dim": None,
     "upsample_type": "conv",
 }
-"""Settings of which ours know one value, that of diffusers where a config says nothing."""
+"""Settings with a single supported value, which is diffusers' default."""
 
 SKIP = {"time_embedding_type": "fourier", "mid_block_scale_factor": math.sqrt(2)}
-"""As ``FIXED``, where blocks of the kind SkipDownBlock2D have other values."""
+"""The values of ``FIXED`` that differ for networks of SkipDownBlock2D."""
 
 SKIP_OPTIONS = {
     "fir": (1.0, 3.0, 3.0, 1.0),
@@ -62,13 +62,13 @@ SKIP_OPTIONS = {
     "embedding": "fourier",
     "by_sigma": True,
 }
-"""Options of our ``ncsnpp`` that is made of these blocks."""
+"""Options of ``ncsnpp`` for networks of SkipDownBlock2D."""
 
 NORMALISED_ALIKE = 128
-"""Channels from which on the 32 groups of AttnSkipDownBlock2D and AttnSkipUpBlock2D are as many as ours."""
+"""Least number of channels for which ``ncsnpp`` has 32 normalisation groups, as AttnSkipDownBlock2D always has."""
 
 EMBEDDINGS = {(False, 1, 0): "ddpm", (True, 0, 1): "adm"}
-"""(flip_sin_to_cos, freq_shift, downsample_padding) -> network of ours."""
+"""(flip_sin_to_cos, freq_shift, downsample_padding) -> name of the network."""
 
 DEFAULTS = {
     "flip_sin_to_cos": True,
@@ -92,22 +92,22 @@ PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
 def read(path: str | PathLike, weights: str = "ema") -> Foreign:
-    """A folder of diffusers, or a file of weights next to the config.json of its network, in our words.
+    """Reads a diffusers folder, or a weight file next to the config.json of its network.
 
-    A folder without a scheduler is taken for DDPM's: 1,000 levels, a linear schedule, and the noise as estimate. NCSN++
-    needs its ScoreSdeVeScheduler, which has the noise levels.
+    Without a scheduler, the process is DDPM's: 1,000 levels, a linear schedule, and noise prediction. NCSN++ requires a
+    ScoreSdeVeScheduler, which contains the noise levels.
 
     Args:
         path: folder of a pipeline (model_index.json, unet, scheduler) or of a network (config.json and weights), or a
-            file of weights in the latter.
-        weights: ema for the folder unet_ema where there is one; raw for unet.
-    Raises: ForeignError if a file is not there, cannot be read safely, or says what our networks and processes do not
-        know; if a tensor has no place or a place no tensor.
+            weight file in the latter.
+        weights: ``ema`` reads the folder unet_ema if it exists, ``raw`` reads unet.
+    Raises: ForeignError if a file is missing, cannot be read safely, or has settings that the toolkit's networks and
+        processes do not support, and for missing or unexpected tensors.
     Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020. arXiv:2006.11239
     """
     path = Path(path)
     if not path.exists():
-        raise ForeignError(f"{path} is not there; give the folder of a pipeline or of a UNet2DModel")
+        raise ForeignError(f"{path} does not exist; give the folder of a pipeline or of a UNet2DModel")
     folder, choice = path if path.is_dir() else path.parent, False
     if path.is_dir() and (folder / "model_index.json").is_file():
         choice = (folder / "unet_ema").is_dir()
@@ -117,17 +117,17 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
         unet = scheduler = folder
     told = load(unet / "config.json")
     if told.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise ForeignError(f"{unet} is a {told['_class_name']}; UNet2DModel is the class that can be read")
+        raise ForeignError(f"{unet} is a {told['_class_name']}; only UNet2DModel is supported")
     found = path if path.is_file() else next((unet / name for name in WEIGHTS if (unet / name).is_file()), None)
     if found is None:
-        raise ForeignError(f"{unet} holds no weights; there should be {WEIGHTS[0]} or {WEIGHTS[1]}")
+        raise ForeignError(f"{unet} contains no weights; add {WEIGHTS[0]} or {WEIGHTS[1]}")
     tensors = Tensors(found, "conv_in.weight", "diffusers' UNet2DModel", weights)
     kind, options = architecture({**DEFAULTS, **told}, unet)
 
     def arrange(network: ADM | NCSNpp) -> dict[str, str | tuple[str, ...]]:
         if "class_embedding.weight" in tensors:
             tensors["class_embedding.weight"] = with_null(tensors["class_embedding.weight"])
-        twin = tensors.get("time_proj.W")  # the same frequencies once more, in old files
+        twin = tensors.get("time_proj.W")  # a second copy of the frequencies, in old files
         if twin is not None and torch.equal(twin, tensors.get("time_proj.weight", twin)):
             tensors["time_proj.weight"] = tensors.pop("time_proj.W")
         for name in [name for name in tensors if ".attentions." in name and tensors[name].ndim > 2]:
@@ -137,7 +137,7 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
 
     sections = process(scheduler)
     if kind is NCSNpp and sections["sde"]["name"] != "vesde":
-        needs = "a network of SkipDownBlock2D hears sigma, of a ScoreSdeVeScheduler"
+        needs = "a network of SkipDownBlock2D needs a ScoreSdeVeScheduler, which gives its sigmas"
         raise ForeignError(f"{scheduler}: {needs}; give the folder of a pipeline that has one")
     placed = tensors.placed(kind, options, arrange)
     shape = options.pop("shape")
@@ -148,42 +148,44 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
 def load(path: Path) -> dict[str, Any]:
     """The dict in a JSON file.
 
-    Raises: ForeignError if it is not there, or none.
+    Raises: ForeignError for a file that is missing or does not contain a dict.
     """
     try:
         content = json.loads(read_text(path))
     except OSError as error:
-        reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise ForeignError(f"{path} {reason}; give the folder of a pipeline or of a UNet2DModel") from None
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise ForeignError(f"{path} is no config of diffusers; get it again")
+        raise ForeignError(f"{path} is not a diffusers config; download it again")
     return content
 
 
 def architecture(told: dict[str, Any], path: Path) -> tuple[type[nn.Module], dict[str, Any]]:
-    """Our network and its options.
+    """The class of the network, and its options.
 
-    Raises: ForeignError naming the setting that ours do not know.
+    Raises: ForeignError naming a setting that is not supported.
     """
     try:
         downs, ups, counts = told["down_block_types"], told["up_block_types"], told["block_out_channels"]
     except KeyError as error:
-        raise ForeignError(f"{path}: its config lacks {error.args[0]}; get it again") from None
+        raise ForeignError(f"{path}: its config lacks {error.args[0]}; download it again") from None
     skip = "Skip" if all("Skip" in name for name in downs) else ""
     unknown = {*downs, *ups} - {f"{attn}{skip}{side}Block2D" for attn in ("", "Attn") for side in ("Down", "Up")}
     if unknown:
-        blocks = f"blocks {', '.join(sorted(unknown))} are in no network of ours"
-        raise ForeignError(f"{path}: {blocks}; DownBlock2D and its like, or SkipDownBlock2D and its like alone, are")
+        blocks = f"blocks {', '.join(sorted(unknown))} are not supported"
+        raise ForeignError(
+            f"{path}: {blocks}; use the blocks of DownBlock2D's kind, or of SkipDownBlock2D's kind alone"
+        )
     for key, value in (FIXED | SKIP if skip else FIXED).items():
         given = told.get(key, value)
         if given != value and not (isinstance(value, float) and math.isclose(given, value, rel_tol=1e-6)):
             blocks = f"{skip}DownBlock2D"
-            raise ForeignError(f"{path}: {key} {given!r} is in no network of ours with {blocks}; {value!r} is")
+            raise ForeignError(f"{path}: {key} {given!r} is not supported with {blocks}; only {value!r} is")
     attends = [name.startswith("Attn") for name in downs]
     if attends != [name.startswith("Attn") for name in ups][::-1] or len(downs) != len(counts):
-        raise ForeignError(f"{path}: its up_block_types do not mirror its down_block_types, as ours do")
+        raise ForeignError(f"{path}: its up_block_types do not mirror its down_block_types")
     size = told["sample_size"]
     if size is None:
         raise ForeignError(f"{path}: its config lacks sample_size; add the side of its images, in pixels")
@@ -207,10 +209,10 @@ def architecture(told: dict[str, Any], path: Path) -> tuple[type[nn.Module], dic
 def skip_architecture(
     told: dict[str, Any], options: dict[str, Any], path: Path
 ) -> tuple[type[nn.Module], dict[str, Any]]:
-    """As ``architecture``, for blocks of the kind SkipDownBlock2D and what these have in common with others."""
+    """As ``architecture``, for networks of SkipDownBlock2D; ``options`` are those common to all networks."""
     counts, groups = told["block_out_channels"], told["norm_num_groups"]
     if groups is not None and any(groups != min(count // 4, 32) for count in (counts[0], counts[-1])):
-        raise ForeignError(f"{path}: norm_num_groups {groups} is in no network of ours with these blocks; null is")
+        raise ForeignError(f"{path}: norm_num_groups {groups} is not supported with these blocks; only null is")
     narrow = [
         count
         for count, name in zip(counts, told["down_block_types"])
@@ -218,28 +220,30 @@ def skip_architecture(
     ]
     if narrow:
         theirs = f"{told['down_block_types'][counts.index(narrow[0])]} of {narrow[0]} channels"
-        raise ForeignError(f"{path}: {theirs} is in no network of ours; {NORMALISED_ALIKE} channels or more are")
+        raise ForeignError(f"{path}: {theirs} is not supported; it needs at least {NORMALISED_ALIKE}")
     if any(count % counts[0] for count in counts):
-        raise ForeignError(f"{path}: broken multiples of {counts[0]} channels are not in our ncsnpp")
+        raise ForeignError(f"{path}: ncsnpp needs whole multiples of {counts[0]} channels")
     return NCSNpp, options | SKIP_OPTIONS | {"centred": not told["center_input_sample"]}
 
 
 def plain_architecture(
     told: dict[str, Any], options: dict[str, Any], path: Path
 ) -> tuple[type[nn.Module], dict[str, Any]]:
-    """As ``architecture``, for blocks of the kind DownBlock2D and what these have in common with others."""
+    """As ``architecture``, for networks of DownBlock2D; ``options`` are those common to all networks."""
     counts, learned = told["block_out_channels"], told["out_channels"] == 2 * told["in_channels"]
     embedding = (told["flip_sin_to_cos"], told["freq_shift"], told["downsample_padding"])
     if embedding not in EMBEDDINGS:
         keys = "flip_sin_to_cos, freq_shift, downsample_padding"
-        raise ForeignError(f"{path}: {keys} {embedding} are in no network of ours; {list(EMBEDDINGS)} are")
+        raise ForeignError(f"{path}: {keys} {embedding} are not supported; only {list(EMBEDDINGS)} are")
     options |= {"norm_groups": told["norm_num_groups"]}
     if EMBEDDINGS[embedding] == "ddpm":
         if learned or any(count % counts[0] for count in counts):
-            raise ForeignError(f"{path}: twice the channels, or broken multiples of {counts[0]}, are not in our ddpm")
+            raise ForeignError(
+                f"{path}: ddpm needs as many outputs as inputs, and whole multiples of {counts[0]} channels"
+            )
         return DDPM, options | {"centred": not told["center_input_sample"]}
     if told["center_input_sample"]:
-        raise ForeignError(f"{path}: center_input_sample is not in our adm")
+        raise ForeignError(f"{path}: adm does not support center_input_sample")
     if not options["head_channels"]:
         options |= {"heads": 1, "head_channels": 64}
     options |= {"scale_shift": False, "resample_blocks": False, "norm_group": 1, "learned_variance": learned}
@@ -247,11 +251,11 @@ def plain_architecture(
 
 
 def process(folder: Path) -> dict[str, dict[str, Any]]:
-    """The sections sde, denoiser and codec, from the config of a scheduler; of ScoreSdeVeScheduler sample, too.
+    """The config sections sde, denoiser and codec of a scheduler; ScoreSdeVeScheduler adds the section sample.
 
-    ScoreSdeVePipeline makes images of numbers from 0 to 1, by the sampler pc; DDPMPipeline of those from -1 to 1.
+    ScoreSdeVePipeline has data in [0, 1] and the sampler ``pc``; DDPMPipeline has data in [-1, 1].
 
-    Raises: ForeignError for a schedule that is no process of ours.
+    Raises: ForeignError for a schedule that is not supported.
     """
     path = folder / "scheduler_config.json"
     told = load(path) if path.is_file() else {}
@@ -264,9 +268,11 @@ def process(folder: Path) -> dict[str, dict[str, Any]]:
         return {"sde": sde, "denoiser": denoiser, "codec": {"name": "pixels", "low": 0.0}, "sample": moves}
     schedule, prediction = told.get("beta_schedule", "linear"), told.get("prediction_type", "epsilon")
     if "beta_schedule" not in told and name not in ("DDPMScheduler", "DDIMScheduler"):
-        raise ForeignError(f"{path}: {name} names no beta_schedule; those of DDPMScheduler and its like can be read")
+        raise ForeignError(
+            f"{path}: {name} has no beta_schedule; give a DDPMScheduler or a DDIMScheduler, or add the key"
+        )
     if told.get("trained_betas") is not None or told.get("rescale_betas_zero_snr"):
-        raise ForeignError(f"{path}: trained_betas and rescale_betas_zero_snr are no process of ours; linear betas are")
+        raise ForeignError(f"{path}: trained_betas and rescale_betas_zero_snr are not supported; linear betas are")
     if prediction not in PREDICTIONS:
         raise ForeignError(f"{path}: unknown prediction_type {prediction!r}; known: {', '.join(PREDICTIONS)}")
     num_levels = told.get("num_train_timesteps", 1000)
@@ -276,21 +282,19 @@ def process(folder: Path) -> dict[str, dict[str, Any]]:
     elif schedule == "squaredcos_cap_v2":
         sde = {"name": "iddpm", "num_levels": num_levels, "offset": 0.008}
     else:
-        raise ForeignError(
-            f"{path}: beta_schedule {schedule!r} is no process of ours; linear and squaredcos_cap_v2 are"
-        )
+        raise ForeignError(f"{path}: beta_schedule {schedule!r} is not supported; linear and squaredcos_cap_v2 are")
     denoiser = {"parameterization": PREDICTIONS[prediction], "sigma_data": 0.5, "c_noise": "level", "input": "raw"}
     return {"sde": sde, "denoiser": denoiser, "codec": {"name": "pixels"}}
 
 
 def ends(first: str, second: str) -> dict[str, str]:
-    """Module of ours -> module of theirs: stem, embeddings, middle; the linear layers are called so in ours."""
+    """Module -> foreign module: stem, label table, and the linear layers ``first`` and ``second`` of the noise."""
     modules = {first: "time_embedding.linear_1", second: "time_embedding.linear_2", "stem": "conv_in"}
     return modules | {"conditioning.label.table": "class_embedding"}
 
 
 def stages(ours: str, entries: nn.ModuleList, theirs: str) -> dict[str, str]:
-    """Module of ours -> module of theirs, of blocks and the attention behind them, which they count by itself."""
+    """Module -> foreign module, for blocks and their attention; the foreign network numbers attention separately."""
     modules, attending = dict[str, str](), 0
     for i, stage in enumerate(entries):
         modules |= DIALECT.stage(f"{ours}.{i}", stage, f"{theirs}.resnets.{i}", f"{theirs}.attentions.{attending}")
@@ -299,7 +303,7 @@ def stages(ours: str, entries: nn.ModuleList, theirs: str) -> dict[str, str]:
 
 
 def ncsnpp_modules(network: NCSNpp) -> dict[str, str]:
-    """Module of ours -> module of theirs; ``ddpm`` is such a network."""
+    """Module -> foreign module, for ``ncsnpp`` and ``ddpm``."""
     modules = ends("conditioning.linear1", "conditioning.linear2") | stages("middle", network.middle, "mid_block")
     modules["conditioning.features.frequencies"] = "time_proj.weight"
     for side, levels, change in (("encoder", network.encoder, "down"), ("decoder", network.decoder, "up")):
@@ -317,7 +321,7 @@ def ncsnpp_modules(network: NCSNpp) -> dict[str, str]:
 
 
 def adm_modules(network: ADM) -> dict[str, str]:
-    """Module of ours -> module of theirs."""
+    """Module -> foreign module."""
     modules = ends("conditioning.layers.0", "conditioning.layers.2") | stages("middle", network.middle, "mid_block")
     modules |= {"output.0": "conv_norm_out", "output.2": "conv_out"}
     per_level = len(network.encoder) // len(network.decoder) + 1
@@ -336,7 +340,7 @@ def adm_modules(network: ADM) -> dict[str, str]:
 def attention_names(
     network: nn.Module, modules: dict[str, str], tensors: Container[str]
 ) -> dict[str, str | tuple[str, ...]]:
-    """Names of the tensors around each attention: queries, keys and values are three of theirs, of two generations."""
+    """Foreign names of each attention's tensors: separate queries, keys and values, with two generations of names."""
     found: dict[str, str | tuple[str, ...]] = {}
     for name, module in network.named_modules():
         if isinstance(module, SelfAttention):

@@ -1,7 +1,7 @@
-"""Reader of EDM's weights: DDPM++, NCSN++ and ADM under each of the four preconditionings.
+"""Reader of EDM's weights: DDPM++, NCSN++ and ADM with each of the four preconditionings.
 
-Names and shapes of the tensors tell the network. The preconditioning is what a JSON file beside the weights says, as
-``precond`` or as EDM's own training_options.json has it, else what the published file's name says.
+Names and shapes of the tensors determine the network. A JSON file next to the weights gives the preconditioning, under
+``precond`` or in the form of EDM's training_options.json; for published files, the file name does.
 """
 
 import json
@@ -32,7 +32,7 @@ RECIPE = (
     "n = pickle.load(open(f, 'rb'))['ema']; torch.save(n.state_dict(), f[:-3] + 'pt'); "
     "json.dump({'precond': type(n).__name__}, open(f[:-3] + 'json', 'w'))\" "
 )
-"""From a pickle that holds code to a state dict and the name of its preconditioning; {path} is what it is called."""
+"""Command that converts a pickle with code to a state dict and the name of its preconditioning; the path follows."""
 
 PRECONDITIONINGS: dict[str, dict[str, dict[str, Any]]] = {
     "VPPrecond": {
@@ -57,7 +57,7 @@ PRECONDITIONINGS: dict[str, dict[str, dict[str, Any]]] = {
         "denoiser": {"parameterization": "edm", "sigma_data": 0.5, "c_noise": "edm", "input": "unit"},
     },
 }
-"""Their class -> our process and denoiser. Karras et al., 2022, table 1."""
+"""Preconditioning class of EDM -> config sections sde and denoiser. Karras et al., 2022, table 1."""
 
 ARGUMENTS = {
     "VPPrecond": {"beta_min": ("sde", "beta_min"), "epsilon_t": ("sde", "t_min")},
@@ -65,25 +65,25 @@ ARGUMENTS = {
     "iDDPMPrecond": {"C_2": ("sde", "offset")},
     "EDMPrecond": {"sigma_data": ("denoiser", "sigma_data")},
 }
-"""Argument of their class -> section and key of ours."""
+"""Argument of a preconditioning class -> section and key of the config."""
 
 
 def read(path: str | PathLike, weights: str = "ema") -> Foreign:
-    """Weights of EDM in our words.
+    """Reads EDM's weights.
 
-    Their linear layer on one-hot labels becomes a table, its null label included.
+    EDM's linear layer on one-hot labels becomes a table that includes the null label.
 
     Args:
-        path: of the state dict, from ``torch.save`` or safetensors; the original pickles hold code.
-        weights: ema or raw; either, since a file holds one set, and EDM's averages.
-    Raises: ForeignError for a pickle, which comes with a recipe, a file that cannot be read safely, is of another kind,
-        or holds tensors that have no place or lack one; for an unknown preconditioning.
+        path: path of the state dict, from ``torch.save`` or safetensors; EDM's own pickles contain code.
+        weights: ``ema`` or ``raw``, without effect: a file has one set of weights, EDM's averages.
+    Raises: ForeignError for a pickle (the message contains a recipe), a file that cannot be read safely or has another
+        format, missing or unexpected tensors, and an unknown preconditioning.
     Reference: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, table 1, 8.
         arXiv:2206.00364
     """
     path = Path(path)
     if path.suffix == ".pkl" and path.is_file():
-        raise ForeignError(f"{path} is a pickle that holds code, so it is refused; {RECIPE}{path.name}")
+        raise ForeignError(f"{path} is a pickle with code, so it is refused; {RECIPE}{path.name}")
     tensors = Tensors(path, "model.map_layer0.weight", "EDM", weights)
     precond, told = find_preconditioning(path, tensors)
     prepared = {section: dict(entries) for section, entries in PRECONDITIONINGS[precond].items()}
@@ -116,11 +116,11 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
 
 
 def find_preconditioning(path: Path, tensors: Tensors) -> tuple[str, dict[str, float]]:
-    """The name of their class, and what is known of its arguments.
+    """The name of the preconditioning class, and its known arguments.
 
-    Looked for are NAME.json, config.json and training_options.json; a buffer ``u`` is improved DDPM's.
+    They are read from NAME.json, config.json or training_options.json; a buffer ``u`` implies iDDPMPrecond.
 
-    Raises: ForeignError if nothing says which it is.
+    Raises: ForeignError if the preconditioning cannot be determined.
     """
     for beside in (path.with_suffix(".json"), path.with_name("config.json"), path.with_name("training_options.json")):
         if beside.is_file():
@@ -131,7 +131,7 @@ def find_preconditioning(path: Path, tensors: Tensors) -> tuple[str, dict[str, f
                 arguments = {name: value for name, value in told.items() if isinstance(value, float)}
                 arguments |= told.get("attributes", {})
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise ForeignError(f'{beside} names no precond; write {{"precond": "EDMPrecond"}} or another') from None
+                raise ForeignError(f'{beside} has no precond; write {{"precond": "EDMPrecond"}} or another') from None
             if precond not in PRECONDITIONINGS:
                 raise ForeignError(f"{beside}: unknown precond {precond!r}; known: {', '.join(PRECONDITIONINGS)}")
             return precond, arguments
@@ -143,17 +143,17 @@ def find_preconditioning(path: Path, tensors: Tensors) -> tuple[str, dict[str, f
     if published:
         return {"vp": "VPPrecond", "ve": "VEPrecond"}[published[1]], {}
     raise ForeignError(
-        f'{path} does not say its preconditioning; write {{"precond": "EDMPrecond"}}, VPPrecond, VEPrecond or '
-        f"iDDPMPrecond, to {path.with_suffix('.json').name} beside it"
+        f'{path} does not contain its preconditioning; write {{"precond": "EDMPrecond"}}, VPPrecond, VEPrecond or '
+        f"iDDPMPrecond, to {path.with_suffix('.json').name} in the same folder"
     )
 
 
 def check_levels(tensors: Tensors, offset: float) -> int:
-    """The number of noise levels, once it is sure that they are improved DDPM's; their buffer is then not needed.
+    """The number of noise levels, after a check that they are improved DDPM's; removes their buffer ``u``.
 
         u_{j-1}^2 + 1 = (u_j^2 + 1) / max(abar(j - 1) / abar(j), 1/1000),    abar(j) = sin(pi j / (2 N (1 + offset)))^2
 
-    Raises: ForeignError if they are others.
+    Raises: ForeignError if they differ from this formula.
     """
     found = tensors.pop("u") if "u" in tensors else tensors["u"]
     num_levels = len(found) - 1
@@ -163,21 +163,21 @@ def check_levels(tensors: Tensors, offset: float) -> int:
     growth = torch.log((abar[:-1] / abar[1:]).clamp(min=1e-3)).flip(0)
     expected = torch.cat([torch.zeros(1).double(), torch.expm1(-growth.cumsum(0)).sqrt()]).flip(0)
     if not torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-6):
-        raise ForeignError(f"{tensors.path}: its noise levels u are not those of the cosine schedule with C_2 {offset}")
+        raise ForeignError(f"{tensors.path}: its noise levels u differ from the cosine schedule with C_2 {offset}")
     return num_levels
 
 
 def resolutions(tensors: Tensors) -> list[int]:
-    """Sides of the levels in their names, from the finest to the coarsest."""
+    """Resolutions of the levels, read from the names of the tensors, finest first."""
     found = {int(match[1]) for name in tensors if (match := re.match(r"model\.enc\.(\d+)x\d+_", name))}
     return sorted(found, reverse=True)
 
 
 def architecture(tensors: Tensors) -> tuple[type[nn.Module], dict[str, Any]]:
-    """Our network and its options."""
+    """The class of the network, and its options."""
     sides = resolutions(tensors)
     if not sides:
-        raise ForeignError(f"{tensors.path} does not hold a whole network: missing model.enc; get it again")
+        raise ForeignError(f"{tensors.path} is not a complete network: missing model.enc; download it again")
     width, features = tensors["model.map_layer0.weight"].shape
     stem = tensors[f"model.enc.{sides[0]}x{sides[0]}_conv.weight"]
     song = f"model.dec.{sides[0]}x{sides[0]}_aux_conv.weight" in tensors
@@ -213,46 +213,46 @@ def architecture(tensors: Tensors) -> tuple[type[nn.Module], dict[str, Any]]:
 
 
 def taps(kernel: Tensor) -> tuple[float, ...]:
-    """The filter of which a kernel (1, 1, k, k) is the outer product with itself, its first entry 1; () for (1, 1)."""
+    """The 1D filter f of a kernel (1, 1, k, k) = f f^T, scaled to a first entry of 1; () for (1, 1)."""
     row = kernel.reshape(kernel.shape[-2:]).sum(0)
     found = tuple((row / row[0]).round(decimals=4).tolist())
     return () if found == (1.0, 1.0) else found
 
 
 def check_filters(tensors: Tensors, fir: tuple[float, ...]) -> list[str]:
-    """The names of the filters, once it is sure that all are the one of the network.
+    """The names of the filters, after a check that all of them are the network's.
 
-    Raises: ForeignError naming one that is another.
+    Raises: ForeignError naming a filter that differs.
     """
     found, row = [name for name in tensors if name.endswith(".resample_filter")], torch.tensor(fir or (1.0, 1.0))
     expected = torch.outer(row, row) / row.sum() ** 2
     for name in found:
         if tensors[name].shape[-2:] != expected.shape or not torch.allclose(tensors[name], expected, atol=1e-6):
-            raise ForeignError(f"{tensors.path}: {name} is another filter than that of the network; get it again")
+            raise ForeignError(f"{tensors.path}: {name} is another filter than the network's; download it again")
     return found
 
 
 def arrange_labels(tensors: Tensors) -> None:
-    """The linear layer on one-hot labels as a table, in place; DDPM++ scales labels and adds a bias."""
+    """Converts the linear layer on one-hot labels to a table, in place; DDPM++ scales labels and adds a bias."""
     weight, bias = tensors["model.map_label.weight"].T, tensors.pop("model.map_label.bias", None)
     rows = weight if bias is None else weight * len(weight) ** 0.5 + bias
     tensors["model.map_label.weight"] = with_null(rows, bias)
 
 
 def conditioning_modules() -> dict[str, str]:
-    """Module of ours -> module of theirs, of the layers on the noise level."""
+    """Module -> foreign module, for the layers of the conditioning."""
     found = {"conditioning.layers.0": "model.map_layer0", "conditioning.layers.2": "model.map_layer1"}
     found |= {"conditioning.label.table": "model.map_label", "conditioning.augment": "model.map_augment"}
     return found | {"conditioning.features.frequencies": "model.map_noise.freqs"}
 
 
 def stage_modules(ours: str, module: nn.Module, theirs: str) -> dict[str, str]:
-    """Module of ours -> module of theirs, of a block and its attention, which are one module of theirs."""
+    """Module -> foreign module, for a block and its attention, which are a single module in EDM."""
     return DIALECT.stage(ours, module, theirs, theirs)
 
 
 def adm_modules(network: ADM, sides: list[int]) -> dict[str, str]:
-    """Module of ours -> module of theirs."""
+    """Module -> foreign module."""
     per_level = len(network.encoder) // len(sides) + 1
     modules = conditioning_modules() | {"output.0": "model.out_norm", "output.2": "model.out_conv"}
     modules["stem"] = f"model.enc.{sides[0]}x{sides[0]}_conv"
@@ -264,7 +264,7 @@ def adm_modules(network: ADM, sides: list[int]) -> dict[str, str]:
 
 
 def song_modules(network: Song, sides: list[int]) -> dict[str, str]:
-    """Module of ours -> module of theirs."""
+    """Module -> foreign module."""
     modules = conditioning_modules() | {"stem": f"model.enc.{sides[0]}x{sides[0]}_conv"}
     for level, (side, stages) in enumerate(zip(sides, all_of(network.encoder, nn.ModuleList), strict=True)):
         at = f"model.enc.{side}x{side}"
@@ -281,7 +281,7 @@ def song_modules(network: Song, sides: list[int]) -> dict[str, str]:
 
 
 def decoder_modules(network: ADM | Song, sides: list[int]) -> dict[str, str]:
-    """Module of ours -> module of theirs, of the middle, which they count to the decoder, and the decoder."""
+    """Module -> foreign module, for the decoder and the middle, which belongs to the decoder in EDM."""
     modules: dict[str, str] = {}
     for i, stage in enumerate(network.middle):
         modules |= stage_modules(f"middle.{i}", stage, f"model.dec.{sides[-1]}x{sides[-1]}_in{i}")

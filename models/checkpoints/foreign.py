@@ -1,4 +1,4 @@
-"""What a reader of published weights hands over, and how it matches tensors with a network of ours."""
+"""The result of a reader of published weights, and the assignment of foreign tensors to a network."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,23 +13,24 @@ from score_sde.models.checkpoints.safe import ForeignError
 MOST_BLOCKS = 256
 MOST_LEVELS = 1_000_000
 MOST_NUMBERS = 2**26
-"""Most blocks a level of a network, levels of a chain, and numbers in an example, in files that can be read."""
+"""Upper limits for blocks per level, levels of a discrete-time process, and entries of an example in a file."""
 
 MALFORMED = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, RuntimeError, TypeError, ValueError)
-"""What a reader runs into where a file is of its format and says something else than it should."""
+"""Errors that readers raise on files of their format with inconsistent content."""
 
 
 class Foreign(NamedTuple):
-    """Somebody's weights in our words.
+    """Foreign weights, converted to the toolkit's config and names.
 
-    format: whose, for the reader of a message: ``score_sde``, ``edm``, ``guided_diffusion``, ``diffusers``.
-    config: sections of ours, ``{"sde": {"name": ...}, "network": ..., "denoiser": ..., "codec": ...}``.
-    weights: name in our network -> tensor, all of them and no other.
-    shape: (C, H, W) of one example.
-    levels: number of values an entry of the data can take, 0 for real-valued data.
-    step: optimiser steps that the weights have seen, 0 where the file does not say.
-    wrapper: the containers and the prefix around the weights that were taken off; empty if there were none.
-    choice: whether the source holds an average and other weights as well.
+    Args:
+        format: name of the source format: ``score_sde``, ``edm``, ``guided_diffusion`` or ``diffusers``.
+        config: config sections, ``{"sde": {"name": ...}, "network": ..., "denoiser": ..., "codec": ...}``.
+        weights: the complete state dict of the network.
+        shape: (C, H, W) of one example.
+        levels: number of values an entry of the data can take, 0 for real-valued data.
+        step: number of optimiser steps, 0 if the file does not contain it.
+        wrapper: containers and prefix that were removed from the weights; empty for none.
+        choice: whether the source contains both averaged and raw weights.
     """
 
     format: str
@@ -45,16 +46,15 @@ class Foreign(NamedTuple):
 def place(
     network: nn.Module, weights: Mapping[str, Tensor], names: Mapping[str, str | tuple[str, ...]], path: object
 ) -> dict[str, Tensor]:
-    """The weights under our names, once it is sure that each fits: none left over, none lacking, none of another shape.
+    """Foreign weights under the network's own names, after a check that names and shapes match exactly.
 
     Args:
-        network: ours, on any device, ``meta`` included; it is not changed.
-        weights: theirs.
-        names: for each entry of ``network.state_dict()``, the name of theirs; or several, one after the other along the
-            first axis; none for zeros.
-        path: of their file, for the message.
-    Raises: ForeignError naming the missing, the unexpected and the misshapen in one line, or a tensor whose numbers are
-        not all finite.
+        network: network of the toolkit on any device, including ``meta``; it is not changed.
+        weights: foreign state dict.
+        names: for each entry of ``network.state_dict()``, the foreign name; a tuple of names is concatenated along the
+            first axis, and an empty tuple stands for zeros.
+        path: path of the foreign file, for messages.
+    Raises: ForeignError with the missing, unexpected and misshapen tensors in one line, or naming a non-finite tensor.
     """
     ours = network.state_dict()
     theirs = {name: names[name] for name in ours}
@@ -69,16 +69,17 @@ def place(
             shape = (rows // len(several), *others)
             if part in weights and weights[part].shape != shape:
                 misshapen.append(f"{part} {tuple(weights[part].shape)} for {shape}")
-    told = [
-        f"{what} {', '.join(listed[:3])}{f' and {len(listed) - 3} more' if len(listed) > 3 else ''}"
-        for what, listed in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+    mismatches = [
+        f"{kind} {', '.join(listed[:3])}{f' and {len(listed) - 3} more' if len(listed) > 3 else ''}"
+        for kind, listed in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
         if listed
     ]
-    if told:
-        raise ForeignError(f"{path} does not fit the network of its config: {'; '.join(told)}; give the config it had")
+    if mismatches:
+        reason = "; ".join(mismatches)
+        raise ForeignError(f"{path} does not fit the network of its config: {reason}; give the config it had")
     for part in wanted:
         if not torch.isfinite(weights[part]).all():
-            raise ForeignError(f"{path}: {part} holds NaN or infinite numbers; get a checkpoint of before they came up")
+            raise ForeignError(f"{path}: {part} contains NaN or infinity; take an earlier checkpoint")
     return {
         name: torch.cat([weights[part] for part in several]).to(ours[name].dtype)
         if several
@@ -88,20 +89,21 @@ def place(
 
 
 def skeleton(network: type[nn.Module], **options: Any) -> nn.Module:
-    """A network without memory, for names and shapes.
+    """A network on the device ``meta``, which has names and shapes but takes no memory.
 
-    Raises: ValueError for more blocks than any network has; each would be made, whatever the file holds.
+    Raises: ValueError for more than ``MOST_BLOCKS`` blocks per level, since each block is constructed.
     """
     if options.get("num_blocks", 0) > MOST_BLOCKS:
-        raise ValueError(f"num_blocks {options['num_blocks']}: at most {MOST_BLOCKS} a level are read")
+        raise ValueError(f"num_blocks {options['num_blocks']}: at most {MOST_BLOCKS} per level are supported")
     with torch.device("meta"):
         return network(**options)
 
 
 def guarded(read: Callable[..., Foreign]) -> Callable[..., Foreign]:
-    """The same reader, for files that are of its format and hold nonsense: ForeignError is all that it raises for them.
+    """Wraps a reader so that inconsistent files raise ForeignError and nothing else.
 
-    So it does where an example or a chain is too large for any memory, which nothing in the weights speaks against.
+    It also refuses examples and discrete-time processes beyond ``MOST_NUMBERS`` and ``MOST_LEVELS``, which the weights
+    alone do not limit.
     """
 
     def guard(path: str | PathLike, **options: Any) -> Foreign:
@@ -113,9 +115,11 @@ def guarded(read: Callable[..., Foreign]) -> Callable[..., Foreign]:
             raise
         except MALFORMED as error:
             reason = f"{type(error).__name__}: {error}"
-            raise ForeignError(f"{path} or a file beside it is damaged ({reason[:200]}); get it again") from error
+            raise ForeignError(f"{path} or a file next to it is damaged ({reason[:200]}); download it again") from error
         if not fits:
-            raise ForeignError(f"{path}: no examples of shape {foreign.shape} in a chain of {levels} levels are read")
+            raise ForeignError(
+                f"{path}: examples of shape {foreign.shape} with {levels} noise levels are not supported"
+            )
         return foreign
 
     return guard

@@ -1,8 +1,8 @@
 """Reader of guided diffusion's and improved diffusion's weights, U-Nets and noisy classifiers.
 
-Their files are bare state dicts. Channels, levels, labels, positions of attention and pools follow from the shapes of
-the tensors. Heads, the order of queries, keys and values, the schedule and the side of the images do not: the published
-files are known by name, for others a JSON file or the flags of the command lie beside them.
+The files are plain state dicts. Channels, levels, labels, positions of attention and pools follow from the shapes of
+the tensors. Heads, the order of queries, keys and values, the schedule and the side of the images do not: for published
+files, a table by file name has them; for others, a JSON file or the command's flags next to the weights must.
 """
 
 import json
@@ -68,19 +68,19 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "lsun_uncond_100M_1200K_bs128": BEDROOM,
     "lsun_uncond_100M_2400K_bs64": BEDROOM,
 }
-"""Name of a published file -> what its command said that its tensors do not."""
+"""Name of a published file -> the flags of its command that its tensors do not determine."""
 
 
 def read(path: str | PathLike, weights: str = "ema") -> Foreign:
-    """Weights of guided diffusion or improved diffusion in our words.
+    """Reads weights of guided diffusion or improved diffusion.
 
-    A class-conditional network had no null label: ours gets one of zeros, which nothing has trained.
+    Class-conditional networks were trained without a null label; it is set to zeros and is untrained.
 
     Args:
-        path: of the state dict; its training wrote averages and raw weights to files of their own.
-        weights: ema or raw; either, since a file holds one set.
-    Raises: ForeignError for a file that cannot be read safely, is of another kind, or holds tensors that have no place
-        or lack one; for an unknown name with no flags beside it.
+        path: path of the state dict; the training code writes averaged and raw weights to separate files.
+        weights: ``ema`` or ``raw``, without effect: a file has one set of weights.
+    Raises: ForeignError for a file that cannot be read safely or has another format, missing or unexpected tensors, and
+        an unknown file name without flags.
     Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021. arXiv:2105.05233
         Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021. arXiv:2102.09672
     """
@@ -121,12 +121,12 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
 
 
 def find_flags(path: Path) -> dict[str, Any]:
-    """What the command said: from a JSON file or flags beside the weights, else from the published file's name.
+    """The flags of the training command: from a file next to the weights, or from the table of published files.
 
-    Looked for are NAME.json, config.json, NAME.flags and flags.txt; JSON may hold the arguments of the network under
+    The file is NAME.json, config.json, NAME.flags or flags.txt; JSON may have the arguments of the network under
     ``kwargs``.
 
-    Raises: ForeignError if there is neither, or it cannot be read.
+    Raises: ForeignError if there are no flags, or they cannot be read.
     """
     for beside in (path.with_suffix(".json"), path.with_name("config.json")):
         if beside.is_file():
@@ -134,7 +134,9 @@ def find_flags(path: Path) -> dict[str, Any]:
                 told = json.loads(read_text(beside))
                 return dict(told.get("kwargs", told))
             except (ValueError, TypeError, AttributeError):
-                raise ForeignError(f'{beside} is no JSON of flags; write one such as {{"num_heads": 4}}') from None
+                raise ForeignError(
+                    f'{beside} has no JSON object of flags; write one such as {{"num_heads": 4}}'
+                ) from None
     for beside in (path.with_suffix(".flags"), path.with_name("flags.txt")):
         if beside.is_file():
             words = re.findall(r"--(\w+)[ =]+(\S+)", read_text(beside).replace('"', " "))
@@ -142,13 +144,13 @@ def find_flags(path: Path) -> dict[str, Any]:
     if path.stem in PUBLISHED:
         return PUBLISHED[path.stem]
     raise ForeignError(
-        f"{path} does not say how many heads it has, nor its schedule; put the flags of its command beside it, as "
-        f"{path.with_suffix('.flags').name} or {path.with_suffix('.json').name}"
+        f"{path} does not contain its number of heads and its schedule; write the flags of its command to "
+        f"{path.with_suffix('.flags').name} or {path.with_suffix('.json').name} in the same folder"
     )
 
 
 def literal(value: str) -> Any:
-    """A word of a command line: a number, True or False, or itself."""
+    """The value of a word on a command line: a number, a bool, or the word itself."""
     try:
         return {"True": True, "False": False}.get(value) if value in ("True", "False") else json.loads(value)
     except ValueError:
@@ -156,16 +158,16 @@ def literal(value: str) -> Any:
 
 
 def architecture(tensors: Tensors, flags: dict[str, Any], classifies: bool) -> tuple[dict[str, Any], int]:
-    """Options of our network, and the number of blocks a level.
+    """Options of the network, and the number of blocks per level.
 
-    Raises: ForeignError if shapes and flags leave it open.
+    Raises: ForeignError if shapes and flags do not determine them.
     """
     width, channels = tensors["time_embed.0.weight"].shape
     stem = tensors["input_blocks.0.0.weight"]
     numbers = {int(name.split(".")[1]) for name in tensors if name.startswith("input_blocks.")}
     total = len(numbers)
     if numbers != set(range(total)):
-        raise ForeignError(f"{tensors.path}: the numbers of its input_blocks have gaps; get it again")
+        raise ForeignError(f"{tensors.path}: the numbers of its input_blocks have gaps; download it again")
     strided = [name for name in tensors if re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name)]
     ups = {name.split(".")[1] for name in tensors if re.match(r"output_blocks\.\d+\.[12]\.(in_layers|conv)\.", name)}
     if classifies and not strided:
@@ -173,7 +175,7 @@ def architecture(tensors: Tensors, flags: dict[str, Any], classifies: bool) -> t
     else:
         levels = 1 + (len(strided) if classifies else len(ups))
     if total % levels:
-        raise ForeignError(f"{tensors.path}: {total} blocks of the encoder are no {levels} levels; get it again")
+        raise ForeignError(f"{tensors.path}: {total} encoder blocks do not form {levels} levels; download it again")
     each = total // levels
 
     first = [f"input_blocks.{level * each + 1}" for level in range(levels)]
@@ -184,7 +186,7 @@ def architecture(tensors: Tensors, flags: dict[str, Any], classifies: bool) -> t
     elif "image_size" in flags:
         side = flags["image_size"]
     else:
-        raise ForeignError(f"{tensors.path}: the flags beside it lack image_size, the side of its images in pixels")
+        raise ForeignError(f"{tensors.path}: its flags lack image_size, the side of its images in pixels")
     options = {
         "shape": (stem.shape[1], side, side),
         "channels": channels,
@@ -210,17 +212,17 @@ def architecture(tensors: Tensors, flags: dict[str, Any], classifies: bool) -> t
 
 
 def whole(number: float) -> float | int:
-    """An integer where the number is one."""
+    """The number as an int if it is whole."""
     return int(number) if number == int(number) else number
 
 
 def count_levels(tensors: Tensors, total: int) -> int:
-    """Levels of an encoder whose halving blocks have the shapes of others: the one number that suits all shapes.
+    """The only number of levels that matches all shapes, for encoders whose downsampling blocks have common shapes.
 
-    A halving block keeps the channels and does not attend; within a level all blocks attend or none; only the first
-    block of a level changes the channels.
+    A downsampling block keeps the channels and has no attention; within a level all blocks have attention or none; only
+    the first block of a level changes the channels.
 
-    Raises: ForeignError if no number suits, or several.
+    Raises: ForeignError if no number matches, or several do.
     """
     attends = [f"input_blocks.{i}.1.qkv.weight" in tensors for i in range(total)]
     changes = [f"input_blocks.{i}.0.skip_connection.weight" in tensors for i in range(total)]
@@ -237,13 +239,13 @@ def count_levels(tensors: Tensors, total: int) -> int:
     found = [total // each for each in range(2, total + 1) if total % each == 0 and suits(each)]
     if len(found) != 1:
         raise ForeignError(
-            f"{tensors.path}: its shapes suit {found or 'no'} levels; it is none of the published encoders"
+            f"{tensors.path}: its shapes match {found or 'no'} levels, unlike those of the published encoders"
         )
     return found[0]
 
 
 def encoder_modules(network: ADMEncoder) -> dict[str, str]:
-    """Module of ours -> module of theirs: conditioning, encoder and middle."""
+    """Module -> foreign module, for conditioning, encoder and middle."""
     modules = {f"conditioning.layers.{i}": f"time_embed.{i}" for i in (0, 2)}
     modules |= {"conditioning.label.table": "label_emb", "stem": "input_blocks.0.0"}
     for i, module in enumerate(network.encoder):
@@ -257,7 +259,7 @@ def encoder_modules(network: ADMEncoder) -> dict[str, str]:
 
 
 def decoder_modules(network: ADM, num_blocks: int) -> dict[str, str]:
-    """Module of ours -> module of theirs: decoder and output."""
+    """Module -> foreign module, for decoder and output."""
     modules = {"output.0": "out.0", "output.2": "out.2"}
     for level, stages in enumerate(all_of(network.decoder, nn.ModuleList)):
         for i, stage in enumerate(stages):
@@ -275,8 +277,9 @@ def decoder_modules(network: ADM, num_blocks: int) -> dict[str, str]:
 class Output(NamedTuple):
     """Pool and last layer of a classifier.
 
-    mark: a tensor by which it is known, where those above it in the table are not.
-    modules: module of ours -> module of theirs.
+    Args:
+        mark: name of a tensor that identifies the pool, given that the entries above it in the table do not match.
+        modules: module -> foreign module.
     """
 
     mark: str
@@ -291,16 +294,16 @@ OUTPUTS = {
     "adaptive": Output("out.3.weight", {"pool.norm": "out.0", "output": "out.3"}),
     "spatial": Output("", {"pool.hidden": "out.0", "output": "out.2"}),
 }
-"""By the names of ``POOLS``."""
+"""Keys of ``POOLS`` -> pool and last layer."""
 
 
 def classifier_modules(pool: str) -> dict[str, str]:
-    """Module of ours -> module of theirs: pool and last layer of a classifier."""
+    """Module -> foreign module, for pool and last layer of a classifier."""
     return {**OUTPUTS[pool].modules, "pool.positions": "out.2.positional_embedding"}
 
 
 def schedule(flags: dict[str, Any]) -> dict[str, Any]:
-    """The chain of noise levels; a linear one goes as far in any number of levels."""
+    """The discrete-time process; the linear schedule scales beta with the number of levels to keep the final noise."""
     num_levels = flags.get("diffusion_steps", 1000)
     known = ("linear", "cosine")
     if flags.get("noise_schedule", "linear") not in known:
@@ -311,9 +314,9 @@ def schedule(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def denoiser(flags: dict[str, Any], path: str | PathLike) -> dict[str, Any]:
-    """What the network estimates, and how it is told the level.
+    """The config section denoiser: parameterization and noise conditioning.
 
-    Raises: ForeignError if levels are not 1000 and nothing says in what unit they are told.
+    Raises: ForeignError if the number of levels is not 1000 and the flags lack the unit of the noise conditioning.
     """
     level, rescaled = "level", flags.get("rescale_timesteps")
     if flags.get("diffusion_steps", 1000) != 1000:

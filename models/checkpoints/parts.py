@@ -1,4 +1,4 @@
-"""What readers of U-Nets share: names of the parts of a block, the order of queries, keys and values, labels."""
+"""Shared by the readers of U-Nets: block names, the order of queries, keys and values, and label tables."""
 
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -16,34 +16,32 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 class Tensors(dict[str, Tensor]):
-    """A state dict of another code without its wrappers, in single precision if it was in half.
+    """A foreign state dict without its wrappers; half-precision tensors are converted to float32.
 
     Args:
-        path: its file.
-        mark: a tensor that every network of this format has.
-        format: for the message.
-        weights: ema or raw, for a file that holds both.
-    Raises: ForeignError for a file that cannot be read safely, or is no state dict of this format; and for a tensor
-        that is asked for and missing.
+        path: path of the file.
+        mark: name of a tensor that every network of this format has.
+        format: name of the format, for messages.
+        weights: ``ema`` or ``raw``, for a file with both.
+    Raises: ForeignError for a file that cannot be read safely or is no state dict of this format, and on access to a
+        missing tensor.
     """
 
     def __init__(self, path: str | PathLike, mark: str, format: str, weights: str):
         found = unwrap(read(path), [mark], weights)
         if found is None or not all(isinstance(tensor, Tensor) for tensor in found.tensors.values()):
-            raise ForeignError(
-                f"{path} is no state dict of {format}, which has a tensor {mark}; check which file it is"
-            )
+            raise ForeignError(f"{path} is no state dict of {format}, which has a tensor {mark}; check the file")
         single = {name: t.float() if t.dtype in HALF else t for name, t in found.tensors.items()}
         super().__init__(single)
         self.path, self.wrapper, self.choice = path, found.wrapper, found.choice
 
     def __missing__(self, name: str) -> Tensor:
-        raise ForeignError(f"{self.path} does not hold a whole network: missing {name}; get it again")
+        raise ForeignError(f"{self.path} is not a complete network: missing {name}; download it again")
 
     def placed(self, network: type[nn.Module], options: Mapping[str, Any], arrange: Callable) -> dict[str, Tensor]:
-        """The weights under the names of a network of ours; ``arrange(network)`` changes these and returns the names.
+        """The weights under a network's own names; ``arrange(network)`` changes these tensors and returns the names.
 
-        Raises: ForeignError unless every tensor has its place.
+        Raises: ForeignError unless names and shapes match exactly.
         """
         try:
             ours = skeleton(network, **options)
@@ -53,17 +51,18 @@ class Tensors(dict[str, Tensor]):
 
 
 class Dialect(NamedTuple):
-    """How somebody calls the parts of blocks and of attention.
+    """Foreign names of the layers of blocks and attention.
 
-    block: part of our ``Block`` -> part of theirs.
-    attention: part of our ``SelfAttention`` -> part of theirs.
+    Args:
+        block: layer of ``Block`` -> foreign layer.
+        attention: layer of ``SelfAttention`` -> foreign layer.
     """
 
     block: Mapping[str, str]
     attention: Mapping[str, str]
 
     def stage(self, ours: str, module: nn.Module, block: str, attention: str) -> dict[str, str]:
-        """Module of ours -> module of theirs, for a block or a stage of a block and attention."""
+        """Module -> foreign module, for a block or a stage of a block and attention."""
         if isinstance(module, Block):
             return {f"{ours}.{part}": f"{block}.{name}" for part, name in self.block.items()}
         if not isinstance(module, Stage):
@@ -75,9 +74,9 @@ class Dialect(NamedTuple):
 
 
 def names(network: nn.Module, modules: Mapping[str, str]) -> dict[str, str]:
-    """Name of each tensor of ours -> name of theirs; a tensor by itself may stand among the modules.
+    """Name of each tensor -> foreign name; ``modules`` may contain single tensors, too.
 
-    A module that is missing there is left to the caller.
+    Tensors of modules that are not in ``modules`` are left out.
     """
     found = {}
     for name in network.state_dict():
@@ -92,12 +91,12 @@ def names(network: nn.Module, modules: Mapping[str, str]) -> dict[str, str]:
 def linear_attention(
     network: nn.Module, modules: Mapping[str, str], weights: dict[str, Tensor], order: Callable[[Tensor, int], Tensor]
 ) -> None:
-    """Make matrices of the convolutions around each attention, and put queries, keys, values one after the other.
+    """Converts the 1 x 1 convolutions around each attention to matrices and reorders queries, keys and values.
 
     Args:
-        modules: module of ours -> module of theirs.
-        weights: theirs, changed in place.
-        order: (rows (3 C, *), heads) -> the same in our order.
+        modules: module -> foreign module.
+        weights: foreign tensors, changed in place.
+        order: (rows (3 C, *), heads) -> rows in the order (query key value, head, channel).
     """
     for name, module in network.named_modules():
         if isinstance(module, SelfAttention):
@@ -111,20 +110,20 @@ def linear_attention(
 
 
 def head_first(rows: Tensor, heads: int) -> Tensor:
-    """From (head, query key value, channel)."""
+    """Reorders rows from (head, query key value, channel)."""
     return rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
 def value_fastest(rows: Tensor, heads: int) -> Tensor:
-    """From (head, channel, query key value)."""
+    """Reorders rows from (head, channel, query key value)."""
     return rows.unflatten(0, (heads, -1, 3)).movedim(2, 0).flatten(0, 2)
 
 
 def as_it_is(rows: Tensor, heads: int) -> Tensor:
-    """From (query key value, head, channel), which is ours."""
+    """Returns rows in the order (query key value, head, channel) unchanged."""
     return rows
 
 
 def with_null(table: Tensor, null: Tensor | None = None) -> Tensor:
-    """A table of labels (K, width) with the null entry behind it; zeros, where they had none."""
+    """Appends the null label to a label table (K, width): ``null``, or zeros for a network trained without one."""
     return torch.cat([table, (table.new_zeros(table.shape[1]) if null is None else null)[None]])

@@ -1,4 +1,4 @@
-"""Checkpoints of score_sde_pytorch: networks, weights, and configs that are read without being run."""
+"""Reader of score_sde_pytorch's checkpoints: weights, and configs, which are parsed without running them."""
 
 import ast
 import json
@@ -32,13 +32,13 @@ NETWORKS = {
     "ncsnv2_128": ("ncsnv2", NCSNv2),
     "ncsnv2_256": ("ncsnv2", NCSNv2),
 }
-"""model.name -> our name and class."""
+"""model.name -> name and class of the network."""
 
 DEPTHS = {"ncsn": 4, "ncsnv2_64": 4, "ncsnv2_128": 5, "ncsnv2_256": 6}
-"""Networks with a RefineNet -> levels of their encoder."""
+"""Networks with a RefineNet -> number of encoder levels."""
 
 OWN_NAMES = {4: "1 2 3 4", 5: "1 2 3 4 5", 6: "1 2 3 31 4 5"}
-"""Depth -> numbers in the names of the levels of their encoder; the decoder has them in the order ``DECODER_NAMES``."""
+"""Depth -> numbers in the foreign names of the encoder levels; ``DECODER_NAMES`` has those of the decoder."""
 
 DECODER_NAMES = OWN_NAMES | {6: "1 2 31 3 4 5"}
 
@@ -66,20 +66,20 @@ DEFAULTS = {
         "model.dropout": 0.0,
     },
 }
-"""What get_default_configs of these modules says of the keys that are read here, beyond CIFAR-10's."""
+"""Module -> the values of its get_default_configs that differ from CIFAR-10's, for the keys read here."""
 
 
 MARKS = ("all_modules.0.weight", "all_modules.0.W", "begin_conv.weight")
-"""Tensors of their networks: first layer of DDPM and NCSN++, random frequencies, first layer of NCSN."""
+"""Tensors that identify the format: first layer of DDPM and NCSN++, random frequencies, first layer of NCSN."""
 
 
 def recognises(content: Mapping[str, Any]) -> bool:
-    """Whether the dict of a file is such a checkpoint, or a state dict of such a network in any wrapper."""
+    """Whether the dict of a file is a score_sde checkpoint, or a state dict of its networks in any wrapper."""
     return has_average(content) or unwrap(content, MARKS) is not None
 
 
 def has_average(content: Mapping[str, Any]) -> bool:
-    """Whether a file is as their training writes it, with the average as a list without names."""
+    """Whether a file has the form of score_sde's training checkpoints, with the averages as a list without names."""
     return (
         isinstance(content.get("ema"), Mapping)
         and "shadow_params" in content["ema"]
@@ -88,13 +88,13 @@ def has_average(content: Mapping[str, Any]) -> bool:
 
 
 def read(path: str | Path, config: str | Path | None = None, weights: str = "ema") -> Foreign:
-    """The network, its process and its weights.
+    """Reads a score_sde checkpoint.
 
     Args:
-        path: of the checkpoint.
-        config: of its config, ``.json`` or ``.py``; None for the only such file beside the checkpoint.
+        path: path of the checkpoint.
+        config: path of its config, ``.json`` or ``.py``; None for the only such file in the checkpoint's folder.
         weights: ``ema`` or ``raw``.
-    Raises: ForeignError for a file that is not there, damaged, unsafe or of another kind, a config that lacks a key,
+    Raises: ForeignError for a file that is missing, damaged, unsafe or of another format, a config that lacks a key,
         and tensors that are missing, unexpected or misshapen.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021. arXiv:2011.13456
     """
@@ -121,9 +121,9 @@ def read(path: str | Path, config: str | Path | None = None, weights: str = "ema
 def tensors(
     content: Mapping[str, Any], network: Mapping[str, Tensor], told: "Config", weights: str, path: Path
 ) -> dict[str, Tensor]:
-    """Name of theirs -> tensor, of the network alone; matrices of NIN layers turned to (out, in).
+    """Foreign name -> tensor, for the network alone; matrices of NIN layers are transposed to (out, in).
 
-    The average holds what has a gradient, in the order of the parameters: not the frequencies, and no buffer.
+    The averages cover the trainable parameters in order, without frequencies and buffers.
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"unknown weights {weights!r}; known: ema, raw")
@@ -141,14 +141,14 @@ def tensors(
                 shapes = f"{tuple(shadow.shape)} for {tuple(theirs[name].shape)}"
                 raise ForeignError(f"{path} has an average of another shape for {name}, {shapes}; take --weights raw")
         theirs |= dict(zip(averaged, shadows, strict=True))
-    if not told.conditional:  # it holds what hears the noise level, and does not use it
+    if not told.conditional:  # it contains the noise embedding without using it
         kept = {name: tensor for name, tensor in theirs.items() if name != "all_modules.0.W"}
         theirs = {name: torch.zeros_like(t) if ".Dense_0." in name else t for name, t in kept.items()}
     return {name: turned(name, tensor, theirs) for name, tensor in theirs.items()}
 
 
 def turned(name: str, tensor: Tensor, theirs: Mapping[str, Tensor]) -> Tensor:
-    """A NIN layer's matrix as (out, in), or as the convolution of a block's shortcut; any other tensor as it is."""
+    """A NIN layer's matrix as (out, in) or as a 1 x 1 convolution of a block's shortcut; other tensors unchanged."""
     entry, _, layer = name.partition(".NIN_")
     if not layer.endswith(".W"):
         return tensor
@@ -156,7 +156,7 @@ def turned(name: str, tensor: Tensor, theirs: Mapping[str, Tensor]) -> Tensor:
 
 
 def check_levels(levels: Tensor, told: "Config", path: Path) -> None:
-    """Raises: ForeignError unless the noise levels in the file are those of the config."""
+    """Raises: ForeignError unless the noise levels in the file equal the config's."""
     first, last = math.log(told["model.sigma_max"]), math.log(told["model.sigma_min"])
     count = told["model.num_scales"]
     if levels.shape != (count,):
@@ -170,17 +170,17 @@ def check_levels(levels: Tensor, told: "Config", path: Path) -> None:
 
 
 UNITS = (Fourier, nn.Linear, nn.Conv2d, nn.GroupNorm, Block, SelfAttention, InputSkip, Down, Up)
-"""Parts of our networks that are entries of their list ``all_modules``, in the same order."""
+"""Modules that correspond to one entry of score_sde's list ``all_modules``, in the same order."""
 
 
 def names(network: nn.Module, told: "Config") -> Iterator[tuple[str, str | tuple[str, ...]]]:
-    """(name of ours, name of theirs) of every tensor; several of theirs where ours holds them one after the other."""
+    """(name, foreign name) of every tensor; a tuple of foreign names is concatenated."""
     if isinstance(network, NCSN):
         depth = len(network.encoder)
         halving = {str(i) for i, blocks in enumerate(all_of(network.encoder, nn.ModuleList)) if blocks[0].halves}
         yield from ((name, refined(name, depth, halving)) for name in network.state_dict())
         return
-    unused = not told.conditional and told.fourier  # frequencies that nothing asks for come first
+    unused = not told.conditional and told.fourier  # unused frequencies come first
     for number, (prefix, unit) in enumerate(units(network), start=unused):
         for name in unit.state_dict():
             theirs, start = within(unit, name, told.plain), f"all_modules.{number}."
@@ -190,7 +190,7 @@ def names(network: nn.Module, told: "Config") -> Iterator[tuple[str, str | tuple
 
 
 def units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The units of a network in the order in which they were made, with the starts of their names."""
+    """The units of a network in the order of construction, with the prefixes of their names."""
     for name, child in module.named_children():
         if isinstance(child, UNITS):
             yield f"{prefix}{name}.", child
@@ -199,7 +199,7 @@ def units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 def within(unit: nn.Module, name: str, plain: bool) -> str | tuple[str, ...]:
-    """Their name, within its entry, of a tensor of a unit; ``plain`` as of ``names``."""
+    """The foreign name of a unit's tensor within its entry; ``plain``: whether the blocks are DDPM's."""
     layer, _, kind = name.rpartition(".")
     letter = {"weight": "W", "bias": "b"}.get(kind)
     if isinstance(unit, Fourier):
@@ -216,11 +216,11 @@ def within(unit: nn.Module, name: str, plain: bool) -> str | tuple[str, ...]:
 
 
 def refined(name: str, depth: int, halving: Collection[str]) -> str:
-    """Their name of a tensor of NCSN or NCSNv2.
+    """The foreign name of a tensor of NCSN or NCSNv2.
 
     Args:
-        depth: levels of the encoder.
-        halving: numbers of the levels behind which the sides are halved, where two layers have another name.
+        depth: number of encoder levels.
+        halving: indices of the levels that halve the resolution, in which two layers have another name.
     """
     starts = {"stem": "begin_conv", "norm": "normalizer", "output": "end_conv"}
     first, _, rest = name.partition(".")
@@ -240,7 +240,7 @@ def refined(name: str, depth: int, halving: Collection[str]) -> str:
 
 
 def unit_of(match: re.Match) -> str:
-    """Their name of a layer of residual units: the number of the unit, and of the layer within it, from 1."""
+    """The foreign name of a layer of residual units: 1-based numbers of the unit and of the layer within it."""
     path, kind, number = match[1], match[2], int(match[3])
     path = path.replace("adapt.", "adapt_convs.").replace("output", "output_convs")
     return f"{path}.{number // 2 + 1}_{number % 2 + 1}_{kind}"
@@ -250,20 +250,23 @@ def unit_of(match: re.Match) -> str:
 
 
 def beside(path: Path) -> Path:
-    """The only config beside a checkpoint. Raises: ForeignError if there is none, or more than one."""
+    """The only config in a checkpoint's folder.
+
+    Raises: ForeignError for none, or more than one.
+    """
     found = sorted(file for file in path.parent.iterdir() if file.suffix in (".json", ".py"))
     if len(found) != 1:
         has = ", ".join(file.name for file in found[:3]) or "none"
-        raise ForeignError(f"{path} needs its config, one .json or .py file beside it; there: {has}")
+        raise ForeignError(f"{path} needs its config, one .json or .py file in the same folder; found: {has}")
     return found[0]
 
 
 class Config:
-    """What a config of theirs says, by dotted keys such as ``model.nf``.
+    """A score_sde config with dotted keys such as ``model.nf``.
 
     Args:
         values: key -> value.
-        path: of the file, for messages.
+        path: path of the file, for messages.
     """
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
@@ -271,15 +274,15 @@ class Config:
 
     @classmethod
     def read(cls, path: Path) -> "Config":
-        """The config of a ``.json`` or ``.py`` file, which is not run.
+        """Parses a ``.json`` or ``.py`` file without running it.
 
-        Raises: ForeignError for a file that is not there or no config.
+        Raises: ForeignError for a file that is missing or is no config.
         """
         try:
             text = read_text(path)
             values = _assignments(text) if path.suffix == ".py" else json.loads(text)
             if not isinstance(values, dict):
-                raise ValueError("it holds no keys")
+                raise ValueError("it has no keys")
         except OSError as error:
             raise ForeignError(f"{path}: {error.strerror}; give the config of the checkpoint") from None
         except (SyntaxError, ValueError) as error:
@@ -294,12 +297,12 @@ class Config:
         if isinstance(self.values[key], Unread):
             line = self.values[key].line
             raise ForeignError(
-                f"{self.path}, line {line}: {key} is no plain value, and nothing is run; write its value"
+                f"{self.path}, line {line}: {key} is not a plain value, and configs are not run; write its value"
             )
         return self.values[key]
 
     def get(self, key: str, default: Any) -> Any:
-        """The value of a key, or what it is taken to be where the file does not say."""
+        """The value of a key, or ``default`` if the file lacks it."""
         return self[key] if key in self.values else default
 
     @property
@@ -309,23 +312,23 @@ class Config:
 
     @property
     def conditional(self) -> bool:
-        """Whether the network is told the noise level by an embedding."""
+        """Whether the network has an embedding of the noise level."""
         return self.get("model.conditional", True)
 
     @property
     def fourier(self) -> bool:
-        """Whether that embedding is of random frequencies."""
+        """Whether that embedding has random frequencies."""
         return self["model.name"] == "ncsnpp" and self["model.embedding_type"].lower() == "fourier"
 
     @property
     def plain(self) -> bool:
-        """Whether residual blocks are those of DDPM."""
+        """Whether the residual blocks are DDPM's."""
         return self["model.name"] == "ddpm" or self["model.resblock_type"].lower() == "ddpm"
 
     def sections(self) -> dict[str, dict[str, Any]]:
-        """Sections of ours.
+        """The config sections sde, network, denoiser and codec.
 
-        Raises: ForeignError for a missing key, a network or process that is not known, a combination that is none.
+        Raises: ForeignError for a missing key, an unknown network or process, or an invalid combination of them.
         """
         name, kind, continuous = self["model.name"], self["training.sde"].lower(), self["training.continuous"]
         if name not in NETWORKS:
@@ -364,7 +367,7 @@ class Config:
         return {"sde": sde, "network": self.network(low, high, count), "denoiser": denoiser, "codec": codec}
 
     def network(self, low: float, high: float, count: int) -> dict[str, Any]:
-        """The section ``network``; the noise levels are those of ``sections``."""
+        """The config section network, for ``count`` noise levels from ``low`` to ``high``."""
         name, centred = self["model.name"], self["data.centered"]
         if name in DEPTHS:
             activation = self.get("model.nonlinearity", "elu").lower()
@@ -403,14 +406,18 @@ class Config:
 
 
 class Unread:
-    """A value of a Python config that would have to be computed, and its line."""
+    """Placeholder for a value of a Python config that is not a literal.
+
+    Args:
+        line: its line number.
+    """
 
     def __init__(self, line: int) -> None:
         self.line = line
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones."""
+    """Flattens nested keys to dotted ones."""
     items: dict[str, Any] = {}
     for key, value in values.items():
         items |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
@@ -418,9 +425,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _assignments(text: str) -> dict[str, Any]:
-    """What a Python config assigns in its get_config: literals, aliases, new and known default ConfigDicts.
+    """The assignments in a Python config's get_config: literals, aliases, new and known default ConfigDicts.
 
-    Raises: ValueError if it has no get_config or starts from a config that is not known.
+    Raises: ValueError if it has no get_config or starts from an unknown config.
     """
     tree = ast.parse(text)
     modules = [node.module.split(".")[-1] for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
@@ -438,15 +445,17 @@ def _assignments(text: str) -> dict[str, Any]:
             elif isinstance(target, ast.Attribute):
                 holder = _look(target.value, names)
                 if not isinstance(holder, dict):
-                    raise ValueError(f"line {node.lineno}: {ast.unparse(target.value)} is not known without running it")
+                    raise ValueError(
+                        f"line {node.lineno}: {ast.unparse(target.value)} is unknown without running the file"
+                    )
                 holder[target.attr] = value
     if not isinstance(names.get("config"), dict):
-        raise ValueError("its get_config() makes no config")
+        raise ValueError("its get_config() creates no config")
     return names["config"]
 
 
 def _value(node: ast.expr, names: Mapping[str, Any], modules: list[str]) -> Any:
-    """The value of an expression: a literal, a dict for a ConfigDict, the dict that a name or attribute holds."""
+    """The value of an expression: a literal, a dict for a ConfigDict, or the value of a name or attribute."""
     if isinstance(node, ast.Call):
         called = ast.unparse(node.func).split(".")[-1]
         if called == "ConfigDict" and not node.args:
@@ -465,18 +474,18 @@ def _value(node: ast.expr, names: Mapping[str, Any], modules: list[str]) -> Any:
 
 
 def _look(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    """What a name or an attribute of one holds."""
+    """The value of a name, or of an attribute of one."""
     holder = (
         names if isinstance(node, ast.Name) else _look(node.value, names) if isinstance(node, ast.Attribute) else {}
     )
     key = node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
     if not isinstance(holder, Mapping) or key not in holder:
-        raise ValueError(f"line {node.lineno}: {ast.unparse(node)} is not known without running it")
+        raise ValueError(f"line {node.lineno}: {ast.unparse(node)} is unknown without running it")
     return holder[key]
 
 
 def _defaults(module: str) -> dict[str, dict[str, Any]]:
-    """The default config of a module, as far as its keys are read."""
+    """The default config of a module, restricted to the keys read here."""
     values = {section: dict(keys) for section, keys in _DEFAULT.items()}
     for key, value in DEFAULTS[module].items():
         section, name = key.split(".")

@@ -1,4 +1,4 @@
-"""Wrappers of a state dict that training code leaves: containers as ``state_dict``, prefixes as ``module.``.
+"""Wrappers that training code adds to a state dict: containers such as ``state_dict``, prefixes such as ``module.``.
 
 {"state_dict": {"module.conv_in.weight": ...}}          Lightning, DataParallel
 {"model": {...}, "ema": {"ema_model.conv_in.weight": ...}}
@@ -14,21 +14,22 @@ AVERAGED = {
     *("ema", "ema_model", "ema_network", "ema_params", "ema_state_dict"),
     *("averaged_model", "model_ema", "net_ema", "params_ema", "state_dict_ema"),
 }
-"""Words of containers and prefixes that hold an average of the weights."""
+"""Names of containers and prefixes of averaged weights."""
 
 WORDS = AVERAGED | {
     *("_forward_module", "_orig_mod", "denoiser", "diffusion_model", "model", "model_state_dict", "module", "net"),
     *("network", "online_model", "params", "shadow", "state_dict", "unet", "weights"),
 }
-"""Words that containers and prefixes are made of."""
+"""Names of containers, and parts of prefixes."""
 
 
 class Unwrapped(NamedTuple):
     """A state dict without its wrappers.
 
-    tensors: name within the network -> tensor, in the order of the file.
-    wrapper: the containers and the prefix that were taken off, for the user; empty if there were none.
-    choice: whether the file holds an average and other weights as well.
+    Args:
+        tensors: name within the network -> tensor, in the order of the file.
+        wrapper: containers and prefix that were removed, as text; empty for none.
+        choice: whether the file contains both averaged and raw weights.
     """
 
     tensors: dict[str, Tensor]
@@ -37,11 +38,11 @@ class Unwrapped(NamedTuple):
 
 
 def unwrap(content: Mapping[str, Any], marks: Sequence[str], weights: str = "ema") -> Unwrapped | None:
-    """The state dict in the content of a file; None if no network of the format is in it.
+    """The state dict in the content of a file; None if it contains no network of the format.
 
     Args:
-        marks: names of tensors that networks of the format have; one of them is enough.
-        weights: ``ema`` takes an average where the file holds one, ``raw`` takes other weights where it holds some.
+        marks: names of tensors that identify the format; a network has at least one of them.
+        weights: ``ema`` prefers averaged weights, ``raw`` prefers the others.
     """
     found = list(_candidates(content, marks, ()))
     if not found:
@@ -67,7 +68,7 @@ class _Candidate(NamedTuple):
 
 
 def _candidates(content: Mapping[str, Any], marks: Sequence[str], containers: tuple[str, ...]) -> Iterator[_Candidate]:
-    """Each place of a network: in the dict itself, behind each prefix, then in its containers, two deep."""
+    """Every network in a dict: at its top level, under each prefix, then in nested containers, up to two deep."""
     prefixes = dict.fromkeys(
         name.removesuffix(mark) for mark in marks for name in content if isinstance(name, str) and name.endswith(mark)
     )
