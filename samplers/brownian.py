@@ -73,11 +73,11 @@ def brownian_path(keys: Tensor, place: Tensor, like: Tensor) -> Tensor:
     Reference: Levy's construction, by Schauder's functions.
     """
     halvings = np.arange(1, PLACES.bit_length())
-    share = place.cpu().numpy() / PLACES
-    at = share * 2.0 ** (halvings[:, None] - 1)
+    fraction = place.cpu().numpy() / PLACES
+    at = fraction * 2.0 ** (halvings[:, None] - 1)
     tents = 2.0 ** (-0.5 * (halvings[:, None] + 1)) * (1 - np.abs(2 * (at - np.floor(at)) - 1))
-    numbers = np.concatenate([np.zeros((1, len(share))), 2 ** (halvings[:, None] - 1) + np.floor(at)])
-    weights = put_like(torch.from_numpy(np.concatenate([share[None], tents])), like)
+    numbers = np.concatenate([np.zeros((1, len(fraction))), 2 ** (halvings[:, None] - 1) + np.floor(at)])
+    weights = put_like(torch.from_numpy(np.concatenate([fraction[None], tents])), like)
     each = keys.cpu().repeat(len(numbers)), 0, numbers.astype(np.int64).ravel(), 1
     size = like.shape[1:].numel()
     z = normals(random_bits(*each, size, like.device)).movedim(0, -2).flatten(-2)[..., :size]

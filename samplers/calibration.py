@@ -1,7 +1,7 @@
 """Calibration: times and coefficients of a multistep method, fitted to one network.
 
-What they are fitted to is where the network's own probability flow ends, as a solver finds it that controls its error.
-The gradient runs through the whole trajectory, so each move is chosen for what it does to the end.
+The target is the end of the network's own probability flow, from a solver with error control. Gradients run through the
+whole trajectory, so each step is fitted by its effect on the end.
 
 References: Tong et al., "Learning to Discretize Denoising Diffusion ODEs", 2025, arXiv:2405.15506; Frankel et al.,
 "S4S: Solving for a Diffusion Model Solver", 2025, arXiv:2502.17423.
@@ -24,11 +24,11 @@ from score_sde.sde_lib.process import Draw
 
 
 class Plan(NamedTuple):
-    """All the numbers of a trajectory.
+    """All numbers of a trajectory.
 
-    times: of the states, decreasing and noisy.
-    seen: times that the network is told there.
-    moves: one for each time, the last for the end.
+    times: times of the states, decreasing and noisy.
+    seen: times passed to the network for these states.
+    moves: coefficients of the step from each time; the last entry belongs to the end.
     """
 
     times: list[float]
@@ -37,7 +37,7 @@ class Plan(NamedTuple):
 
 
 class Tuned(Step):
-    """A multistep method that takes the moves of a plan in place of its own.
+    """Multistep method with the coefficients of a plan in place of its own.
 
     Args:
         plan: for the times that the loop will take.
@@ -68,23 +68,24 @@ def calibrate(
     iterations: int = 150,
     batch_size: int = 64,
 ) -> tuple[Plan, Tensor, Tensor]:
-    """The plan of a step, fitted to a denoiser on all but a fifth of the examples, if it is better on that fifth.
+    """Fits the plan of a step to a denoiser on four fifths of the examples, and keeps it if it is better on the rest.
 
         minimise log mean e + log sqrt(mean e^2),    e = |x_end - target| of an example, by Adam
 
-    Over the gaps between the times in log(sigma / alpha), the coefficients of state and values, and the times that the
-    network is told. The mean error of the fifth that is held out is never above that of the plan it began with.
+    The parameters are the gaps between the times in log(sigma / alpha), the coefficients of state and values, and the
+    times passed to the network. The mean error on the held-out fifth is never above the error of the initial plan.
 
     Args:
-        step: one that follows the flow, without noise.
-        target: where the flow ends.
-        times: to begin with, decreasing and noisy; their ends stay.
-        iterations, batch_size: of Adam, at least 1.
-    Shapes: x, target (B, *), B at least 5; returns the plan and the errors held out, with the plan it began with and
-        with the one returned; (B // 5,).
+        step: deterministic, eta = 0.
+        target: ends of the flow.
+        times: initial times, decreasing and noisy; the first and the last stay fixed.
+        iterations: number of steps of Adam, at least 1.
+        batch_size: examples per step of Adam, at least 1.
+    Shapes: x, target (B, *), B at least 5.
+    Returns: the plan, and the held-out errors (B // 5,) with the initial plan and with the returned one.
     """
     times, held, denoise = list(times), len(x) // 5, as_denoiser(denoise, step.sde)
-    step.reset(times)  # where it may choose its order
+    step.reset(times)  # a step may choose its order here
     start = Plan(times, times, step.plan(times))
     found = _fit(step, denoise, x[held:], target[held:], times, iterations, batch_size)
     before, after = (
@@ -94,13 +95,13 @@ def calibrate(
 
 
 def errors(x: Tensor, target: Tensor) -> Tensor:
-    """Root mean square over the entries of an example; x, target (B, *), returns (B,)."""
+    """Root mean square error over the entries of each example; x, target (B, *), returns (B,)."""
     return (x - target).flatten(1).square().mean(1).sqrt()
 
 
 @torch.no_grad()
 def follow(step: Step, denoise: Estimate, x: Tensor, times: Sequence[float]) -> Tensor:
-    """The state at the last time, for a step without noise: as many evaluations as moves.
+    """State at the last time, for a deterministic step; one evaluation per step.
 
     Shapes: x (B, *), and so returned.
     """
@@ -115,9 +116,9 @@ def follow(step: Step, denoise: Estimate, x: Tensor, times: Sequence[float]) -> 
 def _fit(
     step: Multistep, denoise: Denoise, x: Tensor, target: Tensor, times: list[float], iterations: int, batch_size: int
 ) -> Plan:
-    """The plan after ``iterations`` of Adam, each on the next ``batch_size`` examples.
+    """Plan after ``iterations`` steps of Adam, each on the next ``batch_size`` examples.
 
-    The rate is in proportion to the error there is to begin with: what is small already has little to look for.
+    The learning rate is proportional to the initial error: a small error leaves little to improve.
     """
     gaps = torch.log(-_log_ratio(step.sde, times).diff()).requires_grad_()
     changes = torch.zeros(len(gaps), 2 + step.order + 1, dtype=torch.float64, requires_grad=True)
@@ -144,15 +145,16 @@ def _fit(
 
 
 def _table(step: Multistep, times: list[float], gaps: Tensor, changes: Tensor) -> Tensor:
-    """What each move is made of, (N, 6 + values): the time told, (a, b) of the value, both shifts, keep and weights.
+    """Rows of the steps, (N, 6 + values): time for the network, (a, b) of the value, both shifts, keep and weights.
 
-    The step's own plan as a function of the gaps, to first order around where they are (all that a gradient needs), and
-    changes: of the log ratio that is told, of keep as a share of it, of weights in units of the state's deviation.
+    The plan of the step as a function of the gaps, to first order around their current values, which is all that a
+    gradient needs, plus ``changes``: of the network's log ratio, of keep relative to its value, of weights in units of
+    the state's standard deviation.
     """
     sde, at = step.sde, gaps.detach()
     grids = [_spaced(sde, times, at + h) for h in (0.0, *_NUDGE * torch.eye(len(at), dtype=torch.float64))]
     sde.tabulate(torch.tensor(grids, dtype=torch.float64).flatten())
-    counts = step.counts(grids[0])  # those of the grid itself, so that the plan is a smooth function of the gaps
+    counts = step.counts(grids[0])  # counts of the unperturbed grid, so that the plan is a smooth function of the gaps
     value, *near = (_numbers(step, grid, counts) for grid in grids)
     slope = (torch.stack(near, -1) - value[..., None]) / _NUDGE
     table = value + slope @ (gaps - at)
@@ -164,13 +166,13 @@ def _table(step: Multistep, times: list[float], gaps: Tensor, changes: Tensor) -
 
 
 def _numbers(step: Multistep, times: list[float], counts: tuple[np.ndarray, np.ndarray]) -> Tensor:
-    """The plan of a step as the table has it, with log ratios for times."""
+    """Plan of a step as rows of the table, with log ratios in place of times."""
     rows = zip(_log_ratio(step.sde, times).tolist(), step.plan(times, counts)[:-1])
     return torch.tensor([[r, *m.value, *m.shift, m.keep, *m.weights] for r, m in rows], dtype=torch.float64)
 
 
 def _end(step: Multistep, denoise: Denoise, x: Tensor, table: Tensor) -> Tensor:
-    """The state at the end of a table: what ``Multistep`` does, with gradients."""
+    """State at the end of a table: the computation of ``Multistep``, with gradients."""
     mean, past = 0.0 if step.centre is None else step.centre.to(x), list[Tensor]()
     for t, row in zip(table[:, 0], table[:, 1:].to(x)):
         a, b, shift, back, keep, *weights = row
@@ -181,7 +183,7 @@ def _end(step: Multistep, denoise: Denoise, x: Tensor, table: Tensor) -> Tensor:
 
 
 def _spaced(sde: SDE, times: list[float], gaps: Tensor) -> list[float]:
-    """Times between the same ends, their gaps in the log ratio in the proportions exp(gaps)."""
+    """Times between the same ends, with gaps in the log ratio proportional to exp(gaps)."""
     first, last = _log_ratio(sde, [times[0], times[-1]])
     between = first + (last - first) * torch.cumsum(torch.softmax(gaps, 0), 0)[:-1]
     return [times[0], *sde.time(-2 * between).tolist(), times[-1]]
@@ -192,5 +194,5 @@ def _log_ratio(sde: SDE, times: list[float]) -> Tensor:
     return -0.5 * sde.log_snr(torch.tensor(times, dtype=torch.float64))
 
 
-_NUDGE = 1e-5  # of a gap, for slopes of the plan
-_RATE, _GAP_RATE, _MOST_ERROR = 0.2, 20.0, 0.04  # of Adam: times the error, times the other rate, of the data's size
+_NUDGE = 1e-5  # relative change of a gap, for finite differences of the plan
+_RATE, _GAP_RATE, _MOST_ERROR = 0.2, 20.0, 0.04  # of Adam: rate / error, gap rate / rate, largest relative error

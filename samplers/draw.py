@@ -1,6 +1,6 @@
-"""From seeds to samples in one call: the step of a name, times that suit it, and the loop.
+"""Samples from seeds in one call: the step and the grid by name, normals of the seeds, and the loop.
 
-The command ``python run.py --mode sample`` goes by the same rules, with the values of its config.
+``python run.py --mode sample`` applies the same rules to the values of its config.
 """
 
 import collections
@@ -23,7 +23,7 @@ from score_sde.sde_lib.velocity import ExampleError
 from score_sde.storage.naming import options, pick
 
 LAST = 1e-3
-"""Time of the last denoising, on processes that begin earlier: ``sample.t_min`` of the default config."""
+"""Time of the last denoising on processes that begin earlier, equal to ``sample.t_min`` of the default config."""
 
 
 def draw(
@@ -38,25 +38,25 @@ def draw(
     device: torch.device | str = "cpu",
     **cond: Tensor,
 ) -> Tensor:
-    """One sample for each seed: x_T = prior_std z, moves down to ``LAST``, and E[x_0 | x] there.
+    """Samples one example per seed: x_T = prior_std z, steps down to ``LAST``, then E[x_0 | x].
 
-    The sample of a seed depends on that seed and its condition alone: the others of the batch change none of its noise.
-    No gradients are kept. Options of a step are its defaults; ``sample`` takes a step with others, or other times.
+    The sample of a seed depends on this seed and its condition only, not on the rest of the batch. No gradients are
+    kept. The step has its default options; ``sample`` takes a step with others, or other times.
 
     Args:
         denoise: (x, t, **cond) -> Prediction or x0, a denoiser of this SDE.
         shape: of one sample.
-        seeds: (B,) whole numbers, as of ``Noise``.
+        seeds: (B,) integers, as for ``Noise``.
         sampler: a key of ``STEPS``.
-        steps: moves, at least 1; default ``Step.num_steps`` of the sampler.
-        gaussian: moment-matched Gaussian of the data, ``Gaussian.of(data)`` where there are some, which saves
-            evaluations; default N(0, I).
-        device: where the denoiser computes.
-        cond: further arguments of the denoiser, such as label; (B, *), an entry for each seed.
+        steps: number of steps, at least 1; default ``Step.num_steps`` of the sampler.
+        gaussian: moment-matched Gaussian of the data, such as ``Gaussian.of(data)``, which saves evaluations; default
+            N(0, I).
+        device: of the denoiser.
+        cond: further arguments of the denoiser, such as label; (B, *), one entry per seed.
     Shapes: returns (B, *shape), on the device.
-    Raises: ValueError for an unknown sampler, one that is derived for other denoisers or processes than these, a
-        denoiser of another SDE, steps below 1, seeds that are no whole numbers, a condition or a moment-matched
-        Gaussian of another shape; NonFiniteError and NotConvergedError naming the seed.
+    Raises: ValueError for an unknown sampler, a sampler that is derived for other denoisers or processes, a denoiser of
+        another SDE, steps below 1, seeds that are not integers, a condition or a moment-matched Gaussian of another
+        shape; NonFiniteError and NotConvergedError naming the seed.
     """
     if gaussian is not None and gaussian.mean.shape != torch.Size(shape):
         raise ValueError(f"gaussian of shape {tuple(gaussian.mean.shape)}: need that of a sample, {tuple(shape)}")
@@ -72,10 +72,10 @@ def draw(
 
 
 def named_step(sde: SDE, sampler: str, gaussian: Gaussian, settings: Mapping[str, Any]) -> Step:
-    """The step of that name, with those of the settings that it takes.
+    """Step of that name with the settings that it takes.
 
-    It gets mean and scale of the moment-matched Gaussian of the data. To solvers that adapt their steps, directions of
-    little variance would be as important as all others.
+    The step receives the isotropic Gaussian, mean and standard deviation. With the full covariance, adaptive solvers
+    would weight directions of little variance as much as all others.
 
     Raises: ValueError for an unknown name.
     """
@@ -85,7 +85,7 @@ def named_step(sde: SDE, sampler: str, gaussian: Gaussian, settings: Mapping[str
 
 
 def suited(sde: SDE, sampler: str, grid: str = "", num_steps: int | None = None) -> tuple[str, int]:
-    """Name of the grid and number of moves: the given ones, or the sampler's own; of grids lastly that of the SDE.
+    """Name of the grid and number of steps: as given, else the sampler's own, else the grid of the SDE.
 
     Raises: ValueError for an unknown sampler.
     """
@@ -101,7 +101,7 @@ def named_times(
     start: float | None = None,
     end: float | None = None,
 ) -> Tensor:
-    """The grid of that name, for data of which the moment-matched Gaussian is given: num_steps + 1 decreasing times.
+    """Grid of that name for data with this moment-matched Gaussian: num_steps + 1 decreasing times.
 
     Raises: ValueError for an unknown name, or values out of range.
     """
@@ -112,7 +112,7 @@ def named_times(
 
 
 def remark(sampler: str, denoise: Estimate, sde: SDE) -> str:
-    """Why a sampler is for other denoisers or processes; empty if it is for these, or nobody can tell."""
+    """Reason why a sampler does not suit this denoiser or process; empty if it does or cannot be determined."""
     kind, ends = pick(STEPS, "sampler", sampler), isinstance(denoise, ConsistencyModel)
     if kind.ends and isinstance(denoise, Denoiser | ExactDenoiser) and not ends:
         return (
@@ -133,7 +133,7 @@ def remark(sampler: str, denoise: Estimate, sde: SDE) -> str:
 
 
 def conditioned(denoise: Denoise, cond: Mapping[str, Tensor], num: int) -> Each:
-    """A denoiser with further arguments, an entry for each of ``num`` examples.
+    """Denoiser with further arguments, one entry for each of ``num`` examples.
 
     Raises: ValueError for another number of entries.
     """
@@ -157,7 +157,7 @@ def from_seeds(
     source: Callable[[Tensor], Noise] = Noise,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """The normals that a sample begins with and the data it ends at, for each seed (B,).
+    """Initial normals and final data for each seed (B,).
 
     Raises: NonFiniteError or NotConvergedError naming the seed.
     """
@@ -185,7 +185,7 @@ def from_seeds(
 
 @contextmanager
 def numbered(numbers: Tensor) -> Iterator[None]:
-    """Where an example of a batch fails, say so by its own number (B,)."""
+    """Replaces the position in the batch by the example's own number (B,) in errors about an example."""
     try:
         yield
     except ExampleError as error:
@@ -193,7 +193,7 @@ def numbered(numbers: Tensor) -> Iterator[None]:
 
 
 def _first_fault(states: Iterator[Tensor], noisy: Sequence[float]) -> str:
-    """The move after which an example is not finite, in words; its states are those at noisy times, then the data."""
+    """Description of the step after which an example is not finite; states at the noisy times, then the data."""
     for move, state in enumerate(states):
         if not torch.isfinite(state).all():
             if move == len(noisy):

@@ -1,9 +1,9 @@
-"""Noise that depends on a seed and a position alone: not on the batch, the device, or what was drawn before.
+"""Noise as a function of seed and position, independent of the batch, the device and earlier draws.
 
-Philox-4x32-10 turns (seed, stream, draw) into the start of a SplitMix64 sequence, and that gives the bits of one draw
-of one example: the first is the safe way to key, the second costs a sixth. Box and Muller turn bits into normals, with
-logarithm, sine and cosine as short polynomials of additions and multiplications: IEEE arithmetic rounds those alike
-everywhere, so the noise of a seed is the same, bit for bit, on a CPU and on a GPU.
+Philox-4x32-10 turns (seed, stream, draw) into the start of a SplitMix64 sequence, which gives the bits of one draw of
+one example: Philox is the safer way to combine keys, SplitMix64 takes a sixth of its time. The Box-Muller transform
+turns bits into normals, with logarithm, sine and cosine as short polynomials of additions and multiplications. IEEE
+arithmetic rounds these equally everywhere, so the noise of a seed is the same, bit for bit, on CPU and GPU.
 
 References: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", 2011; Steele, Lea, Flood, "Fast
 Splittable Pseudorandom Number Generators", 2014.
@@ -25,21 +25,21 @@ _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
 _WEYL = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MOST_AHEAD, _MOST_NORMALS, _MOST_STATES = 32, 1 << 17, 512
-"""Draws, normals and first states that are made at a time at most: small draws share the cost of each operation."""
+"""Largest numbers of draws, normals and initial states that are computed at a time; small draws share the overhead."""
 
 
 class Noise:
-    """Standard normals for a batch; example i sees a sequence of draws that its seed and the stream decide alone.
+    """Standard normals for a batch; the draws of example i depend only on its seed and the stream.
 
-    Draw number k of one shape is the same whatever the batch is and however the draws before it were used, so an
-    interrupted computation goes on with ``start``.
+    Draw number k of a shape is independent of the batch and of the use of earlier draws, so an interrupted computation
+    resumes with ``start``.
 
     Args:
-        seeds: (B,) whole numbers below 2^63, one for each example, in a tensor of any integer dtype or a sequence.
-        stream: which of the independent sequences of a seed, 0 to 2^64 - 1.
+        seeds: (B,) integers below 2^63, one per example, in a tensor of any integer dtype or a sequence.
+        stream: number of one of the independent sequences of a seed, 0 to 2^64 - 1.
         start: number of the first draw, at least 0.
-    Raises: ValueError for seeds that are no whole numbers or not (B,), for a stream or start out of range; when called,
-        for a batch of another size than the seeds or of another kind than real floating-point numbers.
+    Raises: ValueError for seeds that are not integers or not (B,), for a stream or start out of range; when called, for
+        a batch of another size than the seeds or of another kind than real floating-point numbers.
     """
 
     def __init__(self, seeds: Tensor | Sequence[int], stream: int = 0, start: int = 0) -> None:
@@ -52,7 +52,7 @@ class Noise:
         self._buffer, self._first = torch.empty(0), 0
 
     def __call__(self, like: Tensor) -> Tensor:
-        """The next draw, shaped as ``like`` (B, *), in its dtype and on its device."""
+        """Next draw, shaped as ``like`` (B, *), in its dtype and on its device."""
         if not self._has(like):
             check_state(like)
             if len(like) != len(self.seeds):
@@ -65,7 +65,7 @@ class Noise:
         return self._buffer[self.draw - 1 - self._first]
 
     def _ahead(self, num: int, device: torch.device) -> Tensor:
-        """The states that the next ``num`` draws, or fewer, start from; they are made many at a time."""
+        """Initial states of the next ``num`` draws, or fewer, from a buffer of many."""
         first = self.draw - self._first_state
         if self._states.device != device or not 0 <= first < len(self._states):
             most = max(num, _MOST_STATES // max(1, len(self.seeds)))
@@ -103,7 +103,7 @@ def random_bits(
 ) -> Tensor:
     """Uniform 32-bit integers as int64, from draw number ``draw`` on; (2, num_draws, B, size / 2).
 
-    The number may be one for each example, (B,).
+    ``draw`` may be one number per example, (B,).
     """
     return splitmix_halves(states(seeds, stream, draw, num_draws, device), size)
 
@@ -111,7 +111,7 @@ def random_bits(
 def states(
     seeds: Tensor, stream: int, draw: int | np.ndarray, num_draws: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Where the SplitMix64 sequence of each draw starts, from number ``draw`` on; words as int64, (num_draws, B)."""
+    """Initial states of the SplitMix64 sequences from draw number ``draw`` on; words as int64, (num_draws, B)."""
     words, number = seeds.cpu().numpy().view(np.uint64), np.uint64(stream)
     counter = np.zeros((4, num_draws, len(words)), dtype=np.uint64)
     counter[0] = draw + np.arange(num_draws)[:, None]
@@ -121,7 +121,7 @@ def states(
 
 
 def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Philox-4x32-10 on 32-bit words held in uint64: counter (4, *), key (2, *); returns (4, *)."""
+    """Philox-4x32-10 on 32-bit words in uint64: counter (4, *), key (2, *); returns (4, *)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -132,13 +132,13 @@ def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
 
 
 def splitmix(start: Tensor, num: int) -> Tensor:
-    """The next ``num`` outputs of SplitMix64 from each state (*, 1); 64-bit words as int64, (*, num)."""
+    """Next ``num`` outputs of SplitMix64 from each state (*, 1); 64-bit words as int64, (*, num)."""
     z = start + _GOLDEN * torch.arange(1, num + 1, device=start.device)
     shifted = torch.empty_like(z)
 
     def mix(shift: int) -> Tensor:
         torch.bitwise_right_shift(z, shift, out=shifted)
-        return z.bitwise_xor_(shifted.bitwise_and_((1 << 64 - shift) - 1))  # the sign goes along with a shift
+        return z.bitwise_xor_(shifted.bitwise_and_((1 << 64 - shift) - 1))  # the mask clears copies of the sign bit
 
     mix(30).mul_(-0x40A7B892E31B1A47)
     mix(27).mul_(-0x6B2FB644ECCEEE15)
@@ -146,7 +146,7 @@ def splitmix(start: Tensor, num: int) -> Tensor:
 
 
 def splitmix_halves(start: Tensor, size: int) -> Tensor:
-    """``size`` uniform 32-bit integers as int64 from each state (*): upper halves, lower halves; (2, *, size / 2)."""
+    """Uniform 32-bit integers, ``size`` from each state (*), as int64: upper halves, lower halves; (2, *, size / 2)."""
     words = splitmix(start[..., None], (size + 1) // 2)
     halves = words.new_empty(2, *words.shape)
     torch.bitwise_and(words, 0xFFFFFFFF, out=halves[1])
@@ -155,12 +155,13 @@ def splitmix_halves(start: Tensor, size: int) -> Tensor:
 
 
 def normals(bits: Tensor) -> Tensor:
-    """Standard normals in float32 from pairs of 32-bit integers (2, *), by Box and Muller; (2, *).
+    """Standard normals in float32 from pairs of 32-bit integers (2, *), by the Box-Muller transform; (2, *).
 
         sign sqrt(-2 log u) (cos(angle), sin(angle)),    u in (0, 1], sign +1 or -1, angle in [-pi/2, pi/2]
 
-    The logarithm, sine and cosine are correct to a few units in the last place; the largest normal is 6.8. In memory
-    the two of a row (2, *, n) lie one after the other, so that ``movedim(0, -2).flatten(-2)`` moves nothing.
+    Logarithm, sine and cosine are accurate to a few units in the last place; the largest normal is 6.8. The memory
+    layout places both normals of a pair (2, *, n) one after the other, so ``movedim(0, -2).flatten(-2)`` copies
+    nothing.
     """
     radius_bits, angle_bits = bits
     radius = _log(radius_bits.float().add_(0.5).mul_(2.0**-32)).mul_(-2.0).sqrt_()
@@ -191,7 +192,7 @@ def _sin_cos(angle: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
-    """By Horner's rule in separate multiplications and additions, so that no device fuses the two."""
+    """Polynomial by Horner's rule, in separate multiplications and additions, so that no device fuses them."""
     result = x * coefficients[0]
     for c in coefficients[1:-1]:
         result.add_(c).mul_(x)

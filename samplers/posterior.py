@@ -1,9 +1,9 @@
-"""Posterior sampling: data x_0 of which a measurement y = A(x_0) + std n is known, with a model of x_0 alone.
+"""Posterior sampling for inverse problems: x_0 given a measurement y = A(x_0) + std n, with an unconditional model.
 
-All of them differentiate the denoiser. ``pigdm`` and ``moment_matching`` are exact where the data are Gaussian, need a
-linear A, and are guidance: any step takes them, and the ``ode``. The first costs one vector-Jacobian product an
-evaluation and a guess of the data's covariance, the second some more products and no guess. ``DPS`` takes any A and is
-a step around a step; its law is no posterior's. What they are worth is measured in ``benchmarks/posterior.py``.
+All methods differentiate the denoiser. ``pigdm`` and ``moment_matching`` are guidance for a linear A, exact for
+Gaussian data, and work with any step, including ``ode``. The first costs one vector-Jacobian product per evaluation and
+needs the covariance of the data; the second costs a few more products and needs no covariance. ``DPS`` takes any A and
+wraps a step; its samples do not follow the posterior. ``benchmarks/posterior.py`` compares them.
 """
 
 from collections.abc import Callable
@@ -21,25 +21,25 @@ from score_sde.sde_lib.process import Draw, Time
 from score_sde.sde_lib.velocity import Rows
 
 Forward = Callable[[Tensor], Tensor]
-"""A: what is measured of a batch of examples, (B, *) -> (B, *), differentiable."""
+"""A, the measurement of a batch of examples, (B, *) -> (B, *), differentiable."""
 
 
 class DPS(Step):
-    """Diffusion posterior sampling: each move of a step goes on against the gradient of the misfit.
+    """Diffusion posterior sampling: each step is followed by a gradient step on the misfit.
 
         x_s <- x_s - zeta grad |y - A(x0(x_t))|
 
-    The gradient is taken through the step's own first evaluation, so it costs no second one; zeta = 0 is the step. The
-    last denoising is a move like the others. The gradient of a norm is as long for a small misfit as for a large one,
-    and zeta alone says how long the way is: in few dimensions little is enough. What comes out is no posterior.
+    The gradient passes through the first evaluation of the wrapped step, so it needs no second one; zeta = 0 is the
+    wrapped step. The last denoising counts as a step. The gradient of a norm does not decrease with the misfit, so zeta
+    alone sets the step length, and low dimensions need a small one. The samples do not follow the posterior.
 
     Args:
-        step: any, best one of many moves that draws noise, as the ancestral one of the paper.
+        step: any step, best a stochastic one with many steps, such as the ancestral sampler of the paper.
         forward: A, differentiable.
-        y: what was measured of each example, or of all.
+        y: measurement of each example, or one for all.
         zeta: at least 0, for images usually 0.1 to 1.
     Shapes: y (B, *) or (1, *).
-    Raises: ValueError for zeta below 0 or, when called, for y of another shape than A gives.
+    Raises: ValueError for zeta below 0 or, when called, for y of another shape than the result of A.
     Reference: Chung et al., "Diffusion Posterior Sampling for General Noisy Inverse Problems", 2023, algorithm 1.
         arXiv:2209.14687
     """
@@ -54,19 +54,19 @@ class DPS(Step):
         self.step.reset(times)
 
     def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
-        return self._lean(denoise, lambda look: self.step(look, x, t, s, draw))
+        return self._guided(denoise, lambda denoise: self.step(denoise, x, t, s, draw))
 
     def finish(self, denoise: Denoise, x: Tensor, t: float, draw: Draw) -> Tensor:
-        return self._lean(denoise, lambda look: self.step.finish(look, x, t, draw))
+        return self._guided(denoise, lambda denoise: self.step.finish(denoise, x, t, draw))
 
-    def _lean(self, denoise: Denoise, move: Callable[[Denoise], Tensor]) -> Tensor:
-        """The move with a denoiser that keeps the gradient of its first evaluation, and the way along it."""
+    def _guided(self, denoise: Denoise, move: Callable[[Denoise], Tensor]) -> Tensor:
+        """State after ``move`` and a gradient step; the denoiser keeps the gradient of its first evaluation."""
         kept: list[Tensor] = []
 
-        def look(rows: Rows) -> Guided:
-            return partial(ask, of_rows(denoise, rows))
+        def make(rows: Rows) -> Guided:
+            return partial(evaluate, of_rows(denoise, rows))
 
-        def ask(denoise: Denoise, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        def evaluate(denoise: Denoise, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
             if kept:
                 return denoise(x, t, **cond)
             with torch.inference_mode(False), torch.enable_grad():
@@ -76,56 +76,57 @@ class DPS(Step):
                 kept.append(torch.autograd.grad(torch.linalg.vector_norm(misfit, dim=1).sum(), leaf)[0])
             return detached(prediction)
 
-        moved = move(Each(look))
+        moved = move(Each(make))
         return moved - self.zeta * kept[0]
 
 
 def pigdm(denoise: Estimate, sde: SDE, forward: Forward, y: Tensor, std: float, gaussian: Gaussian) -> Guided:
-    """Pseudoinverse guidance with the covariance of a moment-matched Gaussian: a linear measurement told to a denoiser.
+    """Pseudoinverse guidance for a linear measurement, with the covariance of a moment-matched Gaussian.
 
         x0 <- x0 + J A^T (A S A^T + std^2)^(-1) (y - A x0),    J = sigma^2 / alpha (d x0 / d x)^T,    S = Cov[x_0 | x_t]
 
-    J is the denoiser's own covariance of x_0 given x_t, by one vector-Jacobian product; S that of the moment-matched
-    Gaussian N(m, C), r^2 C / (C + r^2) with r = sigma / alpha, and for an isotropic one the r_t^2 of the paper. Where
-    the data are Gaussian and the guess is right it is E[x_0 | x_t, y], exactly. Elsewhere it errs as the guess does: S
-    of a mixture depends on x_t. The inverse is applied by conjugate gradients.
+    J is the covariance of x_0 given x_t according to the denoiser, applied by one vector-Jacobian product. S is the
+    covariance according to the moment-matched Gaussian N(m, C), r^2 C / (C + r^2) with r = sigma / alpha; for an
+    isotropic one it is the r_t^2 of the paper. If the data have this distribution, the result is exactly E[x_0 | x_t,
+    y]. Otherwise S is an approximation: for a mixture it depends on x_t. Conjugate gradients apply the inverse.
 
     Args:
-        forward: A, linear; its transpose is found by differentiation.
-        y: what was measured of each example, or of all.
-        std: of the noise in y, at least 0; some of it steadies an A that is close to singular.
-        gaussian: moment-matched Gaussian of the data, with directions if they are known; ``Gaussian.standard(x)`` is
-            the paper's for VP, and more than the variance of the data leans too little.
+        forward: A, linear; differentiation gives its transpose.
+        y: measurement of each example, or one for all.
+        std: standard deviation of the noise in y, at least 0; positive values stabilise an A that is close to singular.
+        gaussian: moment-matched Gaussian of the data, with directions if available; ``Gaussian.standard(x)`` is the
+            choice of the paper for VP. A variance above the variance of the data makes the guidance too weak.
     Shapes: y (B, *) or (1, *).
-    Raises: ValueError for an A that is not linear, a y that A does not give, or std below 0.
+    Raises: ValueError for an A that is not linear, a y that does not fit A, or std below 0.
     References: Song, Vahdat, Mardani, Kautz, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", 2023,
         section 3; Rozet et al., "Learning Diffusion Priors from Observations by Expectation Maximization", 2024, for
-        more than an isotropic covariance, and for conjugate gradients. arXiv:2405.13712
+        covariances that are not isotropic, and for conjugate gradients. arXiv:2405.13712
     """
     _check_linear(forward, gaussian.mean.to(y.device, y.dtype))
 
-    def guessed(look: _Look) -> Map:
-        guess = gaussian.like(look.x0)
-        flat = look.ratio.reshape(-1, 1) if isinstance(look.ratio, Tensor) else look.ratio
-        return lambda z: guess.apply(lambda v: v * flat**2 / (v + flat**2), z)
+    def covariance(evaluation: _Evaluation) -> Map:
+        prior = gaussian.like(evaluation.x0)
+        ratio = evaluation.ratio
+        flat = ratio.reshape(-1, 1) if isinstance(ratio, Tensor) else ratio
+        return lambda z: prior.apply(lambda v: v * flat**2 / (v + flat**2), z)
 
-    return _guided(denoise, sde, forward, y, std, guessed, _Counted(_MOST_ITERATIONS))
+    return _guided(denoise, sde, forward, y, std, covariance, _Counted(_MOST_ITERATIONS))
 
 
 def moment_matching(
     denoise: Estimate, sde: SDE, forward: Forward, y: Tensor, std: float, iterations: int = 5
 ) -> Guided:
-    """As ``pigdm`` with the denoiser's own covariance: moment matching posterior sampling.
+    """Moment matching posterior sampling: as ``pigdm``, with the covariance of the denoiser.
 
         x0 <- x0 + J A^T (A J A^T + std^2)^(-1) (y - A x0),    J = sigma^2 / alpha (d x0 / d x)^T
 
-    J is Cov[x_0 | x_t], whatever the data are, if the denoiser is right; so nothing has to be guessed, and what is left
-    of the error is that p(x_0 | x_t) is taken for a Gaussian. Each iteration costs one more vector-Jacobian product.
-    The Jacobian of a small network can be far from symmetric; samples then run away, and ``pigdm`` is safer.
+    If the denoiser is right, J is Cov[x_0 | x_t] for any data, so the only error left is the Gaussian approximation of
+    p(x_0 | x_t). Each iteration costs one more vector-Jacobian product. The Jacobian of a small network can be far from
+    symmetric; samples then diverge, and ``pigdm`` is safer.
 
     Args:
         forward, y, std: as ``pigdm``.
-        iterations: of conjugate gradients, at most; few also keep a J that a network has wrong from doing harm.
+        iterations: largest number of conjugate gradient iterations; few iterations also limit the effect of a wrong J.
     Shapes, Raises: as ``pigdm``; ValueError for less than one iteration.
     Reference: Rozet, Andry, Lanusse, Louppe, "Learning Diffusion Priors from Observations by Expectation Maximization",
         2024, section 4.2, algorithm 3. arXiv:2405.13712
@@ -136,7 +137,7 @@ def moment_matching(
     def solve(matrix: Map, b: Tensor, ratio: Time) -> Tensor:
         return _conjugate_gradients(matrix, b, iterations)[0]
 
-    guided = _guided(denoise, sde, forward, y, std, lambda look: look.jacobian, solve)
+    guided = _guided(denoise, sde, forward, y, std, lambda evaluation: evaluation.jacobian, solve)
     checked: list[bool] = []
 
     def first_checked(x: Tensor, t: Time, **cond: Tensor) -> Prediction:
@@ -151,8 +152,8 @@ def moment_matching(
 Map = Callable[[Tensor], Tensor]
 
 
-class _Look(NamedTuple):
-    """What one evaluation of the denoiser tells of x_0.
+class _Evaluation(NamedTuple):
+    """Results of one evaluation of the denoiser.
 
     x0: the estimate.
     ratio: sigma / alpha.
@@ -170,10 +171,10 @@ def _guided(
     forward: Forward,
     y: Tensor,
     std: float,
-    covariance_of: Callable[[_Look], Map],
+    covariance_of: Callable[[_Evaluation], Map],
     solve: Callable[[Map, Tensor, Time], Tensor],
 ) -> Guided:
-    """x0 + J A^T (A S A^T + std^2)^(-1) (y - A x0), with S as ``covariance_of`` has it."""
+    """Denoiser x0 + J A^T (A S A^T + std^2)^(-1) (y - A x0), with S from ``covariance_of``."""
     if not std >= 0:
         raise ValueError(f"std {std}: need the standard deviation of the noise in y, 0 or more")
     denoise = as_denoiser(denoise, sde)
@@ -184,18 +185,18 @@ def _guided(
             leaf = x.detach().clone().requires_grad_()
             prediction = denoise(leaf, t, **cond)
             start = prediction.x0.detach().requires_grad_()
-            seen = forward(start)
+            measured = forward(start)
 
             def transpose(v: Tensor) -> Tensor:
-                return torch.autograd.grad(seen, start, v, retain_graph=True)[0]
+                return torch.autograd.grad(measured, start, v, retain_graph=True)[0]
 
             def jacobian(z: Tensor) -> Tensor:
                 scale = marginal.sigma**2 / marginal.alpha
                 return scale * torch.autograd.grad(prediction.x0, leaf, z, retain_graph=True)[0]
 
-            covariance = covariance_of(_Look(prediction.x0.detach(), marginal.ratio, jacobian))
+            covariance = covariance_of(_Evaluation(prediction.x0.detach(), marginal.ratio, jacobian))
             with torch.no_grad():
-                residual = _residual(y, seen.detach())
+                residual = _residual(y, measured.detach())
                 matrix = lambda v: forward(covariance(transpose(v))) + std**2 * v  # noqa: E731
                 solved = solve(matrix, residual, marginal.ratio)
                 x0 = prediction.x0 + jacobian(transpose(solved))
@@ -205,13 +206,13 @@ def _guided(
 
 
 class _Counted:
-    """Conjugate gradients with as many iterations as were needed at more noise, and half as many again.
+    """Conjugate gradients with the number of iterations needed at a higher noise level, and half as many again.
 
-    With the covariance of a Gaussian, systems are worst conditioned at most noise. So the host reads whether all
-    examples have converged only where there is more noise than before, which in sampling is the first evaluation.
+    With the covariance of a Gaussian, the systems are worst conditioned at the highest noise. So the host waits for the
+    convergence of all examples only at a noise level above all earlier ones, in sampling the first evaluation.
 
     Args:
-        most: iterations at most.
+        most: largest number of iterations.
     """
 
     def __init__(self, most: int) -> None:
@@ -229,12 +230,12 @@ class _Counted:
 
 
 def _conjugate_gradients(matrix: Map, b: Tensor, iterations: int, stop: bool = False) -> tuple[Tensor, int]:
-    """The solution of matrix v = b for each example, symmetric and not negative, and the iterations made; b (B, *).
+    """Solution of matrix v = b, b (B, *), for symmetric semidefinite matrices, and the number of iterations.
 
-    An example that has come to the end of its digits stays as it is.
+    An example that has converged to machine precision stays unchanged.
 
     Args:
-        stop: whether to end when all have, for which the host waits in each iteration.
+        stop: whether to end when all examples have converged, for which the host waits in each iteration.
     Reference: Hestenes, Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
     """
     shape = (-1, *[1] * (b.ndim - 1))
@@ -263,15 +264,20 @@ def _square(x: Tensor) -> Tensor:
     return x.flatten(1).square().sum(1)
 
 
-def _residual(y: Tensor, seen: Tensor) -> Tensor:
-    """y - A x0, where y is what A can give."""
-    if y.shape[1:] != seen.shape[1:] or len(y) not in (1, len(seen)):
-        raise ValueError(f"y is of shape {tuple(y.shape)}, and A gives {tuple(seen.shape)}: need that, or one for all")
-    return y.to(seen) - seen
+def _residual(y: Tensor, measured: Tensor) -> Tensor:
+    """y - A x0.
+
+    Raises: ValueError if the shapes differ.
+    """
+    if y.shape[1:] != measured.shape[1:] or len(y) not in (1, len(measured)):
+        raise ValueError(
+            f"y is of shape {tuple(y.shape)}, and A gives {tuple(measured.shape)}: need the same, or one for all"
+        )
+    return y.to(measured) - measured
 
 
 def _check_linear(forward: Forward, like: Tensor) -> None:
-    """Raise unless A(u - 2 v) = A u - 2 A v on two examples."""
+    """Raises ValueError unless A(u - 2 v) = A u - 2 A v on two examples."""
     generator = torch.Generator().manual_seed(0)
     u, v = torch.randn(2, 1, *like.shape, dtype=like.dtype, generator=generator).to(like.device)
     with torch.no_grad():

@@ -180,8 +180,8 @@ def _by_mean(coordinates: Coordinates, mean: np.ndarray, start: np.ndarray, end:
 
 
 def _by_end(coordinates: Coordinates, mean: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    share: np.ndarray = 0.5 * coordinates.pace(end) * np.log(end / start)
-    return share
+    weight: np.ndarray = 0.5 * coordinates.pace(end) * np.log(end / start)
+    return weight
 
 
 _FEW = 14

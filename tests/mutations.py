@@ -1074,14 +1074,14 @@ MUTATIONS = [
     Mutation(
         "DPS: towards the misfit",
         "control",
-        "samplers.posterior:DPS._lean",
+        "samplers.posterior:DPS._guided",
         "moved - self.zeta * kept[0]",
         "moved + self.zeta * kept[0]",
     ),
     Mutation(
         "DPS: the gradient of the squared misfit",
         "control",
-        "samplers.posterior:DPS._lean",
+        "samplers.posterior:DPS._guided",
         "torch.linalg.vector_norm(misfit, dim=1).sum()",
         "misfit.square().sum()",
     ),

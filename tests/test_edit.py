@@ -45,7 +45,7 @@ def test_a_depth_is_the_fraction_of_noise_in_the_variance(sde, share, std):
 
 @pytest.mark.parametrize("share", [-0.1, 0.0, 1e-12, 1 - 1e-12, 1.0, math.nan])
 def test_a_depth_that_the_process_does_not_reach(sde, share):
-    with pytest.raises(ValueError, match=f"depth {share}: need a share of noise above"):
+    with pytest.raises(ValueError, match=f"depth {share}: need a fraction above"):
         depth_time(sde, share, 1.0)
 
 

@@ -172,7 +172,7 @@ def test_a_continuous_process_has_no_levels(name, sde):
     if isinstance(sde, Discrete):
         assert len(GRIDS[name](sde, 2)) == 3
     else:
-        with pytest.raises(ValueError, match=f"{type(sde).__name__} has no levels; use a chain"):
+        with pytest.raises(ValueError, match=f"{type(sde).__name__} has no levels; use a discrete-time process"):
             GRIDS[name](sde, 2)
 
 
