@@ -129,9 +129,9 @@ def _fit(
     adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, iterations)
     for i in range(iterations):
-        rows = torch.arange(i * batch_size, (i + 1) * batch_size) % len(x)
-        found = _end(step, denoise, x[rows], _table(step, times, gaps, changes))
-        error = errors(found, target[rows]) + torch.finfo(x.dtype).eps * size
+        batch = torch.arange(i * batch_size, (i + 1) * batch_size) % len(x)
+        found = _end(step, denoise, x[batch], _table(step, times, gaps, changes))
+        error = errors(found, target[batch]) + torch.finfo(x.dtype).eps * size
         loss = torch.log(error.mean()) + 0.5 * torch.log(error.square().mean())
         adam.zero_grad()
         loss.backward()
@@ -161,8 +161,8 @@ def _table(step: Multistep, times: list[float], gaps: Tensor, changes: Tensor) -
     moments = map(sde.marginal, grids[0][1:])
     size = torch.tensor([math.hypot(m.alpha * step.coordinates.std, m.sigma) for m in moments], dtype=torch.float64)
     unit = torch.cat([value[:, 5:6], size[:, None].expand(-1, step.order + 1)], 1)
-    told = sde.time(-2 * (table[:, :1] + changes[:, :1])).clamp(sde.t_min, sde.t_max)
-    return torch.cat([told, table[:, 1:5], table[:, 5:] + unit * changes[:, 1:]], 1)
+    network_times = sde.time(-2 * (table[:, :1] + changes[:, :1])).clamp(sde.t_min, sde.t_max)
+    return torch.cat([network_times, table[:, 1:5], table[:, 5:] + unit * changes[:, 1:]], 1)
 
 
 def _numbers(step: Multistep, times: list[float], counts: tuple[np.ndarray, np.ndarray]) -> Tensor:

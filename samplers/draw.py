@@ -59,7 +59,7 @@ def draw(
         shape; NonFiniteError and NotConvergedError naming the seed.
     """
     if gaussian is not None and gaussian.mean.shape != torch.Size(shape):
-        raise ValueError(f"gaussian of shape {tuple(gaussian.mean.shape)}: need that of a sample, {tuple(shape)}")
+        raise ValueError(f"gaussian of shape {tuple(gaussian.mean.shape)}: need the shape of a sample, {tuple(shape)}")
     gaussian = gaussian or Gaussian(torch.zeros(tuple(shape), dtype=torch.float64), 1.0)
     step, (grid, num_steps) = named_step(sde, sampler, gaussian, {}), suited(sde, sampler, num_steps=steps)
     if reason := remark(sampler, denoise, sde):
@@ -126,7 +126,7 @@ def remark(sampler: str, denoise: Estimate, sde: SDE) -> str:
         )
     if kind.unscaled and sde.marginal(sde.t_max).alpha < 1:
         return (
-            f"{sampler} is derived for processes that do not scale the data, such as that of --config ncsn; on "
+            f"{sampler} is derived for processes that do not scale the data, such as --config ncsn; on "
             f"{type(sde).__name__} other samplers need far fewer evaluations"
         )
     return ""
@@ -199,4 +199,4 @@ def _first_fault(states: Iterator[Tensor], noisy: Sequence[float]) -> str:
             if move == len(noisy):
                 return f"after the last denoising, at t = {noisy[-1]:g}"
             return f"after move {move} of {len(noisy) - 1}, from t = {noisy[move - 1]:g} to {noisy[move]:g}"
-    return "in one of two computations alone: the device does not compute alike"
+    return "in one of two identical computations: the device is not deterministic"

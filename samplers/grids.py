@@ -102,11 +102,9 @@ def of_ratios(sde: SDE, ratios: Sequence[float]) -> Tensor:
         if not ratio < before:
             raise ValueError(f"noise level {number} is {ratio:g} after {before:g}: a grid decreases, and repeats none")
     if abs(ratios[0] / high - 1) > 1e-3:
-        raise ValueError(
-            f"noise level 1 is {ratios[0]:g}: sampling begins at sigma / alpha = {high:.6g}, that of t_max"
-        )
+        raise ValueError(f"noise level 1 is {ratios[0]:g}: sampling begins at sigma / alpha = {high:.6g}, at t_max")
     if not (ratios[-1] >= low * (1 - 1e-3) or ratios[-1] == 0):
-        raise ValueError(f"the last noise level is {ratios[-1]:g}: need 0 or at least {low:.6g}, that of t_min")
+        raise ValueError(f"the last noise level is {ratios[-1]:g}: need 0 or at least {low:.6g}, the level of t_min")
     noise = torch.tensor(ratios, dtype=torch.float64)
     times = sde.time_of_ratio(noise)
     times = torch.where(noise > 0, times.clamp(min=sde.t_min), times)

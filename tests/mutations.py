@@ -978,8 +978,8 @@ MUTATIONS = [
         "embedding of the estimate: a gradient that stops at it",
         "control",
         "samplers.guidance:clean_embedding_guidance",
-        "alike = (encode(x0) * target).sum()",
-        "alike = (encode(x0.detach() + (leaf - leaf.detach())) * target).sum()",
+        "similarity = (encode(x0) * target).sum()",
+        "similarity = (encode(x0.detach() + (leaf - leaf.detach())) * target).sum()",
     ),
     Mutation(
         "embedding of the estimate: of the noisy state",

@@ -117,7 +117,11 @@ def test_the_first_non_finite_step_of_a_stochastic_sampler_is_named():
             r"label is a tensor of shape \(2,\): need a tensor with an entry for each of 3",
         ),
         ((), {"step": 10}, "step is 10: need a tensor"),
-        ((), {"gaussian": Gaussian(torch.zeros(3), 1.0)}, r"gaussian of shape \(3,\): need that of a sample, \(2,\)"),
+        (
+            (),
+            {"gaussian": Gaussian(torch.zeros(3), 1.0)},
+            r"gaussian of shape \(3,\): need the shape of a sample, \(2,\)",
+        ),
     ],
 )
 def test_invalid_draws_are_refused(words, more, message):
