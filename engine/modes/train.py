@@ -8,7 +8,7 @@ from score_sde.engine.config import Options
 from score_sde.engine.lock import only_writer
 from score_sde.engine.log import check_name
 from score_sde.engine.training.loop import train
-from score_sde.engine.training.signals import Asked
+from score_sde.engine.training.signals import StopSignals
 
 
 def run(config: ConfigDict, workdir: Path, options: Options) -> None:
@@ -17,5 +17,5 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     Raises: Stopped after a checkpoint, on a signal.
     """
     check_name(workdir)
-    with only_writer(workdir) as writer, Asked() as asked:
-        train(config, workdir, options, asked, writer)
+    with only_writer(workdir) as writer, StopSignals() as signals:
+        train(config, workdir, options, signals, writer)
