@@ -23,7 +23,7 @@ from score_sde.sde_lib.adams_pece import AdamsPECE  # noqa: E402
 from score_sde.sde_lib.dequantization import data_time  # noqa: E402
 
 BUDGETS = (16, 32, 64, 128)
-LAWS_OF_NODES = ((nodes.CENTRE, nodes.SHARE), (0.6, 0.8), (0.3, 0.8))
+LAWS_OF_NODES = ((nodes.CENTRE, nodes.WEIGHT), (0.6, 0.8), (0.3, 0.8))
 
 
 def spiral() -> GaussianMixture:
@@ -68,7 +68,7 @@ def continuous(name: str, law: GaussianMixture, num: int, budgets: tuple[int, ..
         nodes.logistic_uniform.__defaults__ = centre, share, 0.0
         cells = [error(law, moment_matched(law), state, sde.t_min, AdamsPECE(n)) for n in budgets]
         print(f"{name:12s} {centre:4} {share:5}   " + "  ".join(f"{cell:18s}" for cell in cells), flush=True)
-    nodes.logistic_uniform.__defaults__ = nodes.CENTRE, nodes.SHARE, 0.0
+    nodes.logistic_uniform.__defaults__ = nodes.CENTRE, nodes.WEIGHT, 0.0
 
 
 def bare(num: int) -> None:

@@ -27,7 +27,7 @@ from score_sde.engine.results import question, result_record
 from score_sde.engine.sampler import chosen, make_step, make_times, planned
 from score_sde.samplers import GRIDS, NOISES, STEPS, Heun, Noise, Step
 from score_sde.samplers.draw import from_seeds, remark
-from score_sde.sde_lib import Denoise, Denoiser, Each, Prediction, of_rows
+from score_sde.sde_lib import Denoise, Denoiser, PerExample, Prediction, for_examples
 from score_sde.sde_lib.process import Time
 from score_sde.storage.naming import options, pick
 from score_sde.storage.reading import half_of_memory
@@ -308,12 +308,12 @@ def write_samples(folder: Path, samples: Tensor, facts: DataFacts, **columns: Te
     picture(folder / "grid.png", samples, facts, classes)
 
 
-class Counted(Each):
+class Counted(PerExample):
     """A denoiser that counts its evaluations in ``calls``."""
 
     def __init__(self, denoiser: Denoise) -> None:
         self.calls = 0
-        super().__init__(lambda rows: partial(self._count, of_rows(denoiser, rows)))
+        super().__init__(lambda rows: partial(self._count, for_examples(denoiser, rows)))
 
     def _count(self, denoiser: Callable[..., Prediction], x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         self.calls += 1

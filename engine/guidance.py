@@ -23,7 +23,7 @@ from score_sde.engine.load import load, load_model
 from score_sde.engine.related import check_data, check_noise, recipe_of
 from score_sde.samplers import autoguidance, classifier, classifier_free, dynamic_threshold, static_threshold, within
 from score_sde.samplers.guidance import Guided
-from score_sde.sde_lib import Classifier, Denoise, Each, of_rows, transport
+from score_sde.sde_lib import Classifier, Denoise, PerExample, for_examples, transport
 from score_sde.storage.naming import pick
 
 ALL = "all"
@@ -106,10 +106,10 @@ class Guidance:
         labels = torch.full_like(numbers, self.label) if isinstance(self.label, int) else numbers % self.num_classes
         return labels.to(self.experiment.device)
 
-    def __call__(self, denoise: Denoise, numbers: Tensor) -> Each:
+    def __call__(self, denoise: Denoise, numbers: Tensor) -> PerExample:
         """The guided denoiser of the examples with these numbers (B,)."""
         numbers = numbers.to(self.experiment.device)
-        return Each(lambda rows: self._guided(of_rows(denoise, rows), numbers[rows]))
+        return PerExample(lambda rows: self._guided(for_examples(denoise, rows), numbers[rows]))
 
     def _guided(self, denoise: Denoise, numbers: Tensor) -> Guided:
         settings, labels, sde = self.settings, self.labels(numbers), self.experiment.sde

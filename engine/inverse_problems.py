@@ -43,8 +43,8 @@ from score_sde.samplers.constraints import Projector
 from score_sde.samplers.draw import numbered
 from score_sde.samplers.guidance import Guided
 from score_sde.samplers.posterior import Forward
-from score_sde.sde_lib import Each, of_rows
-from score_sde.sde_lib.velocity import Rows
+from score_sde.sde_lib import PerExample, for_examples
+from score_sde.sde_lib.velocity import Indices
 from score_sde.storage.naming import pick
 
 
@@ -211,12 +211,12 @@ def by_pigdm(problem: Problem, denoise: Guided) -> Tensor:
     config, experiment = problem.config, problem.experiment
     std, gaussian = config.edit.noise, experiment.gaussian.isotropic()
 
-    def guided(rows: Rows) -> Guided:
+    def guided(rows: Indices) -> Guided:
         measure, y = problem.measurement.measure, problem.y[rows]
-        return pigdm(of_rows(denoise, rows), experiment.sde, measure, y, std, gaussian)
+        return pigdm(for_examples(denoise, rows), experiment.sde, measure, y, std, gaussian)
 
     step, times = make_step(config, experiment), make_times(config, experiment)
-    return sample(step, Each(guided), problem.latents, times, problem.draw)
+    return sample(step, PerExample(guided), problem.latents, times, problem.draw)
 
 
 def by_dps(problem: Problem, denoise: Guided) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from score_sde.samplers.brownian import PLACES, brownian_path
 from score_sde.samplers.loop import Step
 from score_sde.sde_lib import SDE, NonFiniteError, NotConvergedError
-from score_sde.sde_lib.denoiser import Denoise, of_rows
+from score_sde.sde_lib.denoiser import Denoise, for_examples
 from score_sde.sde_lib.devices import put
 from score_sde.sde_lib.process import Draw
 from score_sde.sde_lib.runge_kutta import check_tolerances
@@ -86,7 +86,7 @@ class StepControl(Step):
     ) -> tuple[Tensor, Tensor]:
         """Result of ``propose`` for the next step of the active examples; the denoiser receives states in ``dtype``."""
         t, s = (_per_example(interval.time(p), active.x) for p in (active.position, active.position + active.size))
-        denoise = of_rows(denoise, put(active.indices, active.x.device))
+        denoise = for_examples(denoise, put(active.indices, active.x.device))
         return self.propose(
             partial(_estimate, denoise, dtype), active.x, t, s, partial(_brownian_increment, keys, active)
         )

@@ -16,7 +16,7 @@ from score_sde.samplers.grids import GRIDS
 from score_sde.samplers.loop import Step, trajectory
 from score_sde.samplers.noise import Noise
 from score_sde.samplers.steps import STEPS
-from score_sde.sde_lib import SDE, Each, ExactDenoiser, Gaussian, NonFiniteError, of_rows
+from score_sde.sde_lib import SDE, PerExample, ExactDenoiser, Gaussian, NonFiniteError, for_examples
 from score_sde.sde_lib.consistency import ConsistencyModel
 from score_sde.sde_lib.denoiser import Denoise, Denoiser, Estimate, as_denoiser
 from score_sde.sde_lib.velocity import ExampleError
@@ -132,7 +132,7 @@ def remark(sampler: str, denoise: Estimate, sde: SDE) -> str:
     return ""
 
 
-def conditioned(denoise: Denoise, cond: Mapping[str, Tensor], num: int) -> Each:
+def conditioned(denoise: Denoise, cond: Mapping[str, Tensor], num: int) -> PerExample:
     """Denoiser with further arguments, one entry for each of ``num`` examples.
 
     Raises: ValueError for another number of entries.
@@ -143,9 +143,9 @@ def conditioned(denoise: Denoise, cond: Mapping[str, Tensor], num: int) -> Each:
             raise ValueError(f"{name} is {found}: need a tensor with an entry for each of {num} seeds")
 
     def of(rows: Tensor | slice) -> Denoise:
-        return partial(of_rows(denoise, rows), **{name: values[rows] for name, values in cond.items()})
+        return partial(for_examples(denoise, rows), **{name: values[rows] for name, values in cond.items()})
 
-    return Each(of)
+    return PerExample(of)
 
 
 def from_seeds(

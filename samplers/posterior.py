@@ -15,10 +15,10 @@ from torch import Tensor
 
 from score_sde.samplers.guidance import Guided, detached
 from score_sde.samplers.loop import Step
-from score_sde.sde_lib import SDE, Each, Gaussian, of_rows
+from score_sde.sde_lib import SDE, PerExample, Gaussian, for_examples
 from score_sde.sde_lib.denoiser import Denoise, Estimate, Prediction, as_denoiser
 from score_sde.sde_lib.process import Draw, Time
-from score_sde.sde_lib.velocity import Rows
+from score_sde.sde_lib.velocity import Indices
 
 Forward = Callable[[Tensor], Tensor]
 """A, the measurement of a batch of examples, (B, *) -> (B, *), differentiable."""
@@ -63,8 +63,8 @@ class DPS(Step):
         """State after ``move`` and a gradient step; the denoiser keeps the gradient of its first evaluation."""
         kept: list[Tensor] = []
 
-        def make(rows: Rows) -> Guided:
-            return partial(evaluate, of_rows(denoise, rows))
+        def make(rows: Indices) -> Guided:
+            return partial(evaluate, for_examples(denoise, rows))
 
         def evaluate(denoise: Denoise, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
             if kept:
@@ -76,7 +76,7 @@ class DPS(Step):
                 kept.append(torch.autograd.grad(torch.linalg.vector_norm(misfit, dim=1).sum(), leaf)[0])
             return detached(prediction)
 
-        moved = move(Each(make))
+        moved = move(PerExample(make))
         return moved - self.zeta * kept[0]
 
 

@@ -135,12 +135,12 @@ def step_bound(
     Shapes: x0, x (B, *); t a whole level, a number or (B, 1, ..., 1); returns (B,).
     Reference: Ho, Jain, Abbeel, 2020, eq. 5 to 8; Nichol, Dhariwal, 2021, section 3.1.
     """
-    share = v if prediction.v is None else prediction.v
+    v = v if prediction.v is None else prediction.v
     second = t.clamp(min=2) if isinstance(t, Tensor) else max(t, 2)
     truth, _ = sde.bridge(x, x0, t, t - 1, eta=1.0)
     mean, _ = sde.bridge(x, prediction.x0, t, t - 1, eta=1.0)
     _, posterior = sde.bridge(x, x0, second, second - 1, eta=1.0)
-    std = reverse_std(posterior, sde.transition(t - 1, t)[1], share)
+    std = reverse_std(posterior, sde.transition(t - 1, t)[1], v)
     moves = torch.as_tensor(t > 1, device=x.device)
     terms = torch.where(moves, kl(truth, posterior, mean, std), -log_prob_data(x0, mean, std, bin_width, low))
     return terms.flatten(1).sum(1)
@@ -357,7 +357,7 @@ class Hybrid(Objective[Denoise]):
     Reference: Nichol, Dhariwal, 2021, eq. 16. arXiv:2102.09672
     """
 
-    share_of_bound = 1e-3
+    bound_weight = 1e-3
 
     def __init__(self, sde: SDE, weight: Weight, bin_width: float, low: float = -1.0) -> None:
         super().__init__(sde)
@@ -371,7 +371,7 @@ class Hybrid(Objective[Denoise]):
             raise ValueError("the objective hybrid learns a variance: set network.learned_variance=True")
         simple = self.simple(_always(Prediction(found)), x0, eps, t, draw, progress)
         bound = self.bound(_always(Prediction(found.detach(), v)), x0, eps, t, draw, progress)
-        return simple + self.share_of_bound * bound
+        return simple + self.bound_weight * bound
 
 
 def _always(prediction: Prediction) -> Denoise:

@@ -52,9 +52,9 @@ class Classifier(nn.Module):
         self.network, self.sde, self.sigma_data = network, sde, sigma_data
 
     def forward(self, x: Tensor, t: Time) -> Tensor:
-        return self.told(self.network, x, t)
+        return self.apply_network(self.network, x, t)
 
-    def told(self, network: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Time) -> Tensor:
+    def apply_network(self, network: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Time) -> Tensor:
         """Output of the network, or of one of its methods, at a state x; in the dtype of x."""
         marginal = self.sde.marginal(t)
         c_noise = conditioning(self.c_noise(self.sde, t, marginal), x)
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor, t: Time) -> Tensor:
         """What the last layer of the network reads, (B, F)."""
-        return self.told(self.network.features, x, t)
+        return self.apply_network(self.network.features, x, t)
 
     def log_prob(self, label: Tensor) -> Callable[[Tensor, Time], Tensor]:
         """(x, t) -> log p(label | x_t) in nats, (B,), as classifier guidance takes it.

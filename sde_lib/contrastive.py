@@ -49,7 +49,7 @@ class Pair(Classifier):
 
     def embed(self, x: Tensor, t: Time) -> Tensor:
         """f of states at time t, unit vectors (B, D)."""
-        return self.told(self.network.image, x, t)
+        return self.apply_network(self.network.image, x, t)
 
     def aim(self, tokens: Tensor) -> Tensor:
         """g of texts, of the length of the inverse temperature.
@@ -79,6 +79,6 @@ class Contrastive(Classification[Pair]):
     ) -> Tensor:
         u, own = torch.special.ndtr(draw(x0.flatten(1)[:, 0])), torch.arange(len(x0), device=x0.device)
         network = partial(pair.network, label=cond["label"], u=u)
-        logits = pair.told(network, self.sde.perturb(x0, eps, t), t)
+        logits = pair.apply_network(network, self.sde.perturb(x0, eps, t), t)
         of_states, of_texts = (F.cross_entropy(each, own, reduction="none") for each in (logits, logits.mT))
         return 0.5 * (of_states + of_texts)

@@ -191,8 +191,8 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         marginal = self.sde.marginal(t)
         c_skip, c_out = self.coefficients(self.sde, t, marginal, self.sigma_data)
-        output, share = self._ask(x, t, marginal, cond)
-        return Prediction(c_skip * x + c_out * output, None if share is None else 0.5 * (share + 1))
+        output, second = self._network_output(x, t, marginal, cond)
+        return Prediction(c_skip * x + c_out * output, None if second is None else 0.5 * (second + 1))
 
     def score(self, x: Tensor, t: Time, **cond: Tensor) -> Tensor:
         """Estimate of grad log p_t(x), shaped as x: ((alpha c_skip - 1) x + alpha c_out F) / sigma^2.
@@ -206,10 +206,10 @@ class Denoiser(nn.Module):
         c_skip, c_out = self.coefficients(self.sde, t, marginal, self.sigma_data)
         rest = alpha * c_skip - 1
         of_x = rest * ((rest > 1e-15) | (rest < -1e-15)) / sigma**2
-        output, _ = self._ask(x, t, marginal, cond)
+        output, _ = self._network_output(x, t, marginal, cond)
         return in_dtype(of_x, x) * x + in_dtype(alpha * c_out / sigma**2, x) * output
 
-    def _ask(
+    def _network_output(
         self, x: Tensor, t: Time, marginal: Marginal[Time], cond: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """F, and the second half of the network's output if it has one."""
@@ -228,7 +228,7 @@ class Denoiser(nn.Module):
         return output, second
 
 
-class Each:
+class PerExample:
     """A denoiser that knows the examples of a batch apart, as one with a label or a measurement for each does.
 
     Solvers that leave out examples as they finish ask ``of`` for the denoiser of the rest.
@@ -237,41 +237,41 @@ class Each:
         make: from numbers in the batch to the denoiser of these examples.
     """
 
-    def __init__(self, make: Callable[[Tensor | slice], Denoise], rows: Tensor | slice = slice(None)) -> None:
-        self._make, self._rows, self._denoise = make, rows, make(rows)
+    def __init__(self, make: Callable[[Tensor | slice], Denoise], indices: Tensor | slice = slice(None)) -> None:
+        self._make, self._indices, self._denoise = make, indices, make(indices)
 
     def __call__(self, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
         return self._denoise(x, t, **cond)
 
-    def of(self, rows: Tensor | slice) -> "Each":
+    def select(self, indices: Tensor | slice) -> "PerExample":
         """The denoiser of the examples of these numbers in the whole batch."""
-        return Each(self._make, rows)
+        return PerExample(self._make, indices)
 
-    def through(self, wrap: Callable[[Denoise], Denoise]) -> "Each":
+    def map(self, wrap: Callable[[Denoise], Denoise]) -> "PerExample":
         """The same examples, by what ``wrap`` makes of their denoisers."""
-        return Each(lambda rows: wrap(self._make(rows)), self._rows)
+        return PerExample(lambda indices: wrap(self._make(indices)), self._indices)
 
 
-def of_rows(denoise: T, rows: Tensor | slice) -> T | Each:
+def for_examples(denoise: T, indices: Tensor | slice) -> T | PerExample:
     """A denoiser for these examples of the batch; most tell no example from another."""
-    return denoise.of(rows) if isinstance(denoise, Each) else denoise
+    return denoise.select(indices) if isinstance(denoise, PerExample) else denoise
 
 
 def per_example(wrap: Callable[P, Denoise]) -> Callable[P, Denoise]:
-    """Decorator of functions from denoisers to a denoiser: where one of those is an ``Each``, so is the result."""
+    """Decorator for functions of denoisers: where an argument is a ``PerExample``, the result is one, too."""
 
     of_parts: Callable[..., Denoise] = wrap
 
     @functools.wraps(wrap)
     def wrapped(*args: P.args, **options: P.kwargs) -> Denoise:
-        if not any(isinstance(value, Each) for value in (*args, *options.values())):
+        if not any(isinstance(value, PerExample) for value in (*args, *options.values())):
             return wrap(*args, **options)
 
-        def make(rows: Tensor | slice) -> Denoise:
-            parts = {name: of_rows(value, rows) for name, value in options.items()}
-            return of_parts(*(of_rows(value, rows) for value in args), **parts)
+        def make(indices: Tensor | slice) -> Denoise:
+            parts = {name: for_examples(value, indices) for name, value in options.items()}
+            return of_parts(*(for_examples(value, indices) for value in args), **parts)
 
-        return Each(make)
+        return PerExample(make)
 
     return wrapped
 
@@ -284,8 +284,8 @@ def as_denoiser(denoise: Estimate, sde: SDE | None = None) -> Denoise:
     Raises: ValueError for a denoiser that was made for another process; when called, for an estimate that is no tensor
         shaped as x.
     """
-    if isinstance(denoise, Each):
-        return denoise.through(functools.partial(as_denoiser, sde=sde))
+    if isinstance(denoise, PerExample):
+        return denoise.map(functools.partial(as_denoiser, sde=sde))
     own = getattr(denoise, "sde", None)
     if own is not None and sde is not None:
         check_same(sde, own)

@@ -64,10 +64,10 @@ class Discrete(SDE):
         return self.t_max * u // 1 + 1
 
     @overload
-    def share(self, t: float) -> float: ...
+    def fraction(self, t: float) -> float: ...
     @overload
-    def share(self, t: Tensor) -> Tensor: ...
-    def share(self, t: Time) -> Time:
+    def fraction(self, t: Tensor) -> Tensor: ...
+    def fraction(self, t: Time) -> Time:
         """The middle of the share of a level."""
         return (t - 0.5) / self.t_max
 

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple, NoReturn, overload
 import torch
 from torch import Tensor
 
-from score_sde.sde_lib.denoiser import Denoise, Estimate, as_denoiser, of_rows
+from score_sde.sde_lib.denoiser import Denoise, Estimate, as_denoiser, for_examples
 from score_sde.sde_lib.gaussian import Gaussian, Noised
 from score_sde.sde_lib.process import SDE, Time, check_state, in_dtype
-from score_sde.sde_lib.velocity import NonFiniteError, Rate, Rows
+from score_sde.sde_lib.velocity import Indices, NonFiniteError, Rate
 
 
 class Coefficients(NamedTuple):
@@ -53,7 +53,7 @@ class Flow:
 
     def __init__(self, sde: SDE, denoise: Estimate, gaussian: Gaussian, **cond: Tensor) -> None:
         self.sde, self.denoise, self.gaussian, self.cond = sde, as_denoiser(denoise, sde), gaussian, cond
-        self._unread: list[tuple[Time, Rows, Tensor]] = []  # angle, examples and the sum over each one's velocity
+        self._unread: list[tuple[Time, Indices, Tensor]] = []  # angle, examples and the sum over each one's velocity
 
     def angle(self, t: float) -> float:
         """theta at time t."""
@@ -93,27 +93,29 @@ class Flow:
         marginal = self.sde.marginal(t)
         return self.gaussian.mean.numel() * math.log(marginal.alpha) + self.gaussian.log_volume(marginal.ratio)
 
-    def __call__(self, angle: Time, u: Tensor, rows: Rows = slice(None), traced: bool = True) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, angle: Time, u: Tensor, indices: Indices = slice(None), traced: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """The velocity du/dtheta, and the estimates of its divergence that are asked for: none.
 
         Args:
             angle: a number, or (b, 1, ..., 1) with one for each example.
-            rows: numbers of these b examples in the batch, for whatever else belongs to an example.
+            indices: numbers of these b examples in the batch, for whatever else belongs to an example.
             traced: whether the divergence is asked for at this place.
         Shapes: u (b, *); returns (b, *) and (b, K), here K = 0.
         """
-        return self.move(self.coefficients(angle, u), u, rows, traced)
+        return self.move(self.coefficients(angle, u), u, indices, traced)
 
     def ahead(self, angles: Tensor, u: Tensor) -> Sequence[Rate]:
         """The velocity at each of the angles (N, b, 1, ..., 1), for states like u (b, *)."""
         return [functools.partial(self.move, place) for place in _unbound(self.coefficients(angles, u))]
 
     def move(
-        self, place: Coefficients, u: Tensor, rows: Rows = slice(None), traced: bool = True
+        self, place: Coefficients, u: Tensor, indices: Indices = slice(None), traced: bool = True
     ) -> tuple[Tensor, Tensor]:
         """As when called, at a place that is worked out."""
-        residual = self.residual(self.position(u, place), place, rows)
-        return self.velocity(residual, place, rows), u.new_zeros(len(u), 0)
+        residual = self.residual(self.position(u, place), place, indices)
+        return self.velocity(residual, place, indices), u.new_zeros(len(u), 0)
 
     def coefficients(self, angle: Time, like: Tensor) -> Coefficients:
         """The place that an angle is, or (N, b, 1, ..., 1) are, in the dtype of ``like`` (b, *)."""
@@ -126,17 +128,17 @@ class Flow:
         """y = x / alpha, from u."""
         return self.gaussian.scale(place.guess.spread, u).add_(self.gaussian.mean)
 
-    def residual(self, y: Tensor, place: Coefficients, rows: Rows) -> Tensor:
+    def residual(self, y: Tensor, place: Coefficients, indices: Indices) -> Tensor:
         """x0_gaussian - x0 at y, over sin theta cos theta: its Jacobian has the trace of that of the velocity."""
-        cond = {key: value[rows] for key, value in self.cond.items()}
-        x0 = of_rows(self.denoise, rows)(place.alpha * y, place.time, **cond).x0
+        cond = {key: value[indices] for key, value in self.cond.items()}
+        x0 = for_examples(self.denoise, indices)(place.alpha * y, place.time, **cond).x0
         mean = self.gaussian.mean
         return self.gaussian.scale(place.guess.kept, y - mean).add_(mean).sub_(x0).div_(place.slowness)
 
-    def velocity(self, residual: Tensor, place: Coefficients, rows: Rows) -> Tensor:
+    def velocity(self, residual: Tensor, place: Coefficients, indices: Indices) -> Tensor:
         """du/dtheta, from the residual."""
         velocity = self.gaussian.scale(place.guess.narrow, residual)
-        self._unread.append((place.angle, rows, velocity.flatten(1).sum(1)))  # a tenth of the cost of each number
+        self._unread.append((place.angle, indices, velocity.flatten(1).sum(1)))  # a tenth of the cost of each number
         return velocity
 
     def read(self, flags: Tensor) -> Tensor:
@@ -152,13 +154,13 @@ class Flow:
             self._name_first(unread, finite)
         return own.view(flags.shape)
 
-    def _name_first(self, unread: list[tuple[Time, Rows, Tensor]], finite: Tensor) -> NoReturn:
+    def _name_first(self, unread: list[tuple[Time, Indices, Tensor]], finite: Tensor) -> NoReturn:
         """Raise the error of the first example whose velocity was not finite, of all that were computed in this
         order."""
-        for (angle, rows, _), good in zip(unread, finite.split([len(sums) for _, _, sums in unread]), strict=True):
+        for (angle, indices, _), good in zip(unread, finite.split([len(sums) for _, _, sums in unread]), strict=True):
             if not good.all():
                 bad = int(good.int().argmin())
-                example = bad if isinstance(rows, slice) else int(rows[bad])
+                example = bad if isinstance(indices, slice) else int(indices[bad])
                 where = self.place(angle[bad].item() if isinstance(angle, Tensor) else angle)
                 raise NonFiniteError(f"the network is not finite {where}; check the weights and the data", example)
         raise AssertionError("all are finite")

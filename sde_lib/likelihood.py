@@ -21,7 +21,7 @@ from score_sde.sde_lib.gaussian import Gaussian
 from score_sde.sde_lib.process import SDE, Time
 from score_sde.sde_lib.runge_kutta import DormandPrince
 from score_sde.sde_lib.trace import Exact, Hutchinson, traces
-from score_sde.sde_lib.velocity import NonFiniteError, Rows, Solver
+from score_sde.sde_lib.velocity import Indices, NonFiniteError, Solver
 
 
 class LogProb(NamedTuple):
@@ -56,7 +56,7 @@ class TracedFlow(Flow):
         vectors: the probes of an evaluation.
     """
 
-    def __init__(self, flow: Flow, vectors: Callable[[Rows], Tensor]) -> None:
+    def __init__(self, flow: Flow, vectors: Callable[[Indices], Tensor]) -> None:
         super().__init__(flow.sde, flow.denoise, flow.gaussian, **flow.cond)
         self.vectors = vectors
 
@@ -65,15 +65,15 @@ class TracedFlow(Flow):
             return super().coefficients(angle, like)
 
     def move(
-        self, place: Coefficients, u: Tensor, rows: Rows = slice(None), traced: bool = True
+        self, place: Coefficients, u: Tensor, indices: Indices = slice(None), traced: bool = True
     ) -> tuple[Tensor, Tensor]:
         if not traced:
-            return super().move(place, u, rows)
+            return super().move(place, u, indices)
         with torch.inference_mode(False), torch.enable_grad():
             y = self.position(u.detach().clone(), place).requires_grad_()
-            residual = self.residual(y, place, rows)
-            velocity = self.velocity(residual.detach(), place, rows)
-            return velocity, traces(residual, y, self.vectors(rows))
+            residual = self.residual(y, place, indices)
+            velocity = self.velocity(residual.detach(), place, indices)
+            return velocity, traces(residual, y, self.vectors(indices))
 
 
 def standard_prior(sde: SDE, gaussian: Gaussian, x: Tensor) -> Tensor:

@@ -2,25 +2,31 @@
 
 import numpy as np
 
-CENTRE, SHARE = 0.6, 0.93
-TRACE_CENTRE, TRACE_SHARE = 0.7, 0.87
+CENTRE, WEIGHT = 0.6, 0.93
+TRACE_CENTRE, TRACE_WEIGHT = 0.7, 0.87
 EDGE_WIDTH = 0.5  # of log r, scale of the logistic law at the low end
 
 
 def logistic_uniform(
-    low: float, high: float, u: np.ndarray, std: float, middle: float = CENTRE, share: float = SHARE, edge: float = 0.0
+    low: float,
+    high: float,
+    u: np.ndarray,
+    std: float,
+    middle: float = CENTRE,
+    weight: float = WEIGHT,
+    edge: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Noise-to-signal ratios r, dense where the data take shape and nowhere absent: the quantiles of a law of log r.
 
-    The law is a logistic_uniform of a logistic one around log(middle std), of weight ``share``, and a uniform one, both
-    cut at the ends. Which logistic_uniform, ``benchmarks/likelihood.py`` has measured. A weight of ``edge`` goes to
-    half of a logistic law that begins at the low end, for a flow that moves fast there.
+    The law of log r mixes a logistic law around log(middle std), of weight ``weight``, with a uniform one, both
+    truncated at the ends. The defaults were measured with ``benchmarks/likelihood.py``. The fraction ``edge`` of the
+    nodes follows half a logistic law at the low end, for a flow that moves fast there.
 
     Args:
         low, high: ends, 0 < low < high, exact for u = 0 and 1.
         u: shares of the law, in [0, 1].
         std: standard deviation of the data.
-        middle, share: of the logistic_uniform, the first positive, the second in [0, 1].
+        middle, weight: of the logistic_uniform, the first positive, the second in [0, 1].
         edge: weight at the low end, in [0, 1).
     Shapes: u any; returns r and d log r / du, float64, shaped as u.
     """
@@ -33,13 +39,13 @@ def logistic_uniform(
         return (logistic - bottom) / (top - bottom), logistic * (1 - logistic) / (top - bottom) / width
 
     def law(log_ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Its cumulated share and its density."""
+        """Its cumulated weight and its density."""
         (bump, density), uniform = cut(log_ratio, centre, 1.0), 1 / (ends[1] - ends[0])
-        below = share * bump + (1 - share) * (log_ratio - ends[0]) * uniform
+        below = weight * bump + (1 - weight) * (log_ratio - ends[0]) * uniform
         first, steep = cut(log_ratio, ends[0], EDGE_WIDTH)
         return (
             (1 - edge) * below + edge * first,
-            (1 - edge) * (share * density + (1 - share) * uniform) + edge * steep,
+            (1 - edge) * (weight * density + (1 - weight) * uniform) + edge * steep,
         )
 
     table = np.linspace(ends[0], ends[1], 2_001)
@@ -65,7 +71,7 @@ def nested(low: float, high: float, num: int, traces: int, edge: float = 0.0) ->
     (near, far), marked = np.tan([low, high]), np.arange(num)
     shares = np.linspace(0, 1, num)
     if traces < num:
-        wanted = logistic_uniform(near, far, np.linspace(0, 1, traces), 1.0, TRACE_CENTRE, TRACE_SHARE, edge)[0]
+        wanted = logistic_uniform(near, far, np.linspace(0, 1, traces), 1.0, TRACE_CENTRE, TRACE_WEIGHT, edge)[0]
         table = np.linspace(0, 1, 2_001)
         stops = np.interp(np.log(wanted), np.log(logistic_uniform(near, far, table, 1.0, edge=edge)[0]), table)
         moves = np.ones(traces - 1, dtype=int)
@@ -79,5 +85,5 @@ def nested(low: float, high: float, num: int, traces: int, edge: float = 0.0) ->
 
 
 def _logistic(x: np.ndarray) -> np.ndarray:
-    share: np.ndarray = 1 / (1 + np.exp(-x))
-    return share
+    logistic: np.ndarray = 1 / (1 + np.exp(-x))
+    return logistic

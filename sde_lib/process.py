@@ -191,10 +191,10 @@ class SDE(ABC):
         return self.t_min + (self.t_max - self.t_min) * u
 
     @overload
-    def share(self, t: float) -> float: ...
+    def fraction(self, t: float) -> float: ...
     @overload
-    def share(self, t: Tensor) -> Tensor: ...
-    def share(self, t: Time) -> Time:
+    def fraction(self, t: Tensor) -> Tensor: ...
+    def fraction(self, t: Time) -> Time:
         """The share of all times that lies before t; inverse of ``quantile``."""
         return (t - self.t_min) / (self.t_max - self.t_min)
 

@@ -40,15 +40,15 @@ class DormandPrince:
     def __call__(self, velocity: Velocity, u: Tensor, start: float, end: float) -> Solution:
         """Follow the velocity of u (B, *) from the angle ``start`` to ``end``, in either order."""
         check_reach(self.rtol, self.atol, u.dtype)
-        span, rows = end - start, torch.arange(len(u), device=u.device)
+        span, indices = end - start, torch.arange(len(u), device=u.device)
         progress = torch.zeros(len(u), dtype=torch.float64, device=u.device)  # share of the way done, 0 to 1
         step, nodes = torch.full_like(progress, 0.05), progress.new_tensor(NODES)[:, None]
-        calls, asked = torch.empty_like(rows), 1
+        calls, asked = torch.empty_like(indices), 1
 
         def ahead(places: Tensor) -> Sequence[Rate]:
             return velocity.ahead((start + span * places).reshape(len(places), -1, *[1] * (u.ndim - 1)), u)
 
-        first = ahead(progress[None])[0](u, rows)
+        first = ahead(progress[None])[0](u, indices)
         state = u, torch.zeros_like(first[1])
         result = torch.empty_like(state[0]), torch.empty_like(state[1])
         for _ in range(_MAX_STEPS):
@@ -56,7 +56,7 @@ class DormandPrince:
             velocities, rates, move = [first[0]], [first[1]], tuple(_rowwise(span * step, part) for part in state)
             for rate, weights in zip(ahead(progress + nodes * step), STAGES, strict=True):
                 there = _combine(state[0], move[0], weights, velocities)
-                for found, part in zip((velocities, rates), rate(there, rows), strict=True):
+                for found, part in zip((velocities, rates), rate(there, indices), strict=True):
                     found.append(part)
             asked += len(NODES)
             proposal = there, _combine(state[1], move[1], STAGES[-1], rates[:-1])
@@ -70,11 +70,11 @@ class DormandPrince:
             if not going.all():
                 done, left = (put(where.nonzero()[:, 0], u.device) for where in (~going, going))
                 for whole, part in zip(result, state, strict=True):
-                    whole[rows[done]] = part[done]
-                calls[rows[done]] = asked
-                rows, progress, step = rows[left], progress[left], step[left]
-                state, first, lost = _choose_rows(left, state), _choose_rows(left, first), lost[going]
-            if len(rows) == 0:
+                    whole[indices[done]] = part[done]
+                calls[indices[done]] = asked
+                indices, progress, step = indices[left], progress[left], step[left]
+                state, first, lost = _select(left, state), _select(left, first), lost[going]
+            if len(indices) == 0:
                 return Solution(*result, calls, calls)
             if lost.any():
                 break
@@ -82,7 +82,7 @@ class DormandPrince:
         raise NotConvergedError(
             f"the solver is stuck {velocity.place(start + span * progress[bad].item())}, with a step of "
             f"{abs(span) * step[bad]:.1g} after {asked} evaluations; raise the tolerances ({self})",
-            int(rows[bad]),
+            int(indices[bad]),
         )
 
     def _error(self, state: State, proposal: State, move: Tensor, stages: tuple[list[Tensor], list[Tensor]]) -> Tensor:
@@ -113,7 +113,7 @@ def check_reach(rtol: float, atol: float, dtype: torch.dtype) -> None:
     The estimate of a step's error is rounded to a share of the step. Where the tolerance is as small, only shorter
     steps keep it, and no more digits come of them.
     """
-    least, kind = _LEAST_SHARE * torch.finfo(dtype).eps, str(dtype).removeprefix("torch.")
+    least, kind = _LEAST_TOLERANCE * torch.finfo(dtype).eps, str(dtype).removeprefix("torch.")
     if max(rtol, atol) < least:
         raise ValueError(
             f"rtol {rtol:g} and atol {atol:g}: states are {kind}, so need one of the two at least {least:.2g}, 1e-5 is "
@@ -121,7 +121,7 @@ def check_reach(rtol: float, atol: float, dtype: torch.dtype) -> None:
         )
 
 
-_LEAST_SHARE = 2**-11  # of the unit of rounding
+_LEAST_TOLERANCE = 2**-11  # of the unit of rounding
 _MAX_STEPS = 10_000
 _LEAST_STEP = 1e-10  # of the way
 
@@ -157,9 +157,9 @@ def _choose(accept: Tensor, new: State, old: State) -> State:
     return u, integrals
 
 
-def _choose_rows(rows: Tensor, state: State) -> State:
+def _select(indices: Tensor, state: State) -> State:
     u, integrals = state
-    return u[rows], integrals[rows]
+    return u[indices], integrals[indices]
 
 
 def _rowwise(values: Tensor, like: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Torchdiffeq:
 
         if self.adaptive:
             check_reach(self.rtol, self.atol, u.dtype)
-        rows, calls = torch.arange(len(u), device=u.device), 0
+        indices, calls = torch.arange(len(u), device=u.device), 0
         none = torch.empty(0, dtype=torch.bool, device=u.device)
         adaptive, method = (self.adaptive, self.method) if len(u) else (False, "euler")  # no example has no error
 
@@ -50,7 +50,7 @@ class Torchdiffeq:
             if adaptive:  # torchdiffeq waits for each step anyway, and takes small steps where nothing is finite
                 velocity.read(none)
             angle = (start + (end - start) * progress.double()).expand(len(u)).reshape(-1, *[1] * (u.ndim - 1))
-            return tuple((end - start) * rate for rate in velocity(angle, state[0], rows) if rate.shape[1:].numel())
+            return tuple((end - start) * rate for rate in velocity(angle, state[0], indices) if rate.shape[1:].numel())
 
         begin, finish = torch.tensor([0.0, 1.0], dtype=torch.float64, device=u.device)
         columns = [torch.zeros_like(rate) for rate in rates(begin, (u,))[1:]]
@@ -62,7 +62,7 @@ class Torchdiffeq:
             raise NotConvergedError(f"torchdiffeq: {error}; raise the tolerances ({self})") from None
         velocity.read(none)
         integrals = solution[1][-1] if columns else u.new_zeros(len(u), 0)
-        counts = torch.full_like(rows, calls)
+        counts = torch.full_like(indices, calls)
         return Solution(solution[0][-1], integrals, counts, counts)
 
 

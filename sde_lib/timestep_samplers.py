@@ -160,7 +160,7 @@ class LossAware(TimestepSampler):
         """Write the losses over the oldest ones of their bins, in order, without a wait for the device."""
         self._move(loss.device)
         bins, history = self.losses.shape
-        k = (sde.share(t).flatten().double() * bins).long().clamp(0, bins - 1)
+        k = (sde.fraction(t).flatten().double() * bins).long().clamp(0, bins - 1)
         order = k.argsort(stable=True)
         k, value = k[order], loss[order].double()
         first, end = (torch.searchsorted(k, k, right=right) for right in (False, True))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from score_sde.sde_lib.devices import put
 from score_sde.sde_lib.process import Draw
-from score_sde.sde_lib.velocity import Rows
+from score_sde.sde_lib.velocity import Indices
 
 CHUNK, FEW = 8, 1 << 12
 """Products with a Jacobian that are taken at once, and how many numbers they may have: more are no faster."""
@@ -127,7 +127,7 @@ PROBES: dict[str, Probe] = {
 }
 """Only signs are turned: their errors are all between two coordinates."""
 
-Vectors = Callable[[Rows], Tensor]
+Vectors = Callable[[Indices], Tensor]
 """The probes (K, P, b, *) of b of the examples, for one evaluation."""
 
 
@@ -139,7 +139,7 @@ class Exact:
     def start(self, x: Tensor) -> Vectors:
         """The unit vectors, for examples x (B, *)."""
         vectors = exact_trace(x)
-        return lambda rows: vectors[:, :, rows]
+        return lambda indices: vectors[:, :, indices]
 
     def variance(self, estimates: Tensor, dimensions: int) -> Tensor:
         """Of the mean of the one estimate (B, 1): 0."""
@@ -174,9 +174,9 @@ class Hutchinson:
 
         if self.fresh:
             probes = self.kind.fresh(self.kind.make, normals)
-            return lambda rows: next(probes)[:, :, rows]
+            return lambda indices: next(probes)[:, :, indices]
         vectors = self.kind.make(normals())
-        return lambda rows: vectors[:, :, rows]
+        return lambda indices: vectors[:, :, indices]
 
     def variance(self, estimates: Tensor, dimensions: int) -> Tensor:
         """Of the mean of the estimates (B, K) of examples of D dimensions, (B,); NaN for a single one."""

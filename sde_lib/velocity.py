@@ -12,7 +12,7 @@ from torch import Tensor
 
 from score_sde.sde_lib.process import Time
 
-Rows = Tensor | slice
+Indices = Tensor | slice
 """Numbers in the batch of the examples that are asked about."""
 
 
@@ -48,19 +48,19 @@ class NotConvergedError(ExampleError):
 class Rate(Protocol):
     """A velocity at an angle."""
 
-    def __call__(self, u: Tensor, rows: Rows = ..., traced: bool = True) -> tuple[Tensor, Tensor]:
+    def __call__(self, u: Tensor, indices: Indices = ..., traced: bool = True) -> tuple[Tensor, Tensor]:
         """As ``Velocity``."""
 
 
 class Velocity(Protocol):
     """What can be followed: ``sde_lib.flow.Flow``, or ``sde_lib.likelihood.TracedFlow``, which measures on the way."""
 
-    def __call__(self, angle: Time, u: Tensor, rows: Rows = ..., traced: bool = True) -> tuple[Tensor, Tensor]:
+    def __call__(self, angle: Time, u: Tensor, indices: Indices = ..., traced: bool = True) -> tuple[Tensor, Tensor]:
         """The velocity du/dangle (b, *), and the rates (b, K) of what is integrated along the way and moves nothing.
 
         Args:
             angle: a number, or (b, 1, ..., 1) float64 with one for each example.
-            rows: numbers of these b examples in the batch, for whatever else belongs to an example.
+            indices: numbers of these b examples in the batch, for whatever else belongs to an example.
             traced: whether the rates are asked for at this place; where not, they may have any K.
         """
 

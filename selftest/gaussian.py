@@ -9,7 +9,7 @@ import torch
 from score_sde.data import Dataset, Pixels
 from score_sde.engine.codecs import moment_matched
 from score_sde.sde_lib import Gaussian
-from score_sde.sde_lib.nodes import CENTRE, SHARE, logistic_uniform
+from score_sde.sde_lib.nodes import CENTRE, WEIGHT, logistic_uniform
 from score_sde.selftest.rows import Row, Setting, distance, exactly, relative
 
 RATIO, EXTRA = 0.3, 0.01
@@ -68,7 +68,7 @@ def ratios() -> Iterator[Row]:
     grid = np.linspace(math.log(low), math.log(high), 40_001)
     density = 0.25 / np.cosh(0.5 * (grid - math.log(CENTRE * std))) ** 2
     logistic = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
-    below = SHARE * logistic / logistic[-1] + (1 - SHARE) * np.linspace(0, 1, len(grid))
+    below = WEIGHT * logistic / logistic[-1] + (1 - WEIGHT) * np.linspace(0, 1, len(grid))
     u = np.linspace(0, 1, 101)
     ratio, slope = logistic_uniform(low, high, u, std)
     yield Row("ratios at the ends", distance(ratio[[0, -1]], [low, high]), 0.0)

@@ -49,7 +49,7 @@ from score_sde.sde_lib.adams_pece import AdamsPECE
 from score_sde.sde_lib.dequantization import data_time, edge
 from score_sde.sde_lib.process import Time
 from score_sde.sde_lib.runge_kutta import DormandPrince
-from score_sde.sde_lib.velocity import Rows, Solution, Solver, Velocity
+from score_sde.sde_lib.velocity import Indices, Solution, Solver, Velocity
 from score_sde.selftest.rows import Row, Setting, distance, exactly, worst
 from score_sde.storage.reading import read_text
 from score_sde.storage.writing import confined, write_text
@@ -194,7 +194,9 @@ class Circle(Velocity):
         self.speed = speed
         self.traced: list[bool] = []
 
-    def __call__(self, angle: Time, u: Tensor, rows: Rows = slice(None), traced: bool = True) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, angle: Time, u: Tensor, rows: Indices = slice(None), traced: bool = True
+    ) -> tuple[Tensor, Tensor]:
         self.traced.append(traced)
         rate = torch.cos(torch.as_tensor(angle, dtype=u.dtype)).expand(len(u), 1)
         return self.speed * torch.stack([-u[:, 1], u[:, 0]], 1), rate if traced else rate[:, :0]

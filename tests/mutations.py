@@ -264,14 +264,14 @@ MUTATIONS = [
     Mutation(
         "network input not scaled",
         "denoisers",
-        f"{DENOISER}:Denoiser._ask",
+        f"{DENOISER}:Denoiser._network_output",
         "self.network(scale * x",
         "self.network(x",
     ),
     Mutation(
         "network told alpha, not log-SNR",
         "denoisers",
-        f"{DENOISER}:Denoiser._ask",
+        f"{DENOISER}:Denoiser._network_output",
         "conditioning(self.c_noise(self.sde, t, marginal), x)",
         "conditioning(marginal.alpha, x)",
     ),
@@ -455,7 +455,7 @@ MUTATIONS = [
         "(DECODER_NOISE * bin_width) ** 0.5",
     ),
     Mutation("objective bound: a level for all", "bound", f"{BOUND}:Bound.__call__", "self.sde.t_max / (", "1 / ("),
-    Mutation("hybrid: the bound in full", "bound", f"{BOUND}:Hybrid.__call__", "self.share_of_bound *", "1.0 *"),
+    Mutation("hybrid: the bound in full", "bound", f"{BOUND}:Hybrid.__call__", "self.bound_weight *", "1.0 *"),
     # --- score matching -----------------------------------------------------------------------------------------------
     Mutation(
         "implicit: the trace not doubled",
@@ -824,7 +824,7 @@ MUTATIONS = [
         "the logistic grid without its uniform part",
         "grids",
         "sde_lib.nodes:logistic_uniform",
-        "share * bump + (1 - share) * (log_ratio - ends[0]) * uniform",
+        "weight * bump + (1 - weight) * (log_ratio - ends[0]) * uniform",
         "bump",
     ),
     Mutation(
@@ -919,7 +919,7 @@ MUTATIONS = [
     Mutation(
         "classifier told another time",
         "classifier",
-        "sde_lib.classifier:Classifier.told",
+        "sde_lib.classifier:Classifier.apply_network",
         "marginal = self.sde.marginal(t)",
         "marginal = self.sde.marginal(0.9 * t + 0.1 * self.sde.t_max)",
     ),
@@ -1202,8 +1202,8 @@ MUTATIONS = [
         "frozen probes resampled at every evaluation",
         "likelihood",
         f"{TRACE}:Hutchinson.start",
-        "return lambda rows: vectors[:, :, rows]",
-        "return lambda rows: self.kind.make(normals())[:, :, rows]",
+        "return lambda indices: vectors[:, :, indices]",
+        "return lambda indices: self.kind.make(normals())[:, :, indices]",
     ),
     Mutation(
         "fresh probes that stay the same", "likelihood", f"{TRACE}:Hutchinson.start", "if self.fresh:", "if False:"

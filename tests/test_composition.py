@@ -20,7 +20,7 @@ from score_sde.engine.inference import frozen
 from score_sde.engine.training.ema import EMA
 from score_sde.models import MLP, Captioned, Classifier
 from score_sde.samplers import autoguidance, classifier, classifier_free, dynamic_threshold, static_threshold, within
-from score_sde.sde_lib import SDES, Classification, Denoiser, Each, of_rows, transport
+from score_sde.sde_lib import SDES, Classification, Denoiser, PerExample, for_examples, transport
 from score_sde.sde_lib import Classifier as NoisyClassifier
 from score_sde.sde_lib.objective import Denoising
 
@@ -178,7 +178,7 @@ def guided(denoise, classify, cond):
         lean = within(lean, plain, SDE, 0.1, 50.0)
         return lambda x, t: static_threshold(dynamic_threshold(lean))(x, t, **own)
 
-    return Each(make)
+    return PerExample(make)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -193,18 +193,18 @@ def test_guidance(graphs, way, condition):
     rows = torch.tensor([4, 1, 2])
     with torch.no_grad():
         whole = plain(X, 0.4).x0
-        torch.testing.assert_close(of_rows(plain, rows)(X[rows], 0.4).x0, whole[rows], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(for_examples(plain, rows)(X[rows], 0.4).x0, whole[rows], rtol=1e-5, atol=1e-5)
         for t in (0.4, T):
             expected = plain(X, t).x0
             torch.testing.assert_close(fast(X, t).x0, expected, **CLOSE[precision])
-        torch.testing.assert_close(of_rows(fast, rows)(X[rows], 0.4).x0, whole[rows], **CLOSE[precision])
+        torch.testing.assert_close(for_examples(fast, rows)(X[rows], 0.4).x0, whole[rows], **CLOSE[precision])
     assert bool(graphs) == compiled
 
 
 def test_wrappers_of_a_denoiser_by_example_keep_the_examples_apart():
     """Counting, guidance and a change of process keep the denoiser of each example."""
     labels, denoise = torch.arange(6) % 3, Denoiser(mlp().eval(), SDE, "eps", 0.5)
-    each = Each(lambda rows: lambda x, t: denoise(x, t, label=labels[rows]))
+    each = PerExample(lambda rows: lambda x, t: denoise(x, t, label=labels[rows]))
     rows = torch.tensor([5, 0])
     ways = {
         "counted": Counted(each),
@@ -219,7 +219,7 @@ def test_wrappers_of_a_denoiser_by_example_keep_the_examples_apart():
     }
     for name, wrapped in ways.items():
         with torch.no_grad():
-            found, whole = of_rows(wrapped, rows)(X[rows], 0.4).x0, wrapped(X, 0.4).x0
+            found, whole = for_examples(wrapped, rows)(X[rows], 0.4).x0, wrapped(X, 0.4).x0
         assert torch.allclose(found, whole[rows], rtol=1e-5, atol=1e-5), name
 
 

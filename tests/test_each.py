@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from score_sde.samplers import DPS, GRIDS, STEPS, Noise, classifier_free, pigdm, sample
-from score_sde.sde_lib import SDES, Each, Gaussian, GaussianMixture, Prediction, of_rows
+from score_sde.sde_lib import SDES, Gaussian, GaussianMixture, PerExample, Prediction, for_examples
 
 MEANS = torch.tensor([[-2.0, 0.5], [0.3, -1.0], [1.5, 2.0]]).double()
 
@@ -33,7 +33,7 @@ def test_labels_follow_their_examples(name):
     x = Noise(torch.arange(30))(torch.empty(30, 2, dtype=torch.float64))
     step = STEPS[name](sde)
     num = step.num_steps if step.num_steps < 50 else 50
-    found = sample(step, Each(some), x, GRIDS["log_snr"](sde, num), Noise(torch.arange(30)))
+    found = sample(step, PerExample(some), x, GRIDS["log_snr"](sde, num), Noise(torch.arange(30)))
     assert (found - MEANS[label]).abs().max() < 0.05
 
 
@@ -49,7 +49,7 @@ def test_measurements_follow_their_examples(name):
         return pigdm(law.denoiser(sde), sde, lambda x: x[:, :1], y[rows], 0.0, guess)
 
     times = GRIDS["log_snr"](sde, 1)
-    found = sample(STEPS[name](sde), Each(lean), x, times, Noise(torch.arange(9)))
+    found = sample(STEPS[name](sde), PerExample(lean), x, times, Noise(torch.arange(9)))
     alone = [
         sample(STEPS[name](sde), lean(slice(k, k + 1)), x[k : k + 1], times, Noise(torch.arange(1))) for k in (0, 4)
     ]
@@ -61,10 +61,10 @@ def test_of_rows_leaves_other_denoisers_unchanged():
     def denoise(x, t):
         return Prediction(x)
 
-    assert of_rows(denoise, slice(1, 2)) is denoise
-    each = Each(lambda rows: lambda x, t: Prediction(torch.arange(5.0)[rows]))
-    assert of_rows(each, torch.tensor([3, 1]))(None, None).x0.tolist() == [3.0, 1.0]
-    assert of_rows(of_rows(each, torch.tensor([3, 1])), slice(0, 2))(None, None).x0.tolist() == [0.0, 1.0]
+    assert for_examples(denoise, slice(1, 2)) is denoise
+    each = PerExample(lambda rows: lambda x, t: Prediction(torch.arange(5.0)[rows]))
+    assert for_examples(each, torch.tensor([3, 1]))(None, None).x0.tolist() == [3.0, 1.0]
+    assert for_examples(for_examples(each, torch.tensor([3, 1])), slice(0, 2))(None, None).x0.tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("name", ["ode", "dpm_adaptive"])
@@ -78,5 +78,5 @@ def test_a_wrapped_step_that_drops_examples_keeps_their_labels(name):
 
     x, times = Noise(torch.arange(6))(torch.empty(6, 2, dtype=torch.float64)), GRIDS["log_snr"](sde, 1)
     leaning = DPS(STEPS[name](sde), lambda x: 0 * x, torch.zeros(1, 2).double())
-    found = sample(leaning, Each(some), x, times, Noise(torch.arange(6)))
+    found = sample(leaning, PerExample(some), x, times, Noise(torch.arange(6)))
     assert (found - MEANS[label]).abs().max() < 0.05

@@ -176,7 +176,7 @@ def test_a_histogram_in_float32_is_even_in_probability(sde, law):
     assert t.dtype == correction.dtype == torch.float32
     share, bins = DISTRIBUTION[law](sde, t.double().flatten()), 20
     if law == "uniform" and isinstance(sde, Discrete):
-        share, bins = sde.share(t.double().flatten()), int(sde.t_max)
+        share, bins = sde.fraction(t.double().flatten()), int(sde.t_max)
     counts, even = torch.histc(share, bins, min=0.0, max=1.0), len(u) / bins
     # Chi-squared with bins - 1 degrees of freedom exceeds this once in some thousands.
     assert ((counts - even) ** 2 / even).sum() < bins + 4 * (2 * bins) ** 0.5

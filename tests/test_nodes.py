@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.integrate import cumulative_simpson
 
-from score_sde.sde_lib.nodes import CENTRE, EDGE_WIDTH, SHARE, TRACE_CENTRE, TRACE_SHARE, logistic_uniform, nested
+from score_sde.sde_lib.nodes import CENTRE, EDGE_WIDTH, TRACE_CENTRE, TRACE_WEIGHT, WEIGHT, logistic_uniform, nested
 
 INTERVALS = {
     "vp": (5e-3, 150.0, 0.7),
@@ -36,7 +36,7 @@ def test_quantiles_invert_the_law(interval):
     low, high, std = interval
     grid = np.linspace(np.log(low), np.log(high), 100_001)
     logistic = cumulative_simpson(0.25 / np.cosh(0.5 * (grid - np.log(CENTRE * std))) ** 2, x=grid, initial=0)
-    share = SHARE * logistic / logistic[-1] + (1 - SHARE) * (grid - grid[0]) / (grid[-1] - grid[0])
+    share = WEIGHT * logistic / logistic[-1] + (1 - WEIGHT) * (grid - grid[0]) / (grid[-1] - grid[0])
     u = np.linspace(0, 1, 999)
     ratio, _ = logistic_uniform(low, high, u, std)
     np.testing.assert_allclose(np.interp(np.log(ratio), grid, share), u, rtol=0, atol=1e-9)
@@ -85,7 +85,7 @@ def test_traces_are_at_quantiles_of_their_own_law_among_the_nodes(num, traces):
     assert (np.diff(angles) > 0).all()
     assert (len(marked), marked[0], marked[-1]) == (traces, 0, num - 1)
     if traces < num:
-        law = TRACE_CENTRE, TRACE_SHARE
+        law = TRACE_CENTRE, TRACE_WEIGHT
         own, _ = logistic_uniform(np.tan(low), np.tan(high), np.linspace(0, 1, traces), 1.0, *law)
         np.testing.assert_allclose(np.tan(angles[marked]), own, rtol=1e-3)
     else:

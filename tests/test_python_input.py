@@ -32,11 +32,11 @@ from score_sde.sde_lib import (
     SOLVERS,
     TORCHDIFFEQ,
     Denoiser,
-    Each,
     Exact,
     Gaussian,
     GaussianMixture,
     Hutchinson,
+    PerExample,
     diffusion_bound,
     log_prob,
     sample_log_prob,
@@ -313,7 +313,7 @@ def test_a_function_to_x0_is_a_denoiser(denoise, process):
     for name, use in uses_of(process, x).items():
         of = denoise if name != "bound of a chain" else two_bumps().denoiser(SDES["ddpm"](num_levels=20))
         plain = lambda x, t, of=of: of(x, t).x0  # noqa: E731
-        for function in (plain, Each(lambda rows, plain=plain: plain)):
+        for function in (plain, PerExample(lambda rows, plain=plain: plain)):
             torch.testing.assert_close(use(function), use(of), rtol=0, atol=0, msg=name)
     plain = lambda x, t, keep=None: denoise(x, t).x0  # noqa: E731
     pairs = (lambda d: autoguidance(d, d, 2.0), lambda d: classifier_free(d, 2.0))
@@ -347,7 +347,7 @@ def test_a_denoiser_of_another_sde_is_refused(process):
     network = NETWORKS["mlp"](shape=(2,))
     for other in (SDES["vesde"](), SDES["vpsde"](beta_max=10.0), SDES["ddpm"](num_levels=100)):
         exact = two_bumps().denoiser(other)
-        for denoise in (exact, Denoiser(network, other, "edm", 0.5), Each(lambda rows, exact=exact: exact)):
+        for denoise in (exact, Denoiser(network, other, "edm", 0.5), PerExample(lambda rows, exact=exact: exact)):
             for name, use in uses_of(process, x).items():
                 kinds = f"states are of {'Discrete' if 'chain' in name else 'VPSDE'} and .* {type(other).__name__}"
                 with pytest.raises(ValueError, match=f"{kinds}: at t = .* make both of one SDE"):

@@ -127,7 +127,7 @@ from itertools import count
 from score_sde.samplers import GRIDS, NOISES, STEPS, Noise
 from score_sde.samplers import classifier, classifier_free, dynamic_threshold, pigdm, within
 from score_sde.samplers.loop import trajectory
-from score_sde.sde_lib import SDES, Each, Gaussian, GaussianMixture, Prediction
+from score_sde.sde_lib import SDES, PerExample, Gaussian, GaussianMixture, Prediction
 
 found = {}
 for name in sys.argv[1:]:

@@ -22,7 +22,7 @@ def trained(law, sde, loss, steps, batch=256):
 
 def steep(sde, t):
     """A loss that grows by a factor of a hundred over the interval."""
-    return 100 ** sde.share(t)
+    return 100 ** sde.fraction(t)
 
 
 @pytest.mark.parametrize("name", LEARNING_TIMESTEP_SAMPLERS)
