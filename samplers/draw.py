@@ -16,7 +16,7 @@ from score_sde.samplers.grids import GRIDS
 from score_sde.samplers.loop import Step, trajectory
 from score_sde.samplers.noise import Noise
 from score_sde.samplers.steps import STEPS
-from score_sde.sde_lib import SDE, PerExample, ExactDenoiser, Gaussian, NonFiniteError, for_examples
+from score_sde.sde_lib import SDE, ExactDenoiser, Gaussian, NonFiniteError, PerExample, for_examples
 from score_sde.sde_lib.consistency import ConsistencyModel
 from score_sde.sde_lib.denoiser import Denoise, Denoiser, Estimate, as_denoiser
 from score_sde.sde_lib.velocity import ExampleError

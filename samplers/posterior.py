@@ -15,7 +15,7 @@ from torch import Tensor
 
 from score_sde.samplers.guidance import Guided, detached
 from score_sde.samplers.loop import Step
-from score_sde.sde_lib import SDE, PerExample, Gaussian, for_examples
+from score_sde.sde_lib import SDE, Gaussian, PerExample, for_examples
 from score_sde.sde_lib.denoiser import Denoise, Estimate, Prediction, as_denoiser
 from score_sde.sde_lib.process import Draw, Time
 from score_sde.sde_lib.velocity import Indices

@@ -57,7 +57,7 @@ def test_measurements_follow_their_examples(name):
     assert (found[:, :1] - y).abs().max() < 0.01
 
 
-def test_of_rows_leaves_other_denoisers_unchanged():
+def test_for_examples_leaves_other_denoisers_unchanged():
     def denoise(x, t):
         return Prediction(x)
 
