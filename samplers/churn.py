@@ -57,12 +57,12 @@ class Churn(Heun):
         self.sde.tabulate(later[moved])
 
     def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
-        return super().__call__(denoise, *self.put_in(x, t, draw), s, draw)
+        return super().__call__(denoise, *self.add_noise(x, t, draw), s, draw)
 
     def finish(self, denoise: Denoise, x: Tensor, t: float, draw: Draw) -> Tensor:
-        return super().finish(denoise, *self.put_in(x, t, draw), draw)
+        return super().finish(denoise, *self.add_noise(x, t, draw), draw)
 
-    def put_in(self, x: Tensor, t: float, draw: Draw) -> tuple[Tensor, float]:
+    def add_noise(self, x: Tensor, t: float, draw: Draw) -> tuple[Tensor, float]:
         """State with added noise, and its time."""
         later = self.raised.get(t)
         if later is None:

@@ -194,9 +194,9 @@ def numbered(numbers: Tensor) -> Iterator[None]:
 
 def _first_fault(states: Iterator[Tensor], noisy: Sequence[float]) -> str:
     """Description of the step after which an example is not finite; states at the noisy times, then the data."""
-    for move, state in enumerate(states):
+    for step, state in enumerate(states):
         if not torch.isfinite(state).all():
-            if move == len(noisy):
+            if step == len(noisy):
                 return f"after the last denoising, at t = {noisy[-1]:g}"
-            return f"after move {move} of {len(noisy) - 1}, from t = {noisy[move - 1]:g} to {noisy[move]:g}"
+            return f"after step {step} of {len(noisy) - 1}, from t = {noisy[step - 1]:g} to {noisy[step]:g}"
     return "in one of two identical computations: the device is not deterministic"

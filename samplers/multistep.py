@@ -163,14 +163,14 @@ class Multistep(Step):
 
     def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         move = self.moves[t]
-        x = self._look(denoise, x, t, move).mul_(move.keep)
+        x = self._record(denoise, x, t, move).mul_(move.keep)
         for weight, value in zip(move.weights, self.past):
             x.add_(value, alpha=weight)
         if self.centre is not None:
             x.add_(self._mean, alpha=move.shift[1])
         return x.add_(draw(x), alpha=move.noise) if move.noise else x
 
-    def _look(self, denoise: Denoise, x: Tensor, t: float, move: Move) -> Tensor:
+    def _record(self, denoise: Denoise, x: Tensor, t: float, move: Move) -> Tensor:
         """x minus its mean, in newly allocated memory; stores its value in the history."""
         known = denoise(x, t).x0
         a, b = move.value

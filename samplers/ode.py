@@ -72,6 +72,6 @@ class ODE(Step):
     def _check_whole(self) -> None:
         if not self.solve.adaptive:
             raise ValueError(
-                f"solver {self.solver!r} takes one step in each move, and here is a single one; sample with --steps 20 "
-                "or more, or take an adaptive solver such as dopri5"
+                f"solver {self.solver!r} takes one step between two times, and the grid has only two; use --steps 20 "
+                "or more, or an adaptive solver such as dopri5"
             )

@@ -126,7 +126,7 @@ def moves(setting: Setting) -> Iterator[Row]:
     for name in [name for name in STEP_SIZES if name in RATIOS]:
         found = worst(corrector(name, s, setting) for s in known)
         yield Row(f"corrector {name}: one move against the closed form", found, 1000 * setting.rounding)
-    found = worst(put_in(s, setting) for s in known)
+    found = worst(added_noise(s, setting) for s in known)
     yield Row("edm: noise level and state after churn, against the closed form", found, 2000 * setting.rounding)
     for name, options, form in PROPOSALS:
         found = worst(proposal(make_step(name, SDES[s](), **options), form, s) for s in known)
@@ -477,7 +477,7 @@ def one_move(step: Step | Corrector, form: Form, process: Callable[[np.ndarray],
     return distance(found, expected, expected.abs().max())
 
 
-def put_in(sde_name: str, setting: Setting) -> float:
+def added_noise(sde_name: str, setting: Setting) -> float:
     """Returns the error of churn: level r (1 + 40 / 200), and the forward noise up to it.
 
     Reference: Karras et al., 2022, algorithm 2, lines 4 to 6.
@@ -485,7 +485,7 @@ def put_in(sde_name: str, setting: Setting) -> float:
     step, x = Churn(SDES[sde_name](), churn=40.0, churn_noise=1.5), setting.normals(3, 2)
     times = step.sde.time(torch.linspace(-4.0, 4.0, 200, dtype=torch.float64)).tolist()
     step.reset(times)
-    state, later = step.put_in(x, times[20], torch.ones_like)
+    state, later = step.add_noise(x, times[20], torch.ones_like)
     p, q = (coefficients(PROCESSES[sde_name], v) for v in (times[20], later))
     a = q.alpha / p.alpha
     form = a * exactly(x) + 1.5 * math.sqrt(q.sigma**2 - (a * p.sigma) ** 2)

@@ -771,12 +771,12 @@ MUTATIONS = [
     Mutation(
         "churn: noise of half the variance",
         "steps",
-        "samplers.churn:Churn.put_in",
+        "samplers.churn:Churn.add_noise",
         "self.noise * b * draw(x)",
         "0.5**0.5 * self.noise * b * draw(x)",
     ),
     Mutation(
-        "churn: the state stays at its level", "steps", "samplers.churn:Churn.put_in", "draw(x), later", "draw(x), t"
+        "churn: the state stays at its level", "steps", "samplers.churn:Churn.add_noise", "draw(x), later", "draw(x), t"
     ),
     Mutation(
         "adaptive SDE: the second look ignored",

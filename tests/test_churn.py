@@ -47,7 +47,7 @@ def test_the_noise_is_a_scaled_forward_step():
     step, x, t = Churn(sde, 1.0, churn_noise=1.5), torch.ones(2, 1).double(), 0.5
     step.reset([0.6, t, 0.4])
     z = torch.tensor([[1.0], [0.0]]).double()
-    moved, later = step.put_in(x, t, lambda like: z)
+    moved, later = step.add_noise(x, t, lambda like: z)
     (alpha, _, log_snr), (high_alpha, _, high_log_snr) = sde.marginal(t), sde.marginal(later)
     ratio, high = math.exp(-0.5 * log_snr), math.exp(-0.5 * high_log_snr)
     assert high == pytest.approx(4 / 3 * ratio, rel=1e-9)

@@ -99,7 +99,7 @@ def test_the_first_non_finite_step_of_a_stochastic_sampler_is_named():
     x = noise(torch.empty(1, 2))
     states = [x, *trajectory(STEPS["ancestral"](sde), exact, x, times, noise)]
     move = next(k + 1 for k, (x, t) in enumerate(zip(states, times.tolist())) if x[0, 0] > 0.8 and t < 0.6)
-    with pytest.raises(NonFiniteError, match=f"the sample of seed 7 is not finite after move {move} of 20, "):
+    with pytest.raises(NonFiniteError, match=f"the sample of seed 7 is not finite after step {move} of 20, "):
         draw(denoise, sde, (2,), [7], "ancestral", 20)
 
 

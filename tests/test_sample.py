@@ -264,8 +264,8 @@ def test_the_grid_of_the_config_and_its_end(grid):
 @pytest.mark.parametrize(
     ("above", "where"),
     [
-        (2.0, "after move 1 of 3, from t = 1 to 0."),
-        (0.9, "after move 2 of 3, from t = 0."),
+        (2.0, "after step 1 of 3, from t = 1 to 0."),
+        (0.9, "after step 2 of 3, from t = 0."),
         (2e-3, "after the last denoising, at t = 0.001;"),
     ],
 )

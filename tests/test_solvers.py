@@ -199,7 +199,7 @@ def test_one_step_from_noise_to_data_is_refused(plane, name):
         lambda: step.encode(denoise, x),
         lambda: step.decode(denoise, x),
     ):
-        with pytest.raises(ValueError, match=f"solver '{name}' takes one step in each move, and here is a single one"):
+        with pytest.raises(ValueError, match=f"solver '{name}' takes one step between two times, and the grid has"):
             whole()
     assert sample(step, denoise, x, GRIDS["angle"](sde, 2), torch.randn_like).shape == x.shape
 
