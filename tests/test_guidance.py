@@ -46,10 +46,10 @@ def state(sde, l):
 def test_scale_one_is_the_conditional_denoiser_and_zero_the_unconditional(sde, exact, l):
     x, t = state(sde, l)
     for scale, keep in ((1.0, ALL), (0.0, ~ALL)):
-        expected = exact(x, t, keep, LABEL).x0
+        expected = exact(x, t, keep=keep, label=LABEL).x0
         assert torch.equal(classifier_free(exact, scale)(x, t, label=LABEL).x0, expected)
         found = classifier(
-            lambda x, t: exact(x, t, ~ALL, LABEL), sde, lambda x, t: exact.log_posterior(x, t, LABEL), scale
+            lambda x, t: exact(x, t, keep=~ALL, label=LABEL), sde, lambda x, t: exact.log_posterior(x, t, LABEL), scale
         )
         torch.testing.assert_close(found(x, t).x0, expected, rtol=1e-11, atol=1e-11)
 
@@ -59,7 +59,7 @@ def test_classifier_and_classifier_free_guidance_agree_for_exact_denoisers(sde, 
     x, t = state(sde, 1.0)
     free = classifier_free(exact, scale)(x, t, label=LABEL).x0
     leaned = classifier(
-        lambda x, t: exact(x, t, ~ALL, LABEL), sde, lambda x, t: exact.log_posterior(x, t, LABEL), scale
+        lambda x, t: exact(x, t, keep=~ALL, label=LABEL), sde, lambda x, t: exact.log_posterior(x, t, LABEL), scale
     )
     torch.testing.assert_close(leaned(x, t).x0, free, rtol=1e-10, atol=1e-10)
 
@@ -238,7 +238,7 @@ def test_nested_guidance_works_with_every_step(process, name):
     exact = TwoClasses(sde, SETTING)
 
     def ask(x, t, keep, label):
-        return Prediction(exact(x, t, keep, label).x0, torch.full_like(x, 0.5))
+        return Prediction(exact(x, t, keep=keep, label=label).x0, torch.full_like(x, 0.5))
 
     free = classifier_free(ask, 1.0)
     ready = within(autoguidance(free, free, 2.0), free, sde, 0.5, 3.0)
@@ -259,10 +259,12 @@ def test_nested_guidance_works_with_every_step(process, name):
 def test_classifier_guidance_is_differentiable(sde, exact):
     """The Jacobian equals the conditional denoiser's."""
     x, t = state(sde, 1.0)
-    leaned = classifier(lambda x, t: exact(x, t, ~ALL, LABEL), sde, lambda x, t: exact.log_posterior(x, t, LABEL), 1.0)
+    leaned = classifier(
+        lambda x, t: exact(x, t, keep=~ALL, label=LABEL), sde, lambda x, t: exact.log_posterior(x, t, LABEL), 1.0
+    )
     found, expected = (
         torch.autograd.functional.vjp(lambda x, d=d: d(x, t).x0, x, torch.ones_like(x))[1]
-        for d in (leaned, lambda x, t: exact(x, t, ALL, LABEL))
+        for d in (leaned, lambda x, t: exact(x, t, keep=ALL, label=LABEL))
     )
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
