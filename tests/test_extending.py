@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,10 +70,8 @@ def test_the_selftest_measures_process_and_step(place):
 def test_the_command_for_a_strangers_file_is_not_printed(place):
     """For a run of another account the message mentions a file, but not the command that runs it."""
     folder, run = place
-    path = folder / "runs/my run/config.json"
-    values = json.loads(path.read_text())
-    (folder / "theirs").mkdir()
-    (folder / "theirs/config.json").write_text(json.dumps(values | {"signature": "0" * 64}))
+    config = shutil.copytree(folder / "runs/my run", folder / "theirs") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"signature": "0" * 64}))
     alone = run("--workdir=theirs", "--mode=sample", "--device=cpu")
     assert alone.returncode == 2
     assert "; its author's config file registers it: read that file, then add it with --config FILE.py" in alone.stderr

@@ -371,7 +371,7 @@ def test_a_config_with_any_content_is_not_replaced(straight, tmp_path):
     assert (tmp_path / "config.json").read_text() == "{"
 
 
-def test_lost_lines_of_metrics_are_reported_once(straight, tmp_path, capsys):
+def test_missing_lines_of_metrics_are_reported_once(straight, tmp_path, capsys):
     shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True)
