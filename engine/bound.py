@@ -131,6 +131,7 @@ def plot(path: Path, result: dict, columns: Columns) -> None:
     distortion = np.sqrt((columns["distortion"] ** 2).mean(0))
     unit, error = result["unit"], "rms in levels of the data" if result["unit"] == "bits/dim" else "rms"
     paid = prior + np.append(rate[:0:-1].cumsum()[::-1], 0)
+    places: np.ndarray
     if result["estimator"] == "chain":
         along, places, height = "level", np.arange(1, len(rate) + 1), rate
         scale = {"ylabel": unit, "yscale": "log", "ylim": (rate[1:].min() / 2, None)}

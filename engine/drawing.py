@@ -110,9 +110,8 @@ def draw_batches(sampling: "Sampling", seed: int, num: int, batch_size: int) -> 
             progress.advance(len(seeds))
         drawn[first] = tuple(map(torch.cat, zip(*columns, strict=True)))
     progress.close()
-    columns = ranks.all_rows(drawn, num)
-    calls, batches = ranks.sum_over(torch.tensor([float(calls), batches])).tolist()
-    return columns, calls / batches
+    total, number = ranks.sum_over(torch.tensor([float(calls), batches])).tolist()
+    return ranks.all_rows(drawn, num), total / number
 
 
 class Sampling(Protocol):
@@ -147,7 +146,7 @@ class StepSampling:
         found: folder of the checkpoint.
     """
 
-    sections = ("sample", "guidance")
+    sections: tuple[str, ...] = ("sample", "guidance")
 
     def __init__(
         self,
@@ -192,7 +191,7 @@ class FlowSampling:
     Raises: ValueError for a sampler other than ``ode``, for guidance, or a run that has no probability flow.
     """
 
-    sections = ("sample", "guidance", "likelihood")
+    sections: tuple[str, ...] = ("sample", "guidance", "likelihood")
     steps, grid = 1, ""
 
     def __init__(

@@ -212,7 +212,7 @@ OPEN_ALREADY = {
     ("engine/files.py", "np.savez_compressed"),
     ("models/checkpoints/safe.py", "torch.load"),
     ("models/checkpoints/safe.py", "zipfile.ZipFile"),
-    *((f"engine/{name}.py", "savefig") for name in ("bound", "pictures", "plane", "modes/profiles", "modes/sweep")),
+    *((f"engine/{name}.py", "savefig") for name in ("bound", "pictures", "plane", "modes/profiles", "sweep")),
 }
 """These receive a file opened by storage/, or bytes read by it."""
 
