@@ -1,4 +1,4 @@
-"""The default sampler: few evaluations, for every process, without options to choose."""
+"""The default sampler: few evaluations, for every process, with defaults that need no tuning."""
 
 from score_sde.samplers.multistep import Multistep
 from score_sde.sde_lib import SDE, Gaussian

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from score_sde.samplers.brownian import PLACES, brownian_path
+from score_sde.samplers.brownian import RESOLUTION, brownian_path
 from score_sde.samplers.loop import Step
 from score_sde.sde_lib import SDE, NonFiniteError, NotConvergedError
 from score_sde.sde_lib.denoiser import Denoise, for_examples
@@ -63,7 +63,7 @@ class StepControl(Step):
 
     def __call__(self, denoise: Denoise, x: Tensor, t: float, s: float, draw: Draw) -> Tensor:
         interval, keys, result = Interval(self.sde, t, s), self.keys(draw, x), torch.empty_like(x)
-        longest = max(1, int(PLACES * min(1.0, self.longest / interval.length)))
+        longest = max(1, int(RESOLUTION * min(1.0, self.longest / interval.length)))
         active = Active.all_of(x)
         for _ in range(_MAX_MOVES):
             active = active.limited(longest)
@@ -73,7 +73,9 @@ class StepControl(Step):
             active = active.moved(high, error, self.power)
             if (active.size == 0).any():
                 break
-            done, left = (there.nonzero()[:, 0] for there in (active.position == PLACES, active.position < PLACES))
+            done, left = (
+                there.nonzero()[:, 0] for there in (active.position == RESOLUTION, active.position < RESOLUTION)
+            )
             if len(done):
                 result[put(active.indices[done], x.device)] = active.x[put(done, x.device)].to(x.dtype)
                 active = active.select(left)
@@ -98,16 +100,16 @@ class StepControl(Step):
 
     def _stuck(self, active: "Active", interval: "Interval") -> NotConvergedError:
         worst = int(active.size.argmin())
+        step = interval.length * max(1, int(active.size[worst])) / RESOLUTION  # a size of 0 is below the resolution
         return NotConvergedError(
             f"the solver is stuck at t = {interval.time(active.position)[worst].item():.4g}, with a step of "
-            f"{interval.length * active.size[worst].item() / PLACES:.1g} in log(sigma / alpha); raise the tolerances "
-            f"(rtol {self.rtol:g}, atol {self.atol:g})",
+            f"{step:.1g} in log(sigma / alpha); raise the tolerances (rtol {self.rtol:g}, atol {self.atol:g})",
             int(active.indices[worst]),
         )
 
 
 class Interval:
-    """Interval from time t to s in log(sigma / alpha), divided into ``PLACES`` equal parts."""
+    """Interval from time t to s in log(sigma / alpha), divided into ``RESOLUTION`` equal parts."""
 
     def __init__(self, sde: SDE, t: float, s: float) -> None:
         self.sde, self.t, self.s = sde, t, s
@@ -115,8 +117,8 @@ class Interval:
         self.length = abs(self.end - self.start)
 
     def time(self, position: Tensor) -> Tensor:
-        """Time at each position, which is 0 at t and ``PLACES`` at s; (b,) float64."""
-        log_snr = -2 * (self.start + (self.end - self.start) * position.double() / PLACES)
+        """Time at each position, which is 0 at t and ``RESOLUTION`` at s; (b,) float64."""
+        log_snr = -2 * (self.start + (self.end - self.start) * position.double() / RESOLUTION)
         return self.sde.time(log_snr).clamp(self.s, self.t)
 
 
@@ -127,7 +129,7 @@ class Active(NamedTuple):
 
     indices: numbers of the examples in the batch, (b,) int64.
     x: states (b, *), float64.
-    position: position of each state in the interval, 0 to ``PLACES``, (b,) int64.
+    position: position of each state in the interval, 0 to ``RESOLUTION``, (b,) int64.
     size: size of the next step, in the same units, (b,) int64.
     """
 
@@ -140,11 +142,11 @@ class Active(NamedTuple):
     def all_of(cls, x: Tensor) -> "Active":
         """The whole batch at the start of the interval, with a first step of 1 / 64 of it."""
         position = torch.zeros(len(x), dtype=torch.int64)
-        return cls(torch.arange(len(x)), x.double(), position, torch.full_like(position, PLACES // 64))
+        return cls(torch.arange(len(x)), x.double(), position, torch.full_like(position, RESOLUTION // 64))
 
     def limited(self, longest: int) -> "Active":
         """The same examples with step sizes of at most ``longest`` that do not pass the end of the interval."""
-        return self._replace(size=torch.minimum(self.size, (PLACES - self.position).clamp(max=longest)))
+        return self._replace(size=torch.minimum(self.size, (RESOLUTION - self.position).clamp(max=longest)))
 
     def moved(self, high: Tensor, error: Tensor, power: float) -> "Active":
         """The examples after a step to ``high`` where its error (b,) is at most 1, with the sizes of their next steps.
@@ -179,7 +181,7 @@ def _brownian_increment(keys: Tensor, active: Active) -> Tensor:
     """Increment over the next step of the Brownian path of each key (b,), scaled to unit variance; (b, *)."""
     ends = active.position + active.size, active.position
     later, now = (brownian_path(keys, position, active.x) for position in ends)
-    return (later - now) * _per_example((PLACES / active.size.double()).sqrt(), active.x)
+    return (later - now) * _per_example((RESOLUTION / active.size.double()).sqrt(), active.x)
 
 
 def _check_finite(error: Tensor, active: Active, interval: Interval) -> None:

@@ -62,18 +62,18 @@ class Brownian(Noise):
         return noise(like)
 
 
-def brownian_path(keys: Tensor, place: Tensor, like: Tensor) -> Tensor:
-    """Values of Brownian paths W, one key and one position per example, with W(0) = 0 and W(PLACES) ~ N(0, I).
+def brownian_path(keys: Tensor, position: Tensor, like: Tensor) -> Tensor:
+    """Values of Brownian paths W, one key and one position per example, with W(0) = 0 and W(RESOLUTION) ~ N(0, I).
 
         W(p) = p z_0 + sum_l 2^(-(l + 1) / 2) tent(2^(l - 1) p) z_l,j,    tent(u) = 1 - |2 (u - j) - 1|,    j = floor(u)
 
-    for p = place / PLACES and l = 1 to log2 PLACES.
+    for p = position / RESOLUTION and l = 1 to log2 RESOLUTION.
 
-    Shapes: keys (B,) int64; place (B,) whole numbers 0 to PLACES; returns the shape of ``like`` (B, *).
+    Shapes: keys (B,) int64; position (B,) integers 0 to RESOLUTION; returns the shape of ``like`` (B, *).
     Reference: Levy's construction, by Schauder's functions.
     """
-    halvings = np.arange(1, PLACES.bit_length())
-    fraction = place.cpu().numpy() / PLACES
+    halvings = np.arange(1, RESOLUTION.bit_length())
+    fraction = position.cpu().numpy() / RESOLUTION
     at = fraction * 2.0 ** (halvings[:, None] - 1)
     tents = 2.0 ** (-0.5 * (halvings[:, None] + 1)) * (1 - np.abs(2 * (at - np.floor(at)) - 1))
     numbers = np.concatenate([np.zeros((1, len(fraction))), 2 ** (halvings[:, None] - 1) + np.floor(at)])
@@ -84,7 +84,7 @@ def brownian_path(keys: Tensor, place: Tensor, like: Tensor) -> Tensor:
     return torch.einsum("lb,lbd->bd", weights, z.reshape(*weights.shape, size).to(like.dtype)).reshape(like.shape)
 
 
-PLACES = 1 << 16
+RESOLUTION = 1 << 16
 """Number of equal parts into which a Brownian path is divided; it has a value at each of their ends."""
 
 

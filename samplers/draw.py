@@ -19,7 +19,7 @@ from score_sde.samplers.steps import STEPS
 from score_sde.sde_lib import SDE, ExactDenoiser, Gaussian, NonFiniteError, PerExample, for_examples
 from score_sde.sde_lib.consistency import ConsistencyModel
 from score_sde.sde_lib.denoiser import Denoise, Denoiser, Estimate, as_denoiser
-from score_sde.sde_lib.velocity import ExampleError
+from score_sde.sde_lib.velocity import ExampleError, Indices
 from score_sde.storage.naming import options, pick
 
 LAST = 1e-3
@@ -142,10 +142,10 @@ def conditioned(denoise: Denoise, cond: Mapping[str, Tensor], num: int) -> PerEx
             found = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else repr(values)
             raise ValueError(f"{name} is {found}: need a tensor with an entry for each of {num} seeds")
 
-    def of(rows: Tensor | slice) -> Denoise:
-        return partial(for_examples(denoise, rows), **{name: values[rows] for name, values in cond.items()})
+    def make(indices: Indices) -> Denoise:
+        return partial(for_examples(denoise, indices), **{name: values[indices] for name, values in cond.items()})
 
-    return PerExample(of)
+    return PerExample(make)
 
 
 def from_seeds(

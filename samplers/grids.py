@@ -100,7 +100,7 @@ def of_ratios(sde: SDE, ratios: Sequence[float]) -> Tensor:
         raise ValueError(f"{len(ratios)} noise levels: a grid has two or more")
     for number, (before, ratio) in enumerate(pairwise(ratios), 2):
         if not ratio < before:
-            raise ValueError(f"noise level {number} is {ratio:g} after {before:g}: a grid decreases, and repeats none")
+            raise ValueError(f"noise level {number} is {ratio:g} after {before:g}: levels must decrease")
     if abs(ratios[0] / high - 1) > 1e-3:
         raise ValueError(f"noise level 1 is {ratios[0]:g}: sampling begins at sigma / alpha = {high:.6g}, at t_max")
     if not (ratios[-1] >= low * (1 - 1e-3) or ratios[-1] == 0):

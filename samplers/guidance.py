@@ -3,7 +3,7 @@
 The result is a denoiser again, so guidance composes, and conditions pass through. ``classifier_free`` and
 ``classifier`` multiply the score of the condition, grad log p(y | x_t), by a scale: 0 ignores the condition, 1 samples
 p(x_0 | y) if the denoisers are right, and more than 1 sharpens it beyond any distribution of x_0, trading diversity for
-fidelity. The two of embeddings use the similarity of encodings as log p(y | x_t).
+fidelity. ``embedding_guidance`` and ``clean_embedding_guidance`` use the similarity of embeddings as log p(y | x_t).
 """
 
 import math
@@ -108,7 +108,7 @@ def clean_embedding_guidance(
         x0 = x0(x) + scale sigma^2 / alpha grad_x <f(x0(x_t)), g>
 
     The gradient passes through the denoiser. Its Jacobian, alpha / sigma^2 times the covariance of x_0 given x_t,
-    projects the gradient to directions in which the data vary. So for Gaussian data and a linear encoder the flow ends
+    turns the gradient to directions in which the data vary. So for Gaussian data and a linear encoder the flow ends
     exactly in p(x_0) exp(scale <f(x_0), g>); with a stopped gradient it would not. One evaluation, and one
     vector-Jacobian product.
 

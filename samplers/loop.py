@@ -118,9 +118,11 @@ def checked(sde: SDE, times: Tensor | Sequence[float]) -> Tensor:
             raise ValueError(f"time {number} is {t:g}: need {sde.t_min:g} to {sde.t_max:g} for this SDE, or its data")
     for number, (t, s) in enumerate(pairwise(times.tolist()), 1):
         if s == t or s > times[0]:
-            raise ValueError(f"time {number} is {s:g} after {t:g}: a grid falls towards the data and repeats none")
+            raise ValueError(f"time {number} is {s:g} after {t:g}: times must decrease, without repeats")
     if not times[-1] == times.min() or not sde.sigma(times[:1]) > 0:
-        raise ValueError(f"times from {times[0]:g} to {times[-1]:g}: the first has noise, and the last is the least")
+        raise ValueError(
+            f"times from {times[0]:g} to {times[-1]:g}: the first must have noise, and the last must be the smallest"
+        )
     return times
 
 

@@ -44,7 +44,7 @@ class Noise:
 
     def __init__(self, seeds: Tensor | Sequence[int], stream: int = 0, start: int = 0) -> None:
         if not (isinstance(stream, int) and 0 <= stream < 1 << 64):
-            raise ValueError(f"stream {stream!r}: need a whole number, 0 to 2^64 - 1")
+            raise ValueError(f"stream {stream!r}: need an integer, 0 to 2^64 - 1")
         if not (isinstance(start, int) and start >= 0):
             raise ValueError(f"start {start!r}: need the number of a draw, 0 or more")
         self.seeds, self.stream, self.draw = _seeds(seeds), stream, start
@@ -83,11 +83,11 @@ def _seeds(seeds: Tensor | Sequence[int]) -> Tensor:
     """Seeds as int64 on the CPU, (B,)."""
     if isinstance(seeds, Sequence):
         if not all(isinstance(seed, Integral) and -(1 << 63) <= seed < 1 << 63 for seed in seeds):
-            raise ValueError("seeds that are no whole numbers below 2^63: give a list of int, or torch.arange(B)")
+            raise ValueError("seeds that are not integers below 2^63: use a list of int, or torch.arange(B)")
         seeds = torch.tensor(seeds, dtype=torch.int64)
     seeds = torch.as_tensor(seeds)
     if seeds.is_floating_point() or seeds.is_complex() or seeds.dtype == torch.bool:
-        raise ValueError(f"seeds of {seeds.dtype}: need whole numbers, such as torch.arange(B)")
+        raise ValueError(f"seeds of {seeds.dtype}: need integers, such as torch.arange(B)")
     if seeds.ndim != 1:
         raise ValueError(f"seeds of shape {tuple(seeds.shape)}: need one for each example, (B,)")
     return seeds.to("cpu", torch.int64)

@@ -63,8 +63,8 @@ class DPS(Step):
         """State after ``move`` and a gradient step; the denoiser keeps the gradient of its first evaluation."""
         kept: list[Tensor] = []
 
-        def make(rows: Indices) -> Guided:
-            return partial(evaluate, for_examples(denoise, rows))
+        def make(indices: Indices) -> Guided:
+            return partial(evaluate, for_examples(denoise, indices))
 
         def evaluate(denoise: Denoise, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
             if kept:

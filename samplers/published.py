@@ -145,7 +145,7 @@ class UniPC(Multistep):
 
     def __init__(self, sde: SDE, integrand: str = "data", order: int = 3, variant: str = "bh2") -> None:
         if integrand not in ("data", "noise"):
-            raise ValueError(f"form {integrand!r}: UniPC is for data or noise")
+            raise ValueError(f"integrand {integrand!r}: UniPC takes data or noise")
         if not 1 <= order <= 4:
             raise ValueError(f"order {order}: UniPC has orders 1 to 4")
         if variant not in ("bh1", "bh2"):

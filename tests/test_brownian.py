@@ -7,7 +7,7 @@ import torch
 from scipy.stats import kstest
 
 from score_sde.samplers import GRIDS, STEPS, EulerMaruyama, Noise, sample
-from score_sde.samplers.brownian import PLACES, Brownian, brownian_path
+from score_sde.samplers.brownian import RESOLUTION, Brownian, brownian_path
 from score_sde.sde_lib import SDES, VPSDE
 from tests.trajectories import noises, terminal
 
@@ -105,10 +105,10 @@ def test_a_step_without_noise_is_unaffected(sde, mixture):
 
 def test_motion_has_the_covariance_of_brownian_motion():
     keys, like = torch.arange(20_000), torch.zeros(20_000, 1, dtype=torch.float64)
-    shares = [0.0, 1 / PLACES, 0.1, 0.5, 0.73, 1.0]
-    places = [torch.full((20_000,), round(share * PLACES)) for share in shares]
+    shares = [0.0, 1 / RESOLUTION, 0.1, 0.5, 0.73, 1.0]
+    places = [torch.full((20_000,), round(share * RESOLUTION)) for share in shares]
     w = torch.cat([brownian_path(keys, place, like) for place in places], 1)
-    exact = torch.tensor([place[0] / PLACES for place in places], dtype=torch.float64)
+    exact = torch.tensor([place[0] / RESOLUTION for place in places], dtype=torch.float64)
     expected = torch.minimum(exact[:, None], exact)
     spread = torch.sqrt((torch.outer(exact, exact) + expected**2) / 20_000)
     assert ((w.T @ w / 20_000 - expected).abs() <= 4 * spread).all()
@@ -122,7 +122,7 @@ def test_motion_of_each_key_is_its_own():
     for i in range(3):
         assert torch.equal(brownian_path(keys[i : i + 1], places[i : i + 1], like[:1])[0], together[i])
     torch.testing.assert_close(
-        brownian_path(keys, places + 1, like), together, rtol=0, atol=6 * PLACES**-0.5
+        brownian_path(keys, places + 1, like), together, rtol=0, atol=6 * RESOLUTION**-0.5
     )  # paths are continuous
 
 

@@ -96,12 +96,12 @@ def test_numbers_of_numpy_are_seeds():
 @pytest.mark.parametrize(
     ("seeds", "message"),
     [
-        (torch.arange(3.0), "seeds of torch.float32: need whole numbers"),
-        ([0, 1.5, 2], "seeds that are no whole numbers below .* give a list of int"),
-        (torch.ones(3, dtype=torch.bool), "seeds of torch.bool: need whole numbers"),
+        (torch.arange(3.0), "seeds of torch.float32: need integers"),
+        ([0, 1.5, 2], "seeds that are not integers below .* use a list of int"),
+        (torch.ones(3, dtype=torch.bool), "seeds of torch.bool: need integers"),
         (torch.arange(3)[:, None], r"seeds of shape \(3, 1\): need one for each example, \(B,\)"),
         (3, r"seeds of shape \(\): need one for each example, \(B,\)"),
-        ([2**63], r"seeds that are no whole numbers below 2\^63"),
+        ([2**63], r"seeds that are not integers below 2\^63"),
     ],
 )
 def test_other_seeds_are_refused(seeds, message):
@@ -255,10 +255,10 @@ def test_a_single_time_is_the_last_denoising(denoise, process):
     [
         ([], r"times of shape \(0,\): need \(N \+ 1,\)"),
         ([[1.0, 0.5]], r"times of shape \(1, 2\): need \(N \+ 1,\)"),
-        ([0.1, 0.5, 1.0], "time 1 is 0.5 after 0.1: a grid falls towards the data"),
-        ([1.0, 0.5, 0.5, 0.1], "time 2 is 0.5 after 0.5: a grid falls .* repeats none"),
-        ([1.0, 0.1, 0.5], "times from 1 to 0.5: the first has noise, and the last is the least"),
-        ([0.0], "times from 0 to 0: the first has noise"),
+        ([0.1, 0.5, 1.0], "time 1 is 0.5 after 0.1: times must decrease"),
+        ([1.0, 0.5, 0.5, 0.1], "time 2 is 0.5 after 0.5: times .* without repeats"),
+        ([1.0, 0.1, 0.5], "times from 1 to 0.5: the first must have noise, and the last must be the smallest"),
+        ([0.0], "times from 0 to 0: the first must have noise"),
         ([1.0, float("nan"), 0.1], "time 1 is nan: need 1e-05 to 1 for this SDE"),
         ([float("inf"), 0.5], "time 0 is inf: need 1e-05 to 1 for this SDE"),
         ([2.0, 0.5], "time 0 is 2: need 1e-05 to 1 for this SDE"),
