@@ -1,9 +1,9 @@
-"""Step-size control and churn on two bumps in one dimension with a known flow: figures of docs/solvers-measured.md.
+"""Step-size control and churn on a one-dimensional mixture with an exact flow: figures of docs/solvers-measured.md.
 
     OMP_NUM_THREADS=1 python benchmarks/adaptive.py
 
-On the line the probability flow keeps the distribution function, so its end is found by bisection. Evaluations are
-those of the slowest example.
+In one dimension the probability flow preserves the distribution function, so bisection gives its end point. The number
+of evaluations is the slowest example's.
 """
 
 import sys
@@ -26,7 +26,7 @@ TOLERANCES = (1e-2, 1e-3, 1e-4)
 
 
 class Counted:
-    """A denoiser with the number of its calls."""
+    """A denoiser that counts its calls."""
 
     def __init__(self, sde: SDE) -> None:
         self.denoise, self.calls = BUMPS.denoiser(sde, 0.5), 0
@@ -37,13 +37,13 @@ class Counted:
 
 
 def distribution(x: Tensor, at: Marginal) -> Tensor:
-    """P(state < x) under the mixture with the noise of a time."""
+    """Returns P(state < x) under the marginal of the mixture at one time."""
     deviation = torch.sqrt(at.alpha**2 * BUMPS.variances[:, 0] + at.sigma**2)
     return (BUMPS.log_weights.exp() * torch.special.ndtr((x - at.alpha * BUMPS.means[:, 0]) / deviation)).sum(1)
 
 
 def transported(x: Tensor, first: Marginal, last: Marginal) -> Tensor:
-    """The end of the flow from x (B, 1), by bisection."""
+    """Returns the end point of the flow from x (B, 1), by bisection."""
     target, low, high = distribution(x, first), torch.full_like(x, -1e3), torch.full_like(x, 1e3)
     for _ in range(100):
         middle = 0.5 * (low + high)
@@ -53,7 +53,7 @@ def transported(x: Tensor, first: Marginal, last: Marginal) -> Tensor:
 
 
 def tolerances(process: str) -> None:
-    """Evaluations, median and largest error of both orders of ``dpm_adaptive``, 41 starts, down to log-SNR 6."""
+    """Prints evaluations, median and largest error of both orders of ``dpm_adaptive`` over 41 starts, to log-SNR 6."""
     sde = SDES[process]()
     end = sde.time(torch.tensor(6.0, dtype=torch.float64)).item()
     first, last = sde.marginal(sde.t_max), sde.marginal(end)
@@ -71,7 +71,7 @@ def tolerances(process: str) -> None:
 
 
 def excess(step: Step, num_steps: int, num: int) -> tuple[float, int]:
-    """Variance of samples over that of the data, less 1, and evaluations."""
+    """Returns the relative error of the samples' variance, and the number of evaluations."""
     sde, noise, denoise = step.sde, Noise(torch.arange(num)), Counted(step.sde)
     x = sde.prior_std * noise(torch.empty(num, 1, dtype=torch.float64))
     x = sample(step, denoise, x, GRIDS["log_snr"](sde, num_steps), noise)

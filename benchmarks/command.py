@@ -1,4 +1,4 @@
-"""How the command of a benchmark ends: with an exit status, and one line for a missing file or a wrong argument."""
+"""Arguments and exit status of a benchmark's command; a missing file or a wrong argument is a one-line error."""
 
 import sys
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from score_sde.engine.errors import describe, exit_status
 
 
 def paths(*names: str) -> list[Path]:
-    """The paths that a command gives, as many as the names; another number of them ends it with status 2."""
+    """Returns the paths of the command line, one per name; exits with status 2 for any other number of them."""
     given = sys.argv[1:]
     if len(given) != len(names):
         print(f"usage: python benchmarks/{Path(sys.argv[0]).name} {' '.join(names)}", file=sys.stderr)
@@ -20,7 +20,7 @@ def paths(*names: str) -> list[Path]:
 
 
 def existing(path: str) -> str:
-    """The path of a folder or file that must be there.
+    """Returns the path of an existing file or folder.
 
     Raises: FileNotFoundError.
     """
@@ -29,7 +29,7 @@ def existing(path: str) -> str:
 
 
 def end(main: Callable[[], int | None]) -> NoReturn:
-    """Run a benchmark and exit with its status; errors of ours and of files are one line, as those of run.py."""
+    """Run a benchmark and exit with its status; the toolkit's errors and file errors are one line, as in run.py."""
     try:
         sys.exit(main() or 0)
     except (Exception, KeyboardInterrupt) as error:

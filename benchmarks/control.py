@@ -1,14 +1,14 @@
-"""What an evaluation of a guided denoiser costs beside one of the plain denoiser.
+"""Time of an evaluation of a guided denoiser, relative to the plain denoiser.
 
     OMP_NUM_THREADS=1 python benchmarks/control.py
 
-Networks are those of the recipes ``conditional``, ``classifier`` and ``clip`` as they begin: weights take no time. All
-kinds take turns, so that other work on the machine meets them alike; a figure is the median over the rounds of an
-evaluation's time over that of the plain one in the same round.
+The networks are untrained networks of the recipes ``conditional``, ``classifier`` and ``clip``; training does not
+change their speed. All kinds of guidance run in turns, so that other load affects them equally. A figure is the median
+over rounds of an evaluation's time, divided by the plain evaluation's in the same round.
 
     python benchmarks/control.py --samples runs/vpsde/samples/adams-14/samples.npz --classifier runs/classifier
 
-says instead which share of samples a classifier finds to be of each class.
+prints instead the fraction of samples in each class, by a trained classifier.
 """
 
 import argparse
@@ -50,7 +50,7 @@ T = 0.4
 
 
 def models() -> tuple[torch.nn.Module, ...]:
-    """A denoiser that knows labels, a classifier, and a pair of encoders."""
+    """Returns a conditional denoiser, a classifier, and a pair of encoders."""
     made = []
     for name in ("conditional", "classifier", "clip"):
         config = load(name)
@@ -61,7 +61,7 @@ def models() -> tuple[torch.nn.Module, ...]:
 
 
 def kinds(num: int) -> dict[str, Callable[[Tensor], Prediction]]:
-    """x -> an evaluation, of a batch of ``num``."""
+    """Returns, by name, x -> one evaluation of a guided denoiser, for batches of ``num``."""
     denoise, judge, pair = models()
     sde, label = denoise.sde, torch.arange(num) % 10
     target = pair.aim(pair.network.tokens("a three")).detach()
@@ -88,7 +88,7 @@ def kinds(num: int) -> dict[str, Callable[[Tensor], Prediction]]:
 
 
 def shares(samples: Path, folder: Path) -> list[float]:
-    """The share of the samples in each class, by a classifier's run."""
+    """Returns the fraction of the samples in each class, by the classifier of a run."""
     experiment, judge, _ = load_model(stored(folder), folder, Options())
     x = torch.from_numpy(read_npz(samples, "samples")["samples"]).movedim(-1, 1)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def shares(samples: Path, folder: Path) -> list[float]:
 
 
 def main() -> None:
-    """Print the table, or the shares."""
+    """Print the table, or the fractions."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=60)
@@ -108,13 +108,13 @@ def main() -> None:
         print("  ".join(f"{k}: {share:.3f}" for k, share in enumerate(shares(options.samples, options.classifier))))
         return
     torch.set_num_threads(1)
-    asked, x = kinds(options.batch), torch.randn(options.batch, *FACTS.shape)
-    seconds = {name: [] for name in asked}
+    evaluations, x = kinds(options.batch), torch.randn(options.batch, *FACTS.shape)
+    seconds = {name: [] for name in evaluations}
     with torch.no_grad():
         for _ in range(options.rounds + 3):
-            for name, ask in asked.items():
+            for name, evaluate in evaluations.items():
                 start = time.perf_counter()
-                ask(x)
+                evaluate(x)
                 seconds[name].append(time.perf_counter() - start)
     taken = {name: np.array(times[3:]) for name, times in seconds.items()}
     print(f"{options.batch} digits, one thread, medians of {options.rounds} rounds\n")

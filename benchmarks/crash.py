@@ -1,12 +1,11 @@
-"""Break training runs in every way that machines break them, go on by the same command, and compare with a whole run.
+"""Interrupt and damage training runs, resume them by the same command, and compare with an undisturbed run.
 
     python benchmarks/crash.py --kills 100
     python benchmarks/crash.py --kills 20 --processes 2
     python benchmarks/crash.py --kills 8 --others 1
 
-Weights, averages, the optimiser's state, the lines of metrics (but for their speed) and the pictures must be those of a
-run that nothing happened to, to the last bit. Prints a row a fault, as a table in Markdown, and exits with 1 if
-anything was lost.
+Weights, averages, the optimizer's state, the lines of metrics (except their speed) and the pictures must equal the
+undisturbed run's, bit for bit. Prints a Markdown table with one row per fault, and exits with 1 if anything was lost.
 """
 
 import argparse
@@ -49,10 +48,10 @@ KEYS = {
 
 
 class Run:
-    """A training run in a folder, as a process that can be broken.
+    """A training run in a folder, as a process.
 
     Args:
-        processes: started by torchrun if there are several.
+        processes: number of processes; torchrun starts more than one.
     """
 
     def __init__(self, workdir: Path, processes: int, **changes: object) -> None:
@@ -64,23 +63,23 @@ class Run:
         self.command = (start if processes > 1 else [sys.executable]) + [str(ROOT / "run.py"), *flags, *overrides]
 
     def start(self, **options: object) -> subprocess.Popen:
-        """Begin, or go on."""
+        """Start or resume the run."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(self.command, env=environment, start_new_session=True, **pipes, **options)
 
     def finish(self) -> tuple[int, str]:
-        """Go on to the end; the exit status and what was said on standard error."""
+        """Run to the end; returns the exit status and the standard error."""
         process = self.start()
         _, errors = process.communicate()
         return process.returncode, errors
 
     def steps(self) -> list[Path]:
-        """The checkpoints that are there."""
+        """Returns the existing checkpoints."""
         return checkpoint.steps(self.workdir / "checkpoints")
 
     def until(self, process: subprocess.Popen, happened: Callable[[], bool]) -> bool:
-        """Wait for something; whether it happened before the process ended."""
+        """Wait for a condition; returns whether it was met before the process ended."""
         while process.poll() is None:
             if happened():
                 return True
@@ -89,7 +88,7 @@ class Run:
 
 
 def send(run: Run, process: subprocess.Popen, number: int) -> None:
-    """Send a signal to a run; SIGKILL, which nobody passes on, to all processes that torchrun has started for it."""
+    """Send a signal to a run; SIGKILL, which torchrun cannot forward, to all of its processes."""
     if process.poll() is None:
         os.killpg(process.pid, number)
     if number == signal.SIGKILL:
@@ -100,7 +99,7 @@ def send(run: Run, process: subprocess.Popen, number: int) -> None:
 
 
 def state(run: Run) -> dict[str, object]:
-    """All that a run has found, with nothing that depends on the clock."""
+    """Returns all results of a run that do not depend on the clock."""
     last = run.steps()[-1]
     found: dict[str, object] = {"step": last.name}
     digests = checkpoint.read_meta(last)["sha256"]
@@ -115,14 +114,14 @@ def state(run: Run) -> dict[str, object]:
 
 
 def flat(name: str, value: object) -> dict[str, object]:
-    """A nested state as one level of names, tensors as bytes."""
+    """Returns a nested state as one level of names, with tensors as bytes."""
     if isinstance(value, dict):
         return {key: v for inner, part in value.items() for key, v in flat(f"{name}.{inner}", part).items()}
     return {name: value.numpy().tobytes() if isinstance(value, torch.Tensor) else value}
 
 
 def lost(run: Run, whole: dict[str, object]) -> list[str]:
-    """What differs from the run that nothing happened to."""
+    """Returns the differences from the undisturbed run."""
     try:
         found = state(run)
     except (OSError, IndexError, checkpoint.CheckpointError) as error:
@@ -134,10 +133,10 @@ def lost(run: Run, whole: dict[str, object]) -> list[str]:
 
 
 def moments(run: Run, rng: random.Random, whole: float) -> Iterator[Callable[[], bool]]:
-    """Ever new conditions for a kill: some time after the start, and in the middle of writing a checkpoint.
+    """Yields conditions for a kill: some time after the start, or in the middle of writing a checkpoint.
 
     Args:
-        whole: seconds that a run takes.
+        whole: duration of a run in seconds.
     """
     folder = run.workdir / "checkpoints"
 
@@ -146,7 +145,7 @@ def moments(run: Run, rng: random.Random, whole: float) -> Iterator[Callable[[],
         return lambda: time.perf_counter() > marginal
 
     def writing(seconds: float) -> Callable[[], bool]:
-        begin = time.time()  # what an earlier kill has left behind does not count
+        begin = time.time()  # ignores files that an earlier kill left behind
 
         def begun() -> bool:
             with contextlib.suppress(FileNotFoundError):
@@ -164,7 +163,7 @@ def moments(run: Run, rng: random.Random, whole: float) -> Iterator[Callable[[],
 
 
 def kills(folder: Path, whole: dict[str, object], num: int, processes: int, begun: float) -> dict[str, object]:
-    """Kill a run again and again until it has come to its end, and another one, until there were ``num`` kills."""
+    """Kill and resume runs until each reaches its end, with ``num`` kills in total."""
     rng, done, writing, runs, differing = random.Random(0), 0, 0, 0, []
     while done < num:
         run = Run(folder / f"killed-{runs}", processes)
@@ -185,7 +184,7 @@ def kills(folder: Path, whole: dict[str, object], num: int, processes: int, begu
         runs += 1
         print(f"{done} kills, {runs} runs, {differing or 'nothing'} lost", file=sys.stderr, flush=True)
         shutil.rmtree(run.workdir)
-    happened = f"{runs} runs went on to their ends; after {writing} kills half a checkpoint lay there, and was ignored"
+    happened = f"{runs} runs resumed to their ends; {writing} kills left half a checkpoint, which was ignored"
     return {"fault": f"SIGKILL, {processes} processes" if processes > 1 else "SIGKILL", "times": done,
             "happened": happened, "lost": differing}  # fmt: skip
 
@@ -194,7 +193,7 @@ def kills(folder: Path, whole: dict[str, object], num: int, processes: int, begu
 
 
 def stopped(run: Run, number: int) -> tuple[str, list[str]]:
-    """Ask a run to stop in the middle."""
+    """Stop a run by a signal in the middle."""
     process = run.start()
     run.until(process, lambda: len(run.steps()) > 1)
     begin = time.perf_counter()
@@ -202,11 +201,11 @@ def stopped(run: Run, number: int) -> tuple[str, list[str]]:
     _, errors = process.communicate()
     wrong = [] if process.returncode == 128 + number else [f"exit status {process.returncode}: {errors}"]
     seconds = time.perf_counter() - begin
-    return f"a checkpoint at once, exit status {128 + number} after {seconds:.1f} s, went on", wrong
+    return f"a checkpoint at once, exit status {128 + number} after {seconds:.1f} s, resumed", wrong
 
 
 def damage(run: Run, harm: Callable[[Path], object]) -> tuple[str, list[str]]:
-    """Kill a run and harm its newest checkpoint."""
+    """Kill a run and damage its newest checkpoint."""
     process = run.start()
     run.until(process, lambda: len(run.steps()) > 1 and int(run.steps()[-1].name.removeprefix("step_")) > 8)
     send(run, process, signal.SIGKILL)
@@ -215,25 +214,26 @@ def damage(run: Run, harm: Callable[[Path], object]) -> tuple[str, list[str]]:
     process = run.start()
     run.until(process, lambda: bool(list((run.workdir / "checkpoints").glob("damaged_*"))))
     _, errors = process.communicate()
-    told = "warning: " in errors and "taking step_" in errors
-    return "told in a line, set aside; went on from the checkpoint before", [] if told else [f"not told: {errors}"]
+    warned = "warning: " in errors and "taking step_" in errors
+    happened = "warned in one line, set aside; resumed from the previous checkpoint"
+    return happened, [] if warned else [f"no warning: {errors}"]
 
 
 def flip(path: Path) -> None:
-    """Turn over one bit in the middle of a file."""
+    """Flip one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 def full(run: Run) -> tuple[str, list[str]]:
-    """Let no file grow beyond a size, as a full disk or a quota does, from the second checkpoint on."""
+    """Limit the size of files, like a full disk or a quota, from the second checkpoint on."""
     process = run.start()
     run.until(process, lambda: len(run.steps()) > 1)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     _, errors = process.communicate()
-    told = process.returncode == 3 and len(errors.splitlines()) == 1
-    return "exit status 3 and one line; the checkpoint before is whole; went on", [] if told else [errors]
+    expected = process.returncode == 3 and len(errors.splitlines()) == 1
+    return "exit status 3 and one line; the previous checkpoint is intact; resumed", [] if expected else [errors]
 
 
 def second(run: Run) -> tuple[str, list[str]]:
@@ -241,9 +241,9 @@ def second(run: Run) -> tuple[str, list[str]]:
     process = run.start()
     run.until(process, lambda: len(run.steps()) > 0)
     code, errors = Run(run.workdir, 1).finish()
-    told = code == 3 and "another command writes in" in errors
+    expected = code == 3 and "another command writes in" in errors
     process.communicate()
-    return "exit status 3 and one line; the first run went on", [] if told else [f"{code}: {errors}"]
+    return "exit status 3 and one line; the first run continued", [] if expected else [f"{code}: {errors}"]
 
 
 OTHERS: dict[str, Callable[[Run], tuple[str, list[str]]]] = {
@@ -252,7 +252,7 @@ OTHERS: dict[str, Callable[[Run], tuple[str, list[str]]]] = {
     "newest checkpoint: weights truncated": lambda run: damage(
         run, lambda path: os.truncate(path / checkpoint.RAW, 1000)
     ),
-    "newest checkpoint: a bit of an average turned": lambda run: damage(
+    "newest checkpoint: one bit of an average flipped": lambda run: damage(
         run, lambda path: flip(path / "ema-0.999.safetensors")
     ),
     "newest checkpoint: state.pt missing": lambda run: damage(run, lambda path: (path / "state.pt").unlink()),
@@ -263,7 +263,7 @@ OTHERS: dict[str, Callable[[Run], tuple[str, list[str]]]] = {
 
 
 def other(folder: Path, whole: dict[str, object], name: str, times: int) -> dict[str, object]:
-    """A fault, so many times, each on a run of its own that then goes on to its end."""
+    """Inject a fault ``times`` times, each into a new run, which is then resumed to its end."""
     differing, happened = [], ""
     for k in range(times):
         run = Run(folder / f"other-{k}", 1)
@@ -276,12 +276,12 @@ def other(folder: Path, whole: dict[str, object], name: str, times: int) -> dict
 
 
 def main() -> int:
-    """Break runs, and say what was lost."""
+    """Inject the faults and print the losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs at random moments")
-    parser.add_argument("--others", type=int, default=0, help="how often each of the other faults")
-    parser.add_argument("--processes", type=int, default=1, help="that share a run, of the kills")
-    parser.add_argument("--folder", type=Path, default=None, help="for the runs (default: a temporary one)")
+    parser.add_argument("--others", type=int, default=0, help="repetitions of each other fault")
+    parser.add_argument("--processes", type=int, default=1, help="processes of a killed run")
+    parser.add_argument("--folder", type=Path, default=None, help="folder of the runs (default: a temporary one)")
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp())
     rows = []
@@ -289,7 +289,7 @@ def main() -> int:
         run, begin = Run(folder / "whole", args.processes), time.perf_counter()
         code, errors = run.finish()
         if code:
-            raise SystemExit(f"the run that nothing should happen to failed: {errors}")
+            raise SystemExit(f"the undisturbed run failed: {errors}")
         rows.append(kills(folder, state(run), args.kills, args.processes, time.perf_counter() - begin))
     if args.others:
         run = Run(folder / "alone", 1)

@@ -1,12 +1,13 @@
-"""Sample quality over the number of steps and the share of noise, and how much a latent decides.
+"""Sample quality of DDIM by number of steps and eta, and consistency of samples from the same latents.
 
     python run.py --config ddpm --mode train
     python benchmarks/ddim.py runs/ddpm docs/images/ddim.png
 
-Prints table 1 of the DDIM paper for digits, the Frechet distance of ``benchmarks/digits.py`` for each number of steps S
-and each eta, where sigma-hat is DDPM's larger variance; for the linear and the quadratic subsequence of levels at eta =
-0; and, with the samples of 1000 steps for a reference, how far those of fewer steps from the same latents are, relative
-to those of other latents, and how often a classifier sees the same digit. The picture shows the same ten latents.
+Prints table 1 of the DDIM paper for digits: the Frechet distance of ``benchmarks/digits.py`` for each number of steps S
+and each eta (sigma-hat is DDPM's larger variance), and for the quadratic subsequence of levels at eta = 0. A second
+table compares samples of fewer steps with samples of 1000 steps from the same latents: their distance, relative to the
+distance between different latents, and the fraction that a classifier assigns to the same digit. The picture shows ten
+latents.
 
 Reference: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021, sections 5.1, 5.2. arXiv:2010.02502
 """
@@ -41,7 +42,7 @@ MOVES = {
     "1": lambda sde: DDIM(sde, 1.0),
     "sigma-hat": lambda sde: Ancestral(sde, v=1.0),
 }
-"""The column of the table, to the step."""
+"""Column of the table -> step."""
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def main() -> None:
     for num_steps in NUM_STEPS:
         drawn = [sampled(make(sde), num_steps) for make in MOVES.values()]
         deterministic[num_steps] = drawn[0]
-        all_levels = num_steps == sde.t_max  # one subsequence is the other then
+        all_levels = num_steps == sde.t_max  # both subsequences are then equal
         drawn.append(drawn[0] if all_levels else sampled(DDIM(sde), num_steps, "levels_quadratic"))
         print(f"| {num_steps} | {' | '.join(f'{distance(x):.3f}' for x in drawn)} |", flush=True)
 
@@ -83,7 +84,7 @@ def main() -> None:
 
 
 def draw_picture(target: Path, rows: dict[int, np.ndarray]) -> None:
-    """The same latents in columns, the number of steps in rows."""
+    """Draw samples of the same latents, with a column per latent and a row per number of steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(SHOWN * 0.8 + 0.8, len(rows) * 0.8 + 0.5), dpi=120, layout="constrained")

@@ -1,15 +1,15 @@
-"""How good are generated digits? Four figures, each with the bound that a trained model has to meet.
+"""Four figures for the quality of generated digits, each with the bound that a trained model must meet.
 
     python benchmarks/digits.py runs/vpsde/samples/pc-500/samples.npz
 
 Frechet distance   between the samples and all 1,797 digits, in the space of their 24 leading principal components
-confidence         mean largest class probability that a support vector machine, fitted on all digits, gives a sample
-rarest class       share of the samples that it assigns to the class it assigns least
-novelty            mean distance of a sample to the nearest training image, over the same for held-out images
+confidence         mean largest class probability of a sample under a support vector machine fitted to all digits
+rarest class       smallest fraction of the samples that it assigns to one class
+novelty            mean distance of a sample to the nearest training image, relative to the same for test images
 
-Pixels are scaled to [0, 1]. Beside the figures stands what real digits score: the two halves of the data against each
-other for the distance, held-out images for the rest (the classifier has seen them: fitted without, it gives them
-0.95). Exit status 1 if a bound is missed.
+Pixels are scaled to [0, 1]. The last column contains the figures of real digits: the two halves of the data against
+each other for the distance, test images for the rest (the classifier was fitted to them, too; without them, their
+confidence is 0.95). Exit status 1 if a bound is missed.
 """
 
 import json
@@ -30,7 +30,7 @@ from score_sde.engine.files import read_npz
 
 
 class Figure(NamedTuple):
-    """A measured number, its bound, and what real digits score."""
+    """A measured number, its bound, and the number for real digits."""
 
     name: str
     value: float
@@ -44,16 +44,16 @@ class Figure(NamedTuple):
 
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pixels (N, 64) in [0, 1] and the labels (N,) of one split of the real digits."""
+    """Returns the pixels (N, 64) in [0, 1] and the labels (N,) of one split of the real digits."""
     dataset = DATASETS["digits"](split)
     batch = dataset.batch(np.arange(len(dataset)))
     return batch["x"].flatten(1).numpy() / (dataset.levels - 1), batch["label"].numpy()
 
 
 def read(path: Path) -> np.ndarray:
-    """Return the samples of a file as pixels (N, 64) in [0, 1].
+    """Returns the samples of a file as pixels (N, 64) in [0, 1].
 
-    The number of grey levels stands in the manifest beside the file; without one, samples above 16 have 256 levels.
+    The manifest next to the file contains the number of grey levels; without it, samples above 16 have 256 levels.
     """
     samples = read_npz(path, "samples")["samples"]
     manifest = path.with_name("manifest.json")
@@ -62,7 +62,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared 2-Wasserstein distance between the Gaussians with the moments of two sets of vectors.
+    """Returns the squared 2-Wasserstein distance between the Gaussians with the moments of two sets of vectors.
 
         |mean_a - mean_b|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2))
 
@@ -77,7 +77,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def nearest(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the mean, over a, of the Euclidean distance to the nearest vector of b."""
+    """Returns the mean, over a, of the Euclidean distance to the nearest vector of b."""
     squared = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
     return float(np.sqrt(squared.min(1).clip(0)).mean())
 
@@ -88,7 +88,7 @@ def figures(samples: np.ndarray) -> list[Figure]:
     real, label = np.concatenate([train, test]), np.concatenate([train_label, test_label])
     components = PCA(24, svd_solver="full").fit(real)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # scikit-learn 1.9 wants the probabilities asked for elsewhere
+        warnings.simplefilter("ignore", FutureWarning)  # scikit-learn 1.9 deprecates probability=True
         classifier = SVC(kernel="rbf", C=10, probability=True, random_state=0).fit(real, label)
     half = np.random.default_rng(0).permutation(len(real)) < len(real) // 2
 

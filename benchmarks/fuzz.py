@@ -1,10 +1,10 @@
-"""Files and words of strangers against every reader: damaged and hostile inputs, and what became of each.
+"""Fuzzing of every reader of untrusted files and words, with damaged and hostile inputs.
 
 python benchmarks/fuzz.py --inputs 10000
 
-An input is fine, or refused by an error whose exit status is 2 to 5. Anything else is unexpected: another error, more
-than ten seconds, more than 1 GiB beyond what the imports take, a crash, a file that is changed, written or removed, a
-pickle's global, a process or connection. Unexpected inputs are kept below --out, with the line that repeats them.
+A reader must accept an input, or refuse it by an error with exit status 2 to 5. Anything else is unexpected: another
+error, more than ten seconds, more than 1 GiB beyond the imports, a crash, a file changed, written or removed, a
+pickle's global, a process or a connection. Unexpected inputs are kept in --out, with the command that repeats them.
 """
 
 import argparse
@@ -62,7 +62,7 @@ RUNS |= {"socket.connect", "socket.bind", "urllib.Request", "pickle.find_class",
 
 
 class Hang(BaseException):
-    """An input took longer than it may."""
+    """An input took too long."""
 
 
 class Target(NamedTuple):
@@ -70,7 +70,7 @@ class Target(NamedTuple):
 
     make: (rng) -> the files of an input.
     read: (folder with these files) -> None, or an error.
-    seeds: files that the inputs are made of, the first of them whole; reading them imports what is imported late.
+    seeds: files from which inputs are made, the first of them valid; reading them triggers late imports.
     """
 
     make: Callable[[random.Random], Files]
@@ -79,7 +79,7 @@ class Target(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What became of an input: ``accepted``, ``refused`` or ``unexpected``; why; and the seconds it took."""
+    """Result of an input: ``accepted``, ``refused`` or ``unexpected``, the reason, and the duration in seconds."""
 
     kind: str
     why: str
@@ -90,27 +90,27 @@ class Verdict(NamedTuple):
 
 
 class Watch:
-    """Collects what a reader does beyond reading, while it is on; there is one, for a hook is never removed."""
+    """Collects a reader's actions other than reading, while it is on; audit hooks cannot be removed."""
 
     def __init__(self) -> None:
         self.on, self.found = False, []
-        sys.addaudithook(self.hear)
+        sys.addaudithook(self.record)
 
-    def hear(self, event: str, arguments: tuple) -> None:
-        """Called by Python at every event."""
+    def record(self, event: str, arguments: tuple) -> None:
+        """Record an event; Python calls it at every audit event."""
         if self.on and (event in WRITES | RUNS or (event == "open" and writes(arguments))):
             self.found.append(f"{event} {str(arguments[0])[:80] if arguments else ''}")
 
 
 def writes(arguments: tuple) -> bool:
-    """Whether the arguments of an event ``open`` are for writing."""
+    """Returns whether the arguments of an event ``open`` are for writing."""
     _, mode, flags = (*arguments, None, None)[:3]
     written = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if isinstance(flags, int) else 0
     return bool(written or set(str(mode or "")) & set("wax+"))
 
 
 def trial(read: Callable[[Path], None], files: Files, folder: Path, watch: Watch) -> Verdict:
-    """Put the files into an empty folder and read them."""
+    """Write the files to an empty folder and read them."""
     shutil.rmtree(folder, ignore_errors=True)
     outside, kept = folder.with_name(OUTSIDE), b'{"seed": 3}'
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def trial(read: Callable[[Path], None], files: Files, folder: Path, watch: Watch
 
 
 def lay_out(files: Files, folder: Path) -> None:
-    """Make the files, links and pipes of an input."""
+    """Create the files, links and pipes of an input."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         path = folder / name
@@ -152,7 +152,7 @@ def lay_out(files: Files, folder: Path) -> None:
 
 
 def found_in(folder: Path) -> Files:
-    """The files, links and pipes in a folder."""
+    """Returns the files, links and pipes in a folder."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_symlink():
@@ -170,19 +170,19 @@ def _hang(signum: int, frame: object) -> None:
 
 
 class Harm:
-    """What would make a folder when it is unpickled."""
+    """An object whose unpickling would create a folder."""
 
     def __reduce__(self) -> tuple:
         return os.mkdir, ("executed",)
 
 
 def recorded(folder: str, *names: str) -> Files:
-    """Files of a recording, by the names that they get here."""
+    """Returns files of a recording by name."""
     return {name: (RECORDED / folder / name).read_bytes() for name in names}
 
 
 def foreign(name: str) -> list[Files]:
-    """Sources of each kind, one of them with code in its pickle."""
+    """Returns checkpoints of one format, some with code in their pickle."""
     import torch
 
     if name == "score_sde":
@@ -191,7 +191,7 @@ def foreign(name: str) -> list[Files]:
         averaged = [
             value for key, value in content["model"].items() if ".NIN_" in key or not key.endswith((".W", "sigmas"))
         ]
-        torch.save(content | {"ema": content["ema"] | {"shadow_params": averaged}}, whole)  # it was recorded without
+        torch.save(content | {"ema": content["ema"] | {"shadow_params": averaged}}, whole)  # the recording lacks them
         seeds = [{"a.pth": whole.getvalue(), "config.json": found["config.json"]}]
     elif name == "edm":
         found = recorded("edm_models/tiny_song_skip_skip_vp", "model.safetensors", "config.json")
@@ -220,7 +220,7 @@ def foreign(name: str) -> list[Files]:
 
 
 def read_foreign(folder: Path) -> None:
-    """As the mode import does, up to the network."""
+    """Read like the mode import, up to the network."""
     from score_sde.engine.build import make
     from score_sde.engine.importing import facts_of, resolved
     from score_sde.models.checkpoints import FORMATS, recognise
@@ -235,7 +235,7 @@ def read_foreign(folder: Path) -> None:
 
 
 def checkpoint_seeds() -> list[Files]:
-    """A run of a small network, as training writes it."""
+    """Returns the files of a run with a small network, as written by training."""
     import torch
 
     from score_sde.engine import checkpoint
@@ -254,7 +254,7 @@ def checkpoint_seeds() -> list[Files]:
 
 
 def read_checkpoint(folder: Path) -> None:
-    """As the modes that use a run, and as training that goes on."""
+    """Read like modes that use a run, and like resumed training."""
     from score_sde.engine import checkpoint
     from score_sde.engine.load import load as load_run
 
@@ -265,7 +265,7 @@ def read_checkpoint(folder: Path) -> None:
 
 
 def png(number: int, kind: str = "PNG", side: int = 5) -> bytes:
-    """A small image."""
+    """Returns a small image as bytes."""
     from PIL import Image
 
     content, values = io.BytesIO(), np.random.default_rng(number).integers(256, size=(side, 4, 3), dtype=np.uint8)
@@ -274,7 +274,7 @@ def png(number: int, kind: str = "PNG", side: int = 5) -> bytes:
 
 
 def zipped(files: Files) -> bytes:
-    """The files as a zip."""
+    """Returns the files as a zip."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, body in files.items():
@@ -283,7 +283,7 @@ def zipped(files: Files) -> bytes:
 
 
 def images(form: str) -> list[Files]:
-    """Small sets of images in a form."""
+    """Returns small image sets in one form."""
     listing = json.dumps({"labels": [[f"{i:02}.png", i % 3] for i in range(12)]}).encode()
     gray = {f"{i:02}.png": png(2 * i + 1) for i in range(12)}
     sets = [gray | {"dataset.json": listing}, {f"{c}/{i}.png": png(2 * i) for c in "ab" for i in range(6)}]
@@ -314,7 +314,7 @@ def images(form: str) -> list[Files]:
 
 
 def read_set(folder: Path) -> None:
-    """Both splits, some examples of each; in two of four the broken ones are left out, or the limit is small."""
+    """Read some examples of both splits; the input's size selects ``skip_broken`` and a small pixel limit."""
     from score_sde.data import read_images
 
     path = next((folder / name for name in ("x", "x.zip", "x.npy", "x.npz") if (folder / name).exists()), folder)
@@ -325,7 +325,7 @@ def read_set(folder: Path) -> None:
 
 
 def read_paired(folder: Path) -> None:
-    """A set of pairs."""
+    """Read a set of pairs."""
     from score_sde.data import read_pairs
 
     for split in ("test", "train"):
@@ -333,13 +333,13 @@ def read_paired(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> None:
-    """As --config x.json, and as the config.json of a run."""
+    """Read like --config x.json, and like the config.json of a run."""
     load(str(folder / "config.json"))
     stored(folder)
 
 
 def read_words(folder: Path) -> None:
-    """The words of words.json, as what stands behind the name of the program; nothing is run but the import."""
+    """Pass the words of words.json to the command line; only the mode import runs."""
     words = json.loads((folder / "words.json").read_text())
     errors = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stderr(errors):
@@ -354,7 +354,7 @@ def read_words(folder: Path) -> None:
 
 
 def read_override(folder: Path) -> None:
-    """The changes of words.json on the default config, which can be written and read again."""
+    """Apply the overrides of words.json to the default config and serialize it."""
     config = default.get_config()
     override(config, json.loads((folder / "words.json").read_text()))
     to_json(config)
@@ -364,11 +364,11 @@ class Idle:
     """A mode that does nothing."""
 
     def run(self, *arguments: object) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def words_maker(kind: str) -> Callable[[random.Random], Files]:
-    """Inputs of the command line, or of the overrides."""
+    """Returns a maker of inputs for the command line or for overrides."""
     keys = sorted(flat(default.get_config().to_dict()))
     values = {name: [] for name in command_line.define_flags()}
     values |= {"mode": [*command_line.MODES], "config": ["vpsde", "vesde", "a.json"], "workdir": ["w", "."]}
@@ -392,7 +392,7 @@ def words_maker(kind: str) -> Callable[[random.Random], Files]:
 
 
 def idle_modes() -> None:
-    """Let the command line reach modes that do nothing, apart from the import."""
+    """Replace all modes of the command line except import by modes that do nothing."""
     for name in command_line.MODES:
         if name != "import":
             sys.modules[f"idle_{name}"] = Idle()
@@ -400,9 +400,9 @@ def idle_modes() -> None:
 
 
 def make_target(name: str) -> Target:
-    """The target of a name, with its seeds."""
+    """Returns the target of this name, with its seeds."""
     if name == "checkpoint" or name in FOREIGN:
-        importlib.import_module("torch._dynamo")  # as the first network does, for longer than an input may take
+        importlib.import_module("torch._dynamo")  # the first network imports it, longer than the time limit
     if name == "checkpoint":
         seeds = checkpoint_seeds()
 
@@ -424,7 +424,7 @@ def make_target(name: str) -> Target:
     elif name in FOREIGN:
         seeds, read = foreign(name), read_foreign
     else:
-        # It brings torch, which on a busy machine takes longer than an input may.
+        # This imports torch, which exceeds the time limit on a busy machine.
         importlib.import_module("score_sde.data")
         seeds, read = images(name), read_paired if name == "pairs" else read_set
     return Target(lambda rng: changed_files(rng, seeds), read, seeds)
@@ -438,18 +438,18 @@ TARGETS = ("checkpoint", *FOREIGN, "folder", "image", "zip", "npy", "npz", "pair
 
 
 def inputs(target: Target, name: str, seed: int, start: int, count: int) -> Iterator[tuple[int, Files]]:
-    """The numbered inputs of a target."""
+    """Yields the numbered inputs of a target."""
     for number in range(start, start + count):
         yield number, target.make(random.Random(f"{seed} {name} {number}"))
 
 
 def work(name: str, seed: int, start: int, count: int, folder: Path, out: Path) -> None:
-    """In a process of its own: one line for each input, and memory that ends where it should."""
+    """Run in a worker process: print one line per input, under a memory limit."""
     target, watch = make_target(name), Watch()
     warnings.simplefilter("ignore")
     verdicts = [trial(target.read, files, folder / "seed", watch) for files in (*target.seeds, target.seeds[0])]
     if verdicts[-1].kind != "accepted":
-        raise RuntimeError(f"{name}: what is whole is not accepted, so that nothing is measured: {verdicts[-1].why}")
+        raise RuntimeError(f"{name}: the valid seed is not accepted, so nothing is measured: {verdicts[-1].why}")
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + 8 * MEMORY, taken + 8 * MEMORY))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -465,7 +465,7 @@ def work(name: str, seed: int, start: int, count: int, folder: Path, out: Path) 
 
 
 def fuzz(name: str, seed: int, start: int, count: int, out: Path) -> dict:
-    """All inputs of a target, in a process that is started again where it dies; what became of them."""
+    """Run all inputs of a target in a worker process, restarted when it dies; returns the counts of verdicts."""
     found = {"target": name, "inputs": 0, "accepted": 0, "refused": 0, "unexpected": 0, "longest": 0.0}
     end = start + count
     while start < end:
@@ -493,14 +493,14 @@ def fuzz(name: str, seed: int, start: int, count: int, out: Path) -> dict:
 
 
 def count_in(found: dict, verdict: Verdict) -> None:
-    """Count a verdict."""
+    """Add a verdict to the counts."""
     found["inputs"] += 1
     found[verdict.kind] += 1
     found["longest"] = max(found["longest"], verdict.seconds)
 
 
 def keep(files: Path, out: Path, name: str, seed: int, number: int, why: str) -> None:
-    """Keep the files of an unexpected input, with what became of it and the line that repeats it."""
+    """Keep the files of an unexpected input, with its verdict and the command that repeats it."""
     kept = out / f"{name}-{seed}-{number}"
     kept.mkdir(parents=True, exist_ok=True)
     lay_out(found_in(files), kept)
@@ -510,13 +510,13 @@ def keep(files: Path, out: Path, name: str, seed: int, number: int, why: str) ->
 
 
 def main(argv: list[str]) -> int:
-    """Print the table; 1 where anything was unexpected."""
+    """Print the table; returns 1 if anything was unexpected."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--inputs", type=int, default=10_000, help="for each target")
+    parser.add_argument("--inputs", type=int, default=10_000, help="number of inputs per target")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="number of the first input")
     parser.add_argument("--targets", default=",".join(TARGETS))
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "fuzz", help="where unexpected inputs are kept")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "fuzz", help="folder for unexpected inputs")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
     names = given.targets.split(",")

@@ -1,6 +1,6 @@
-"""Damaged and hostile files: bytes that flip, break off and mix, and whole formats that say what they should not.
+"""Damaged and hostile files: flipped, truncated and mixed bytes, and well-formed files with invalid content.
 
-Everything follows from a ``random.Random``, so that an input is known by its target, seed and number.
+All choices use a ``random.Random``, so target, seed and number determine an input.
 """
 
 import copy
@@ -16,10 +16,10 @@ from typing import Any
 
 PIPE = "pipe"
 OUTSIDE = "outside"
-"""A file of the user, beside the folder of an input."""
+"""A file of the user, next to the folder of an input."""
 
 LINKS = ["/dev/zero", "/dev/full", "/proc/kmsg", "/proc/self/mem", ".", "..", "nowhere"]
-"""Where links of strangers lead, beside to themselves and to ``OUTSIDE``."""
+"""Targets of hostile links, besides themselves and ``OUTSIDE``."""
 
 Files = dict[str, bytes | str]
 """Name -> content of a regular file, the target of a link, or ``PIPE``."""
@@ -73,9 +73,10 @@ WORDS += [b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"IHDR", b"IDAT", b"\x93N
 
 
 def damaged(rng: random.Random, content: bytes, other: bytes) -> bytes:
-    """The content with one to four injuries: a bit, a word, a piece gone, doubled or from another file, the end gone.
+    """Returns the content with one to four errors.
 
-    Places near both ends, where headers and directories are, are as likely as all others together.
+    An error is a flipped bit, a foreign word, a piece removed, repeated or taken from another file, or a truncation.
+    Positions near both ends, where headers and directories are, are as likely as all others together.
     """
     found = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 4])):
@@ -108,7 +109,7 @@ def _place(rng: random.Random, size: int) -> int:
 
 
 def hostile_json(rng: random.Random, content: bytes, other: bytes) -> bytes:
-    """The same JSON with one to three values or keys that are others; or nested too deeply."""
+    """Returns the JSON with one to three values or keys changed, or JSON nested too deeply."""
     try:
         root = [json.loads(content)]
     except (ValueError, RecursionError):
@@ -129,7 +130,7 @@ def hostile_json(rng: random.Random, content: bytes, other: bytes) -> bytes:
             )
         else:
             new = rng.choice([rng.choice(HOSTILE), rng.choice(NUMBERS), rng.choice(list(_entries(root)))[1]])
-            holder[key] = copy.deepcopy(new)  # for one that holds itself is no JSON
+            holder[key] = copy.deepcopy(new)  # a value that contains itself is not JSON
     return json.dumps(root[0]).encode()
 
 
@@ -139,7 +140,7 @@ def _entries(value: Any) -> list[tuple[Any, Any]]:
 
 
 def hostile_safetensors(rng: random.Random, content: bytes, other: bytes) -> bytes:
-    """Safetensors whose header is JSON still, and lies; or whose length of the header does."""
+    """Returns safetensors with a well-formed but wrong header, or a wrong header length."""
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 + size:
         return damaged(rng, content, other)
@@ -149,7 +150,7 @@ def hostile_safetensors(rng: random.Random, content: bytes, other: bytes) -> byt
 
 
 def hostile_npy(rng: random.Random, content: bytes, other: bytes) -> bytes:
-    """An .npy with another header over the same bytes."""
+    """Returns an .npy with another header before the same bytes."""
     start = 10 + int.from_bytes(content[8:10], "little")
     descr = rng.choice(
         ["|u1", "<i8", "<f4", "<f2", "|O", "<U9", "|V0", "|S0", ">u4", "<c16", "|b1", "<M8[s]", [("a", "|u1")], 3, ""]
@@ -170,7 +171,7 @@ def hostile_npy(rng: random.Random, content: bytes, other: bytes) -> bytes:
 
 
 def hostile_png(rng: random.Random, content: bytes, other: bytes) -> bytes:
-    """A PNG of whole chunks with right checksums: other sizes and modes, chunks lost and doubled, bombs of text."""
+    """Returns a PNG with valid checksums, but wrong sizes or modes, missing or repeated chunks, or text bombs."""
     chunks, at = [], 8
     while at + 12 <= len(content):
         length = int.from_bytes(content[at : at + 4], "big")
@@ -207,7 +208,7 @@ def hostile_png(rng: random.Random, content: bytes, other: bytes) -> bytes:
 
 
 def hostile_zip(rng: random.Random, content: bytes, other: bytes) -> bytes:
-    """A whole zip: entries damaged as their kind is, renamed, doubled, lost, nested; sizes and methods that lie."""
+    """Returns a zip with damaged, renamed, repeated, missing or nested entries, or wrong sizes and methods."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = [[name, archive.read(name)] for name in archive.namelist()]
@@ -252,17 +253,17 @@ WHOLE: dict[str, Callable[[random.Random, bytes, bytes], bytes]] = {
     ".pt": hostile_zip,
     ".pth": hostile_zip,
 }
-"""Ending -> how such a file is made anew, so that it is one still."""
+"""Suffix -> function that returns a hostile but well-formed file of this format."""
 
 
 def changed(rng: random.Random, name: str, content: bytes, other: bytes) -> bytes:
-    """The content of a file, damaged, or made anew as its ending says."""
-    anew = next((make for ending, make in WHOLE.items() if name.lower().endswith(ending)), damaged)
-    return rng.choice([anew, anew, damaged])(rng, content, other)
+    """Returns the content of a file, damaged, or hostile in the format of its suffix."""
+    hostile = next((make for ending, make in WHOLE.items() if name.lower().endswith(ending)), damaged)
+    return rng.choice([hostile, hostile, damaged])(rng, content, other)
 
 
 def changed_files(rng: random.Random, seeds: list[Files]) -> Files:
-    """One of the seeds with one or two of its files changed, exchanged, gone, or a link or pipe."""
+    """Returns one of the seeds with one or two of its files changed, exchanged, removed, or made a link or pipe."""
     files = dict(rng.choice(seeds))
     for _ in range(rng.choice([1, 1, 1, 2])):
         name, other = rng.choice(sorted(files)), rng.choice(seeds)
@@ -281,7 +282,7 @@ def changed_files(rng: random.Random, seeds: list[Files]) -> Files:
 
 
 def linked(files: Files, rng: random.Random, name: str) -> None:
-    """Put a pipe or a link in place of a file, or a link in place of one of the folders above it."""
+    """Replace a file by a pipe or a link, or one of its parent folders by a link."""
     kind = rng.randrange(4)
     if kind == 0:
         files[name] = PIPE
@@ -299,23 +300,23 @@ def _target(rng: random.Random, name: str) -> str:
 
 
 def signed(files: Files, meta: str) -> Files:
-    """Files of a checkpoint with the digests in its meta.json that make them whole again, as a stranger would."""
+    """Returns the files of a checkpoint with valid digests in its meta.json, as an attacker would provide them."""
     try:
         values = json.loads(files[meta])
         digests = dict.fromkeys(values["sha256"])
-        told = {key: value for key, value in values.items() if key != "sha256"}
+        rest = {key: value for key, value in values.items() if key != "sha256"}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return files
     folder = meta.rpartition("/")[0]
     for name in digests:
-        content = json.dumps(told).encode() if name == "meta.json" else files.get(f"{folder}/{name}", b"")
+        content = json.dumps(rest).encode() if name == "meta.json" else files.get(f"{folder}/{name}", b"")
         content = content if isinstance(content, bytes) else b""
         digests[name] = hashlib.sha256(content).hexdigest()
-    return files | {meta: json.dumps({**told, "sha256": digests}).encode()}
+    return files | {meta: json.dumps({**rest, "sha256": digests}).encode()}
 
 
 def expression(rng: random.Random, depth: int = 0) -> str:
-    """Text of a value as one writes it on a command line, or something like it."""
+    """Returns the text of a value for a command line, or similar text."""
     words = [
         "1",
         "-1",
@@ -358,7 +359,7 @@ def expression(rng: random.Random, depth: int = 0) -> str:
 
 
 def command(rng: random.Random, flags: Mapping[str, list[str]], keys: list[str]) -> list[str]:
-    """Some words: flags and keys, known ones and misspelt ones, with values that fit and that do not."""
+    """Returns words of a command line: flags and keys, valid and misspelt, with valid and invalid values."""
     words = [f"--{name}={rng.choice(flags[name])}" for name in ("mode", "config")] if rng.randrange(4) else []
     for _ in range(rng.choice([0, 1, 1, 2, 3, 7])):
         name = rng.choice(list(flags))

@@ -1,15 +1,15 @@
-"""What a log-density costs and how far it is off: the classic recipe beside ours, in one run.
+"""Cost and error of a log-density: the classic recipe and ours, in one run.
 
-    python benchmarks/likelihood.py              on a mixture whose density is known exactly
-    python benchmarks/likelihood.py runs/vpsde   on a trained network, against its own flow solved tightly
+    python benchmarks/likelihood.py              on a mixture with an exact density
+    python benchmarks/likelihood.py runs/vpsde   on a trained network, against a tight solution of its own flow
 
-The mixture stands for the digits of scikit-learn in 64 dimensions: for each digit five Gaussians, by k-means, with the
-twelve leading directions of their examples and a floor of 0.05. Errors are in bits/dim of one example, over 96 of its
-draws (24 test digits for a network), a third of them where the trace is exact, and with three draws of the probes.
+The mixture models the digits of scikit-learn in 64 dimensions: five Gaussians per digit, by k-means, with the twelve
+leading directions of their examples and a floor of 0.05. Errors are in bits/dim of one example, over 96 draws of the
+mixture (24 test digits for a network) and three draws of the probes; rows with the exact trace use a third of them.
 
-The classic recipe is that of Song et al., 2021: x and the log-density over t by scipy's RK45 with rtol = atol = 1e-5,
-one step for the whole batch, one Rademacher probe for all of the way, the state copied through numpy each time. Times
-are those of one thread for one example, medians of interleaved rounds, relative to the classic recipe.
+The classic recipe follows Song et al., 2021: scipy's RK45 integrates x and the log-density over t with rtol = atol =
+1e-5, one step size for the whole batch and one fixed Rademacher probe, and copies the state through numpy at each
+evaluation. Times are for one example on one thread, medians of interleaved rounds, relative to the classic recipe.
 """
 
 import math
@@ -45,7 +45,7 @@ SHAPE = 1, 8, 8
 
 
 class Problem(NamedTuple):
-    """Examples, the flow that their density is asked of, and the truth in nats."""
+    """Examples, a flow, and their exact log-densities in nats."""
 
     sde: SDE
     denoise: Denoiser
@@ -54,12 +54,12 @@ class Problem(NamedTuple):
     truth: Tensor
 
     def some(self, num: int) -> "Problem":
-        """The same of the first examples."""
+        """Returns the problem with the first ``num`` examples only."""
         return self._replace(x=self.x[:num], truth=self.truth[:num])
 
 
 class Answer(NamedTuple):
-    """Log-densities in nats, and what they cost an example: forwards of the network, products with its Jacobian."""
+    """Log-densities in nats, and their cost per example: forwards of the network and products with its Jacobian."""
 
     nats: Tensor
     forwards: float
@@ -67,7 +67,7 @@ class Answer(NamedTuple):
 
 
 def mixture() -> Problem:
-    """Draws of the mixture of digits, by VP."""
+    """Returns draws of the mixture of digits, under VP."""
     law, sde = digits64(), SDES["vpsde"](t_min=1e-5)
     x = law.sample(96, torch.Generator().manual_seed(31337))
     denoise, guess = law.denoiser(sde), moment_matched(law)
@@ -80,7 +80,7 @@ def mixture() -> Problem:
 
 
 def network(workdir: Path) -> Problem:
-    """Test digits with noise within their levels, and a run in float64."""
+    """Returns dequantized test digits, and the network of a run in float64."""
     config = stored(workdir)
     experiment, denoiser, _ = load(config, workdir, Options())
     values = torch.as_tensor(read_dataset(config, "test").batch(np.arange(24))["x"]).double()
@@ -91,7 +91,7 @@ def network(workdir: Path) -> Problem:
 
 
 def classic(tolerance: float, exact: bool = False) -> Callable[[Problem, int], Answer]:
-    """The published recipe; ``exact`` takes the trace itself in the place of the probe."""
+    """Returns the published recipe; ``exact`` replaces the probe by the exact trace."""
 
     def solve(problem: Problem, seed: int) -> Answer:
         sde, x, calls = problem.sde, problem.x, 0
@@ -111,7 +111,7 @@ def classic(tolerance: float, exact: bool = False) -> Callable[[Problem, int], A
                 move = drift(t, y)
             with torch.enable_grad():
                 y.requires_grad_()
-                again = drift(t, y)  # as published: once for the move, once for its divergence
+                again = drift(t, y)  # as published: a second evaluation for the divergence
                 divergence = sum(
                     (torch.autograd.grad(again, y, v, retain_graph=True)[0] * v).flatten(1).sum(1) for v in probes
                 )
@@ -127,7 +127,7 @@ def classic(tolerance: float, exact: bool = False) -> Callable[[Problem, int], A
 
 
 def ours(solver: Solver, probes: int = 0, kind: str = "rademacher") -> Callable[[Problem, int], Answer]:
-    """The library's answer, with the exact trace for 0 probes."""
+    """Returns the library's log-density, with the exact trace for 0 probes."""
 
     def solve(problem: Problem, seed: int) -> Answer:
         draw = Noise(torch.arange(len(problem.x)) + 1000 * seed)
@@ -147,7 +147,7 @@ def ours(solver: Solver, probes: int = 0, kind: str = "rademacher") -> Callable[
 
 
 def rows(trained: bool) -> dict[str, Callable[[Problem, int], Answer]]:
-    """What is measured, by name; the first is the classic recipe."""
+    """Returns the contenders by name; the first is the classic recipe."""
     return {
         "classic: RK45 1e-5, one probe": classic(1e-5),
         "classic: RK45 1e-3, one probe": classic(1e-3),
@@ -173,7 +173,7 @@ def main() -> None:
     for round in range(ROUNDS):
         for name, solve in rows(trained).items():
             if round and "exact" in name:
-                continue  # the same again
+                continue  # deterministic: equal in every round
             problem = whole.some(len(whole.x) // 3) if "exact" in name else whole
             start = time.perf_counter()
             answer = solve(problem, round)

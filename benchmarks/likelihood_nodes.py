@@ -1,10 +1,11 @@
-"""The error of a log-density by dimension and nodes of the solver, and on bare levels; exact laws under VP.
+"""Error of a log-density by dimension and solver nodes, and on discrete levels; exact distributions under VP.
 
     python benchmarks/likelihood_nodes.py
 
-Errors are root mean square and mean, in bits/dim of one example, with the exact trace and from the true law at t_max:
-the solver's own. The mixtures ``clusters`` are of 12 Gaussians with random means, each wide in a third of its
-directions. Bare levels have two bumps, and the noise of ``truncated_normal``.
+Errors are root mean square and mean, in bits/dim of one example. The trace is exact, and the density starts from the
+true marginal at t_max, so the errors are the solver's alone. The mixtures ``clusters`` have 12 Gaussians with random
+means, each wide in a third of its directions. The weights of the levels follow two bumps, and their noise is
+``truncated_normal``.
 """
 
 import math
@@ -27,14 +28,14 @@ LAWS_OF_NODES = ((nodes.CENTRE, nodes.WEIGHT), (0.6, 0.8), (0.3, 0.8))
 
 
 def spiral() -> GaussianMixture:
-    """Points with noise of 0.03 along one and a half turns in the plane."""
+    """Returns points along one and a half turns of a spiral in the plane, with noise 0.03."""
     angle = 1.5 * math.pi + 3 * math.pi * (torch.arange(300).double() + 0.5) / 300
     curve = torch.stack([angle * angle.cos() - 2, angle * angle.sin() - 2 / (3 * math.pi)], 1)
     return GaussianMixture(torch.ones(300).double(), curve / 10, 0.03**2)
 
 
 def clusters(dimensions: int) -> GaussianMixture:
-    """Twelve Gaussians of deviations 0.3 and 0.08."""
+    """Returns twelve Gaussians with standard deviations 0.3 and 0.08."""
     generator = torch.Generator().manual_seed(dimensions)
     means = 0.8 * torch.randn(12, dimensions, generator=generator, dtype=torch.float64)
     bases = torch.linalg.qr(torch.randn(12, dimensions, dimensions, generator=generator, dtype=torch.float64)).Q
@@ -44,14 +45,14 @@ def clusters(dimensions: int) -> GaussianMixture:
 
 
 def levels(num: int) -> GaussianMixture:
-    """So many bare levels in [-1, 1]."""
+    """Returns a distribution on ``num`` levels in [-1, 1], without noise."""
     centres = (torch.arange(num).double() + 0.5) * 2 / num - 1
     weights = torch.exp(-0.5 * ((centres + 0.5) / 0.25) ** 2) + 0.6 * torch.exp(-0.5 * ((centres - 0.4) / 0.3) ** 2)
     return GaussianMixture(weights, centres[:, None], 0.0)
 
 
 def error(law: GaussianMixture, guess: Gaussian, state: Tensor, t: float, solver: AdamsPECE) -> str:
-    """Of the solver, for states (N, D) at time t."""
+    """Returns the solver's error as text, for states (N, D) at time t."""
     sde = SDES["vpsde"]()
     denoise = law.denoiser(sde)
     found = log_prob(sde, denoise, state, guess, Exact(), t, solver, lambda x: denoise.log_prob(x, sde.t_max)).nats
@@ -60,7 +61,7 @@ def error(law: GaussianMixture, guess: Gaussian, state: Tensor, t: float, solver
 
 
 def continuous(name: str, law: GaussianMixture, num: int, budgets: tuple[int, ...]) -> None:
-    """Rows of one law, one for each law of the nodes."""
+    """Print the rows of one data distribution, one per distribution of the nodes."""
     sde, generator = SDES["vpsde"](), torch.Generator().manual_seed(7)
     (alpha, sigma, _), x = sde.marginal(sde.t_min), law.sample(num, generator)
     state = alpha * x + sigma * torch.randn(x.shape, dtype=x.dtype, generator=generator)
@@ -72,7 +73,7 @@ def continuous(name: str, law: GaussianMixture, num: int, budgets: tuple[int, ..
 
 
 def bare(num: int) -> None:
-    """Rows of so many bare levels, without nodes at the edge and with them."""
+    """Print the rows of ``num`` discrete levels, without and with nodes at the edge."""
     law, sde, width = levels(num), SDES["vpsde"](), 2 / num
     generator, t = torch.Generator().manual_seed(3), data_time("truncated_normal", sde, width)
     x = law.sample(300, generator)

@@ -1,4 +1,4 @@
-"""The noise of fresh Rademacher probes: turned by a Walsh matrix, as the library has them, and drawn anew.
+"""Noise of fresh Rademacher probes: rotated by a Walsh matrix, as in the library, or redrawn at each evaluation.
 
     python benchmarks/likelihood_probes.py              on the mixture of digits, as images and as vectors
     python benchmarks/likelihood_probes.py runs/vpsde   on a trained network as well
@@ -25,11 +25,11 @@ from score_sde.sde_lib.process import Time  # noqa: E402
 from score_sde.sde_lib.trace import redrawn  # noqa: E402
 
 ROWS = ((8, 1), (16, 1), (24, 1), (32, 1), (48, 1), (32, 4), (32, 16))
-"""Evaluations, and probes at each."""
+"""Evaluations, and probes per evaluation."""
 
 
 def flattened(problem: Problem) -> Problem:
-    """The same on vectors, whose entries are in no order."""
+    """Returns the problem on flattened examples, whose entries have no spatial order."""
     shape = problem.x.shape[1:]
 
     def vectors(x: Tensor, t: Time) -> Prediction:
@@ -40,7 +40,7 @@ def flattened(problem: Problem) -> Problem:
 
 
 def error(problem: Problem, evaluations: int, probes: int, turn: bool) -> float:
-    """Root mean square over examples and draws."""
+    """Returns the root mean square error over examples and draws."""
     found = []
     for draw in range(3):
         trace = Hutchinson(Noise(torch.arange(len(problem.x)) + 1000 * draw), probes, fresh=True)

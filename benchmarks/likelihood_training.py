@@ -1,11 +1,11 @@
-"""Bits per dimension of held-out digits by what training minimises, for each of four processes.
+"""Bits per dimension of test digits by training loss, for each of four processes.
 
     python benchmarks/likelihood_training.py runs
 
-Trains what is not in the folder yet, two minutes each, as <sde>-<weight>, and measures each by the probability flow and
-by the variational bound. The columns: ``edm``, the recipe of the configs; ``simple``, the squared error of the noise at
-uniform times, as DDPM has it; ``likelihood``, the bound itself, at times of even log-SNR, which takes its range out of
-the variance (Song, Durkan, Murray, Ermon, 2021). The last row sees bare levels in training, without noise within bins.
+Trains the runs <sde>-<weight> that the folder lacks, two minutes each, and measures each by the probability flow and by
+the variational bound. The columns are ``edm``, the recipe of the configs; ``simple``, the squared error of the noise at
+uniform times, as in DDPM; and ``likelihood``, the bound itself at times even in log-SNR, which reduces its variance
+(Song, Durkan, Murray, Ermon, 2021). The last row trains on discrete levels without dequantization.
 """
 
 import json
@@ -31,7 +31,7 @@ ROWS = {
     "cosine": ("cosine", EDM, "uniform"),
     "vpsde-raw": ("vpsde", ["--config.train.dequantize=False"], "truncated_normal"),
 }
-"""Row: the config, what all of its runs have besides, and the noise that the measurement puts into levels."""
+"""Row -> config, further flags of all its runs, and the dequantization of the measurement."""
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def check(status: int) -> None:
-    """End where a command did not do its work."""
+    """Exit with the status of a command that failed."""
     if status:
         sys.exit(status)
 

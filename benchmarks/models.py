@@ -1,12 +1,12 @@
-"""Every model of docs/models.md: trained, sampled, measured, and its row of the table.
+"""Trains, samples and measures every model of docs/models.md, and prints its table.
 
-    python benchmarks/models.py                    all of them, in about an hour on two cores
-    python benchmarks/models.py ddpm "--config ncsn "   those whose command holds one of these texts
+    python benchmarks/models.py                    all models, in about an hour on two cores
+    python benchmarks/models.py ddpm "--config ncsn "   models whose command contains one of these texts
 
-Each row is two or three commands of ``run.py``, printed as they are run: training, 1,000 samples, and for some the
-bound. The figure of merit is the Frechet distance of ``benchmarks/digits.py``; bits/dim are the bound of a chain.
-Seconds are of one core of the CPU, start-up included. Rows that are done stand in runs/models.json and are not run
-again; all of them are printed at the end.
+Each row runs and prints two or three commands of ``run.py``: training, 1,000 samples, and the bound for discrete-time
+processes. The figure of merit is the Frechet distance of ``benchmarks/digits.py``; bits/dim are the bound. Seconds are
+CPU time of one core, start-up included. Finished rows are kept in runs/models.json and not run again; the table at the
+end contains all of them.
 """
 
 import json
@@ -28,12 +28,12 @@ NUM_SAMPLES = 1000
 
 
 class Model(NamedTuple):
-    """A row: what it is, and the arguments of ``run.py`` that train and sample it.
+    """A row: the name of a model, and the arguments of ``run.py`` that train and sample it.
 
     Args:
-        bound: whether its run is a chain, whose bound is measured.
-        needs: configs that are trained before it.
-        pairs: the command that draws what it is trained on.
+        bound: whether to measure the bound, for discrete-time processes.
+        needs: configs to train first.
+        pairs: arguments of the command that draws the training pairs.
     """
 
     name: str
@@ -78,7 +78,7 @@ MODELS = [
 
 
 def run(arguments: str) -> float:
-    """Run one command of ``run.py`` on one thread; returns the seconds of the CPU that it took."""
+    """Run one command of ``run.py`` on one thread; returns its CPU time in seconds."""
     print(f"python run.py {arguments}", flush=True)
     command = [sys.executable, str(ROOT / "run.py"), *arguments.split()]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -88,12 +88,12 @@ def run(arguments: str) -> float:
 
 
 def results() -> dict:
-    """What has been measured so far."""
+    """Returns the results so far."""
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}, "trained": {}}
 
 
 def keep(part: str, key: str, value: object) -> None:
-    """Add one result to what stands in the file by now."""
+    """Add one result to the file."""
     RESULTS.parent.mkdir(exist_ok=True)
     found = results()
     found[part][key] = value
@@ -101,7 +101,7 @@ def keep(part: str, key: str, value: object) -> None:
 
 
 def measure(model: Model) -> dict:
-    """Train unless that was done for an earlier row, sample, and measure."""
+    """Train, unless an earlier row did, sample, and measure."""
     for config in (*model.needs, model.config):
         if config not in results()["trained"]:
             if model.pairs and config == model.config:
@@ -129,14 +129,14 @@ def measure(model: Model) -> dict:
 
 
 def table(rows: list[dict], trained: dict[str, float]) -> str:
-    """The rows in Markdown."""
+    """Returns the rows in Markdown."""
     lines = [
         "| model | config | training | sampling | evaluations | 1,000 samples | Frechet | confidence | bits/dim |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         flags = row["command"].split("--mode sample")[1].replace(f"--num_samples {NUM_SAMPLES}", "").strip()
-        how = f"`{flags}`" if flags else "as the config says"
+        how = f"`{flags}`" if flags else "as in the config"
         bits = f"{row['bits_per_dim']:.3f}" if row["bits_per_dim"] else ""
         lines.append(
             f"| {row['name']} | `{row['config']}` | {trained[row['config']]:.0f} s | {how} | {row['nfe']:g} | "
@@ -146,7 +146,7 @@ def table(rows: list[dict], trained: dict[str, float]) -> str:
 
 
 def main() -> None:
-    """Measure what is not yet measured, and print the table."""
+    """Measure the missing rows, and print the table."""
     wanted = sys.argv[1:]
     keys = [f"--config {model.config} {model.sampler}" for model in MODELS]
     for key, model in zip(keys, MODELS, strict=True):

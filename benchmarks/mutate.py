@@ -1,14 +1,14 @@
-"""Which random changes of the source do the quick tests notice?
+"""Mutation testing: random changes of the source, and the quick tests that notice them.
 
     CALLS=calls python -m pytest -q -n 2 -m "not slow" -p tests.calls
     python benchmarks/mutate.py --calls calls --number 150 --seed 0 --out mutants.json
 
-The first command records which functions each test calls (tests/calls.py). The second draws functions of ``sde_lib``,
-``samplers``, ``engine`` and ``data``, changes each in one place, and runs tests that call it until one fails. Mutants
-are written to a copy of the project in a temporary folder, one at a time.
+The first command records the functions that each test calls (tests/calls.py). The second draws functions of
+``sde_lib``, ``samplers``, ``engine`` and ``data``, changes each in one place, and runs tests that call it until one
+fails. Mutants are written to a copy of the project in a temporary folder, one at a time.
 
-Results are saved after each mutant; the same command goes on where it was stopped. With ``--again OTHER.json`` the
-mutants are those of an earlier run, and the test that failed then is tried first. Exit status 1 if a mutant survives.
+Results are saved after each mutant, and the same command resumes an interrupted run. ``--again OTHER.json`` repeats the
+mutants of an earlier run and tries the test that failed then first. Exit status 1 if a mutant survives.
 """
 
 import argparse
@@ -41,14 +41,14 @@ SWAPPED |= {ast.BitOr: ast.BitAnd, ast.And: ast.Or, ast.Or: ast.And, ast.Lt: ast
 SWAPPED |= {ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is}
 SWAPPED |= {ast.In: ast.NotIn, ast.NotIn: ast.In}
 LEFT_OUT = (ast.Expr, ast.AugAssign, ast.Raise, ast.Break, ast.Continue)
-"""Statements that may be left out; assignments and returns change in another way."""
+"""Statements that may be left out; assignments and returns are changed instead."""
 
 
 # --- one change of one node -------------------------------------------------------------------------------------------
 
 
 def changes(node: ast.AST) -> Iterator[ast.AST]:
-    """Other nodes for a node, each one mistake away."""
+    """Yields replacements of a node, each one mistake away."""
     if isinstance(node, LEFT_OUT):
         yield ast.Pass()
     if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in SWAPPED:
@@ -73,7 +73,7 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def changed(node: ast.AST, **fields: object) -> ast.AST:
-    """The node with other values for some of its fields."""
+    """Returns the node with other values for some of its fields."""
     return type(node)(**{name: getattr(node, name, None) for name in node._fields} | fields)
 
 
@@ -82,13 +82,13 @@ def is_none(node: ast.AST) -> bool:
 
 
 def places(node: ast.AST) -> Iterator[ast.AST]:
-    """Nodes below a function that may change: none in docstrings, annotations, decorators, defaults or messages."""
+    """Yields the nodes that may change: none in docstrings, annotations, decorators, defaults or messages."""
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return
     yield node
     if isinstance(node, ast.Raise | ast.JoinedStr | ast.arguments):
         return
-    if isinstance(node, ast.keyword) and node.arg == "strict":  # of zip: an assertion of what holds
+    if isinstance(node, ast.keyword) and node.arg == "strict":  # zip's assertion of equal lengths
         return
     for name, field in ast.iter_fields(node):
         if name not in {"annotation", "returns", "decorator_list"}:
@@ -101,7 +101,7 @@ def places(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def mutant_of(path: str, source: str, name: str, function: ast.FunctionDef, generator: random.Random) -> dict | None:
-    """A random mutant of a function that compiles: the text of the function before and after."""
+    """Returns a random mutant of a function that compiles, with the function's text before and after."""
     candidates = [(old, new) for statement in function.body for old in places(statement) for new in changes(old)]
     lines = source.encode().splitlines(keepends=True)
 
@@ -132,7 +132,7 @@ def compiles(path: str, source: bytes) -> bool:
 
 
 def drawn(number: int, seed: int) -> list[dict]:
-    """One mutant for each of so many random functions, in random order."""
+    """Returns one mutant for each of ``number`` random functions, in random order."""
     generator = random.Random(seed)
     paths = [path.relative_to(ROOT) for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
     sources = {str(path): (ROOT / path).read_text() for path in paths}
@@ -146,11 +146,12 @@ def drawn(number: int, seed: int) -> list[dict]:
 
 
 def chosen(tests: dict, function: str, seconds: float, first: str | None) -> list[tuple[list[str], float]]:
-    """Tests that call a function, in three turns, each with its time; all turns together take no longer than allowed.
+    """Returns tests that call a function, in up to three turns, each with its time; ``seconds`` limits their total.
 
-    The first turn is the test that is named, if it is there. Then come the three modules of tests most of whose tests
-    call the function, then ten more. Within a module come the cheapest case of each test, then the second. A function
-    that no test calls in its own process is left to the modules of tests that name its file.
+    The first turn is the test ``first``, if it exists. The second turn has the three test modules with the largest
+    fraction of tests that call the function, the third turn ten more. Within a module the cheapest case of each test
+    comes first, then the second cheapest. For a function that no test calls in its own process, the tests are the
+    modules that mention the name of its file.
     """
     modules = collections.Counter(module_of(name) for name in tests)
     calling = {name: cost for name, (cost, called) in tests.items() if function in called}
@@ -197,10 +198,10 @@ class Failure:
 
 
 def outcome(folder: Path, tests: list[str], seconds: float) -> tuple[str, str | None]:
-    """Killed or survived, and the test that failed first.
+    """Returns "killed" or "survived", and the test that failed first.
 
-    The tests run in a fork of this process, which has imported PyTorch already. Its processor time is limited, and a
-    mutant that needs ten times that of its tests, and a minute, is killed.
+    The tests run in a fork of this process, which has already imported PyTorch. A mutant is killed when its CPU time
+    exceeds ten times its tests' time plus a minute.
     """
     answer = folder / "failure"
     answer.unlink(missing_ok=True)
@@ -235,7 +236,7 @@ def outcome(folder: Path, tests: list[str], seconds: float) -> tuple[str, str | 
 
 
 def copied(folder: Path) -> Path:
-    """A copy of the project, without its runs."""
+    """Returns a copy of the project, without its runs."""
     left_out = shutil.ignore_patterns(".git", ".venv", "runs", ".hypothesis", ".pytest_cache", ".ruff_cache")
     return shutil.copytree(ROOT, folder / "tree", ignore=left_out)
 
@@ -243,12 +244,12 @@ def copied(folder: Path) -> Path:
 def main() -> int:
     """Print a line for each mutant; return 1 if one survives."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--calls", type=Path, required=True, help="folder that tests/calls.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="results, in JSON; those there are kept")
-    parser.add_argument("--number", type=int, default=150, help="mutants, one a function")
+    parser.add_argument("--calls", type=Path, required=True, help="folder written by tests/calls.py")
+    parser.add_argument("--out", type=Path, required=True, help="results in JSON; existing ones are kept")
+    parser.add_argument("--number", type=int, default=150, help="mutants, one per function")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=30.0, help="time of the tests of one mutant")
-    parser.add_argument("--again", type=Path, help="results of an earlier run: take its mutants")
+    parser.add_argument("--again", type=Path, help="results of an earlier run, whose mutants to repeat")
     options = parser.parse_args()
     tests = {}
     for path in sorted(options.calls.glob("*.json")):
@@ -269,7 +270,7 @@ def main() -> int:
             print(line(results[-1]), flush=True)
         killers = sorted({result["by"] for result in results if result["by"] in tests})
         if killers and outcome(tree, killers, 60.0 * len(killers))[0] != "survived":
-            print("a test that killed a mutant fails without one, too")
+            print("a test that killed a mutant also fails without one")
             return 1
     killed = sum(result["outcome"] == "killed" for result in results)
     print(f"{killed} of {len(results)} mutants killed")
@@ -280,7 +281,7 @@ def main() -> int:
 
 
 def tried(tree: Path, mutant: dict, tests: dict, seconds: float) -> dict:
-    """The outcome of a mutant, by which test, and out of how many."""
+    """Returns the outcome of a mutant, the test that killed it, and the number of tests."""
     path = tree / mutant["file"]
     source = path.read_text() if path.exists() else ""
     if source.count(mutant["before"]) != 1:
@@ -288,7 +289,7 @@ def tried(tree: Path, mutant: dict, tests: dict, seconds: float) -> dict:
     turns = chosen(tests, f"{mutant['file']}:{mutant['function']}", seconds, mutant.get("by"))
     times, result, by = path.stat(), "survived", None
     path.write_text(source.replace(mutant["before"], mutant["after"]))
-    os.utime(path, (times.st_atime, times.st_mtime + 10))  # else Python might take the bytecode of the original
+    os.utime(path, (times.st_atime, times.st_mtime + 10))  # else Python may use the bytecode of the original
     try:
         for taken, cost in turns:
             result, by = outcome(tree, taken, cost)
@@ -298,12 +299,12 @@ def tried(tree: Path, mutant: dict, tests: dict, seconds: float) -> dict:
         path.write_text(source)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     if result.startswith("error") and outcome(tree, taken[:1], cost)[0] == "survived":
-        result, by = "killed", "what all tests import"
+        result, by = "killed", "the imports of all tests"
     return {"outcome": result, "by": by, "tests": sum(len(taken) for taken, _ in turns)}
 
 
 def line(result: dict) -> str:
-    """A mutant and its outcome."""
+    """Returns a mutant and its outcome as a line."""
     change = f"{result['old']}  ->  {result['new']}".replace("\n", " ")
     change = change if len(change) < 110 else change[:107] + "..."
     by = f"  [{result['by']}]" if result["by"] else f"  [{result['tests']} tests]"
@@ -311,7 +312,7 @@ def line(result: dict) -> str:
 
 
 def import_once() -> None:
-    """Import the packages of others that the tests use, before the forks."""
+    """Import third-party packages of the tests before forking."""
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True
     for name in ("hypothesis", "matplotlib.pyplot", "ml_collections", "safetensors.torch", "scipy.stats", "sklearn"):

@@ -1,9 +1,9 @@
-"""Which known mistakes does the selftest notice? Writes the tables of docs/selftest.md.
+"""Runs the selftest with each known mistake in the library, and writes the tables of docs/selftest.md.
 
     python benchmarks/mutations.py
 
-The mistakes of tests/mutations.py are put into the library one at a time, and the selftest runs in float64 until its
-first failed row. Exit status 1 if a mistake passes.
+The mistakes of tests/mutations.py are injected one at a time, and the selftest runs in float64 until its first failed
+row. Exit status 1 if a mistake passes.
 """
 
 import sys
@@ -22,7 +22,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "selftest.md"
 
 
 def main() -> int:
-    """Print a row for each mistake, and write the tables of the page; return 0 if all are noticed, else 1."""
+    """Print a row for each mistake, and write the tables of the page; returns 0 if all are noticed, else 1."""
     setting, counts = Setting(torch.device("cpu"), torch.float64), {}
     for group in CHECKS:
         rows = list(results(group, setting))
@@ -57,13 +57,13 @@ def main() -> int:
 
 
 def replaced(page: str, name: str, text: str) -> str:
-    """The page with another text between the comments ``name`` and ``end``."""
+    """Returns the page with the text between the comments ``name`` and ``end`` replaced."""
     before, _, rest = page.partition(f"<!-- {name} -->\n")
     return f"{before}<!-- {name} -->\n{text}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
 
 
 def first_sentence(group: str) -> str:
-    """What a group checks: the first line of its module."""
+    """Returns the first line of the docstring of a group's module."""
     return sys.modules[CHECKS[group].__module__].__doc__.strip().splitlines()[0].rstrip(".")
 
 

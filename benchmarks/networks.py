@@ -1,13 +1,13 @@
-"""The same network here and in the code that it was published with: time of a training step, and memory.
+"""Time of a training step and memory of networks, ours and in their published code.
 
     OMP_NUM_THREADS=1 python benchmarks/networks.py --score_sde PATH --guided_diffusion PATH --edm PATH
 
 The paths are checkouts of yang-song/score_sde_pytorch, openai/guided-diffusion and NVlabs/edm (which needs the package
-requests); diffusers is taken where it can be imported. What is not there is left out.
+requests); diffusers is an installed package. Missing ones are skipped.
 
-A step is forward, mean square, backward, on a batch of 4 images (3, 32, 32), with 32 channels at the finest level. Each
-contender is a process of its own, and the two of a row take turns, so that both meet the same machine: medians of CPU
-time, and by how much the resident set grew from before the first of these steps to its peak.
+A step is forward, mean square and backward on a batch of 4 images (3, 32, 32), with 32 channels at the finest level.
+Each contender is a separate process, and the two of a row run in turns, so that other load affects both equally. The
+table contains medians of CPU time, and the growth of the resident set from before the first step to its peak.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BATCH, CHANNELS, SIDE, WARM = 4, 32, 32, 3
 
 
 def ours(name: str, **options: Any) -> Any:
-    """A network of the toolkit."""
+    """Returns a network of the toolkit."""
     sys.path.insert(0, str(ROOT))
     from score_sde.models import NETWORKS
 
@@ -35,20 +35,20 @@ def ours(name: str, **options: Any) -> Any:
 
 
 def score_sde(path: str, config: str) -> Any:
-    """A network of score_sde_pytorch; its CUDA kernels are not compiled, for it has a path of its own on the CPU."""
+    """Returns a network of score_sde_pytorch, without its CUDA kernels, which the CPU does not use."""
     sys.path.insert(0, path)
     with mock.patch("torch.utils.cpp_extension.load"):
-        from models import ddpm, ncsnpp, utils  # noqa: F401  (which enter themselves)
+        from models import ddpm, ncsnpp, utils  # noqa: F401  (they register themselves)
     spec = importlib.util.spec_from_file_location("config", Path(path) / "configs" / f"{config}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    told = module.get_config()
-    told.model.nf = CHANNELS
-    return utils.get_model(told.model.name)(told)
+    settings = module.get_config()
+    settings.model.nf = CHANNELS
+    return utils.get_model(settings.model.name)(settings)
 
 
 def guided_diffusion(path: str) -> Any:
-    """The U-Net of guided diffusion."""
+    """Returns the U-Net of guided diffusion."""
     sys.path.insert(0, path)
     from guided_diffusion.unet import UNetModel
 
@@ -59,7 +59,7 @@ def guided_diffusion(path: str) -> Any:
 
 
 def edm(path: str, name: str, **options: Any) -> Any:
-    """A U-Net of EDM."""
+    """Returns a U-Net of EDM."""
     sys.path.insert(0, path)
     from training import networks
 
@@ -70,7 +70,7 @@ def edm(path: str, name: str, **options: Any) -> Any:
 
 
 def diffusers(path: str) -> Any:
-    """The U-Net of diffusers as it loads DDPM."""
+    """Returns the U-Net of diffusers with the options of its DDPM checkpoints."""
     from diffusers import UNet2DModel
 
     network = UNet2DModel(
@@ -124,13 +124,13 @@ ROWS = {
     ),
     "UNet2DModel": ("diffusers", {}, {"name": "ddpm"}),
 }
-"""Network -> whose it is, with which options there, and with which here."""
+"""Network -> (published code, its options there, its options here)."""
 
 PEERS = {"score_sde": score_sde, "guided_diffusion": guided_diffusion, "edm": edm, "diffusers": diffusers}
 
 
 def work(row: str, path: str) -> None:
-    """Build one contender, then do a step for each line that comes in and answer with its seconds."""
+    """Build one contender, then run a step for each line of the input and print its seconds and the memory growth."""
     import torch
 
     torch.set_num_threads(1)
@@ -145,7 +145,7 @@ def work(row: str, path: str) -> None:
         for parameter in parameters:
             parameter.grad = None
 
-    step(1)  # loads what a first step loads
+    step(1)  # triggers late imports and allocations
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident()
     print(sum(p.numel() for p in parameters), flush=True)
@@ -156,23 +156,23 @@ def work(row: str, path: str) -> None:
 
 
 def resident() -> float:
-    """Resident set in MB."""
+    """Returns the resident set size in MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
 def peak() -> float:
-    """Its peak in MB."""
+    """Returns the peak resident set size in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def contender(row: str, path: str = "") -> subprocess.Popen:
-    """The process of one."""
+    """Returns the process of one contender; without a path it is ours."""
     command = [sys.executable, __file__, "--worker", row, path]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def compare(row: str, path: str, rounds: int) -> None:
-    """Print a line of the table."""
+    """Measure both contenders of a row and print the line of the table."""
     pair = contender(row), contender(row, path)
     counts = [process.stdout.readline().strip() for process in pair]
     if not all(counts) or counts[0] != counts[1]:

@@ -1,8 +1,9 @@
-"""What the toolkit costs beyond the network: a sampling step, a training step, the start of a command.
+"""Overhead of the toolkit beyond the network: a sampling step, a training step, the start of a command.
 
     OMP_NUM_THREADS=1 python benchmarks/overhead.py
 
-CPU time of one thread; contenders interleaved in one process, medians. The network of the config vpsde, batch 64.
+Numbers are medians of CPU time on one thread, with contenders interleaved in one process. The network is the one of
+the config vpsde, with batches of 64.
 """
 
 import statistics
@@ -36,7 +37,7 @@ class Instant(torch.nn.Module):
 
 
 def cpu_ms(*contenders: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
-    """Median CPU time of each in milliseconds, taken in turns."""
+    """Returns the median CPU time of each contender in milliseconds, measured in turns."""
     times = [[] for _ in contenders]
     for contender in contenders:
         contender()
@@ -49,7 +50,7 @@ def cpu_ms(*contenders: Callable[[], object], rounds: int = ROUNDS) -> list[floa
 
 
 def sampling() -> None:
-    """Milliseconds a step beyond the network, but for the adaptive sampler and the one of learned variances."""
+    """Print milliseconds per step beyond the network for all samplers except ``ode`` and ``ancestral_learned``."""
     config = load("vpsde")
     trainer = Trainer(config, Path(tempfile.mkdtemp()), read_dataset(config, "train"))
     experiment = trainer.experiment
@@ -74,7 +75,7 @@ def sampling() -> None:
 
 
 def training() -> None:
-    """A whole training step against forward, backward and fused optimiser step of the same network."""
+    """Print the time of a training step, and of forward, backward and fused optimizer step of the same network."""
     config = load("vpsde")
     trainer = Trainer(config, Path(tempfile.mkdtemp()), read_dataset(config, "train"))
     network = build(config, trainer.experiment.facts).network.train()
@@ -93,7 +94,7 @@ def training() -> None:
 
 
 def starting() -> None:
-    """Seconds until --help has answered, and CPU seconds until one training step is done and saved."""
+    """Print the seconds of --help, and the CPU seconds from the start to the end of the first training step."""
     taken = []
     for _ in range(5):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The picture of the README: digits on their way from noise to data, and a density in the plane.
+"""Picture of the README: trajectories from noise to digits, and a density in the plane.
 
 python run.py --config vpsde --mode train
 python run.py --config points --mode train --config.data.name=swiss_roll --workdir runs/swiss_roll
@@ -25,7 +25,7 @@ ROWS, MOMENTS, CELLS = 6, 10, 120
 
 
 def digits(workdir: Path) -> torch.Tensor:
-    """States of a predictor-corrector trajectory at evenly spaced steps, (ROWS, MOMENTS, 8, 8) in [0, 1]."""
+    """Returns states of predictor-corrector trajectories at evenly spaced steps, (ROWS, MOMENTS, 8, 8) in [0, 1]."""
     config = stored(workdir)
     experiment, denoise, _ = load(config, workdir, Options())
     sde, times, noise = experiment.sde, make_times(config, experiment), Noise(torch.arange(ROWS))
@@ -37,7 +37,7 @@ def digits(workdir: Path) -> torch.Tensor:
 
 
 def density(workdir: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Coordinates of the cells along an axis, and the model's density in them."""
+    """Returns the coordinates of the cells along an axis, and the model's density in the cells."""
     config = stored(workdir)
     experiment, denoise, _ = load(config, workdir, Options())
     cells = torch.linspace(-1, 1, CELLS) * 0.6 * experiment.facts.diameter
@@ -47,7 +47,7 @@ def density(workdir: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def main() -> None:
-    """Draw both and write the picture."""
+    """Draw both panels and write the picture."""
     from matplotlib.figure import Figure
 
     digit_run, plane_run, target = paths("DIGITS_RUN", "POINTS_RUN", "PICTURE.png")

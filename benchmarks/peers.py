@@ -1,12 +1,12 @@
-"""Solvers of other packages as functions of one shape: (denoise, y, ratios) -> y at the last ratio.
+"""Solvers of other packages with a common signature: (denoise, y, ratios) -> y at the last ratio.
 
-With y = x / alpha and r = sigma / alpha every package sees what it calls a variance-exploding process with sigma = r,
-or diffusers, which divides by sqrt(1 + r^2), a variance-preserving one; none steps to r = 0. All of it is float64, in
-diffusers too: its tables are replaced by the ratios, and where it rounds a state to float32, that is the state's own.
+With y = x / alpha and r = sigma / alpha, each package solves a variance-exploding process with sigma = r; diffusers,
+which divides by sqrt(1 + r^2), solves a variance-preserving one. None steps to r = 0. All computations are in float64:
+the ratios replace the tables of diffusers, and its casts to float32 keep the dtype of the state.
 
-Solvers that give the same numbers in two packages are here once: k-diffusion's Euler and LMS are azula's DDIM and zAB4,
-azula's Heun is k-diffusion's, diffusers' DEIS is azula's zEAB and its DPM++2S k-diffusion's. Its multistep DPM++, which
-ends with a lower order below 15 moves, is here beside k-diffusion's.
+A solver that gives equal numbers in two packages is listed once: k-diffusion's Euler and LMS equal azula's DDIM and
+zAB4, azula's Heun equals k-diffusion's, diffusers' DEIS equals azula's zEAB, and its DPM++2S equals k-diffusion's. The
+multistep DPM++ of diffusers ends with a lower order below 15 moves, and is listed in addition to k-diffusion's.
 """
 
 import importlib
@@ -31,14 +31,14 @@ Solve = Callable[[Denoise, Tensor, Tensor], Tensor]
 
 
 class Peer(NamedTuple):
-    """A solver and its evaluations a move."""
+    """A solver and its number of evaluations per move."""
 
     solve: Solve
     cost: int = 1
 
 
 def peers(sde: SDE) -> tuple[dict[str, Peer], dict[str, str | None]]:
-    """All solvers by name, and the version of each package, None if it is not installed."""
+    """Returns all solvers by name, and the version of each package, None if it is not installed."""
     found, versions = {"Euler in t (textbook)": Peer(partial(_euler_in_time, sde))}, {}
     for package, rows in {"azula": _azula, "k_diffusion": _k_diffusion, "diffusers": _diffusers}.items():
         installed = importlib.util.find_spec(package) is not None
@@ -48,7 +48,7 @@ def peers(sde: SDE) -> tuple[dict[str, Peer], dict[str, str | None]]:
 
 
 def _euler_in_time(sde: SDE, denoise: Denoise, y: Tensor, ratios: Tensor) -> Tensor:
-    """score_sde's way: dx/dt = f x - g^2 score / 2, by Euler in t."""
+    """Euler's method in t for dx/dt = f x - g^2 score / 2, as in score_sde."""
     times = sde.time(-2 * torch.log(ratios)).tolist()
     x = sde.marginal(times[0]).alpha * y
     for t, s, ratio in zip(times, times[1:], ratios.tolist()):
@@ -99,7 +99,7 @@ def _k_diffusion() -> dict[str, Peer]:
 
 
 def k_diffusion_sampling() -> ModuleType:
-    """``k_diffusion.sampling`` alone: the rest of the package, and what that imports, is not for sampling."""
+    """Returns ``k_diffusion.sampling`` without importing the rest of the package and its dependencies."""
     package = ModuleType("k_diffusion")
     package.__path__ = list(importlib.util.find_spec("k_diffusion").submodule_search_locations)
     unused = ("torchsde", "torchdiffeq", "torchvision", "torchvision.transforms")
@@ -160,7 +160,7 @@ def _diffusers() -> dict[str, Peer]:
 
 
 class _Torch:
-    """The module torch, to be changed for one importer alone."""
+    """The module torch with attributes that can be replaced for a single importer."""
 
     def __init__(self, module: ModuleType) -> None:
         self._module = module

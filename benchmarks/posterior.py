@@ -1,16 +1,16 @@
-"""What samplers of a posterior are worth: their law beside the true one, by number of evaluations.
+"""Errors of posterior samplers against the exact posterior, by number of evaluations.
 
     OMP_NUM_THREADS=1 python benchmarks/posterior.py
 
-Data are a mixture of two Gaussians in four dimensions, the denoiser is exact, and of the posterior given y = A x_0 +
-std n everything is known. Two measurements: two of the four entries, without noise, which is inpainting; and two sums
-of all entries, with noise. A cell has three errors of the samples:
+The data are a mixture of two Gaussians in four dimensions, the denoiser is exact, and the posterior given y = A x_0 +
+std n has a closed form. Of the two measurements, one takes two of the four entries without noise, which is inpainting,
+and the other two sums of all entries with noise. A cell contains three errors of the samples:
 
     |mean - true| / sqrt(tr C),    |covariance - C| / |C|,    weight of the first component - true,
 
-C the true covariance and the norms Frobenius'. A method is called biased where one of them is above four standard
-errors at the most evaluations; the exact conditional denoiser, with the same step and grid, says what of that is the
-step's. Steps are ancestral, on ``log_snr``, where no other is named.
+where C is the true covariance and the norms are Frobenius'. A method is called biased if one of them exceeds four
+standard errors at the most evaluations. The exact conditional denoiser, with the same step and grid, separates the
+error of the step. Steps are ancestral, on ``log_snr``, unless the row names others.
 """
 
 import argparse
@@ -57,12 +57,12 @@ class Problem(NamedTuple):
     posterior: GaussianMixture
 
     def forward(self, x: Tensor) -> Tensor:
-        """A x."""
+        """Returns A x."""
         return x @ self.matrix.mT
 
 
 class Errors(NamedTuple):
-    """Of mean, covariance and weight; or their standard errors."""
+    """Errors of mean, covariance and weight, or their standard errors."""
 
     mean: float
     covariance: float
@@ -73,7 +73,7 @@ class Errors(NamedTuple):
 
 
 def data() -> GaussianMixture:
-    """Two elongated Gaussians across each other."""
+    """Returns a mixture of two elongated Gaussians in different directions."""
     generator = torch.Generator().manual_seed(3)
     turns = torch.linalg.qr(torch.randn(2, 4, 4, dtype=torch.float64, generator=generator)).Q
     spread = torch.tensor([[0.6, 0.3, 0.1, 0.03], [0.4, 0.4, 0.05, 0.05]], dtype=torch.float64)
@@ -82,7 +82,7 @@ def data() -> GaussianMixture:
 
 
 def problems(mixture: GaussianMixture) -> dict[str, Problem]:
-    """Both measurements, of values that leave both components likely."""
+    """Returns both measurements, with values that leave both components likely."""
     entries = torch.eye(4, dtype=torch.float64)[:2]
     sums = torch.tensor([[0.5, 0.5, -0.5, 0.5], [0.7, -0.3, 0.4, 0.5]], dtype=torch.float64)
     found = {}
@@ -93,7 +93,7 @@ def problems(mixture: GaussianMixture) -> dict[str, Problem]:
 
 
 def moment_matched(mixture: GaussianMixture) -> Gaussian:
-    """Mean and covariance of the mixture."""
+    """Returns the moment-matched Gaussian of the mixture."""
     variances, directions = torch.linalg.eigh(mixture.covariance)
     return Gaussian(mixture.mean, 1.0, variances, directions)
 
@@ -103,7 +103,7 @@ Method = Callable[[int, Tensor, Noise], Tensor]
 
 
 def methods(sde: SDE, mixture: GaussianMixture, problem: Problem) -> dict[str, Method]:
-    """The rows of a table."""
+    """Returns the methods of a table by name."""
     denoise, guess, step = mixture.denoiser(sde), moment_matched(mixture), Ancestral(sde)
     exact = problem.posterior.denoiser(sde)
     guided = {
@@ -135,7 +135,7 @@ def methods(sde: SDE, mixture: GaussianMixture, problem: Problem) -> dict[str, M
 
 
 def first_share(mixture: GaussianMixture, x: Tensor) -> Tensor:
-    """p(first component | x_0), whose mean over a posterior is the weight that the component has there; (N,)."""
+    """Returns p(first component | x_0), whose mean over the posterior is the component's weight; (N,)."""
     parts = [
         GaussianMixture(torch.ones(1).double(), mixture.means[k, None], mixture.variances[k], mixture.bases[k, None])
         for k in (0, 1)
@@ -145,7 +145,7 @@ def first_share(mixture: GaussianMixture, x: Tensor) -> Tensor:
 
 
 def errors(x: Tensor, share: Tensor, posterior: GaussianMixture) -> Errors:
-    """Of samples x (N, 4)."""
+    """Returns the errors of samples x (N, 4)."""
     mean, covariance = posterior.mean, posterior.covariance
     return Errors(
         ((x.mean(0) - mean).norm() / covariance.trace().sqrt()).item(),
@@ -155,21 +155,21 @@ def errors(x: Tensor, share: Tensor, posterior: GaussianMixture) -> Errors:
 
 
 def standard_errors(x: Tensor, share: Tensor, posterior: GaussianMixture) -> Errors:
-    """Root mean square of the errors of as many exact draws as x (N, 4), which are such."""
+    """Returns the standard errors for N exact draws, from exact draws x (N, 4)."""
     offset, size = x - posterior.mean, math.sqrt(len(x))
     products = (offset[:, :, None] * offset[:, None, :]).var(0).sum().sqrt()
     return Errors(1 / size, (products / posterior.covariance.norm()).item() / size, share.std().item() / size)
 
 
 def verdict(found: Errors, chance: Errors) -> str:
-    """Which of the errors are more than chance."""
+    """Returns, as text, the errors above four standard errors."""
     shown = f"mean {found.mean:.2f}", f"covariance {found.covariance:.2f}", f"weight {found.weight:+.2f}"
     biased = [text for text, error, one in zip(shown, found, chance) if abs(error) > 4 * one]
     return f"biased: {', '.join(biased)}" if biased else "no bias seen"
 
 
 def table(sde: SDE, mixture: GaussianMixture, problem: Problem, num: int) -> None:
-    """Print the rows."""
+    """Print the table of one measurement."""
     drawn = problem.posterior.sample(num, torch.Generator().manual_seed(5))
     chance = standard_errors(drawn, first_share(mixture, drawn), problem.posterior)
     print(f"standard errors: mean {chance.mean:.3f}, covariance {chance.covariance:.3f}, weight {chance.weight:.3f}\n")

@@ -1,7 +1,7 @@
-"""Problems for solvers whose answer is known: a law, a process, starts, and where the exact flow takes them.
+"""Problems with known solutions: a data distribution, a process, starts, and the end points of the exact flow.
 
-Errors are told in y = x / alpha, the state as data. Starts and answers are float64; answers are kept in a folder of the
-system's temporary ones, by their content.
+Errors are measured in y = x / alpha, the state in units of the data. Starts and end points are float64. End points are
+cached in the system's temporary folder, by a hash of the problem.
 """
 
 import hashlib
@@ -35,20 +35,23 @@ TIGHT = DormandPrince(1e-11, 1e-12)
 
 
 def gmm1d() -> GaussianMixture:
-    """Three Gaussians on a line."""
+    """Returns three Gaussians in one dimension."""
     weights, means, stds = torch.tensor([[0.3, 0.4, 0.3], [-0.8, 0.1, 0.9], [0.05, 0.2, 0.1]]).double()
     return GaussianMixture(weights, means[:, None], stds[:, None] ** 2)
 
 
 def gmm2d() -> GaussianMixture:
-    """Eight Gaussians on a circle, the last three times as likely as the first."""
+    """Returns eight Gaussians on a circle; the last is three times as likely as the first."""
     angles = torch.arange(8).double() * torch.pi / 4
     weights = torch.linspace(0.5, 1.5, 8, dtype=torch.float64)
     return GaussianMixture(weights, 0.7 * torch.stack([angles.cos(), angles.sin()], 1), 0.05**2)
 
 
 def digits64() -> GaussianMixture:
-    """The digits of scikit-learn: for each five Gaussians, by k-means, of their leading directions and a floor."""
+    """Returns a mixture for the digits of scikit-learn.
+
+    Each digit has five Gaussians, by k-means, with the leading directions of their examples and a variance floor.
+    """
     images, labels = load_digits(return_X_y=True)
     images, weights, means, covariances = torch.from_numpy(images / 8 - 1), [], [], []
     for digit in range(10):
@@ -75,10 +78,10 @@ PROCESSES: dict[str, Callable[[], SDE]] = {
 
 
 class LowRank:
-    """``law.denoiser(sde)`` in a tenth of the time, where covariances have few directions and one floor for all others.
+    """``law.denoiser(sde)`` in a tenth of the time, for covariances of low rank plus a multiple of the identity.
 
     Args:
-        rank: leading directions of each covariance, 0 or more; the variances of the others have to be alike.
+        rank: leading directions of each covariance, 0 or more; the other directions must have equal variances.
     """
 
     def __init__(self, law: GaussianMixture, sde: SDE, rank: int) -> None:
@@ -107,12 +110,12 @@ class LowRank:
 
 
 class Problem(NamedTuple):
-    """What a solver is given, and where it should arrive.
+    """Inputs of a solver, and the exact end points.
 
-    key: hash of all of it.
-    gaussian: moment-matched Gaussian of the data, isotropic.
-    dimensions: over which the data spread.
-    y, ends: starts at t_max and the flow's answer at t_min, both x / alpha; (N, *) float64.
+    key: hash of the problem.
+    gaussian: isotropic moment-matched Gaussian of the data.
+    dimensions: effective number of dimensions of the data.
+    y, ends: starts at t_max and end points of the flow at t_min, both x / alpha; (N, *) float64.
     """
 
     key: str
@@ -125,7 +128,7 @@ class Problem(NamedTuple):
 
 
 def exact(mixture: str, process: str, num: int, seed: int) -> Problem:
-    """A key of ``MIXTURES`` under one of ``PROCESSES``."""
+    """Returns the problem of a key of ``MIXTURES`` under one of ``PROCESSES``."""
     law, sde = MIXTURES[mixture](), PROCESSES[process]()
     denoise = LowRank(law, sde, 0 if law.bases is None else DIRECTIONS)
     content = (law.log_weights, law.means, law.variances, *(() if law.bases is None else (law.bases,)))
@@ -134,7 +137,10 @@ def exact(mixture: str, process: str, num: int, seed: int) -> Problem:
 
 
 def trained(workdir: Path, num: int, seed: int) -> Problem:
-    """A run's network; it hears log-SNR in float32, so its own flow cannot be solved as tightly as an exact one."""
+    """Returns the problem of a run's network.
+
+    The network receives log-SNR in float32, so its flow cannot be solved as tightly as an exact one.
+    """
     experiment, denoise, _ = load(stored(workdir), workdir, Options())
     gaussian = experiment.gaussian.isotropic().like(torch.zeros((), dtype=torch.float64))
     content = tuple(denoise.state_dict().values())
@@ -143,9 +149,9 @@ def trained(workdir: Path, num: int, seed: int) -> Problem:
 
 
 def calibrated(workdir: Path, num: int) -> tuple[Step, Tensor]:
-    """The step and the times of ``run.py --mode sample --sampler adams`` for a run that was tuned down to its t_min.
+    """Returns step and times of ``run.py --mode sample --sampler adams`` for a run tuned down to its t_min.
 
-    Raises: CheckpointError or ValueError where there is no plan of this many moves, or it was made for something else.
+    Raises: CheckpointError or ValueError if the run has no plan of this many moves, or its conditions differ.
     """
     config = stored(workdir)
     config.sample.t_min = 0.0
@@ -168,7 +174,7 @@ def problem(
     seed: int,
     solver: DormandPrince = TIGHT,
 ) -> Problem:
-    """Starts and their ends, worked out once for the same content, process, number and seed."""
+    """Returns starts and end points, computed once per content, process, number and seed."""
     levels = [tuple(sde.marginal(t.item())) for t in torch.linspace(sde.t_min, sde.t_max, 9).double()]
     key = _hash(*content, levels, num, seed, str(solver))
     z = torch.randn(num, *gaussian.mean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -184,12 +190,12 @@ def problem(
 
 
 def moment_matched(law: GaussianMixture) -> Gaussian:
-    """N(mean, s^2 I) of a law on vectors, with its mean variance."""
+    """Returns N(mean, s^2 I) of a distribution of vectors, with s^2 its mean variance."""
     return Gaussian(law.mean, law.covariance.trace().item() / law.mean.numel())
 
 
 def cached(name: str, make: Callable[[], Tensor]) -> Tensor:
-    """What ``make`` returns, from the file of this name if there is one."""
+    """Returns ``make()``, from the file of this name if it exists."""
     CACHE.mkdir(exist_ok=True)
     path = CACHE / name
     if not path.exists():

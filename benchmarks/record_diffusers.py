@@ -1,10 +1,10 @@
-"""Record what diffusers' UNet2DModel answers in the style of NCSN++, with ScoreSdeVeScheduler: tests/data/diffusers.
+"""Record outputs of diffusers' UNet2DModel in the style of NCSN++, with ScoreSdeVeScheduler: tests/data/diffusers.
 
     pip install diffusers safetensors && python benchmarks/record_diffusers.py
 
-tiny_ncsnpp is a pipeline as ``save_pretrained`` writes it, with weights in half precision that ran in single precision.
-drawn_ncsnpp attends at a level of 128 channels, the fewest at which ours are alike: too many weights to be stored, so
-``tests/foreign.py`` draws them again from their names and shapes.
+tiny_ncsnpp is a pipeline written by ``save_pretrained``, with weights in half precision that ran in single precision.
+drawn_ncsnpp has attention at a level of 128 channels, the fewest at which ours equals it. Its weights are too many to
+store, so ``tests/foreign.py`` draws them again from their names and shapes.
 """
 
 import json
@@ -63,16 +63,16 @@ def main() -> None:
         sigma = torch.tensor([0.02, 0.4, 6.0, 90.0])
         noise = torch.from_numpy(source.standard_normal((4, 3, 8, 8))).float()
         x = torch.from_numpy(source.random_sample((4, 3, 8, 8))).float() + column(sigma) * noise
-        told = {"x": x, "t": sigma}
+        arrays = {"x": x, "t": sigma}
         if network.config.num_class_embeds:
-            told["class_labels"] = torch.tensor([0, 2, 1, 2])
-        given = {"class_labels": told["class_labels"]} if "class_labels" in told else {}
+            arrays["class_labels"] = torch.tensor([0, 2, 1, 2])
+        labels = {"class_labels": arrays["class_labels"]} if "class_labels" in arrays else {}
         with torch.no_grad():
-            told["out"] = network(x, sigma, **given).sample
-            told["out_scalar_t"] = network(x, sigma[1], **given).sample
+            arrays["out"] = network(x, sigma, **labels).sample
+            arrays["out_scalar_t"] = network(x, sigma[1], **labels).sample
         pipeline = ScoreSdeVePipeline(unet=network.half(), scheduler=ScoreSdeVeScheduler(**SCHEDULER))
         pipeline.save_pretrained(folder, variant="fp16")
-        np.savez_compressed(folder / "io.npz", **{key: value.numpy() for key, value in told.items()})
+        np.savez_compressed(folder / "io.npz", **{key: value.numpy() for key, value in arrays.items()})
         if name.startswith("drawn"):
             (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").unlink()
             (folder / "io.npz").rename(folder / "answers.npz")

@@ -1,4 +1,4 @@
-"""The picture of the processes: log-SNR over time, and a digit's latents on their way to noise under each of them.
+"""Picture of the processes: log-SNR over time, and noisy states of a digit over time under each process.
 
 python run.py --config learned --mode train
 python benchmarks/schedules.py runs/learned docs/images/schedules.png
@@ -32,29 +32,29 @@ ROWS = {
     "edm": "",
     "learned": "",
 }
-"""Each process, and its twin: the chain made of it, or another of the same log-SNR."""
+"""Each process, and its twin: its discrete-time process, or another process with the same log-SNR."""
 
 COLOURS = ["#7a5195", "#d45087", "#2f9e73", "#9bb83c", "#f39c35", "#35a7c4", "#33589f", "#6b7280", "#111827"]
 
 
 def learned(workdir: Path) -> SDE:
-    """The process whose uniform times are the law that a run has learned."""
+    """Returns the process whose uniform times have the distribution that a run has learned."""
     config = stored(workdir)
-    law = make_timestep_sampler(config)
-    law.load_state_dict(checkpoint.load_state(checkpoint.find(workdir / "checkpoints"))["timestep_sampler"])
-    return law.process(SDES[config.sde.name](**{key: v for key, v in config.sde.items() if key != "name"}))
+    sampler = make_timestep_sampler(config)
+    sampler.load_state_dict(checkpoint.load_state(checkpoint.find(workdir / "checkpoints"))["timestep_sampler"])
+    return sampler.process(SDES[config.sde.name](**{key: v for key, v in config.sde.items() if key != "name"}))
 
 
 @torch.no_grad()
 def curve(sde: SDE) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shares of the interval of a process, and the log-SNR there."""
-    share = torch.linspace(0, 1, 2001, dtype=torch.float64)
-    return share, sde.log_snr(sde.t_min + (sde.t_max - sde.t_min) * share)
+    """Returns times as fractions of the interval of a process, and the log-SNR at these times."""
+    fraction = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    return fraction, sde.log_snr(sde.t_min + (sde.t_max - sde.t_min) * fraction)
 
 
 @torch.no_grad()
 def latents(sde: SDE) -> torch.Tensor:
-    """One digit with one noise at evenly spaced times of a process, over sqrt(alpha^2 + sigma^2); (MOMENTS, 8, 8)."""
+    """Returns noisy states of one digit at evenly spaced times, divided by sqrt(alpha^2 + sigma^2); (MOMENTS, 8, 8)."""
     dataset = read_digits("test")
     x0 = Pixels(dataset.levels).encode(torch.from_numpy(dataset.x[DIGIT, 0]).float())
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2))
@@ -63,7 +63,7 @@ def latents(sde: SDE) -> torch.Tensor:
 
 
 def main() -> None:
-    """Draw both and write the picture."""
+    """Draw both panels and write the picture."""
     from matplotlib.figure import Figure
 
     workdir, target = paths("RUN", "PICTURE.png")

@@ -1,13 +1,13 @@
-"""Score matching by all its losses: how close each comes to the score of a known density, at what cost.
+"""Error and cost of all score matching losses on a density with an exact score.
 
     python benchmarks/score_matching.py docs/images/score_matching.png
 
-Eight Gaussians of deviation 0.1 on a circle, seen at two levels of noise. Each loss trains the same network, two blocks
-of 64, from the same weights, on the same points, for as many steps. In the table:
+The data are eight Gaussians of standard deviation 0.1 on a circle, at two noise levels. Each loss trains the same
+network, two blocks of 64, from the same weights, on the same points, for the same number of steps. The columns are:
 
 error     E|s_hat - s|^2 / E|s|^2 over fresh points: the Fisher divergence to the exact score, relative to its size
-ms/step   time of a step of 256 points on one core, the optimiser's share included
-noise     deviation of a step's gradient over the norm of its mean, at the same half-trained network for all
+ms/step   time of a step of 256 points on one core, including the optimizer
+noise     standard deviation of a step's gradient over the norm of its mean, at the same half-trained network
 """
 
 import math
@@ -43,13 +43,13 @@ DRAWN = ("denoising", "implicit", "sliced_vr", "sliced")
 
 
 def new_denoiser() -> Denoiser:
-    """A network that has learned nothing, the same each time."""
+    """Returns an untrained denoiser, always with the same weights."""
     torch.manual_seed(0)
     return Denoiser(NETWORKS["mlp"]((2,), width=64, depth=2), SDE, "edm", 0.7)
 
 
 def batch_loss(objective: Objective, denoise: Denoiser, sigma: float, generator: torch.Generator) -> torch.Tensor:
-    """The loss of a fresh batch."""
+    """Returns the loss of a fresh batch."""
 
     def draw(like: torch.Tensor) -> torch.Tensor:
         return torch.randn(like.shape, generator=generator)
@@ -59,7 +59,7 @@ def batch_loss(objective: Objective, denoise: Denoiser, sigma: float, generator:
 
 
 def train(objective: Objective, sigma: float, steps: int = STEPS) -> tuple[Denoiser, float]:
-    """A trained denoiser, and the seconds a step took."""
+    """Returns a trained denoiser, and the seconds per step."""
     denoise, generator = new_denoiser(), torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(denoise.parameters(), lr=RATE, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -75,7 +75,7 @@ def train(objective: Objective, sigma: float, steps: int = STEPS) -> tuple[Denoi
 
 @torch.no_grad()
 def relative_error(denoise: Denoiser, sigma: float) -> float:
-    """E|s_hat - s|^2 / E|s|^2 at 20,000 fresh points of the noisy density."""
+    """Returns E|s_hat - s|^2 / E|s|^2 at 20,000 fresh points of the noisy density."""
     generator = torch.Generator().manual_seed(2)
     x0 = RING.sample(20_000, generator)
     x = x0 + sigma * torch.randn(x0.shape, generator=generator)
@@ -84,27 +84,27 @@ def relative_error(denoise: Denoiser, sigma: float) -> float:
 
 
 def gradient_noise(objective: Objective, denoise: Denoiser, sigma: float, mean: torch.Tensor) -> float:
-    """Deviation of the gradient of a batch from the mean over all losses, relative to the mean's norm."""
+    """Returns the standard deviation of a batch's gradient, relative to the norm of ``mean``."""
     generator = torch.Generator().manual_seed(3)
     found = torch.stack([gradient(objective, denoise, sigma, generator) for _ in range(REPEATS)])
     return (found.var(0).sum().sqrt() / mean.norm()).item()
 
 
 def gradient(objective: Objective, denoise: Denoiser, sigma: float, generator: torch.Generator) -> torch.Tensor:
-    """The gradient of a batch in all weights, flat."""
+    """Returns the gradient of a batch with respect to all weights, flattened."""
     loss = batch_loss(objective, denoise, sigma, generator)
     parts = torch.autograd.grad(loss, list(denoise.parameters()))
     return torch.cat([part.flatten() for part in parts])
 
 
 def plane(num: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Coordinates along an axis, and the points of the grid."""
+    """Returns the coordinates along an axis, and the points of the grid."""
     axis = torch.linspace(-EXTENT, EXTENT, num)
     return axis, torch.cartesian_prod(axis, axis)
 
 
 def picture(fields: dict[float, dict[str, Denoiser]], target: Path) -> None:
-    """A row each level: the exact field over the density, then the learned ones over the map of their error."""
+    """Draw a row per noise level: the exact field over the density, then learned fields over maps of their error."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
@@ -141,7 +141,7 @@ def picture(fields: dict[float, dict[str, Denoiser]], target: Path) -> None:
 
 
 def main() -> None:
-    """Train all, print the table, draw the picture."""
+    """Train all models, print the tables, draw the picture."""
     (target,) = paths("PICTURE.png")
     torch.set_num_threads(1)
     fields: dict[float, dict[str, Denoiser]] = {}
