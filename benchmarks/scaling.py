@@ -1,8 +1,8 @@
-"""What training needs of a machine: threads and how they wait, memory, reading ahead, work an image.
+"""Resources of training: threads and their waiting policy, allocator, memory, sharding, prefetching, operations.
 
     python benchmarks/scaling.py threads allocator memory sharding reading work
 
-What is timed against each other takes turns in one run; medians.
+Contenders run in turns within one run; the tables contain medians.
 """
 
 import gc
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 POLICIES = {
-    "as it comes": {},
+    "OpenMP's default": {},
     "1,000 spins": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
     "10,000 spins": {"GOMP_SPINCOUNT": "10000"},
     "passive": {"OMP_WAIT_POLICY": "passive"},
@@ -32,8 +32,8 @@ ROUNDS, SECONDS = 5, 0.5
 SPIN = "import time; end = time.monotonic() + 600\nwhile time.monotonic() < end: pass"
 
 
-def trainer(config_name: str, **keys: object):  # noqa: ANN201, what it returns comes late
-    """The trainer of a config in a folder of its own, on the CPU."""
+def trainer(config_name: str, **keys: object):  # noqa: ANN201, its class is imported late
+    """Returns the trainer of a config in a new folder, on the CPU."""
     from score_sde.engine.config import load, override
     from score_sde.engine.datasets import read_dataset
     from score_sde.engine.training.trainer import Trainer
@@ -45,7 +45,7 @@ def trainer(config_name: str, **keys: object):  # noqa: ANN201, what it returns 
 
 
 def images(side: int, num: int = 512) -> str:
-    """The path of a file of noise."""
+    """Returns the path of a file with random images."""
     import numpy as np
 
     path = Path(tempfile.mkdtemp()) / "images.npy"
@@ -54,7 +54,7 @@ def images(side: int, num: int = 512) -> str:
 
 
 def worker(side: str, channels: str) -> None:
-    """Take steps for ``SECONDS`` whenever a line comes in, and answer with milliseconds a step."""
+    """Run training steps for ``SECONDS`` for each line of the input, and print milliseconds per step."""
     import torch
 
     threads = int(os.environ["OMP_NUM_THREADS"])
@@ -71,48 +71,47 @@ def worker(side: str, channels: str) -> None:
 
 
 def start(threads: int, policy: str, size: tuple[int, int]) -> subprocess.Popen:
-    """A worker with so many threads that wait in this way."""
+    """Returns a worker with this number of threads and this waiting policy."""
     environment = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     environment |= {"OMP_NUM_THREADS": str(threads), **POLICIES[policy]}
     command = [sys.executable, __file__, "worker", *map(str, size)]
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def ask(process: subprocess.Popen) -> float:
-    """Milliseconds a step of a worker, now."""
+def step_ms(process: subprocess.Popen) -> float:
+    """Returns a new measurement of a worker, in milliseconds per step."""
     process.stdin.write("\n")
     process.stdin.flush()
     return float(process.stdout.readline())
 
 
 def threads() -> None:
-    """Milliseconds a step by threads, policy and network, alone and beside a process that spins."""
+    """Print milliseconds per step by threads, policy and network, alone and next to processes that spin."""
     most = os.cpu_count() or 1
-    contenders = [(1, "as it comes"), *((most, policy) for policy in POLICIES)]
+    contenders = [(1, "OpenMP's default"), *((most, policy) for policy in POLICIES)]
     print(f"\n{most} cores, load {os.getloadavg()[0]:.1f} before; batches of 16; ms a step\n")
-    print(
-        "| network | beside | " + " | ".join(f"{n} thread{'s' * (n > 1)}, {policy}" for n, policy in contenders) + " |"
-    )
+    columns = [f"{n} thread{'s' * (n > 1)}, {policy}" for n, policy in contenders]
+    print(f"| network | other processes | {' | '.join(columns)} |")
     print("|---|---" + "|---:" * len(contenders) + "|")
     for name, size in NETWORKS.items():
         workers = [start(n, policy, size) for n, policy in contenders]
         for process in workers:
-            ask(process)
+            step_ms(process)
         for num in (0, 1, most):
             others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(num)]
-            taken = [[ask(process) for process in workers] for _ in range(ROUNDS)]
+            taken = [[step_ms(process) for process in workers] for _ in range(ROUNDS)]
             for other in others:
                 other.kill()
             cells = " | ".join(f"{statistics.median(column):.1f}" for column in zip(*taken, strict=True))
-            beside = {0: "nobody of ours", 1: "1 that spins"}.get(num, f"{num} that spin")
-            print(f"| {name} | {beside} | {cells} |", flush=True)
+            load = {0: "none of ours", 1: "1 that spins"}.get(num, f"{num} that spin")
+            print(f"| {name} | {load} | {cells} |", flush=True)
         for process in workers:
             process.kill()
 
 
 def allocator() -> None:
-    """Milliseconds and page faults with freed memory kept, over those with the allocator as it comes."""
-    print("\n| work | ms, as it comes | ms, kept | ratio | page faults, as it comes | kept |")
+    """Print milliseconds and page faults of the default allocator, and of one that keeps freed memory."""
+    print("\n| work | ms, default | ms, kept | ratio | page faults, default | kept |")
     print("|---|---:|---:|---:|---:|---:|")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     for name in JOBS:
@@ -131,14 +130,14 @@ def allocator() -> None:
 
 
 def steps_of(size: tuple[int, int]) -> Callable[[], object]:
-    """A step of training on images of that side, by a network of so many channels."""
+    """Returns a training step for a size: side of the images, channels of the network."""
     keys = {"data__name": "images", "data__path": images(size[0]), "threads": 1, "train__batch_size": 16}
     found = trainer("vpsde", network__channels=size[1], train__total_images=10**9, **keys).steps(10**9)
     return lambda: next(found)
 
 
 def normals() -> Callable[[], object]:
-    """Noise of 16 images of 3x32x32, keyed by their seeds."""
+    """Returns a draw of noise for 16 images of 3x32x32, keyed by their seeds."""
     import torch
 
     from score_sde.samplers import Noise
@@ -154,7 +153,7 @@ JOBS = {
 
 
 def allocating(name: str, kept: str) -> None:
-    """Work for ``SECONDS`` whenever a line comes in; answer with milliseconds of CPU time and page faults of one."""
+    """Run a job for ``SECONDS`` for each line of the input; prints CPU milliseconds and page faults per repetition."""
     from score_sde.engine.malloc import keep_freed
 
     if kept:
@@ -174,7 +173,7 @@ def allocating(name: str, kept: str) -> None:
 
 
 def memory() -> None:
-    """Most memory that a step takes beyond weights and averages, and its time, with train.recompute and without."""
+    """Print the peak memory of a step beyond weights and averages, and its time, without and with train.recompute."""
     from torch.profiler import ProfilerActivity, profile
 
     path = images(32)
@@ -197,16 +196,16 @@ def memory() -> None:
         print(f"| {'yes' if recompute else 'no'} | {peak:.0f} | {seconds:.2f} | {loss:.6f} |", flush=True)
 
 
-def start_of(event) -> int:  # noqa: ANN001, of a class that has no public name
-    """When it was."""
+def start_of(event) -> int:  # noqa: ANN001, its class has no public name
+    """Returns the start of a profiler event in nanoseconds."""
     return event.start_ns()
 
 
 def sharding() -> None:
-    """What each of 1, 2 and 4 processes keeps of a network in training, and its time for a step over one unsharded."""
+    """Print the memory per process of 1, 2 and 4 processes, and the time of a step relative to an unsharded one."""
     path = images(32)
-    print("\nMB that a process keeps at most; steps over gloo\n")
-    print("| processes | parameters | moments | average | together | step, over one unsharded |")
+    print("\nlargest memory of a process; steps over gloo\n")
+    print("| processes | parameters, MB | moments, MB | average, MB | together, MB | step, over one unsharded |")
     print("|---:|---:|---:|---:|---:|---:|", flush=True)
     for num in (1, 2, 4):
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num}"]
@@ -214,7 +213,7 @@ def sharding() -> None:
 
 
 def shard(path: str) -> None:
-    """One of several processes of ``sharding``; the first one prints the line."""
+    """Run as one of several processes of ``sharding``; the first one prints the line."""
     import torch
 
     from score_sde.engine import ranks
@@ -239,7 +238,7 @@ def shard(path: str) -> None:
 
 
 def reading() -> None:
-    """Milliseconds a step of 40 ms beside a dataset that takes 20 ms for a batch."""
+    """Print the time of a step of 40 ms with a dataset that takes 20 ms per batch, without and with prefetching."""
     from score_sde.data.loader import Prefetched
 
     def read(position: int) -> dict:
@@ -256,12 +255,12 @@ def reading() -> None:
         return statistics.median(taken[1:])
 
     print("\n| reading | ms a step |\n|---|---:|")
-    print(f"| when asked for | {step_time(read):.1f} |")
+    print(f"| on demand | {step_time(read):.1f} |")
     print(f"| ahead | {step_time(Prefetched(read, 16, ahead=2)):.1f} |", flush=True)
 
 
 def work() -> None:
-    """Floating-point operations of a step for each image: forward and backward."""
+    """Print the floating-point operations per image, forward and backward."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -276,7 +275,7 @@ def work() -> None:
     print("\n| network | parameters, million | GFLOP an image, forward | forward and backward |\n|---|---:|---:|---:|")
     for name, (section, side) in recipes.items():
         options = section.to_dict()
-        with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):  # nothing is computed; and all of attention is counted
+        with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):  # without computation; counts all of attention
             network = KINDS[options.pop("name")](shape=(3, side, side), **options)
             x, noise = torch.randn(1, 3, side, side), torch.zeros(1)
             more = {"label": torch.zeros(1, dtype=torch.int64)} if options.get("num_classes") else {}
@@ -306,7 +305,7 @@ IMAGENET_64 = {
 SECTIONS = {"threads": threads, "allocator": allocator, "memory": memory, "sharding": sharding, "reading": reading}
 SECTIONS |= {"work": work}
 WORKERS = {"worker": worker, "allocating": allocating, "shard": shard}
-"""Processes that a section starts."""
+"""Worker processes of the sections."""
 
 if __name__ == "__main__":
     if set(sys.argv[1:2]) & set(WORKERS):

@@ -1,10 +1,10 @@
-"""Train and sample for a long time, and watch memory, open files and threads: they have to stay level.
+"""Train and sample for a long time, and check that memory, open files and threads stay constant.
 
     python benchmarks/soak.py --minutes 60
 
-Two processes at once, on Linux: a training run that logs, evaluates, draws and saves all the time, and one that draws
-batch after batch with one sampler after another, command after command. Prints a table in Markdown, draws
-docs/images/soak.png with --plot, and exits with 1 if anything grew.
+Two processes run at once, on Linux: a training run that logs, evaluates, draws and saves often, and a process that runs
+sampling commands, cycling through samplers. Prints a Markdown table, draws docs/images/soak.png with --plot, and exits
+with 1 if anything grew.
 """
 
 import argparse
@@ -40,18 +40,18 @@ for k, sampler in enumerate(itertools.cycle(samplers)):
 
 
 ALLOWED = {"memory_mb": 0.05, "files": 0.0, "threads": 0.0}
-"""By how much the last fifth may exceed the one after the start, relative; memory jitters."""
+"""Allowed growth of the last fifth relative to the second fifth; memory fluctuates."""
 
 
 def training(workdir: Path, total_images: int) -> list[str]:
-    """The command that trains."""
+    """Returns the training command."""
     keys = {**SMALL, **OFTEN, "train.total_images": total_images}
     flags = ["--config=vpsde", "--mode=train", "--device=cpu", f"--workdir={workdir}"]
     return [sys.executable, str(ROOT / "run.py"), *flags, *(f"--config.{key}={value}" for key, value in keys.items())]
 
 
-def watch(pid: int) -> dict[str, float]:
-    """What a process holds at this moment."""
+def usage(pid: int) -> dict[str, float]:
+    """Returns the current memory, open files and threads of a process."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {
         "memory_mb": int(status["VmRSS"].split()[0]) / 1024,
@@ -61,13 +61,13 @@ def watch(pid: int) -> dict[str, float]:
 
 
 def level(values: list[float]) -> tuple[float, float]:
-    """The medians of the fifth after the start and of the last fifth; of files the least, for some are open briefly."""
+    """Returns the medians of the second and of the last fifth."""
     num = len(values) // 5
     return statistics.median(values[num : 2 * num]), statistics.median(values[-num:])
 
 
 def plot(path: Path, found: dict[str, list[dict[str, float]]]) -> None:
-    """A panel for each thing watched, a line for each process."""
+    """Draw a panel per resource, with a line per process."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -86,10 +86,10 @@ def plot(path: Path, found: dict[str, list[dict[str, float]]]) -> None:
 
 
 def main() -> int:
-    """Watch, and say what grew."""
+    """Run both processes, and print the resources that grew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two measurements")
     parser.add_argument("--plot", action="store_true", help="write docs/images/soak.png")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
@@ -109,7 +109,7 @@ def main() -> int:
             if process.poll() is not None:
                 print(f"{name} ended with {process.returncode}: {(folder / f'{name}.log').read_text()[-500:]}")
                 return 1
-            found[name].append({"minutes": (time.perf_counter() - start) / 60, **watch(process.pid)})
+            found[name].append({"minutes": (time.perf_counter() - start) / 60, **usage(process.pid)})
     for process in processes.values():
         process.kill()
         process.wait()
@@ -124,8 +124,8 @@ def main() -> int:
         levels = {key: level([row[key] for row in rows]) for key in ALLOWED}
         more = [key for key, (early, late) in levels.items() if late > early * (1 + ALLOWED[key])]
         grew += len(more)
-        told = " | ".join(f"{early:.0f}, {late:.0f}" for early, late in levels.values())
-        print(f"| {name} | {work[name]} | {args.minutes:g} | {told} | {', '.join(more) or 'nothing'} |")
+        cells = " | ".join(f"{early:.0f}, {late:.0f}" for early, late in levels.values())
+        print(f"| {name} | {work[name]} | {args.minutes:g} | {cells} | {', '.join(more) or 'nothing'} |")
     if args.plot:
         plot(ROOT / "docs" / "images" / "soak.png", found)
     return int(grew > 0)

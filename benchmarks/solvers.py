@@ -1,18 +1,18 @@
-"""Error by number of evaluations: ours beside the solvers of other packages, in one run.
+"""Error by number of evaluations of our default solver and the solvers of other packages, in one run.
 
     pip install -e .[bench]
-    OMP_NUM_THREADS=1 python benchmarks/solvers.py                    on mixtures, whose denoiser is exact
+    OMP_NUM_THREADS=1 python benchmarks/solvers.py                    on mixtures with exact denoisers
     OMP_NUM_THREADS=1 python benchmarks/solvers.py runs/vpsde ...     on trained networks, against their own flow
-    OMP_NUM_THREADS=1 python benchmarks/solvers.py runs/vpsde --tuned     ours by the calibrations of the run
-    OMP_NUM_THREADS=1 python benchmarks/solvers.py --overhead         milliseconds a step beyond the network
+    OMP_NUM_THREADS=1 python benchmarks/solvers.py runs/vpsde --tuned     ours with the calibrations of the run
+    OMP_NUM_THREADS=1 python benchmarks/solvers.py --overhead         milliseconds per step beyond the network
 
-Everything is float64. A start is carried to the last noisy time with a given number of evaluations, and compared there
-with the exact flow: root mean square over starts and coordinates, which the few starts between two modes decide, and
-the median over starts of the root mean square over coordinates. Every other solver is tried on every fixed grid, and
-the best of all for each number of evaluations, known only afterwards, stands against our one default. --chosen FILE
-compares on new starts with those that were best in an earlier run, so that luck with the starts counts for nobody.
---tuned takes the plans of ``run.py --mode tune --config.sample.t_min=0``, made from other starts than these.
-What is not ours is worked out once and kept by ``benchmarks/problems.py``; --fresh works it out again.
+All computations are in float64. A solver moves starts to the last noisy time with a given number of evaluations. Its
+errors against the exact flow are the root mean square over starts and coordinates, dominated by the few starts between
+two modes, and the median over starts of the root mean square over coordinates. Every other solver runs on every fixed
+grid, and the best combination for each number of evaluations, selected afterwards, is compared with our single default.
+--chosen FILE compares on new starts with the combinations that were best in an earlier run, which removes the selection
+bias. --tuned uses the plans of ``run.py --mode tune --config.sample.t_min=0``, fitted to other starts. The results of
+other packages are computed once and cached in the folder of ``benchmarks/problems.py``; --fresh recomputes them.
 """
 
 import argparse
@@ -48,56 +48,56 @@ STARTS_OF_RUN = 32
 FIXED = {"time": "uniform", "quad": "quadratic", "logsnr": "log_snr", "rho7": "karras", "fm": "flow", "atan": "angle"}
 
 FLOWS = ("ddim", "heun", "dpm", "dpmpp_2m", "dpmpp_3m", "deis", "ipndm", "vab", "unipc", "adams")
-"""Our steps that follow the flow, whose orders are measured."""
+"""Our deterministic steps, whose orders are measured."""
 ORDER_MOVES = (100, 200, 400)
 OVERHEAD_MOVES, OVERHEAD_ROUNDS = (20, 50), 15
 
 
 Own = Callable[[int], tuple[Step, Tensor]]
-"""Of ours, by number of evaluations: a step and its times."""
+"""Number of evaluations -> our step and its times."""
 
 
 class Error(NamedTuple):
-    """Of states at the last time: over all of them, and of the one in the middle."""
+    """Error of states at the last time: root mean square over all of them, and median."""
 
     rms: float
     median: float
 
 
 class Best(NamedTuple):
-    """The lowest error, and whose it is."""
+    """The lowest error, and the name of its solver and grid."""
 
     error: float
     name: str
 
 
 def ours(problem: Problem, num: int) -> tuple[Step, Tensor]:
-    """Our default for this number of evaluations: the step and its times."""
+    """Returns step and times of our default for this number of evaluations."""
     times = GRIDS["logistic"](problem.sde, num, std=problem.gaussian.std, dimensions=problem.dimensions)
     return Adams(problem.sde, gaussian=problem.gaussian), times
 
 
 def error(problem: Problem, y: Tensor) -> Error:
-    """Of the states y that a solver has found."""
+    """Returns the error of the states y of a solver."""
     square = (y - problem.ends).square().flatten(1).mean(1)
     return Error(square.mean().sqrt().item(), square.sqrt().median().item())
 
 
 def walk(problem: Problem, step: Step, times: Tensor) -> Tensor:
-    """The states y at the last of the times, by one of our steps."""
-    sde, places = problem.sde, times.tolist()
+    """Returns the states y at the last of the times, by one of our steps."""
+    sde, numbers = problem.sde, times.tolist()
     sde.tabulate(times)
-    step.reset(places)
-    x = sde.marginal(places[0]).alpha * problem.y
-    for t, s in pairwise(places):
+    step.reset(numbers)
+    x = sde.marginal(numbers[0]).alpha * problem.y
+    for t, s in pairwise(numbers):
         x = step(problem.denoise, x, t, s, torch.randn_like)
-    return x / sde.marginal(places[-1]).alpha
+    return x / sde.marginal(numbers[-1]).alpha
 
 
 def measured(
     problem: Problem, name: str, peer: Peer, grid: str, fresh: bool, nums: Sequence[int] = EVALUATIONS
 ) -> dict[int, Error]:
-    """Errors of a peer on a grid by number of evaluations, from the file where they are kept if there is one."""
+    """Returns the errors of a peer on a grid by number of evaluations, from the cache if they are in it."""
     sde = problem.sde
     path = CACHE / f"{problem.key}-{name}-{grid}.json".replace(" ", "_")
     found = {} if fresh or not path.exists() else json.loads(path.read_text())
@@ -112,7 +112,7 @@ def measured(
 
 
 class Ratios:
-    """The denoiser as peers call it, (y, ratio) -> x0, and how often."""
+    """The denoiser in the signature of the peers, (y, ratio) -> x0, with a count of its calls."""
 
     def __init__(self, problem: Problem) -> None:
         self.sde, self.denoise, self.calls = problem.sde, problem.denoise, 0
@@ -125,12 +125,12 @@ class Ratios:
 
 
 def grids(sde: SDE) -> list[str]:
-    """The fixed grids of a process: those in t only where t is no noise level."""
+    """Returns the fixed grids of a process; grids in t are left out if t is the noise level."""
     return [name for name in FIXED if name not in ("time", "quad") or sde.marginal(sde.t_max).alpha < 1]
 
 
 def survey(problem: Problem, options: argparse.Namespace) -> dict[str, dict[int, Error]]:
-    """Errors of all peers that are asked for on all fixed grids, by "name [grid]" and number of evaluations."""
+    """Returns the errors of the selected peers on all fixed grids, by "name [grid]" and number of evaluations."""
     found = {}
     for name, peer in peers(problem.sde)[0].items():
         if not re.search(options.peers, name):
@@ -143,13 +143,13 @@ def survey(problem: Problem, options: argparse.Namespace) -> dict[str, dict[int,
 
 
 def best(found: dict[str, dict[int, Error]], num: int, by: str) -> Best:
-    """The lowest error of that kind, ``rms`` or ``median``, at a number of evaluations."""
+    """Returns the lowest error, ``rms`` or ``median``, at a number of evaluations."""
     errors = ((getattr(errors[num], by), name) for name, errors in found.items())
     return Best(*min(pair for pair in errors if math.isfinite(pair[0])))
 
 
 def again(problem: Problem, row: str, num: int, by: str, options: argparse.Namespace) -> Best:
-    """The error on these starts of a peer and its grid, told as "name [grid]"."""
+    """Returns the error on these starts of a peer and its grid, given as "name [grid]"."""
     name, _, grid = row.rpartition(" [")
     errors = measured(problem, name, peers(problem.sde)[0][name], grid.rstrip("]"), options.fresh, [num])
     return Best(getattr(errors[num], by), row)
@@ -158,10 +158,10 @@ def again(problem: Problem, row: str, num: int, by: str, options: argparse.Names
 def table(
     name: str, problem: Problem, own: Own, options: argparse.Namespace
 ) -> dict[str, dict[str, dict[str, object]]]:
-    """Print ours beside the best peers; all numbers, by number of evaluations and kind of error.
+    """Print our errors and the best peers'; returns all numbers by number of evaluations and kind of error.
 
     Args:
-        own: ours; where it has nothing for a number of evaluations, its error is the row.
+        own: our step and times; if it raises an error for a number of evaluations, the row contains the message.
     """
     print(name, end=" ", file=sys.stderr, flush=True)
     earlier = json.loads(options.chosen.read_text())["tables"][name] if options.chosen else None
@@ -191,7 +191,7 @@ def table(
 
 
 def summary(tables: dict[str, dict]) -> None:
-    """Print what the ratios of all cells come to."""
+    """Print the mean and the lowest ratio over all cells."""
     cells = [(name, num, cell) for name, rows in tables.items() for num, cell in rows.items()]
     if not cells:
         return
@@ -203,7 +203,7 @@ def summary(tables: dict[str, dict]) -> None:
 
 
 def plot(path: Path, tables: dict[str, dict]) -> None:
-    """A picture of the medians, a panel a problem: each peer's best grid as a grey line, ours in colour."""
+    """Draw the medians, a panel per problem: each peer's best grid as a grey line, ours in colour."""
     from matplotlib.figure import Figure
 
     names = list(tables)
@@ -229,7 +229,7 @@ def plot(path: Path, tables: dict[str, dict]) -> None:
 
 
 def orders(seed: int) -> dict[str, dict[str, list[float]]]:
-    """Print and return log2 of what the error of each of our steps falls by where the moves are halved."""
+    """Print and return the orders of our steps: log2 of the ratio of errors when the moves are halved."""
     print(f"\norders by median on gmm1d, log-SNR grid, {' to '.join(map(str, ORDER_MOVES))} moves")
     print(f"{'':12s}" + "".join(f"{process:>14s}" for process in PROCESSES))
     found: dict[str, dict[str, list[float]]] = {}
@@ -248,7 +248,7 @@ def orders(seed: int) -> dict[str, dict[str, list[float]]]:
 
 
 def overhead() -> dict[str, list[float]]:
-    """Print and return milliseconds a step beyond the network, of 16 images of 3x32x32 by two threads."""
+    """Print and return milliseconds per step beyond the network, for 16 images of 3x32x32 on two threads."""
     torch.set_num_threads(2)
     sde, y = SDES["vpsde"](), torch.zeros(16, 3, 32, 32)
     zero = Prediction(torch.zeros_like(y))
@@ -282,23 +282,23 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of trained runs; default: the mixtures")
-    parser.add_argument("--seed", type=int, default=0, help="of the starts")
-    parser.add_argument("--num", type=int, help="starts; default 4096, in 64 dimensions 512, of a network 32")
-    parser.add_argument("--evaluations", nargs="+", type=int, default=EVALUATIONS, help="numbers to compare at")
-    parser.add_argument("--peers", default="", help="regular expression of the names to compare with; default: all")
-    parser.add_argument("--chosen", type=Path, help="the --json of an earlier run with another seed")
-    parser.add_argument("--tuned", action="store_true", help="the plans of the runs in place of our default")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the starts")
+    parser.add_argument("--num", type=int, help="starts; default 4096, in 64 dimensions 512, for a network 32")
+    parser.add_argument("--evaluations", nargs="+", type=int, default=EVALUATIONS, help="numbers of evaluations")
+    parser.add_argument("--peers", default="", help="regular expression for the names of peers; default: all")
+    parser.add_argument("--chosen", type=Path, help="the --json file of an earlier run with another seed")
+    parser.add_argument("--tuned", action="store_true", help="use the plans of the runs instead of our default")
     parser.add_argument("--json", type=Path, help="file for all numbers")
     parser.add_argument("--plot", type=Path, help="file for a picture of the medians")
-    parser.add_argument("--fresh", action="store_true", help="work out again what was kept")
+    parser.add_argument("--fresh", action="store_true", help="recompute cached results")
     parser.add_argument("--overhead", action="store_true", help="time steps instead")
     options = parser.parse_args()
     if options.tuned and not options.runs:
-        parser.error("--tuned is of runs; name their folders")
+        parser.error("--tuned needs folders of runs")
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", FutureWarning)  # diffusers: of options that it will drop
+    warnings.simplefilter("ignore", FutureWarning)  # diffusers warns about deprecated options
     for package, version in peers(SDES["edm"]())[1].items():
-        print(f"{package} {version}" if version else f"{package} is not installed: its solvers are left out")
+        print(f"{package} {version}" if version else f"{package} is not installed: its solvers are skipped")
     numbers: dict[str, object] = {}
     if options.overhead:
         numbers["overhead"] = overhead()
@@ -319,7 +319,7 @@ def main() -> None:
 
 
 def problems(options: argparse.Namespace) -> dict[str, Callable[[], tuple[Problem, Own]]]:
-    """What is asked for, by name, and what of ours is to solve it."""
+    """Returns the selected problems by name, each with our solver."""
 
     def of_run(run: Path) -> tuple[Problem, Own]:
         found = trained(run, options.num or STARTS_OF_RUN, options.seed)

@@ -1,15 +1,15 @@
-"""How fast the toolkit is beside score_sde_pytorch and diffusers: Markdown tables, ratios within one run.
+"""Speed of the toolkit, score_sde_pytorch and diffusers: Markdown tables with ratios within one run.
 
     OMP_NUM_THREADS=1 python benchmarks/speed.py --score_sde PATH
 
-PATH is a checkout of yang-song/score_sde_pytorch; diffusers and torchsde are taken where they can be imported. What is
-not there is left out. ``--only training,sampling,batches,likelihood,parts,starting`` names sections. With one thread
-the numbers are CPU time, which other processes on the machine touch least; with more they are wall time.
+PATH is a checkout of yang-song/score_sde_pytorch; diffusers and torchsde are optional packages. Missing ones are
+skipped. ``--only training,sampling,batches,likelihood,parts,starting`` selects sections. With one thread the numbers
+are CPU time, which depends least on other processes; with more threads they are wall time.
 
-The network is DDPM++ on images (3, 32, 32) with 32 channels at the finest level and 2 blocks a level. Each contender is
-a process of its own, and they take turns, so that all meet the same machine; medians. Operations are those of
-convolutions and products of matrices, counted by torch; the peak is that of a convolution of 64 channels, in turn with
-the contenders.
+The network is DDPM++ on images (3, 32, 32) with 32 channels at the finest level and 2 blocks per level. Each contender
+is a separate process, and all run in turns, so that other load affects them equally. The tables contain medians.
+Operations are convolutions and matrix products, counted by torch; the peak is the rate of a convolution of 64 channels,
+measured in turns with the contenders.
 """
 
 import argparse
@@ -23,10 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,185 +32,38 @@ from unittest import mock
 from networks import peak, resident
 
 ROOT = Path(__file__).parents[1]
-SHAPE, NUM_EXAMPLES, MOVES = (3, 32, 32), 256, 32
+SHAPE, NUM_EXAMPLES = (3, 32, 32), 256
 PEAK_CHANNELS, PEAK_BATCH = 64, 64
 
 WAITS = "waits"
-"""The action that counts how often the host waits for the device in a step, and is not timed."""
+"""The action that counts how often the host waits for the device in a step; its count is reported, not its time."""
 
 Actions = dict[str, Callable[[], float]]
-"""What a contender can do by name; each returns how often it did it."""
+"""Actions of a contender by name; each returns its number of repetitions."""
 
 
 def images() -> Any:
-    """Random images, uint8."""
+    """Returns random images, uint8."""
     import numpy as np
 
     return np.random.default_rng(0).integers(0, 256, (NUM_EXAMPLES, *SHAPE), dtype=np.uint8)
 
 
 def ours(given: Mapping[str, Any]) -> tuple[Actions, Any]:
-    """The toolkit's own trainer, sampler and flow; and its network."""
+    """Returns the toolkit's trainer, sampler and flow as actions, and its network."""
     sys.path.insert(0, str(ROOT))
-    import numpy as np
-    import torch
+    from benchmarks.speed_toolkit import Toolkit
 
-    from score_sde.data import Dataset
-    from score_sde.engine.config import load
-    from score_sde.engine.inference import frozen
-    from score_sde.engine.malloc import keep_freed
-    from score_sde.engine.training.trainer import Trainer
-    from score_sde.samplers import GRIDS, NOISES, STEPS, Noise, sample
-    from score_sde.samplers.brownian import brownian_path
-    from score_sde.sde_lib import Flow, Gaussian, Hutchinson
-    from score_sde.sde_lib.likelihood import TracedFlow
-
-    keep_freed()  # as run.py does
-    config = load("cifar10_ddpmpp_vp")
-    config.device, config.threads = given["device"], given["threads"]
-    config.network.channels, config.network.num_blocks = given["channels"], given["blocks"]
-    config.train.batch_size, config.train.precision = given["batch"], given["precision"]
-    config.train.compile = given.get("compile", "false")
-    dataset = Dataset(images(), np.arange(NUM_EXAMPLES), levels=256)
-    trainer = Trainer(config, Path(tempfile.mkdtemp()), dataset)
-    if given.get("channels_last"):
-        trainer.network.to(memory_format=torch.channels_last)
-    experiment, steps = trainer.experiment, trainer.steps(10**9)
-    sde, device = experiment.sde, experiment.device
-    x, seeds = torch.randn(given["batch"], *SHAPE, device=device), torch.arange(given["batch"])
-    network = trainer.ema.networks[0]
-    used = frozen(network, getattr(torch, given.get("inference", "float32")), given.get("compiled", False))
-    denoise, instant = experiment.denoiser(used, config), experiment.denoiser(Instant(), config)
-    gaussian = Gaussian.standard(x)
-
-    def train() -> float:
-        next(steps)
-        return 1
-
-    def bare() -> float:
-        with torch.autocast(device.type, trainer.precision, enabled=trainer.precision != torch.float32):
-            trainer.network(x, torch.full((len(x),), 500.0, device=device)).float().square().mean().backward()
-        trainer.optimizer.zero_grad()
-        return 1
-
-    def waits() -> float:
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always")
-            if device.type == "cuda":
-                torch.cuda.set_sync_debug_mode("warn")
-            next(steps)
-            if device.type == "cuda":
-                torch.cuda.set_sync_debug_mode("default")
-        return sum("synchroniz" in str(warning.message) for warning in found)
-
-    def forward() -> float:
-        with torch.no_grad():
-            network(x, torch.full((len(x),), 500.0, device=device))
-        return 1
-
-    def draw(denoise: Callable, moves: int, name: str = "euler_maruyama", noise: str = "independent") -> float:
-        with torch.no_grad():
-            step = STEPS[name](sde)
-            sample(step, denoise, sde.prior_std * x, GRIDS["uniform"](sde, moves), NOISES[noise](seeds))
-        return moves
-
-    def traced(probes: int) -> float:
-        draws = Noise(seeds)
-        trace = Hutchinson(draws, probes)
-        TracedFlow(Flow(sde, denoise, gaussian), trace.start(x))(0.7, x)
-        return 1
-
-    def solve() -> float:
-        calls = 0
-
-        def counted(*args: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            return instant(*args)
-
-        draw(counted, 1, "ode")
-        return calls
-
-    def asked() -> float:
-        times = torch.linspace(0.1, 0.9, len(x), device=device).reshape(-1, *[1] * (x.ndim - 1))
-        with torch.no_grad():
-            for _ in range(MOVES):
-                instant(x, times)
-        return MOVES
-
-    def of_scipy() -> float:
-        from scipy.integrate import solve_ivp
-
-        def rate(t: float, state: np.ndarray) -> np.ndarray:
-            x = torch.from_numpy(state).float().reshape(len(seeds), *SHAPE)
-            score = sde.score(x, instant(x, t).x0, t)
-            return (sde.drift(t) * x - 0.5 * sde.diffusion(t) ** 2 * score).flatten().numpy()
-
-        with torch.no_grad():
-            start = (sde.prior_std * x).flatten().numpy()
-            return solve_ivp(rate, (sde.t_max, sde.t_min), start, rtol=1e-4, atol=1e-4).nfev
-
-    def path() -> float:
-        noise = NOISES["brownian"](seeds)
-        for move in noise.moves(MOVES):
-            move(x)
-        return MOVES
-
-    def tree() -> float:
-        from torchsde import BrownianTree
-
-        sigmas = (GRIDS["karras"](sde, MOVES) / sde.t_max).tolist()  # k-diffusion asks at the noise levels of its grid
-        path = BrownianTree(0.0, torch.zeros_like(x), 1.0, entropy=0)
-        for late, early in pairwise(sigmas):
-            path(early, late)
-        return MOVES
-
-    def tents() -> float:
-        brownian_path(seeds, 100 * seeds % (1 << 16), x)
-        return 1
-
-    def plain() -> float:
-        for _ in range(MOVES):
-            torch.randn_like(x)
-        return MOVES
-
-    return {
-        "train": train,
-        "bare step": bare,
-        WAITS: waits,
-        "forward": forward,
-        "sample": lambda: draw(denoise, given["moves"]) + 1,  # the one at the end, which denoises
-        "one probe": lambda: traced(1),
-        "four probes": lambda: traced(4),
-        "move of ddim": lambda: draw(instant, MOVES, "ddim"),
-        "move of euler_maruyama": lambda: draw(instant, MOVES),
-        "evaluation of ode": solve,
-        "of these, the denoiser": asked,
-        "evaluation of scipy's RK45, the denoiser included": of_scipy,
-        "Brownian increment": path,
-        "increment of torchsde's BrownianTree": tree,
-        "Brownian motion at any place": tents,
-        "torch.randn": plain,
-    }, trainer.network
-
-
-def Instant() -> Any:
-    """A network that takes no time."""
-    import torch
-
-    class Network(torch.nn.Module):
-        def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-            return x
-
-    return Network()
+    toolkit = Toolkit(given, images())
+    return toolkit.actions(), toolkit.trainer.network
 
 
 def score_sde(given: Mapping[str, Any]) -> tuple[Actions, Any]:
-    """The same network, its step, sampler and likelihood of score_sde_pytorch, as they are."""
+    """Returns step, sampler and likelihood of score_sde_pytorch as actions, and its network of the same size."""
     path = Path(given["path"])
     sys.path.insert(0, str(path))
     with mock.patch("torch.utils.cpp_extension.load"):
-        importlib.import_module("models.ncsnpp")  # enters itself
+        importlib.import_module("models.ncsnpp")  # registers itself
         utils, ema = (importlib.import_module(f"models.{name}") for name in ("utils", "ema"))
     import torch
     from likelihood import get_likelihood_fn
@@ -251,13 +102,13 @@ def score_sde(given: Mapping[str, Any]) -> tuple[Actions, Any]:
     return {
         "train": train,
         "forward": forward,
-        "sample": lambda: sampler(network)[1] / 2,  # it counts a corrector that there is none of
+        "sample": lambda: sampler(network)[1] / 2,  # its count includes a corrector, which is NoneCorrector here
         "one probe": lambda: likelihood(network, x)[2],
     }, network
 
 
 def diffusers(given: Mapping[str, Any]) -> tuple[Actions, Any]:
-    """The U-Net of diffusers as its DDPM has it, in the plain loop of its training script, and its DDIM."""
+    """Returns the loop of diffusers' training script and its DDIM as actions, and the U-Net of its DDPM."""
     import torch
     from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
@@ -302,7 +153,7 @@ def diffusers(given: Mapping[str, Any]) -> tuple[Actions, Any]:
 
 
 def machine(given: Mapping[str, Any]) -> tuple[Actions, Any]:
-    """The convolution, and the product of matrices, that the peaks are of."""
+    """Returns the convolution and the matrix product that define the peaks, and no network."""
     import torch
 
     device, dtype, side = given["device"], getattr(torch, given["precision"]), given.get("side", 1024)
@@ -328,7 +179,7 @@ WHO = {"ours": ours, "score_sde": score_sde, "diffusers": diffusers, "machine": 
 
 
 def work(text: str) -> None:
-    """Be a contender: do what each line that comes in names, and answer with seconds, times and growth in MB."""
+    """Run as a contender: do the action of each input line, and print seconds, operations and memory growth in MB."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -354,7 +205,7 @@ def work(text: str) -> None:
         name, operations = line.strip(), 0.0
         if name not in warm:
             warm.add(name)
-            # The counter's hooks do not stand torch.autograd.grad, by which others find their divergence.
+            # The counter's hooks fail under torch.autograd.grad, which computes the divergence.
             counts = FlopCounterMode(display=False, custom_mapping=on_cpu())
             with counts if "probe" not in name else nullcontext():
                 times = actions[name]()
@@ -365,18 +216,18 @@ def work(text: str) -> None:
 
 
 def attention(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *others: Any, **more: Any) -> int:
-    """Operations of attention forward: two products of matrices."""
+    """Returns the operations of attention forward: two matrix products."""
     batch, heads, positions, width = query
     return 2 * batch * heads * positions * key[2] * (width + value[3])
 
 
 def attention_backward(gradient: tuple[int, ...], query: tuple[int, ...], *others: Any, **more: Any) -> int:
-    """Backward twice as many, though the fused one does the first product anew."""
+    """Returns twice the forward's operations, without the first product that the fused kernel recomputes."""
     return 2 * attention(query, *others)
 
 
 def on_cpu() -> dict[Any, Callable]:
-    """What torch's counter does not count: attention on a CPU."""
+    """Returns counts that torch's counter lacks: attention on a CPU."""
     import torch
 
     found = torch.ops.aten
@@ -387,22 +238,21 @@ def on_cpu() -> dict[Any, Callable]:
 
 
 class Contender:
-    """A process that does what it is told, once at a time.
+    """A process that runs actions on request, one at a time.
 
     Args:
-        label: in the tables.
-        options: of ``WHO``: who, batch, channels, blocks, precision, device, threads, path.
+        label: name in the tables.
+        options: who (a key of ``WHO``) and its options: batch, channels, blocks, precision, device, threads, path.
     """
 
     def __init__(self, label: str, options: Mapping[str, Any]) -> None:
         command = [sys.executable, __file__, "--worker", json.dumps(options)]
         self.label, self.options = label, options
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        told = self._answer()
-        self.parameters, self.seconds, self.operations, self.growth = int(told[0]), {}, {}, 0.0
+        self.parameters, self.seconds, self.operations, self.growth = int(self._answer()[0]), {}, {}, 0.0
 
     def do(self, action: str) -> None:
-        """Do it once; the first time a second time, so that what a first time loads does not count."""
+        """Run an action once and record its time; before its first time it runs once untimed, for late imports."""
         self.process.stdin.write(action + "\n")
         self.process.stdin.flush()
         seconds, operations, self.growth = map(float, self._answer())
@@ -412,15 +262,15 @@ class Contender:
     def _answer(self) -> list[str]:
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.label} ended; what it said stands above")
+            raise SystemExit(f"{self.label} ended; its output is above")
         return line.split()
 
     def median(self, action: str) -> float:
-        """Seconds of one."""
+        """Returns the median seconds of an action."""
         return statistics.median(self.seconds[action])
 
     def rate(self, action: str) -> float:
-        """10^9 operations a second."""
+        """Returns 10^9 operations per second."""
         return self.operations[action] / self.median(action) / 1e9
 
     def close(self) -> None:
@@ -429,17 +279,17 @@ class Contender:
 
 
 def table(*columns: str) -> None:
-    """Begin a table."""
+    """Print the header of a table."""
     print("\n| " + " | ".join(columns) + " |\n|" + "---|" * len(columns), flush=True)
 
 
 def line(*cells: object) -> None:
-    """A line of it."""
+    """Print a line of a table."""
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def turns(contenders: list[Contender], actions: tuple[str, ...], rounds: int) -> None:
-    """Let all do everything in turns."""
+    """Run all actions of all contenders in turns."""
     for _ in range(rounds):
         for contender in contenders:
             for action in actions:
@@ -447,7 +297,7 @@ def turns(contenders: list[Contender], actions: tuple[str, ...], rounds: int) ->
 
 
 def peaks(options: Mapping[str, Any], rounds: int) -> dict[str, Contender]:
-    """The peaks in float32 and, if it is no slower, bfloat16."""
+    """Returns the contenders of the peaks in float32 and, if it is no slower, bfloat16."""
     found = {
         name: Contender(name, {**options, "who": "machine", "precision": name}) for name in ("float32", "bfloat16")
     }
@@ -462,7 +312,7 @@ def peaks(options: Mapping[str, Any], rounds: int) -> dict[str, Contender]:
 
 
 def training(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], rounds: int) -> None:
-    """A whole step, each by its own code."""
+    """Print the table of whole training steps, each by its own code."""
     machines, mine = peaks(options, 3), {**options, "who": "ours"}
     contenders = []
     for precision in machines:
@@ -486,7 +336,7 @@ def training(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]],
             f"{options['batch'] / contender.median('train'):.1f}",
             f"{rate:.1f}",
             f"{rate / machines[precision].rate('forward'):.0%}",
-            *(f"{rate / c.rate('train'):.2f}" for c in beside(contenders)),
+            *(f"{rate / c.rate('train'):.2f}" for c in others(contenders)),
             f"{contender.growth:.0f}",
         )
     for contender in [*contenders, *machines.values()]:
@@ -496,13 +346,13 @@ def training(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]],
 PER_FLOP: list[str] = []
 
 
-def beside(contenders: list[Contender]) -> list[Contender]:
-    """Those that the others are compared with."""
+def others(contenders: list[Contender]) -> list[Contender]:
+    """Returns the contenders of other projects."""
     return [contender for contender in contenders if contender.options["who"] not in ("ours", "machine")]
 
 
 def sampling(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], rounds: int) -> None:
-    """An evaluation within a sampler: the network and what the move costs."""
+    """Print the table of evaluations within a sampler: the network and the move."""
     contenders = [Contender("ours, euler_maruyama", {**options, "who": "ours"})]
     contenders += [Contender(name, peer) for name, peer in peers.items()]
     turns(contenders, ("forward", "sample"), rounds)
@@ -516,13 +366,13 @@ def sampling(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]],
             f"{1e3 * seconds:.1f}",
             f"{options['batch'] / seconds:.1f}",
             f"{contender.rate('sample'):.1f}",
-            *(f"{contender.rate('sample') / c.rate('sample'):.2f}" for c in beside(contenders)),
+            *(f"{contender.rate('sample') / c.rate('sample'):.2f}" for c in others(contenders)),
         )
         contender.close()
 
 
 def batches(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], rounds: int) -> None:
-    """The network on more and fewer images at a time."""
+    """Print the table of forwards by batch size."""
     contenders = [Contender(str(num), {**options, "who": "ours", "batch": num}) for num in (4, 8, 16, 32, 64, 128, 256)]
     turns(contenders, ("forward",), rounds)
     print("\nForward, by the size of the batch")
@@ -534,7 +384,7 @@ def batches(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], 
 
 
 def likelihood(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], rounds: int) -> None:
-    """An evaluation of the flow with the divergence, in forwards."""
+    """Print the table of evaluations of the flow with its divergence, in forwards."""
     contenders = [Contender("ours", {**options, "who": "ours"})]
     contenders += [Contender(name, peer) for name, peer in peers.items() if name == "score_sde_pytorch"]
     turns(contenders[:1], ("forward", "one probe", "four probes"), rounds)
@@ -543,8 +393,8 @@ def likelihood(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]
     table("code", "forward, ms", "one probe", "four probes")
     for contender in contenders:
         bare = contender.median("forward")
-        told = [contender.median(name) / bare if name in contender.seconds else None for name in PROBED]
-        line(contender.label, f"{1e3 * bare:.1f}", *("" if ratio is None else f"{ratio:.2f}" for ratio in told))
+        ratios = [contender.median(name) / bare if name in contender.seconds else None for name in PROBED]
+        line(contender.label, f"{1e3 * bare:.1f}", *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios))
         contender.close()
 
 
@@ -552,7 +402,7 @@ PROBED = ("one probe", "four probes")
 
 
 def parts(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], rounds: int) -> None:
-    """What a sampler costs beyond its network."""
+    """Print the table of a sampler's costs beyond its network."""
     tree = "increment of torchsde's BrownianTree"
     names = {
         "ours": (
@@ -561,9 +411,9 @@ def parts(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], ro
             "evaluation of ode",
             "of these, the denoiser",
             "Brownian increment",
-            "Brownian motion at any place",
+            "Brownian motion at any time",
         ),
-        "others": (  # a process of their own: the threads of numpy would wait beside ours
+        "others": (  # a separate process, whose numpy threads do not disturb ours
             "torch.randn",
             "evaluation of scipy's RK45, the denoiser included",
             *[tree] * bool(importlib.util.find_spec("torchsde")),
@@ -592,7 +442,7 @@ next(trainer.steps(1)); print(time.process_time())
 
 
 def starting(options: Mapping[str, Any], peers: Mapping[str, Mapping[str, Any]], rounds: int) -> None:
-    """Until --help has answered, and until the first step of vpsde is done; CPU time."""
+    """Print the CPU time of --help, of importing torch, and of a start up to the first training step of vpsde."""
     step = [sys.executable, "-c", FIRST_STEP, str(ROOT), tempfile.mkdtemp()]
     commands = {
         "run.py --help": [sys.executable, str(ROOT / "run.py"), "--help"],
@@ -636,27 +486,27 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, by commas")
-    asked = parser.parse_args()
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    args = parser.parse_args()
     options = {
-        "threads": asked.threads,
-        "batch": asked.batch,
-        "channels": asked.channels,
+        "threads": args.threads,
+        "batch": args.batch,
+        "channels": args.channels,
         "blocks": 2,
         "moves": 2,
         "precision": "float32",
         "device": "cpu",
     }
     peers = {}
-    if asked.score_sde:
-        peers["score_sde_pytorch"] = {**options, "who": "score_sde", "path": asked.score_sde}
+    if args.score_sde:
+        peers["score_sde_pytorch"] = {**options, "who": "score_sde", "path": args.score_sde}
     if importlib.util.find_spec("diffusers"):
         peers["diffusers"] = {**options, "who": "diffusers"}
     PER_FLOP.extend(f"per FLOP, {name} = 1" for name in peers)
-    clock = "CPU time" if asked.threads == 1 else "wall time"
-    print(f"{asked.threads} thread(s), {clock}; load of the machine at the start {os.getloadavg()[0]:.1f}")
-    for name in asked.only.split(","):
-        SECTIONS[name](options, peers, asked.rounds)
+    clock = "CPU time" if args.threads == 1 else "wall time"
+    print(f"{args.threads} thread(s), {clock}; load of the machine at the start {os.getloadavg()[0]:.1f}")
+    for name in args.only.split(","):
+        SECTIONS[name](options, peers, args.rounds)
 
 
 if __name__ == "__main__":

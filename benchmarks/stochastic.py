@@ -1,19 +1,19 @@
-"""What samplers with noise cost: the distance of their law from the true one, by number of evaluations.
+"""Stochastic samplers: the distance of their samples' distribution from the exact one, by number of evaluations.
 
     pip install -e .[bench]
     OMP_NUM_THREADS=1 python benchmarks/stochastic.py
 
-On the mixtures of ``benchmarks/problems.py``, float64. Samplers with noise follow no path that could be compared; what
-counts is the law that they end with, the energy distance
+The data are the mixtures of ``benchmarks/problems.py``, in float64. The measure is the energy distance
 
     D^2 = 2 E|X - Y| - E|X - X'| - E|Y - Y'|
 
-between states X at the last time, y = x / alpha, and exact draws Y of the marginal there, in units of E|Y - Y'|, as the
-square root; unbiased, so that a sampler without error may come out below 0, which is shown as 0. The first row is that
-of exact draws: what this many can show. ``adams``, which adds no noise, stands beside them.
+between states X at the last time, y = x / alpha, and exact draws Y of the marginal at that time. The table contains
+sqrt(D^2 / E|Y - Y'|). The estimate of D^2 is unbiased; a negative one is shown as 0. The first row contains exact
+draws, and so the resolution of this many draws. ``adams``, which adds no noise, is included for comparison.
 
-Every sampler is shown on the better of two grids, log_snr and karras, ours on its own too. Those of k-diffusion draw
-their noise by their own default, ``torch.randn_like``; its Brownian tree needs torchsde, and changes no law.
+Each sampler is shown on the better of two grids, log_snr and karras; ours on its own grid, too. Samplers of k-diffusion
+draw their noise by ``torch.randn_like``, their default; its Brownian tree needs torchsde and does not change the
+distribution.
 """
 
 import argparse
@@ -46,7 +46,7 @@ Sampler = Callable[[LowRank, Tensor, Tensor], Tensor]
 
 
 def ours(sde: SDE, gaussian: Gaussian) -> dict[str, tuple[Sampler, int]]:
-    """Our samplers with noise, and their evaluations a move."""
+    """Returns our stochastic samplers, and their evaluations per move."""
     rows: dict[str, tuple[Step, int]] = {
         name: (STEPS[name](sde), 1)
         for name in ("euler_maruyama", "reverse_diffusion", "ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde")
@@ -59,20 +59,20 @@ def ours(sde: SDE, gaussian: Gaussian) -> dict[str, tuple[Sampler, int]]:
 
 
 def walk(step: Step, denoise: LowRank, y: Tensor, times: Tensor) -> Tensor:
-    """The states at the last of the times, by one of our steps."""
-    sde, places = step.sde, times.tolist()
+    """Returns the states at the last of the times, by one of our steps."""
+    sde, numbers = step.sde, times.tolist()
     sde.tabulate(times)
-    step.reset(places)
-    x = sde.marginal(places[0]).alpha * y
-    for t, s in pairwise(places):
+    step.reset(numbers)
+    x = sde.marginal(numbers[0]).alpha * y
+    for t, s in pairwise(numbers):
         x = step(denoise, x, t, s, torch.randn_like)
-    return x / sde.marginal(places[-1]).alpha
+    return x / sde.marginal(numbers[-1]).alpha
 
 
 def theirs(sde: SDE) -> dict[str, tuple[Sampler, int]]:
-    """Those of k-diffusion, if it is installed."""
+    """Returns the stochastic samplers of k-diffusion, if it is installed."""
     if importlib.util.find_spec("k_diffusion") is None:
-        print("k_diffusion is not installed: its samplers are left out")
+        print("k_diffusion is not installed: its samplers are skipped")
         return {}
     sampling = k_diffusion_sampling()
 
@@ -93,7 +93,7 @@ def theirs(sde: SDE) -> dict[str, tuple[Sampler, int]]:
 
 
 def distance(x: Tensor, y: Tensor) -> float:
-    """Square root of the energy distance of two sets of draws (N, D), in units of the second one's own spread."""
+    """Returns sqrt(D^2 / E|Y - Y'|) of two sets of draws (N, D)."""
 
     def within(x: Tensor) -> Tensor:
         return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
@@ -103,7 +103,7 @@ def distance(x: Tensor, y: Tensor) -> float:
 
 
 def table(law: GaussianMixture, sde: SDE, num: int) -> None:
-    """Print the distances of one mixture under one process."""
+    """Print the distances for one mixture under one process."""
     denoise, guess = LowRank(law, sde, 0 if law.bases is None else DIRECTIONS), moment_matched(law)
     dimensions = (law.covariance.trace() ** 2 / law.covariance.square().sum()).item()
     generator, (alpha, sigma, _) = torch.Generator().manual_seed(1), sde.marginal(sde.t_min)
