@@ -193,7 +193,7 @@ def numbered(numbers: Tensor) -> Iterator[None]:
 
 
 def _first_fault(states: Iterator[Tensor], noisy: Sequence[float]) -> str:
-    """Description of the step after which an example is not finite; states at the noisy times, then the data."""
+    """Description of the step after which the states of an example, the data last, are not finite."""
     for step, state in enumerate(states):
         if not torch.isfinite(state).all():
             if step == len(noisy):

@@ -1,4 +1,4 @@
-"""Image-to-image and interpolation: examples are noised or encoded, mixed if asked for, and brought back to data.
+"""Image-to-image and interpolation: examples are noised or encoded, optionally mixed, and brought back to data.
 
 The paths between two examples take weights from 0, the first, to 1, the second, and return one batch.
 """

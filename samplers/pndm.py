@@ -63,9 +63,10 @@ class PNDM(PLMS):
         blend = (e_1 + 2 e_2 + 2 e_3 + e_4) / 6,    each x of e_i by the bridge from (x, t) with e_{i-1}
 
     Order 2 begins with Heun's step and equals ``PLMS``. The history of the start consists of the first evaluation of
-    each step. A grid of N steps that ends at the data costs N + 9 and N + 1 evaluations. A starting step over which
-    sigma / alpha falls more than tenfold is Heun's: its middle in time is far from the middle of the integral over
-    sigma / alpha, so the rule would multiply changes of the estimate by that factor, three times in a row.
+    each step. A grid of N steps that ends at the data costs N + 9 evaluations with order 4, and N + 1 with order 2. A
+    starting step over which sigma / alpha falls more than tenfold is Heun's: its middle in time is far from the middle
+    of the integral over sigma / alpha, so the rule would multiply changes of the estimate by that factor, three times
+    in a row.
 
     Of fourth order if the times and their middles are evenly spaced in sigma / alpha; otherwise as ``PLMS``.
 
