@@ -9,21 +9,21 @@ from torch import nn
 from score_sde.engine import ranks
 
 THREADS = torch.get_num_threads()
-"""Of the CPU, that torch takes by itself: OMP_NUM_THREADS, or as many as there are cores."""
+"""Default number of CPU threads of PyTorch: OMP_NUM_THREADS, or the number of cores."""
 
 
 LARGE = 50_000_000
-"""Parameters times positions of a network that gains by a second thread: see docs/scaling.md."""
+"""Parameters times positions of a network above which a second thread saves time: see docs/scaling.md."""
 
 
 def set_threads(config: ConfigDict, shape: tuple[int, ...], network: nn.Module | None = None) -> None:
-    """Compute on as many threads of the CPU as the config says; the last digits of a sum depend on it.
+    """Sets the number of CPU threads, on which the last digits of sums depend.
 
-    By itself on one, and for a network whose parameters times positions are ``LARGE`` or more on all that torch takes.
+    By default it is one, or ``THREADS`` for a network with ``LARGE`` or more parameters times positions.
 
     Args:
-        shape: of an example.
-        network: None before there is one.
+        shape: shape of an example.
+        network: the network; None before it is built.
     """
     parameters = sum(p.numel() for p in network.parameters()) if network else 0
     large = parameters * math.prod(shape[1:]) >= LARGE
@@ -31,11 +31,11 @@ def set_threads(config: ConfigDict, shape: tuple[int, ...], network: nn.Module |
 
 
 def make_device(name: str) -> torch.device:
-    """The device of that name; auto is an accelerator, or else the CPU.
+    """Returns the device of a name; auto is an accelerator if available, else the CPU.
 
-    Several processes on a machine share out the accelerators of a name without a number, such as cuda.
+    A name without an index, such as cuda, gives each process on a machine an accelerator of its own.
 
-    Raises: ValueError for a name that torch does not know or a device that this machine does not have.
+    Raises: ValueError for an unknown name, or a device that this machine lacks.
     """
     accelerator = torch.accelerator.current_accelerator() or torch.device("cpu")
     try:

@@ -1,4 +1,4 @@
-"""How a trained network is run: in which precision, compiled or not, and how many examples at a time."""
+"""Inference with a trained network: precision, compilation, and examples at a time."""
 
 import copy
 import math
@@ -23,16 +23,16 @@ CALLS = ("forward", "features", "image")
 
 
 class InferenceCall:
-    """A method of a network as the section ``inference`` says it is run.
+    """A method of a network with the precision and compilation of the config section ``inference``.
 
-    It alone computes in ``precision``: the state, the coefficients of the denoiser and the solver keep their own. Only
-    the first shape of a batch is compiled, outside of gradients; other shapes, such as a last small batch, would each
-    take as long again and run as they are.
+    Only the method computes in ``precision``; the state, the coefficients of the denoiser and the solver keep theirs.
+    Only the first batch shape is compiled, and only without gradients. Other shapes, such as a smaller last batch, run
+    without compilation, since each would take as long to compile.
 
     Args:
         call: the method, ``(x, c_noise, **cond) -> Tensor``.
         precision: float32 or bfloat16.
-        compiled: whether it is compiled; on CUDA into a graph that is started as a whole.
+        compiled: whether to compile it; on CUDA into a CUDA graph.
     """
 
     trying: ClassVar[bool] = False
@@ -52,9 +52,10 @@ class InferenceCall:
 
 
 def frozen(network: nn.Module, precision: torch.dtype, compiled: bool) -> nn.Module:
-    """The network for use, without gradients of its weights; itself where it is run as it is.
+    """Returns the network for inference, without gradients of its weights.
 
-    Otherwise a shallow copy with other ``CALLS``: weights, attributes and all other methods are those of the network.
+    In float32 and without compilation it is the network itself, else a shallow copy with its ``CALLS`` wrapped:
+    weights, attributes and all other methods stay those of the network.
     """
     network = network.eval().requires_grad_(False)
     if precision == torch.float32 and not compiled:
@@ -66,27 +67,27 @@ def frozen(network: nn.Module, precision: torch.dtype, compiled: bool) -> nn.Mod
 
 
 NUMBERS = 256 * 3 * 32 * 32
-"""In the examples that are taken at a time where nobody says how many: 256 of CIFAR-10's images."""
+"""Default number of entries of the examples at a time: 256 images of CIFAR-10."""
 
 MOST, TRIED = 4096, 16
-"""Examples at a time on a GPU at most, and those that are tried."""
+"""Largest number of examples at a time on a GPU, and the number of the measurement."""
 
 
 def usual(shape: Sequence[int]) -> int:
-    """How many examples of a shape to take at a time, for work on any device: 256 up to 32x32, fewer of larger ones."""
+    """Default number of examples at a time on any device: 256 up to 3x32x32, fewer for larger shapes."""
     return max(1, min(256, NUMBERS // math.prod(shape)))
 
 
 def filling(num: int, shape: Sequence[int], device: torch.device, evaluate: Callable[[int], object]) -> int:
-    """How many of ``num`` examples to take at a time, so that they fill the device; the same in all processes.
+    """Returns the number of examples at a time, at most ``num``, that fills the device; equal in all processes.
 
-    On a GPU as many as have half of its memory in an evaluation, a power of two. It is all of its memory that counts,
-    whatever else has some of it, so that a seed has the same batches, and the same rounding, each time. On a CPU as
-    many as it is fast with. Several processes have a share each, however few examples there are.
+    On a GPU it is the power of two whose evaluation takes half of the total memory. Memory in use by other programs
+    does not count, so a seed always has the same batches and rounding. On a CPU it is the fastest size. It is small
+    enough to give each process a part of the examples.
 
     Args:
-        shape: of an example.
-        evaluate: makes one evaluation of so many examples, as the work will make it.
+        shape: shape of an example.
+        evaluate: evaluates so many examples in the same way as the later computation.
     """
     most = _fitting(min(num, TRIED), device, evaluate) if device.type == "cuda" else _fastest(shape)
     least = min(most, -(-num // ranks.size()))
@@ -94,14 +95,14 @@ def filling(num: int, shape: Sequence[int], device: torch.device, evaluate: Call
 
 
 def _fastest(shape: Sequence[int]) -> int:
-    """How many examples a CPU is fast with: 32 of size 3x32x32 (docs/performance.md), fewer of larger ones."""
+    """Fastest number of examples at a time on a CPU: 32 of 3x32x32 (docs/performance.md), fewer for larger shapes."""
     return min(512, NUMBERS // 8 // math.prod(shape))
 
 
 def _fitting(num: int, device: torch.device, evaluate: Callable[[int], object]) -> int:
-    """How many examples have half of a GPU's memory, by what ``num`` of them take; 0 for less than one."""
-    with _as_it_is():
-        num = largest(evaluate, num)  # once without measuring, for what is allocated once
+    """Number of examples that take half of a GPU's memory, extrapolated from ``num``; 0 if not even one fits."""
+    with _uncompiled():
+        num = largest(evaluate, num)  # not measured: it includes one-time allocations
         if num == 0:
             return 0
         torch.cuda.reset_peak_memory_stats(device)
@@ -113,8 +114,8 @@ def _fitting(num: int, device: torch.device, evaluate: Callable[[int], object]) 
 
 
 @contextmanager
-def _as_it_is() -> Iterator[None]:
-    """Within, networks that are compiled run without, and what they see does not count as a first shape."""
+def _uncompiled() -> Iterator[None]:
+    """Context in which compiled networks run without compilation and record no first shape."""
     InferenceCall.trying = True
     try:
         yield
@@ -126,16 +127,16 @@ Result = TypeVar("Result")
 
 
 class FittingBatches:
-    """Examples in parts that there is memory for: where a part has none, its halves, and no larger part afterwards.
+    """Computes on examples in parts that fit into memory: halves a part that does not, and all parts after it.
 
-    Raises: OutOfMemory if a single example is too large.
+    Raises: OutOfMemory if a single example does not fit.
     """
 
     def __init__(self) -> None:
         self.most = 1 << 62
 
     def __call__(self, work: Callable[[Batch], Result], examples: Batch) -> Iterator[tuple[Batch, Result]]:
-        """Each part, and what comes of it."""
+        """Yields each part of the examples with the result of ``work``."""
         while len(examples):
             part = examples[: self.most]
             try:
@@ -153,8 +154,8 @@ class FittingBatches:
     def _halve(self, size: int) -> None:
         if size == 1:
             raise OutOfMemory(
-                "out of memory with one example at a time; take a smaller network, another --device, or end what else "
-                "is on it"
+                "out of memory with one example at a time; take a smaller network, another --device, or end other "
+                "programs on it"
             )
         self.most = size // 2
         say(f"out of memory with {size} examples at a time; going on with {self.most}")

@@ -1,4 +1,4 @@
-"""In which numbers a network computes; all around it is float32 or better."""
+"""Precision of a network; all other computation is in float32 or better."""
 
 import sys
 
@@ -10,9 +10,11 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def check_precision(dtype: torch.dtype, device: torch.device, section: str = "train") -> None:
-    """Tell of a CPU that imitates bfloat16, many times slower than float32.
+    """Warns of a CPU that emulates bfloat16, many times slower than float32.
 
-    Raises: ValueError for bfloat16 on a GPU that does not compute in it.
+    Args:
+        section: section of the config with this precision, for messages.
+    Raises: ValueError for bfloat16 on a GPU without it.
     """
     if dtype != torch.bfloat16:
         return
@@ -20,4 +22,4 @@ def check_precision(dtype: torch.dtype, device: torch.device, section: str = "tr
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(f"{section}.precision bfloat16: {torch.cuda.get_device_name(device)} has none; {remedy}")
     if device.type == "cpu" and cpu_emulates_bfloat16():
-        print(f"warning: this CPU imitates bfloat16, many times slower than float32; {remedy}", file=sys.stderr)
+        print(f"warning: this CPU emulates bfloat16, many times slower than float32; {remedy}", file=sys.stderr)

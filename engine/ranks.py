@@ -1,6 +1,6 @@
 """The processes of one command: ``torchrun --nproc_per_node=N run.py ...`` starts N of them, numbered from 0.
 
-The first one speaks and writes results; the others do a share of the work.
+The first one prints and writes results; the work is divided among all.
 """
 
 import copy
@@ -24,53 +24,53 @@ if TYPE_CHECKING:
 
 
 def rank() -> int:
-    """The number of this process."""
+    """Index of this process."""
     return int(os.environ.get("RANK", 0))
 
 
 def local_rank() -> int:
-    """Its number among those on the same machine."""
+    """Index of this process among those on the same machine."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def size() -> int:
-    """How many there are."""
+    """Number of processes."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def on_this_machine() -> int:
-    """How many of them are on the same machine."""
+    """Number of processes on the same machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", size()))
 
 
 def check_environment() -> None:
-    """Raises: ValueError where the variables of torchrun contradict each other, or some are missing."""
+    """Raises: ValueError if variables of torchrun contradict each other or are missing."""
     given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
     remedy = "start the processes with torchrun, or unset RANK and WORLD_SIZE to run one"
     for name, text in given.items():
         if text is not None and not text.isdecimal():
             raise ValueError(f"the environment has {name}={text!r}, which is no number; {remedy}")
     if size() < 1 or rank() >= size():
-        told = ", ".join(f"{name} {given[name] or 'not set'}" for name in ("RANK", "WORLD_SIZE"))
-        raise ValueError(f"the environment has {told}: RANK runs from 0 to WORLD_SIZE - 1; {remedy}")
+        values = ", ".join(f"{name} {given[name] or 'not set'}" for name in ("RANK", "WORLD_SIZE"))
+        raise ValueError(f"the environment has {values}: RANK runs from 0 to WORLD_SIZE - 1; {remedy}")
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if size() > 1 and missing:
         raise ValueError(f"the environment has WORLD_SIZE {size()} and lacks {', '.join(missing)}; {remedy}")
 
 
 def wait_for_all() -> None:
-    """Go on when all have come here, however long it takes: where one fails, torchrun ends the others."""
+    """Waits for all processes, without a timeout: if one fails, torchrun ends the others."""
     if size() > 1:
         distributed.barrier(_everyone())
 
 
 def share(num: int) -> tuple[int, int]:
-    """First and number of this process's equal share of ``num`` things, a multiple of the number of processes."""
+    """Returns the first index and the number of this process's part of ``num`` items, a multiple of ``size()``."""
     return rank() * (num // size()), num // size()
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process. The processes meet, their devices do not wait."""
+    """Returns whether the flag is set in any process. The processes synchronize on the CPU; devices do not wait."""
     if size() == 1:
         return flag
     found = torch.tensor([flag], dtype=torch.uint8)
@@ -79,14 +79,14 @@ def any_of(flag: bool) -> bool:
 
 
 def sum_over(values: Tensor) -> Tensor:
-    """The sum of a tensor over the processes, in place."""
+    """Sums a tensor over the processes, in place, and returns it."""
     if size() > 1:
         distributed.all_reduce(values, group=_everyone())
     return values
 
 
 def joined(rows: Tensor) -> Tensor:
-    """The rows (N, *) of all processes, in their order."""
+    """Concatenates the rows (N, *) of all processes, in the order of their indices."""
     if size() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(size())]
@@ -95,9 +95,12 @@ def joined(rows: Tensor) -> Tensor:
 
 
 def all_rows(parts: Mapping[int, Sequence[Tensor]], num: int) -> list[Tensor]:
-    """Columns of ``num`` rows from the parts that the processes made, each under the number of its first row.
+    """Returns columns of ``num`` rows, collected from the parts of all processes.
 
-    Rows are added to those of the others, which are zero: nothing is rounded.
+    Each process adds its rows to zeros of the others, so nothing is rounded.
+
+    Args:
+        parts: columns of consecutive rows, by the index of the first row.
     """
     if size() == 1:
         return [torch.cat(column) for column in zip(*parts.values(), strict=True)]
@@ -112,11 +115,11 @@ def all_rows(parts: Mapping[int, Sequence[Tensor]], num: int) -> list[Tensor]:
 
 
 def leave_to_first() -> bool:
-    """For work that is not shared: the first process goes on alone; whether this is another one, which has no work."""
+    """Leaves the rest of the command to the first process; returns True in the others, which have no more work."""
     number = rank()
     if distributed.is_initialized():
         wait_for_all()
-        distributed.destroy_process_group()  # torchmetrics would ask the others
+        distributed.destroy_process_group()  # torchmetrics would synchronize with the others
         _everyone.cache_clear()
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(name, None)
@@ -124,25 +127,29 @@ def leave_to_first() -> bool:
 
 
 def digests(content: bytes) -> list[str]:
-    """A digest of what each process has."""
+    """Returns the SHA-256 of the content of each process."""
     own = torch.frombuffer(bytearray(hashlib.sha256(content).digest()), dtype=torch.uint8)
     return [bytes(row.tolist()).hex() for row in joined(own[None])]
 
 
-def check_alike(what: str, content: bytes) -> None:
-    """Raises: ValueError in each process, if they do not all have the same content."""
+def check_alike(name: str, content: bytes) -> None:
+    """Raises: ValueError in each process, if their contents differ.
+
+    Args:
+        name: of the content, for the message.
+    """
     if len(set(digests(content))) > 1:
-        raise ValueError(f"the processes of this command have different {what}; give all the same flags and files")
+        raise ValueError(f"the processes of this command have different {name}; give all the same flags and files")
 
 
 def parallel(network: nn.Module) -> nn.Module:
-    """The network, with gradients that are the mean over all processes."""
+    """Returns the network with gradients averaged over the processes."""
     if size() == 1:
         return network
     from torch.nn.parallel import DistributedDataParallel
 
     class Parallel(DistributedDataParallel):
-        """Its attributes and methods are those of the network."""
+        """Forwards attributes and methods to the network."""
 
         def __getattr__(self, name: str) -> Any:
             try:
@@ -157,10 +164,10 @@ def parallel(network: nn.Module) -> nn.Module:
 
 
 def sharded(network: nn.Module) -> nn.Module:
-    """As ``parallel``, with parameters and gradients spread over the processes: each keeps its rows of every tensor.
+    """Returns the network with parameters and gradients sharded: each process keeps its rows of every tensor.
 
-    Block by block they are gathered to be computed with, and let go again. The network that is given keeps the same
-    rows, as DTensors; what is made of these, averages and moments, is spread too.
+    Each block gathers its parameters for its computation and drops them afterwards. The argument keeps the same shards,
+    as DTensors; averages and moments derived from them are sharded too.
     """
     if size() == 1:
         return network
@@ -169,13 +176,13 @@ def sharded(network: nn.Module) -> nn.Module:
 
     device = next(network.parameters()).device
     if device.type != "cpu":
-        torch.accelerator.set_device_index(device.index)  # fully_shard asks for the present one
+        torch.accelerator.set_device_index(device.index)  # fully_shard uses the current device
     shard = functools.partial(
         fully_shard, mesh=DeviceMesh.from_group(_everyone(), device.type), reshard_after_forward=True
     )
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # into which nobody writes
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # no code writes into the view
     tensors = [*network.parameters(), *network.buffers()]
-    working = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})  # other modules, the same tensors
+    working = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})  # new modules, the same tensors
     for block in outermost(working):
         shard(block)
     shard(working)
@@ -186,31 +193,31 @@ def sharded(network: nn.Module) -> nn.Module:
 
 
 def apart(network: nn.Module) -> AbstractContextManager:
-    """Let gradients of a ``parallel`` network add up in each process, without a word to the others.
+    """Context in which each process accumulates its own gradients of a ``parallel`` network, without communication.
 
-    Those of a ``sharded`` one are spread at once: whole ones would take the memory that it is there to save.
+    Gradients of a ``sharded`` network are sharded at once: whole ones would take the memory that sharding saves.
     """
     no_sync = getattr(network, "no_sync", nullcontext)
     return no_sync()
 
 
 def is_spread(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether this process keeps only its rows of a tensor."""
+    """Whether a tensor is sharded, so that this process keeps only its rows."""
     return hasattr(tensor, "full_tensor")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process keeps of a tensor: its rows, or all."""
+    """Returns the rows of this process of a sharded tensor, or the whole of any other."""
     return tensor.to_local() if is_spread(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The rows of all processes, who all take part; a tensor that is not spread as it is."""
+    """Returns the rows of all processes of a sharded tensor, or any other unchanged; all processes take part."""
     return tensor.full_tensor() if is_spread(tensor) else tensor
 
 
 def to_first(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """As ``whole``, on a device of the first process alone: nothing is left of it in the others."""
+    """Returns ``whole`` on a device of the first process, and an empty tensor in the others."""
     if not is_spread(tensor):
         return tensor
     found = tensor.full_tensor()
@@ -218,7 +225,7 @@ def to_first(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 def spread(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor that all processes have whole, kept as ``like`` is: the inverse of ``whole``."""
+    """Shards a tensor as ``like`` is sharded: the inverse of ``whole``."""
     if not is_spread(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -227,25 +234,25 @@ def spread(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def whole_network(network: nn.Module, get: Callable[[Tensor], Tensor] = whole) -> nn.Module:
-    """A copy of a network that is spread, with whole parameters; one that is not, itself. All processes take part.
+    """Returns a copy of a sharded network with whole parameters, or any other network itself; all processes take part.
 
     Args:
-        get: makes one whole, ``whole`` or ``to_first``.
+        get: ``whole`` or ``to_first``.
     """
-    found = [p for p in network.parameters() if is_spread(p)]
-    if not found:
+    shards = [p for p in network.parameters() if is_spread(p)]
+    if not shards:
         return network
-    return copy.deepcopy(network, {id(p): nn.Parameter(get(p.detach()), p.requires_grad) for p in found})
+    return copy.deepcopy(network, {id(p): nn.Parameter(get(p.detach()), p.requires_grad) for p in shards})
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm of all tensors together, 0-d; of those that are spread, over the rows of all processes."""
+    """Returns the norm of all tensors together, 0-d; for sharded tensors over the rows of all processes."""
     own = nn.utils.get_total_norm([local(tensor) for tensor in tensors])
     return sum_over(own.square()).sqrt() if any(map(is_spread, tensors)) else own
 
 
 @functools.cache
 def _everyone() -> "distributed.ProcessGroup":
-    """All of them, who meet within half an hour of their start or not at all."""
+    """Returns the group of all processes. They have to join within half an hour; later operations have no timeout."""
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return distributed.new_group(timeout=timedelta(days=365))

@@ -1,4 +1,4 @@
-"""config.json again, from what each checkpoint keeps of it, after a loss of power or a kill."""
+"""Recovery of a lost config.json from its copy in the checkpoints, after a power loss or a kill."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ EMPTY = b"\0 \t\r\n"
 
 
 def restore_config(folder: Path) -> None:
-    """Write config.json of a run that has checkpoints, if it is missing or holds nothing, and say so."""
+    """Restores a missing or empty config.json of a run with checkpoints, and prints a note."""
     if kept := kept_config(folder):
-        from score_sde.engine.log import say  # late: it brings torch
+        from score_sde.engine.log import say  # late: it imports torch
 
         path, (text, checkpoint) = folder / "config.json", kept
         write_text(path, text)
@@ -20,9 +20,9 @@ def restore_config(folder: Path) -> None:
 
 
 def kept_config(folder: Path) -> tuple[str, str] | None:
-    """The text of a config.json that is missing or holds nothing, and the name of the checkpoint that kept it.
+    """Returns the text of a missing or empty config.json, and the name of the checkpoint with the copy.
 
-    None where it is there, or no checkpoint kept it, as in runs of earlier versions.
+    Returns None if the file exists, or if no checkpoint has a copy, as in runs of earlier versions.
     """
     if not (folder / "checkpoints").is_dir() or not is_lost(folder / "config.json"):
         return None
@@ -40,7 +40,7 @@ def kept_config(folder: Path) -> tuple[str, str] | None:
 
 
 def is_lost(path: Path) -> bool:
-    """Whether a file is missing or holds no more than zeros and blanks."""
+    """Returns whether a file is missing or contains only zeros and blanks."""
     if not path.exists():
         return True
     return path.is_file() and path.stat().st_size < 2**20 and not read_bytes(path, 2**20).strip(EMPTY)

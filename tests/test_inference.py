@@ -57,7 +57,7 @@ def test_emulated_bfloat16_gives_a_warning(monkeypatch, capsys):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
         precision.check_precision(torch.bfloat16, torch.device("cpu"), "inference")
     precision.check_precision(torch.float32, torch.device("cpu"))
-    told = "warning: this CPU imitates bfloat16, many times slower than float32; "
+    told = "warning: this CPU emulates bfloat16, many times slower than float32; "
     assert capsys.readouterr().err == f"{told}take --config.inference.precision=float32\n"
 
 

@@ -280,7 +280,7 @@ def test_missing_weights(tracked, weights, status, said, capsys):
 
 def test_the_available_widths_are_listed(tracked):
     found = checkpoint.find(tracked / "checkpoints")
-    with pytest.raises(ValueError, match=r"they tell widths from (.*) to (.*); others need") as error:
+    with pytest.raises(ValueError, match=r"they give widths from (.*) to (.*); others need") as error:
         combination(found, "ema:0.002")
     words = str(error.value).split("from ")[1].split(";")[0].split(" to ")
     for sigma_rel in words:

@@ -1,1 +1,1 @@
-"""Training: the loop, one step, the optimiser, averages of the weights, and what happens to bad steps."""
+"""Training: the loop, its steps, the optimizer, averages of the weights, and non-finite steps."""

@@ -23,11 +23,11 @@ class Adam:
     class calls the functional interface, which does not.
 
     Attributes:
-        lr: of the next step.
+        lr: learning rate of the next step.
     Args:
-        parameters: float32 on one device; those without a gradient are left alone.
-        betas: decays of the two moments, from 0 to below 1.
-    Raises: ValueError for other betas.
+        parameters: float32 on one device; a step skips parameters without a gradient.
+        betas: decays of the two moments, in [0, 1).
+    Raises: ValueError for betas outside [0, 1).
     Reference: Kingma, Ba, "Adam: A Method for Stochastic Optimization", 2014. arXiv:1412.6980
     """
 
@@ -44,7 +44,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, found_inf: Tensor | None = None) -> None:
-        """Move the parameters along their gradients; nothing moves where ``found_inf`` is 1, a 0-d tensor."""
+        """Updates the parameters and moments; leaves all unchanged if ``found_inf`` (0-d) is 1."""
         with_gradient = [i for i, p in enumerate(self.parameters) if p.grad is not None]
         for i in with_gradient:
             if i not in self.state:
@@ -72,7 +72,7 @@ class Adam:
         )
 
     def zero_grad(self) -> None:
-        """Let go of the gradients."""
+        """Drops the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -87,7 +87,7 @@ class Adam:
         return {"state": state, "param_groups": [{**group, "params": list(range(len(self.parameters)))}]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the moments of a ``state_dict``; the settings stay."""
+        """Restores the moments of a ``state_dict``, but not its settings."""
         self.state = {}
         for i, moments in state["state"].items():
             p = self.parameters[i]
@@ -98,7 +98,7 @@ class Adam:
 
 
 class AdamW(Adam):
-    """As ``Adam``, with a decay that goes past the moments: p <- p - lr weight_decay p.
+    """Adam with decoupled weight decay: p <- p - lr weight_decay p.
 
     Reference: Loshchilov, Hutter, "Decoupled Weight Decay Regularization", 2019. arXiv:1711.05101
     """

@@ -1,4 +1,4 @@
-"""Exponential moving averages of the weights, and averages of power-function profile."""
+"""Exponential moving averages and power-function averages of the weights."""
 
 import copy
 import math
@@ -13,27 +13,27 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from score_sde.engine import ranks
 
 WIDEST = math.sqrt(1 / 12)
-"""Width of the widest profile, which counts all updates alike."""
+"""Width of the widest profile, the uniform one."""
 
 
 class EMA:
-    """Averages of a network's parameters, each in a network of its own, so that nothing is ever swapped.
+    """Averages of a network's parameters, each in a separate network, so that no weights are swapped.
 
         average <- average + (1 - k) (parameters - average)
 
         a rate       k = min(rate, (1 + n) / (10 + n)) with warm-up, else k = rate
         a profile    k = (1 - 1 / t)^(gamma + 1),  t = n + 1
 
-    at update number n = 0, 1, ... A profile counts what came at tau by the power tau^gamma; its width is its standard
-    deviation over t, whatever t is. Kept in float32. Buffers are not averaged but copied: they hold tables and counts,
-    which have no mean. Averages of a network that is spread over processes are spread, too, but for what is ``whole``.
+    at update number n = 0, 1, ... A profile weights the parameters at time tau by tau^gamma; its width is the standard
+    deviation of tau over t, for any t. Averages are float32. Buffers are copied, since tables and counts have no mean.
+    Averages of a sharded network are sharded, except within ``whole``.
 
     Args:
-        network: what is followed, from its present state on.
-        rates: share of an average that one update keeps, in [0, 1).
-        warmup: whether early updates of the rates keep less, so that the initial weights are forgotten.
-        profiles: widths, in (0, WIDEST); their averages are the last of ``networks``.
-    Raises: ValueError for a rate outside [0, 1), no rate at all, or a width that no profile has.
+        network: the network to average, from its present weights on.
+        rates: fraction of an average that one update keeps, in [0, 1).
+        warmup: whether early updates keep a smaller fraction, so that the initial weights decay faster.
+        profiles: widths in (0, WIDEST); their averages are the last of ``networks``.
+    Raises: ValueError for a rate outside [0, 1), no rates, or a width outside (0, WIDEST).
     Reference: Karras et al. 2024, Analyzing and Improving the Training Dynamics of Diffusion Models, sec. 3.
     """
 
@@ -58,7 +58,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the averages towards the present parameters of the network."""
+        """Updates the averages with the present parameters of the network."""
         parameters, buffers = self._followed
         present = [ranks.local(p).float() for p in parameters]
         for kept, (average, copies) in zip(self._kept, self._averages, strict=True):
@@ -69,7 +69,7 @@ class EMA:
 
     @torch.no_grad()
     def distance(self) -> Tensor:
-        """Of the network from the first average, relative to the size of that, 0-d; all processes take part."""
+        """Returns |parameters - average| / |average| for the first average, 0-d; all processes take part."""
         pairs = zip(self._followed[0], self._own[0].parameters(), strict=True)
         sums = (((p - a).square().sum(), a.square().sum()) for p, a in pairs)
         apart, size = zip(*(map(ranks.whole, pair) for pair in sums), strict=True)
@@ -77,9 +77,9 @@ class EMA:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Let ``networks`` be whole in the first process meanwhile; all processes take part.
+        """Context in which the first process has whole ``networks`` of a sharded network; all processes take part.
 
-        The first of them lies where the network does, to be looked at, the others in the memory of the machine.
+        The first average is on the device of the network, for validation and pictures; the others are on the CPU.
         """
         if self.networks is not self._own:
             yield
@@ -94,22 +94,22 @@ class EMA:
 
 
 def kept_of_rate(rate: float, warmup: bool, n: int) -> float:
-    """Share of an exponential average that update number n keeps."""
+    """Fraction of an exponential average that update number n keeps."""
     return min(rate, (1 + n) / (10 + n)) if warmup else rate
 
 
 def kept_of_profile(gamma: float, n: int) -> float:
-    """Share of a power average that update number n keeps: (1 - 1 / t)^(gamma + 1), t = n + 1."""
+    """Fraction of a power average that update number n keeps: (1 - 1 / t)^(gamma + 1), t = n + 1."""
     return (n / (n + 1)) ** (gamma + 1)
 
 
 def width(gamma: float) -> float:
-    """Standard deviation of the law (gamma + 1) tau^gamma on [0, 1]."""
+    """Standard deviation of the density (gamma + 1) tau^gamma on [0, 1]."""
     return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
 
 
 def exponent(sigma_rel: float) -> float:
-    """The gamma >= 0 of a profile of this width: the inverse of ``width``, by bisection."""
+    """Returns the gamma >= 0 of a profile of this width: the inverse of ``width``, by bisection."""
     low, high = 0.0, 1 / sigma_rel
     for _ in range(200):
         middle = (low + high) / 2

@@ -1,5 +1,4 @@
-"""Steps of training whose loss or gradient is not finite: no weight moves, they are counted and kept, and some are the
-last."""
+"""Non-finite training steps: skipped, counted and saved for inspection; too many in a row end the run."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,11 +18,11 @@ MOST_KEPT = 3
 
 
 class NonFiniteSteps:
-    """What became of the steps that were skipped.
+    """Count of the non-finite steps, and their files.
 
     Args:
-        folder: where the inputs and weights of the first ``MOST_KEPT`` of them are kept.
-        most: in a row that are borne; the next one ends the run.
+        folder: for the inputs and weights of the first ``MOST_KEPT`` of them.
+        most: largest number in a row; the next one ends the run.
     """
 
     def __init__(self, folder: Path, most: int) -> None:
@@ -31,40 +30,40 @@ class NonFiniteSteps:
         self.count = self.in_a_row = 0
 
     def note(self, finite: bool) -> None:
-        """Count one step."""
+        """Counts one step."""
         self.count += not finite
         self.in_a_row = 0 if finite else self.in_a_row + 1
 
     @property
     def too_many(self) -> bool:
-        """Whether the run should end."""
+        """Whether more than ``most`` steps in a row were non-finite."""
         return self.in_a_row > self.most
 
     def keep(self, step: int, inputs: Mapping[str, Tensor], network: nn.Module, facts: Mapping[str, float]) -> None:
-        """Write what each process was given in a step, and the weights that it had, for somebody to look at."""
+        """Writes the inputs of a step, a file per process, and the weights, for inspection."""
         folder = self.folder / f"step_{step:08d}"
         if len(set(self.folder.glob("step_*")) - {folder}) >= MOST_KEPT:
             return
         _write(folder / f"inputs-{ranks.rank()}.safetensors", inputs)
         if ranks.rank() == 0:
             _write(folder / "weights.safetensors", network.state_dict())
-            told = {key: value if math.isfinite(value) else str(value) for key, value in facts.items()}
-            write_json(folder / "facts.json", {"step": step, **told})
+            finite = {key: value if math.isfinite(value) else str(value) for key, value in facts.items()}
+            write_json(folder / "facts.json", {"step": step, **finite})
 
     def state_dict(self) -> dict[str, int]:
-        """For a run that goes on."""
+        """Returns the counts, for a checkpoint."""
         return {"count": self.count, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from a ``state_dict``."""
+        """Restores the counts of a ``state_dict``."""
         self.count, self.in_a_row = state["count"], state["in_a_row"]
 
 
 def first_nonfinite_layer(network: nn.Module, loss: Callable[[], Tensor]) -> str:
-    """Where numbers stop being finite when the loss of a batch is taken again: the first layer, or the first gradient.
+    """Recomputes the loss of a batch and describes the first non-finite layer, or the first non-finite gradient.
 
     Args:
-        loss: computes it by the network; gradients are left behind.
+        loss: computes the loss with the network, which keeps the gradients.
     """
     found = []
 
@@ -99,7 +98,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def stop(skipped: NonFiniteSteps, step: int, where: str, newest: Path | None) -> NonFiniteError:
-    """The error that ends a run. The newest checkpoint may hold the weights that gave such numbers."""
+    """Returns the error that ends a run. The newest checkpoint may already contain the weights of these steps."""
     kept = f"; {newest} is the newest checkpoint" if newest else ""
     return NonFiniteError(
         f"loss or gradient not finite at step {step}, the last of {skipped.in_a_row} in a row (train.max_skipped "

@@ -1,4 +1,4 @@
-"""The loss on held-out data."""
+"""Validation: the loss on the test split."""
 
 import copy
 import math
@@ -18,15 +18,15 @@ HELD_OUT_EXAMPLES = 512
 
 
 HELD_OUT_ENTRIES = 2**27
-"""Most numbers in those examples: 512 images of 3 x 256 x 256 and fewer larger ones."""
+"""Largest number of entries of these examples: 512 images of 3 x 256 x 256, or fewer larger ones."""
 
 
 NOISE_BINS = (-20.0, -8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0, 20.0)
-"""Borders in log-SNR of the bins that the held-out loss is told by; the outer two take everything beyond."""
+"""Edges of the log-SNR bins of the validation loss; the outer two bins are unbounded."""
 
 
 class Validation:
-    """The loss on fixed draws of (x, t, eps) from the test split: comparable between steps, and between runs."""
+    """Loss on fixed draws of (x, t, eps) from the test split, comparable between steps and between runs."""
 
     def __init__(self, config: ConfigDict, experiment: Experiment, dataset: Dataset) -> None:
         num = min(HELD_OUT_EXAMPLES, len(dataset), max(1, HELD_OUT_ENTRIES // math.prod(dataset.shape)))
@@ -45,7 +45,7 @@ class Validation:
 
     @torch.no_grad()
     def losses(self, network: torch.nn.Module) -> dict[str, float]:
-        """The held-out loss, what a network that is always zero would get, and the loss in bins of log-SNR."""
+        """Returns the validation loss, the loss of a network with output zero, and the loss per log-SNR bin."""
         denoise, silent = (self.experiment.denoiser(n, self.config) for n in (network, _zero(network)))
         loss, zero = (self.correction.flatten() * self._losses(d) for d in (denoise, silent))
         borders = torch.tensor(NOISE_BINS[1:-1], device=loss.device)
@@ -54,19 +54,19 @@ class Validation:
         for k, (low, high) in enumerate(pairwise(NOISE_BINS)):
             if (bins == k).any():
                 found[f"validation_loss/log_snr_{low:g}_to_{high:g}"] = loss[bins == k].mean().item()
-        told = self.objective.report(denoise, self.x0, self.eps, **self.cond)
+        report = self.objective.report(denoise, self.x0, self.eps, **self.cond)
         if self.cond and self.objective.generates:
-            told = {**told, "label_effect": self._label_effect(denoise)}
-        return found | {f"validation_{key}": value for key, value in told.items()}
+            report = {**report, "label_effect": self._label_effect(denoise)}
+        return found | {f"validation_{key}": value for key, value in report.items()}
 
     def _label_effect(self, denoise: Denoise) -> float:
-        """How much of the estimates hangs on the label: |x0 - x0 without it| over |x0 - data|, root mean squares.
+        """Relative change of the x0 estimate when the label is dropped: rms(x0 - x0 without) / rms(x0 - data).
 
-        A label that says nothing to the network has 0.
+        It is 0 for a network that ignores its label.
         """
         x = self.experiment.sde.perturb(self.x0, self.eps, self.t)
-        nobody = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        with_label, without = denoise(x, self.t, **self.cond).x0, denoise(x, self.t, keep=nobody, **self.cond).x0
+        dropped = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        with_label, without = denoise(x, self.t, **self.cond).x0, denoise(x, self.t, keep=dropped, **self.cond).x0
         return ((with_label - without).square().mean() / (with_label - self.x0).square().mean()).sqrt().item()
 
     def _losses(self, denoise: Denoise) -> Tensor:
@@ -75,7 +75,7 @@ class Validation:
 
 
 def _zero(network: nn.Module) -> nn.Module:
-    """A shallow copy of the network whose output is zero; the hooks that it shares run once a call."""
+    """Returns a shallow copy of the network with output zero; shared hooks run once per call."""
     silent = copy.copy(network)
     silent.forward = lambda *args, **cond: torch.zeros_like(network.forward(*args, **cond))
     return silent
