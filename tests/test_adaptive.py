@@ -130,7 +130,7 @@ def test_an_unsolvable_example_is_named_with_time_and_step(mixture, kind):
 
     x = terminal(mixture, sde, 3)
     with pytest.raises(
-        NotConvergedError, match=r"example \d: .* stuck at t = 0\.[45]\d*, with a step of [1-9]\S* in .*rtol 0.05"
+        NotConvergedError, match=r"example \d: .* stuck at t = 0\.[45]\d*, with a step of \S*[1-9]\S* in .*rtol 0.05"
     ):
         kind(sde)(jumps, x, sde.t_max, sde.t_min, noises(3))
 

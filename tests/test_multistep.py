@@ -302,7 +302,7 @@ def test_rounding_errors_are_not_amplified(sde, dtype):
         (lambda sde: Multistep(sde, eta=-1.0), "eta -1.0"),
         (lambda sde: UniPC(sde, order=5), "order 5: UniPC has orders 1 to 4"),
         (lambda sde: UniPC(sde, variant="bh3"), "variant 'bh3'"),
-        (lambda sde: UniPC(sde, "velocity"), "form 'velocity'"),
+        (lambda sde: UniPC(sde, "velocity"), "integrand 'velocity'"),
     ],
 )
 def test_bad_input(make, said):
