@@ -13,7 +13,7 @@ from score_sde.data import Codec
 from score_sde.engine.codecs import bin_width, make_codec
 from score_sde.engine.devices import make_device, set_threads
 from score_sde.engine.facts import DataFacts
-from score_sde.models import CLASSIFIERS, NETWORKS
+from score_sde.models import NETWORKS
 from score_sde.sde_lib import CHAIN_PARAMETERIZATIONS, OBJECTIVES, PARAMETERIZATIONS, SDE, SDES, Denoiser, Gaussian
 from score_sde.sde_lib.devices import put
 from score_sde.sde_lib.discrete import ladder_size
@@ -86,10 +86,11 @@ def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None
         raise ValueError(f"the network {config.network.name} cannot be made: {reason}; make it smaller") from error
     set_threads(config, facts.shape, network)
     objective = pick(OBJECTIVES, "objective", config.loss.name)
-    if isinstance(network, CLASSIFIERS) == objective.generates or objective.reads > hasattr(network, "text"):
+    kinds = getattr(network, "output_kinds", ("state",))
+    if objective.output_kind not in kinds:
         raise ValueError(
-            f"loss.name {config.loss.name!r} does not train the network {config.network.name!r}: "
-            "classification and classifier belong together, and contrastive and captioned"
+            f"loss.name {config.loss.name!r} does not train the network {config.network.name!r}: it needs the output "
+            f"{objective.output_kind}, and the network returns {' or '.join(kinds)}"
         )
     return Experiment(
         facts=facts,

@@ -34,16 +34,12 @@ NETWORKS = {
     "dit": DiT,
 }
 
-CLASSIFIERS = (Classifier, ADMClassifier, Captioned)
-"""Networks that return logits."""
-
 BLOCKS = (Stage, blocks.Stage, blocks.Block, TransformerBlock, LinearBlock, DilatedBlock, Refine)
 """Building blocks of the networks; the backward pass may recompute them to save memory."""
 
 __all__ = [
     "ADM",
     "BLOCKS",
-    "CLASSIFIERS",
     "DDPM",
     "MLP",
     "NCSN",

@@ -1,6 +1,7 @@
 """The U-Net and the noisy classifier of guided diffusion; options give the U-Nets of improved diffusion and EDM."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -252,6 +253,8 @@ class ADMClassifier(ADMEncoder):
     Raises: ValueError for fewer than two classes or an unknown pool, and as ``ADM``.
     Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, section 4.3. arXiv:2105.05233
     """
+
+    output_kinds: ClassVar[tuple[str, ...]] = ("logits",)
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,8 @@ class Captioned(nn.Module):
 
     captions: Tensor
     num_captions: Tensor
+
+    output_kinds: ClassVar[tuple[str, ...]] = ("logits", "embeddings")
 
     def __init__(
         self,

@@ -1,5 +1,7 @@
 """A classifier of noisy signals and images: the encoder of the U-Net and a linear layer on its mean."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,6 +29,8 @@ class Classifier(Encoder):
         unless pad is set.
     Reference: Dhariwal, Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021, section 4.3. arXiv:2105.05233
     """
+
+    output_kinds: ClassVar[tuple[str, ...]] = ("logits",)
 
     def __init__(
         self,

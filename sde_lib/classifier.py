@@ -92,6 +92,7 @@ class Classification(Objective[C]):
 
     model = Classifier
     generates = False
+    output_kind = "logits"
 
     def __call__(
         self, classify: C, /, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor

@@ -71,7 +71,7 @@ class Contrastive(Classification[Pair]):
     """
 
     model = Pair
-    reads = True
+    output_kind = "embeddings"
     compares = True
 
     def __call__(

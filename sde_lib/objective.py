@@ -25,14 +25,14 @@ class Objective(ABC, Generic[M]):
         model: what stands between the network and the loss: a class of ``(network, sde, ...)``, its options filled by
             name from the section ``denoiser`` of a config.
         generates: whether the model is a denoiser, so that a run can be sampled.
-        reads: whether the network has to know texts.
+        output_kind: kind of network output, "state", "logits" or "embeddings": one of the network's ``output_kinds``.
         compares: whether the loss of an example depends on the others of its batch.
         differentiates: whether it takes derivatives of the network by its input.
     """
 
     model: Callable[..., nn.Module] = Denoiser
     generates: bool = True
-    reads: bool = False
+    output_kind: str = "state"
     compares: bool = False
     differentiates: bool = False
 

@@ -22,7 +22,7 @@ from score_sde.engine.devices import make_device
 from score_sde.engine.facts import DataFacts
 from score_sde.engine.load import load as load_run
 from score_sde.engine.objective import make_timestep_sampler, make_weight
-from score_sde.models import CLASSIFIERS, NETWORKS
+from score_sde.models import NETWORKS
 from score_sde.sde_lib import OBJECTIVES, PARAMETERIZATIONS, SDES, TIMESTEP_SAMPLERS, WEIGHTS, Gaussian
 from score_sde.storage.naming import pick
 
@@ -72,7 +72,7 @@ def test_each_sde_with_each_parameterization(sde, parameterization):
 WITH_CLASSES = [
     name
     for name, kind in NETWORKS.items()
-    if kind not in CLASSIFIERS and "num_classes" in default.CHOICES["network"][name]
+    if not hasattr(kind, "output_kinds") and "num_classes" in default.CHOICES["network"][name]
 ]
 
 
