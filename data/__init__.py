@@ -1,6 +1,6 @@
-"""What x is: datasets, the order they are read in, and the codecs between data and diffusion."""
+"""Datasets, the order of training examples, and the codecs between data and x."""
 
-if __name__ != "score_sde.data":  # a second copy would have tables of its own
+if __name__ != "score_sde.data":  # a second copy would have its own tables
     raise ImportError("import score_sde.data: data is a part of the package score_sde")
 
 from collections.abc import Callable

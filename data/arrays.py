@@ -1,4 +1,4 @@
-"""Numpy files: images or real numbers in an .npy, or in an .npz with labels."""
+"""Numpy files: images or real values in an .npy, or in an .npz with labels."""
 
 import math
 import os
@@ -18,13 +18,13 @@ LABEL_KEYS = ("labels", "y", "arr_1")
 
 
 class Rows:
-    """Answers x[rows] as an array (N, C, H, W) of uint8 does, out of an .npy: memory holds what is asked for alone.
+    """An array (N, C, H, W) of uint8 in an .npy; x[rows] reads the requested rows from the file only.
 
     Args:
-        path: of the file.
-        offset: where in it the first example begins, in bytes.
-        stored: the shape of the array in it.
-    Raises: DataError if the layout is not known; on reading, if the file is not the one that it was.
+        path: path of the file.
+        offset: position of the first example, in bytes.
+        stored: shape of the array in the file.
+    Raises: DataError for an unknown layout; on reading, if the file has changed.
     """
 
     def __init__(self, path: Path, offset: int, stored: tuple[int, ...]) -> None:
@@ -44,9 +44,9 @@ class Rows:
                     content.append(file.read(size))
                 same = _stamp(file.fileno()) == self.stamp
         except OSError as error:
-            raise DataError(f"{self.path} cannot be read any more ({error.strerror}): put it back") from error
+            raise DataError(f"{self.path} is no longer readable ({error.strerror}): put it back") from error
         if not same or any(len(each) != size for each in content):
-            raise DataError(f"{self.path} has changed since it was opened: run the command again when it is whole")
+            raise DataError(f"{self.path} has changed since it was opened: run the command again once it is complete")
         return _channels_first(
             np.frombuffer(bytearray().join(content), np.uint8).reshape(-1, *self.stored[1:]), self.axis
         )
@@ -58,10 +58,10 @@ class Rows:
 def read_array(path: Path) -> tuple[np.ndarray | Rows, np.ndarray | None]:
     """The images (N, C, H, W), uint8, and the labels (N,), int64, or None if the file has none.
 
-    An .npy of uint8 is read as it is used: start-up takes no time and memory holds little. The file may hold
-    (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3. Pickled objects are never loaded.
+    An .npy of uint8 is read on access, which saves start-up time and memory. The stored shape is (N, H, W),
+    (N, H, W, C) or (N, C, H, W) with C = 1 or 3. Pickled objects are never loaded.
 
-    Raises: DataError if the file is damaged, or does not hold whole numbers from 0 to 255 in one of these shapes.
+    Raises: DataError if the file is damaged, or does not contain integers from 0 to 255 in one of these shapes.
     """
     found, label = _read(path, IMAGE_KEYS, "images", _open_npy)
     if isinstance(found, np.ndarray):
@@ -70,25 +70,25 @@ def read_array(path: Path) -> tuple[np.ndarray | Rows, np.ndarray | None]:
 
 
 def read_numbers(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The real numbers of a file, float32 of any shape, and the labels (N,), int64, or None if the file has none.
+    """The real values of a file, float32 of any shape, and the labels (N,), int64, or None if the file has none.
 
-    Raises: DataError if the file is missing, damaged, not of .npy or .npz, or holds anything but finite numbers.
+    Raises: DataError if the file is missing, damaged, neither .npy nor .npz, or contains non-finite or other values.
     """
     if path.suffix.lower() not in (".npy", ".npz"):
-        raise DataError(f"{path} is no .npy or .npz: save the data with numpy.save")
+        raise DataError(f"{path} is not an .npy or .npz: save the data with numpy.save")
     if not path.exists():
         raise DataError(f"{path} does not exist: check data.path and data.test_path")
     found, label = _read(path, NUMBER_KEYS, "data", _load_npy)
     if found.dtype.kind not in "uif" or found.ndim == 0:
-        raise DataError(f"{path} holds {found.dtype} of shape {found.shape}: save rows of real numbers")
+        raise DataError(f"{path} contains {found.dtype} of shape {found.shape}: save rows of real numbers")
     with np.errstate(over="ignore"):
         x = found.astype(np.float32)
     bad = ~np.isfinite(x)
     if bad.any():
         first, rows = np.argwhere(bad)[0].tolist(), int(bad.reshape(len(x), -1).any(1).sum())
         raise DataError(
-            f"{path} holds {found[tuple(first)]} in row {first[0]}, and in {rows} of {len(x)} rows numbers that are "
-            "missing, infinite or beyond float32: leave these rows out or fill them in"
+            f"{path} contains {found[tuple(first)]} in row {first[0]}; {rows} of {len(x)} rows have values that are "
+            "missing, infinite or beyond float32: remove these rows or fill in the values"
         )
     return x, None if label is None else _classes(path, label, len(x))
 
@@ -99,7 +99,7 @@ Array = TypeVar("Array", bound=np.ndarray | Rows)
 def _read(
     path: Path, names: tuple[str, ...], kind: str, read_npy: Callable[[Path], Array]
 ) -> tuple[np.ndarray | Array, np.ndarray | None]:
-    """The array of a file as it is stored, and its labels; an .npz has it under the first of the names that it holds.
+    """The array of a file as stored, and its labels; in an .npz, the array under the first existing name of ``names``.
 
     Raises: DataError if the file is damaged, has none of the names, or the array is empty.
     """
@@ -117,16 +117,18 @@ def _read(
     except Exception as error:  # numpy raises errors of many kinds on damaged files
         if reason := obstacle(error):
             raise DataError(f"{path} cannot be read: {reason}") from error
-        raise DataError(f"{path} is empty, damaged or holds Python objects: save it again as plain numbers") from error
+        raise DataError(
+            f"{path} is empty, damaged or contains Python objects: save it again as plain numbers"
+        ) from error
     if found is None:
-        raise DataError(f"{path} has the keys {', '.join(keys)}: name the {kind} {' or '.join(names)}")
+        raise DataError(f"{path} has the keys {', '.join(keys)}: save the {kind} as {' or '.join(names)}")
     if 0 in found.shape:
-        raise DataError(f"{path} holds no {kind}: check the path")
+        raise DataError(f"{path} contains no {kind}: check the path")
     return found, label
 
 
 def _open_npy(path: Path) -> np.ndarray | Rows:
-    """The array of an .npy; one of uint8 is read as it is used."""
+    """The array of an .npy; uint8 arrays are read on access."""
     shape, fortran, dtype, offset = _header(path)
     if dtype == np.uint8 and not fortran and math.prod(shape) > 0:
         return Rows(path, offset, shape)
@@ -134,22 +136,22 @@ def _open_npy(path: Path) -> np.ndarray | Rows:
 
 
 def _load_npy(path: Path) -> np.ndarray:
-    """The array of an .npy, at once."""
+    """The array of an .npy, loaded into memory."""
     _header(path)
     with open_file(path, math.inf) as file:
         return np.load(file, allow_pickle=False)
 
 
 def _header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """What ``read_header`` returns for an .npy, and where the numbers begin, in bytes.
+    """The result of ``read_header`` for an .npy, and the position of its values, in bytes.
 
-    Raises: ValueError if the size of the file is not that of the array.
+    Raises: ValueError if the size of the file does not match the header.
     """
     with open_file(path, math.inf) as file:
         shape, fortran, dtype = read_header(file)
         offset, size = file.tell(), os.fstat(file.fileno()).st_size
     if offset + math.prod(shape) * dtype.itemsize != size:
-        raise ValueError(f"it says that its shape is {shape}, and has {size} bytes")
+        raise ValueError(f"its header gives shape {shape}, but it has {size} bytes")
     return shape, fortran, dtype, offset
 
 
@@ -159,7 +161,7 @@ def _stamp(file: int) -> tuple[int, int]:
 
 
 def _channel_axis(path: Path, shape: tuple[int, ...]) -> int | None:
-    """Which axis is that of the channels; None for gray images without one."""
+    """The channel axis; None for gray images without one."""
     if len(shape) == 3:
         return None
     axes = [axis for axis in (1, 3) if len(shape) == 4 and shape[axis] in (1, 3)]
@@ -176,9 +178,9 @@ def _whole(path: Path, images: np.ndarray) -> np.ndarray:
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind not in "uif":
-        raise DataError(f"{path} holds {images.dtype}: save whole numbers from 0 to 255 as uint8")
+        raise DataError(f"{path} contains {images.dtype}: save whole numbers from 0 to 255 as uint8")
     if not np.all((images >= 0) & (images <= 255) & (images == np.floor(images))):
-        raise DataError(f"{path} holds numbers that are not whole or not within 0 to 255: scale them and save as uint8")
+        raise DataError(f"{path} contains numbers that are not whole or outside [0, 255]: scale them and save as uint8")
     return images.astype(np.uint8)
 
 

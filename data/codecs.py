@@ -1,4 +1,4 @@
-"""Codecs stand between the data as stored and the x that the diffusion sees."""
+"""Codecs: invertible maps between stored values and the x of the diffusion process."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from score_sde.data.dataset import DataError, Dataset
 ROWS_AT_A_TIME = 500
 
 FEWEST_STEPS = 2**7
-"""Float32 numbers within one standard deviation of a channel; with fewer, rounding would be visible in the samples."""
+"""Least number of float32 steps per standard deviation of a channel; fewer would show as rounding in samples."""
 
 
 class Codec:
@@ -22,9 +22,9 @@ class Codec:
 
     Args:
         levels: number of values an entry can take, 0 for real-valued data.
-        unit: what a difference of 1 of encoded real values is, in words.
+        unit: the unit of encoded real values, in words.
         measures: whether ``measure`` reads the training data.
-        low: where encoded levels begin; of codecs of levels alone.
+        low: start of the encoded interval; only for codecs of levels.
     """
 
     levels: int
@@ -34,7 +34,7 @@ class Codec:
 
     @classmethod
     def measure(cls, dataset: Dataset) -> dict[str, tuple[float, ...]]:
-        """Arguments of the codec that are computed from the training data; a run keeps them in its checkpoints."""
+        """Arguments of the codec that are measured on the training data; a run stores them in its checkpoints."""
         return {}
 
     @property
@@ -43,40 +43,40 @@ class Codec:
         return {}
 
     def encode(self, values: Tensor) -> Tensor:
-        """x of the stored values. Shapes: values (B, *); returns (B, *) float32."""
+        """Encodes stored values. Shapes: values (B, *); returns (B, *) float32."""
         raise NotImplementedError
 
     def encode_unread(self, values: Tensor) -> Tensor:
-        """As ``encode``, without a wait for the device: an example that ``check`` refuses becomes NaN."""
+        """As ``encode``, without synchronizing with the device: an example that ``check`` refuses becomes NaN."""
         return self.encode(values)
 
     def check(self, values: Tensor) -> None:
-        """Raises: ValueError for values that the codec does not take; here, all are taken."""
+        """Raises: ValueError for values out of range; the base class accepts all values."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """The nearest values that the data can have. Shapes: x (B, *), and what is returned."""
+        """The nearest values that the data can have. Shapes: x (B, *); returns (B, *)."""
         raise NotImplementedError
 
     def values(self, x: Tensor) -> Tensor:
-        """Exact inverse of ``encode``, in the dtype of x. Shapes: x (B, *), and what is returned."""
+        """Exact inverse of ``encode``, in the dtype of x. Shapes: x (B, *); returns (B, *)."""
         raise NotImplementedError
 
     def log_det(self, shape: tuple[int, ...]) -> float:
-        """Log-determinant of encode's Jacobian for an example of this shape, in nats.
+        """Log-determinant of the Jacobian of ``encode`` for an example of this shape, in nats.
 
-        Raises: ValueError for data that have no density.
+        Raises: ValueError for data without a density.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Pixels(Codec):
-    """Whole numbers 0 to levels - 1 as the centres of equal bins that fill [low, 1].
+    """Maps the integers 0 to levels - 1 to the centres of equal bins that fill [low, 1].
 
         x = (values + 1/2) * (1 - low) / levels + low
 
-    decode undoes encode for every value, and rounds what lies between; real values from -1/2 to levels - 1/2, which
-    are whole numbers with uniform noise of one bin's width added (dequantization), fill [low, 1].
+    ``decode`` inverts ``encode`` and rounds values between the centres. Real values from -1/2 to levels - 1/2, such as
+    integers with uniform noise of one bin width (dequantization), fill [low, 1].
 
     Args:
         levels: number of values, at least 2: 256 for images of 8 bits.
@@ -89,7 +89,7 @@ class Pixels(Codec):
 
     def __post_init__(self) -> None:
         if not self.low < 1:
-            raise ValueError(f"codec.low {self.low}: need a number below 1, where the values end; -1 or 0")
+            raise ValueError(f"codec.low {self.low}: need a number below 1, the end of the interval; -1 or 0")
         if self.levels < 2:
             raise ValueError(
                 f"codec pixels needs at least 2 levels and got {self.levels}: real-valued data take codec standardize "
@@ -105,7 +105,7 @@ class Pixels(Codec):
         return self._scale(values)
 
     def encode_unread(self, values: Tensor) -> Tensor:
-        """As ``encode``, without a wait for the device: an example with a value outside becomes NaN."""
+        """As ``encode``, without synchronizing with the device: an example with a value out of range becomes NaN."""
         flat = values.flatten(1)
         inside = (flat.amin(1) >= -0.5) & (flat.amax(1) <= self.levels - 0.5)
         return self._scale(values).masked_fill_(~inside.reshape(-1, *[1] * (values.ndim - 1)), math.nan)
@@ -121,21 +121,21 @@ class Pixels(Codec):
         return (values.float() + 0.5) * ((1 - self.low) / self.levels) + self.low
 
     def decode(self, x: Tensor) -> Tensor:
-        """The nearest whole numbers. Shapes: x (B, *); returns (B, *) uint8, from 0 to levels - 1."""
+        """The nearest integers. Shapes: x (B, *); returns (B, *) uint8, from 0 to levels - 1."""
         return self.values(x.float()).round().clamp(0, self.levels - 1).to(torch.uint8)
 
     def values(self, x: Tensor) -> Tensor:
-        """The real values that encode to x, neither rounded nor cut. Shapes: x (B, *), and what is returned."""
+        """The real values that encode to x, neither rounded nor clamped. Shapes: x (B, *); returns (B, *)."""
         return (x - self.low) * (self.levels / (1 - self.low)) - 0.5
 
     def log_det(self, shape: tuple[int, ...]) -> float:
-        """Log-determinant of encode's Jacobian for an example of this shape, in nats: D log((1 - low) / levels)."""
+        """Log-determinant of the Jacobian of ``encode``, in nats: D log((1 - low) / levels), D = prod(shape)."""
         return math.prod(shape) * math.log((1 - self.low) / self.levels)
 
 
 @dataclass(frozen=True)
 class Identity(Codec):
-    """Real-valued data as it is.
+    """Real-valued data, unchanged.
 
     Args:
         levels: 0, the value for real data.
@@ -161,24 +161,25 @@ class Identity(Codec):
         return x
 
     def log_det(self, shape: tuple[int, ...]) -> float:
-        """Log-determinant of encode's Jacobian: 0."""
+        """Log-determinant of the Jacobian of ``encode``: 0."""
         return 0.0
 
 
 @dataclass(frozen=True)
 class Standardize(Codec):
-    """Real-valued data with mean 0 and standard deviation 1 in each channel, or in each column of a table.
+    """Normalises each channel, or each column of a table, to mean 0 and standard deviation 1.
 
         x[:, c] = (values[:, c] - means[c]) / stds[c]
 
-    A constant channel has the standard deviation 0: encode only subtracts its mean, decode returns the constant
-    exactly, and log_det raises, because the data have no density.
+    A constant channel has standard deviation 0: ``encode`` only subtracts its mean, ``decode`` returns the constant
+    exactly, and ``log_det`` raises, because the data have no density.
 
     Args:
         levels: 0, the value for real data.
         means: mean of each channel, or of each column of a table, over the training data.
         stds: standard deviation of each channel or column.
-    Raises: ValueError if levels is not 0, or the numbers are not finite, negative or not as many as each other.
+    Raises: ValueError if levels is not 0, if means and stds differ in length or are empty, or for a number that is not
+        finite or a negative standard deviation.
     """
 
     levels: int
@@ -228,12 +229,12 @@ class Standardize(Codec):
         return (x * stds + means).float()
 
     def values(self, x: Tensor) -> Tensor:
-        """Exact inverse of encode. Shapes: x (B, C, *), and what is returned."""
+        """Exact inverse of ``encode``. Shapes: x (B, C, *); returns (B, C, *)."""
         means, stds = self._moments(x)
         return x * torch.where(stds > 0, stds, 1.0) + means
 
     def log_det(self, shape: tuple[int, ...]) -> float:
-        """Log-determinant of encode's Jacobian: -(positions) * sum of log std, in nats.
+        """Log-determinant of the Jacobian of ``encode``, in nats: -(number of positions) * sum of log std.
 
         Raises: ValueError if a channel is constant.
         """
@@ -255,15 +256,15 @@ class Standardize(Codec):
 
 @functools.lru_cache(maxsize=16)
 def per_channel(numbers: tuple[float, ...], ndim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers shaped as (1, C, 1, ..., 1), copied to a device once and not in every step."""
-    with torch.inference_mode(False):  # so that autograd takes them, whoever needed them first
+    """Numbers of shape (1, C, 1, ..., 1), cached so that they are copied to the device once."""
+    with torch.inference_mode(False):  # cached tensors must be usable by autograd
         return torch.tensor(numbers, dtype=dtype, device=device).reshape(1, -1, *[1] * (ndim - 2))
 
 
 def channel_moments(dataset: Dataset) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, standard deviation and largest absolute value of each channel, over all examples and positions.
 
-    A constant channel has its constant for mean and exactly 0 for standard deviation.
+    For a constant channel, the mean is exactly the constant and the standard deviation exactly 0.
 
     Shapes: each (C,), float64.
     """

@@ -1,4 +1,4 @@
-"""A dataset: raw examples, drawn by number."""
+"""The examples of a dataset, accessed by index."""
 
 import math
 from dataclasses import dataclass
@@ -9,31 +9,31 @@ import torch
 from numpy.typing import ArrayLike
 
 SPLITS = ("train", "test")
-MOST_CLASSES = 1_000_000  # a network has a row of numbers for each
-MOST_BYTES = 2**31  # that the examples of a batch may take as stored, and those that are read ahead with it
+MOST_CLASSES = 1_000_000  # a label embedding has a row for each
+MOST_BYTES = 2**31  # limit for a batch as stored, together with the batches read ahead
 
 
 class DataError(Exception):
-    """Data that is missing, damaged or of the wrong form; the message names the file and what to do."""
+    """Data that are missing, damaged or of the wrong form; the message names the file and the remedy."""
 
     exit_status = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """The examples of one split, as they are stored: codecs turn them into what the diffusion sees.
+    """The stored examples of one split; a codec encodes them.
 
     Args:
-        x: an array of examples (N, *shape), or anything that has `shape` and answers x[rows] with such an array,
-            of uint8 if it has no `dtype`.
-        rows: which examples of x belong to the split.
+        x: array of examples (N, *shape), or an object with ``shape`` whose x[rows] is such an array; of uint8 if it has
+            no ``dtype``.
+        rows: indices of the examples of x in the split.
         levels: number of values an entry can take, 0 to levels - 1; 0 for real-valued data.
         label: class of each example of x, 0 to num_classes - 1.
-        num_classes: 0 for data without labels.
-        eps: noise that each example of x belongs to, standard normal and shaped as x; None where it is drawn afresh.
-        classes: the name of each class, if classes have names; else empty.
-        notes: lines for the user on how the examples were read and on files that were left out.
-        validation: which examples form the test split, in words.
+        num_classes: number of classes, 0 for data without labels.
+        eps: standard normal noise paired with each example of x, of the same shape; None to draw new noise.
+        classes: names of the classes; empty if they have none.
+        notes: messages for the user on how the examples were read and on files that were left out.
+        validation: description of the test split.
     """
 
     x: Any
@@ -61,7 +61,7 @@ class Dataset:
         return math.prod(self.shape) * sum(getattr(array, "dtype", np.dtype(np.uint8)).itemsize for array in arrays)
 
     def check_size(self, num: int) -> None:
-        """Raises: DataError if so many examples take more than ``MOST_BYTES``."""
+        """Raises: DataError if ``num`` examples take more than ``MOST_BYTES``."""
         if num * self.example_bytes > MOST_BYTES:
             raise DataError(
                 f"{num} examples of shape {self.shape} take {num * self.example_bytes:,} bytes at once, of "
@@ -69,11 +69,11 @@ class Dataset:
             )
 
     def batch(self, indices: ArrayLike) -> dict[str, torch.Tensor]:
-        """The examples with these numbers, each from 0 to len - 1.
+        """The examples with these indices, each from 0 to len - 1.
 
         Shapes: indices (B,); returns x (B, *shape), uint8 or float32, label (B,) int64 if there are classes, and eps as
-            x, float32, if the examples have their own.
-        Raises: DataError before any is read, if they take more than ``MOST_BYTES``.
+            x, float32, if the dataset has paired noise.
+        Raises: DataError before reading, if the batch takes more than ``MOST_BYTES``.
         """
         rows = self.rows[np.asarray(indices)]
         self.check_size(len(rows))
@@ -92,6 +92,6 @@ def check_split(split: str) -> None:
 
 
 def hold_out(rows: np.ndarray, every: int) -> dict[str, np.ndarray]:
-    """Both splits of rows: the first of each `every` consecutive rows is for testing, the others for training."""
+    """Both splits of rows: the first of every ``every`` consecutive rows is for testing, the others for training."""
     tested = np.arange(len(rows)) % every == 0
     return {"train": rows[~tested], "test": rows[tested]}

@@ -1,4 +1,4 @@
-"""From the content of an image file to pixels."""
+"""Decoding of image files to pixels."""
 
 import io
 import re
@@ -16,30 +16,36 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "WEBP")  # others are left out: Pillow's parsers of GIF and TIFF take unbounded time or memory
-MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGB"}  # colour modes as stored, and as read
+FORMATS = ("PNG", "JPEG", "WEBP")  # no others: Pillow's parsers of GIF and TIFF take unbounded time or memory
+MODES = {
+    "1": "L",
+    "L": "L",
+    "LA": "L",
+    "P": "RGB",
+    "RGB": "RGB",
+    "RGBA": "RGB",
+}  # stored -> decoded colour mode
 MAX_PIXELS = 2**24  # 4096 x 4096
-MOST_SCANS = 100  # of a JPEG: encoders write about 10, and each costs a pass over all of its pixels
+MOST_SCANS = 100  # of a JPEG: encoders write about 10, and each costs a pass over all pixels
 
 SOS, EOI, TEM = 0xDA, 0xD9, 0x01
 MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither a stuffed 255 nor a restart marker
 
 
 class BrokenImage(DataError):
-    """An image that cannot be decoded, or that has too many pixels or scans to be."""
+    """An image that cannot be decoded, or has too many pixels or scans."""
 
 
 def decode(content: bytes, file: Path, max_pixels: int = MAX_PIXELS) -> "Picture":
-    """An upright gray or RGB image out of the content of a PNG, JPEG or WebP file; the first of several pictures.
+    """Decodes a PNG, JPEG or WebP file to a gray or RGB image; of an animation, its first frame.
 
-    The orientation of the EXIF data is applied. An alpha channel or transparent colour is dropped where all pixels are
-    opaque.
+    The EXIF orientation is applied. An alpha channel or transparent colour is dropped if all pixels are opaque.
 
     Args:
-        content: of the file.
-        file: its path, for messages.
-        max_pixels: most pixels that an image may have, read from its header before any is decoded.
-    Returns: an image of Pillow of mode L or RGB.
+        content: content of the file.
+        file: path of the file, for messages.
+        max_pixels: largest number of pixels, checked in the header before decoding.
+    Returns: a Pillow image of mode L or RGB.
     Raises: BrokenImage if it is damaged, too large or has more than ``MOST_SCANS`` scans; DataError if it has
         transparent pixels, 16 bits a channel, or is neither gray nor RGB.
     """
@@ -47,7 +53,7 @@ def decode(content: bytes, file: Path, max_pixels: int = MAX_PIXELS) -> "Picture
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, for which the limit here stands, and of metadata
+            warnings.simplefilter("ignore")  # about sizes, which max_pixels limits, and about metadata
             opened = Image.open(io.BytesIO(content), formats=FORMATS)
             _check_header(opened, content, file, max_pixels)
             image = ImageOps.exif_transpose(opened)
@@ -60,7 +66,7 @@ def decode(content: bytes, file: Path, max_pixels: int = MAX_PIXELS) -> "Picture
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         if reason := obstacle(error):
             raise DataError(f"{file} cannot be read: {reason}") from error
-        raise BrokenImage(f"{file} is no whole PNG, JPEG or WebP image: replace or remove it") from error
+        raise BrokenImage(f"{file} is not a complete PNG, JPEG or WebP image: replace or remove it") from error
     if not opaque:
         raise DataError(f"{file} has transparent pixels: flatten it to gray or RGB")
     if picture is None:
@@ -75,12 +81,12 @@ def pixels(picture: "Picture") -> np.ndarray:
 
 
 def square(picture: "Picture", size: int) -> "Picture":
-    """The largest square at the centre, resized to ``size`` pixels a side by Pillow's Lanczos filter.
+    """Crops the largest central square and resizes it to ``size`` x ``size`` pixels with Pillow's Lanczos filter.
 
-    An image of that size stays as it is.
+    An image of that size is returned unchanged.
 
-    Reference: Karras et al., 2022, dataset_tool.py, --transform=center-crop, by which the reference statistics of EDM
-    are made. arXiv:2206.00364
+    Reference: Karras et al., 2022, dataset_tool.py, --transform=center-crop, which prepares the data for the reference
+        statistics of EDM. arXiv:2206.00364
     """
     from PIL import Image
 
@@ -91,9 +97,9 @@ def square(picture: "Picture", size: int) -> "Picture":
 
 
 def count_scans(content: bytes) -> int:
-    """The number of scans of a JPEG, up to ``MOST_SCANS`` + 1, without decoding any.
+    """The number of scans of a JPEG, up to ``MOST_SCANS`` + 1, without decoding.
 
-    Segments are skipped by their length, so that a thumbnail among the metadata does not count.
+    Segments are skipped by their length, so scans of a thumbnail in the metadata do not count.
 
     Reference: ITU-T Recommendation T.81, 1992, B.1.1 and B.2.
     """
@@ -109,11 +115,11 @@ def count_scans(content: bytes) -> int:
 
 
 def _check_header(image: "ImageFile", content: bytes, file: Path, max_pixels: int) -> None:
-    """Raises: as ``decode``, for an image that has only been opened."""
+    """Checks an opened image before decoding. Raises: as ``decode``."""
     if image.width * image.height > max_pixels:
         size = f"{image.width} x {image.height} pixels"
         raise BrokenImage(f"{file} has {size}: scale it down or remove it, or raise data.max_pixels from {max_pixels}")
     if image.format not in ("PNG", "WEBP") and count_scans(content) > MOST_SCANS:
         raise BrokenImage(f"{file} has more than {MOST_SCANS} scans: save it again or remove it")
-    if image.format == "PNG" and str(image.tile[0][3]).endswith("16B"):  # Pillow would keep the upper 8 bits of RGB
+    if image.format == "PNG" and str(image.tile[0][3]).endswith("16B"):  # of RGB, Pillow would keep the upper 8 bits
         raise DataError(f"{file} has 16 bits a channel: convert it to gray or RGB of 8 bits")

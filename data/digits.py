@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn: 1,797 gray images of 8 x 8 pixels in 17 levels."""
+"""The handwritten digits of scikit-learn: 1,797 gray images of 8 x 8 pixels with 17 levels."""
 
 import gzip
 from importlib.util import find_spec
@@ -11,10 +11,10 @@ from score_sde.storage.reading import TEXT, open_file
 
 
 def read_digits(split: str) -> Dataset:
-    """Optical recognition of handwritten digits; 1,437 to train on and 360 to test on, all classes in both alike.
+    """Handwritten digits: 1,437 training and 360 test images with nearly equal class fractions.
 
-    Every fifth image is for testing, counted through the images sorted by class. The file is read from the folder of
-    scikit-learn, which is not imported: that takes longer than a second.
+    Every fifth image is for testing, in the order of the images sorted by class. The file is read from the folder of
+    scikit-learn without importing the package, which takes more than a second.
 
     Shapes: examples (1, 8, 8), uint8 from 0 to 16, with labels 0 to 9.
     Raises: DataError if scikit-learn or its file is missing.

@@ -1,4 +1,4 @@
-"""Image files, in a folder or a zip, as one array: each is decoded when it is first needed."""
+"""Image files in a folder or a zip as one array; each image is decoded on first access."""
 
 import os
 import sys
@@ -15,17 +15,17 @@ from score_sde.data.layout import listed
 from score_sde.storage.naming import printable
 from score_sde.storage.reading import Refused, half_of_memory, obstacle, read_bytes
 
-MOST_KEPT = min(8 * 2**30, half_of_memory() / 2)  # bytes; the images of larger sets are decoded each time
+MOST_KEPT = min(8 * 2**30, half_of_memory() / 2)  # bytes; larger sets are not cached but decoded on each access
 
 
 class Files(NamedTuple):
     """The files of a folder or zip.
 
     Args:
-        names: of all files, sorted, relative to the folder or zip, with / between folders.
-        folders: the names of all folders, likewise.
-        read: from a name to the content of the file.
-        notes: lines on what is left out.
+        names: names of all files, sorted, relative to the folder or zip, with / between folders.
+        folders: names of all folders, in the same form.
+        read: maps a name to the content of the file.
+        notes: messages on what is left out.
     """
 
     names: list[str]
@@ -35,20 +35,22 @@ class Files(NamedTuple):
 
 
 def list_files(path: Path) -> Files:
-    """The files of a folder or zip. Links to files and to folders are followed; names of a zip are never paths on disk.
+    """Lists the files of a folder or zip.
 
-    Raises: DataError if path is no folder and no readable zip, has a folder that cannot be listed, or is a zip with
-        names of places outside it.
+    Links to files and folders are followed; names in a zip are never used as paths on disk.
+
+    Raises: DataError if path is neither a folder nor a readable zip, has a folder that cannot be listed, or is a zip
+        with entries outside it.
     """
     if path.is_dir():
         return _list_folder(path)
     if path.suffix.lower() == ".zip":
         return _list_zip(path)
-    raise DataError(f"{path} is of no known kind: give a folder, a .zip, an .npy or an .npz of images")
+    raise DataError(f"{path} is of an unknown kind: give a folder, a .zip, an .npy or an .npz of images")
 
 
 def _list_folder(path: Path) -> Files:
-    """Each folder is read once, by its own name rather than by a link to it, so that links in a circle end."""
+    """Lists a folder; reads each folder once, under its own name and not a link's, so cyclic links terminate."""
     names, folders, repeated = [], [], []
     visited, waiting = set(), [path]
     while waiting:
@@ -62,17 +64,17 @@ def _list_folder(path: Path) -> Files:
             waiting += [link for link in map(Path(place).joinpath, sorted(inner)) if link.is_symlink()]
             folders += [Path(place, name).relative_to(path).as_posix() for name in inner]
             names += [Path(place, name).relative_to(path).as_posix() for name in files]
-    notes = [f"links to folders that are read already, left out: {listed(sorted(repeated))}"] if repeated else []
+    notes = [f"links to folders already read, left out: {listed(sorted(repeated))}"] if repeated else []
     return Files(sorted(names), sorted({*folders} - {*repeated}), lambda name: _content(path / name), notes)
 
 
 def _list_zip(path: Path) -> Files:
-    """Backslashes, which some programs of Windows write, stand between folders too."""
+    """Lists a zip; backslashes, which some Windows programs write, separate folders, too."""
     archive = open_zip(path)
     entries = {name.replace("\\", "/"): name for name in archive.namelist()}
     outside = next((name for name in entries if name.startswith("/") or ".." in name.split("/")), None)
     if outside is not None:
-        raise DataError(f"{path} has an entry {outside!r}, which is no place within it: pack it again")
+        raise DataError(f"{path} has an entry {outside!r}, which leads outside it: pack it again")
     names = sorted(name for name in entries if not name.endswith("/"))
     folders = {parent for name in entries for parent in _parents(name)}
     return Files(names, sorted(folders), lambda name: unpack(archive, entries[name]), [])
@@ -89,29 +91,32 @@ def _cannot_list(error: OSError) -> None:
 
 
 def _content(file: Path) -> bytes:
-    """The content of a file. Raises: BrokenImage for a device, a pipe, more bytes than an image has; OSError."""
+    """The content of a file.
+
+    Raises: BrokenImage for a device, a pipe, a dangling link, or more bytes than an image has; OSError.
+    """
     try:
         return read_bytes(file, MOST_STORED)
     except FileNotFoundError as error:
-        raise BrokenImage(f"{file} is a link to no file: remove it") from error
+        raise BrokenImage(f"{file} is a dangling link: remove it") from error
     except Refused as error:
-        raise BrokenImage(f"{file} is no image: {error.strerror}; remove it") from error
+        raise BrokenImage(f"{file} is not an image: {error.strerror}; remove it") from error
 
 
 class ImageFiles:
-    """Answers x[rows] as an array (N, C, H, W) of uint8 does; the first image sets the shape of all.
+    """Image files as an array (N, C, H, W) of uint8, indexed as x[rows]; the first image sets the shape.
 
-    Gray images among RGB ones have three equal channels. Decoded images are kept in memory, unless the whole set would
-    take more than 8 GiB, or than a quarter of the memory of this machine.
+    Gray images in an RGB set are converted to three equal channels. Decoded images are cached in memory, unless the set
+    takes more than 8 GiB or a quarter of the machine's memory.
 
     Args:
-        path: where the files are, for messages.
-        names: of the files, one image each.
-        read: from a name to the file's content.
-        max_pixels: most that an image may have.
-        skip_broken: whether the first image that can be read sets the shape, for ``whole`` to leave the others out.
-        size: pixels a side that images are cropped and resized to, by ``decoding.square``; 0 leaves them as stored.
-    Raises: DataError, here or on reading, if an image is broken, or differs from the first in size or channels.
+        path: folder or zip of the files, for messages.
+        names: names of the files, one image each.
+        read: maps a name to the file's content.
+        max_pixels: largest number of pixels of an image.
+        skip_broken: whether the first readable image sets the shape, so that ``whole`` can leave out broken ones.
+        size: side in pixels to which ``decoding.square`` crops and resizes images; 0 leaves them as stored.
+    Raises: DataError, here or on access, if an image is broken, or differs from the first in size or channels.
     """
 
     def __init__(
@@ -142,7 +147,7 @@ class ImageFiles:
         return self.kept[rows]
 
     def whole(self, rows: np.ndarray) -> np.ndarray:
-        """Those of the rows whose images are not broken; the others are counted on standard error."""
+        """The rows with intact images; the number of broken ones is printed to standard error."""
         broken = np.array([self._is_broken(row) for row in rows], dtype=bool)
         if broken.any():
             named = listed([self.names[row] for row in rows[broken]], 3)
@@ -151,7 +156,7 @@ class ImageFiles:
         return rows[~broken]
 
     def describe_stored(self) -> str:
-        """The sizes in pixels of the images that have been decoded, as stored, and how many of them were enlarged."""
+        """Stored sizes of the images decoded so far, in pixels, and the number of enlarged ones, as text."""
         sizes = self.stored[self.stored.any(1)]
         low, high = (" x ".join(map(str, size)) for size in (sizes.min(0), sizes.max(0)))
         enlarged = int((sizes.min(1) < self.size).sum())
@@ -165,23 +170,23 @@ class ImageFiles:
         return False
 
     def _first(self, tries: int) -> tuple[int, np.ndarray]:
-        """Number and pixels of the first image that can be read among so many."""
+        """Index and pixels of the first readable image among the first ``tries``."""
         for row in range(tries):
             try:
                 return row, self._decode(row)
             except BrokenImage:
                 if row == tries - 1:
                     raise
-        raise DataError(f"{self.path} holds no images: check data.path and data.test_path")
+        raise DataError(f"{self.path} contains no images: check data.path and data.test_path")
 
     def _read(self, row: int) -> np.ndarray:
         found = self._decode(row)
         if found.shape[1:] != self.shape[2:] or len(found) > self.shape[1]:
             first = self.names[self.first]
             shapes = f"is {_describe(found.shape)}, unlike {first}, which is {_describe(self.shape[1:])}"
-            remedy = "make all images alike"
+            remedy = "give all images the same size and channels"
             if found.shape[1:] != self.shape[2:]:
-                remedy = "set data.size to crop and resize all to squares of so many pixels a side"
+                remedy = "set data.size to crop and resize all images to squares of that side"
             raise DataError(f"{self.path / self.names[row]} {shapes}: {remedy}")
         return found
 
@@ -194,7 +199,7 @@ class ImageFiles:
         except Exception as error:  # zipfile raises errors of many kinds on damaged entries
             if reason := obstacle(error):
                 raise DataError(f"{file} cannot be read: {reason}") from error
-            raise BrokenImage(f"{file} is no whole PNG, JPEG or WebP image: replace or remove it") from error
+            raise BrokenImage(f"{file} is not a complete PNG, JPEG or WebP image: replace or remove it") from error
         picture = decode(content, file, self.max_pixels)
         self.stored[row] = picture.size
         return pixels(square(picture, self.size) if self.size else picture)

@@ -1,4 +1,4 @@
-"""Images on disk: their split into train and test, and their labels."""
+"""Image datasets on disk: splits and labels."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -28,26 +28,27 @@ def read_images(
 ) -> Dataset:
     """Gray or RGB images from a folder or a zip of PNG, JPEG and WebP files, or from a numpy file.
 
-    The test split is test_path if that is given; else the subfolder test or val of path, where path has that beside
-    train (``layout.SPLIT_FOLDERS``); else every tenth image in the order of the names. Where test_path is given, all of
-    path is the train split, unless it has such folders, and likewise with test_path.
+    The test split is test_path if given. Otherwise it is the subfolder test or val of path, if path also has a
+    subfolder train (``layout.SPLIT_FOLDERS``), or else every tenth image in the order of names. With test_path, all of
+    path is the train split and all of test_path the test split, except that a path with such subfolders contributes
+    only the matching one.
 
-    Labels are those in dataset.json, {"labels": [[name, class], ...]} with null for no labels, or those in the .npz.
-    Without a dataset.json, images that lie one folder deep are labelled by their folder, in natural order: 2 before 10.
-    The folders are the names of the classes; with a dataset.json too, if it has one number for each folder.
+    Labels come from dataset.json, {"labels": [[name, class], ...]} with null for no labels, or from the .npz. Without a
+    dataset.json, images one folder deep are labelled by their folder, numbered in natural order: 2 before 10. The
+    folders are the names of the classes, also with a dataset.json that has one number for each folder.
 
     Args:
-        path: a folder, a .zip, an .npy or an .npz.
-        test_path: the same, for testing only; empty for a part of path.
-        max_pixels: most that an image file may have; it is refused before it is decoded.
-        skip_broken: whether image files that cannot be decoded are left out of the split, which then has each decoded
-            at once, and counted on standard error; the splits of the others stay as they are.
-        size: pixels a side of the squares that image files are cropped and resized to (``decoding.square``); 0 leaves
+        path: a folder, a .zip, an .npy or an .npz of images.
+        test_path: the same for the test split; empty takes a part of path.
+        max_pixels: largest width times height of an image file; larger files are refused before decoding.
+        skip_broken: whether image files that cannot be decoded are left out of the split and counted on standard error,
+            instead of raising. This decodes all files at once; the split of the other files does not change.
+        size: side in pixels of the squares to which image files are cropped and resized (``decoding.square``); 0 leaves
             them as stored.
     Shapes: examples (C, H, W), uint8, C = 1 or 3.
     Raises: ValueError if path is empty, max_pixels below 1, size below 0, or size is given for a numpy file. DataError
         if path is missing, without images or damaged, or its folders are neither splits nor classes; image files are
-        checked when they are decoded, by `batch`.
+        checked when ``batch`` decodes them.
     """
     check_split(split)
     if max_pixels < 1:
@@ -59,7 +60,7 @@ def read_images(
     sources = [_open(Path(each), max_pixels, skip_broken, size) for each in (path, test_path) if each]
     shapes = {source.x.shape[1:] for source in sources}
     if len(shapes) > 1:
-        remedy = "make them alike; data.size crops and resizes image files"
+        remedy = "give them the same shape; data.size crops and resizes image files"
         raise DataError(f"{path} and {test_path} hold images of different shapes {shapes}: {remedy}")
     labels, num_classes, classes = _number_classes(sources)
     chosen = SPLITS.index(split) if test_path else 0
@@ -81,9 +82,14 @@ def read_images(
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """All that one path holds; label has an entry an image: a number, or the name of a folder.
+    """The images and labels of one path.
 
-    names: of the classes, if label holds numbers and there are names.
+    Args:
+        x: array of the images.
+        label: one entry per image, a number or the name of a folder; None without labels.
+        names: names of the classes, if label contains numbers; empty if they have none.
+        splits: indices of the images of each split, if folders give them.
+        notes: messages for the user.
     """
 
     x: Any
@@ -93,7 +99,7 @@ class _Source:
     notes: tuple[str, ...] = ()
 
     def rows(self, split: str, whole: bool) -> np.ndarray:
-        """The images of a split: those in its folder; or else all, if the split is whole, or its part of them."""
+        """Indices of a split's images: the images of its folder, or all of them if ``whole``, or a part."""
         every = np.arange(self.x.shape[0])
         return (self.splits or (dict.fromkeys(SPLITS, every) if whole else hold_out(every, every=10)))[split]
 
@@ -120,13 +126,13 @@ def _open(path: Path, max_pixels: int, skip_broken: bool, size: int) -> _Source:
 def _listed_labels(
     path: Path, listings: list[str], names: list[str], read: Callable[[str], bytes]
 ) -> np.ndarray | None:
-    """The labels in every dataset.json, whose names are relative to its own folder."""
+    """The labels of all dataset.json files, each with names relative to its folder."""
     found: dict[str, int] = {}
     for listing in listings:
         try:
             entries = json.loads(read(listing)).get("labels") or []
             found |= {join(dirname(listing), name): label for name, label in entries}
-        except Exception as error:  # neither the zip nor the listing in it need be sound
+        except Exception as error:  # the zip or its listing may be damaged
             form = '{"labels": [["folder/name.png", 3], ...]} or {"labels": null}'
             raise DataError(f"{path / listing} is damaged: write it as {form}") from error
     if not found:
@@ -140,7 +146,7 @@ def _listed_labels(
 
 
 def _listed_names(names: list[str], label: np.ndarray) -> tuple[str, ...]:
-    """The folder of each class, if the images of every class lie in one folder of their own; else empty."""
+    """The folder of each class, if every class has exactly one folder; otherwise empty."""
     folders = {number: basename(dirname(name)) for name, number in zip(names, label.tolist(), strict=True)}
     pairs = {(basename(dirname(name)), number) for name, number in zip(names, label.tolist(), strict=True)}
     known = sorted(folders) == list(range(len(folders))) and len(pairs) == len(folders) == len({*folders.values()})
@@ -148,9 +154,9 @@ def _listed_names(names: list[str], label: np.ndarray) -> tuple[str, ...]:
 
 
 def _number_classes(sources: Sequence[_Source]) -> tuple[list[np.ndarray | None], int, tuple[str, ...]]:
-    """One numbering of the classes of all sources, their number, and their names, if they have some.
+    """Labels of all sources in a common numbering, the number of classes, and their names, if any.
 
-    Labels count only where every source has them.
+    Labels are used only if every source has them.
     """
     labels = [source.label for source in sources if source.label is not None]
     if len(labels) < len(sources):
@@ -167,7 +173,7 @@ def _number_classes(sources: Sequence[_Source]) -> tuple[list[np.ndarray | None]
 
 
 def _without_images(split: str, label: np.ndarray, num_classes: int, classes: tuple[str, ...]) -> list[str]:
-    """A line on the classes that no image of a split has, if there are any."""
+    """A message on classes without images in a split; empty if all have some."""
     empty = np.flatnonzero(np.bincount(label, minlength=num_classes) == 0)
     if len(empty) == 0:
         return []

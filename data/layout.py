@@ -1,4 +1,4 @@
-"""From the names of files to splits, classes and the files that are left out. Nothing here reads a file."""
+"""Derives splits, classes and left-out files from file names, without reading files."""
 
 import re
 from collections import Counter
@@ -13,7 +13,7 @@ from score_sde.data.dataset import DataError
 from score_sde.data.decoding import SUFFIXES
 
 LISTING = "dataset.json"
-CACHES = {"__macosx", "@eadir", "__pycache__", "$recycle.bin"}  # folders that systems put among one's own
+CACHES = {"__macosx", "@eadir", "__pycache__", "$recycle.bin"}  # folders that operating systems add
 SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 MOST_NAMED = 5
 
@@ -23,10 +23,10 @@ class Layout:
     """The images of a folder or zip.
 
     Args:
-        names: of the image files, sorted.
-        splits: the image numbers of train and of test, if folders are named so; else None.
-        label: the class folder of each image (N,); None if folders are no classes.
-        notes: lines on files that are left out and on folders that are no classes.
+        names: names of the image files, sorted.
+        splits: indices of the images of train and test, if there are folders for them; otherwise None.
+        label: the class folder of each image (N,); None if folders are not classes.
+        notes: messages on files that are left out and on folders that are not classes.
     """
 
     names: list[str]
@@ -36,21 +36,22 @@ class Layout:
 
 
 def lay_out(path: Path, files: Sequence[str], folders: Iterable[str], listed: bool) -> Layout:
-    """Sort the files of a folder or zip into images, splits and classes.
+    """Sorts the files of a folder or zip into images, splits and classes.
 
-    Folders named as in ``SPLIT_FOLDERS``, in upper or lower case, below the folder that holds all images, are the
-    splits. Images that lie one folder below that or below a split are labelled by this folder.
+    Let the root be the deepest folder that contains all images. Subfolders of the root with a name in
+    ``SPLIT_FOLDERS``, in any case, are the splits. Images one folder below the root, or below a split, have this folder
+    as their label.
 
     Args:
-        path: of the folder or zip, for messages.
-        files: their names relative to path, sorted, with / between folders.
+        path: path of the folder or zip, for messages.
+        files: names of the files relative to path, sorted, with / between folders.
         folders: names of all folders, relative to path.
-        listed: whether a dataset.json gives the labels, so that folders are no classes.
+        listed: whether a dataset.json gives the labels, so that folders are not classes.
     Raises: DataError if there are no images, or their folders are neither splits nor classes.
     """
     images = [name for name in files if name.lower().endswith(SUFFIXES) and not is_hidden(name)]
     if not images:
-        raise DataError(f"{path} holds no {', '.join(SUFFIXES)} files: check data.path and data.test_path")
+        raise DataError(f"{path} contains no {', '.join(SUFFIXES)} files: check data.path and data.test_path")
     depth = len(PurePosixPath(commonpath([dirname(name) for name in images])).parts)
     chosen = _split_folders({name.split("/")[depth] for name in images if name.count("/") > depth})
     notes = [*_left_out(files)]
@@ -72,30 +73,30 @@ def lay_out(path: Path, files: Sequence[str], folders: Iterable[str], listed: bo
             notes += _empty(folders, images, {dirname(dirname(name)) for name in images})
         elif any(depths):
             found = " and ".join(str(depth) for depth in sorted(set(depths)))
-            notes.append(f"no labels: images lie {found} folders deep, and class folders hold them directly")
+            notes.append(f"no labels: images lie {found} folders deep, and class folders must contain them directly")
     return Layout(images, splits, label, tuple(notes))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether any part of a name is hidden, or the folder of a cache, of thumbnails or of a system's own files."""
+    """Whether any part of a name is hidden, or a folder of caches, thumbnails or system files."""
     return any(part.startswith(".") or part.lower() in CACHES for part in name.split("/"))
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """A key that sorts the numbers in names by value: 2 before 10, and a2 before a10."""
+    """Sort key that orders numbers in names by value: 2 before 10, and a2 before a10."""
     pieces = re.split(r"([0-9]+)", name)
     return [int(piece) if k % 2 else piece for k, piece in enumerate(pieces)], name
 
 
 def listed(names: Iterable[str], most: int = MOST_NAMED) -> str:
-    """The first of the names, and how many more there are."""
+    """The first ``most`` names and the number of the others, as text."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{more}"
 
 
 def _split_folders(heads: set[str]) -> dict[str, str]:
-    """The folder of each split; none unless both splits have one. Of several, the first in ``SPLIT_FOLDERS`` is it."""
+    """The folder of each split, the first in ``SPLIT_FOLDERS`` of several; empty unless both splits have one."""
     found = {}
     for split, names in SPLIT_FOLDERS.items():
         ranked = [(names.index(head.lower()), head) for head in heads if head.lower() in names]
@@ -105,15 +106,16 @@ def _split_folders(heads: set[str]) -> dict[str, str]:
 
 
 def _depth(path: Path, parts: list[list[str]]) -> int:
-    """How many folders deep all images of a split lie.
+    """The common folder depth of all images of a split.
 
-    Raises: DataError if they do not lie equally deep.
+    Raises: DataError if their depths differ.
     """
     low, high = min(parts, key=len), max(parts, key=len)
     if len(low) != len(high):
         raise DataError(
-            f"{path} holds images {len(low) - 1} and {len(high) - 1} folders deep ({'/'.join(low)}, {'/'.join(high)}), "
-            'so that folders are no classes: move them, or give it a dataset.json with {"labels": null} or the labels'
+            f"{path} contains images {len(low) - 1} and {len(high) - 1} folders deep ({'/'.join(low)}, "
+            f"{'/'.join(high)}), so folders are not classes: move them, or add a "
+            'dataset.json with {"labels": null} or the labels'
         )
     return len(low) - 1
 
@@ -123,13 +125,13 @@ def _check_splits_lie_on_top(path: Path, parts: list[list[str]]) -> None:
     inner = {folder for part in parts for folder in part[1:-1]}
     if folders := _split_folders(inner):
         raise DataError(
-            f"{path} has the folders {folders['train']} and {folders['test']} within others, which would mix them up: "
-            "give the folder that holds both as data.path, or each of them as data.path and data.test_path"
+            f"{path} has the folders {folders['train']} and {folders['test']} within others, which mixes the splits: "
+            "give the folder that contains both as data.path, or each of them as data.path and data.test_path"
         )
 
 
 def _left_out(files: Sequence[str]) -> Iterable[str]:
-    """A line that counts the files that are no images or are hidden, if there are any."""
+    """A message with the numbers of hidden files and of files that are not images, if any."""
     hidden = sum(map(is_hidden, files))
     others = [PurePosixPath(name) for name in files if not is_hidden(name) and not name.lower().endswith(SUFFIXES)]
     endings = Counter(name.suffix.lower() or "without an ending" for name in others if name.name != LISTING)
@@ -139,15 +141,15 @@ def _left_out(files: Sequence[str]) -> Iterable[str]:
 
 
 def _outside(images: list[str], kept: list[str], chosen: dict[str, str]) -> Iterable[str]:
-    """A line on the images beside the folders of the splits, if there are any."""
+    """A message on the images outside the folders of the splits, if any."""
     if outside := sorted(set(images) - set(kept)):
         names = listed(outside, 3)
         yield f"{len(outside)} images left out, which are neither in {' nor in '.join(chosen.values())}: {names}"
 
 
 def _empty(folders: Iterable[str], images: list[str], parents: set[str]) -> Iterable[str]:
-    """A line on the folders beside the class folders that hold no image, if there are any."""
+    """A message on folders next to the class folders that contain no images, if any."""
     full = {dirname(name) for name in images}
     empty = [name for name in folders if dirname(name) in parents and name not in full and not is_hidden(name)]
     if empty:
-        yield f"folders without images, which are no classes: {listed(sorted(empty, key=natural))}"
+        yield f"folders without images, which are not classes: {listed(sorted(empty, key=natural))}"

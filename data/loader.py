@@ -1,8 +1,8 @@
-"""The order in which examples are read: a pure function of the seed and of the number of examples seen so far.
+"""Training batches, in an order that is a pure function of the seed and the number of images seen.
 
-Nothing is remembered between batches, so a run that resumes at the same position reads the same data, and batches may
-be read before their time, or gathered from a copy of the data on the device. Random words come straight from the Philox
-counter, whose stream is the same on every machine and in every version of numpy.
+There is no state between batches, so a resumed run reads the same data, and batches can be prefetched or gathered from
+a copy of the data on the device. Random words come directly from the Philox counter, whose stream is the same on every
+machine and in every version of numpy.
 """
 
 from collections.abc import Callable
@@ -25,41 +25,41 @@ def batch_at(dataset: Dataset, seed: int, images_seen: int, batch_size: int, mir
     """The training batch at a position.
 
     Args:
-        images_seen: position of the first example, counted in examples since training began.
-        mirror: whether every other example, by chance, is mirrored along its last axis, with the noise it belongs to.
+        images_seen: position of the first example, in examples since the start of training.
+        mirror: whether a random half of the examples is mirrored along the last axis, together with its paired noise.
     """
     batch = dataset.batch(indices(seed, images_seen, batch_size, len(dataset)))
     return mirrored(batch, torch.from_numpy(flips(seed, images_seen, batch_size))) if mirror else batch
 
 
 def mirrored(batch: Batch, flip: Tensor) -> Batch:
-    """The batch with some of its examples, and the noise that they belong to, mirrored along the last axis.
+    """Mirrors the examples selected by ``flip``, and their paired noise, along the last axis.
 
     Shapes: flip bool (B,).
     """
-    seen = {key: batch[key] for key in batch.keys() & {"x", "eps"}}
+    arrays = {key: batch[key] for key in batch.keys() & {"x", "eps"}}
     return batch | {
         key: torch.where(flip.reshape(-1, *[1] * (value.ndim - 1)), value.flip(-1), value)
-        for key, value in seen.items()
+        for key, value in arrays.items()
     }
 
 
 RESIDENT = 0.25
-"""Share of the free memory of an accelerator that a copy of the dataset may take."""
+"""Largest fraction of an accelerator's free memory for a copy of the dataset."""
 
 
 def reader(
     dataset: Dataset, device: torch.device, seed: int, batch_size: int, stride: int, mirror: bool, ahead: int
 ) -> Callable[[int], Batch]:
-    """How the batches of a run are best read: from a position to what ``batch_at`` gives for it.
+    """The fastest reader of a run's batches, a function from a position to the result of ``batch_at``.
 
-    From a copy on the device where that fits; ahead of the steps where they come from a disk, or an accelerator would
-    wait for them, into pinned memory then; else when they are asked for.
+    It is a copy of the data on the GPU if that fits. Otherwise batches are prefetched for files on disk and for
+    accelerators (into pinned memory for a GPU), and read on demand for arrays on the CPU.
 
     Args:
-        stride: from the position of one batch to that of the next.
-        ahead: batches to read before their time; fewer where they would take more than ``MOST_BYTES`` together.
-    Raises: DataError if one batch takes more.
+        stride: distance between the positions of consecutive batches.
+        ahead: number of batches to prefetch, reduced if they would take more than ``MOST_BYTES`` together.
+    Raises: DataError if one batch takes more than ``MOST_BYTES``.
     """
     dataset.check_size(batch_size)
     ahead = min(ahead, MOST_BYTES // (batch_size * dataset.example_bytes) - 1)
@@ -75,23 +75,23 @@ def reader(
 
 
 def num_bytes(dataset: Dataset) -> int:
-    """Bytes of all examples, as batches hold them."""
+    """Size of all examples in bytes, in the dtypes of a batch."""
     return len(dataset) * sum(value[0].nbytes for value in dataset.batch([0]).values())
 
 
 AT_A_TIME = 2**26
-"""Bytes of examples that are copied to an accelerator at a time."""
+"""Bytes of examples copied to an accelerator at once."""
 
 
 class Resident:
-    """Batches out of a copy of the whole dataset on the device: nothing is copied to it in a step but now and then.
+    """Batches from a copy of the whole dataset on the device, without host-to-device copies in most steps.
 
     Args:
-        seed, mirror, batch_size: as of ``batch_at``.
+        seed, mirror, batch_size: as in ``batch_at``.
     """
 
     positions = 1 << 16
-    """Whose numbers and coins are copied to the device at a time."""
+    """Number of positions whose indices and flips are copied to the device at once."""
 
     def __init__(self, dataset: Dataset, device: torch.device, seed: int, batch_size: int, mirror: bool) -> None:
         self.whole = on_device(dataset, device)
@@ -100,7 +100,7 @@ class Resident:
         self.first, self.rows, self.flips = 0, torch.empty(0), torch.empty(0)
 
     def __call__(self, images_seen: int) -> Batch:
-        """The batch that ``batch_at`` gives, on the device."""
+        """The batch of ``batch_at``, on the device."""
         if not self.first <= images_seen <= self.first + len(self.rows) - self.batch_size:
             self.first = images_seen
             self.rows = torch.from_numpy(indices(self.seed, images_seen, self.positions, self.num)).to(self.device)
@@ -111,7 +111,7 @@ class Resident:
 
 
 def on_device(dataset: Dataset, device: torch.device) -> Batch:
-    """All examples, copied to the device a few at a time, so that the host never holds them all."""
+    """All examples on the device, copied in parts so that host memory never contains all of them."""
     size = max(1, AT_A_TIME // dataset.example_bytes)
     whole: Batch = {}
     for start in range(0, len(dataset), size):
@@ -127,13 +127,12 @@ def on_device(dataset: Dataset, device: torch.device) -> Batch:
 
 
 class Prefetched:
-    """Batches that are read while steps go on; an error of reading is raised by the call that needs the batch.
+    """Batches prefetched in threads during the steps; a reading error is raised by the call that needs the batch.
 
     Args:
-        read: from a position to its batch; called in several threads at a time.
-        stride: from the position of one batch to that of the next.
-        ahead: batches that are being read, or wait, beyond the one that is asked for; each has a thread of its own for
-            as long as it is read.
+        read: maps a position to its batch; called in several threads concurrently.
+        stride: distance between the positions of consecutive batches.
+        ahead: number of batches prefetched beyond the requested one; each is read in its own thread.
     """
 
     def __init__(self, read: Callable[[int], Batch], stride: int, ahead: int) -> None:
@@ -141,14 +140,14 @@ class Prefetched:
         self._begun: dict[int, Future[Batch]] = {}
 
     def __call__(self, start: int) -> Batch:
-        """The batch at a position: at once if it is the one after the last."""
+        """The batch at a position, prefetched if it follows the previous one."""
         wanted = range(start, start + (1 + self.ahead) * self.stride, self.stride)
         self._begun = {at: self._begun.get(at) or begun(self.read, at) for at in wanted}
         return self._begun.pop(start).result()
 
 
 def begun(read: Callable[[int], Batch], at: int) -> "Future[Batch]":
-    """What ``read(at)`` will return or raise, from a thread of its own."""
+    """Starts ``read(at)`` in a new thread and returns the future of its result."""
     future: Future[Batch] = Future()
 
     def run() -> None:
@@ -162,10 +161,10 @@ def begun(read: Callable[[int], Batch], at: int) -> "Future[Batch]":
 
 
 def indices(seed: int, images_seen: int, batch_size: int, n: int) -> np.ndarray:
-    """Numbers of the examples at positions images_seen to images_seen + batch_size - 1, from 0 to n - 1.
+    """Indices, from 0 to n - 1, of the examples at positions images_seen to images_seen + batch_size - 1.
 
-    Positions 0 to n - 1 are the first epoch, n to 2n - 1 the second: each visits every example once, and a batch may
-    reach over the border.
+    Positions 0 to n - 1 are the first epoch, n to 2n - 1 the second. Each epoch visits every example once; a batch may
+    span two epochs.
     """
     epochs, places = np.divmod(np.arange(images_seen, images_seen + batch_size), n)
     return np.concatenate([order(seed, int(epoch), n)[places[epochs == epoch]] for epoch in np.unique(epochs)])
@@ -180,7 +179,7 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def flips(seed: int, images_seen: int, batch_size: int) -> np.ndarray:
-    """Whether each example from position images_seen on is mirrored: one fair coin a position, (batch_size,) bool."""
+    """Whether the example at each position from images_seen on is mirrored: fair coins, (batch_size,) bool."""
     words = _philox(seed, FLIPS, counter=images_seen).random_raw(4 * batch_size)
     return words[::4] % 2 == 1  # one tick of the counter makes four words
 

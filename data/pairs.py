@@ -1,4 +1,4 @@
-"""Samples of a trained run together with the noise that each of them came from."""
+"""Samples of a trained run, each with the noise that it was generated from."""
 
 from pathlib import Path
 
@@ -16,15 +16,15 @@ REMEDY = "write it with --mode sample --sampler heun --config.sample.keep_latent
 
 
 def read_pairs(split: str, path: str = "") -> Dataset:
-    """The end points of a deterministic sampler, each with its own noise: what reflow trains on.
+    """Pairs of noise and the end point of a deterministic sampler: the training data of reflow.
 
-    Every tenth pair is for testing. Examples are real values between the levels, so that the codec encodes them to the
-    end points as they were, cut at the ends of its range; do not dequantize them.
+    Every tenth pair is for testing. Examples are real values between the levels, so the codec encodes them to the
+    original end points, clamped to its range; do not dequantize them.
 
     Args:
         path: a samples.npz that the mode ``sample`` wrote with ``sample.keep_latents``.
     Shapes: examples and eps as those of the run, float32.
-    Raises: ValueError if path is empty. DataError if the file is missing, damaged or holds no pairs.
+    Raises: ValueError if path is empty; DataError if the file is missing, damaged or contains no pairs.
     Reference: Liu, Gong, Liu, "Flow Straight and Fast", 2022, algorithm 1. arXiv:2209.03003
     """
     check_split(split)
@@ -41,12 +41,12 @@ def read_pairs(split: str, path: str = "") -> Dataset:
     except Exception as error:  # numpy raises errors of many kinds on damaged files
         if reason := obstacle(error):
             raise DataError(f"{path} cannot be read: {reason}") from error
-        raise DataError(f"{path} is damaged or does not hold {', '.join(KEYS)}: {REMEDY}") from error
+        raise DataError(f"{path} is damaged or does not contain {', '.join(KEYS)}: {REMEDY}") from error
     if latents.shape != x0.shape or x0.size < 2 or len(x0) < 2:
-        raise DataError(f"{path} holds latents {latents.shape} for x0 {x0.shape}: {REMEDY}, for 2 or more samples")
+        raise DataError(f"{path} contains latents {latents.shape} for x0 {x0.shape}: {REMEDY}, for 2 or more samples")
     real = latents.dtype in REAL and x0.dtype in REAL and np.isfinite(x0).all() and np.isfinite(latents).all()
     if not real or levels not in (0, *range(2, 257)):
-        raise DataError(f"{path} holds {levels} levels, or latents or x0 that are not real numbers: {REMEDY}")
+        raise DataError(f"{path} contains {levels} levels, or latents or x0 that are not real numbers: {REMEDY}")
     codec = Pixels(levels) if levels else Identity(0)
     values = codec.values(torch.from_numpy(x0).double())
     if levels:

@@ -1,4 +1,4 @@
-"""Pictures of images: a grid, or a labelled table, which may move."""
+"""Pictures of images: grids, labelled tables and animations."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ GRAY = 128
 
 
 def write_png(path: str | Path, images: Tensor | np.ndarray, levels: int = 256, columns: int | None = None) -> None:
-    """Write images as one grid, row by row, each pixel magnified by a whole number.
+    """Writes images as a grid, row by row, with each pixel magnified by an integer factor.
 
     Args:
         levels: values run from 0, shown black, to levels - 1, shown white.
-        columns: images in a row; as many as make the grid square if not given.
+        columns: images per row; None makes the grid square.
     Shapes: images (N, C, H, W), uint8, C = 1 (gray) or 3 (RGB).
     Raises: ValueError if images have another shape.
     """
@@ -49,13 +49,13 @@ def write_png(path: str | Path, images: Tensor | np.ndarray, levels: int = 256, 
 def table(
     rows: Mapping[str, Sequence[Tensor | None]], columns: Sequence[Sequence[str]], levels: int = 256
 ) -> "Picture":
-    """Images in rows with a label to the left and columns with a label above, on white.
+    """A table of images on white, with row labels to the left and column labels above.
 
     Args:
-        rows: the images of each row by its label, one for each column; None leaves its place empty.
-        columns: labels, in groups that stand apart.
-        levels: as for ``write_png``.
-    Shapes: images (C, H, W), uint8, all alike, C = 1 or 3.
+        rows: row label -> images, one per column; None leaves a cell empty.
+        columns: column labels, in groups separated by space.
+        levels: as in ``write_png``.
+    Shapes: images (C, H, W), uint8, the same for all, C = 1 or 3.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -78,20 +78,20 @@ def table(
 
 
 def write_gif(path: str | Path, pictures: Sequence["Picture"], milliseconds: int = 120) -> None:
-    """Write pictures as an animation that runs forth and back for ever, each shown for so many milliseconds."""
+    """Writes an endless animation that plays forwards and backwards, with ``milliseconds`` per picture."""
     first, *others = [*pictures, *pictures[-2:0:-1]]
     options = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0}
     replace(Path(path), lambda file: first.save(file, format="GIF", **options))
 
 
 def _magnify(images: Tensor, levels: int, zoom: int) -> Tensor:
-    """Levels as gray from 0 to 255, each pixel a square of ``zoom``; (*, H, W) uint8."""
+    """Scales levels to 0 to 255 and repeats each pixel ``zoom`` times per axis; (*, H, W) uint8."""
     shown = (images.double() * 255 / (levels - 1)).round().to(torch.uint8)
     return shown.repeat_interleave(zoom, dim=-2).repeat_interleave(zoom, dim=-1)
 
 
 def _as_picture(image: Tensor) -> "Picture":
-    """(C, H, W) uint8, C = 1 or 3, as a picture of Pillow."""
+    """Converts (C, H, W) uint8, C = 1 or 3, to a Pillow image."""
     from PIL import Image
 
     return Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy())

@@ -1,4 +1,4 @@
-"""Plots of data that are no pictures themselves: scatter plots of points and tables, lines of signals."""
+"""Plots of data other than images: scatter plots of points and tables, line plots of signals."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -13,21 +13,22 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 MOST_COLUMNS = 6
-"""Columns of a table that are plotted against each other."""
+"""Largest number of plotted columns."""
 
 MOST_UNEQUAL = 3.0
-"""Ratio of the ranges of two columns up to which a unit is equally long on both axes."""
+"""Largest ratio of the ranges of two columns for which both axes have the same scale."""
 
 BINS = 40
 
 
 def scatter(named: Mapping[str, Tensor | np.ndarray], title: str = "") -> "Figure":
-    """Columns plotted against each other, a colour for each set of rows, with histograms on the diagonal.
+    """Scatter plots of all pairs of columns, with one colour per set of rows and histograms on the diagonal.
 
-    Two columns are one plot, a single column is one histogram, and of many columns the first six are plotted.
+    Two columns give a single scatter plot and one column a single histogram; of more than six columns, the first six
+    are plotted.
 
     Args:
-        named: sets of rows by name; a single set has no legend.
+        named: name -> set of rows; a single set has no legend.
     Shapes: rows (N, D), the same D for all.
     Raises: ValueError for rows of another shape.
     """
@@ -75,17 +76,17 @@ def _histogram(axes: "Axes", sets: Mapping[str, np.ndarray], column: int) -> Non
         axes.hist(rows[:, column], edges, weights=weights, alpha=0.6, label=name)
     alone = next(iter(sets.values())).shape[1] == 1
     axes.set(xlabel=f"column {column}", ylabel="fraction of the rows" if alone else f"column {column}")
-    if not alone:  # the axis is not that of the other plots of its row
+    if not alone:  # this axis differs from the row's other plots
         axes.set_yticks([])
 
 
 def lines(rows: Mapping[str, Sequence[Tensor | None]], columns: Sequence[str]) -> "Figure":
-    """Signals as lines: for each label a row of plots for each channel; a channel has one range in all its plots.
+    """Line plots of signals: one row of plots per label and channel, with one range per channel.
 
     Args:
-        rows: signals by label, as many as there are columns; None leaves a plot empty.
-        columns: titles.
-    Shapes: signals (C, L), all alike.
+        rows: label -> signals, one per column; None leaves a plot empty.
+        columns: titles of the columns.
+    Shapes: signals (C, L), the same for all.
     """
     from matplotlib.figure import Figure
 
@@ -115,7 +116,7 @@ def lines(rows: Mapping[str, Sequence[Tensor | None]], columns: Sequence[str]) -
 
 
 def as_picture(figure: "Figure") -> "Picture":
-    """A figure drawn as a picture of Pillow."""
+    """Renders a figure to a Pillow image."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
@@ -125,10 +126,10 @@ def as_picture(figure: "Figure") -> "Picture":
 
 
 def shades(fields: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Real-valued images as gray or RGB images of 256 levels; other numbers of channels stand below each other.
+    """Converts real-valued images to gray or RGB images of 256 levels; other numbers of channels are stacked in H.
 
     Args:
-        low, high: values shown black and white, one for each channel.
+        low, high: values shown as black and white, one per channel.
     Shapes: fields (N, C, H, W), low and high (C,); returns (N, 1 or 3, H', W) uint8.
     """
     low, high = (limit.double().reshape(-1, 1, 1) for limit in (low, high))

@@ -1,4 +1,4 @@
-"""Distributions of points in the plane, centred and about one unit wide: small enough to look at."""
+"""Two-dimensional toy distributions, centred and about one unit wide."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,11 @@ SIZES = {"train": 20_000, "test": 2_000}
 
 
 def draw_points(draw: Callable[[np.random.Generator, int], np.ndarray], split: str, num: int | None = None) -> Dataset:
-    """A fixed sample of a distribution; the two splits are independent of one another.
+    """A fixed sample of a distribution; the two splits are independent.
 
     Args:
         draw: the distribution, (generator, number) -> points.
-        num: number of points; 20,000 to train on and 2,000 to test on if not given.
+        num: number of points; None is 20,000 for training and 2,000 for testing.
     Shapes: examples (2,), float32.
     """
     check_split(split)
@@ -26,7 +26,7 @@ def draw_points(draw: Callable[[np.random.Generator, int], np.ndarray], split: s
 
 
 def moons(rng: np.random.Generator, num: int) -> np.ndarray:
-    """Two half circles of radius 1 that reach into one another, with noise of 0.05.
+    """Two interleaved half circles of radius 1, with noise of standard deviation 0.05.
 
     x = s (cos a - 1/2, sin a - 1/4),     s = 1 or -1,  a uniform in [0, pi]
     """
@@ -37,7 +37,7 @@ def moons(rng: np.random.Generator, num: int) -> np.ndarray:
 
 
 def swiss_roll(rng: np.random.Generator, num: int) -> np.ndarray:
-    """A spiral of one and a half turns, less its mean (2, 2 / 3 pi) / 10, with noise of 0.03.
+    """A centred spiral of one and a half turns, with noise of standard deviation 0.03.
 
     x = (a cos a - 2, a sin a - 2 / 3 pi) / 10,     a uniform in [3 pi / 2, 9 pi / 2]
     """

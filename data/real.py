@@ -18,19 +18,19 @@ EVERY = 10
 
 
 def read_real(rank: int, synthetic: Synthetic, split: str, path: str = "", test_path: str = "") -> Dataset:
-    """Examples of real numbers, in units of the data, held in memory as float32.
+    """Examples of real numbers in units of the data, in memory as float32.
 
-    The test split is all of test_path; without one it is every tenth row of path; without a path both splits are
-    independent synthetic draws. Labels are the whole numbers under ``labels`` or ``y`` of an .npz.
+    The test split is all of test_path, or every tenth row of path if test_path is empty. Without a path, both splits
+    are independent synthetic draws. Labels are the integers under ``labels`` or ``y`` of an .npz.
 
     Args:
-        rank: number of axes of the array: 2, 3 or 4; signals and fields of one channel may lack the axis of channels.
-        synthetic: the distribution to draw from where path is empty.
-        path: an .npy or .npz of floats or whole numbers.
-        test_path: the same, for testing only.
+        rank: number of axes of the array: 2, 3 or 4; signals and fields of one channel may lack the channel axis.
+        synthetic: the distribution of the examples if path is empty.
+        path: an .npy or .npz of floats or integers; empty for synthetic data.
+        test_path: the same for the test split; empty takes a part of path.
     Shapes: examples (D,), (C, L) or (C, H, W), float32.
-    Raises: ValueError for a test_path without a path. DataError if a file is missing or damaged, has another layout,
-        or holds NaN or infinity.
+    Raises: ValueError for a test_path without a path; DataError if a file is missing or damaged, has another layout,
+        or contains NaN or infinity.
     """
     check_split(split)
     if not path:
@@ -41,7 +41,7 @@ def read_real(rank: int, synthetic: Synthetic, split: str, path: str = "", test_
     sources = [_read(Path(each), rank) for each in (path, test_path) if each]
     shapes = {x.shape[1:] for x, _ in sources}
     if len(shapes) > 1:
-        raise DataError(f"{path} and {test_path} hold examples of different shapes {shapes}: make them alike")
+        raise DataError(f"{path} and {test_path} have examples of different shapes {shapes}: give both the same shape")
     labels = [label for _, label in sources if label is not None]
     labelled = len(labels) == len(sources)
     num_classes = 1 + max(int(label.max()) for label in labels) if labelled else 0
@@ -54,20 +54,20 @@ def read_real(rank: int, synthetic: Synthetic, split: str, path: str = "", test_
 
 
 def _read(path: Path, rank: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The examples of a file, float32 with channels first, and their labels, if it has some."""
+    """The examples of a file, float32 with channels first, and their labels, or None."""
     x, label = read_numbers(path)
     if x.ndim == rank - 1 and rank > 2:
         x = x[:, None]
     if x.ndim != rank:
         fits = f": take --config {DATASETS_BY_RANK[x.ndim]}" if x.ndim in DATASETS_BY_RANK else ""
-        raise DataError(f"{path} has the shape {x.shape}, not that of {LAYOUTS[rank]}{fits}")
+        raise DataError(f"{path} has the shape {x.shape}; expected {LAYOUTS[rank]}{fits}")
     if rank == 4 and x.shape[3] < x.shape[1]:
         x = np.moveaxis(x, 3, 1)
     return np.ascontiguousarray(x), label
 
 
 def correlated_table(rng: np.random.Generator, num: int) -> np.ndarray:
-    """Four columns in units of their own: two clusters, a curve of one column, and a skewed one.
+    """Four columns in different units: two clusters, a nonlinear dependence, and a skewed column.
 
     Shapes: (num, 4), with means of about 170, 1.3, 0.02 and 5e4.
     """
@@ -80,7 +80,7 @@ def correlated_table(rng: np.random.Generator, num: int) -> np.ndarray:
 
 
 def waves(rng: np.random.Generator, num: int) -> np.ndarray:
-    """Two channels of 64 values: a sine of random frequency, phase and size, and its quadrature on an offset of 20.
+    """Two channels of 64 values: a sine of random frequency, phase and amplitude, and 10 times its cosine plus 20.
 
     Shapes: (num, 2, 64).
     """

@@ -1,4 +1,4 @@
-"""What a dataset looks like to the diffusion: the numbers that its noise scales should follow."""
+"""Statistics of encoded data, from which noise scales are chosen."""
 
 import math
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ MOST_EXAMPLES = 10_000
 MOST_PAIRED = 2_000
 MOST_ENTRIES = 2**25
 MOST_PAIRED_ENTRIES = 2**27
-MOST_MEASURED = 2**31  # entries of the examples that are measured, so that large images do not take hours
+MOST_MEASURED = 2**31  # entries that are measured, so that large images do not take hours
 AT_A_TIME = 500
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Numbers of a dataset after encoding.
+    """Statistics of a dataset after encoding.
 
     Args:
         count: number of examples in the dataset.
-        measured: number of examples that the other numbers come from.
+        measured: number of examples behind the other statistics.
         shape: shape of an example.
-        low, high: least and greatest entry.
-        mean: of all entries.
-        std: of all entries around that mean; suggests sigma_data.
+        low, high: smallest and largest entry.
+        mean: mean of all entries.
+        std: standard deviation of all entries; suggests sigma_data.
         diameter: largest Euclidean distance between two examples; suggests sigma_max.
     """
 
@@ -44,14 +44,14 @@ class Statistics:
 
 
 def measure(dataset: Dataset, codec: Codec) -> Statistics:
-    """Statistics of up to 10,000 examples and 2^31 entries, taken by a fixed shuffle.
+    """Statistics of up to 10,000 examples and 2^31 entries, selected by a fixed shuffle.
 
-    The diameter is exact up to 2,000 examples and 2^27 entries; beyond that it is that of as many of them, which can
-    only be too small.
+    The diameter is exact up to 2,000 examples and 2^27 entries; beyond that it is the diameter of such a subset, which
+    is a lower bound.
 
     Reference: Song, Ermon, "Improved Techniques for Training Score-Based Generative Models", 2020, technique 1
-    (sigma_max). arXiv:2006.09011. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
-    2022, table 1 (sigma_data). arXiv:2206.00364
+        (sigma_max). arXiv:2006.09011. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative
+        Models", 2022, table 1 (sigma_data). arXiv:2206.00364
     """
     sample = _sample(dataset)
     total, squares, low, high = 0.0, 0.0, float("inf"), float("-inf")
@@ -80,7 +80,7 @@ def measure(dataset: Dataset, codec: Codec) -> Statistics:
 
 
 def examples(dataset: Dataset, codec: Codec) -> Tensor:
-    """The encoded examples that ``measure`` looks at, or the first of them, up to 2^25 entries; (N, *) float32."""
+    """The encoded examples that ``measure`` uses, truncated to 2^25 entries; (N, *) float32."""
     numbers = _sample(dataset)[: max(1, MOST_ENTRIES // math.prod(dataset.shape))]
     x = torch.empty(len(numbers), *dataset.shape)
     size = _at_a_time(dataset)
@@ -91,10 +91,10 @@ def examples(dataset: Dataset, codec: Codec) -> Tensor:
 
 
 def _sample(dataset: Dataset) -> np.ndarray:
-    """Numbers of up to 10,000 examples, by a fixed shuffle."""
+    """Indices of up to 10,000 examples, by a fixed shuffle."""
     return order(0, 0, len(dataset))[: max(1, min(MOST_EXAMPLES, MOST_MEASURED // math.prod(dataset.shape)))]
 
 
 def _at_a_time(dataset: Dataset) -> int:
-    """Examples to encode at a time: ``AT_A_TIME``, or as many as have ``MOST_ENTRIES`` entries."""
+    """Number of examples to encode at once: ``AT_A_TIME``, or fewer to stay within ``MOST_ENTRIES`` entries."""
     return max(1, min(AT_A_TIME, MOST_ENTRIES // math.prod(dataset.shape)))

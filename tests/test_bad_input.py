@@ -313,9 +313,12 @@ def write(folder, files):
 GOOD = {f"{k:02d}.png": image() for k in range(20)}
 DATA = {
     "missing": (None, "own does not exist: check data.path and data.test_path"),
-    "empty": ({"note.txt": b"nothing"}, "own holds no"),
-    "broken": (GOOD | {"07.png": image()[:40]}, "own/07.png is no whole PNG, JPEG or WebP image: replace or remove it"),
-    "text": (GOOD | {"07.png": b"text"}, "own/07.png is no whole PNG, JPEG or WebP image: replace or remove it"),
+    "empty": ({"note.txt": b"nothing"}, "own contains no"),
+    "broken": (
+        GOOD | {"07.png": image()[:40]},
+        "own/07.png is not a complete PNG, JPEG or WebP image: replace",
+    ),
+    "text": (GOOD | {"07.png": b"text"}, "own/07.png is not a complete PNG, JPEG or WebP image: replace"),
     "sizes": (GOOD | {"07.png": image((8, 10))}, "own/07.png is 8 x 10 in gray, unlike 00.png, which is 8 x 8 in gray"),
     "channels": (GOOD | {"07.png": image(mode="RGB")}, "own/07.png is 8 x 8 in RGB, unlike 00.png"),
     "one image": ({"00.png": image()}, "too few images to leave any for train"),

@@ -87,7 +87,7 @@ def test_classes_without_images_are_named(place):
     path = write(place, ["ant/1.png", "bee/2.png", "cow/", "dog/notes.tif", "bee/3.png"])
     train, test = (read_images(split, path) for split in ("train", "test"))
     assert train.classes == test.classes == ("ant", "bee")
-    empty = "folders without images, which are no classes: cow, dog"
+    empty = "folders without images, which are not classes: cow, dog"
     assert train.notes[1:] == (empty, "classes without images in train: 0 ant")
     assert test.notes[1:] == (empty, "classes without images in test: 1 bee")
 
@@ -126,7 +126,7 @@ def test_a_test_path_with_a_path_that_has_split_folders(tmp_path):
 
 def test_splits_within_classes_are_refused(place):
     path = write(place, [f"{kind}/{split}/1.png" for kind in ("cat", "dog") for split in ("Train", "val")])
-    with pytest.raises(DataError, match=r"has the folders Train and val within others, which would mix them up: give"):
+    with pytest.raises(DataError, match=r"has the folders Train and val within others, which mixes the splits: give"):
         read_images("train", path)
 
 
@@ -135,25 +135,23 @@ def test_a_class_may_be_called_train(place):
 
 
 def test_unequal_depths_are_refused_by_name(place):
-    with pytest.raises(
-        DataError, match=r"holds images 1 and 2 folders deep \(cat/1.png, dog/a/2.png\), so that folders"
-    ):
+    with pytest.raises(DataError, match=r"contains images 1 and 2 folders deep \(cat/1.png, dog/a/2.png\), so folders"):
         read_images("train", write(place, ["cat/1.png", "dog/a/2.png"]))
 
 
 def test_labels_missing_from_a_split_or_nested_too_deep_are_reported(place, tmp_path):
     uneven = read_images("train", write(place, ["test/1.png", "train/cat/1.png", "train/dog/2.png"]))
     assert uneven.num_classes == 0
-    assert uneven.notes == ("no labels: images lie 0 and 1 folders deep, and class folders hold them directly",)
+    assert uneven.notes == ("no labels: images lie 0 and 1 folders deep, and class folders must contain them directly",)
     deep = read_images("train", write(tmp_path / "deep", ["a/b/1.png", "c/d/2.png"]))
-    assert deep.notes == ("no labels: images lie 2 folders deep, and class folders hold them directly",)
+    assert deep.notes == ("no labels: images lie 2 folders deep, and class folders must contain them directly",)
 
 
 def test_zips_of_windows_are_read(tmp_path):
     path = write(tmp_path / "x.zip", ["train\\cat\\1.png", "train\\dog\\2.png", "test\\cat\\3.png", "test\\dog\\4.png"])
     assert shades(read_images("test", path)) == [2, 3]
     assert read_images("train", path).classes == ("cat", "dog")
-    with pytest.raises(DataError, match=r"which is no place within it"):
+    with pytest.raises(DataError, match=r"which leads outside it"):
         read_images("train", write(tmp_path / "y.zip", ["..\\1.png"]))
 
 
@@ -176,7 +174,7 @@ def test_linked_folders_are_read_once_each(tmp_path):
     found = read_images("train", str(folder))
     assert found.classes == ("bee", "cat", "dog")
     assert shades(found) == [0, 1, 2]
-    note = "links to folders that are read already, left out: also bee, dog/around"
+    note = "links to folders already read, left out: also bee, dog/around"
     assert found.notes == (note, "classes without images in train: 0 bee")
 
 

@@ -79,7 +79,7 @@ def test_mirrored_examples_have_mirrored_noise():
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"samples": np.zeros((4, 2))}, "does not hold latents, x0, levels"),
+        ({"samples": np.zeros((4, 2))}, "does not contain latents, x0, levels"),
         (
             {"latents": np.zeros((4, 2)), "x0": np.zeros((3, 2)), "levels": 0},
             r"latents \(4, 2\) for x0 \(3, 2\): .*keep_latents=true",
@@ -95,7 +95,7 @@ def test_files_without_pairs_are_refused(arrays, message, tmp_path):
 
 def test_damaged_and_missing_pairs_are_refused(tmp_path):
     (tmp_path / "samples.npz").write_bytes(b"PK nothing")
-    with pytest.raises(DataError, match="is damaged or does not hold"):
+    with pytest.raises(DataError, match="is damaged or does not contain"):
         read_pairs("train", str(tmp_path / "samples.npz"))
     with pytest.raises(DataError, match="does not exist: write it with --mode sample"):
         read_pairs("train", str(tmp_path / "nowhere.npz"))
