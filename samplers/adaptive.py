@@ -260,20 +260,20 @@ class DPMAdaptive(StepControl):
         sde, (late, early) = self.sde, (self.sde.log_snr(time) for time in (t, s))
         eps = sde.eps(x, estimate(x, t), t)
 
-        def move(noise: Tensor, time: Tensor) -> Tensor:
+        def state_at(noise: Tensor, time: Tensor) -> Tensor:
             return sde.bridge(x, sde.x0(x, noise, t), t, time)[0]
 
-        def seen(noise: Tensor, fraction: float) -> Tensor:
+        def eps_at(noise: Tensor, fraction: float) -> Tensor:
             time = sde.time(torch.lerp(late, early, fraction))
-            y = move(noise, time)
+            y = state_at(noise, time)
             return sde.eps(y, estimate(y, time), time)
 
         if self.order == 2:
-            return move(eps, s), move(seen(eps, 1 / 2), s)
+            return state_at(eps, s), state_at(eps_at(eps, 1 / 2), s)
         h = 0.5 * (early - late)
-        first = seen(eps, 1 / 3) - eps
-        second = seen(eps + 2 * _slope_weight(2 * h / 3) * first, 2 / 3) - eps
-        return move(eps + 1.5 * first, s), move(eps + 1.5 * _slope_weight(h) * second, s)
+        first = eps_at(eps, 1 / 3) - eps
+        second = eps_at(eps + 2 * _slope_weight(2 * h / 3) * first, 2 / 3) - eps
+        return state_at(eps + 1.5 * first, s), state_at(eps + 1.5 * _slope_weight(h) * second, s)
 
 
 def _slope_weight(h: Tensor) -> Tensor:

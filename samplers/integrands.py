@@ -110,19 +110,19 @@ class Coordinates:
 
         Shapes: nodes (N, k) of r, start, end (N,); returns (N, k).
         """
-        places, widths = _between(start, end)
-        v, at = self.integration_variable(nodes), self.integration_variable(places)
+        points, widths = _between(start, end)
+        v, at = self.integration_variable(nodes), self.integration_variable(points)
         others, gaps = ~np.eye(nodes.shape[1], dtype=bool), v[:, :, None] - v[:, None, :]
         gaps = np.where(gaps == 0, 1.0, gaps)  # one node, or two nodes that are equal to rounding
         factors = np.where(others, (at[:, :, None, None] - v[:, None, None, :]) / gaps[:, None], 1.0)
-        integrals: np.ndarray = np.einsum("nq,nqk->nk", widths * self.pace(places), factors.prod(-1))
+        integrals: np.ndarray = np.einsum("nq,nqk->nk", widths * self.pace(points), factors.prod(-1))
         return integrals
 
     def noise(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Standard deviation of the noise in y that a step from start to end adds; (N,) and so returned."""
-        places, widths = _between(start, end)
-        kept = self.scale(end)[:, None] / self.scale(places)
-        std: np.ndarray = self.eta * np.sqrt(np.maximum(-2 * (widths * (places * kept) ** 2).sum(1), 0.0))
+        points, widths = _between(start, end)
+        kept = self.scale(end)[:, None] / self.scale(points)
+        std: np.ndarray = self.eta * np.sqrt(np.maximum(-2 * (widths * (points * kept) ** 2).sum(1), 0.0))
         return std
 
 

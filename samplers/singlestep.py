@@ -90,11 +90,14 @@ class Singlestep(Step):
 
     def plan(self, times: list[float]) -> list[list[Stage]]:
         """Stages of the steps from each time to the next; their times are added to the table of the SDE."""
-        grid, places = torch.tensor(times, dtype=torch.float64), np.array([0.0, *(place for place, _ in self.stages)])
+        grid, fractions = (
+            torch.tensor(times, dtype=torch.float64),
+            np.array([0.0, *(fraction for fraction, _ in self.stages)]),
+        )
         ends = np.array([-0.5 * self.sde.marginal(t).log_snr for t in times])
-        logs = ends[:-1, None] + np.diff(ends)[:, None] * places
+        logs = ends[:-1, None] + np.diff(ends)[:, None] * fractions
         at = self.sde.time(torch.from_numpy(-2 * logs))
-        at[:, places == 0], at[:, places == 1] = grid[:-1, None], grid[1:, None]
+        at[:, fractions == 0], at[:, fractions == 1] = grid[:-1, None], grid[1:, None]
         self.sde.tabulate(at.flatten())
         alpha, ratio = self.sde.marginal(at).alpha.numpy(), np.exp(logs)
         a, b = self.coordinates.weights(ratio)

@@ -678,8 +678,8 @@ MUTATIONS = [
         "multistep: noise of the forward move",
         "steps",
         "samplers.integrands:Coordinates.noise",
-        "self.scale(end)[:, None] / self.scale(places)",
-        "self.scale(places) / self.scale(end)[:, None]",
+        "self.scale(end)[:, None] / self.scale(points)",
+        "self.scale(points) / self.scale(end)[:, None]",
     ),
     Mutation(
         "multistep: noise lacks a 2", "steps", "samplers.integrands:Coordinates.noise", "-2 * (widths", "-1 * (widths"
