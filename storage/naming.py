@@ -1,4 +1,4 @@
-"""Names: of files as text for a terminal, of the entries of a table, and of arguments."""
+"""Names: file names as printable text, keys of tables, and names of arguments."""
 
 import difflib
 import inspect
@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 MOST_LISTED, SHOWN = 16, 8
-"""Names that a line lists whole, and how many it shows of more."""
+"""Largest number of names that a message lists completely, and the number it shows of a longer list."""
 
 
 def printable(text: str) -> str:
-    """A text as one line: newlines, other control characters and escape sequences are escaped as Python writes them.
+    """Escapes newlines, other control characters and escape sequences as Python does, so that the text is one line.
 
-    Names of files may hold any of them, and bytes that are no text.
+    File names may contain any of them, and bytes that are not text.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
@@ -20,7 +20,7 @@ def printable(text: str) -> str:
 def pick(table: Mapping[str, Any], what: str, name: str) -> Any:
     """The entry of a table.
 
-    Raises: ValueError naming the near names, or else all known ones.
+    Raises: UnknownName with similar names, or else the known ones.
     """
     if name not in table:
         raise unknown(what, name, table)
@@ -28,15 +28,16 @@ def pick(table: Mapping[str, Any], what: str, name: str) -> Any:
 
 
 def options(of: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values that ``of`` takes, by name."""
+    """The values whose names are parameters of ``of``."""
     return {name: values[name] for name in inspect.signature(of).parameters if name in values}
 
 
 class UnknownName(ValueError):
-    """A name that is in no table.
+    """A name that is not in its table.
 
     Args:
-        name: that name.
+        message: the error message.
+        name: the unknown name.
     """
 
     def __init__(self, message: str, name: str) -> None:
@@ -45,9 +46,9 @@ class UnknownName(ValueError):
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
-    """The error for a name that is in no table, with the names that are near, or else the first ones and a count.
+    """The error for an unknown name, with similar names, or else the first known ones and a count.
 
-    Example: unknown("mode", "trian", MODES) says: unknown mode 'trian'; did you mean 'train'?
+    Example: unknown("mode", "trian", MODES) has the message: unknown mode 'trian'; did you mean 'train'?
     """
     known = sorted(known)
     close = near(name, known)
@@ -56,14 +57,14 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UnknownName:
 
 
 def near(name: str, known: Sequence[str]) -> list[str]:
-    """The known names near this one; of dotted keys those with the same last part, if there are any."""
+    """The known names similar to ``name``; for dotted keys, the keys with the same last part if any exist."""
     last = name.rpartition(".")[2]
     alike = [key for key in known if "." in key and key.rpartition(".")[2] == last]
     return alike[:SHOWN] or difflib.get_close_matches(name, known, n=3, cutoff=0.7)
 
 
 def listed(names: Sequence[str], between: str = ", ") -> str:
-    """The names in one line: all of a few; of many the first ones that extend no other, and a count of the rest.
+    """The names in one line; a long list shows the first names that extend no other name, and the number of the rest.
 
     Example: cifar10, classifier, clip, ... and 37 more; cifar10_ncsn extends cifar10.
     """

@@ -1,4 +1,4 @@
-"""The gate of all readers: a regular file of at most so many bytes. Pipes and devices would block, or never end."""
+"""Opening files for reading: regular files of limited size only, since pipes and devices may block or never end."""
 
 import errno
 import functools
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEXT = 2**26
-"""Most bytes of a text that is read whole: JSON, a config, a list of numbers."""
+"""Largest size in bytes of a text file that is read completely: JSON, a config, a list of numbers."""
 
 LINES = 2**30
-"""Most bytes of a file that grows by a line at a time: metrics, rows of results."""
+"""Largest size in bytes of a file that grows line by line: metrics, rows of results."""
 
 KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -19,20 +19,20 @@ KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
-"""Other kinds of files, in words."""
+"""Other file types -> description."""
 
 
 class Refused(OSError):
-    """A path that must not be opened: it leads to no regular file, to one that is too large, or through a link."""
+    """A path that must not be opened: not a regular file, too large, or through a link."""
 
 
 def open_file(path: str | os.PathLike, most: float) -> BinaryIO:
-    """Open a regular file of at most ``most`` bytes for reading; links to one are followed.
+    """Opens a regular file of at most ``most`` bytes for reading; links to files are followed.
 
-    The descriptor itself is examined, so that nobody can exchange the file between the examination and the reading. A
-    pipe is opened without waiting for its writer.
+    The checks apply to the open descriptor, so the file cannot be exchanged between check and read. Opening a pipe does
+    not wait for its writer.
 
-    Raises: Refused for a pipe, a device, a socket, or a file of more bytes; OSError.
+    Raises: Refused for a pipe, a device, a socket, or a larger file; OSError.
     """
     try:
         file = open(path, "rb", opener=_open)  # noqa: SIM115 (the caller closes it)
@@ -52,7 +52,7 @@ def open_file(path: str | os.PathLike, most: float) -> BinaryIO:
 
 
 def read_bytes(path: str | os.PathLike, most: float) -> bytes:
-    """The bytes that a file had when it was opened.
+    """The content of a file at the time of opening.
 
     Raises: as ``open_file``.
     """
@@ -61,21 +61,22 @@ def read_bytes(path: str | os.PathLike, most: float) -> bytes:
 
 
 def read_text(path: str | os.PathLike, most: float = TEXT, errors: str = "strict") -> str:
-    """The text of a file in UTF-8.
+    """The text of a UTF-8 file.
 
     Args:
-        errors: ``strict``, or ``replace`` for a mark in place of each byte that is no text.
+        most: largest size in bytes.
+        errors: ``strict``, or ``replace`` to replace invalid bytes by a mark.
     Raises: as ``open_file``; UnicodeDecodeError, a ValueError.
     """
     return read_bytes(path, most).decode(errors=errors)
 
 
 def obstacle(error: BaseException) -> str | None:
-    """Why a file cannot be read whatever its content: too little memory, or the disk; None for damaged content.
+    """The reason for a read error that does not depend on the content, memory or disk; None for damaged content.
 
-    Decoders raise an OSError without a number, or for an invalid position in the file, where the content is damaged.
+    For damaged content, decoders raise an OSError without a number, or with EINVAL for an invalid position.
     """
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the words of torch's allocator
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # message of torch's allocator
         return "it does not fit into the memory of this machine"
     if isinstance(error, Refused) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
         return error.strerror
@@ -84,9 +85,9 @@ def obstacle(error: BaseException) -> str | None:
 
 @functools.cache
 def half_of_memory() -> float:
-    """Most bytes of a file of weights that is read whole: half of this machine's memory, for its tensors take as much.
+    """Largest size in bytes of a weight file: half of the machine's memory, since its tensors take as much again.
 
-    Infinite where the system does not give its memory.
+    Infinite if the system does not report its memory.
     """
     if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(getattr(os, "sysconf_names", {})):
         return float("inf")
@@ -94,17 +95,17 @@ def half_of_memory() -> float:
 
 
 def check_regular(path: str | os.PathLike, status: os.stat_result) -> None:
-    """Raises: Refused unless the status is that of a regular file."""
+    """Raises: Refused unless the status belongs to a regular file."""
     if not stat.S_ISREG(status.st_mode):
         kind = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
         raise refused(path, errno.EINVAL, f"it is {kind} and not a regular file")
 
 
 def _open(path: str, flags: int) -> int:
-    """The descriptor of a file, without waiting for the writer of a pipe."""
+    """Opens a file descriptor without waiting for the writer of a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
 def refused(path: str | os.PathLike, number: int, reason: str) -> Refused:
-    """The error for a path."""
+    """A ``Refused`` error for a path."""
     return Refused(number, reason, str(Path(path)))

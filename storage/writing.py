@@ -1,8 +1,8 @@
-"""Writing: no reader finds half a file, and nothing is written or deleted through a link.
+"""Atomic writing: readers find complete files only, and nothing is written or deleted through a link.
 
-A new file gets a temporary name of its own in the folder of its target, and is renamed when it is whole. So a link
-that has the name of the target is replaced, and the file that it leads to stays as it is. While its writer lives, it
-holds a lock on the temporary file; temporary files without one are leftovers of killed commands and are deleted.
+A new file has a unique temporary name in the folder of its target and is renamed once it is complete. A link with the
+name of the target is therefore replaced, and the file that it points to does not change. The writing process holds a
+lock on the temporary file; temporary files without a lock are leftovers of killed commands and are deleted.
 """
 
 import errno
@@ -20,11 +20,11 @@ from score_sde.storage.reading import check_regular, refused
 
 try:
     import fcntl
-except ImportError:  # Windows, where leftovers stay
-    fcntl = None  # type: ignore[assignment]  # to mypy a module is of no optional type
+except ImportError:  # Windows, where leftovers remain
+    fcntl = None  # type: ignore[assignment]  # mypy has no optional module type
 
 LEFTOVER = re.compile(r"\.(.+\.[0-9a-f]{8}|step_\d+)\.partial")
-"""Temporary names, and those that checkpoints had in earlier versions."""
+"""Temporary names, including checkpoints' temporary names of earlier versions."""
 
 _roots: list[Path] = []
 
@@ -33,7 +33,7 @@ Descriptor = TypeVar("Descriptor", int, int | None)
 
 @contextmanager
 def confined(root: Path) -> Iterator[None]:
-    """While it is entered, refuse to write and delete outside ``root``, and through links to folders below it.
+    """Context in which writing and deleting outside ``root``, or through links to folders below it, is refused.
 
     ``root`` itself may be a link.
     """
@@ -45,9 +45,9 @@ def confined(root: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and those above it, where they are not there yet, down to the disk.
+    """Creates a folder and its missing parents, and flushes them to the disk.
 
-    Raises: Refused where the path leads through a link below the confining root; OSError.
+    Raises: Refused if the path leads through a link below the confining root; OSError.
     """
     _check_place(path / "x")
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -58,9 +58,9 @@ def make_folder(path: Path) -> Path:
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, and rename it once it is on the disk.
+    """Writes a temporary file with ``write``, flushes it to the disk, and renames it to ``path``.
 
-    Raises: Refused where the path leads through a link below the confining root; OSError.
+    Raises: Refused if the path leads through a link below the confining root; OSError.
     """
     with _temporary(path, _new_file) as (partial, descriptor):
         try:
@@ -76,20 +76,20 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, as ``replace`` does."""
+    """Writes a file as ``replace`` does."""
     replace(path, lambda file: file.write(content))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, as ``replace`` does."""
+    """Writes a UTF-8 text file as ``replace`` does."""
     write_bytes(path, text.encode())
 
 
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside ``target`` under a temporary name; it is deleted at the end, unless it was renamed.
+    """Creates a folder with a temporary name next to ``target``; it is deleted on exit unless it was renamed.
 
-    Raises: Refused where the path leads through a link below the confining root; OSError.
+    Raises: Refused if the path leads through a link below the confining root; OSError.
     """
     with _temporary(target, _new_folder) as (partial, descriptor):
         try:
@@ -102,7 +102,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder for a moment, in which others who ask for it wait; without effect where none are."""
+    """Context that holds the exclusive lock of a folder; without effect on systems without locks."""
     descriptor = os.open(make_folder(folder), os.O_RDONLY) if fcntl else None
     try:
         if descriptor is not None:
@@ -115,14 +115,14 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def hold(path: Path) -> BinaryIO:
-    """Mark a file as one of a living command, for as long as the returned file is open."""
+    """Locks a file as in use by a running command, for as long as the returned file is open."""
     file = os.fdopen(os.open(path, _flags("O_RDONLY")), "rb")
     _lock(file.fileno())
     return file
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living command holds a file; True where the system has no locks, and nothing is known."""
+    """Whether a running command holds a file; True if this cannot be determined, as on systems without locks."""
     try:
         with hold(path) as file:
             return not fcntl or not _lock(file.fileno())
@@ -131,9 +131,9 @@ def is_held(path: Path) -> bool:
 
 
 def create(path: Path, content: bytes) -> None:
-    """Write a file that must not exist yet, down to the disk.
+    """Writes a new file and flushes it to the disk.
 
-    Raises: FileExistsError; Refused where the path leads through a link below the confining root; OSError.
+    Raises: FileExistsError; Refused if the path leads through a link below the confining root; OSError.
     """
     _check_place(path)
     with os.fdopen(_new_file(path), "wb") as file:
@@ -143,7 +143,7 @@ def create(path: Path, content: bytes) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Append a text to a regular file, which is made if it is not there.
+    """Appends text to a regular file, which is created if missing.
 
     Raises: Refused for a link, a pipe or a device; OSError.
     """
@@ -152,7 +152,7 @@ def append(path: Path, text: str) -> None:
 
 
 def open_lock(path: Path) -> int:
-    """The descriptor of a regular file to be locked, which is made if it is not there.
+    """The descriptor of a regular file to lock, which is created if missing.
 
     Raises: Refused for a link, a pipe or a device; OSError.
     """
@@ -160,8 +160,8 @@ def open_lock(path: Path) -> int:
 
 
 def flush(path: Path) -> None:
-    """Put a file that was appended to on the disk, and its name."""
-    descriptor = os.open(path, _flags("O_RDWR"))  # Windows flushes only what is open for writing
+    """Flushes an appended file and its folder entry to the disk."""
+    descriptor = os.open(path, _flags("O_RDWR"))  # Windows flushes only files that are open for writing
     try:
         os.fsync(descriptor)
     finally:
@@ -170,9 +170,9 @@ def flush(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link (and not the file that it leads to) or a whole folder; nothing where there is none.
+    """Deletes a file, a link (not its target) or a whole folder; does nothing if the path does not exist.
 
-    Raises: Refused where the path leads through a link below the confining root; OSError.
+    Raises: Refused if the path leads through a link below the confining root; OSError.
     """
     _check_place(path)
     with suppress(FileNotFoundError):
@@ -183,28 +183,28 @@ def remove(path: Path) -> None:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Delete a folder unless it holds something, or is a link."""
+    """Deletes an empty folder; does nothing for other folders and for links."""
     with suppress(OSError):
         _check_place(folder)
         folder.rmdir()
 
 
 def rename(path: Path, target: Path) -> None:
-    """Rename a file or folder; a file, a link or an empty folder of the new name is replaced.
+    """Renames a file or folder; an existing file, link or empty folder of the new name is replaced.
 
-    Raises: Refused where a path leads through a link below the confining root; OSError.
+    Raises: Refused if a path leads through a link below the confining root; OSError.
     """
     _check_place(path)
     _check_place(target)
-    if target.is_symlink():  # a folder replaces no link by itself
+    if target.is_symlink():  # os.replace cannot replace a link by a folder
         os.unlink(target)
     os.replace(path, target)
 
 
 def flush_folder(folder: Path) -> None:
-    """Put the names of a folder on the disk.
+    """Flushes the entries of a folder to the disk.
 
-    Windows has no such call, some file systems refuse it, and a folder that may not be listed cannot be opened.
+    It has no effect on Windows, which lacks the call, on file systems that refuse it, and for unreadable folders.
     """
     if os.name != "posix":
         return
@@ -227,10 +227,10 @@ def is_leftover(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Delete the leftovers in a folder of commands that were killed while they wrote there."""
+    """Deletes temporary files and folders in a folder that killed commands left there."""
     for path in folder.iterdir():
         if fcntl and is_leftover(path):
-            with suppress(OSError):  # a link, or gone by now
+            with suppress(OSError):  # a link, or already deleted
                 descriptor = os.open(path, _flags("O_RDONLY", "O_NONBLOCK"))
                 try:
                     if _lock(descriptor) and _is(path, descriptor):
@@ -259,7 +259,7 @@ def _check_place(path: Path) -> None:
 
 
 def _flags(*names: str) -> int:
-    """The flags of a file that is opened for writing and of no link."""
+    """Flags for opening a file that is not a link."""
     found = 0
     for name in (*names, "O_NOFOLLOW", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
         found |= getattr(os, name, 0)
@@ -267,7 +267,7 @@ def _flags(*names: str) -> int:
 
 
 def _own_file(path: Path, *flags: str) -> int:
-    """The descriptor of a regular file that stays, or is made."""
+    """The descriptor of a regular file, which is created if missing."""
     _check_place(path)
     try:
         descriptor = os.open(path, _flags(*flags, "O_CREAT", "O_NONBLOCK"), 0o666)
@@ -299,12 +299,12 @@ def _new_folder(path: Path) -> int | None:
 
 
 class _Swept(OSError):
-    """A new folder that another command took for a leftover, and deleted, before it was opened and locked."""
+    """A new folder that another command deleted as a leftover before it was opened and locked."""
 
 
 @contextmanager
 def _temporary(target: Path, make: Callable[[Path], Descriptor]) -> Iterator[tuple[Path, Descriptor]]:
-    """A new file or folder under a temporary name, with its descriptor, which the caller closes; it stays locked."""
+    """Creates a locked file or folder with a temporary name; the caller closes the descriptor."""
     sweep(make_folder(target.parent))
     path, descriptor = _claim(target, make)
     lock = None if descriptor is None else os.dup(descriptor)
@@ -316,7 +316,7 @@ def _temporary(target: Path, make: Callable[[Path], Descriptor]) -> Iterator[tup
 
 
 def _claim(target: Path, make: Callable[[Path], Descriptor]) -> tuple[Path, Descriptor]:
-    """The path and the descriptor of a new file or folder that is locked."""
+    """Path and descriptor of a new, locked file or folder."""
     while True:
         path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         try:
@@ -326,11 +326,14 @@ def _claim(target: Path, make: Callable[[Path], Descriptor]) -> tuple[Path, Desc
         _lock(descriptor, wait=True)
         if descriptor is None or _is(path, descriptor):
             return path, descriptor
-        os.close(descriptor)  # another command swept it before it was locked
+        os.close(descriptor)  # another command deleted it before it was locked
 
 
 def _lock(descriptor: int | None, wait: bool = False) -> bool:
-    """Lock a file or folder for as long as its descriptor is open; False if another holds it, or without locks."""
+    """Locks a file or folder until its descriptor is closed.
+
+    Returns: whether it is locked; False if another process holds the lock, or on systems without locks.
+    """
     if descriptor is None or not fcntl:
         return False
     try:
@@ -341,7 +344,7 @@ def _lock(descriptor: int | None, wait: bool = False) -> bool:
 
 
 def _is(path: Path, descriptor: int) -> bool:
-    """Whether a path leads to the open file or folder of a descriptor."""
+    """Whether a path is the open file or folder of a descriptor."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))
     except FileNotFoundError:
