@@ -87,4 +87,4 @@ def test_a_sampler_in_an_untrusted_manifest_is_treated_as_a_name(digits, tmp_pat
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     words = ["--mode=evaluate", f"--workdir={digits}", "--config.evaluate.features=identity", "--device=cpu"]
     assert command_line.main(["run.py", *words, f"--config.evaluate.samples={tmp_path / 'samples.npz'}"]) == 3
-    assert "manifest.json is missing or no manifest" in capsys.readouterr().err
+    assert "manifest.json is missing or not a manifest" in capsys.readouterr().err
