@@ -39,7 +39,7 @@ CHECK_PROBES = 4
 
 
 COPY = 1 << 40
-"""Stride between the dequantized copies of an example, in the counters of the random numbers."""
+"""Distance between the positions of an example's dequantized copies, which key their random numbers."""
 
 
 class DensityEstimator(NamedTuple):
@@ -272,7 +272,7 @@ def start(dimensions: int, exact: bool) -> int:
     """Initial number of evaluations, if it is automatic.
 
     With random probes 32, whose error is below the noise of the probes. With the exact trace, as many as cost 2,048
-    Jacobian-vector products, between 32 and 128; at 128 the error vanishes on mixtures of up to 16 dimensions.
+    products with the Jacobian, between 32 and 128; at 128 the error vanishes on mixtures of up to 16 dimensions.
     """
     return min(max(2048 // dimensions, 32), 128) if exact else 32
 

@@ -277,7 +277,7 @@ def draw_scored(estimator: DensityEstimator, seeds: Tensor) -> tuple[Tensor, Ten
 
 
 def first_normals(experiment: Experiment, noise: Noise) -> Tensor:
-    """Initial normals x_T / prior_std of the samples whose seeds the noise has."""
+    """Initial normals z = x_T / prior_std of the samples, for the seeds of the noise."""
     return noise(torch.empty(len(noise.seeds), *experiment.facts.shape, device=experiment.device))
 
 

@@ -96,7 +96,7 @@ class Guidance:
 
     @property
     def has_interval(self) -> bool:
-        """Whether a term is active that acts between ``guidance.low`` and ``guidance.high`` alone."""
+        """Whether a term is active that ``guidance.low`` and ``guidance.high`` limit to an interval."""
         return self.settings.scale != 1 or any((self.weaker, self.classify, self.encoder))
 
     def labels(self, numbers: Tensor) -> Tensor | None:
@@ -167,10 +167,7 @@ class Guidance:
         raise ValueError(f"--label {text}: need 0 to {self.num_classes - 1}{names}, or {ALL}")
 
     def _check_scale(self, workdir: Path) -> None:
-        """Check that the run can be sampled without a label, or with the scale of one.
-
-        Raises: ValueError if it cannot.
-        """
+        """Raises: ValueError if the command needs an unconditional estimate or a label to scale, and has none."""
         scale = self.settings.scale
         if self.conditional and self.label is None and not self.config.train.label_dropout:
             raise ValueError(
@@ -216,7 +213,7 @@ class Guidance:
         recipe = recipe_of(folder, self.config)
         theirs, classify, _ = load_model(recipe, folder, Options())
         if not isinstance(classify, Classifier):
-            raise ValueError(f"guidance.classifier {folder} is no classifier: train one with {train}")
+            raise ValueError(f"guidance.classifier {folder} is not a classifier: train one with {train}")
         check_data("guidance.classifier", folder, theirs, self.experiment)
         check_noise("guidance.classifier", folder, recipe, self.config, train)
         if classes not in (0, classify.num_classes):

@@ -70,7 +70,7 @@ def inpaint(config: ConfigDict, experiment: Experiment) -> Measurement:
 def colorize(config: ConfigDict, experiment: Experiment) -> Measurement:
     """The mean over the channels.
 
-    Raises: ValueError for data without color channels.
+    Raises: ValueError for data without colour channels.
     """
     if experiment.facts.shape[0] == 1 or len(experiment.facts.shape) != 3:
         raise ValueError(f"--task colorize needs pictures with colours; the run has shape {experiment.facts.shape}")
@@ -144,7 +144,7 @@ def read_mask(text: str, shape: tuple[int, ...]) -> Tensor:
 
     Args:
         text: file of a picture, white where pixels are known; or a box top,left,height,width of unknown pixels.
-        shape: of an example.
+        shape: shape of an example.
     Raises: ValueError for an empty text, a box that exceeds the picture, or a picture of another size; DataError for a
         file that is missing or damaged.
     """

@@ -164,9 +164,7 @@ def novelty(
 
 
 def classes(classify: Callable[[Tensor], Tensor], samples: Tensor, test: Tensor, label: Tensor | None) -> Metrics:
-    """Statistics of a classifier on the samples and on the test split.
-
-    The mean confidence, the fraction of the rarest class, and the accuracy on the test split.
+    """Statistics of a classifier: mean confidence, fraction of the rarest class, accuracy on the test split.
 
     Shapes: samples, test (N, F); label int64 (N,), of the test split, or None.
     """
@@ -192,13 +190,14 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 def kernel_distance(x: Tensor, y: Tensor, subsets: int, subset_size: int, seed: int) -> tuple[float, float]:
     """Squared maximum mean discrepancy under the kernel (a.b / F + 1)^3: mean and deviation over random subsets.
 
-    The estimator is unbiased: its mean is 0 for two sets of the same distribution, and a subset may be below.
+    The estimator is unbiased: its mean is 0 for two sets of the same distribution, so a subset may have a negative
+    value.
 
     Shapes: x (N, F), y (M, F).
     Reference: Binkowski, Sutherland, Arbel, Gretton, "Demystifying MMD GANs", 2018, eq. 4. arXiv:1801.01401
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore", UserWarning)  # about the memory of all vectors
+        warnings.simplefilter("ignore", UserWarning)  # about the memory for all vectors
         torch.manual_seed(seed)
         metric = KernelInceptionDistance(feature=_given(x), subsets=subsets, subset_size=subset_size)
         mean, deviation = _measured(metric, x, y)

@@ -66,7 +66,7 @@ def picture(path: Path, examples: Tensor, facts: DataFacts, columns: int = 0) ->
 def compared(
     rows: Mapping[str, Sequence[Tensor | None]], columns: Sequence[Sequence[str]], facts: DataFacts
 ) -> Picture:
-    """Picture that compares rows of decoded examples: a table of images or lines, or a scatter plot with colored rows.
+    """Picture that compares rows of decoded examples: a table of images or lines, or a scatter plot with coloured rows.
 
     Args:
         rows: label -> examples, one for each column; None for an empty cell.
@@ -100,7 +100,7 @@ def _shades(images: Tensor, facts: DataFacts) -> Tensor:
     if is_image(facts):
         return images
     values = images.double().transpose(0, 1).flatten(1)
-    if len(values) == 3:  # colors share a range
+    if len(values) == 3:  # colours share a range
         values = values.reshape(1, -1).expand(3, -1)
     values = values[:, :: max(1, values.shape[1] // MOST_VALUES)]
     return shades(images, *torch.quantile(values, torch.tensor([BEYOND, 1 - BEYOND]).double(), 1))

@@ -35,7 +35,7 @@ NUM_PATHS, NUM_TIMES, NUM_CELLS, NUM_POINTS = 80, 60, 80, 2_000
 CELLS_AT_A_TIME = 400
 
 RECORD = "drawn.json"
-"""File with the sources of the pictures in its folder."""
+"""File with the checkpoint, weights, seed and sizes of the pictures in its folder."""
 
 
 def draw(

@@ -29,10 +29,12 @@ def open_rows(
     split: str,
     size: int,
 ) -> PartialResults:
-    """Rows of the examples, with those of earlier commands that agree in all that a log-density depends on.
+    """Opens the results of the examples, with the results of earlier commands with the same inputs.
+
+    The inputs are everything that a log-density depends on.
 
     Args:
-        meta: facts of the checkpoint.
+        meta: as returned by ``checkpoint.read_meta``.
         size: number of examples in the split.
     """
     depends = {
@@ -49,7 +51,7 @@ def open_rows(
 
 
 def score_split(estimator: DensityEstimator, dataset: Dataset, rows: PartialResults, num: int, batch_size: int) -> int:
-    """Appends the rows of the first ``num`` examples that are missing; returns the number that were not.
+    """Appends the missing rows of the first ``num`` examples; returns the number of rows from earlier commands.
 
     Several processes share the batches and meet at the end.
 

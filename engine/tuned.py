@@ -1,4 +1,4 @@
-"""Calibrations on disk: a plan of times and coefficients, with the conditions that it was fitted under."""
+"""Calibrations on disk: plans of times and coefficients, with the conditions of their fit."""
 
 import json
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def tunable(step: Step) -> Multistep:
 
 
 def conditions(config: ConfigDict, step: Multistep, found: Path, weights: str) -> dict[str, Any]:
-    """All that a plan depends on except the number of moves, as JSON values.
+    """Everything that a plan depends on except the number of moves, as JSON values.
 
     Args:
         found: folder of the checkpoint.

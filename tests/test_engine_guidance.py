@@ -351,7 +351,7 @@ def test_classifier_guidance_of_examples_that_finish_at_different_times(digits, 
 @pytest.mark.parametrize(
     ("run", "other", "status", "message"),
     [
-        ("digits", "labelled", 2, "is no classifier: train one with python run.py --config classifier"),
+        ("digits", "labelled", 2, "is not a classifier: train one with python run.py --config classifier"),
         ("other_noise", "classifier", 2, "train one with python run.py --config classifier --mode train --workdir "),
         (
             "points",

@@ -1,1 +1,1 @@
-"""One file for each mode, named as ``--mode`` names it: settings, a call of the library, the result."""
+"""One file for each value of ``--mode``: settings, a call of the library, the result."""
