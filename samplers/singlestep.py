@@ -90,10 +90,8 @@ class Singlestep(Step):
 
     def plan(self, times: list[float]) -> list[list[Stage]]:
         """Stages of the steps from each time to the next; their times are added to the table of the SDE."""
-        grid, fractions = (
-            torch.tensor(times, dtype=torch.float64),
-            np.array([0.0, *(fraction for fraction, _ in self.stages)]),
-        )
+        grid = torch.tensor(times, dtype=torch.float64)
+        fractions = np.array([0.0, *(fraction for fraction, _ in self.stages)])
         ends = np.array([-0.5 * self.sde.marginal(t).log_snr for t in times])
         logs = ends[:-1, None] + np.diff(ends)[:, None] * fractions
         at = self.sde.time(torch.from_numpy(-2 * logs))
