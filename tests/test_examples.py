@@ -85,13 +85,13 @@ def test_real_numbers(tmp_path):
         (COLOUR, "x.npy", levels(GREY), ValueError, "examples of shape (1, 6, 4), the run has (3, 6, 4)"),
         (GREY, "x.npy", levels(GREY, most=200), ValueError, "contains levels up to 1"),
         (GREY, "x.npy", levels(GREY, most=2) + 0.5, DataError, "numbers that are not whole"),
-        (GREY, "x.npy", levels(GREY, num=0, most=2), DataError, "holds no images"),
-        (GREY, "x.npz", {"y": levels(GREY)}, DataError, "has the keys y: name the images"),
-        (GREY, "x.npy", "text", DataError, "is empty, damaged or holds Python objects"),
+        (GREY, "x.npy", levels(GREY, num=0, most=2), DataError, "contains no images"),
+        (GREY, "x.npz", {"y": levels(GREY)}, DataError, "has the keys y: save the images"),
+        (GREY, "x.npy", "text", DataError, "is empty, damaged or contains Python objects"),
         (GREY, "x.npy", None, DataError, "x.npy does not exist: check the path"),
         (GREY, "x.gif", "text", ValueError, "need a file ending in .png or .jpg or .jpeg or .webp or .npy or .npz"),
         (GREY, "x.png", None, DataError, "x.png does not exist: check the path"),
-        (GREY, "x.png", "text", DataError, "x.png is no whole PNG, JPEG or WebP image: replace or remove it"),
+        (GREY, "x.png", "text", DataError, "x.png is not a complete PNG, JPEG or WebP image: replace or remove it"),
         (GREY, "x.png", Image.new("L", (6, 4)), ValueError, "is of mode L and 6x4 pixels; the run needs L, 4x6"),
         (GREY, "x.png", Image.new("RGB", (4, 6)), ValueError, "is of mode RGB and 4x6 pixels; the run needs L, 4x6"),
         (COLOUR, "x.png", Image.new("L", (4, 6)), ValueError, "is of mode L and 4x6 pixels; the run needs RGB, 4x6"),
@@ -99,9 +99,9 @@ def test_real_numbers(tmp_path):
         (POINTS, "x.png", Image.new("L", (4, 6)), ValueError, "is a picture, and the run has examples of shape (2,)"),
         (REAL, "x.png", Image.new("L", (4, 6)), ValueError, "is a picture, and the run has examples of real numbers"),
         (POINTS, "x.txt", "text", ValueError, "need a file ending in .npy or .npz"),
-        (POINTS, "x.npz", {"y": np.zeros((3, 2))}, DataError, "has the keys y: name the data"),
+        (POINTS, "x.npz", {"y": np.zeros((3, 2))}, DataError, "has the keys y: save the data"),
         (POINTS, "x.npz", {"samples": np.zeros((3, 4))}, ValueError, "examples of shape (4,), the run has (2,)"),
-        (POINTS, "x.npz", {"samples": np.full((3, 2), np.nan)}, DataError, "holds nan in row 0, and in 3 of 3 rows"),
+        (POINTS, "x.npz", {"samples": np.full((3, 2), np.nan)}, DataError, "contains nan in row 0; 3 of 3 rows"),
     ],
 )
 def test_files_without_examples_of_the_run_are_refused(facts, name, content, error, message, tmp_path):
@@ -124,7 +124,7 @@ def test_half_a_picture_is_damaged(tmp_path):
     path = tmp_path / "x.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40)).astype(np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(DataError, match="is no whole PNG, JPEG or WebP"):
+    with pytest.raises(DataError, match="is not a complete PNG, JPEG or WebP"):
         read_picture(path, (1, 60, 40))
 
 
@@ -166,7 +166,7 @@ def test_the_first_examples_of_a_file(most, expected, run_of, tmp_path):
 def test_a_file_without_examples(run_of, tmp_path):
     np.savez(tmp_path / "x.npz", samples=np.zeros((0, 2)))
     config, experiment = run_of("points", input=str(tmp_path / "x.npz"))
-    with pytest.raises(DataError, match=r"x\.npz holds no data: check the path"):
+    with pytest.raises(DataError, match=r"x\.npz contains no data: check the path"):
         read_given(config, experiment, "test")
 
 
