@@ -28,13 +28,13 @@ def load(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experimen
 
     Raises: CheckpointError if there is none, or it is damaged or of another network; ValueError for a classifier.
     """
-    if not pick(OBJECTIVES, "objective", config.loss.name).generates:
+    if not pick(OBJECTIVES, "objective", config.loss.name).trains_denoiser():
         raise ValueError(
             f"{workdir} is a classifier, which draws nothing and has no density; another run is measured by it, with "
             f"--mode evaluate --config.evaluate.features={shlex.quote(str(workdir))}"
         )
     experiment, denoiser, found = load_model(config, workdir, options)
-    assert isinstance(denoiser, Denoiser)  # the model of an objective that generates
+    assert isinstance(denoiser, Denoiser)  # the model of an objective that trains a denoiser
     prior.warn(config.sde.name, experiment.sde, experiment.gaussian)
     return experiment, denoiser, found
 

@@ -91,7 +91,6 @@ class Classification(Objective[C]):
     """
 
     model = Classifier
-    generates = False
     output_kind = "logits"
 
     def __call__(

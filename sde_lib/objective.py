@@ -1,7 +1,6 @@
-"""What training minimises."""
+"""Training objectives: losses of a model on a batch of data, noise and times."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from torch import Tensor, nn
@@ -11,27 +10,26 @@ from score_sde.sde_lib.losses import Weight, denoising_loss
 from score_sde.sde_lib.process import SDE, Draw
 
 M = TypeVar("M", contravariant=True)
-"""What stands between network and loss."""
+"""The model between network and loss."""
 
 
 class Objective(ABC, Generic[M]):
-    """A loss for data, noise and times that were drawn for a batch.
+    """A loss for a batch of data, noise and times.
 
-    Options of a subclass are filled by name: keys of the section ``loss`` of a config, and what a run knows of itself:
+    Options of a subclass are filled by name from the section ``loss`` of a config and from properties of the run:
     ``weight`` (sde, t) -> tensor, ``sigma_data``, ``bin_width`` (of a level in units of the encoded data, 0 for real
     data), ``teacher`` (a trained denoiser on this SDE, frozen).
 
     Attributes:
-        model: what stands between the network and the loss: a class of ``(network, sde, ...)``, its options filled by
-            name from the section ``denoiser`` of a config.
-        generates: whether the model is a denoiser, so that a run can be sampled.
+        model: class of the model between network and loss, called as ``model(network, sde, ...)``; its options are
+            filled by name from the section ``denoiser`` of a config.
         output_kind: kind of network output, "state", "logits" or "embeddings": one of the network's ``output_kinds``.
-        compares: whether the loss of an example depends on the others of its batch.
-        differentiates: whether it takes derivatives of the network by its input.
+        compares: whether the loss of an example depends on the others in its batch, which then stays whole.
+        differentiates: whether the loss takes derivatives of the network with respect to its input, so that training
+            needs second derivatives.
     """
 
-    model: Callable[..., nn.Module] = Denoiser
-    generates: bool = True
+    model: type[nn.Module] = Denoiser
     output_kind: str = "state"
     compares: bool = False
     differentiates: bool = False
@@ -39,20 +37,25 @@ class Objective(ABC, Generic[M]):
     def __init__(self, sde: SDE) -> None:
         self.sde = sde
 
+    @classmethod
+    def trains_denoiser(cls) -> bool:
+        """Whether the model is a denoiser, so that a run can be sampled."""
+        return issubclass(cls.model, Denoiser)
+
     @abstractmethod
     def __call__(
         self, model: M, /, x0: Tensor, eps: Tensor, t: Tensor, draw: Draw, progress: float, **cond: Tensor
     ) -> Tensor:
-        """One value an example; (B,).
+        """Loss of each example, (B,).
 
         Args:
-            draw: more noise, for objectives that need it.
-            progress: share of the training that is done, 0 to 1.
+            draw: source of more noise, for objectives that need it.
+            progress: fraction of the training that is done, 0 to 1.
         Shapes: x0, eps (B, *); t (B, 1, ..., 1).
         """
 
     def report(self, model: M, /, x0: Tensor, eps: Tensor, **cond: Tensor) -> dict[str, float]:
-        """What else is worth telling of held-out data: nothing, for most objectives."""
+        """Further metrics of validation data by name; none for most objectives."""
         return {}
 
 

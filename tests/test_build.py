@@ -55,7 +55,7 @@ def answers(experiment, config):
 def test_the_network_of_each_config_takes_its_data(name):
     config = config_with(name)
     experiment = build(config, SHAPES.get(name, IMAGES))
-    generates = OBJECTIVES[config.loss.name].generates
+    generates = OBJECTIVES[config.loss.name].trains_denoiser()
     answer = experiment.facts.shape if generates else (config.network.num_classes,)
     assert answers(experiment, config).shape == (2, *answer)
 

@@ -38,7 +38,7 @@ def train(config: ConfigDict, workdir: Path, options: Options, signals: StopSign
         say(f"{workdir} is trained already, on {seen} {units}; raise --config.train.total_images to go on")
         return
     say(*trainer.describe())
-    if trainer.objective.generates:
+    if trainer.objective.trains_denoiser():
         prior.warn(config.sde.name, trainer.experiment.sde, trainer.experiment.gaussian)
     validation = Validation(config, trainer.experiment, read_dataset(config, "test")) if ranks.rank() == 0 else None
     window, results, start = Window(trainer), trainer.steps(last_step), trainer.step
@@ -91,5 +91,5 @@ def conclude(trainer: Trainer, options: Options, progress: Progress, line: Mappi
         if key in line:
             say(f"  {key:<23} {line[key]:.4f}")
     command = shlex.join([*options.command, "--workdir", str(trainer.workdir), "--mode", "sample"])
-    then = f"; next: {PROGRAM} {command}" if trainer.objective.generates else ""
+    then = f"; next: {PROGRAM} {command}" if trainer.objective.trains_denoiser() else ""
     say(f"weights, metrics and pictures are in {trainer.workdir}{then}")

@@ -63,7 +63,7 @@ class Outputs:
         self.window.look()
         if outputs.metrics:
             self._write_metrics(outputs.validation)
-        if outputs.picture and trainer.objective.generates and first:
+        if outputs.picture and trainer.objective.trains_denoiser() and first:
             picture = trainer.workdir / "samples" / f"step_{trainer.step:08d}.png"
             preview(trainer.experiment, trainer.denoiser_of_average(), trainer.config, picture)
         if outputs.snapshot and first:

@@ -55,7 +55,7 @@ class Validation:
             if (bins == k).any():
                 found[f"validation_loss/log_snr_{low:g}_to_{high:g}"] = loss[bins == k].mean().item()
         report = self.objective.report(denoise, self.x0, self.eps, **self.cond)
-        if self.cond and self.objective.generates:
+        if self.cond and self.objective.trains_denoiser():
             report = {**report, "label_effect": self._label_effect(denoise)}
         return found | {f"validation_{key}": value for key, value in report.items()}
 
