@@ -1,9 +1,9 @@
 """The mathematics of score-based generative modelling: processes, denoisers, losses, flow and likelihood.
 
-Knows no files, configs or networks, and imports nothing of the other packages.
+It has no files, configs or networks, and imports none of the other packages.
 """
 
-if __name__ != "score_sde.sde_lib":  # a second copy would have tables of its own
+if __name__ != "score_sde.sde_lib":  # a second copy would have separate tables
     raise ImportError("import score_sde.sde_lib: sde_lib is a part of the package score_sde")
 
 from collections.abc import Callable
@@ -70,7 +70,7 @@ SDES: dict[str, Callable[..., SDE]] = {
     "iddpm": iddpm,
     "ncsn": ncsn,
 }
-"""What the user types, to the process."""
+"""Processes by name."""
 
 OBJECTIVES: dict[str, type[Objective[Any]]] = {
     "denoising": Denoising,
@@ -84,7 +84,7 @@ OBJECTIVES: dict[str, type[Objective[Any]]] = {
     "classification": Classification,
     "contrastive": Contrastive,
 }
-"""The name of what is trained, to the loss."""
+"""Training objectives by name."""
 
 __all__ = [
     "ADAPTIVE",

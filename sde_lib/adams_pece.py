@@ -1,4 +1,4 @@
-"""The solver with a budget: the least error for a given number of evaluations."""
+"""ODE solver with a fixed number of evaluations: Adams' predictor-corrector method."""
 
 import functools
 
@@ -12,22 +12,22 @@ from score_sde.sde_lib.velocity import Solution, Velocity
 
 
 class AdamsPECE:
-    """Adams' multistep method on given nodes: each evaluation first ends one move, then begins the next.
+    """Adams' multistep method on given nodes, with each evaluation shared by the corrector and the next predictor.
 
-    A polynomial through the last ``order`` velocities predicts the state at the next node; the velocity found there
-    makes it one of a higher order, which corrects the move it has just made: order + 1 for one evaluation a move. What
-    is integrated along the way moves nothing, and so needs no more than a spline through the nodes, or through some.
+    A polynomial through the last ``order`` velocities predicts the state at the next node. The velocity there extends
+    the polynomial, which corrects the step: order + 1 for one evaluation per step. The rates do not affect the path, so
+    their integrals are computed from a spline through all nodes, or a subset of them.
 
     Args:
-        evaluations: of the velocity, at least 2: one at each node, both ends included.
-        traces: nodes whose rates are asked for, both ends included; 0: all.
-        order: of the predictor, at least 1; None: 2 below 24 evaluations, 3 from there on, as measured on mixtures and
+        evaluations: number of evaluations, at least 2: one at each node, both ends included.
+        traces: number of nodes with rates, both ends included; 0: all.
+        order: order of the predictor, at least 1; None: 2 below 24 evaluations, else 3, as measured on mixtures and
             networks by ``benchmarks/likelihood.py``.
-        edge: fraction of the nodes close to the data end, in [0, 1): for data whose structure is as fine as the noise
-            that the flow starts with, such as bare levels.
-    Raises: ValueError for numbers out of range.
-    Reference: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 1993, section III.5; on the idea to
-        use an evaluation twice, Zhao et al., "UniPC", 2023. arXiv:2302.04867
+        edge: fraction of the nodes close to the data end, in [0, 1), for data with structure as fine as the noise at
+            the start of the flow, such as data on levels without added noise.
+    Raises: ValueError for values out of range.
+    Reference: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 1993, section III.5; for the
+        double use of an evaluation, Zhao et al., "UniPC", 2023. arXiv:2302.04867
     """
 
     adaptive = False
@@ -49,11 +49,11 @@ class AdamsPECE:
         return f"{self.evaluations} evaluations"
 
     def refined(self) -> "AdamsPECE":
-        """One with twice the evaluations and twice the traces."""
+        """Returns a solver with twice the evaluations and twice the traces."""
         return AdamsPECE(2 * self.evaluations, 2 * self.traces, edge=self.edge)
 
     def __call__(self, velocity: Velocity, u: Tensor, start: float, end: float) -> Solution:
-        """Follow the velocity of u (B, *) from the angle ``start`` to ``end``, in either order, both in (0, pi / 2)."""
+        """Integrates u (B, *) from the angle ``start`` to ``end``, in either order, both in (0, pi / 2)."""
         low, high = sorted((start, end))
         angles, marked = nested(low, high, self.evaluations, self.traces, self.edge)
         if start > end:
@@ -79,22 +79,22 @@ class AdamsPECE:
 
 
 def amplification(weights: np.ndarray, ahead: int) -> np.ndarray:
-    """The factor by which integration weights enlarge errors of the values, relative to that on even gaps.
+    """Amplification of errors of the values by integration weights, relative to evenly spaced values.
 
-        (sum |w| / |sum w|) / (the same for as many evenly spaced values)
+        (sum |w| / |sum w|) / (the same ratio for as many evenly spaced values)
 
-    It grows with the ratio of a move to the gaps before it, and faster for more values: where gaps grow by half each
-    time, it is 1.25, 1.9 and 3.9 for predictions through 2, 3 and 4 values.
+    It grows with the ratio of a step to the gaps before it, and faster for more values. For gaps that grow by a factor
+    of 1.5 it is 1.25, 1.9 and 3.9 for predictions through 2, 3 and 4 values.
 
     Args:
-        ahead: 0 for a prediction, whose last value is at the start of the move; 1 for a correction, at its end.
+        ahead: 0 for a prediction, with its last value at the start of the step; 1 for a correction, at its end.
     Shapes: weights (*, k); returns (*).
     """
     return _enlarged(weights) / _enlarged_by_even(weights.shape[-1], ahead)
 
 
 MOST_AMPLIFIED = 2.1
-"""Largest amplification in a move; above it the move goes through fewer values. Measured on mixtures and networks."""
+"""Largest amplification in a step; above it the step uses fewer values. Measured on mixtures and networks."""
 
 
 def _enlarged(weights: np.ndarray) -> np.ndarray:
@@ -111,10 +111,10 @@ def _enlarged_by_even(count: int, ahead: int) -> float:
 def _move(
     u: Tensor, past: list[Tensor], angles: np.ndarray, order: int, start: float, end: float, ahead: int
 ) -> Tensor:
-    """u plus the integral, from start to end, of the polynomial through the last ``order`` of the past velocities.
+    """Adds to u the integral from start to end of the polynomial through the last ``order`` velocities.
 
-    It goes through fewer of them where the weights would amplify their errors. On the way from the data gaps grow by
-    large factors, differences over the first ones are rounding, and a long move would make much of them.
+    The polynomial uses fewer velocities if the weights amplify their errors. On the way from the data the gaps grow by
+    large factors. Differences over the first gaps are mostly rounding, which a long step amplifies.
     """
     for num in range(min(order, len(past)), 0, -1):
         weights = integration_weights(angles[-num:], start, end)
@@ -124,29 +124,29 @@ def _move(
 
 
 def integration_weights(nodes: np.ndarray, start: float, end: float) -> np.ndarray:
-    """Weights with which values at the nodes give the integral of their polynomial from start to end.
+    """Weights of the values at the nodes in the integral of their polynomial from start to end.
 
-    The values of all monomials determine them; in units of the interval they are well conditioned.
+    They are exact for all monomials; the linear system is well conditioned in units of the interval.
     """
     place = (nodes - start) / (end - start)
     powers = np.arange(len(nodes))
     return (end - start) * np.linalg.solve(place[None, :] ** powers[:, None], 1 / (powers + 1))
 
 
-_GROWTH = 4.0  # from one gap between nodes to the next, at most, for one spline to go through both
+_GROWTH = 4.0  # largest ratio of successive gaps within one spline
 
 
 def spline_weights(nodes: np.ndarray) -> np.ndarray:
-    """Weights with which values at increasing nodes give the integral of their spline.
+    """Weights of values at increasing nodes in the integral of their spline.
 
-    It is quintic, or cubic for fewer than twelve nodes. The trapezoidal rule takes the first gaps, as long as the next
-    is much larger, for the reason given in ``_move``.
+    The spline is quintic, or cubic for fewer than twelve nodes. The first gaps use the trapezoidal rule as long as the
+    next gap is much larger, for the reason given in ``_move``.
     """
     gaps = np.diff(nodes)
     first = 1 + np.flatnonzero(gaps[1:] > _GROWTH * gaps[:-1]).max(initial=-1)
     trapezoids = 0.5 * (np.append(gaps[:first], 0) + np.append(0, gaps[:first]))
     inner = nodes[first:]
-    from scipy.interpolate import make_interp_spline  # takes long to import, and only likelihoods need it
+    from scipy.interpolate import make_interp_spline  # slow to import; only likelihoods need it
 
     degree = 5 if len(inner) >= 12 else min(3, len(inner) - 1)
     spline = make_interp_spline(inner, np.eye(len(inner)), degree).integrate(inner[0], inner[-1])

@@ -1,11 +1,11 @@
-"""Variational bounds on the negative log-likelihood: level by level of a chain, or as an integral over the log-SNR l.
+"""Variational bounds on the negative log-likelihood, as a sum over levels or as an integral over the log-SNR l.
 
-    -log p(x_0) <= KL(q(x_T | x_0) || prior) + diffusion - log p(x_0 | x_e),    e the earliest time that is looked at
+    -log p(x_0) <= KL(q(x_T | x_0) || prior) + diffusion - log p(x_0 | x_e),    e the earliest time of the bound
 
-    chain:       diffusion = sum over t = 2, ..., N of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)),    e = 1
-    any other:   diffusion = 1/2 integral from l_T to l_e of exp(l) |x_0 - x0_hat(x_t)|^2 dl
+    discrete time:    diffusion = sum over t = 2, ..., N of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)),    e = 1
+    continuous time:  diffusion = 1/2 integral from l_T to l_e of exp(l) |x_0 - x0_hat(x_t)|^2 dl
 
-The terms are called prior, diffusion and decoder; each is an expectation over x_t ~ q(x_t | x_0).
+The three terms are named prior, diffusion and decoder. Each is an expectation over x_t ~ q(x_t | x_0).
 
 References: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, eq. 5. arXiv:2006.11239; Kingma,
 Salimans, Poole, Ho, "Variational Diffusion Models", 2021, eq. 11 to 15. arXiv:2107.00630; Guo, Shamai, Verdu, "Mutual
@@ -29,38 +29,39 @@ from score_sde.sde_lib.objective import Denoising, Objective
 from score_sde.sde_lib.process import SDE, Draw, Time, check_state, reverse_std
 
 DECODER_NOISE = 0.3
-"""sigma / alpha where levels are decoded, in their widths. Of eight networks on the digits the bound is lowest between
-0.28 and 0.35: with more noise the decoder knows less than they do, with less noise they know less than it."""
+"""sigma / alpha at which levels are decoded, in units of their width. For eight networks on the digits the bound is
+lowest between 0.28 and 0.35: with more noise the network is better than the decoder, with less noise it is worse."""
 
 
 def kl(mean1: Tensor, std1: Time, mean2: Tensor | float, std2: Time) -> Tensor:
-    """KL(N(mean1, std1^2) || N(mean2, std2^2)) in nats, entry by entry; 0 only where the two are one law.
+    """KL(N(mean1, std1^2) || N(mean2, std2^2)) in nats, elementwise; 0 only for equal distributions.
 
         (r^2 - 1 - log r^2 + (mean1 - mean2)^2 / std2^2) / 2,    r = std1 / std2
 
-    Shapes: all broadcast to the result.
+    Shapes: all arguments broadcast to the result.
     """
     log_ratio = torch.log(torch.as_tensor(std1 / std2, dtype=mean1.dtype))
     return 0.5 * (torch.expm1(2 * log_ratio) - 2 * log_ratio + ((mean1 - mean2) / std2) ** 2)
 
 
 def log_prob_bins(x0: Tensor, mean: Tensor, std: Time, bin_width: float, edge: float = 1.0) -> Tensor:
-    """Log of the mass that N(mean, std^2) gives to the bin around x0, in nats, entry by entry.
+    """Log-probability of the bin around x0 under N(mean, std^2), in nats, elementwise.
 
         log(Phi((x0 + w/2 - mean) / std) - Phi((x0 - w/2 - mean) / std))
 
-    The bins fill [-edge, edge], and the outer two go on to infinity: the masses of all bins add up to 1. No digits are
-    lost however far the bin is.
+    The bins fill [-edge, edge], and the outer two extend to infinity, so the probabilities of all bins sum to 1. The
+    result is accurate at any distance of the bin from the mean.
 
     Args:
         x0: centres of bins.
         std: positive.
         bin_width: w, positive.
-        edge: of the outer bins, in units of x0: 1 for the codec ``pixels``, 256/255 for 256 levels from -1 to 1.
+        edge: outer edge of the last bin, in units of x0: 1 for the codec ``pixels``, 256/255 for 256 levels from -1 to
+            1.
     Shapes: all broadcast to the result.
     Reference: Ho, Jain, Abbeel, 2020, eq. 13.
     """
-    below = x0 < mean  # mirrored where not: then the tail is the small probability
+    below = x0 < mean  # else mirrored, so that the tail has the small probability
     distance, half = torch.where(below, mean - x0, x0 - mean), 0.5 * bin_width
     first, last = x0 < bin_width - edge, x0 > edge - bin_width
     near = torch.where(torch.where(below, last, first), math.inf, (half - distance) / std)
@@ -70,7 +71,7 @@ def log_prob_bins(x0: Tensor, mean: Tensor, std: Time, bin_width: float, edge: f
 
 
 def log_prob_data(x0: Tensor, mean: Tensor, std: Time, bin_width: float, low: float = -1.0) -> Tensor:
-    """The decoder log N(x0; mean, std^2), entry by entry: the mass of a bin, or the density of data without bins.
+    """Log-likelihood of the decoder N(x0; mean, std^2), elementwise: of a bin, or a density for real-valued data.
 
     The bins fill [low, 1].
     """
@@ -82,7 +83,7 @@ def log_prob_data(x0: Tensor, mean: Tensor, std: Time, bin_width: float, low: fl
 
 
 def prior_term(sde: SDE, x0: Tensor) -> Tensor:
-    """KL(q(x_T | x_0) || prior) in nats: how far the end of the forward process is from the prior, at most.
+    """KL(q(x_T | x_0) || prior) in nats; its mean bounds the divergence of q(x_T) from the prior.
 
         sum over dimensions of (alpha^2 x0^2 + sigma^2) / (2 s^2) - 1/2 - log(sigma / s),    s = prior_std
 
@@ -94,12 +95,12 @@ def prior_term(sde: SDE, x0: Tensor) -> Tensor:
 
 
 def prior_divergence(sde: SDE, gaussian: Gaussian) -> float:
-    """KL(q(x_T) || prior) in nats for data of the law N(mean, C): how far samples begin from where the data end.
+    """KL(q(x_T) || prior) in nats for Gaussian data N(mean, C): the mismatch of q(x_T) and the prior of samples.
 
         (alpha^2 |mean|^2 + tr V) / (2 s^2) - D / 2 - log det(V / s^2) / 2,
         V = alpha^2 C + sigma^2,  s = prior_std
 
-    It is 0 where the last level is noise alone, and never above the mean of ``prior_term``.
+    It is 0 if no signal is left at t_max, and at most the mean of ``prior_term``.
     """
     alpha, sigma, _ = sde.marginal(sde.t_max)
 
@@ -121,17 +122,17 @@ def step_bound(
     bin_width: float,
     low: float = -1.0,
 ) -> Tensor:
-    """The term of the move from level t to t - 1 in nats: KL(q(x_{t-1} | x_t, x_0) || p), or for t = 1 the decoder.
+    """Term of the step from level t to t - 1 in nats: KL(q(x_{t-1} | x_t, x_0) || p), or the decoder for t = 1.
 
-    The posterior of level 1 has no width; for the share of ``SDE.reverse`` it is given that of level 2. With the
-    exact x0 and share of Gaussian data, what the terms and ``prior_term`` add up to is -log p(x_0) itself, but for
-    what the prior is off.
+    The posterior of level 1 has zero variance; for the interpolation of ``SDE.reverse`` it takes the variance of level
+    2. With the exact x0 and v of Gaussian data, the terms and ``prior_term`` sum to -log p(x_0), up to the mismatch of
+    the prior.
 
     Args:
-        prediction: of x0 from x.
-        v: share that counts where the prediction tells none.
-        bin_width: of a level of the data, 0 for real data.
-        low: where the levels begin; they end at 1.
+        prediction: prediction of x_0 from x.
+        v: interpolation weight for predictions without one.
+        bin_width: width of a level of the data, 0 for real-valued data.
+        low: lower end of the levels; the upper end is 1.
     Shapes: x0, x (B, *); t a whole level, a number or (B, 1, ..., 1); returns (B,).
     Reference: Ho, Jain, Abbeel, 2020, eq. 5 to 8; Nichol, Dhariwal, 2021, section 3.1.
     """
@@ -147,15 +148,15 @@ def step_bound(
 
 
 class VariationalBound(NamedTuple):
-    """The bound of each example and its terms, in nats, each by itself.
+    """Terms of the bound of each example, in nats.
 
     prior: (B,), ``prior_term``.
-    diffusion: (B, M), from the data to the noise: ``step_bound`` of the levels 2, ..., N of a chain, or M pieces of the
-        integral.
+    diffusion: (B, M), from the data to the noise: ``step_bound`` of the levels 2, ..., N in discrete time, or M pieces
+        of the integral.
     decoder: (B,), ``step_bound`` of level 1, or ``decoder_term``.
-    log_snr: (M + 1,) float64: that of the levels 1, ..., N of a chain, or of the ends of the pieces.
-    distortion: (B, N), root mean square of x0_hat - x0 at each evaluation, in units of x0: at the levels of a chain, or
-        one in each piece.
+    log_snr: (M + 1,) float64, log-SNR of the levels 1, ..., N, or of the ends of the pieces.
+    distortion: (B, N), root mean square of x0_hat - x0 at each evaluation, in units of x0: at each level, or once in
+        each piece.
     """
 
     prior: Tensor
@@ -166,12 +167,12 @@ class VariationalBound(NamedTuple):
 
     @property
     def levels(self) -> Tensor:
-        """The decoder, then the diffusion, (B, M + 1): of a chain, the terms of the levels 1, ..., N."""
+        """Decoder and diffusion terms, (B, M + 1): in discrete time, the terms of the levels 1, ..., N."""
         return torch.cat([self.decoder[:, None], self.diffusion], 1)
 
     @property
     def nats(self) -> Tensor:
-        """The bound on -log p(x_0), (B,)."""
+        """Bound on -log p(x_0), (B,)."""
         return self.prior + self.levels.sum(1)
 
 
@@ -185,16 +186,16 @@ def variational_bound(
     low: float = -1.0,
     **cond: Tensor,
 ) -> VariationalBound:
-    """All N terms of the bound of a chain, each with a fresh x_t: N evaluations.
+    """All N terms of the bound of a discrete-time process, each with a new x_t: N evaluations.
 
-    Its expectation is at least -log p(x_0) of what ancestral sampling down all levels draws, and so, in the mean over
-    the data, at least their entropy.
+    The expectation is at least -log p(x_0), with p the distribution of ancestral samples over all levels. Its mean over
+    the data is therefore at least their entropy.
 
     Args:
-        draw: standard normals, one draw for each level from 1 to N.
+        draw: source of standard normals, called once for each level from 1 to N.
         v, bin_width, low: as ``step_bound``.
     Shapes: x0 (B, *).
-    Raises: ValueError if sde is no chain.
+    Raises: ValueError unless sde is a discrete-time process.
     Reference: Ho, Jain, Abbeel, 2020, eq. 5, and section 4.3 for rate and distortion.
     """
     check_state(x0)
@@ -223,25 +224,25 @@ def diffusion_bound(
     low: float = -1.0,
     **cond: Tensor,
 ) -> VariationalBound:
-    """The bound in continuous time, by one evaluation in each of N pieces of the way from the data to the noise.
+    """The bound in continuous time, with one evaluation in each of N pieces of the range from data to noise.
 
         diffusion = integral over log r of E|x_0 - x0_hat|^2 / r^2,    r = sigma / alpha
                   = E[d log r / du (|x_0 - x0_hat|^2 - |x_0 - guess|^2) / r^2] + the integral for the guess
 
-    The pieces are equal shares u of the law ``nodes.logistic_uniform``. The guess is the linear denoiser of N(mean, C),
-    asked about the same x_t: a control variate, for its integral is known. The bound is unbiased whatever the Gaussian,
-    and has no variance where x0_hat is that guess. With the exact x0_hat of a law its expectation is -log p(x_0)
-    itself, for every x_0, but for what the prior and the decoder are off.
+    The pieces have equal probability under ``nodes.logistic_uniform``. The guess is the linear denoiser of N(mean, C)
+    at the same x_t, a control variate with a known integral. The bound is unbiased for every Gaussian, and has no
+    variance if x0_hat equals the guess. With the exact x0_hat its expectation is -log p(x_0) for every x_0, up to the
+    mismatch of the prior and the decoder.
 
     Args:
         gaussian: N(mean, C), in the dtype and on the device of x0.
-        u: where to look, u[:, i] in [i / N, (i + 1) / N); unbiased where it is uniform there.
-        draw: standard normals, one draw for each of the N evaluations.
-        bin_width: of a level of the data, 0 for real data.
+        u: positions, u[:, i] in [i / N, (i + 1) / N); the bound is unbiased if they are uniform there.
+        draw: source of standard normals, called once for each of the N evaluations.
+        bin_width: width of a level of the data, 0 for real-valued data.
         t: time of the decoder, default ``decoder_time``, at least sde.t_min.
-        low: where the levels begin; they end at 1.
+        low: lower end of the levels; the upper end is 1.
     Shapes: x0 (B, *), u (B, N).
-    Raises: ValueError for a t before sde.t_min, where no network was trained.
+    Raises: ValueError for a t below sde.t_min, the earliest time of training.
     Reference: Kingma, Salimans, Poole, Ho, 2021, eq. 15; Kong, Brekelmans, Ver Steeg, 2023, for the Gaussian part.
     """
     check_state(x0)
@@ -276,7 +277,7 @@ def diffusion_bound(
 
 
 def _guess_error(gaussian: Gaussian, x0: Tensor, ratio: float) -> Tensor:
-    """The integral over log r, up to a constant, of E|x_0 - guess|^2 / r^2 of the denoiser of N(mean, C); (B,).
+    """Antiderivative in log r of E|x_0 - guess|^2 / r^2 for the linear denoiser of N(mean, C); (B,).
 
     In a direction of variance v, with z the offset of x_0 from the mean and s = r^2:
 
@@ -288,9 +289,9 @@ def _guess_error(gaussian: Gaussian, x0: Tensor, ratio: float) -> Tensor:
 
 
 def decoder_time(sde: SDE, bin_width: float) -> float:
-    """When the levels of data are decoded: where sigma / alpha is ``DECODER_NOISE`` widths, but not before t_min.
+    """Time of the decoder: sigma / alpha is ``DECODER_NOISE`` level widths there, and the time is at least t_min.
 
-    Real data, of bin_width 0, are decoded at t_min.
+    For real-valued data, bin_width 0, it is t_min.
     """
     if bin_width == 0:
         return sde.t_min
@@ -298,13 +299,13 @@ def decoder_time(sde: SDE, bin_width: float) -> float:
 
 
 def decoder_term(x0: Tensor, ratio: float, bin_width: float, low: float = -1.0) -> Tensor:
-    """E[-log p(x_0 | x_e)] in nats of the decoder that knows nothing but the noise, r = sigma / alpha; (B,).
+    """E[-log p(x_0 | x_e)] in nats for the decoder without a network, r = sigma / alpha; (B,).
 
-        levels:  p(x_0 | y) proportional to N(y; x_0, r^2) over the centres of all bins of [low, 1], entry by entry
-        real:    p(x_0 | y) = N(x_0; y, r^2), whose expectation is D/2 log(2 pi e r^2)
+        levels:  p(x_0 | y) proportional to N(y; x_0, r^2) over the centres of all bins of [low, 1], elementwise
+        real:    p(x_0 | y) = N(x_0; y, r^2), with the expectation D/2 log(2 pi e r^2)
 
     Args:
-        bin_width: of a level of the data, 0 for real data.
+        bin_width: width of a level of the data, 0 for real-valued data.
     Shapes: x0 (B, *).
     Reference: Kingma, Salimans, Poole, Ho, 2021, section 3.3.
     """
@@ -312,7 +313,7 @@ def decoder_term(x0: Tensor, ratio: float, bin_width: float, low: float = -1.0) 
         return x0.new_full((len(x0),), 0.5 * x0.shape[1:].numel() * math.log(2 * math.pi * math.e * ratio**2))
     centres = (torch.arange(round((1 - low) / bin_width), dtype=torch.float64) + 0.5) * bin_width + low
     away = (centres[:, None] - centres) / ratio
-    eps = torch.linspace(-7, 7, 71, dtype=torch.float64)  # the trapezoidal rule leaves a billionth
+    eps = torch.linspace(-7, 7, 71, dtype=torch.float64)  # the trapezoidal rule has an error of 1e-9
     nats = torch.stack([torch.logsumexp(-away * (0.5 * away + z), 1) for z in eps], 1) @ torch.softmax(-0.5 * eps**2, 0)
     return nats.to(x0)[((x0 - low) / bin_width - 0.5).round().long()].flatten(1).sum(1)
 
@@ -322,15 +323,15 @@ def _rms(x: Tensor) -> Tensor:
 
 
 class Bound(Objective[Denoise]):
-    """The bound itself, by the term of one level for all: N L_{t-1} / (D log 2), in bits per dimension.
+    """The variational bound, estimated from one level: N L_{t-1} / (D log 2), in bits per dimension.
 
-    The mean over uniform levels is the bound but for its prior term, which nothing learned enters.
+    The mean over uniform levels is the bound without its prior term, which does not depend on the network.
 
     Args:
-        bin_width: of a level of the data, 0 for real data.
-        v: share that counts where the network tells none: 0 posterior, 1 forward.
-        low: where the levels begin; they end at 1.
-    Raises: ValueError if sde is no chain.
+        bin_width: width of a level of the data, 0 for real-valued data.
+        v: interpolation weight for networks that learn none: 0 posterior, 1 forward.
+        low: lower end of the levels; the upper end is 1.
+    Raises: ValueError unless sde is a discrete-time process.
     Reference: Ho, Jain, Abbeel, 2020, eq. 5; L_vlb of Nichol, Dhariwal, 2021, section 2.
     """
 
@@ -347,13 +348,13 @@ class Bound(Objective[Denoise]):
 
 
 class Hybrid(Objective[Denoise]):
-    """The denoising loss for the mean and a little of the bound for the variance: L_simple + 0.001 L_vlb.
+    """Denoising loss for the mean plus a small weight on the bound for the variance: L_simple + 0.001 L_vlb.
 
-    The bound takes the mean as it is and sends no gradient into it.
+    The bound has no gradient with respect to the mean.
 
     Args:
         weight, bin_width, low: as ``Denoising``, ``Bound``.
-    Raises: ValueError if sde is no chain, or the network tells no variance.
+    Raises: ValueError unless sde is a discrete-time process and the network learns a variance.
     Reference: Nichol, Dhariwal, 2021, eq. 16. arXiv:2102.09672
     """
 
@@ -379,9 +380,9 @@ def _always(prediction: Prediction) -> Denoise:
 
 
 def as_chain(sde: SDE) -> Discrete:
-    """The same SDE.
+    """Returns the SDE as a ``Discrete``.
 
-    Raises: ValueError if it is no chain.
+    Raises: ValueError unless it is one.
     """
     if not isinstance(sde, Discrete):
         raise ValueError(f"{type(sde).__name__} has no levels to bound the likelihood by: use --config ddpm or iddpm")

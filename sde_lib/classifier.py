@@ -1,4 +1,4 @@
-"""Classifiers of noisy states: p(y | x_t) for every time t, which classifier guidance and clean data both ask for."""
+"""Classifiers of noisy states, p(y | x_t) at every time t, for classifier guidance and for features of clean data."""
 
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -12,28 +12,28 @@ from score_sde.sde_lib.objective import Objective
 from score_sde.sde_lib.process import SDE, Draw, Time
 
 REPORTED_LOG_SNR = (6.0, 4.0, 2.0, 0.0, -2.0, -4.0)
-"""Levels of noise at which the accuracy on held-out data is told."""
+"""Log-SNR values of the reported accuracies on validation data."""
 
 
 class ClassifierNetwork(Protocol):
-    """A network (x, c_noise) -> logits (B, K)."""
+    """Interface of classifier networks, (x, c_noise) -> logits (B, K)."""
 
     num_classes: int
 
     def __call__(self, x: Tensor, c_noise: Tensor, /) -> Tensor:
-        """Logits."""
+        """Logits (B, K)."""
 
     def features(self, x: Tensor, c_noise: Tensor, /) -> Tensor:
-        """What its last layer reads, (B, F)."""
+        """Inputs of the last layer, (B, F)."""
 
     def output(self, features: Tensor, /) -> Tensor:
-        """The last layer: from features to logits."""
+        """Last layer, from features to logits."""
 
 
 class Classifier(nn.Module):
-    """A network as a classifier of the states of one SDE.
+    """A preconditioned network as a classifier of the states of one SDE.
 
-        log p(y | x_t) = log softmax F(c_in x, c_noise),    c_in and c_noise as of ``Denoiser``
+        log p(y | x_t) = log softmax F(c_in x, c_noise),    c_in and c_noise as in ``Denoiser``
 
     Args:
         network: called as ``network(x, c_noise)`` with c_noise (B,) float32; returns logits (B, K).
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
         return self.apply_network(self.network, x, t)
 
     def apply_network(self, network: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Time) -> Tensor:
-        """Output of the network, or of one of its methods, at a state x; in the dtype of x."""
+        """Output of the network, or of one of its methods, at a state x, in the dtype of x."""
         marginal = self.sde.marginal(t)
         c_noise = conditioning(self.c_noise(self.sde, t, marginal), x)
         return network(self.scale(marginal, self.sigma_data) * x, c_noise).to(x.dtype)
@@ -66,11 +66,11 @@ class Classifier(nn.Module):
         return self.network.num_classes
 
     def features(self, x: Tensor, t: Time) -> Tensor:
-        """What the last layer of the network reads, (B, F)."""
+        """Inputs of the network's last layer, (B, F)."""
         return self.apply_network(self.network.features, x, t)
 
     def log_prob(self, label: Tensor) -> Callable[[Tensor, Time], Tensor]:
-        """(x, t) -> log p(label | x_t) in nats, (B,), as classifier guidance takes it.
+        """Function (x, t) -> log p(label | x_t) in nats, (B,), for classifier guidance.
 
         Shapes: label int64 (B,), from 0 to K - 1.
         """
@@ -85,7 +85,7 @@ class Classification(Objective[C]):
 
         loss = -log p(y | x_t),    x_t = alpha x0 + sigma eps
 
-    Its least value is where p is the posterior of the label given the noisy state.
+    Its minimum is the posterior of the label given the noisy state.
 
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, appendix I. arXiv:2011.13456
     """
@@ -99,7 +99,7 @@ class Classification(Objective[C]):
         return -classify.log_prob(cond["label"])(self.sde.perturb(x0, eps, t), t)
 
     def report(self, classify: C, /, x0: Tensor, eps: Tensor, **cond: Tensor) -> dict[str, float]:
-        """The share of the labels that are found, in clean data and at a few levels of log-SNR."""
+        """Accuracy on clean data and at ``REPORTED_LOG_SNR``."""
 
         def accuracy(x: Tensor, t: float) -> float:
             return (classify.forward(x, t).argmax(1) == cond["label"]).double().mean().item()

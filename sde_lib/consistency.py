@@ -1,8 +1,8 @@
-"""Consistency models: networks that know the end of the probability flow through any of its states.
+"""Consistency models: networks that map a state of the probability flow to the end of its trajectory.
 
-    f(x_t, t) = x_s0 / alpha for the flow's own state x_s0 at t_min
+    f(x_t, t) = x_s0 / alpha,    x_s0 the state of the trajectory at t_min
 
-With y = x / alpha and r = sigma / alpha the flow and its ends are the same on every process.
+In y = x / alpha and r = sigma / alpha the flow and its ends are the same for every process.
 """
 
 import math
@@ -17,7 +17,7 @@ from score_sde.sde_lib.process import SDE, Draw, Marginal, Time
 
 
 class ConsistencyModel(Denoiser):
-    """A network as a consistency function: it is the identity of y at t_min, whatever the network says.
+    """A network as a consistency function, with f = y at t_min for every network.
 
         x0 = c_skip y + c_out F,    c_skip = sd^2 / ((r - r_min)^2 + sd^2),    c_out = sd (r - r_min) / sqrt(r^2 + sd^2)
 
@@ -37,16 +37,16 @@ def _bounded(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> 
 
 
 class ConsistencyTraining(Objective[Denoise]):
-    """Two neighbouring states of a trajectory end at the same point: the later learns from the earlier.
+    """Consistency training: neighbouring states of a trajectory have the same end, with the earlier as the target.
 
         d(f(x_t, t), f(x_s, s)) / (r_t - r_s),    d(a, b) = sqrt(|a - b|^2 / D + c^2) - c
 
-    The trajectory moves from t to s along the noise that made x_t. Over all examples that is the probability flow, up
-    to the length of the move. The target has the same weights and the same dropout, and no gradient. Times are those of
-    ``neighbours``; their number doubles at equal shares of the training.
+    The step from t to s follows the noise of x_t. Averaged over examples, this is the probability flow up to the error
+    of a finite step. The target has the same weights and dropout masks, and no gradient. ``neighbours`` gives the
+    times; their number doubles at equal intervals of the training.
 
     Args:
-        first_steps, last_steps: number of steps between t_min and t_max, at the beginning and at most.
+        first_steps, last_steps: initial and largest number of steps between t_min and t_max.
     Raises: ValueError unless 1 <= first_steps <= last_steps.
     Reference: Song, Dhariwal, "Improved Techniques for Training Consistency Models", 2023, section 3. arXiv:2310.14189
     """
@@ -73,19 +73,19 @@ class ConsistencyTraining(Objective[Denoise]):
         return squared / ((squared + self.huber**2).sqrt() + self.huber) / gap.flatten()
 
     def data(self, x: Tensor, x0: Tensor, t: Tensor, s: Tensor, **cond: Tensor) -> Tensor:
-        """Where the move from t to s heads."""
+        """Estimate of the data for the step from t to s."""
         return x0
 
     def num_steps(self, progress: float) -> int:
-        """Steps between t_min and t_max when this share of the training is done."""
+        """Number of steps between t_min and t_max at this fraction of the training."""
         doublings = int(math.log2(self.last_steps / self.first_steps)) + 1
         return min(self.first_steps << int(progress * doublings), self.last_steps)
 
 
 class ConsistencyDistillation(ConsistencyTraining):
-    """As ``ConsistencyTraining``, along the trajectories of a trained denoiser: one move of Heun's method.
+    """As ``ConsistencyTraining``, with a step of Heun's method along the flow of a trained denoiser.
 
-    At the exact consistency function of an exact teacher the difference vanishes with the third power of the step.
+    For the exact consistency function of an exact teacher the difference is of third order in the step.
 
     Args:
         teacher: (x, t, **cond) -> Prediction on this SDE, without gradients.
@@ -102,9 +102,9 @@ class ConsistencyDistillation(ConsistencyTraining):
 
 
 def neighbours(sde: SDE, t: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
-    """Both ends, the later one first, of the step that holds t: one of num_steps from t_min to t_max, even in log-SNR.
+    """Ends of the step that contains t, the later first, for num_steps steps from t_min to t_max, uniform in log-SNR.
 
-    Shapes: t (B, 1, ..., 1), and both ends.
+    Shapes: t and both ends (B, 1, ..., 1).
     """
     lowest, highest = sde.marginal(sde.t_max).log_snr, sde.marginal(sde.t_min).log_snr
     step = (highest - lowest) / num_steps
@@ -115,11 +115,11 @@ def neighbours(sde: SDE, t: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
 
 @per_example
 def transport(denoise: Denoise, source: SDE, sde: SDE) -> Denoise:
-    """A denoiser of the process ``source`` as one of ``sde``: asked at the same log-SNR and the same x / alpha.
+    """Converts a denoiser of the process ``source`` to the process ``sde``, at equal log-SNR and x / alpha.
 
-    The estimate of the data is a function of these two alone. Beyond the interval of ``source``, at its end.
+    The estimate of the data depends on these two alone. Times are clamped to the interval of ``source``.
 
-    Shapes: of what is returned, as ``Denoiser``.
+    Shapes: as ``Denoiser``.
     """
 
     def transported(x: Tensor, t: Time, **cond: Tensor) -> Prediction:

@@ -1,4 +1,4 @@
-"""A pair of encoders, of noisy states and of texts, that agree on what belongs together."""
+"""Contrastive training of a pair of encoders, for noisy states and for texts."""
 
 from functools import partial
 from typing import Protocol
@@ -12,34 +12,34 @@ from score_sde.sde_lib.process import Draw, Time
 
 
 class PairNetwork(ClassifierNetwork, Protocol):
-    """A network of two encoders, whose output is unit vectors (B, D)."""
+    """Interface of networks with two encoders, which return unit vectors (B, D)."""
 
     def __call__(self, x: Tensor, c_noise: Tensor, /, label: Tensor | None = None, u: Tensor | None = None) -> Tensor:
-        """Dot products with captions: of each class, or one for each label, chosen by u in [0, 1)."""
+        """Dot products with captions: of each class, or of one caption per label, selected by u in [0, 1)."""
 
     def image(self, x: Tensor, c_noise: Tensor, /) -> Tensor:
-        """Of states."""
+        """Embeds states."""
 
     def tokens(self, text: str, /) -> Tensor:
-        """The numbers of a text's words, (1, words)."""
+        """Token ids of a text, (1, words)."""
 
     def text(self, tokens: Tensor, /) -> Tensor:
-        """Of texts."""
+        """Embeds texts."""
 
     def sharpness(self) -> Tensor:
-        """The inverse temperature."""
+        """Inverse temperature."""
 
 
 class Pair(Classifier):
-    """A network of two encoders as a judge of what the states of one SDE have to do with texts.
+    """A network of two encoders as a similarity of states of one SDE and texts.
 
-        <f(x_t, t), g(text)>,    |f| = 1,    |g| = e^s, an inverse temperature that is learned
+        <f(x_t, t), g(text)>,    |f| = 1,    |g| = e^s, a learned inverse temperature
 
-    As a classifier its logits are the dot products with the captions of each class.
+    As a classifier, its logits are dot products with the captions of each class.
 
     Args:
         network: a classifier with ``image(x, c_noise)`` and ``text(tokens)``, unit vectors (B, D), and ``sharpness()``,
-            e^s; told labels and numbers in [0, 1), it answers with dot products with a caption of each, (B, B).
+            e^s. With labels and numbers in [0, 1) it returns dot products with a caption of each label, (B, B).
         sde, sigma_data, c_noise, input: as ``Classifier``.
     Reference: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
         arXiv:2103.00020
@@ -48,11 +48,11 @@ class Pair(Classifier):
     network: PairNetwork
 
     def embed(self, x: Tensor, t: Time) -> Tensor:
-        """f of states at time t, unit vectors (B, D)."""
+        """Embedding f of states at time t, unit vectors (B, D)."""
         return self.apply_network(self.network.image, x, t)
 
     def aim(self, tokens: Tensor) -> Tensor:
-        """g of texts, of the length of the inverse temperature.
+        """Embedding g of texts, with the inverse temperature as its length.
 
         Shapes: tokens int64 (B, words); returns (B, D).
         """
@@ -60,12 +60,12 @@ class Pair(Classifier):
 
 
 class Contrastive(Classification[Pair]):
-    """Cross-entropy of which caption of the batch belongs to a state, and which state to a caption, in nats.
+    """Cross-entropy of matching states and captions in a batch, in both directions, in nats.
 
         loss_i = -log softmax_j(<f_i, g_j>)_i / 2 - log softmax_j(<f_j, g_i>)_i / 2
 
-    Encoders that know nothing get log of the batch size; images that share a caption cannot be told apart and leave
-    some of it.
+    Uninformative encoders have the loss log(batch size). Images with equal captions are indistinguishable and leave a
+    positive minimum.
 
     Reference: Radford et al., 2021, section 2.3, figure 3. arXiv:2103.00020
     """

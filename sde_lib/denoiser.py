@@ -1,7 +1,7 @@
-"""From a network to an estimate of the data: the one place where time meets network.
+"""Denoisers: preconditioning of networks and their output as an estimate of the data.
 
-A denoiser is any ``Denoise``, called as ``denoise(x, t, **cond) -> Prediction``; those of ``sde_lib.exact`` included.
-Where solvers and guidance take one, a function that returns x0 alone will do (``as_denoiser``).
+A denoiser is any ``Denoise``, called as ``denoise(x, t, **cond) -> Prediction``, such as
+``sde_lib.exact.ExactDenoiser``. Solvers and guidance also accept a function that returns x0 alone (``as_denoiser``).
 """
 
 import functools
@@ -17,11 +17,11 @@ from score_sde.sde_lib.process import SDE, Marginal, Time, check_same, check_sta
 
 
 class Prediction(NamedTuple):
-    """What a denoiser knows about x_0 given x_t.
+    """Output of a denoiser.
 
-    x0: the estimate of E[x_0 | x_t], shaped as x.
-    v: the v of a reverse move that was learned, shaped as x: where its logarithm lies between that of the
-        posterior (0) and that of the forward move (1); None where a network says nothing of it.
+    x0: estimate of E[x_0 | x_t], shaped as x.
+    v: learned weight, shaped as x, that interpolates between the log variances of the posterior (v = 0) and of the
+        forward step (v = 1), see ``SDE.reverse``; None if not learned.
     """
 
     x0: Tensor
@@ -29,14 +29,14 @@ class Prediction(NamedTuple):
 
 
 class Denoise(Protocol):
-    """Whatever is called as a denoiser: of states x (B, *) at a time t, under conditions with an entry an example."""
+    """Interface of denoisers: takes states x (B, *), a time t, and conditions with one entry for each example."""
 
     def __call__(self, x: Tensor, t: Time, **cond: Tensor) -> Prediction:
-        """What it predicts of x_0."""
+        """Prediction of x_0."""
 
 
 Estimate = Denoise | Callable[..., Tensor]
-"""A denoiser, or a function (x, t, **cond) -> x0, which ``as_denoiser`` makes one."""
+"""A denoiser, or a function (x, t, **cond) -> x0, which ``as_denoiser`` converts to one."""
 
 Coefficients = tuple[Time, Time]
 
@@ -79,7 +79,7 @@ def _flow(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coe
 
 
 def _edm(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coefficients:
-    """F has unit variance, and its error is scaled as little as can be. Karras et al., 2022, table 1, on any SDE."""
+    """F has unit variance, and c_out, the factor of its error, is minimal. Karras et al., 2022, table 1, on any SDE."""
     alpha, sigma, _ = marginal
     radius = ((alpha * sigma_data) ** 2 + sigma**2) ** 0.5
     return alpha * sigma_data**2 / radius**2, sigma * sigma_data / radius
@@ -104,11 +104,11 @@ def _mean(sde: SDE, t: Time, marginal: Marginal[Time], sigma_data: float) -> Coe
 
 
 CHAIN_PARAMETERIZATIONS = {"mean": _mean}
-"""As ``PARAMETERIZATIONS``, for processes with whole levels."""
+"""As ``PARAMETERIZATIONS``, for discrete-time processes."""
 
 
 def _nearest_level(sde: SDE, t: Time, marginal: Marginal[Time]) -> Time:
-    """The whole level whose sigma / alpha is nearest; 0 is level 1, as EDM asks improved DDPM's networks."""
+    """Index of the level with the nearest sigma / alpha; 0 is level 1. EDM calls improved DDPM's networks with it."""
     below = t // 1
     low, high = (sde.marginal(level).ratio for level in (below, below + 1))
     return below - 1 + (marginal.ratio > (low + high) / 2)
@@ -126,15 +126,18 @@ C_NOISE: dict[str, Callable[[SDE, Time, Marginal[Time]], Time]] = {
     "log_half_sigma": lambda sde, t, marginal: -marginal.log_snr / 2 - math.log(2),
     "edm": lambda sde, t, marginal: -marginal.log_snr / 8,
 }
-"""(sde, t, sde.marginal(t)) -> c_noise, the noise conditioning of a network. Ours take log-SNR; the others are those of
-published weights: of score_sde's VP and sub-VP; of chains, level 1 or the noisiest being 0, counted in thousandths or
-rounded; of its VE; of EDM's VE, log(sigma / 2); of EDM, log(sigma) / 4. Karras et al., 2022, table 1."""
+"""(sde, t, sde.marginal(t)) -> c_noise, the noise conditioning of a network. Networks trained here take ``log_snr``.
+Published weights take the others: ``time`` for score_sde's VP and sub-VP; ``level`` to ``level_from_noise`` for
+discrete-time processes, where level 1 or the noisiest level is 0, in thousandths or rounded; ``sigma`` and
+``log_sigma`` for score_sde's VE; ``log_half_sigma`` for EDM's VE, log(sigma / 2); ``edm``, log(sigma) / 4. Karras et
+al., 2022,
+table 1."""
 
 INPUTS: dict[str, Callable[[Marginal[Time], float], Time]] = {
     "unit": lambda marginal, sigma_data: ((marginal.alpha * sigma_data) ** 2 + marginal.sigma**2) ** -0.5,
     "raw": lambda marginal, sigma_data: 1.0,
 }
-"""(sde.marginal(t), sigma_data) -> c_in, by which a network's input is multiplied: to unit variance, or not at all."""
+"""(sde.marginal(t), sigma_data) -> c_in, the factor of a network's input: to unit variance, or 1."""
 
 
 class Denoiser(nn.Module):
@@ -143,23 +146,23 @@ class Denoiser(nn.Module):
         x0 = c_skip x + c_out F(c_in x, c_noise),    c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2),
         c_noise = log_snr
 
-    The network is conditioned on log-SNR and given input of unit variance, so what it learned does not depend on the
-    SDE: the same network wrapped for another SDE gives the same x0 at the same log-SNR and scaled state (but for
-    ``score`` and ``flow``, which change with the scale of x). Published weights were trained otherwise, and say how.
-    Coefficients are float32 or better whatever autocast chooses for the network.
+    The network takes log-SNR and input of unit variance, so its function is independent of the SDE: wrapped for another
+    SDE, the same network returns the same x0 at equal log-SNR and scaled state (except for ``score`` and ``flow``,
+    which change with the scale of x). Published weights use other ``c_noise`` and ``input``. Coefficients are float32
+    or better under autocast, too.
 
     Args:
         network: called as ``network(x, c_noise, **cond)`` with c_noise (B,) float32; returns the shape of x, or exactly
-            twice its channels, of which the second half is 2 ``Prediction.v`` - 1.
+            twice its channels; the second half is then 2 ``Prediction.v`` - 1.
         sde: the process that noised the data.
-        parameterization: a key of ``PARAMETERIZATIONS`` or, for a chain, ``CHAIN_PARAMETERIZATIONS``: what the network
-            estimates.
+        parameterization: the quantity that the network estimates, a key of ``PARAMETERIZATIONS`` or, for a
+            discrete-time process, of ``CHAIN_PARAMETERIZATIONS``.
         sigma_data: standard deviation of the data, positive.
         c_noise: a key of ``C_NOISE``.
         input: a key of ``INPUTS``.
     Shapes: x (B, *); t a number, or a tensor that is 0-d or (B, 1, ..., 1).
-    Raises: ValueError for an unknown name, a parameterization that the SDE has not, a sigma_data that is not positive,
-        a t of another shape; when called, a network that returns another shape.
+    Raises: ValueError for an unknown name, a parameterization that the SDE does not support, or a sigma_data that is
+        not positive; when called, for a t or a network output of another shape.
     """
 
     def __init__(
@@ -197,8 +200,8 @@ class Denoiser(nn.Module):
     def score(self, x: Tensor, t: Time, **cond: Tensor) -> Tensor:
         """Estimate of grad log p_t(x), shaped as x: ((alpha c_skip - 1) x + alpha c_out F) / sigma^2.
 
-        The coefficients are float64, and what is mere rounding in that of x is taken for nothing: where F is the noise
-        or the score, x does not enter, at whatever sigma.
+        The coefficients are float64, and a coefficient of x within rounding is set to 0: if F is the noise or the
+        score, the result is independent of x at every sigma.
         """
         t = t.double() if isinstance(t, Tensor) else t
         marginal = self.sde.marginal(t)
@@ -212,7 +215,7 @@ class Denoiser(nn.Module):
     def _network_output(
         self, x: Tensor, t: Time, marginal: Marginal[Time], cond: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """F, and the second half of the network's output if it has one."""
+        """Returns F, and the second half of the network's output if present."""
         check_state(x)
         scale = in_dtype(self.scale(marginal, self.sigma_data), x)
         c_noise = conditioning(self.c_noise(self.sde, t, marginal), x)
@@ -222,19 +225,19 @@ class Denoiser(nn.Module):
         if output.shape != (len(x), 2 * x.shape[1], *x.shape[2:]):
             raise ValueError(
                 f"the network returns shape {tuple(output.shape)} for x of shape {tuple(x.shape)}: need the same, or "
-                "exactly twice the channels, of which the second half is the learned variance"
+                "exactly twice the channels, with the learned variance in the second half"
             )
         output, second = output.chunk(2, dim=1)
         return output, second
 
 
 class PerExample:
-    """A denoiser that knows the examples of a batch apart, as one with a label or a measurement for each does.
+    """A denoiser with its own condition for each example of a batch, such as a label or a measurement.
 
-    Solvers that leave out examples as they finish ask ``of`` for the denoiser of the rest.
+    Solvers that drop finished examples call ``select`` to obtain the denoiser of the others.
 
     Args:
-        make: from numbers in the batch to the denoiser of these examples.
+        make: function from indices in the batch to the denoiser of these examples.
     """
 
     def __init__(self, make: Callable[[Tensor | slice], Denoise], indices: Tensor | slice = slice(None)) -> None:
@@ -244,16 +247,16 @@ class PerExample:
         return self._denoise(x, t, **cond)
 
     def select(self, indices: Tensor | slice) -> "PerExample":
-        """The denoiser of the examples of these numbers in the whole batch."""
+        """Returns the denoiser of the examples with these indices in the whole batch."""
         return PerExample(self._make, indices)
 
     def map(self, wrap: Callable[[Denoise], Denoise]) -> "PerExample":
-        """The same examples, by what ``wrap`` makes of their denoisers."""
+        """Applies ``wrap`` to the denoisers of the same examples."""
         return PerExample(lambda indices: wrap(self._make(indices)), self._indices)
 
 
 def for_examples(denoise: T, indices: Tensor | slice) -> T | PerExample:
-    """A denoiser for these examples of the batch; most tell no example from another."""
+    """Returns the denoiser for these examples of the batch: a selection of a ``PerExample``, any other unchanged."""
     return denoise.select(indices) if isinstance(denoise, PerExample) else denoise
 
 
@@ -277,12 +280,12 @@ def per_example(wrap: Callable[P, Denoise]) -> Callable[P, Denoise]:
 
 
 def as_denoiser(denoise: Estimate, sde: SDE | None = None) -> Denoise:
-    """The same for whoever solves or guides; a plain function ``(x, t, **cond) -> x0`` is a denoiser, too.
+    """Returns the denoiser with checks of its process and output; converts functions ``(x, t, **cond) -> x0``.
 
     Args:
-        sde: the process of the states that it is asked about.
-    Raises: ValueError for a denoiser that was made for another process; when called, for an estimate that is no tensor
-        shaped as x.
+        sde: the process of the states.
+    Raises: ValueError for a denoiser of another process; when called, for an estimate that is not a tensor shaped as
+        x.
     """
     if isinstance(denoise, PerExample):
         return denoise.map(functools.partial(as_denoiser, sde=sde))
@@ -309,7 +312,7 @@ def _predicting(denoise: Estimate) -> Denoise:
 
 
 def conditioning(c_noise: Time, x: Tensor) -> Tensor:
-    """The noise level as networks take it: float32, one for each example of x, on its device; (B,)."""
+    """Noise conditioning as a network input: float32, one value for each example, on the device of x; (B,)."""
     if not isinstance(c_noise, Tensor):
         return torch.full((len(x),), c_noise, dtype=torch.float32, device=x.device)
     if c_noise.ndim > 0 and c_noise.shape != (len(x),) + (1,) * (x.ndim - 1):

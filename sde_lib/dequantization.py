@@ -1,8 +1,8 @@
-"""From whole numbers to densities: noise within the bin of a level, and its own density q.
+"""Dequantization: noise with density q within the bin of a level.
 
     log P(levels) >= E_q [ log p(x) - log q(x) ]
 
-A density of whole numbers may grow without limit; a bound by way of noise cannot.
+A density fitted to integers may grow without bound; with dequantization noise it cannot.
 
 Reference: Theis, van den Oord, Bethge, "A Note on the Evaluation of Generative Models", 2016. arXiv:1511.01844
 """
@@ -18,12 +18,12 @@ from score_sde.sde_lib.process import SDE
 
 
 def none(sde: SDE, t: float, x: Tensor, u: Tensor, bin_width: float) -> tuple[Tensor, Tensor]:
-    """Real-valued data as they are."""
+    """Returns real-valued data unchanged, with log q = 0."""
     return x, torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
 
 def uniform(sde: SDE, t: float, x: Tensor, u: Tensor, bin_width: float) -> tuple[Tensor, Tensor]:
-    """x + w (u - 1/2), a place in the bin where any is as likely: for networks that saw such noise in training.
+    """x + w (u - 1/2), uniform within the bin, for networks trained on data with this noise.
 
     Theis, van den Oord, Bethge, 2016, section 3.1.
     """
@@ -31,7 +31,8 @@ def uniform(sde: SDE, t: float, x: Tensor, u: Tensor, bin_width: float) -> tuple
 
 
 def truncated_normal(sde: SDE, t: float, x: Tensor, u: Tensor, bin_width: float) -> tuple[Tensor, Tensor]:
-    """alpha x + sigma z, the noise of the process itself, cut at the bin's edges: for networks that saw bare levels.
+    """alpha x + sigma z, noise of the process truncated at the bin's edges, for networks trained on levels without
+    noise.
 
         |z| <= c = alpha w / (2 sigma),    log q = sum of log N(z; 0, 1) - log sigma - log erf(c / sqrt 2)
 
@@ -41,7 +42,7 @@ def truncated_normal(sde: SDE, t: float, x: Tensor, u: Tensor, bin_width: float)
     alpha, sigma, _ = sde.marginal(t)
     cut = alpha * bin_width / (2 * sigma)
     inside = math.erf(cut / math.sqrt(2))
-    u = u.double().clamp(max=1 - 2**-25)  # where float32 rounds to 1, of which the quantile may be infinite
+    u = u.double().clamp(max=1 - 2**-25)  # float32 may round to 1, with an infinite quantile
     z = torch.special.ndtri(0.5 + inside * (u - 0.5)).clamp(-cut, cut)
     constant = x.shape[1:].numel() * math.log(math.sqrt(2 * math.pi) * sigma * inside)
     log_q = (-0.5 * z.square()).flatten(1).sum(1) - constant
@@ -49,19 +50,19 @@ def truncated_normal(sde: SDE, t: float, x: Tensor, u: Tensor, bin_width: float)
 
 
 def data_time(name: str, sde: SDE, bin_width: float) -> float:
-    """When data with this noise are measured, unless somebody says otherwise: ``sde.t_min``, but for truncated_normal.
+    """Default time of data with this noise: ``sde.t_min``, or ``decoder_time`` for truncated_normal.
 
-    That needs a process whose noise fills the bin, as the decoder of the bound does: with less, log q grows and the
-    network cannot follow; with more, neighbouring levels mix.
+    truncated_normal needs noise that fills the bin, as the decoder of the bound does. With less noise, log q grows
+    beyond the accuracy of the network; with more, neighbouring levels mix.
     """
     return decoder_time(sde, bin_width) if name == "truncated_normal" else sde.t_min
 
 
 def edge(name: str) -> float:
-    """Fraction of a solver's nodes that this noise needs close to the data; see ``sde_lib.nodes.logistic_uniform``.
+    """Fraction of a solver's nodes close to the data for this noise; see ``sde_lib.nodes.logistic_uniform``.
 
-    Truncated noise leaves bare levels just visible, and the flow moves fast until they are not. 0.3 has a tenth to a
-    six hundredth of the error of 0 at 32 evaluations, on 17 to 256 levels (``benchmarks/likelihood_nodes.py``).
+    With truncated noise the levels are still distinguishable, and the flow is fast until the noise hides them. At 32
+    evaluations and 17 to 256 levels, 0.3 has 1/10 to 1/600 of the error of 0 (``benchmarks/likelihood_nodes.py``).
     """
     return 0.3 if name == "truncated_normal" else 0.0
 

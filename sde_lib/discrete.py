@@ -1,4 +1,4 @@
-"""A chain of discrete noise levels, seen as one more process: DDPM's betas, NCSN's ladder."""
+"""Discrete-time processes, such as DDPM's and NCSN's, as a subclass of ``SDE``."""
 
 import math
 from typing import overload
@@ -11,14 +11,14 @@ from score_sde.sde_lib.process import SDE, Time
 
 
 class Discrete(SDE):
-    """Marginals given at the levels 1, ..., N; level 0 is the data, and the time is the level.
+    """Discrete-time process with marginals at the levels 1, ..., N; the time is the level, and level 0 is the data.
 
-    Between two levels log alpha and log-SNR are linear, so a chain trained at whole levels can be asked anywhere in
-    [1, N]; from the data to level 1 it is log alpha and sigma / alpha. ``transition(i - 1, i)`` is the chain's own
-    kernel, a^2 = 1 - beta_i and b^2 = beta_i for DDPM.
+    log alpha and log-SNR are linear between two levels, so every time in [1, N] has a marginal, also for networks
+    trained at integer levels. From the data to level 1, log alpha and sigma / alpha are linear. ``transition(i - 1,
+    i)`` is the kernel of the discrete-time process, a^2 = 1 - beta_i and b^2 = beta_i for DDPM.
 
     Shapes: both tables (N,), float64, N at least 2.
-    Raises: ValueError unless the log-SNR falls from level to level.
+    Raises: ValueError unless the log-SNR decreases from level to level.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, appendix B. arXiv:2011.13456
     """
 
@@ -34,7 +34,7 @@ class Discrete(SDE):
 
     @classmethod
     def of_betas(cls, betas: Tensor) -> "Discrete":
-        """The chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z; betas (N,) in (0, 1)."""
+        """Process x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z; betas (N,) in (0, 1)."""
         if not ((betas > 0) & (betas < 1)).all():
             worst = int(((betas - 0.5).abs()).argmax())
             raise ValueError(f"beta {betas[worst].item():.4g} at level {worst + 1}: need 0 < beta < 1; use more steps")
@@ -60,7 +60,7 @@ class Discrete(SDE):
     @overload
     def quantile(self, u: Tensor) -> Tensor: ...
     def quantile(self, u: Time) -> Time:
-        """Whole levels, each with an equal share of u."""
+        """Integer level of u in [0, 1); all levels have equal probability for uniform u."""
         return self.t_max * u // 1 + 1
 
     @overload
@@ -68,11 +68,11 @@ class Discrete(SDE):
     @overload
     def fraction(self, t: Tensor) -> Tensor: ...
     def fraction(self, t: Time) -> Time:
-        """The middle of the share of a level."""
+        """Midpoint of the interval of u that ``quantile`` maps to the level."""
         return (t - 0.5) / self.t_max
 
     def _table_of(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
-        """A table and its differences, on the device and in the dtype of ``like``; copied once."""
+        """Returns a table and its differences on the device and in the dtype of ``like``; copies are cached."""
         key = name, like.device, like.dtype
         if key not in self._copies:
             table = getattr(self, name)
@@ -82,16 +82,16 @@ class Discrete(SDE):
 
 
 def ladder_ratio(dimensions: int) -> float:
-    """Ratio of neighbouring levels at which the noise of one is as likely to be taken for noise of the next.
+    """Ratio of neighbouring noise levels by NCSNv2's criterion: their noise overlaps with probability 1/2.
 
         Phi(sqrt(2 D) (r - 1) + 3 r) - Phi(sqrt(2 D) (r - 1) - 3 r) = 1/2,    r = sqrt(2 D) / (sqrt(2 D) - 3)
 
-    The first term is 1 to nine digits, so the second says it all. A ladder so built has 5 to 6 % fewer levels than
-    those that the paper prints.
+    The first term is 1 to nine digits, so r follows from the second. The resulting number of levels is 5 to 6 % below
+    the published numbers.
 
     Args:
         dimensions: D, entries of an example, at least 5.
-    Raises: ValueError for fewer dimensions, in which any two levels overlap.
+    Raises: ValueError for fewer than 5 dimensions, in which all levels overlap.
     Reference: Song, Ermon, "Improved Techniques for Training Score-Based Generative Models", 2020, technique 2.
         arXiv:2006.09011
     """
@@ -102,12 +102,12 @@ def ladder_ratio(dimensions: int) -> float:
 
 
 def ladder_size(sigma_min: float, sigma_max: float, dimensions: int) -> int:
-    """Levels of the ladder from sigma_min to sigma_max whose ratio is at most ``ladder_ratio``."""
+    """Number of geometric levels from sigma_min to sigma_max with a ratio of at most ``ladder_ratio``."""
     return 1 + math.ceil(math.log(sigma_max / sigma_min) / math.log(ladder_ratio(dimensions)))
 
 
 def _line(table: Tensor, rise: Tensor, first: int, t: Tensor) -> Tensor:
-    """The values at the levels first, first + 1, ..., and straight lines between them and beyond."""
+    """Linear interpolation and extrapolation of values at the levels first, first + 1, ..."""
     level = t.detach().floor().clamp(first, first + len(table) - 2)
     index = level.long() - first
     return table[index] + (t - level) * rise[index]

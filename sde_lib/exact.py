@@ -1,7 +1,7 @@
-"""Ground truth: distributions whose denoiser, score and density are known exactly at every noise level.
+"""Ground truth: distributions with an exact denoiser, score and density at every noise level.
 
-With them the order of every solver, every term of a likelihood and the optimum of every loss is measured, on a CPU,
-without a trained network.
+Tests measure the order of every solver, every term of a likelihood and the optimum of every loss against them, on a CPU
+and without a trained network.
 """
 
 import math
@@ -22,12 +22,12 @@ class _Place(TypedDict):
 class GaussianMixture:
     """x_0 ~ sum_k w_k N(m_k, Q_k diag(v_k) Q_k^T), on examples of any shape.
 
-    Its marginal under x = alpha x_0 + sigma eps is again a mixture, with variances alpha^2 v + sigma^2. With variances
-    0 it is a finite set of points.
+    The marginal of x = alpha x_0 + sigma eps is a mixture with variances alpha^2 v + sigma^2. Variances of 0 give a
+    finite set of points.
 
     Args:
-        weights: (K,), positive; normalised here.
-        means: (K, *); the trailing shape is that of an example.
+        weights: (K,), positive, not necessarily normalised.
+        means: (K, *), where * is the shape of an example.
         variances: broadcast to (K, D) with D the number of dimensions of an example, at least 0.
         bases: None for the identity, else orthonormal (K, D, D), eigenvectors in columns.
     """
@@ -41,13 +41,13 @@ class GaussianMixture:
 
     @classmethod
     def of_covariances(cls, weights: Tensor, means: Tensor, covariances: Tensor) -> "GaussianMixture":
-        """The mixture with full covariances (K, D, D)."""
+        """Mixture with full covariances (K, D, D)."""
         variances, bases = torch.linalg.eigh(covariances)
         return cls(weights, means, variances.clamp_min(0), bases)
 
     @classmethod
     def of_points(cls, points: Tensor) -> "GaussianMixture":
-        """The empirical distribution of points (N, *), each as likely as the next."""
+        """Empirical distribution of points (N, *)."""
         return cls(points.new_ones(len(points)), points, 0.0)
 
     def log_prob(self, x: Tensor, alpha: Time = 1.0, sigma: Time = 0.0) -> Tensor:
@@ -58,7 +58,7 @@ class GaussianMixture:
         """E[x_0 | x], by Gaussian conditioning in each component, weighted with the components' posterior.
 
         Args:
-            among: whether an example may be of a component; by default of each.
+            among: whether an example may belong to a component; default: to every component.
         Shapes: x (B, *); alpha, sigma numbers, 0-d or (B, 1, ..., 1); among bool (B, K); returns (B, *) in the dtype
             of x.
         """
@@ -69,17 +69,17 @@ class GaussianMixture:
         return (posterior * (self.means + correction)).sum(1).reshape(x.shape).to(x.dtype)
 
     def given(self, matrix: Tensor, y: Tensor, std: float) -> "GaussianMixture":
-        """The law of x_0 given y = A x_0 + std n, n ~ N(0, I): again a mixture.
+        """Posterior of x_0 given y = A x_0 + std n, n ~ N(0, I), a mixture.
 
             w_k <- w_k N(y; A m_k, S_k),    m_k <- m_k + K_k (y - A m_k),    C_k <- C_k - K_k A C_k,
 
         where S_k = A C_k A^T + std^2 and K_k = C_k A^T S_k^(-1).
 
         Args:
-            matrix: A, of the flattened example.
-            std: of the noise in y, at least 0.
+            matrix: A, acting on the flattened example.
+            std: standard deviation of the noise in y, at least 0.
         Shapes: matrix (m, D); y of m entries.
-        Raises: ValueError where no density of y is there: at std = 0, for rows of A that depend on each other.
+        Raises: ValueError if y has no density: at std = 0 with linearly dependent rows of A.
         """
         matrix, y = matrix.to(self.means), y.to(self.means).flatten()
         eye = torch.eye(self.means.shape[1], **self._place)
@@ -87,7 +87,7 @@ class GaussianMixture:
         seen = matrix @ root
         factor, failed = torch.linalg.cholesky_ex(seen @ seen.mT + std**2 * torch.eye(len(y), **self._place))
         if failed.any():
-            raise ValueError(f"std {std}: what is measured has no density under this mixture; use fewer rows, or noise")
+            raise ValueError(f"std {std}: the measurement has no density under this mixture; use fewer rows, or noise")
         residual = torch.linalg.solve_triangular(factor, (y - self.means @ matrix.mT)[..., None], upper=False)
         gain = torch.linalg.solve_triangular(factor, seen, upper=False)
         log_evidence = -0.5 * residual.square().sum((1, 2)) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
@@ -96,11 +96,11 @@ class GaussianMixture:
         return self.of_covariances(weights, means.reshape(-1, *self.shape), root @ (eye - gain.mT @ gain) @ root.mT)
 
     def denoiser(self, sde: SDE, v: float | None = None) -> "ExactDenoiser":
-        """The denoiser that a network trained without error on this distribution would be."""
+        """Exact denoiser of this distribution."""
         return ExactDenoiser(self, sde, v)
 
     def sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """Independent draws of x_0, (num, *); the generator is one of the device of the means."""
+        """Independent samples of x_0, (num, *); the generator is on the device of the means."""
         component = torch.multinomial(self.log_weights.exp(), num, replacement=True, generator=generator)
         z = torch.randn(num, self.means.shape[1], **self._place, generator=generator)
         offset = torch.sqrt(self.variances[component]) * z
@@ -143,13 +143,13 @@ class GaussianMixture:
 
 
 class ExactDenoiser:
-    """E[x_0 | x_t] of a known mixture under one SDE, called as any denoiser.
+    """E[x_0 | x_t] of a mixture under one SDE, with the interface of a denoiser.
 
-    It takes the conditions of a network with a class for each component: with ``label`` it is E[x_0 | x_t, component],
-    for examples that ``keep`` leaves out it is E[x_0 | x_t].
+    It takes the conditions of a class-conditional network, with a class for each component. With ``label`` it returns
+    E[x_0 | x_t, component]; for examples with ``keep`` false it returns E[x_0 | x_t].
 
     Args:
-        v: what it tells as ``Prediction.v``, everywhere the same.
+        v: constant value of ``Prediction.v``.
     Shapes: x (B, *); label int64 (B,), 0 to K - 1; keep bool (B,).
     Raises: ValueError, when called, for another condition or label.
     """
@@ -169,7 +169,7 @@ class ExactDenoiser:
         return Prediction(x0, None if self.v is None else torch.full_like(x, self.v))
 
     def _of_label(self, label: Tensor, keep: Tensor | None, num: int) -> Tensor:
-        """Whether each of ``num`` examples may be of each component, bool (B, K)."""
+        """Whether each of ``num`` examples may belong to each component, bool (B, K)."""
         most = len(self.mixture.means)
         found = label.reshape(-1, 1) == torch.arange(most, device=label.device)
         found = found if keep is None else found | ~keep[:, None]

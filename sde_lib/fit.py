@@ -2,8 +2,8 @@
 
     x_t = alpha x_0 + sigma eps,    loss = E_t E_x0,eps [ weight(t) |x0_hat(x_t, t) - x_0|^2 / D ]
 
-``engine/training/trainer.py`` takes the same steps for long runs: with averages of the weights, checkpoints from which
-a run resumes bit for bit, several processes, reduced precision, and steps that are skipped where they are not finite.
+``engine/training/trainer.py`` is the trainer for long runs, with averages of the weights, checkpoints for a bitwise
+resume, several processes, reduced precision, and a check for non-finite steps.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,22 +29,21 @@ def fit(
     batch_size: int = 256,
     seed: int = 0,
 ) -> Denoiser:
-    """Train a network in place by Adam, with a learning rate that falls to 0, and return it as a denoiser.
+    """Trains a network in place by Adam, with a learning rate that decays to 0, and returns it as a denoiser.
 
-    Parameterization, weight and distribution of t are those of EDM. The same network, data and seed give the same
-    denoiser.
+    Parameterization, weight and distribution of t follow EDM. The same network, data and seed give the same denoiser.
 
     Args:
-        network: called as ``network(x, log_snr)``, see ``Denoiser``; it is trained on the device where it is.
-        sde: the process that adds the noise.
-        data: examples (N, *), of which each step draws a batch; or an iterable of batches (B, *), such as a list or a
-            DataLoader, which begins again at its end. Their standard deviation is best near 1.
-        steps: of the optimiser, at least 1.
-        learning_rate: of the first step.
-        batch_size: examples of a step, where data is a tensor.
-        seed: of examples, noise and dropout.
-    Raises: ValueError for data without examples or of whole numbers, batches that end, or steps below 1; NonFiniteError
-        for a loss that is not finite.
+        network: called as ``network(x, log_snr)``, see ``Denoiser``; training runs on its device.
+        sde: the process of the noise.
+        data: examples (N, *), from which each step draws a batch; or an iterable of batches (B, *), such as a list or a
+            DataLoader, which is repeated. Their standard deviation should be near 1.
+        steps: number of optimiser steps, at least 1.
+        learning_rate: initial learning rate.
+        batch_size: examples per step if data is a tensor.
+        seed: seed of examples, noise and dropout.
+    Raises: ValueError for data without examples or of integers, batches that cannot be repeated, or steps below 1;
+        NonFiniteError for a non-finite loss.
     Reference: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, table 1.
         arXiv:2206.00364
     """
@@ -77,7 +76,7 @@ def fit(
 
 
 def _batches(data: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Batches without end: random examples of a tensor, or the batches of an iterable again and again."""
+    """Endless batches: random examples of a tensor, or the batches of an iterable in repetition."""
     if isinstance(data, Tensor):
         while len(data):
             yield data[torch.randint(len(data), (batch_size,))]

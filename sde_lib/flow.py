@@ -1,15 +1,14 @@
-"""The probability flow: the deterministic velocity that has the marginals of the SDE, in coordinates made for solving
-it.
+"""The probability flow: the ODE with the marginals of the SDE, in coordinates suited to its solution.
 
-With y = x / alpha and r = sigma / alpha it is dy/dr = (y - x0) / r for every SDE. What data of N(mean, C) would do
-is known, and taken out:
+With y = x / alpha and r = sigma / alpha it is dy/dr = (y - x0) / r for every SDE. The flow of Gaussian data N(mean, C)
+is known and scaled out:
 
     u = (C + r^2)^(-1/2) (y - mean),    theta = atan(r / s),    s^2 = tr C / D,
 
     du/dtheta = -(C + r^2)^(-1/2) (x0 - x0_gaussian) / (sin theta cos theta).
 
-Gaussian data stand still, u has unit variance at all times, and theta is bounded: its ends 0 and pi / 2 are data and
-noise, and near both the velocity is slow. (It is dx/dt = f x - g^2 score / 2 in other coordinates.)
+For Gaussian data u is constant and has unit variance at all times. theta is bounded, from 0 (data) to pi / 2 (noise),
+and the velocity is small near both ends. In x and t the ODE is dx/dt = f x - g^2 score / 2.
 
 Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, eq. 13. arXiv:2011.13456
 """
@@ -29,11 +28,11 @@ from score_sde.sde_lib.velocity import Indices, NonFiniteError, Rate
 
 
 class Coefficients(NamedTuple):
-    """A place on the way, as what is worked out there takes it: numbers, or tensors with one for each example.
+    """Coefficients of the ODE at one angle: numbers, or tensors with one value for each example.
 
     angle, time: theta and t, numbers or (b, 1, ..., 1).
-    alpha, slowness: the scale of the signal, and sin theta cos theta; so too.
-    guess: the law of y = x / alpha if the moment-matched Gaussian were right.
+    alpha, slowness: signal scale, and sin theta cos theta; numbers or (b, 1, ..., 1).
+    guess: distribution of y = x / alpha for data of the moment-matched Gaussian.
     """
 
     angle: Time
@@ -44,19 +43,19 @@ class Coefficients(NamedTuple):
 
 
 class Flow:
-    """The probability flow of a denoiser as an ordinary differential equation of u over theta.
+    """The probability flow of a denoiser as an ordinary differential equation for u in theta.
 
     Args:
-        gaussian: the moment-matched Gaussian of the data, in their dtype and on their device; whatever it is, the flow
-            is the same.
+        gaussian: moment-matched Gaussian of the data, in their dtype and on their device. It changes the coordinates,
+            not the flow.
     """
 
     def __init__(self, sde: SDE, denoise: Estimate, gaussian: Gaussian, **cond: Tensor) -> None:
         self.sde, self.denoise, self.gaussian, self.cond = sde, as_denoiser(denoise, sde), gaussian, cond
-        self._unread: list[tuple[Time, Indices, Tensor]] = []  # angle, examples and the sum over each one's velocity
+        self._unread: list[tuple[Time, Indices, Tensor]] = []  # angle, examples and sums of their velocities
 
     def angle(self, t: float) -> float:
-        """theta at time t."""
+        """Angle theta at time t."""
         return math.atan(self.sde.ratio(t) / self.gaussian.std)
 
     @overload
@@ -64,7 +63,7 @@ class Flow:
     @overload
     def time(self, angle: Tensor) -> Tensor: ...
     def time(self, angle: Time) -> Time:
-        """The time at which theta has this value: a number for a number, a tensor for a tensor."""
+        """Time at the angle theta: a number for a number, a tensor for a tensor."""
         if not isinstance(angle, Tensor):
             return self.time(torch.tensor(angle, dtype=torch.float64)).item()
         return self.sde.time_of_ratio(self.ratio(angle)).clamp(self.sde.t_min, self.sde.t_max)
@@ -74,17 +73,17 @@ class Flow:
     @overload
     def ratio(self, angle: Tensor) -> Tensor: ...
     def ratio(self, angle: Time) -> Time:
-        """r = sigma / alpha at theta."""
+        """Noise-to-signal ratio r = sigma / alpha at the angle theta."""
         return self.gaussian.std * (torch.tan(angle) if isinstance(angle, Tensor) else math.tan(angle))
 
     def enter(self, x: Tensor, t: float) -> Tensor:
-        """The coordinates u of a state x (B, *) at time t."""
+        """Transforms a state x (B, *) at time t into the coordinates u."""
         check_state(x)
         marginal = self.sde.marginal(t)
         return self.gaussian.whiten(x / marginal.alpha, marginal.ratio)
 
     def leave(self, u: Tensor, t: float) -> Tensor:
-        """Inverse of ``enter``."""
+        """Transforms u back into x; inverse of ``enter``."""
         marginal = self.sde.marginal(t)
         return marginal.alpha * self.gaussian.colour(u, marginal.ratio)
 
@@ -96,55 +95,55 @@ class Flow:
     def __call__(
         self, angle: Time, u: Tensor, indices: Indices = slice(None), traced: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """The velocity du/dtheta, and the estimates of its divergence that are asked for: none.
+        """Velocity du/dtheta, and estimates of its divergence, here none.
 
         Args:
-            angle: a number, or (b, 1, ..., 1) with one for each example.
-            indices: numbers of these b examples in the batch, for whatever else belongs to an example.
-            traced: whether the divergence is asked for at this place.
+            angle: a number, or (b, 1, ..., 1) with one value for each example.
+            indices: indices of the b examples in the batch, to select their conditions.
+            traced: whether the divergence is needed here.
         Shapes: u (b, *); returns (b, *) and (b, K), here K = 0.
         """
         return self.move(self.coefficients(angle, u), u, indices, traced)
 
     def ahead(self, angles: Tensor, u: Tensor) -> Sequence[Rate]:
-        """The velocity at each of the angles (N, b, 1, ..., 1), for states like u (b, *)."""
+        """Velocities at the angles (N, b, 1, ..., 1) for states like u (b, *), with precomputed coefficients."""
         return [functools.partial(self.move, place) for place in _unbound(self.coefficients(angles, u))]
 
     def move(
         self, place: Coefficients, u: Tensor, indices: Indices = slice(None), traced: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """As when called, at a place that is worked out."""
+        """Velocity and divergence as from ``__call__``, from precomputed coefficients."""
         residual = self.residual(self.position(u, place), place, indices)
         return self.velocity(residual, place, indices), u.new_zeros(len(u), 0)
 
     def coefficients(self, angle: Time, like: Tensor) -> Coefficients:
-        """The place that an angle is, or (N, b, 1, ..., 1) are, in the dtype of ``like`` (b, *)."""
+        """Coefficients at an angle, or at angles (N, b, 1, ..., 1), in the dtype of ``like`` (b, *)."""
         t, ratio, slowness = in_dtype(self.time(angle), like), self.ratio(angle), in_dtype(_sin_cos(angle), like)
         if isinstance(ratio, Tensor):
             ratio = ratio.flatten(ratio.ndim - like.ndim + 1).to(like.dtype)
         return Coefficients(angle, t, self.sde.alpha(t), slowness, self.gaussian.noised(ratio))
 
     def position(self, u: Tensor, place: Coefficients) -> Tensor:
-        """y = x / alpha, from u."""
+        """Computes y = x / alpha from u."""
         return self.gaussian.scale(place.guess.spread, u).add_(self.gaussian.mean)
 
     def residual(self, y: Tensor, place: Coefficients, indices: Indices) -> Tensor:
-        """x0_gaussian - x0 at y, over sin theta cos theta: its Jacobian has the trace of that of the velocity."""
+        """(x0_gaussian - x0) / (sin theta cos theta) at y; its Jacobian and the velocity's have the same trace."""
         cond = {key: value[indices] for key, value in self.cond.items()}
         x0 = for_examples(self.denoise, indices)(place.alpha * y, place.time, **cond).x0
         mean = self.gaussian.mean
         return self.gaussian.scale(place.guess.kept, y - mean).add_(mean).sub_(x0).div_(place.slowness)
 
     def velocity(self, residual: Tensor, place: Coefficients, indices: Indices) -> Tensor:
-        """du/dtheta, from the residual."""
+        """Computes du/dtheta from the residual."""
         velocity = self.gaussian.scale(place.guess.narrow, residual)
-        self._unread.append((place.angle, indices, velocity.flatten(1).sum(1)))  # a tenth of the cost of each number
+        self._unread.append((place.angle, indices, velocity.flatten(1).sum(1)))  # cheaper than isfinite on entries
         return velocity
 
     def read(self, flags: Tensor) -> Tensor:
-        """Flags of a solver on the CPU, in one copy with those of the velocity since the last call.
+        """Copies flags of a solver to the CPU, in one transfer with the checks of the velocity since the last call.
 
-        Raises: NonFiniteError naming example, time and log-SNR.
+        Raises: NonFiniteError with example, time and log-SNR.
         """
         unread, self._unread = self._unread, []
         finite = torch.isfinite(torch.cat([flags.new_zeros(0, dtype=torch.float32), *(sums for _, _, sums in unread)]))
@@ -155,8 +154,7 @@ class Flow:
         return own.view(flags.shape)
 
     def _name_first(self, unread: list[tuple[Time, Indices, Tensor]], finite: Tensor) -> NoReturn:
-        """Raise the error of the first example whose velocity was not finite, of all that were computed in this
-        order."""
+        """Raises the error of the first non-finite velocity in the order of evaluation."""
         for (angle, indices, _), good in zip(unread, finite.split([len(sums) for _, _, sums in unread]), strict=True):
             if not good.all():
                 bad = int(good.int().argmin())
@@ -166,19 +164,19 @@ class Flow:
         raise AssertionError("all are finite")
 
     def place(self, angle: float) -> str:
-        """Where theta is, in words."""
+        """Describes theta by time and log-SNR."""
         return f"at t = {self.time(angle):.4g}, log-SNR {-2 * math.log(self.ratio(angle)):.4g}"
 
 
 def trapezoidal(denoise: Denoise, sde: SDE, x: Tensor, x0: Tensor, t: Time, s: Time, **cond: Tensor) -> Tensor:
-    """The prediction with which the bridge from t to the earlier s is the trapezoidal rule in r = sigma / alpha.
+    """Prediction for which the bridge from t to the earlier s is the trapezoidal rule in r = sigma / alpha.
 
         x0 + (r_t / r_s) (x0(y, s) - x0) / 2,    y = bridge(x, x0),    x0 = x0(x, t)
 
-    A move within the noise, r_s > 1, over which r falls more than a hundredfold takes x0(y, s). So does the first move
-    on iDDPM's chain: r falls by thousands there, and the rule would multiply the change of the estimate by half of it.
+    If r_s > 1 and r falls more than a hundredfold in the step, the prediction is x0(y, s). The first step of iDDPM is
+    such a case: r falls by a factor of thousands, and the rule multiplies the change of the estimate by half of it.
 
-    Shapes: x, x0 (B, *), and what is returned.
+    Shapes: x, x0 (B, *); returns (B, *).
     """
     y, _ = sde.bridge(x, x0, t, s)
     late, early = sde.marginal(t), sde.marginal(s)
@@ -192,7 +190,7 @@ _LONGEST_FALL = 100.0
 
 
 def _unbound(place: Any) -> Sequence[Any]:
-    """The N places that are one to the outside, whatever is nested in it."""
+    """Splits nested tuples of tensors along their first dimension into N tuples of the same structure."""
     if isinstance(place, Tensor):
         return place.unbind()
     return [type(place)(*parts) for parts in zip(*map(_unbound, place), strict=True)]

@@ -1,7 +1,7 @@
-"""A Gaussian as the moment-matched Gaussian of the data: what is known of their law before any network has seen them.
+"""The moment-matched Gaussian of the data.
 
-Where the guess is right, the denoiser is the linear one, the probability flow is a scaling and nothing is left to
-solve. Solvers, control variates and priors take it out, and work on the rest.
+For Gaussian data the optimal denoiser is linear and the probability flow is a scaling in closed form. Solvers, control
+variates and priors use this solution and compute the difference from it.
 """
 
 import math
@@ -15,11 +15,11 @@ from torch import Tensor
 from score_sde.sde_lib.process import Time
 
 MOST_DIRECTIONS = 64
-EXAMPLES_A_DIRECTION = 8  # with fewer, directions fit these examples and the guess denies others
+EXAMPLES_A_DIRECTION = 8  # with fewer, the directions overfit the examples
 
 
 class Function(Protocol):
-    """A function of a variance: of a number, or entry by entry."""
+    """A function of a variance, applied to a number or elementwise."""
 
     @overload
     def __call__(self, v: float, /) -> Time: ...
@@ -28,10 +28,10 @@ class Function(Protocol):
 
 
 class Spectrum(NamedTuple):
-    """A function of C = U diag(v) U^T + rest (I - U U^T), as it acts.
+    """A function of the matrix C = U diag(v) U^T + rest (I - U U^T).
 
-    rest: what it makes of the variance of the directions that U leaves out, a number or (b, 1).
-    along: what it makes of v, less that, (r,) or (b, r).
+    rest: function of the variance orthogonal to U, a number or (b, 1).
+    along: function of v minus the entry ``rest``, (r,) or (b, r).
     """
 
     rest: Time
@@ -39,10 +39,10 @@ class Spectrum(NamedTuple):
 
 
 class Noised(NamedTuple):
-    """The law of y = x_0 + r eps, for x_0 ~ N(mean, C).
+    """Distribution of y = x_0 + r eps for x_0 ~ N(mean, C).
 
     spread, narrow: (C + r^2)^(1/2) and its inverse.
-    kept: C (C + r^2)^(-1), what of y - mean is expected to be in the data.
+    kept: C (C + r^2)^(-1), the factor of y - mean in the posterior mean of x_0.
     """
 
     spread: Spectrum
@@ -51,11 +51,11 @@ class Noised(NamedTuple):
 
 
 class Gaussian:
-    """N(mean, C), C = U diag(v) U^T + rest (I - U U^T): the directions that vary most, and one variance for all others.
+    """N(mean, C), C = U diag(v) U^T + rest (I - U U^T): leading principal directions, and one variance for the others.
 
     Args:
-        mean: of an example, (*).
-        rest: variance in the directions that U leaves out, positive.
+        mean: mean of an example, (*).
+        rest: variance orthogonal to U, positive.
         variances: v, positive, (r,).
         directions: U, (D, r) with orthonormal columns.
     """
@@ -69,20 +69,19 @@ class Gaussian:
 
     @classmethod
     def standard(cls, x: Tensor) -> "Gaussian":
-        """N(0, I) on examples like those of x (B, *)."""
+        """N(0, I) for examples shaped like x (B, *)."""
         return cls(x.new_zeros(x.shape[1:]), 1.0)
 
     @classmethod
     def of(cls, x: Tensor, extra: float = 0.0) -> "Gaussian":
-        """The mean and the covariance of examples, one direction told apart for every eight of them, at most 64.
+        """Mean and covariance of examples, with one direction for every eight examples, at most 64.
 
-        In up to 64 dimensions, from eight times as many examples on, C is the covariance itself. In more the directions
-        are the leading ones of a subspace that two multiplications by the covariance have turned to them; their
-        variances, and the sum of the others, are those of the examples. None is below a millionth of the mean variance.
-        The same examples give the same numbers.
+        In up to 64 dimensions and with eight times as many examples, C is the sample covariance. Otherwise the leading
+        directions come from a random subspace after two power iterations; their variances and the sum of the others
+        equal the examples'. Variances are at least a millionth of the mean variance. The result is deterministic.
 
         Args:
-            extra: variance that x lack in every direction: of the noise within a bin, w^2 / 12.
+            extra: variance to add in every direction, such as w^2 / 12 for the noise within a bin.
         Shapes: x (N, *); float64 on the device of x.
         Reference: Halko, Martinsson, Tropp, "Finding structure with randomness", 2011, algorithm 4.4.
             arXiv:0909.4061
@@ -110,25 +109,25 @@ class Gaussian:
         left_out = len(values) - min(MOST_DIRECTIONS, num // EXAMPLES_A_DIRECTION, dimensions)
         values, directions = values[left_out:], basis @ vectors[:, left_out:]
         rest = (total - values.sum().item()) / max(dimensions - len(values), 1)
-        least = 1e-6 * (total / dimensions + extra or 1.0)  # data that are all alike have to have some variance
+        least = 1e-6 * (total / dimensions + extra or 1.0)  # positive for constant data, too
         return cls(mean.view(x.shape[1:]), max(rest, least) + extra, values.clamp_min(least) + extra, directions)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The numbers that make it, by name."""
+        """Parameters by name."""
         rest = torch.tensor(self.rest, dtype=torch.float64)
         return {"mean": self.mean, "rest": rest, "variances": self.variances, "directions": self.directions}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> "Gaussian":
-        """Inverse of ``state_dict``."""
+        """Creates the Gaussian of a ``state_dict``."""
         return cls(state["mean"], state["rest"].item(), state["variances"], state["directions"])
 
     def isotropic(self) -> "Gaussian":
-        """N(mean, s^2 I), of the same mean variance: all that pays for itself where a network moves the state."""
+        """N(mean, s^2 I) with the same mean variance; with a network, the full covariance does not reduce the cost."""
         return Gaussian(self.mean, self.std**2)
 
     def like(self, x: Tensor) -> "Gaussian":
-        """A copy in dtype and device of x."""
+        """Copy in the dtype and on the device of x."""
         mean, variances, directions = (part.to(x, copy=True) for part in (self.mean, self.variances, self.directions))
         return Gaussian(mean, self.rest, variances, directions)
 
@@ -139,23 +138,23 @@ class Gaussian:
 
     @cached_property
     def dimensions(self) -> float:
-        """How many dimensions the data spread over, by the participation ratio (tr C)^2 / tr C^2; 1 to D."""
+        """Effective number of dimensions, the participation ratio (tr C)^2 / tr C^2; 1 to D."""
         return float(self.trace(lambda v: v).item() ** 2 / self.trace(lambda v: v**2).item())
 
     def apply(self, function: Function, z: Tensor) -> Tensor:
-        """function(C) z: each direction scaled by what the function makes of its variance.
+        """Computes function(C) z, which scales each direction by the function of its variance.
 
-        Shapes: z (B, *); function from a number or (r,) to what broadcasts against (B, r).
+        Shapes: z (B, *); the function maps a number or (r,) to a result that broadcasts against (B, r).
         """
         return self.scale(self.spectrum(function), z)
 
     def spectrum(self, function: Function) -> Spectrum:
-        """function(C), before it is known what it acts on."""
+        """Spectrum of function(C), for use with ``scale``."""
         rest = function(self.rest)
         return Spectrum(rest, function(self.variances) - rest)
 
     def scale(self, spectrum: Spectrum, z: Tensor) -> Tensor:
-        """function(C) z; z (B, *), and so returned."""
+        """Computes function(C) z for a spectrum of function(C); z and the result (B, *)."""
         flat = z.flatten(1)
         scaled = spectrum.rest * flat
         if len(self.variances):
@@ -163,22 +162,22 @@ class Gaussian:
         return scaled.view(z.shape)
 
     def trace(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """The trace of function(C), float64: of no dimension, or (B,) for a function from (r,) to (B, r)."""
+        """Trace of function(C), float64: 0-d, or (B,) for a function from (r,) to (B, r)."""
         rank = len(self.variances)
         values = function(torch.cat([self.variances.double(), self.variances.new_tensor([self.rest]).double()]))
         return values[..., :rank].sum(-1) + (self.mean.numel() - rank) * values[..., rank]
 
     def noised(self, ratio: Time) -> Noised:
-        """The law of y = x_0 + r eps.
+        """Distribution of y = x_0 + r eps.
 
-        Shapes: r a number or (B, 1), and so below.
+        Shapes: r a number or (B, 1), here and in the methods below.
         """
         square = ratio**2
         functions = (lambda v: (v + square) ** 0.5, lambda v: (v + square) ** -0.5, lambda v: v / (v + square))
         return Noised(*map(self.spectrum, functions))
 
     def whiten(self, y: Tensor, ratio: Time) -> Tensor:
-        """u = (C + r^2)^(-1/2) (y - mean): unit variance in all directions, for y = x_0 + r eps (B, *)."""
+        """Whitened u = (C + r^2)^(-1/2) (y - mean) for y = x_0 + r eps (B, *), with unit variance in all directions."""
         return self.scale(self.noised(ratio).narrow, y - self.mean)
 
     def colour(self, u: Tensor, ratio: Time) -> Tensor:
@@ -190,14 +189,14 @@ class Gaussian:
     @overload
     def log_volume(self, ratio: Tensor) -> Tensor: ...
     def log_volume(self, ratio: Time) -> Time:
-        """log det (C + r^2)^(1/2): what ``colour`` does to a volume. A number, or (B,) float64."""
+        """log det (C + r^2)^(1/2), the log change of volume by ``colour``. A number, or (B,) float64."""
         volume = 0.5 * self.trace(lambda v: torch.log(v + ratio**2))
         return volume if isinstance(ratio, Tensor) else volume.item()
 
     def posterior_mean(self, y: Tensor, ratio: Time) -> Tensor:
-        """E[x_0 | y] for y = x_0 + r eps, by Gaussian conditioning: mean + C (C + r^2)^(-1) (y - mean)."""
+        """E[x_0 | y] = mean + C (C + r^2)^(-1) (y - mean) for y = x_0 + r eps, by Gaussian conditioning."""
         return self.mean + self.scale(self.noised(ratio).kept, y - self.mean)
 
 
-_WIDTH = MOST_DIRECTIONS + MOST_DIRECTIONS // 2  # of the subspace, in which the leading directions settle sooner
-_ROWS = 500  # examples that are in float64 at a time
+_WIDTH = MOST_DIRECTIONS + MOST_DIRECTIONS // 2  # dimension of the subspace; oversampling speeds up convergence
+_ROWS = 500  # examples converted to float64 at a time

@@ -2,8 +2,8 @@
 
     log p(x_t) = log prior(x_T) + log |det dx_T / du_T| - log |det dx_t / du_t| + integral of div(du/dtheta) dtheta
 
-from t to T, in the coordinates of ``sde_lib.flow``. Every term is returned by itself. The result is the density of the
-model at time t, data with sigma(t) of noise; densities are not probabilities and may exceed 1.
+from t to T, in the coordinates of ``sde_lib.flow``. Every term is returned. The result is the density of the model at
+time t, of data with noise of standard deviation sigma(t). Densities are not probabilities and may exceed 1.
 
 Reference: Song et al., 2021, eq. 39, appendix D.2; Chen et al., "Neural Ordinary Differential Equations", 2018, eq. 8.
 """
@@ -25,17 +25,15 @@ from score_sde.sde_lib.velocity import Indices, NonFiniteError, Solver
 
 
 class LogProb(NamedTuple):
-    """Log-density in nats and its terms, each (B,) unless said otherwise.
+    """Log-density in nats and its terms, each (B,) unless noted.
 
-    nats: the sum, prior + divergence.
-    prior: log prior of the end point.
-    divergence: logarithm of the change of volume along the flow.
-    estimates: (B, K) what each estimate of the trace alone gives for ``nats``; K = 1 for the exact trace.
-    variance: of ``nats`` over the probes, estimated from those K; 0 for the exact trace, NaN for a single probe.
-    x: the data, at the time that they are measured at.
-    latent: the end point x_T, shaped as x.
-    calls: evaluations of the denoiser.
-    traced: those of them with a trace, each a product with the Jacobian for every probe.
+    nats: log-density, prior + divergence.
+    prior: log prior density of the end point.
+    divergence: log change of volume along the flow.
+    estimates: (B, K), ``nats`` from each estimate of the trace alone; K = 1 for the exact trace.
+    variance: variance of ``nats`` over the probes, estimated from the K estimates; 0 for the exact trace, NaN for K =
+    1. x: state at the time t of the data. latent: end point x_T, shaped as x. calls: evaluations of the denoiser.
+    traced: evaluations with a trace, each with one Jacobian product per probe.
     """
 
     nats: Tensor
@@ -53,7 +51,7 @@ class TracedFlow(Flow):
     """The flow with estimates of its divergence.
 
     Args:
-        vectors: the probes of an evaluation.
+        vectors: returns the probes of an evaluation.
     """
 
     def __init__(self, flow: Flow, vectors: Callable[[Indices], Tensor]) -> None:
@@ -61,7 +59,7 @@ class TracedFlow(Flow):
         self.vectors = vectors
 
     def coefficients(self, angle: Time, like: Tensor) -> Coefficients:
-        with torch.inference_mode(False):  # autograd keeps no tensors that were made under it
+        with torch.inference_mode(False):  # autograd cannot save inference tensors
             return super().coefficients(angle, like)
 
     def move(
@@ -77,14 +75,14 @@ class TracedFlow(Flow):
 
 
 def standard_prior(sde: SDE, gaussian: Gaussian, x: Tensor) -> Tensor:
-    """Log-density of x_T under N(0, prior_std^2), from which samples are drawn; nats, (B,)."""
+    """Log-density of x_T under N(0, prior_std^2), the prior of samples; nats, (B,)."""
     return sde.prior_log_prob(x)
 
 
 def matched_prior(sde: SDE, gaussian: Gaussian, x: Tensor) -> Tensor:
-    """Log-density of x_T under the marginal that the moment-matched Gaussian of the data has there; nats, (B,).
+    """Log-density of x_T under the marginal of the moment-matched Gaussian of the data at t_max; nats, (B,).
 
-    N(alpha mean, alpha^2 C + sigma^2) at t_max: nearer to the truth than the standard one, and as easy to draw from.
+    N(alpha mean, alpha^2 C + sigma^2) is closer to q(x_T) than the standard prior, and as easy to sample.
     """
     marginal, gaussian = sde.marginal(sde.t_max), gaussian.like(x)
     u = gaussian.whiten(x / marginal.alpha, marginal.ratio).flatten(1)
@@ -110,15 +108,15 @@ def log_prob(
     """Log-density of x under the model at time t.
 
     Args:
-        gaussian: moment-matched Gaussian of the data, default N(0, I); a better one saves evaluations, none changes the
-        result.
-        trace: of the Jacobian, default exact.
-        t: where the data are, default and least sde.t_min.
+        gaussian: moment-matched Gaussian of the data, default N(0, I). A closer match saves evaluations; the result
+            does not depend on it.
+        trace: estimator of the trace, default exact.
+        t: time of the data, at least sde.t_min, the default.
         solver: a value of ``SOLVERS``, default ``DormandPrince()``.
-        prior_log_prob: law of x_T, default that of the SDE; with the true one only the solver's error is left.
+        prior_log_prob: log-density of x_T, default the SDE's prior; with the true one the solver's error remains alone.
     Shapes: x (B, *).
-    Raises: ValueError for a t below sde.t_min, where no network was trained, and for probes that an adaptive solver
-        would see change; NotConvergedError; NonFiniteError.
+    Raises: ValueError for a t below sde.t_min, the earliest time of training, and for ``fresh`` probes with an adaptive
+        solver; NotConvergedError; NonFiniteError.
     """
     t = sde.t_min if t is None else t
     check_time(sde, t)
@@ -136,9 +134,9 @@ def sample_log_prob(
     prior_log_prob: Callable[[Tensor], Tensor] | None = None,
     **cond: Tensor,
 ) -> LogProb:
-    """The data at time t that the flow brings a latent x_T (B, *) to, and their log-density, from one solve.
+    """Data at time t at the end of the flow from a latent x_T (B, *), and their log-density, from one solve.
 
-    The inverse of ``log_prob``: that of what comes out gives the same terms.
+    Inverse of ``log_prob``, which returns the same terms for these data.
 
     Args, Raises: as ``log_prob``.
     """
@@ -148,7 +146,7 @@ def sample_log_prob(
 
 
 def check_time(sde: SDE, t: float) -> None:
-    """Raises: ValueError for a time of the data that no network was trained at, or that leaves no way to go."""
+    """Raises: ValueError for a time of the data below t_min, the earliest time of training, or at t_max or above."""
     if not sde.t_min <= t < sde.t_max:
         raise ValueError(f"likelihood at t = {t}: the network was trained on [{sde.t_min}, {sde.t_max}]")
 
@@ -165,11 +163,11 @@ def _along(
     prior_log_prob: Callable[[Tensor], Tensor] | None,
     cond: dict[str, Tensor],
 ) -> LogProb:
-    """The density of the earlier end of the way from a state at the first of the times to the other."""
+    """Log-density at the earlier of two times, by the flow from a state at the first time to the second."""
     (start, end), t = times, min(times)
     solver, trace = solver or DormandPrince(), trace or Exact()
     if solver.adaptive and trace.fresh:
-        raise ValueError("a solver that adapts its steps needs the same probes all along: set fresh=False")
+        raise ValueError("a solver with adaptive steps needs the same probes in all evaluations: set fresh=False")
     with torch.inference_mode(False):
         gaussian = (gaussian or Gaussian.standard(state)).like(state)
         cond = {key: value.clone() for key, value in cond.items()}

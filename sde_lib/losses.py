@@ -2,7 +2,7 @@
 
     loss = E_t E_x0,eps [ weight(t) |x0_hat(alpha x0 + sigma eps, t) - x0|^2 / D ]
 
-The famous objectives are rows of ``WEIGHTS``; how t is drawn stands in ``sde_lib.timestep_samplers``.
+Published objectives are entries of ``WEIGHTS``; ``sde_lib.timestep_samplers`` has the distributions of t.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,9 @@ Weight = Callable[[SDE, Tensor], Tensor]
 def denoising_loss(
     sde: SDE, denoise: Denoise, weight: Weight, x0: Tensor, eps: Tensor, t: Tensor, **cond: Tensor
 ) -> Tensor:
-    """Weighted denoising score matching, one value for each example: weight(t) |x0_hat - x0|^2 / D.
+    """Weighted denoising score matching loss of each example, weight(t) |x0_hat - x0|^2 / D.
 
-    A constant times the squared error of the score, sigma^4 / alpha^2 |score_hat - score|^2 = |x0_hat - x0|^2.
+    It is a weighted squared error of the score: sigma^4 / alpha^2 |score_hat - score|^2 = |x0_hat - x0|^2.
 
     Shapes: x0, eps (B, *); t (B, 1, ..., 1); returns (B,), float32 or better.
     Reference: Vincent, "A Connection Between Score Matching and Denoising Autoencoders", 2011.
@@ -34,7 +34,7 @@ def denoising_loss(
 
 
 def snr(sde: SDE, t: Tensor) -> Tensor:
-    """alpha^2 / sigma^2: the squared error of eps, DDPM's L_simple, and sigma^2 times that of the score, NCSN's.
+    """alpha^2 / sigma^2: squared error of eps (DDPM's L_simple), or of the score times sigma^2 (NCSN's).
 
     Reference: Ho, Jain, Abbeel, 2020, eq. 14; Song, Ermon, 2019, eq. 6 with lambda = sigma^2.
     """
@@ -42,22 +42,25 @@ def snr(sde: SDE, t: Tensor) -> Tensor:
 
 
 def uniform(sde: SDE, t: Tensor) -> Tensor:
-    """1: the squared error of x0 itself."""
+    """1: squared error of x0."""
     return torch.ones_like(t)
 
 
 def velocity(sde: SDE, t: Tensor) -> Tensor:
-    """(alpha^2 + sigma^2) / sigma^2: the squared error of v. Salimans, Ho, 2022, eq. 7. arXiv:2202.00512"""
+    """(alpha^2 + sigma^2) / sigma^2: squared error of v. Salimans, Ho, 2022, eq. 7. arXiv:2202.00512"""
     return 1 + snr(sde, t)
 
 
 def flow(sde: SDE, t: Tensor) -> Tensor:
-    """(alpha + sigma)^2 / sigma^2: the squared error of eps - x0, flow matching's loss. Lipman et al., 2022, eq. 23."""
+    """(alpha + sigma)^2 / sigma^2: squared error of eps - x0, the flow-matching loss. Lipman et al., 2022, eq. 23."""
     return (1 + sde.alpha(t) / sde.sigma(t)) ** 2
 
 
 def edm(sde: SDE, t: Tensor, sigma_data: float) -> Tensor:
-    """1 / c_out^2 = alpha^2 / sigma^2 + 1 / sigma_data^2: all levels alike at first. Karras et al., 2022, eq. 8."""
+    """1 / c_out^2 = alpha^2 / sigma^2 + 1 / sigma_data^2: equal initial loss at all levels.
+
+    Reference: Karras et al., 2022, eq. 8.
+    """
     return snr(sde, t) + sigma_data**-2
 
 
@@ -72,7 +75,7 @@ def truncated_snr(sde: SDE, t: Tensor) -> Tensor:
 
 
 def likelihood(sde: SDE, t: Tensor) -> Tensor:
-    """g^2 on the squared error of the score, = -d SNR / dt: twice the bound on the negative log-likelihood.
+    """g^2 on the squared error of the score, equal to -d SNR / dt: twice the bound on the negative log-likelihood.
 
     Reference: Song, Durkan, Murray, Ermon, "Maximum Likelihood Training of Score-Based Diffusion Models", 2021, eq. 7.
     """

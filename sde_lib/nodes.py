@@ -1,10 +1,10 @@
-"""Where on the way from data to noise to look, when the number of looks is given."""
+"""Nodes between data and noise for a given number of evaluations."""
 
 import numpy as np
 
 CENTRE, WEIGHT = 0.6, 0.93
 TRACE_CENTRE, TRACE_WEIGHT = 0.7, 0.87
-EDGE_WIDTH = 0.5  # of log r, scale of the logistic law at the low end
+EDGE_WIDTH = 0.5  # scale in log r of the logistic law at the low end
 
 
 def logistic_uniform(
@@ -16,7 +16,7 @@ def logistic_uniform(
     weight: float = WEIGHT,
     edge: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Noise-to-signal ratios r, dense where the data take shape and nowhere absent: the quantiles of a law of log r.
+    """Noise-to-signal ratios r at quantiles of a distribution of log r, dense where the structure of the data forms.
 
     The law of log r mixes a logistic law around log(middle std), of weight ``weight``, with a uniform one, both
     truncated at the ends. The defaults were measured with ``benchmarks/likelihood.py``. The fraction ``edge`` of the
@@ -24,22 +24,22 @@ def logistic_uniform(
 
     Args:
         low, high: ends, 0 < low < high, exact for u = 0 and 1.
-        u: shares of the law, in [0, 1].
+        u: probabilities, in [0, 1].
         std: standard deviation of the data.
-        middle, weight: of the logistic_uniform, the first positive, the second in [0, 1].
-        edge: weight at the low end, in [0, 1).
+        middle, weight: centre and weight of the logistic component, positive and in [0, 1].
+        edge: weight of the component at the low end, in [0, 1).
     Shapes: u any; returns r and d log r / du, float64, shaped as u.
     """
     ends, centre = np.log([low, high]), np.log(middle * std)
 
     def cut(log_ratio: np.ndarray, centre: float, width: float) -> tuple[np.ndarray, np.ndarray]:
-        """Cumulative distribution and density of the logistic law, cut at the ends."""
+        """Cumulative distribution and density of the truncated logistic law."""
         bottom, top = _logistic((ends - centre) / width)
         logistic = _logistic((log_ratio - centre) / width)
         return (logistic - bottom) / (top - bottom), logistic * (1 - logistic) / (top - bottom) / width
 
     def law(log_ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Its cumulated weight and its density."""
+        """Cumulative distribution and density of the mixture."""
         (bump, density), uniform = cut(log_ratio, centre, 1.0), 1 / (ends[1] - ends[0])
         below = weight * bump + (1 - weight) * (log_ratio - ends[0]) * uniform
         first, steep = cut(log_ratio, ends[0], EDGE_WIDTH)
@@ -51,21 +51,21 @@ def logistic_uniform(
     table = np.linspace(ends[0], ends[1], 2_001)
     found = np.interp(u, law(table)[0], table)
     reached, density = law(found)
-    found = found + (u - reached) / density  # a step of Newton's, from where the table has an error of 1e-5
+    found = found + (u - reached) / density  # a Newton step from the table's error of 1e-5
     ratio = np.clip(np.exp(found), low, high)
     return np.select([u == 0, u == 1], [low, high], ratio), 1 / law(found)[1]
 
 
 def nested(low: float, high: float, num: int, traces: int, edge: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Angles atan r of ``num`` nodes of a path, and the numbers of those at which a trace is taken.
+    """Angles atan r of ``num`` nodes of a path, and the indices of the ``traces`` nodes with a trace.
 
-    The trace is smooth elsewhere than the path: where it is taken at fewer nodes, these lie at quantiles of a
-    logistic_uniform of their own, and the path's divide the gaps between them as its own logistic_uniform would.
+    The trace and the path vary at different noise levels. If traces < num, the nodes with a trace are quantiles of a
+    separate ``logistic_uniform``, and the other nodes divide the gaps between them according to the path's.
 
     Args:
-        low, high: ends, as angles in (0, pi / 2), exact.
-        num, traces: 2 <= traces <= num.
-        edge: weight of the law of ``logistic_uniform`` at the low end.
+        low, high: ends, as angles in (0, pi / 2), included exactly.
+        num, traces: numbers of nodes, 2 <= traces <= num.
+        edge: weight of the component of ``logistic_uniform`` at the low end.
     Shapes: returns (num,) increasing float64 and (traces,) int64, ends included.
     """
     (near, far), marked = np.tan([low, high]), np.arange(num)

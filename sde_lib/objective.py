@@ -55,7 +55,7 @@ class Objective(ABC, Generic[M]):
         """
 
     def report(self, model: M, /, x0: Tensor, eps: Tensor, **cond: Tensor) -> dict[str, float]:
-        """Further metrics of validation data by name; none for most objectives."""
+        """Further metrics on validation data by name; none for most objectives."""
         return {}
 
 

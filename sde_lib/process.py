@@ -1,11 +1,11 @@
-"""One straight line describes every process: x_t = alpha(t) x_0 + sigma(t) eps, eps ~ N(0, I).
+"""Base class of all processes x_t = alpha(t) x_0 + sigma(t) eps, eps ~ N(0, I).
 
-A leaf class gives ``log_alpha``, ``sigma``, the inverse ``time(log_snr)``, the interval ``[t_min, t_max]`` and the
-standard deviation of its prior. Everything else is derived here, once, for all of them.
+A subclass defines ``log_alpha``, ``sigma``, the inverse ``time(log_snr)``, the interval ``[t_min, t_max]`` and the
+standard deviation of its prior. The base class derives everything else.
 
-A time is a number (samplers) or a tensor ``(B, 1, ..., 1)`` (losses). A number gives coefficients that are numbers:
-double precision, never a wait for a GPU, and nothing that could promote float32 data. A tensor gives tensors that
-broadcast against ``x`` of shape ``(B, *)`` as they are.
+A time is a number (samplers) or a tensor ``(B, 1, ..., 1)`` (losses). For a number the coefficients are Python floats:
+double precision, no synchronisation with a GPU, and no promotion of float32 data. For a tensor they are tensors that
+broadcast against ``x`` of shape ``(B, *)``.
 """
 
 import math
@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
-from typing_extensions import NamedTuple  # generic ones, which that of Python 3.10 cannot be
+from typing_extensions import NamedTuple  # in Python 3.10 typing's cannot be generic
 
 Time = float | Tensor
 """A number, or a tensor that broadcasts against the state."""
@@ -26,14 +26,14 @@ T = TypeVar("T", bound=Time, covariant=True)
 
 
 class Draw(Protocol):
-    """A source of noise: a ``samplers.Noise``, or ``torch.randn_like`` for a quick try."""
+    """A source of noise, such as ``samplers.Noise`` or ``torch.randn_like``."""
 
     def __call__(self, like: Tensor, /) -> Tensor:
-        """Fresh standard normals in the shape and dtype of the argument, on its device."""
+        """Draws standard normals in the shape and dtype of the argument, on its device."""
 
 
 class Marginal(NamedTuple, Generic[T]):
-    """The marginal at one time: scale of the signal, deviation of the noise, logarithm of the signal-to-noise ratio."""
+    """Marginal at one time: signal scale, noise standard deviation and log signal-to-noise ratio."""
 
     alpha: T
     sigma: T
@@ -46,7 +46,7 @@ class Marginal(NamedTuple, Generic[T]):
 
 
 class Tabulated(NamedTuple):
-    """Values of a process at one time, as ``SDE.tabulate`` keeps them."""
+    """Cached values of a process at one time; see ``SDE.tabulate``."""
 
     marginal: Marginal[float]
     drift: float
@@ -54,11 +54,11 @@ class Tabulated(NamedTuple):
 
 
 MOST_TABULATED = 1 << 14
-"""Times that a process keeps values of; above it the oldest are dropped."""
+"""Maximum number of times in the cache of a process; beyond it the oldest are dropped."""
 
 
 def check_state(x: Tensor) -> None:
-    """Raises: ValueError for a state that is no batch (B, *) of real floating-point numbers."""
+    """Raises: ValueError unless the state is a batch (B, *) of real floating-point numbers."""
     if not isinstance(x, Tensor):
         raise ValueError(f"the state is of {type(x).__name__}: give a tensor (B, *), for example by torch.as_tensor")
     if not x.is_floating_point():
@@ -69,13 +69,13 @@ def check_state(x: Tensor) -> None:
 
 
 class SDE(ABC):
-    """A linear diffusion, dx = f(t) x dt + g(t) dw, told by its marginals x_t = alpha(t) x_0 + sigma(t) eps.
+    """A linear diffusion, dx = f(t) x dt + g(t) dw, defined by its marginals x_t = alpha(t) x_0 + sigma(t) eps.
 
     Attributes:
-        t_min: earliest time at which a network is trained, above 0 where sigma(0) = 0.
-        t_max: latest time, where the data are all but forgotten.
-        prior_std: standard deviation of the law that replaces the marginal at t_max.
-        grid: name of the spacing of its times that its paper samples with.
+        t_min: earliest time for training, above 0 where sigma(0) = 0.
+        t_max: latest time, at which little signal is left.
+        prior_std: standard deviation of the prior N(0, prior_std^2 I), which replaces the marginal at t_max.
+        grid: name of the time grid that the paper of the process uses for sampling.
     """
 
     grid = "uniform"
@@ -86,7 +86,7 @@ class SDE(ABC):
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:
-        """Logarithm of the signal's scale at time t."""
+        """Logarithm of the signal scale at time t."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
@@ -94,10 +94,10 @@ class SDE(ABC):
 
     @abstractmethod
     def time(self, log_snr: Tensor) -> Tensor:
-        """The time at which the log signal-to-noise ratio has this value; inverse of ``log_snr``."""
+        """Time at which the log signal-to-noise ratio has this value; inverse of ``log_snr``."""
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """Logarithm of the signal-to-noise ratio, l = 2 (log alpha - log sigma); falls as t grows."""
+        """Log signal-to-noise ratio l = 2 (log alpha - log sigma), a decreasing function of t."""
         return 2 * (self.log_alpha(t) - torch.log(self.sigma(t)))
 
     @overload
@@ -105,7 +105,7 @@ class SDE(ABC):
     @overload
     def marginal(self, t: Tensor) -> Marginal[Tensor]: ...
     def marginal(self, t: Time) -> Marginal[float] | Marginal[Tensor]:
-        """alpha, sigma and log-SNR at time t: numbers for a number, tensors for a tensor."""
+        """Returns alpha, sigma and log-SNR at time t: numbers for a number, tensors for a tensor."""
         if isinstance(t, Tensor):
             log_alpha, sigma = self.log_alpha(t), self.sigma(t)
             return Marginal(torch.exp(log_alpha), sigma, 2 * (log_alpha - torch.log(sigma)))
@@ -113,10 +113,10 @@ class SDE(ABC):
         return found.marginal if found else Marginal(*(v.item() for v in self.marginal(_double(t))))
 
     def tabulate(self, times: Tensor) -> None:
-        """Compute ``marginal``, ``drift`` and ``diffusion`` at times (N,) in one vectorised call each, and keep them.
+        """Computes and caches ``marginal``, ``drift`` and ``diffusion`` at times (N,), in one vectorised call each.
 
-        Calls with one of these times as a number then look the values up. Values of earlier calls stay, up to
-        ``MOST_TABULATED`` times; they are not part of a copy or a pickle of the process.
+        Later calls with one of these times as a number return the cached values. Values of earlier calls stay, up to
+        ``MOST_TABULATED`` times. Copies and pickles of the process start with an empty cache.
         """
         marginals = zip(*(v.tolist() for v in self.marginal(times)), strict=True)
         rates = self.drift(times).tolist(), self.diffusion(times).tolist()
@@ -134,7 +134,7 @@ class SDE(ABC):
     @overload
     def alpha(self, t: Tensor) -> Tensor: ...
     def alpha(self, t: Time) -> Time:
-        """Scale of the signal at time t."""
+        """Signal scale at time t."""
         return self.marginal(t).alpha
 
     @overload
@@ -162,7 +162,7 @@ class SDE(ABC):
     @overload
     def drift(self, t: Tensor) -> Tensor: ...
     def drift(self, t: Time) -> Time:
-        """The factor f(t) = d log_alpha / dt of the drift f(t) x."""
+        """Factor f(t) = d log_alpha / dt of the drift f(t) x."""
         if isinstance(t, Tensor):
             return _derivative(self.log_alpha, t)
         found = self._table.get(t)
@@ -173,7 +173,7 @@ class SDE(ABC):
     @overload
     def diffusion(self, t: Tensor) -> Tensor: ...
     def diffusion(self, t: Time) -> Time:
-        """The diffusion coefficient g(t), g^2 = -sigma^2 dl/dt.
+        """Diffusion coefficient g(t), with g^2 = -sigma^2 dl/dt.
 
         Reference: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, appendix. arXiv:2107.00630
         """
@@ -187,7 +187,7 @@ class SDE(ABC):
     @overload
     def quantile(self, u: Tensor) -> Tensor: ...
     def quantile(self, u: Time) -> Time:
-        """The time before which a share u of all times lies, u in [0, 1]."""
+        """Quantile of uniform time: the time below which the fraction u in [0, 1] of all times lies."""
         return self.t_min + (self.t_max - self.t_min) * u
 
     @overload
@@ -195,7 +195,7 @@ class SDE(ABC):
     @overload
     def fraction(self, t: Tensor) -> Tensor: ...
     def fraction(self, t: Time) -> Time:
-        """The share of all times that lies before t; inverse of ``quantile``."""
+        """Fraction of all times that lies below t; inverse of ``quantile``."""
         return (t - self.t_min) / (self.t_max - self.t_min)
 
     @overload
@@ -205,46 +205,46 @@ class SDE(ABC):
     @overload
     def transition(self, s: Time, t: Time) -> tuple[Time, Time]: ...
     def transition(self, s: Time, t: Time) -> tuple[Time, Time]:
-        """The forward move from time s to the later t, x_t = a x_s + b z.
+        """Forward transition from time s to the later t, x_t = a x_s + b z.
 
             a = alpha_t / alpha_s,    b^2 = sigma_t^2 - a^2 sigma_s^2 = sigma_t^2 (1 - exp(l_t - l_s))
 
-        Chains: the transitions from r to s and from s to t make the one from r to t.
+        Transitions compose: those from r to s and from s to t give the one from r to t.
         """
         early, late = self.marginal(s), self.marginal(t)
         return late.alpha / early.alpha, late.sigma * _forgotten(early, late)
 
     def perturb(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
-        """Data and noise to the state x_t = alpha x0 + sigma eps."""
+        """Noisy state x_t = alpha x0 + sigma eps."""
         alpha, sigma, _ = self.marginal(t)
         return alpha * x0 + sigma * eps
 
     def eps(self, x: Tensor, x0: Tensor, t: Time) -> Tensor:
-        """The noise that the pair (x, x0) implies, (x - alpha x0) / sigma."""
+        """Noise eps = (x - alpha x0) / sigma of the pair (x, x0)."""
         alpha, sigma, _ = self.marginal(t)
         return (x - alpha * x0) / sigma
 
     def x0(self, x: Tensor, eps: Tensor, t: Time) -> Tensor:
-        """The data that the pair (x, eps) implies, (x - sigma eps) / alpha."""
+        """Data x0 = (x - sigma eps) / alpha of the pair (x, eps)."""
         alpha, sigma, _ = self.marginal(t)
         return (x - sigma * eps) / alpha
 
     def score(self, x: Tensor, x0: Tensor, t: Time) -> Tensor:
-        """The score that the estimate x0 = E[x_0 | x] implies, (alpha x0 - x) / sigma^2 (Tweedie's formula)."""
+        """Score (alpha x0 - x) / sigma^2 for the estimate x0 = E[x_0 | x], by Tweedie's formula."""
         alpha, sigma, _ = self.marginal(t)
         return (alpha * x0 - x) / sigma**2
 
     def x0_of_score(self, x: Tensor, score: Tensor, t: Time) -> Tensor:
-        """The estimate of the data that a score implies, (x + sigma^2 score) / alpha; inverse of ``score``."""
+        """Estimate of the data (x + sigma^2 score) / alpha; inverse of ``score``."""
         alpha, sigma, _ = self.marginal(t)
         return (x + sigma**2 * score) / alpha
 
     def bridge(self, x: Tensor, x0: Tensor, t: Time, s: Time, eta: float = 0.0) -> tuple[Tensor, Time]:
-        """The reverse move from time t to the earlier s, given an estimate of the data: mean and deviation of x_s.
+        """Mean and standard deviation of the reverse step from time t to the earlier s, given an estimate of the data.
 
             mean = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps(x, x0),    std = eta sigma_s b / sigma_t
 
-        eta = 0 follows the probability flow, eta = 1 samples q(x_s | x_t, x_0). With the true x0 the marginal of x_s
+        eta = 0 follows the probability flow; eta = 1 samples q(x_s | x_t, x_0). With the true x0 the marginal of x_s
         is exact for every eta in [0, 1].
 
         Shapes: x, x0 (B, *); returns the mean (B, *) and std.
@@ -261,15 +261,15 @@ class SDE(ABC):
         return kept, early.alpha - kept * late.alpha, early.sigma * forgotten
 
     def reverse(self, x: Tensor, x0: Tensor, t: Time, s: Time, v: float | Tensor) -> tuple[Tensor, Time]:
-        """The reverse kernel p(x_s | x_t) = N(mean, std^2) of an estimate of the data, for any move.
+        """Reverse kernel p(x_s | x_t) = N(mean, std^2) from an estimate of the data.
 
             mean = E[x_s | x_t, x0] as ``bridge``,    std = ``reverse_std(sigma_s b / sigma_t, b, v)``
 
-        Where the data are Gaussian and x0 is exact, some share makes it the true law of x_s given x_t.
+        For Gaussian data and the exact x0, the kernel is the true distribution of x_s given x_t for some v.
 
         Args:
-            v: the share, a number or shaped as x: 0 for the posterior q(x_s | x_t, x_0), NCSN's and DDPM's
-                beta-tilde; 1 for the forward move, DDPM's beta.
+            v: interpolation weight, a number or shaped as x: 0 for the posterior q(x_s | x_t, x_0), NCSN's and DDPM's
+                beta-tilde; 1 for the forward step, DDPM's beta.
         Shapes: x, x0 (B, *); returns the mean (B, *) and std.
         Reference: Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, eq. 15. arXiv:2102.09672
         """
@@ -287,7 +287,7 @@ class SDE(ABC):
 
 
 def check_same(sde: SDE, other: SDE) -> None:
-    """Raises: ValueError naming both and a time, where alpha or sigma of the other are more than a millionth off."""
+    """Raises: ValueError with a time at which alpha or sigma of the processes differ by more than a millionth."""
     if sde is other:
         return
     shared = max(sde.t_min, other.t_min), min(sde.t_max, other.t_max)
@@ -304,18 +304,18 @@ def check_same(sde: SDE, other: SDE) -> None:
 
 
 def reverse_std(posterior: Time, forward: Time, v: float | Tensor) -> Time:
-    """log std = (1 - v) log(posterior) + v log(forward): the two bounds, mixed by a share."""
+    """Interpolated standard deviation, log std = (1 - v) log(posterior) + v log(forward)."""
     return posterior ** (1 - v) * forward**v
 
 
 def _forgotten(early: Marginal[Time], late: Marginal[Time]) -> Time:
-    """Share of the late noise that came after the early time, b / sigma_t = sqrt(1 - exp(l_t - l_s)), uncancelled."""
+    """Fraction of the late noise added after the early time, b / sigma_t = sqrt(1 - exp(l_t - l_s)), by expm1."""
     fall = late.log_snr - early.log_snr
     return (-torch.expm1(fall)) ** 0.5 if isinstance(fall, Tensor) else math.sqrt(-math.expm1(fall))
 
 
 def in_dtype(value: Time, x: Tensor) -> Time:
-    """A number as it is, a tensor in the dtype of x."""
+    """Casts a tensor to the dtype of x; a number stays unchanged."""
     return value.to(x.dtype) if isinstance(value, Tensor) else value
 
 

@@ -1,7 +1,7 @@
-"""The processes of the field: two functions of time, one inverse and a prior each; and the chains made of them.
+"""Published processes: two functions of time, an inverse and a prior each, and their discretisations.
 
-Every formula is written so that float32 keeps its digits down to t = 1e-6: no 1 - exp(-x), no difference of two
-numbers close to one.
+All formulas keep the accuracy of float32 down to t = 1e-6: they contain no 1 - exp(-x) and no difference of two numbers
+close to 1.
 """
 
 import math
@@ -14,16 +14,16 @@ from score_sde.sde_lib.process import SDE
 
 
 class VPSDE(SDE):
-    """Variance preserving: noise is added at the rate beta(t) = beta_min + t (beta_max - beta_min).
+    """Variance preserving (VP), with the noise rate beta(t) = beta_min + t (beta_max - beta_min).
 
         log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2,    sigma^2 = 1 - alpha^2
 
     Its N-step discretisation is DDPM.
 
     Args:
-        beta_min, beta_max: rate of noise at t = 0 and t = 1, positive.
+        beta_min, beta_max: noise rate at t = 0 and t = 1, positive.
         t_min: earliest time, in (0, 1).
-    Raises: ValueError where a rate is not positive or the rates fall.
+    Raises: ValueError unless 0 < beta_min <= beta_max and 0 < t_min < 1.
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, eq. 32, 33. arXiv:2011.13456
     """
 
@@ -45,12 +45,12 @@ class VPSDE(SDE):
         return _linear_rate_time(self, -0.5 * torch.logaddexp(-log_snr, torch.zeros_like(log_snr)))
 
     def discretize(self, num_steps: int = 1000) -> Discrete:
-        """DDPM's chain: beta_i = beta(t_i) / N at N times t_i evenly spaced over [0, 1]. Song et al., 2021, app. B."""
+        """DDPM's process: beta_i = beta(t_i) / N at N times evenly spaced over [0, 1]. Song et al., 2021, app. B."""
         return ddpm(num_steps, self.beta_min / num_steps, self.beta_max / num_steps)
 
 
 class SubVPSDE(SDE):
-    """Sub-VP: the drift of VP with less noise, whose variance is bounded by that of VP at every time.
+    """Sub-VP: the drift of VP with a smaller variance at every time.
 
         log alpha as VP,    sigma = 1 - alpha^2
 
@@ -76,15 +76,15 @@ class SubVPSDE(SDE):
 
 
 class CosineSDE(SDE):
-    """Variance preserving with the cosine schedule, for noise that comes more evenly.
+    """Variance preserving with the cosine schedule, which adds noise more evenly.
 
         alpha = cos(theta(t)) / cos(theta(0)),    theta(t) = pi/2 (t + offset) / (1 + offset),    sigma^2 = 1 - alpha^2
 
-    Both are written with sines of exact differences of angles, so neither end cancels. It ends before t = 1, where the
-    signal would vanish and the rate of noise be infinite.
+    Both are computed from sines of exact differences of angles, without cancellation at either end. The interval ends
+    before t = 1, where the signal is zero and the noise rate infinite.
 
     Args:
-        offset: keeps the first noise from being too small, at least 0.
+        offset: increases the noise near t = 0, at least 0.
         t_min, t_max: interval, 0 < t_min < t_max < 1.
     Reference: Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, eq. 17. arXiv:2102.09672
     """
@@ -115,7 +115,7 @@ class CosineSDE(SDE):
         return torch.where(near < 0.5, torch.asin(near.clamp(max=0.5)), theta - self._start) / self._speed
 
     def discretize(self, num_steps: int = 1000) -> Discrete:
-        """Improved DDPM's chain: beta_i = 1 - alpha(i / N)^2 / alpha((i - 1) / N)^2, at most 0.999.
+        """Improved DDPM's process: beta_i = 1 - alpha(i / N)^2 / alpha((i - 1) / N)^2, at most 0.999.
 
         Reference: Nichol, Dhariwal, 2021, eq. 17 and the cap below it.
         """
@@ -125,14 +125,14 @@ class CosineSDE(SDE):
 
 
 class VESDE(SDE):
-    """Variance exploding: noise grows geometrically over untouched data.
+    """Variance exploding (VE): geometric growth of the noise on unscaled data.
 
         alpha = 1,    sigma = sigma_min (sigma_max / sigma_min)^t
 
-    Its N-level discretisation is NCSN's geometric ladder.
+    Its N-level discretisation is NCSN's geometric sequence of noise levels.
 
     Args:
-        sigma_min: noise at t = 0, in units of the data; it stays in what the model calls data.
+        sigma_min: noise at t = 0, in units of the data; the modelled density includes it.
         sigma_max: noise at t = 1, above the largest distance between two examples.
         t_min: earliest time, in [0, 1).
     Raises: ValueError unless 0 < sigma_min < sigma_max.
@@ -149,7 +149,7 @@ class VESDE(SDE):
         self._rate = math.log(sigma_max / sigma_min)
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        return 0 * self.sigma(t)  # at t = -inf, the data themselves, 0 t is no number
+        return 0 * self.sigma(t)  # 0 * t is NaN at t = -inf, the time of the data
 
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * torch.exp(self._rate * t)
@@ -158,13 +158,13 @@ class VESDE(SDE):
         return (-0.5 * log_snr - math.log(self.sigma_min)) / self._rate
 
     def discretize(self, num_steps: int = 1000) -> Discrete:
-        """NCSN's ladder: num_steps levels in geometric progression from sigma_min to sigma_max."""
+        """NCSN's process: num_steps levels in geometric progression from sigma_min to sigma_max."""
         times = _evenly(0, 1, num_steps)
         return Discrete(self.log_alpha(times), self.sigma(times), self.prior_std)
 
 
 class EDMSDE(SDE):
-    """The noise level itself is the time.
+    """EDM's process, with the noise level as time.
 
         alpha = 1,    sigma = t
 
@@ -193,13 +193,14 @@ class EDMSDE(SDE):
 
 
 class RectifiedSDE(SDE):
-    """Rectified flow: the straight line from the data to the noise.
+    """Rectified flow: straight lines from data to noise.
 
         alpha = 1 - t,    sigma = t
 
-    Flow matching's velocity E[eps - x0 | x] is dx/dt = f x - g^2 score / 2 of this process, so at equal log-SNR and
-    scaled state its trajectories are those of every other. The law ``lognormal`` of sigma / alpha = t / (1 - t) is
-    the logit-normal law of t in Stable Diffusion 3. It ends before t = 1, where no signal is left to scale by.
+    The velocity of flow matching, E[eps - x0 | x], equals dx/dt = f x - g^2 score / 2 of this process. At equal log-SNR
+    and scaled state its trajectories therefore coincide with every other process's. The timestep sampler ``lognormal``
+    of sigma / alpha = t / (1 - t) is the logit-normal distribution of t in Stable Diffusion 3. The interval ends before
+    t = 1, where alpha = 0.
 
     Args:
         t_min, t_max: interval, 0 < t_min < t_max < 1; the prior is N(0, t_max^2).
@@ -224,11 +225,11 @@ class RectifiedSDE(SDE):
 
 
 def ddpm(num_levels: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> Discrete:
-    """DDPM's chain, x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z with betas evenly spaced.
+    """DDPM's discrete-time process, x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z, with evenly spaced betas.
 
     Args:
         num_levels: N, at least 2.
-        beta_min, beta_max: at levels 1 and N, in (0, 1).
+        beta_min, beta_max: beta at levels 1 and N, in (0, 1).
     Raises: ValueError for a value out of range.
     Reference: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, section 4. arXiv:2006.11239
     """
@@ -236,7 +237,7 @@ def ddpm(num_levels: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02)
 
 
 def iddpm(num_levels: int = 1000, offset: float = 0.008) -> Discrete:
-    """Improved DDPM's chain: the discretised ``CosineSDE``, up to a time at which no signal is left.
+    """Improved DDPM's discrete-time process: the discretised ``CosineSDE``, down to a signal of nearly zero.
 
     Args:
         num_levels: N, at least 2.
@@ -248,26 +249,26 @@ def iddpm(num_levels: int = 1000, offset: float = 0.008) -> Discrete:
 
 
 def ncsn(sigma_min: float = 0.01, sigma_max: float = 50.0, num_levels: int = 232) -> Discrete:
-    """NCSN's ladder of noise over untouched data: the discretised ``VESDE``; the defaults are NCSNv2's for CIFAR-10.
+    """NCSN's discrete-time process, the discretised ``VESDE``; the defaults are NCSNv2's for CIFAR-10.
 
     Args:
         sigma_min, sigma_max: noise at levels 1 and N, in units of the data.
-        num_levels: N, at least 2; ``ladder_size`` tells how many are enough.
+        num_levels: N, at least 2; ``ladder_size`` computes the number by NCSNv2's criterion.
     Raises: ValueError for a value out of range.
     Reference: Song, Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019.
-        arXiv:1907.05600; the same, 2020, section 3. arXiv:2006.09011
+        arXiv:1907.05600; Song, Ermon, 2020, section 3. arXiv:2006.09011
     """
     return VESDE(sigma_min, sigma_max).discretize(num_levels)
 
 
 def _evenly(first: float, last: float, num_levels: int) -> Tensor:
-    """A number for each level."""
+    """Evenly spaced values, one for each level."""
     _check(num_levels >= 2, f"num_levels {num_levels}: need at least 2")
     return torch.linspace(first, last, num_levels, dtype=torch.float64)
 
 
 def _linear_rate_time(sde: VPSDE | SubVPSDE, log_alpha: Tensor) -> Tensor:
-    """Solve log_alpha(t) = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2 for t, in the form that never cancels."""
+    """Solves log_alpha(t) = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2 for t, in the form without cancellation."""
     discriminant = sde.beta_min**2 - 4 * (sde.beta_max - sde.beta_min) * log_alpha
     return -4 * log_alpha / (sde.beta_min + torch.sqrt(discriminant))
 

@@ -1,4 +1,4 @@
-"""The adaptive solver: an error below the tolerance, for as many evaluations as it takes."""
+"""Adaptive ODE solver with error control for each example."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,16 @@ State = tuple[Tensor, Tensor]
 
 
 class DormandPrince:
-    """The Runge-Kutta pair of order 5 with an embedded 4, each example with its own steps.
+    """Dormand and Prince's Runge-Kutta pair of orders 5 and 4, with separate steps for each example.
 
-    An example is accepted, rejected and finished by its own error alone, so its result does not depend on the batch;
-    finished ones are no longer evaluated. The end point and each integral are held to the tolerance alone. A step
-    is at most twice the last, for the error of one that skips all there is to see cannot be told from nothing.
+    The steps of an example depend on its own error, so its result is independent of the batch. Finished examples are
+    no longer evaluated. The end point and each integral meet the tolerance separately. A step is at most twice the
+    previous one, because the error estimate of a step that skips all structure is close to 0.
 
     Args:
         rtol, atol: tolerances, relative and absolute, positive.
     Raises: ValueError for a tolerance that is not positive or, when called, beyond the dtype of u, as ``check_reach``;
-        NotConvergedError naming example and place.
+        NotConvergedError with example and position.
     Reference: Dormand, Prince, "A Family of Embedded Runge-Kutta Formulae", 1980.
     """
 
@@ -34,14 +34,14 @@ class DormandPrince:
         return f"rtol {self.rtol:g}, atol {self.atol:g}"
 
     def refined(self) -> "DormandPrince":
-        """The same with a tenth of the tolerances."""
+        """Returns a solver with a tenth of the tolerances."""
         return type(self)(0.1 * self.rtol, 0.1 * self.atol)
 
     def __call__(self, velocity: Velocity, u: Tensor, start: float, end: float) -> Solution:
-        """Follow the velocity of u (B, *) from the angle ``start`` to ``end``, in either order."""
+        """Integrates u (B, *) along the velocity from the angle ``start`` to ``end``, in either order."""
         check_reach(self.rtol, self.atol, u.dtype)
         span, indices = end - start, torch.arange(len(u), device=u.device)
-        progress = torch.zeros(len(u), dtype=torch.float64, device=u.device)  # share of the way done, 0 to 1
+        progress = torch.zeros(len(u), dtype=torch.float64, device=u.device)  # fraction of the path, 0 to 1
         step, nodes = torch.full_like(progress, 0.05), progress.new_tensor(NODES)[:, None]
         calls, asked = torch.empty_like(indices), 1
 
@@ -66,7 +66,7 @@ class DormandPrince:
             state, first = _choose(accept, proposal, state), _choose(accept, (velocities[-1], rates[-1]), first)
             step = step * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 2.0)
             unfinished = progress < 1 - 1e-12
-            going, lost = velocity.read(torch.stack([unfinished, ~(step >= _LEAST_STEP)]))  # lost where NaN as well
+            going, lost = velocity.read(torch.stack([unfinished, ~(step >= _LEAST_STEP)]))  # also lost if NaN
             if not going.all():
                 done, left = (put(where.nonzero()[:, 0], u.device) for where in (~going, going))
                 for whole, part in zip(result, state, strict=True):
@@ -86,7 +86,7 @@ class DormandPrince:
         )
 
     def _error(self, state: State, proposal: State, move: Tensor, stages: tuple[list[Tensor], list[Tensor]]) -> Tensor:
-        """Estimated error over tolerance for each example: root mean square of the end point, worst integral; (B,)."""
+        """Ratio of error to tolerance, (B,): the largest of the state's root mean square and each integral's."""
         (u, integrals) = (
             _weighted(_ERROR, found)
             .div_(torch.maximum(old.abs(), new.abs()).mul_(self.rtol).add_(self.atol))
@@ -98,9 +98,9 @@ class DormandPrince:
 
 
 def check_tolerances(rtol: float, atol: float) -> tuple[float, float]:
-    """The same.
+    """Returns the tolerances.
 
-    Raises: ValueError if they are not positive.
+    Raises: ValueError unless both are positive.
     """
     if not (rtol > 0 and atol > 0):
         raise ValueError(f"rtol {rtol} and atol {atol}: need tolerances above 0, 1e-5 is usual")
@@ -108,10 +108,10 @@ def check_tolerances(rtol: float, atol: float) -> tuple[float, float]:
 
 
 def check_reach(rtol: float, atol: float, dtype: torch.dtype) -> None:
-    """Raises: ValueError for tolerances whose steps would be shorter than about a thousandth of the way.
+    """Raises: ValueError for tolerances that need steps below about a thousandth of the path in this dtype.
 
-    The estimate of a step's error is rounded to a share of the step. Where the tolerance is as small, only shorter
-    steps keep it, and no more digits come of them.
+    Rounding limits the estimated error of a step to a fraction of the step. For a tolerance below this limit the steps
+    shrink without a gain in accuracy.
     """
     least, kind = _LEAST_TOLERANCE * torch.finfo(dtype).eps, str(dtype).removeprefix("torch.")
     if max(rtol, atol) < least:
@@ -121,9 +121,9 @@ def check_reach(rtol: float, atol: float, dtype: torch.dtype) -> None:
         )
 
 
-_LEAST_TOLERANCE = 2**-11  # of the unit of rounding
+_LEAST_TOLERANCE = 2**-11  # in units of the dtype's epsilon
 _MAX_STEPS = 10_000
-_LEAST_STEP = 1e-10  # of the way
+_LEAST_STEP = 1e-10  # fraction of the path
 
 # The Dormand-Prince pair: nodes, rows of the tableau (the last is the result of order 5), and the error's weights.
 NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)

@@ -1,6 +1,6 @@
-"""Variance preserving processes told by their log-SNR, l(t) and its inverse, and a schedule that is learned.
+"""Variance-preserving processes defined by their log-SNR l(t) and its inverse, and a learned schedule.
 
-With t uniform a schedule is a law of the log-SNR: t = P(l' > l), so its density is p(l) = -dt/dl.
+For uniform t a schedule is a distribution of log-SNR: t = P(l' > l), with the density p(l) = -dt/dl.
 
 Reference: Kingma, Gao, "Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation", 2023.
     arXiv:2303.00848
@@ -17,9 +17,9 @@ from score_sde.sde_lib.process import SDE
 
 
 class LogSNRSDE(SDE):
-    """Variance preserving at a given log-SNR: alpha^2 = sigmoid(l), sigma^2 = sigmoid(-l).
+    """Variance-preserving process with a given log-SNR: alpha^2 = sigmoid(l), sigma^2 = sigmoid(-l).
 
-    A leaf gives ``log_snr`` and its inverse ``time``.
+    A subclass defines ``log_snr`` and its inverse ``time``.
     """
 
     prior_std = 1.0
@@ -31,7 +31,7 @@ class LogSNRSDE(SDE):
 
     @abstractmethod
     def log_snr(self, t: Tensor) -> Tensor:
-        """Logarithm of the signal-to-noise ratio; falls as t grows."""
+        """Log signal-to-noise ratio, a decreasing function of t."""
 
     def log_alpha(self, t: Tensor) -> Tensor:
         return 0.5 * logsigmoid(self.log_snr(t))
@@ -41,17 +41,17 @@ class LogSNRSDE(SDE):
 
 
 class SigmoidSDE(LogSNRSDE):
-    """The sigmoid schedule: alpha^2 is a piece of a falling sigmoid, stretched to [0, 1].
+    """Sigmoid schedule: alpha^2 is a segment of a decreasing sigmoid, rescaled to [0, 1].
 
         alpha^2 = (S(b) - S(u)) / (S(b) - S(a)),    S the sigmoid, u = a + t (b - a), a = start / tau, b = end / tau
 
-    As S(x) - S(y) = S(x) S(-y) (1 - exp(y - x)), nothing cancels in
+    Since S(x) - S(y) = S(x) S(-y) (1 - exp(y - x)), no digits cancel in
 
         l = log S(b) - log S(-a) - u + log(1 - exp(u - b)) - log(1 - exp(a - u))
 
     Args:
-        start, end: the piece of the sigmoid, start < end.
-        tau: temperature, positive; a small one keeps the noise for the middle.
+        start, end: ends of the segment, start < end.
+        tau: temperature, positive; a small one concentrates the change of the noise level in the middle.
         t_min, t_max: interval, 0 < t_min < t_max < 1.
     Raises: ValueError for a value out of range.
     Reference: Jabri, Fleet, Chen, "Scalable Adaptive Computation for Iterative Generation", 2022, appendix.
@@ -80,13 +80,13 @@ class SigmoidSDE(LogSNRSDE):
 
 
 class LaplaceSDE(LogSNRSDE):
-    """Log-SNR with a Laplace law: p(l) = exp(-|l - mean| / scale) / (2 scale).
+    """Laplace-distributed log-SNR: p(l) = exp(-|l - mean| / scale) / (2 scale).
 
         l = mean - scale sgn(1/2 - t) log(1 - 2 |1/2 - t|)
 
     Args:
-        mean, scale: of the log-SNR, scale positive. The paper's 0.5 leaves sigma = 0.07 at t_min and alpha = 0.18 at
-            t_max; our 1 reaches farther.
+        mean, scale: parameters of the log-SNR distribution, scale positive. The paper's scale of 0.5 gives sigma = 0.07
+            at t_min and alpha = 0.18 at t_max; the default of 1 has a wider range.
         t_min, t_max: interval, 0 < t_min < t_max < 1.
     Raises: ValueError for a value out of range.
     Reference: Hang, Gu, Geng, Guo, "Improved Noise Schedule for Diffusion Training", 2024, table 1. arXiv:2407.03297
@@ -107,17 +107,17 @@ class LaplaceSDE(LogSNRSDE):
 
 
 class LogisticSDE(LogSNRSDE):
-    """Log-SNR with a logistic law: p(l) = sech^2((l - mean) / (2 scale)) / (4 scale).
+    """Logistic log-SNR: p(l) = sech^2((l - mean) / (2 scale)) / (4 scale).
 
         l = mean - scale log(t / (1 - t))
 
-    With mean 0 and scale 2 it has the log-SNR of rectified flow at every time, with a constant variance.
+    With mean 0 and scale 2 the log-SNR equals rectified flow's at every time, with a constant variance.
 
     Args:
-        mean, scale: of the log-SNR, scale positive.
+        mean, scale: parameters of the log-SNR distribution, scale positive.
         t_min, t_max: interval, 0 < t_min < t_max < 1.
     Raises: ValueError for a value out of range.
-    Reference: Kingma, Gao, 2023, where scale 2 is the law of the straight line's log-SNR. arXiv:2303.00848
+    Reference: Kingma, Gao, 2023, where scale 2 gives the log-SNR of rectified flow. arXiv:2303.00848
     """
 
     def __init__(self, mean: float = 0.0, scale: float = 2.0, t_min: float = 1e-5, t_max: float = 0.999) -> None:
@@ -133,17 +133,17 @@ class LogisticSDE(LogSNRSDE):
 
 
 class MonotoneSchedule(nn.Module):
-    """A learned law of the log-SNR on [l_min, l_max], and so a learned schedule: time falls as log-SNR grows.
+    """Learned distribution of log-SNR on [l_min, l_max], and thus a learned schedule: time decreases in log-SNR.
 
         T(l) = w_0 (l_max - l) / (l_max - l_min) + sum_k w_k (S_k(l) - S_k(l_max)) / (S_k(l_min) - S_k(l_max)),
         S_k(l) = sigmoid((c_k - l) / h_k)
 
-    Weights w are positive and add up to 1, so T(l_max) = 0, T(l_min) = 1, and p(l) = -T'(l) is a mixture of a uniform
-    law and K logistic ones, cut at the ends. Beyond them T goes on straight. ``log_snr`` solves T(l) = t in float64 and
-    is differentiable in t and in the parameters.
+    The weights w are positive and sum to 1, so T(l_max) = 0, T(l_min) = 1, and p(l) = -T'(l) is a mixture of a uniform
+    distribution and K truncated logistic ones. Outside the interval T is linear. ``log_snr`` solves T(l) = t in float64
+    and is differentiable in t and in the parameters.
 
     Args:
-        l_min, l_max: ends of the log-SNR, l_min < l_max.
+        l_min, l_max: ends of the log-SNR range, l_min < l_max.
         num_sigmoids: K, at least 1.
     Raises: ValueError for a value out of range.
     Reference: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, appendix on the monotone network.
@@ -163,7 +163,7 @@ class MonotoneSchedule(nn.Module):
         self.log_widths = nn.Parameter(torch.full((num_sigmoids,), math.log(spacing)))
 
     def forward(self, log_snr: Tensor) -> Tensor:
-        """T(l), the time at which the log-SNR has this value; shaped and typed as it."""
+        """T(l), the time at which the log-SNR has this value; in the shape and dtype of l."""
         l = log_snr.double()[..., None]
         inside = l.clamp(self.l_min, self.l_max)
         start, centred, end = self._scaled(self.l_max), self._scaled(inside), self._scaled(self.l_min)
@@ -172,7 +172,7 @@ class MonotoneSchedule(nn.Module):
         return (times + (inside - l).squeeze(-1) * self.density(log_snr).double()).to(log_snr)
 
     def density(self, log_snr: Tensor) -> Tensor:
-        """p(l) = -T'(l), shaped and typed as l."""
+        """Density p(l) = -T'(l), in the shape and dtype of l."""
         inside = log_snr.double()[..., None].clamp(self.l_min, self.l_max)
         start, centred, end = self._scaled(self.l_max), self._scaled(inside), self._scaled(self.l_min)
         slopes = torch.sigmoid(centred) * torch.sigmoid(-centred) * torch.exp(-self.log_widths.double())
@@ -180,7 +180,7 @@ class MonotoneSchedule(nn.Module):
         return (self._weights() * torch.cat([uniform, slopes / _rise(end, start)], -1)).sum(-1).to(log_snr)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """The log-SNR at time t, T's inverse, by Newton's method within a shrinking bracket; shaped and typed as t."""
+        """Log-SNR at time t, the inverse of T, by bracketed Newton iteration; in the shape and dtype of t."""
         target = t.detach().double()
         with torch.no_grad():
             grid = torch.linspace(self.l_max, self.l_min, 1025, dtype=torch.float64, device=t.device)
@@ -196,22 +196,23 @@ class MonotoneSchedule(nn.Module):
                 change, l = (moved - l).abs().max(), moved
                 if change <= 1e-14 * (self.l_max - self.l_min):
                     break
-        # One more move of Newton's is zero at the solution, and its derivatives are those of the inverse.
+        # Another Newton step is zero at the solution and has the derivatives of the inverse.
         root: Tensor = l + (self.forward(l) - t.double()) / self.density(l).detach()
         return root.to(t)
 
     def variance(self, log_snr: Tensor, second_moment: Tensor, drawn: Tensor) -> Tensor:
-        """What a fit minimises: the second moment of m(l) / p(l), l ~ p, an estimate of the loss integral of m over l.
+        """Second moment of the estimate m(l) / p(l), l ~ p, of the integral of the loss m over l; minimised in
+        training.
 
             mean of m^2 / (p q) over l ~ q
 
-        Its mean does not depend on p, so this is its variance but for a constant. The least is (integral of
-        sqrt(E[m^2]))^2, at p proportional to sqrt(E[m^2]).
+        The mean of the estimate is independent of p, so this equals its variance up to a constant. The minimum is
+        (integral of sqrt(E[m^2]))^2, for p proportional to sqrt(E[m^2]).
 
         Args:
-            log_snr: l, draws of the law q.
-            second_moment: E[m(l)^2], or its value in one example, m the loss a unit of l.
-            drawn: q(l), the density with which they were drawn; that of the schedule itself where it is detached.
+            log_snr: l, samples of the distribution q.
+            second_moment: E[m(l)^2], or m(l)^2 of one example, with m the loss per unit of l.
+            drawn: q(l), the density of the samples; the detached density of the schedule if q = p.
         Shapes: (B,) each; returns a scalar.
         """
         return (second_moment / (self.density(log_snr) * drawn)).mean()
@@ -224,12 +225,13 @@ class MonotoneSchedule(nn.Module):
 
 
 class LearnedSDE(LogSNRSDE):
-    """The process of a learned schedule, whose time runs over the whole of [0, 1].
+    """Process of a learned schedule, with times in [0, 1].
 
         l(t) = schedule.log_snr(t)
 
     Args:
-        schedule: its parameters are followed as they change; only those who ask with tensors get gradients.
+        schedule: schedule with parameters that may change; values cached by ``tabulate`` keep the parameters of that
+            call. Gradients flow through tensor times only.
     Reference: Kingma, Salimans, Poole, Ho, 2021, section 4. arXiv:2107.00630
     """
 
@@ -249,7 +251,7 @@ _MAX_ITERATIONS = 100
 
 
 def _rise(x: Tensor, y: Tensor) -> Tensor:
-    """sigmoid(x) - sigmoid(y) without their cancellation."""
+    """sigmoid(x) - sigmoid(y) without cancellation."""
     return torch.sigmoid(x) * torch.sigmoid(-y) * -torch.expm1(y - x)
 
 

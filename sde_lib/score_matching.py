@@ -1,13 +1,13 @@
-"""Score matching: a model of grad log p is fitted to data whose score nobody knows.
+"""Score matching: objectives that fit a model of grad log p to data.
 
-    explicit    E |s_hat - s|^2                          the aim; for densities that are known
+    explicit    E |s_hat - s|^2                          the aim; for densities with a known score
     denoising   E |s_hat - grad log p(x_t | x_0)|^2      ``sde_lib.losses``
     implicit    E [2 tr(ds_hat/dx) + |s_hat|^2]          exact trace, by integration by parts
     sliced      the same, along random directions
 
-At a noise level of their own, x_t = alpha x_0 + sigma eps, the four have one gradient in expectation and differ by
-constants alone. All are weighted as the squared error of x0 is, by sigma^4 / alpha^2 weight(t), and divided by the
-number of dimensions D, so that their values can be compared:
+At a noise level, x_t = alpha x_0 + sigma eps, the four have equal gradients in expectation and differ by constants. All
+are weighted like the squared error of x0, by sigma^4 / alpha^2 weight(t), and divided by the number of dimensions D, so
+their values are comparable:
 
     implicit = denoising - weight / SNR = explicit - sigma^4 / alpha^2 weight E|s|^2 / D
 """
@@ -24,7 +24,7 @@ from score_sde.sde_lib.trace import PROBES, exact_trace, traces
 
 
 def explicit(score_hat: Tensor, score: Tensor) -> Tensor:
-    """Squared error of a score against the true one, |s_hat - s|^2 / D; its mean is the Fisher divergence over D.
+    """Squared error of an estimated score, |s_hat - s|^2 / D; its mean is the Fisher divergence divided by D.
 
     Shapes: both (B, *); returns (B,).
     Reference: Hyvarinen, "Estimation of Non-Normalized Statistical Models by Score Matching", 2005, eq. 2, without
@@ -36,11 +36,11 @@ def explicit(score_hat: Tensor, score: Tensor) -> Tensor:
 class Implicit(Objective[Denoise]):
     """Score matching with the exact trace, 2 tr(ds_hat/dx) + |s_hat|^2 at x_t.
 
-    D products with the Jacobian an example, each with a second derivative in training: for D up to about 10. The exact
-    score is where it is least, and its gradient in expectation is that of ``denoising_loss``.
+    It takes D Jacobian products per example, each with a second derivative in training, which is practical up to D of
+    about 10. The exact score minimises it, and its expected gradient equals the gradient of ``denoising_loss``.
 
     Args:
-        weight: on the squared error of x0.
+        weight: weight on the squared error of x0.
     Reference: Hyvarinen, "Estimation of Non-Normalized Statistical Models by Score Matching", 2005, eq. 4, times 2.
     """
 
@@ -67,20 +67,20 @@ class Implicit(Objective[Denoise]):
         return exact_trace(x)
 
     def squared_norm(self, score: Tensor, probes: Tensor) -> Tensor:
-        """|s_hat|^2 or an estimate of it, (B,)."""
+        """Returns |s_hat|^2 or an estimate, (B,)."""
         return score.flatten(1).square().sum(1)
 
 
 class SlicedVR(Implicit):
-    """Sliced score matching of reduced variance, 2 v^T (ds_hat/dx) v + |s_hat|^2, averaged over projections v.
+    """Sliced score matching with reduced variance, 2 v^T (ds_hat/dx) v + |s_hat|^2, averaged over projections v.
 
-    One product with the Jacobian a projection, whatever D. The mean over v is ``Implicit``.
+    It takes one Jacobian product per projection for every D. The mean over v is ``Implicit``.
 
     Args:
-        weight: on the squared error of x0.
-        projections: random directions an example, at least 1.
-        probe: a key of ``PROBES``, their law.
-    Raises: ValueError for an unknown probe, or no projection.
+        weight: weight on the squared error of x0.
+        projections: number of random directions per example, at least 1.
+        probe: distribution of the directions, a key of ``PROBES``.
+    Raises: ValueError for an unknown probe, or fewer than one projection.
     Reference: Song, Garg, Shi, Ermon, "Sliced Score Matching: A Scalable Approach to Density and Score Estimation",
         2019, eq. 8, times 2. arXiv:1905.07088
     """
@@ -100,7 +100,7 @@ class SlicedVR(Implicit):
 class Sliced(SlicedVR):
     """Sliced score matching, 2 v^T (ds_hat/dx) v + (v^T s_hat)^2, averaged over projections v.
 
-    Only v^T s_hat is asked for, so the score of one direction is enough; the price is variance.
+    It depends on the score only through v^T s_hat, at the cost of a higher variance.
 
     Args, Raises: as ``SlicedVR``.
     Reference: Song, Garg, Shi, Ermon, 2019, eq. 7, times 2. arXiv:1905.07088

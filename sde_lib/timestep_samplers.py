@@ -1,8 +1,8 @@
-"""Timestep samplers: how training draws t, as functions of numbers in [0, 1).
+"""Timestep samplers: distributions of t in training, as functions of numbers in [0, 1).
 
     (sde, u) -> (t, correction)
 
-The correction keeps the mean over uniform t where a law says that it does; elsewhere the law is part of the objective.
+With a correction the mean loss equals its mean over uniform t; without one, the distribution is part of the objective.
 """
 
 import math
@@ -19,14 +19,14 @@ from score_sde.sde_lib.schedules import LearnedSDE, MonotoneSchedule
 
 
 def uniform_time(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
-    """t uniform over the process: in [t_min, t_max], or over the whole levels of a chain."""
+    """Uniform t in [t_min, t_max], or uniform integer levels for a discrete-time process."""
     return sde.quantile(u).clamp(sde.t_min, sde.t_max), torch.ones_like(u)
 
 
 def importance(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Density of t proportional to g^2 / sigma^2, which is log-SNR uniform; the correction keeps the loss unbiased.
+    """Density of t proportional to g^2 / sigma^2, that is uniform log-SNR, with a correction for an unbiased loss.
 
-    With the weight ``likelihood`` it takes the whole range of the weight out of the variance of the loss.
+    With the weight ``likelihood`` the range of the weight does not contribute to the variance of the loss.
 
         t = time(l),  l uniform over the interval,    correction = |l range| sigma^2 / (g^2 (t_max - t_min))
 
@@ -39,33 +39,33 @@ def importance(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_snr_uniform(sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-SNR uniform over the interval, as the objective itself, without correction. Kingma, Gao, 2023."""
+    """Uniform log-SNR without correction, as part of the objective. Kingma, Gao, 2023."""
     t, _ = importance(sde, u)
     return t, torch.ones_like(u)
 
 
 def lognormal(sde: SDE, u: Tensor, mean: float = -1.2, std: float = 1.2, tail: float = 0.0) -> tuple[Tensor, Tensor]:
-    """log(sigma / alpha) normal, cut at the ends of the interval. The objective itself. Karras et al., 2022, table 1.
+    """Normal log(sigma / alpha), truncated to the interval, without correction. Karras et al., 2022, table 1.
 
-    A share of the draws, ``tail``, is uniform in log-SNR instead, over the whole interval: samplers begin at its noisy
-    end, which a normal law may never draw.
+    The fraction ``tail`` of the draws is uniform in log-SNR over the whole interval instead. Samplers start at its
+    noisy end, which a normal distribution may never draw.
 
-    On the process ``rectified``, sigma / alpha = t / (1 - t), and this is the logit-normal law of t. Esser et al.,
-    2024, section 3.1. arXiv:2403.03206
+    For the process ``rectified``, sigma / alpha = t / (1 - t), and t is logit-normal. Esser et al., 2024, section 3.1.
+    arXiv:2403.03206
 
     Args:
         mean, std: of the logarithm of the noise-to-signal ratio, std positive.
-        tail: from 0 to below 1; it takes the lowest u.
-    Raises: ValueError for another std or tail.
+        tail: fraction in [0, 1); the lowest u belong to it.
+    Raises: ValueError for a std or a tail out of range.
     """
     if not std > 0:
-        raise ValueError(f"loss.time_std {std}: need a deviation above 0")
+        raise ValueError(f"loss.time_std {std}: need a standard deviation above 0")
     if not 0 <= tail < 1:
-        raise ValueError(f"loss.time_tail {tail}: need a share from 0 to below 1")
+        raise ValueError(f"loss.time_tail {tail}: need a fraction from 0 to below 1")
     least, most = _log_snr_range(sde)
     lowest, highest = (_normal_cdf((-0.5 * l - mean) / std) for l in (most, least))
-    place = (u.double() - tail) / (1 - tail)  # below 0 in the tail
-    # A quantile of exactly 0 or 1 is infinitely far out; the clamp of t brings it back to the end of the interval.
+    place = (u.double() - tail) / (1 - tail)  # negative in the tail
+    # The normal quantile of 0 or 1 is infinite; the clamp of t maps it to the end of the interval.
     z = torch.special.ndtri((lowest + (highest - lowest) * place).clamp(0, 1)).clamp(-38, 38)
     log_snr = -2 * (mean + std * z)
     if tail:
@@ -83,28 +83,28 @@ TIMESTEP_SAMPLERS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 
 
 class TimestepSampler(ABC):
-    """A law that may learn from the losses that it led to; what it has learned is part of a checkpoint."""
+    """A distribution of t that may adapt to the losses; its state is part of a checkpoint."""
 
     @abstractmethod
     def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Times and their corrections, shaped as u."""
+        """Returns times and corrections, shaped as u."""
 
     learns = False
-    """Whether ``observe`` changes the law."""
+    """Whether ``observe`` changes the distribution."""
 
-    def observe(self, sde: SDE, t: Tensor, loss: Tensor) -> None:  # noqa: B027, most laws learn nothing
-        """Take note of the losses (B,), without correction, at times t (B, 1, ..., 1)."""
+    def observe(self, sde: SDE, t: Tensor, loss: Tensor) -> None:  # noqa: B027, most are fixed
+        """Updates the distribution with losses (B,), without correction, at times t (B, 1, ..., 1)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was learned, as tensors and numbers."""
+        """Returns the learned state as tensors and numbers."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Go on from a ``state_dict``."""
+        """Restores the state of a ``state_dict``."""
 
 
 class Fixed(TimestepSampler):
-    """A law that is a function of u alone."""
+    """A fixed distribution, given as a function of u."""
 
     def __init__(self, law: Callable[[SDE, Tensor], tuple[Tensor, Tensor]]) -> None:
         self.law = law
@@ -114,16 +114,17 @@ class Fixed(TimestepSampler):
 
 
 class LossAware(TimestepSampler):
-    """Times where the loss is large, drawn more often, so that the bound's estimate varies least.
+    """Importance sampling of times by their loss, for the least variance of the bound's estimate.
 
         p_k proportional to sqrt(E[loss^2 | bin k]),    correction = 1 / (bins p_k)
 
-    The time is cut into equal shares, and the mean is over the last losses of each. Until all shares have a full
-    history they are alike; after that a small part of the draws stays uniform, so that none is forgotten.
+    The range of t is divided into equal bins, and the mean is over the last losses of each bin. The distribution is
+    uniform until every bin has a full history. After that the fraction ``uniform_part`` of it stays uniform, so that
+    every bin is drawn.
 
     Args:
-        bins: equal shares of the time; the number of levels of a chain for the law of the paper.
-        history: losses that each share remembers.
+        bins: number of bins; the paper uses the number of levels of the discrete-time process.
+        history: number of stored losses per bin.
     Reference: Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, section 3.3, eq. 18.
         arXiv:2102.09672
     """
@@ -140,7 +141,7 @@ class LossAware(TimestepSampler):
 
     @property
     def probabilities(self) -> Tensor:
-        """Of each bin, (bins,) float64."""
+        """Probability of each bin, (bins,) float64."""
         bins, history = self.losses.shape
         uniform = torch.full_like(self.losses[:, 0], 1 / bins)
         spread = self.losses.square().mean(1).sqrt()
@@ -152,23 +153,23 @@ class LossAware(TimestepSampler):
         p, v = self.probabilities, u.flatten().double()
         above = p.cumsum(0)
         k = torch.searchsorted(above, v, right=True).clamp(max=len(p) - 1)
-        place = ((v - above[k]) / p[k] + 1).clamp(0, 1 - 2**-24)  # within the bin
+        place = ((v - above[k]) / p[k] + 1).clamp(0, 1 - 2**-24)  # position in the bin
         t, _ = uniform_time(sde, ((k + place) / len(p)).reshape(u.shape))
         return t.to(u), (1 / (len(p) * p[k])).to(u).reshape(u.shape)
 
     def observe(self, sde: SDE, t: Tensor, loss: Tensor) -> None:
-        """Write the losses over the oldest ones of their bins, in order, without a wait for the device."""
+        """Replaces the oldest losses of the bins, in order, without synchronisation with the device."""
         self._move(loss.device)
         bins, history = self.losses.shape
         k = (sde.fraction(t).flatten().double() * bins).long().clamp(0, bins - 1)
         order = k.argsort(stable=True)
         k, value = k[order], loss[order].double()
         first, end = (torch.searchsorted(k, k, right=right) for right in (False, True))
-        number = torch.arange(len(k), device=k.device) - first  # among those of its bin
+        number = torch.arange(len(k), device=k.device) - first  # position within its bin
         finite = torch.isfinite(loss).all()
         kept = finite & (number >= end - first - history)
         slot = torch.where(kept, k * history + (self.seen[k] + number) % history, bins * history)
-        table = torch.cat([self.losses.flatten(), self.losses.new_zeros(1)])  # with a place for what is not kept
+        table = torch.cat([self.losses.flatten(), self.losses.new_zeros(1)])  # the last entry takes dropped losses
         table[slot] = value
         self.losses = table[:-1].view(bins, history)
         self.seen = self.seen.scatter_add(0, k, finite.expand(len(k)).to(self.seen))
@@ -184,16 +185,16 @@ class LossAware(TimestepSampler):
 
 
 class Learned(TimestepSampler):
-    """A law of the log-SNR that learns to make the loss vary least, without a change of its mean over uniform t.
+    """Learned distribution of log-SNR for the least variance of the loss; its mean over uniform t is unchanged.
 
         correction = |dt/dl| / ((t_max - t_min) p(l)),    p(l) proportional to sqrt(E[loss^2 | l]) |dt/dl| at best
 
-    For a continuous process a schedule is nothing but a law of the log-SNR, so this is the learned schedule of the
-    paper, with the ends of the process kept; its gradient is that of the squared loss.
+    In continuous time a noise schedule is equivalent to a distribution of log-SNR, so this is the learned schedule of
+    the paper, with fixed ends. The gradient is taken of the squared loss.
 
     Args:
-        learning_rate: of Adam on the parameters of the schedule, positive.
-        num_sigmoids: of the monotone network.
+        learning_rate: learning rate of Adam for the schedule, positive.
+        num_sigmoids: number of sigmoids of the monotone network.
     Reference: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, section 5.1, appendix I.
         arXiv:2107.00630
     """
@@ -201,7 +202,7 @@ class Learned(TimestepSampler):
     learns = True
 
     def __init__(self, learning_rate: float = 0.01, num_sigmoids: int = 32) -> None:
-        self.schedule = MonotoneSchedule(0.0, 1.0, num_sigmoids)  # of the share of the process's range of log-SNR
+        self.schedule = MonotoneSchedule(0.0, 1.0, num_sigmoids)  # of the fraction of the range of log-SNR
         self.optimizer = torch.optim.Adam(self.schedule.parameters(), lr=learning_rate)
 
     @torch.no_grad()
@@ -211,7 +212,7 @@ class Learned(TimestepSampler):
         return t, correction / self.schedule.density(place).to(u)
 
     def process(self, sde: SDE) -> LearnedSDE:
-        """The process, from one end of the log-SNR of sde to the other, that has this law at uniform times."""
+        """Returns the process over the log-SNR range of sde for which uniform times have this distribution."""
         lowest, highest = _log_snr_range(sde)
         schedule = MonotoneSchedule(lowest, highest, len(self.schedule.centres))
         with torch.no_grad():
@@ -241,17 +242,17 @@ class Learned(TimestepSampler):
 
 
 LEARNING_TIMESTEP_SAMPLERS: dict[str, type[TimestepSampler]] = {"loss_aware": LossAware, "learned": Learned}
-"""What the user may name beside ``TIMESTEP_SAMPLERS``: laws that learn."""
+"""Timestep samplers that adapt to the losses, by name, in addition to ``TIMESTEP_SAMPLERS``."""
 
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-"""Offsets that are multiples of it, modulo 1, visit the circle evenly."""
+"""Its multiples modulo 1 cover the unit interval evenly; successive batches use them as offsets."""
 
 
 def stratified(offset: float, start: int, num: int, total: int) -> Tensor:
-    """Numbers start, ..., start + num - 1 of ``total`` evenly spaced ones on the circle [0, 1), shifted by offset.
+    """Entries start, ..., start + num - 1 of ``total`` evenly spaced numbers in [0, 1), shifted by offset modulo 1.
 
-    Drawn over the global batch, one in each stratum, they make the loss vary far less than independent ones.
+    One number per stratum of the global batch gives the loss much less variance than independent numbers.
 
     Reference: Kingma, Salimans, Poole, Ho, "Variational Diffusion Models", 2021, appendix I.1. arXiv:2107.00630
     """

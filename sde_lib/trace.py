@@ -1,4 +1,4 @@
-"""The trace of a Jacobian J, from products with probes v: E[v^T J v] = tr J where E[v v^T] = I."""
+"""Trace of a Jacobian J from products with probes v: E[v^T J v] = tr J if E[v v^T] = I."""
 
 import functools
 import math
@@ -13,20 +13,20 @@ from score_sde.sde_lib.process import Draw
 from score_sde.sde_lib.velocity import Indices
 
 CHUNK, FEW = 8, 1 << 12
-"""Products with a Jacobian that are taken at once, and how many numbers they may have: more are no faster."""
+"""Maximum number of Jacobian products in one batched call, and of entries in them; larger batches are no faster."""
 
 
 def exact_trace(x: Tensor) -> Tensor:
-    """The unit vectors as probes of x (B, *): one estimate, the trace itself; (1, D, B, *).
+    """Unit vectors as probes of x (B, *), (1, D, B, *): one estimate, equal to the trace.
 
-    D products with the Jacobian at each evaluation, so for D up to about 100.
+    Each evaluation takes D products with the Jacobian, which is practical up to D of about 100.
     """
     basis = torch.eye(x.shape[1:].numel(), dtype=x.dtype, device=x.device)
     return basis[None, :, None, :].expand(-1, -1, len(x), -1).reshape(1, len(basis), *x.shape)
 
 
 def rademacher(z: Tensor) -> Tensor:
-    """Signs of the normals z (K, B, *): K estimates of the least variance among independent probes.
+    """Signs of the normals z (K, B, *): K estimates with the least variance among independent probes.
 
     Shapes: returns (K, 1, B, *).
     Reference: Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix", 1990.
@@ -35,14 +35,14 @@ def rademacher(z: Tensor) -> Tensor:
 
 
 def gauss(z: Tensor) -> Tensor:
-    """The normals z (K, B, *) themselves as probes, (K, 1, B, *)."""
+    """Returns the normals z (K, B, *) as probes, (K, 1, B, *)."""
     return z[:, None]
 
 
 def orthogonal(z: Tensor) -> Tensor:
-    """Directions at right angles to each other, by Gram and Schmidt from the normals z (K, B, *), of length sqrt(D).
+    """Orthogonal directions of length sqrt(D), by QR decomposition of the normals z (K, B, *).
 
-    The more of them, the less is left to chance: D of them give the trace itself.
+    The variance falls to 0 as the number of probes approaches D, at which the estimate equals the trace.
 
     Shapes: returns (K, 1, B, *).
     Raises: ValueError for more probes than dimensions.
@@ -55,15 +55,16 @@ def orthogonal(z: Tensor) -> Tensor:
 
 
 Normals = Callable[[], Tensor]
-"""New normals (K, B, *) at each call."""
+"""Returns new normals (K, B, *) at each call."""
 
 
 def walsh(shape: torch.Size, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-    """Signs for x[0], of the given shape: those of two coordinates agree half of the time, the sooner the nearer.
+    """Sign patterns of the given shape, in which the signs of two coordinates agree in half of the patterns.
 
-    The n-th are (-1)^(sum_j n_j b_j), with b_j binary digits of a coordinate's place: the lowest one of each axis, the
-    last axis first, then the next ones. So after 2^m of them the signs of all pairs have cancelled but of those that
-    share their first m digits, which lie far apart. Places along the first axis, of channels, are in no order.
+    Pattern n is (-1)^(sum_j n_j b_j), with b_j the binary digits of a coordinate's position: the lowest digit of each
+    axis, last axis first, then the next digits. After 2^m patterns the signs of all pairs of coordinates cancel, except
+    for pairs with equal first m digits, which are far apart. Nearby coordinates therefore cancel first. The order along
+    the first axis, of channels, is random.
 
     Reference: Stathopoulos, Laeuchli, Orginos, "Hierarchical Probing for Estimating the Trace of the Matrix Inverse on
         Toroidal Lattices", 2013. arXiv:1302.4018
@@ -80,10 +81,10 @@ def walsh(shape: torch.Size, device: torch.device | str = "cpu") -> Iterator[Ten
 
 
 def turned(make: Callable[[Tensor], Tensor], normals: Normals) -> Iterator[Tensor]:
-    """Probes of which each is a probe, and whose errors cancel as they follow one another.
+    """Sequence of probes whose errors cancel over successive evaluations.
 
-    Those of ``walsh`` give the trace of one Jacobian exactly; of one that changes slowly, most of it, the sooner the
-    less its distant coordinates have to do with each other.
+    A full period of ``walsh`` gives the trace of a constant Jacobian exactly. For a slowly varying Jacobian most of the
+    error cancels, and earlier if distant coordinates interact weakly.
     """
     while True:
         probes = make(normals())
@@ -92,7 +93,7 @@ def turned(make: Callable[[Tensor], Tensor], normals: Normals) -> Iterator[Tenso
 
 
 def redrawn(make: Callable[[Tensor], Tensor], normals: Normals) -> Iterator[Tensor]:
-    """Probes that know nothing of each other."""
+    """Sequence of independent probes."""
     while True:
         yield make(normals())
 
@@ -100,9 +101,9 @@ def redrawn(make: Callable[[Tensor], Tensor], normals: Normals) -> Iterator[Tens
 class Probe(NamedTuple):
     """A kind of probe.
 
-    make: from normals (K, B, *) to probes (K, 1, B, *).
-    fresh: (make, normals) -> probes for one evaluation after another; each estimate goes its own way.
-    variance: of the mean of K estimates in D dimensions, (K, D) -> multiple of the sample variance of the estimates.
+    make: normals (K, B, *) -> probes (K, 1, B, *).
+    fresh: (make, normals) -> new probes for each successive evaluation.
+    variance: (K, D) -> variance of the mean of K estimates in D dimensions, in units of their sample variance.
     """
 
     make: Callable[[Tensor], Tensor]
@@ -116,7 +117,7 @@ def independent(num: int, dimensions: int) -> float:
 
 
 def without_replacement(num: int, dimensions: int) -> float:
-    """1 / K - 1 / D: of K values drawn from D of which the sum is known, as in sampling without replacement."""
+    """1 / K - 1 / D, as for K values sampled without replacement from D values with a known sum."""
     return 1 / num - 1 / dimensions
 
 
@@ -125,38 +126,38 @@ PROBES: dict[str, Probe] = {
     "gauss": Probe(gauss, redrawn, independent),
     "orthogonal": Probe(orthogonal, redrawn, without_replacement),
 }
-"""Only signs are turned: their errors are all between two coordinates."""
+"""Kinds of probes by name. Only signs take the patterns of ``walsh``: their errors are sums over coordinate pairs."""
 
 Vectors = Callable[[Indices], Tensor]
-"""The probes (K, P, b, *) of b of the examples, for one evaluation."""
+"""Returns probes (K, P, b, *) of b selected examples for one evaluation."""
 
 
 class Exact:
-    """The trace itself: D products with the Jacobian at each evaluation, so for D up to about 100."""
+    """Exact trace by D products with the Jacobian at each evaluation, practical up to D of about 100."""
 
     fresh = False
 
     def start(self, x: Tensor) -> Vectors:
-        """The unit vectors, for examples x (B, *)."""
+        """Unit vectors for examples x (B, *)."""
         vectors = exact_trace(x)
         return lambda indices: vectors[:, :, indices]
 
     def variance(self, estimates: Tensor, dimensions: int) -> Tensor:
-        """Of the mean of the one estimate (B, 1): 0."""
+        """Variance of the estimate (B, 1), 0."""
         return torch.zeros_like(estimates[:, 0])
 
 
 class Hutchinson:
-    """K random estimates of the trace, and their spread.
+    """K random estimates of the trace, by Hutchinson's method.
 
     Args:
-        draw: from x (B, *) to normals shaped as x, new ones at each call.
+        draw: returns new normals shaped as x (B, *) at each call.
         num: K, at least 1.
         kind: a key of ``PROBES``.
-        fresh: whether each evaluation gets other probes. Both ways are unbiased. Fresh ones, for solvers on given
-            nodes, have far less noise, because their errors cancel along the way; solvers that adapt their steps must
-            not see another velocity when they ask again, and get the same probes for the whole way.
-    Raises: ValueError for numbers out of range and an unknown kind.
+        fresh: whether each evaluation takes new probes. Both choices are unbiased. New probes suit solvers on fixed
+            nodes and have much less noise, because their errors cancel along the path. Solvers with adaptive steps
+            need a deterministic velocity and therefore the same probes for the whole path.
+    Raises: ValueError for values out of range and an unknown kind.
     """
 
     def __init__(self, draw: Draw, num: int = 1, kind: str = "rademacher", fresh: bool = False):
@@ -167,7 +168,7 @@ class Hutchinson:
         self.draw, self.num, self.kind, self.fresh = draw, num, PROBES[kind], fresh
 
     def start(self, x: Tensor) -> Vectors:
-        """The probes of examples x (B, *)."""
+        """Probes for examples x (B, *)."""
 
         def normals() -> Tensor:
             return torch.stack([self.draw(x) for _ in range(self.num)])
@@ -179,18 +180,18 @@ class Hutchinson:
         return lambda indices: vectors[:, :, indices]
 
     def variance(self, estimates: Tensor, dimensions: int) -> Tensor:
-        """Of the mean of the estimates (B, K) of examples of D dimensions, (B,); NaN for a single one."""
+        """Variance of the mean of the estimates (B, K) in D dimensions, (B,); NaN for a single estimate."""
         spread = estimates.var(1) if self.num > 1 else torch.full_like(estimates[:, 0], torch.nan)
         return spread * self.kind.variance(self.num, dimensions)
 
 
 def traces(value: Tensor, at: Tensor, probes: Tensor, create_graph: bool = False) -> Tensor:
-    """Each estimate of tr(d value / d at), sum_p v_p^T J v_p, all from one graph.
+    """Estimates of tr(d value / d at), sum_p v_p^T J v_p, from one graph.
 
     Args:
-        probes: ``exact_trace(at)``, or what a value of ``PROBES`` makes.
-        create_graph: whether the estimates can themselves be differentiated, as training needs; then one by one, for
-            not every operation has a second derivative for several at once.
+        probes: ``exact_trace(at)``, or probes from a value of ``PROBES``.
+        create_graph: whether the estimates are differentiable, as for training. Products are then computed one by one,
+            since some operations lack a batched second derivative.
     Shapes: value, at (B, *), probes (K, P, B, *); returns (B, K).
     """
     vectors, grad = probes.flatten(0, 1), functools.partial(torch.autograd.grad, value, at, retain_graph=True)
@@ -205,9 +206,9 @@ def traces(value: Tensor, at: Tensor, probes: Tensor, create_graph: bool = False
 
 
 def _batched(grad: Callable[..., tuple[Tensor, ...]], vectors: Tensor) -> Tensor:
-    """The products with vectors (P, B, *), in one call where torch can batch the derivative of every operation.
+    """Products with vectors (P, B, *), in one batched call if torch can batch the derivatives of all operations.
 
-    It cannot for some kernels, such as group normalisation of a channels-last tensor.
+    Some kernels, such as group normalisation of a channels-last tensor, lack a batched derivative.
     """
     try:
         return grad(vectors, is_grads_batched=True)[0]

@@ -1,7 +1,7 @@
-"""What a solver of the probability flow is asked, and what it answers.
+"""Interface between ODE solvers and the probability flow.
 
-A solver is called as ``solver(velocity, u, start, end) -> Solution``; ``refined()`` is the same with less error, and
-``adaptive`` tells whether it needs a velocity that says the same when it is asked again.
+A solver is called as ``solver(velocity, u, start, end) -> Solution``. ``refined()`` returns a more accurate one. If
+``adaptive`` is true, repeated calls of the velocity with the same arguments must return the same values.
 """
 
 import functools
@@ -13,15 +13,15 @@ from torch import Tensor
 from score_sde.sde_lib.process import Time
 
 Indices = Tensor | slice
-"""Numbers in the batch of the examples that are asked about."""
+"""Indices of examples in the batch."""
 
 
 class ExampleError(ArithmeticError):
-    """What went wrong, and with which example of a batch.
+    """An error of one example of a batch.
 
     Args:
-        what: went wrong, where, and what to do.
-        example: its number in the batch; None if it was no single one.
+        what: message: the failure, its place and a remedy.
+        example: index in the batch; None if the error concerns no single example.
     """
 
     def __init__(self, what: str, example: int | None = None) -> None:
@@ -29,70 +29,70 @@ class ExampleError(ArithmeticError):
         self.what, self.example = what, example
 
     def renumbered(self, numbers: Sequence[int]) -> "ExampleError":
-        """The same, where the examples of the batch have these numbers."""
+        """Returns the error with the example numbered as in ``numbers``, one for each example of the batch."""
         return self if self.example is None else type(self)(self.what, numbers[self.example])
 
 
 class NonFiniteError(ExampleError):
-    """A network or a solver gave a number that is not finite."""
+    """A network or a solver returned a non-finite number."""
 
     exit_status = 4
 
 
 class NotConvergedError(ExampleError):
-    """An adaptive solver could not keep its tolerance."""
+    """An adaptive solver failed to meet its tolerance."""
 
     exit_status = 5
 
 
 class Rate(Protocol):
-    """A velocity at an angle."""
+    """A velocity at a fixed angle."""
 
     def __call__(self, u: Tensor, indices: Indices = ..., traced: bool = True) -> tuple[Tensor, Tensor]:
-        """As ``Velocity``."""
+        """Returns velocity and rates as ``Velocity`` does."""
 
 
 class Velocity(Protocol):
-    """What can be followed: ``sde_lib.flow.Flow``, or ``sde_lib.likelihood.TracedFlow``, which measures on the way."""
+    """Right-hand side of an ODE: ``sde_lib.flow.Flow``, or ``sde_lib.likelihood.TracedFlow`` with divergences."""
 
     def __call__(self, angle: Time, u: Tensor, indices: Indices = ..., traced: bool = True) -> tuple[Tensor, Tensor]:
-        """The velocity du/dangle (b, *), and the rates (b, K) of what is integrated along the way and moves nothing.
+        """Velocity du/dangle (b, *), and rates (b, K) of integrals along the path, which do not affect the path.
 
         Args:
-            angle: a number, or (b, 1, ..., 1) float64 with one for each example.
-            indices: numbers of these b examples in the batch, for whatever else belongs to an example.
-            traced: whether the rates are asked for at this place; where not, they may have any K.
+            angle: a number, or (b, 1, ..., 1) float64 with one value for each example.
+            indices: indices of the b examples in the batch, to select their conditions and probes.
+            traced: whether the rates are needed here; if not, K is arbitrary.
         """
 
     def ahead(self, angles: Tensor, u: Tensor) -> Sequence[Rate]:
-        """The velocity at each of N places that a step will visit, with what the states there do not change worked out.
+        """Velocities at the N angles of a step's stages, with state-independent coefficients precomputed.
 
-        For a class that inherits from this one and says nothing of it: nothing is worked out.
+        The default precomputes nothing.
 
         Args:
             angles: (N, b, 1, ..., 1) float64.
-            u: examples (b, *) in the dtype and on the device of the states to come.
+            u: examples (b, *) in the dtype and on the device of the stages' states.
         """
         return [functools.partial(self, angle) for angle in angles]
 
     def read(self, flags: Tensor) -> Tensor:
-        """Flags of a solver on the CPU: the one wait of the host in a step.
+        """Copies flags of a solver to the CPU: the only synchronisation of host and device in a step.
 
-        Raises: NonFiniteError if the velocity was not finite at one of the places since the last call.
+        Raises: NonFiniteError if the velocity was non-finite in any evaluation since the last call.
         """
         return flags.cpu()
 
     def place(self, angle: float) -> str:
-        """Where that is, in words."""
+        """Describes the position of an angle, for error messages."""
 
 
 class Solution(NamedTuple):
-    """Where a velocity ends.
+    """Solution of an ODE.
 
-    u: the end point, (B, *).
-    integrals: of the rates along the way, (B, K).
-    calls: evaluations of the velocity for each example, (B,) int64.
-    traced: those of them whose rates were asked for, (B,) int64.
+    u: end point, (B, *).
+    integrals: integrals of the rates along the path, (B, K).
+    calls: number of evaluations of the velocity for each example, (B,) int64.
+    traced: number of evaluations with rates for each example, (B,) int64.
     """
 
     u: Tensor
@@ -102,12 +102,12 @@ class Solution(NamedTuple):
 
 
 class Solver(Protocol):
-    """A method that follows a velocity."""
+    """An ODE solver."""
 
     adaptive: bool
 
     def refined(self) -> "Solver":
-        """The same with less error."""
+        """Returns a more accurate solver."""
 
     def __call__(self, velocity: Velocity, u: Tensor, start: float, end: float, /) -> Solution:
-        """Follow the velocity of u (B, *) from the angle ``start`` to ``end``, in either order."""
+        """Integrates u (B, *) along the velocity from the angle ``start`` to ``end``, in either order."""

@@ -499,7 +499,7 @@ def test_times_outside_the_training_are_refused(sde, mixture, ask):
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_adaptive_solvers_refuse_fresh_probes(mixture, name, ask):
     sde, x = SDES["vpsde"](), torch.zeros(1, 1, dtype=torch.float64)
-    with pytest.raises(ValueError, match="needs the same probes all along: set fresh=False"):
+    with pytest.raises(ValueError, match="needs the same probes in all evaluations: set fresh=False"):
         ask(sde, mixture.denoiser(sde), x, None, seeded(x, 1, fresh=True), solver=SOLVERS[name]())
 
 

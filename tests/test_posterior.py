@@ -107,7 +107,7 @@ def test_a_measurement_without_noise_is_certain(plane):
     torch.testing.assert_close(x @ matrix.mT, y.expand(50, 1), rtol=0, atol=1e-6)
     torch.testing.assert_close(posterior.mean, near.mean, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(posterior.covariance, near.covariance, rtol=1e-6, atol=1e-6)
-    with pytest.raises(ValueError, match=r"std 0.0: what is measured has no density under this mixture; use fewer"):
+    with pytest.raises(ValueError, match=r"std 0.0: the measurement has no density under this mixture; use fewer"):
         plane.given(torch.zeros(1, 2), y, 0.0)
 
 
