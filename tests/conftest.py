@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from score_sde import run as command_line
+from score_sde.engine import plane as plane_pictures
 from score_sde.engine.config import stored
 from score_sde.engine.recipe import MODEL, digest
 from score_sde.sde_lib import SDES, GaussianMixture
@@ -20,6 +21,15 @@ def account(tmp_path_factory):
     """A temporary folder for the key that signs runs, instead of the folder of the user's account."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("account")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_pictures():
+    """Few cells in the density pictures of data in the plane, still in several parts, the last one short."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plane_pictures, "NUM_CELLS", 8)
+        patch.setattr(plane_pictures, "CELLS_AT_A_TIME", 24)
         yield
 
 

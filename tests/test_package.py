@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OTHERS = ("data", "models", "configs", "engine")
-TINY = ["--config=points", "--config.network.width=8", "--config.train.total_images=64", "--config.train.batch_size=32"]
+TINY = ["--config=table", "--config.network.width=8", "--config.train.total_images=64", "--config.train.batch_size=32"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_the_installed_command_trains_and_samples_from_another_folder(python, tm
     next_command = printed.split("next: ")[1].split()
     assert next_command[0] == "score-sde"
     python("-m", "score_sde", *next_command[1:], "--num_samples=4", "--steps=2")
-    assert (tmp_path / "runs" / "points" / "samples" / "adams-2" / "samples.npz").is_file()
+    assert (tmp_path / "runs" / "table" / "samples" / "adams-2" / "samples.npz").is_file()
 
 
 def test_the_wheel_has_the_command(site):
