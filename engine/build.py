@@ -1,4 +1,4 @@
-"""From a config to the objects it names."""
+"""Objects of a config: SDE, network, codec and denoiser."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -28,11 +28,11 @@ def make(table: Mapping[str, Callable], what: str, spec: Mapping[str, Any], **ex
 
 @dataclass(frozen=True)
 class Experiment:
-    """The parts of a run, put together.
+    """Objects of a run.
 
     Args:
-        gaussian: moment-matched Gaussian of the encoded training data, float64 on the CPU; ``gaussian.like(x)`` is made
-            for use.
+        gaussian: moment-matched Gaussian of the encoded training data, float64 on the CPU; ``gaussian.like(x)`` has
+            the dtype and device of x.
     """
 
     facts: DataFacts
@@ -43,7 +43,7 @@ class Experiment:
     gaussian: Gaussian
 
     def denoiser(self, network: nn.Module, config: ConfigDict) -> Denoiser:
-        """A network as a denoiser of this experiment's SDE."""
+        """Returns the denoiser of a network for this experiment's SDE."""
         model = pick(OBJECTIVES, "objective", config.loss.name).model
         known = {**config.denoiser, "sigma_data": self.sigma_data(config)}
         return model(network, self.sde, **options(model, known))
@@ -55,22 +55,25 @@ class Experiment:
 
     @property
     def low(self) -> float:
-        """Where encoded levels begin; of no meaning for real-valued data."""
+        """Lower end of the encoded levels; 0 for real-valued data."""
         return self.codec.low if self.codec.levels else 0.0
 
     def sigma_data(self, config: ConfigDict) -> float:
-        """The standard deviation that the denoiser takes the data to have."""
+        """Returns the standard deviation of the data for the denoiser.
+
+        Raises: ValueError if it is 0.
+        """
         if config.denoiser.sigma_data == 0 and self.facts.std == 0:
             raise ValueError("the training data are all alike, so sigma_data is 0; set denoiser.sigma_data")
         return config.denoiser.sigma_data or self.facts.std
 
 
 def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None) -> Experiment:
-    """The experiment of a config on data of which the facts are known.
+    """Returns the experiment of a config on data with these facts.
 
     Args:
         gaussian: moment-matched Gaussian of the data; None for N(0, std^2).
-    Raises: ValueError for a name that is in no table, a device that is not there, a shape that the network refuses.
+    Raises: ValueError for an unknown name, a missing device, or a shape that the network does not support.
     """
     pick(PARAMETERIZATIONS | CHAIN_PARAMETERIZATIONS, "parameterization", config.denoiser.parameterization)
     device = make_device(config.device)
@@ -81,7 +84,7 @@ def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None
         sde_spec["num_levels"] = ladder_size(sde_spec["sigma_min"], sde_spec["sigma_max"], math.prod(facts.shape))
     try:
         network = make(NETWORKS, "network", config.network, shape=facts.shape).to(device)
-    except RuntimeError as error:  # sizes that no memory holds, such as a stranger's config may give
+    except RuntimeError as error:  # sizes beyond any memory, as in an untrusted config
         reason = str(error).splitlines()[0]
         raise ValueError(f"the network {config.network.name} cannot be made: {reason}; make it smaller") from error
     set_threads(config, facts.shape, network)
@@ -103,5 +106,5 @@ def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None
 
 
 def conditions(config: ConfigDict, batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """What the network is told of a batch beside x and the noise level: the label, if it knows classes."""
+    """Returns the conditions of a batch: the label, if the network has classes."""
     return {"label": put(batch["label"], device)} if config.network.get("num_classes") else {}

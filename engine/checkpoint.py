@@ -1,9 +1,9 @@
-"""Checkpoints: weights and a Gaussian of the data in safetensors, the rest of the state of training, and what they are.
+"""Checkpoints: weights and a Gaussian of the data in safetensors, the rest of the training state, and metadata.
 
     checkpoints/step_00001000/  model.safetensors  ema-0.999.safetensors  gaussian.safetensors  state.pt  meta.json
 
-A checkpoint is written under a temporary name and renamed when it is whole. Its files are read back by their SHA-256,
-and nothing in them can run code: safetensors holds numbers, state.pt is read with weights_only.
+A checkpoint is written under a temporary name and renamed when it is complete. Reading compares the SHA-256 of each
+file and runs no code from it: safetensors holds numbers, and state.pt is read with weights_only.
 """
 
 import hashlib
@@ -34,26 +34,28 @@ from score_sde.storage.writing import create, flush_folder, remove, rename, repl
 RAW = "model.safetensors"
 GAUSSIAN = "gaussian.safetensors"
 NAME = re.compile(r"step_[0-9]{8,}")
-"""Name of a checkpoint's folder: any other folder, such as a copy, is none."""
+"""Name of a checkpoint's folder; folders of other names, such as copies, are no checkpoints."""
 
 MOST_NUMBERS = 2**26
-"""Most numbers in an example of a run that is read."""
+"""Largest number of entries in an example of a run."""
 
 
 def ema_file(rate: float) -> str:
-    """Name of the file with the average of this rate."""
+    """Returns the name of the file with the average of this rate."""
     return f"ema-{rate:g}.safetensors"
 
 
 def profile_file(width: float) -> str:
-    """Name of the file with the average of the profile of this width."""
+    """Returns the name of the file with the profile of this width."""
     return f"power-{width:g}.safetensors"
 
 
 def weights_file(meta: Mapping[str, Any], weights: str) -> str:
-    """Name of the file with the weights ``raw``, ``ema`` or ``ema-RATE`` of a checkpoint with this meta.json.
+    """Returns the name of the file with the weights ``raw``, ``ema`` or ``ema-RATE`` of a checkpoint.
 
-    Raises: ValueError for a rate that the run did not keep.
+    Args:
+        meta: values of its meta.json.
+    Raises: ValueError for a rate that is not stored.
     """
     if weights in ("raw", "ema"):
         return RAW if weights == "raw" else meta["ema"][0]
@@ -71,13 +73,12 @@ def save(
     state: Mapping[str, Any],
     meta: Mapping[str, Any],
 ) -> Path:
-    """Write checkpoint ``step`` below ``folder`` and return its path.
+    """Writes checkpoint ``step`` below ``folder`` and returns its path.
 
     Args:
-        parts: from the name of a file to the network whose weights it holds, or to the moment-matched Gaussian of the
-        data.
-        state: tensors, numbers and containers of them, for training to go on.
-        meta: JSON values that describe the checkpoint.
+        parts: networks, and the moment-matched Gaussian of the data, by the names of their files.
+        state: state of training: tensors, numbers and containers of them.
+        meta: JSON values of meta.json.
     """
     target = folder / f"step_{step:08d}"
     former = target.with_name(f".{target.name}.former")
@@ -108,14 +109,18 @@ def save(
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(read_bytes(path, half_of_memory())).hexdigest()
 
 
 def forget(folder: Path, keep: int, every: int = 0) -> None:
-    """Delete all but the newest ``keep`` checkpoints and those of the steps that ``every`` divides; 0 keeps all.
+    """Deletes all checkpoints but the newest ``keep`` and those whose step is a multiple of ``every``.
 
-    What is deleted loses its name first, so that nobody takes half of it for a checkpoint.
+    A folder is renamed before it is deleted, so that a partly deleted one is no checkpoint.
+
+    Args:
+        keep: 0 keeps all.
+        every: 0 for no multiples.
     """
     old = [path for path in steps(folder)[: -keep or None] if not (every and _step(path) % every == 0)] if keep else []
     for path in old:
@@ -125,16 +130,18 @@ def forget(folder: Path, keep: int, every: int = 0) -> None:
 
 
 def steps(folder: Path) -> list[Path]:
-    """The whole checkpoints below ``folder``, from the oldest to the newest."""
+    """Returns the checkpoints below ``folder``, from the oldest to the newest."""
     return sorted((p for p in folder.glob("step_*") if NAME.fullmatch(p.name) and p.is_dir()), key=_step)
 
 
 def find(folder: Path, which: str | None = None) -> Path:
-    """The newest whole checkpoint below ``folder``, or the one that a step or a path names.
+    """Returns the newest undamaged checkpoint below ``folder``, or the one of a step or path.
 
-    Newer ones that are damaged are told on standard error.
+    Prints a warning for each damaged newer checkpoint on standard error.
 
-    Raises: CheckpointError if it is not there, one cannot be read now, or all are damaged.
+    Args:
+        which: a step or a path; None for the newest.
+    Raises: CheckpointError if it does not exist or all are damaged; OSError if a file cannot be read at present.
     """
     if which is not None:
         named = [path for path in (Path(which), folder / which) if (path / "meta.json").is_file()]
@@ -150,19 +157,19 @@ def find(folder: Path, which: str | None = None) -> Path:
     for path in reversed(steps(folder)):
         try:
             _verify(path)
-        except Damage as error:
-            damage.append(error)
+        except Damage as found:
+            damage.append(found)
             continue
-        for found in damage:
-            print(printable(f"warning: {found}; taking {path.name}"), file=sys.stderr)
+        for error in damage:
+            print(printable(f"warning: {error}; taking {path.name}"), file=sys.stderr)
         return path
     raise CheckpointError(f"{damage[0]}; {NO_OTHER}")
 
 
 def newest(folder: Path) -> Path | None:
-    """What training goes on from: the newest whole checkpoint, if there is any.
+    """Returns the newest undamaged checkpoint, from which training resumes; None if the folder has no checkpoint.
 
-    Newer ones that are damaged are told, and set aside under another name: what follows takes their place.
+    Renames damaged newer checkpoints, with a warning, since training writes these steps again.
 
     Raises: CheckpointError if all are damaged.
     """
@@ -178,17 +185,17 @@ def newest(folder: Path) -> Path | None:
 
 
 def verify(path: Path) -> None:
-    """Raises: CheckpointError if a file of a checkpoint is not the one that was written."""
+    """Raises: CheckpointError if a file of a checkpoint differs from the one written."""
     with _remedied(path):
         _verify(path)
 
 
 class Meta(dict[str, Any]):
-    """The values of a meta.json, or those that it has of the data, of which none that is asked for may lack.
+    """Values of a meta.json, or of its section ``data``.
 
     Args:
-        path: of the checkpoint.
-    Raises: CheckpointError for a key that is not there.
+        path: path of the checkpoint.
+    Raises: CheckpointError on access to a missing key.
     """
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
@@ -200,7 +207,7 @@ class Meta(dict[str, Any]):
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """meta.json of a checkpoint.
+    """Returns the values of a checkpoint's meta.json.
 
     Raises: CheckpointError if it is missing or damaged.
     """
@@ -210,7 +217,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def load_network(path: Path, name: str, network: nn.Module) -> None:
-    """Load the weights of one file into a network, strictly.
+    """Loads the weights of one file into a network, with equal names and shapes.
 
     Raises: CheckpointError if the file is damaged, or holds weights of another network.
     """
@@ -229,10 +236,9 @@ def load_network(path: Path, name: str, network: nn.Module) -> None:
 
 
 def load_gaussian(path: Path, shape: tuple[int, ...]) -> Gaussian | None:
-    """The moment-matched Gaussian of data whose examples have this shape; None from a checkpoint of before there was
-    one.
+    """Returns the moment-matched Gaussian of data of this shape; None for a checkpoint of an earlier version.
 
-    Raises: CheckpointError if the file is damaged, or holds a guess of other data.
+    Raises: CheckpointError if the file is damaged, or holds a Gaussian of another shape.
     """
     if GAUSSIAN not in read_meta(path)["sha256"]:
         return None
@@ -246,34 +252,34 @@ def load_gaussian(path: Path, shape: tuple[int, ...]) -> Gaussian | None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What training needs to go on.
+    """Returns the state of training.
 
-    Raises: CheckpointError if the file is damaged, or holds anything but tensors, numbers and containers of them.
+    Raises: CheckpointError if the file is damaged, or holds objects other than tensors, numbers and their containers.
     """
     content = _read(path, "state.pt")
     try:
         if unpacked(io.BytesIO(content)) > len(content):
             raise ValueError("torch.save does not compress")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # unpicklers raise errors of every kind on what they were not made for
-        raise CheckpointError(f"{path / 'state.pt'} is not one that training wrote; {_remedy(path)}") from error
+    except Exception as error:  # unpicklers raise errors of any kind on malformed files
+        raise CheckpointError(f"{path / 'state.pt'} was not written by training; {_remedy(path)}") from error
 
 
 def _tensors(path: Path, name: str) -> dict[str, torch.Tensor]:
-    """The tensors in a file of a checkpoint, which may have its digest and be none of safetensors."""
+    """Returns the tensors of a file, which may have the right digest and still be no safetensors file."""
     content = _read(path, name)
     try:
         return load_tensors(content)
     except (SafetensorError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path / name} holds no tensors that can be read; {_remedy(path)}") from error
+        raise CheckpointError(f"{path / name} holds no readable tensors; {_remedy(path)}") from error
 
 
 class Damage(Exception):
-    """A file of a checkpoint that is not the one that was written. The message names it."""
+    """A file of a checkpoint differs from the one written. The message names it."""
 
 
 def _read(path: Path, name: str) -> bytes:
-    """A file of a checkpoint, if it is the one that was written."""
+    """Returns the content of a checkpoint's file, after comparing its digest."""
     digests = read_meta(path)["sha256"]
     if name not in digests:
         there = ", ".join(sorted(digests))
@@ -283,7 +289,7 @@ def _read(path: Path, name: str) -> bytes:
 
 
 def _verify(path: Path) -> None:
-    """Raises: Damage if a file is not the one that was written, or the folder is a copy of another step's; OSError."""
+    """Raises: Damage if a file differs from the one written, or the folder is a copy of another step; OSError."""
     meta = _meta(path)
     for name, digest in meta["sha256"].items():
         if name != "meta.json":
@@ -293,25 +299,25 @@ def _verify(path: Path) -> None:
 
 
 def _meta(path: Path) -> dict[str, Any]:
-    """The values of meta.json.
+    """Returns the values of meta.json.
 
-    Raises: Damage if it is missing or not the one that was written; OSError if it cannot be read now.
+    Raises: Damage if it is missing or differs from the one written; OSError if it cannot be read at present.
     """
     try:
         with _absence(path / "meta.json"):
             meta = json.loads(read_text(path / "meta.json"))
         own = _own_digest(meta)
         if meta["sha256"]["meta.json"] != own or not _sound(meta):
-            raise ValueError("these are not the values that were written")
+            raise ValueError("the values differ from those written")
     except (Damage, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise Damage(f"{path / 'meta.json'} is missing or damaged") from error
     return meta
 
 
 def _content(file: Path, digest: str) -> bytes:
-    """The bytes of a file.
+    """Returns the bytes of a file.
 
-    Raises: Damage if it is missing or has another digest; OSError if it cannot be read now.
+    Raises: Damage if it is missing or has another digest; OSError if it cannot be read at present.
     """
     with _absence(file):
         content = read_bytes(file, half_of_memory())
@@ -322,7 +328,7 @@ def _content(file: Path, digest: str) -> bytes:
 
 @contextmanager
 def _absence(file: Path) -> Iterator[None]:
-    """Take a file that is not there, or no regular file, for damage; other errors of reading may pass."""
+    """Context that turns the errors of a missing or irregular file into Damage; other read errors may be transient."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, Refused) as error:
@@ -331,7 +337,7 @@ def _absence(file: Path) -> Iterator[None]:
 
 @contextmanager
 def _remedied(path: Path) -> Iterator[None]:
-    """Add to the damage of a checkpoint what to do."""
+    """Context that turns Damage into a CheckpointError with the remedy."""
     try:
         yield
     except Damage as error:
@@ -343,13 +349,14 @@ def _step(path: Path) -> int:
 
 
 def _sound(meta: Mapping[str, Any]) -> bool:
-    """Whether what readers take from a meta.json is of its kind; a stranger's digests prove nothing.
+    """Returns whether the values of a meta.json have valid types and ranges, which its own digest cannot prove.
 
-    Files lie in the folder itself; examples have sides, no more numbers than ``MOST_NUMBERS``, and finite moments.
+    Files must be in the folder itself; examples must have positive sides, at most ``MOST_NUMBERS`` entries, and finite
+    moments.
     """
     data, averages = meta.get("data", {}), meta.get("ema", [RAW])
     shape, numbers = data.get("shape", [1]), [data.get(key, 0) for key in ("levels", "std", "diameter")]
-    classes = data.get("classes", [])  # runs that were trained before there was such a key have none
+    classes = data.get("classes", [])  # missing in runs of earlier versions
     codec = [number for values in data.get("codec", {}).values() for number in values]
     return (
         isinstance(averages, list)
@@ -368,7 +375,7 @@ def _sound(meta: Mapping[str, Any]) -> bool:
 
 
 def _own_digest(meta: Mapping[str, Any]) -> str:
-    """Of the values of meta.json beside its list of digests."""
+    """Returns the SHA-256 of the values of meta.json without its list of digests."""
     values = {key: value for key, value in meta.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
@@ -377,7 +384,7 @@ NO_OTHER = "restore it from a copy, or train again in another --workdir"
 
 
 def _remedy(path: Path) -> str:
-    """What to do about a damaged checkpoint: go on from the newest other one that is whole."""
+    """Returns the remedy for a damaged checkpoint: resume from the newest undamaged other one."""
     for other in reversed(steps(path.parent)):
         if other != path and _is_whole(other):
             return f"delete {path.name} to go on from {other.name}"

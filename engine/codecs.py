@@ -1,4 +1,4 @@
-"""The codec of a run, and the moments of the encoded data."""
+"""Codec of a run, and moments of the encoded data."""
 
 import math
 
@@ -12,7 +12,7 @@ from score_sde.storage.naming import options, pick
 
 
 def make_codec(config: ConfigDict, facts: DataFacts) -> Codec:
-    """The codec of a run.
+    """Returns the codec of a run.
 
     Raises: ValueError if the codec was measured on data of another shape, or needs measurements that the run lacks.
     """
@@ -28,7 +28,7 @@ def make_codec(config: ConfigDict, facts: DataFacts) -> Codec:
 
 
 def fit_codec(config: ConfigDict, split: str, dataset: Dataset) -> Codec:
-    """The codec of a config for a split, measured on the training data if it measures any."""
+    """Returns the codec of a config for a split, with arguments measured on the training data if it has any."""
     kind = pick(CODECS, "codec", config.codec.name)
     if kind.measures and split != "train":
         dataset = read_dataset(config, "train")
@@ -36,10 +36,10 @@ def fit_codec(config: ConfigDict, split: str, dataset: Dataset) -> Codec:
 
 
 def bin_width(codec: Codec) -> float:
-    """Width of a level in units of the encoded data; 0 for real-valued data."""
+    """Returns the width of a level in units of the encoded data; 0 for real-valued data."""
     return math.exp(codec.log_det((1,))) if codec.levels else 0.0
 
 
 def moment_matched(dataset: Dataset, codec: Codec) -> Gaussian:
-    """The Gaussian of encoded data, measured on a dataset; levels fill their bins."""
+    """Returns the moment-matched Gaussian of an encoded dataset; levels are uniform in their bins."""
     return Gaussian.of(examples(dataset, codec), bin_width(codec) ** 2 / 12)

@@ -1,4 +1,4 @@
-"""The commands that messages print: runs of a named config on the data of another run."""
+"""Commands in messages: training of a named config on the data of another run."""
 
 import shlex
 from pathlib import Path
@@ -9,7 +9,7 @@ from score_sde.engine.config import load
 from score_sde.engine.recipe import differences
 
 PROGRAM = "python run.py" if (Path(__file__).parents[1] / "score_sde").is_dir() else "score-sde"
-"""How a user starts a command: in a clone, and where the package is installed."""
+"""The program, in a clone and as an installed package."""
 
 
 def training_command(
@@ -20,20 +20,20 @@ def training_command(
     num_classes: int | None = None,
     sections: tuple[str, ...] = ("data", "codec"),
 ) -> str:
-    """The command that trains a named config on the data of a run, into ``folder``.
+    """Returns the command that trains a named config on the data of a run, into ``folder``.
 
     Args:
-        name: of --config.
-        config: of the run.
-        shape: of an example.
-        num_classes: that the network learns; None leaves them to the named config.
-        sections: of the run's config that the command takes over; ``sde`` for the same noise.
+        name: value of --config.
+        config: config of the run.
+        shape: shape of an example.
+        num_classes: number of classes of the network; None for that in the named config.
+        sections: sections of the run's config that the command has; ``sde`` for the same noise.
     """
-    known = load(name)
-    changes = {key: ours for key, (_, ours) in differences(known, config, sections).items() if ours is not None}
-    if num_classes not in (None, known.network.num_classes):
+    named = load(name)
+    changes = {key: ours for key, (_, ours) in differences(named, config, sections).items() if ours is not None}
+    if num_classes not in (None, named.network.num_classes):
         changes["network.num_classes"] = num_classes
-    levels = len(known.network.channel_mult)
+    levels = len(named.network.channel_mult)
     if any(side % 2 ** (levels - 1) for side in shape[1:]):
         changes["network.pad"] = True
     words = ["--config", name, "--mode", "train", "--workdir", str(folder)]

@@ -1,4 +1,4 @@
-"""Which keys of the section ``data`` a dataset reads, and which configs have a dataset that reads a key."""
+"""Datasets of a config: reading, and checks of the section ``data`` and of the form of the examples."""
 
 import inspect
 import itertools
@@ -17,10 +17,10 @@ OF_ALL = {"name", "mirror"}
 
 
 def check_read(settings: ConfigDict, read: Callable) -> None:
-    """Raises: ValueError for a key of the section ``data`` that is set and that this dataset would ignore."""
-    usual = default.get_config().data
+    """Raises: ValueError for a key of the section ``data`` that is set and not read by this dataset."""
+    defaults = default.get_config().data
     for key, value in settings.items():
-        if key in OF_ALL or key in inspect.signature(read).parameters or value == usual[key]:
+        if key in OF_ALL or key in inspect.signature(read).parameters or value == defaults[key]:
             continue
         others = ", ".join(f"{config} ({name})" for name, config in sorted(readers(key).items()))
         raise ValueError(
@@ -30,16 +30,16 @@ def check_read(settings: ConfigDict, read: Callable) -> None:
 
 
 def readers(key: str) -> dict[str, str]:
-    """The datasets that read this key, each with the shortest name of a config that has it."""
+    """Returns the datasets that read this key, each with the shortest name of a config with that dataset."""
     reading = {name for name, read in DATASETS.items() if key in inspect.signature(read).parameters}
     found = {load(config).data.name: config for config in sorted(names(), key=len, reverse=True)}
     return {name: found[name] for name in reading & found.keys()}
 
 
 def read_dataset(config: ConfigDict, split: str) -> Dataset:
-    """The examples of a split.
+    """Returns the dataset of a split.
 
-    Raises: ValueError for a key of the section ``data`` that the dataset would ignore.
+    Raises: ValueError for a key of the section ``data`` that the dataset does not read.
     """
     read = pick(DATASETS, "dataset", config.data.name)
     check_read(config.data, read)
@@ -47,7 +47,7 @@ def read_dataset(config: ConfigDict, split: str) -> Dataset:
 
 
 def check_form(config: ConfigDict, dataset: Dataset, facts: DataFacts) -> None:
-    """Raises: ValueError if examples of the dataset are not of the form, or classes, that the run was trained on."""
+    """Raises: ValueError if shape, levels or classes of the dataset differ from those of the training data."""
     check_classes(config, dataset, facts)
     if (dataset.shape, dataset.levels) != (facts.shape, facts.levels):
         given = f"the data have shape {dataset.shape} and {dataset.levels} levels"
@@ -55,16 +55,16 @@ def check_form(config: ConfigDict, dataset: Dataset, facts: DataFacts) -> None:
 
 
 def check_classes(config: ConfigDict, dataset: Dataset, facts: DataFacts) -> None:
-    """Raises: ValueError if a run with classes would take the numbers of the dataset's classes for others.
+    """Raises: ValueError if a run with classes numbers them otherwise than the dataset.
 
-    A run without names was trained when class folders were numbered in the order of their text, 10 before 2.
+    A run without names is of an earlier version, which numbered class folders in text order, 10 before 2.
     """
     if not config.network.get("num_classes") or not dataset.classes:
         return
-    known = facts.classes or tuple(sorted(dataset.classes))
-    if known != dataset.classes:
-        k = next(k for k, pair in enumerate(itertools.zip_longest(known, dataset.classes)) if pair[0] != pair[1])
-        ours, theirs = ((*names, None)[min(k, len(names))] for names in (known, dataset.classes))
+    trained = facts.classes or tuple(sorted(dataset.classes))
+    if trained != dataset.classes:
+        k = next(k for k, pair in enumerate(itertools.zip_longest(trained, dataset.classes)) if pair[0] != pair[1])
+        ours, theirs = ((*names, None)[min(k, len(names))] for names in (trained, dataset.classes))
         raise ValueError(
             f"class {k} is {ours!r} in the run and {theirs!r} in the data: give data with the same class folders, or a "
             "dataset.json with the numbers of the run"

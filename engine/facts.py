@@ -1,4 +1,4 @@
-"""Facts of the data of a run, kept in its checkpoints."""
+"""Facts of the training data, stored in the checkpoints."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,15 +9,14 @@ from score_sde.data import Codec, Dataset, measure
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a run has to know of its data once they are gone; kept in each checkpoint.
+    """Facts of the training data that a run needs without the data; stored in each checkpoint.
 
     Args:
-        shape: of one example.
-        levels: number of values an entry can take, 0 for real-valued data.
+        shape: shape of an example.
+        levels: number of values of an entry, 0 for real-valued data.
         std: standard deviation of the encoded training data.
         diameter: largest distance between two encoded training examples.
-        classes: the name of each class, in the order of their numbers; empty if they have none. Runs trained before
-            there was such a key have none either.
+        classes: names of the classes by number; empty without names, as in runs of earlier versions.
         codec: arguments of the codec that were measured on the training data.
     """
 
@@ -30,14 +29,14 @@ class DataFacts:
 
     @classmethod
     def of(cls, dataset: Dataset, codec: Codec) -> "DataFacts":
-        """Measured on a dataset."""
+        """Measures the facts of a dataset."""
         measured = measure(dataset, codec)
         about = dataset.classes, codec.measured
         return cls(dataset.shape, dataset.levels, measured.std, measured.diameter, *about)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DataFacts":
-        """Inverse of ``dataclasses.asdict``, through JSON."""
+        """Inverse of ``dataclasses.asdict``, for values read from JSON."""
         classes = tuple(map(str, values.get("classes", ())))
         codec = {key: tuple(numbers) for key, numbers in values.get("codec", {}).items()}
         return cls(**{**values, "shape": tuple(values["shape"]), "classes": classes, "codec": codec})

@@ -1,4 +1,4 @@
-"""Results on the disk: JSON and arrays, and lists of numbers that a user writes."""
+"""Files of results, JSON and arrays, and lists of numbers that a user writes."""
 
 import json
 from collections.abc import Mapping
@@ -13,18 +13,21 @@ from score_sde.storage.reading import obstacle, read_text
 from score_sde.storage.writing import replace, write_text
 
 MOST_NAMED = 8
-"""Arrays of a file that a message names."""
+"""Largest number of arrays that a message lists."""
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file; numbers that are not finite are refused."""
+    """Writes a JSON file.
+
+    Raises: ValueError for numbers that are not finite.
+    """
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
-    """These arrays of a file, whole.
+    """Returns the arrays ``keys`` of an .npz file.
 
-    Raises: DataError.
+    Raises: DataError if the file or an array is missing, or the file is damaged.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist: check the path")
@@ -47,25 +50,25 @@ def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
 
 
 def read_numbers(path: Path) -> list[float]:
-    """The numbers of a text file, one a line; empty lines and what follows a # do not count.
+    """Returns the numbers of a text file with one per line; empty lines and comments after # are skipped.
 
-    Raises: DataError for a missing file; ValueError naming the line that is no number.
+    Raises: DataError for a missing file; ValueError for a line that is no number.
     """
     try:
         lines = [line.partition("#")[0].strip() for line in read_text(path).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise DataError(f"{path} cannot be read as text ({reason}): check the path") from error
-    found = []
+    numbers = []
     for number, line in enumerate(lines, 1):
         if line:
             try:
-                found.append(float(line))
+                numbers.append(float(line))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {line[:40]!r} is no number; give one a line") from error
-    return found
+    return numbers
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write arrays to a compressed .npz."""
-    replace(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]  # none is called allow_pickle
+    """Writes arrays to a compressed .npz."""
+    replace(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]  # no array is named allow_pickle

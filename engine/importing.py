@@ -1,10 +1,10 @@
-"""Import: somebody else's weights become a run, which every mode takes.
+"""Import: weights of other projects become a run for all modes.
 
     runs/NAME/  config.json  checkpoints/step_00000000/
 
-The config is what the reader says of sde, network, denoiser and codec, over that of the recipe ``cifar10``, or another
-one that --config names. Nothing is known of the data but their shape and levels: they are taken for images of a
-standard deviation of half their range's half, as CIFAR-10's are, with their mean in its middle.
+The config is the recipe ``cifar10``, or that of --config, with the sections sde, network, denoiser and codec from the
+reader. The weights determine only shape and levels of the data. Mean and standard deviation are set to the middle and a
+quarter of the range, approximately those of CIFAR-10.
 """
 
 import math
@@ -31,13 +31,13 @@ from score_sde.storage.writing import is_leftover, remove, write_text
 
 
 def check_place(workdir: Path) -> None:
-    """Raises: ValueError for a folder that holds more than an import that ended before it wrote config.json."""
+    """Raises: ValueError for a folder with more than an import that ended before it wrote config.json."""
     if workdir.exists() and not is_unfinished(workdir):
         raise ValueError(f"{workdir} holds something already; choose another --workdir")
 
 
 def is_unfinished(workdir: Path) -> bool:
-    """Whether a folder is empty, or holds no more than an import that was killed before it wrote config.json."""
+    """Returns whether a folder is empty, or has only an import that was killed before it wrote config.json."""
     folder = workdir / "checkpoints"
     others = [path for path in workdir.iterdir() if path != folder and path.name != NAME and not is_leftover(path)]
     steps = [path for path in folder.iterdir() if not is_leftover(path)] if folder.is_dir() else []
@@ -48,14 +48,14 @@ def is_unfinished(workdir: Path) -> bool:
 
 
 def resolved(recipe: ConfigDict, foreign: Foreign) -> ConfigDict:
-    """The recipe with the sections of the reader, and with what suits them.
+    """Returns the recipe with the sections of the reader, and settings for them.
 
-    Chains of NCSN's networks are sampled by a thousand Langevin moves, at their whole levels; all others by the sampler
-    of the recipe. Nothing says that a network knows images without their label: all labels are drawn, none left out.
+    NCSN networks are sampled by a thousand Langevin steps at their discrete levels, all others by the sampler of the
+    recipe. All labels are sampled and none is dropped, since the network may lack an unconditional mode.
     """
     values = recipe.to_dict()
-    for section, told in foreign.config.items():
-        values[section] = told if section in default.CHOICES else {**values[section], **told}
+    for section, read in foreign.config.items():
+        values[section] = read if section in default.CHOICES else {**values[section], **read}
     config = conform(values)
     config.data.path = config.data.test_path = ""
     if config.sde.name != "edm":
@@ -72,14 +72,14 @@ def resolved(recipe: ConfigDict, foreign: Foreign) -> ConfigDict:
 
 
 def facts_of(foreign: Foreign, low: float) -> DataFacts:
-    """Shape and levels as they are told; the standard deviation of CIFAR-10's images, and the longest diagonal."""
+    """Returns shape and levels of the weights, the standard deviation of CIFAR-10, and the diagonal of the range."""
     return DataFacts(foreign.shape, foreign.levels, 0.25 * (1 - low), (1 - low) * math.prod(foreign.shape) ** 0.5)
 
 
 def fill(network: nn.Module, foreign: Foreign, config: ConfigDict) -> None:
-    """Give the network of the config the weights that were read.
+    """Loads the weights into the network of the config.
 
-    Raises: ValueError if an override has made it another one.
+    Raises: ValueError if an override has changed the network.
     """
     own = {name: tensor.shape for name, tensor in network.state_dict().items()}
     read = {name: tensor.shape for name, tensor in foreign.weights.items()}
@@ -95,7 +95,7 @@ def fill(network: nn.Module, foreign: Foreign, config: ConfigDict) -> None:
 def save(
     config: ConfigDict, workdir: Path, experiment: Experiment, step: int, sigma_data: float, origin: dict[str, str]
 ) -> None:
-    """Write the checkpoint, then config.json, without which there is no run."""
+    """Writes the checkpoint, then config.json, which completes the run."""
     network, facts = experiment.network, experiment.facts
     average = checkpoint.ema_file(config.ema.rates[0])
     middle = torch.full(facts.shape, 0.5 * (1 + config.codec.low), dtype=torch.float64)
@@ -112,21 +112,21 @@ def save(
     }
     text = run_json(config, versions())
     meta = {"data": asdict(facts), "sigma_data": sigma_data, "ema": [average], "imported": origin, "config_json": text}
-    remove(workdir / "checkpoints")  # of an import that was killed, maybe of another source
+    remove(workdir / "checkpoints")  # from a killed import, possibly of another source
     checkpoint.save(workdir / "checkpoints", step, parts, state, {**meta, "versions": versions()})
     write_text(workdir / "config.json", text)
 
 
 def describe(config: ConfigDict, experiment: Experiment, origin: dict[str, str]) -> list[str]:
-    """What was read, in lines."""
+    """Returns lines on the weights, the process and the data."""
     parameters = sum(p.numel() for p in experiment.network.parameters())
     which = {"ema": "averaged weights", "raw": "raw weights", "only": "weights"}[origin["weights"]]
     process = ", ".join(f"{key} {value:g}" for key, value in config.sde.items() if key != "name")
-    facts, told = experiment.facts, config.denoiser
+    facts, denoiser = experiment.facts, config.denoiser
     return [
         f"{origin['format']}: {config.network.name} with {parameters:,} parameters, {which} of {origin['source']}",
         f"{config.sde.name} with {process}; "
-        f"the network estimates {told.parameterization}, conditioned on {told.c_noise}",
+        f"the network estimates {denoiser.parameterization}, conditioned on {denoiser.c_noise}",
         f"data of shape {facts.shape} in {facts.levels} levels from {config.codec.low:g} to 1, "
         f"taken to have standard deviation {facts.std:g}",
     ]

@@ -1,4 +1,4 @@
-"""A trained run: its experiment, and the denoiser with the weights of a checkpoint."""
+"""Loading of a trained run: its experiment, and the denoiser with the weights of a checkpoint."""
 
 import shlex
 from pathlib import Path
@@ -22,11 +22,12 @@ from score_sde.storage.naming import pick
 
 
 def load(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experiment, Denoiser, Path]:
-    """The experiment of a trained run, its denoiser with the weights that the options ask for, and their checkpoint.
+    """Returns the experiment of a trained run, its denoiser with the weights of the options, and their checkpoint.
 
-    It warns of a process whose last level is not noise.
+    Warns of a process whose last level is not noise.
 
-    Raises: CheckpointError if there is none, or it is damaged or of another network; ValueError for a classifier.
+    Raises: CheckpointError for a checkpoint that is missing, damaged or of another network; ValueError for a
+        classifier.
     """
     if not pick(OBJECTIVES, "objective", config.loss.name).trains_denoiser():
         raise ValueError(
@@ -40,9 +41,9 @@ def load(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experimen
 
 
 def load_model(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experiment, nn.Module, Path]:
-    """As ``load``, for classifiers too.
+    """Returns the same as ``load``, also for classifiers.
 
-    Raises: CheckpointError if there is none, or it is damaged or of another network.
+    Raises: CheckpointError for a checkpoint that is missing, damaged or of another network.
     """
     found = checkpoint.find(workdir / "checkpoints", options.checkpoint)
     meta = checkpoint.read_meta(found)
@@ -58,25 +59,25 @@ def load_model(config: ConfigDict, workdir: Path, options: Options) -> tuple[Exp
 
 
 def check_flow(denoiser: nn.Module, workdir: Path) -> None:
-    """Raises: ValueError for a run that has no probability flow to follow."""
+    """Raises: ValueError for a run without a probability flow."""
     if isinstance(denoiser, ConsistencyModel):
         raise ValueError(
-            f"{workdir} knows where the flow ends, not how it gets there, and so no density and no latents; ask its "
-            "teacher, or another run"
+            f"{workdir} is a consistency model: it has no density and no latents, only the end of the flow; take "
+            "its teacher, or another run"
         )
 
 
 def check_there(key: str, folder: Path, config: ConfigDict, shape: tuple[int, ...]) -> None:
-    """Raises: CheckpointError if the run that ``key`` names is missing, with the command that trains it on our data."""
+    """Raises: CheckpointError if the run of ``key`` is missing, with the command that trains it on these data."""
     if folder.name in names() and not (folder / "config.json").is_file():
         command = training_command(folder.name, config, folder, shape)
         raise CheckpointError(f"no run in {folder}{looked_at(folder)}, which {key} names: train one with {command}")
 
 
 def load_average(folder: Path, network: nn.Module) -> None:
-    """Give a network the averaged weights of the run in ``folder``.
+    """Loads the averaged weights of the run in ``folder`` into a network.
 
-    Raises: CheckpointError if there is none, or it is damaged or of another network.
+    Raises: CheckpointError for a checkpoint that is missing, damaged or of another network.
     """
     stored(folder)
     found = checkpoint.find(folder / "checkpoints")

@@ -1,4 +1,4 @@
-"""One writer a folder."""
+"""A lock that gives each folder one writer."""
 
 import errno
 import os
@@ -16,22 +16,22 @@ from score_sde.storage.writing import make_folder, open_lock, remove
 NAME = ".lock"
 
 WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
-"""Errors of file systems that have no locks."""
+"""Errors of file systems without locks."""
 
 
 class Writer:
-    """The one command that writes in a folder.
+    """The only command that writes in a folder.
 
     Args:
         workdir: the folder.
-        descriptor: of its lock file; None in processes that hold no lock.
+        descriptor: file descriptor of the lock file; None in processes without the lock.
     """
 
     def __init__(self, workdir: Path, descriptor: int | None) -> None:
         self.workdir, self.descriptor = workdir, descriptor
 
     def check(self) -> None:
-        """Raises: CheckpointError if the folder was moved or deleted, where another command may train by now."""
+        """Raises: CheckpointError if the folder was moved or deleted; another command may now train at its path."""
         if self.descriptor is not None and not leads_to(self.workdir / NAME, self.descriptor):
             raise CheckpointError(
                 f"{self.workdir} was moved or deleted during training; to go on from the last checkpoint, give its new "
@@ -41,10 +41,9 @@ class Writer:
 
 @contextmanager
 def only_writer(workdir: Path) -> Iterator[Writer]:
-    """Be the only command that trains or imports in a folder.
+    """Context of the only command that trains or imports in a folder.
 
-    The system frees the lock when its owner ends, however that happens. Of several processes the first one holds it for
-    all.
+    The system releases the lock when its owner ends for any reason. The first process holds it for all of a command.
 
     Raises: CheckpointError if another command trains or imports there.
     """
@@ -57,16 +56,15 @@ def only_writer(workdir: Path) -> Iterator[Writer]:
     finally:
         if leads_to(workdir / NAME, descriptor) and [path.name for path in workdir.iterdir()] == [NAME]:
             with suppress(PermissionError):  # Windows deletes no open file
-                remove(workdir / NAME)  # nothing came of it
+                remove(workdir / NAME)  # the command has written nothing
                 workdir.rmdir()
         os.close(descriptor)
 
 
 def acquired(workdir: Path) -> int:
-    """The descriptor of the folder's lock file, locked.
+    """Returns the file descriptor of the folder's lock file, locked.
 
-    A file that has lost its name before it was locked guards nothing: its last owner has deleted it, or the folder was
-    moved. The next one is tried then.
+    If its last owner has deleted the file, or the folder was moved, before the lock succeeds, the new file is tried.
 
     Raises: CheckpointError if another command holds the lock.
     """
@@ -74,7 +72,7 @@ def acquired(workdir: Path) -> int:
         make_folder(workdir)
         try:
             descriptor = open_lock(workdir / NAME)
-        except FileNotFoundError:  # the folder was deleted since
+        except FileNotFoundError:  # the folder was deleted meanwhile
             continue
         if not locked(descriptor, workdir):
             os.close(descriptor)
@@ -87,7 +85,7 @@ def acquired(workdir: Path) -> int:
 
 
 def locked(descriptor: int, workdir: Path) -> bool:
-    """Lock a file, unless another process has; a file system without locks is told."""
+    """Locks a file and returns whether it succeeded; prints a note on a file system without locks."""
     try:
         return lock_descriptor(descriptor, blocking=False)
     except OSError as error:
@@ -98,7 +96,7 @@ def locked(descriptor: int, workdir: Path) -> bool:
 
 
 def leads_to(path: Path, descriptor: int) -> bool:
-    """Whether a path leads to the file that is open."""
+    """Returns whether a path leads to the open file."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))
     except OSError:

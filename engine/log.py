@@ -1,4 +1,4 @@
-"""What a run says while it runs: a bar on a terminal or plain lines, metrics.jsonl, and TensorBoard."""
+"""Output of a command: printed lines, a progress bar, metrics.jsonl and TensorBoard."""
 
 import json
 import math
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
+    """Returns the versions of Python and of the packages that affect results."""
     found = {"python": sys.version.split()[0]}
     for package in ("torch", "numpy", "scipy", "torchdiffeq"):
         try:
@@ -30,14 +30,14 @@ def versions() -> dict[str, str]:
 
 
 def say(*lines: str) -> None:
-    """Print lines, with control characters in them escaped; of several processes the first alone prints."""
+    """Prints lines with control characters escaped, in the first process only."""
     if ranks.rank() == 0:
         for line in lines:
             print(printable(line), flush=True)
 
 
 def check_name(workdir: Path) -> None:
-    """Raises: ValueError for a folder whose name is not UTF-8, where TensorBoard cannot write."""
+    """Raises: ValueError for a folder whose name is not UTF-8, since TensorBoard cannot write there."""
     try:
         str(workdir).encode()
     except UnicodeEncodeError:
@@ -45,11 +45,11 @@ def check_name(workdir: Path) -> None:
 
 
 class Metrics:
-    """Lines of metrics.jsonl, and the same numbers as TensorBoard scalars; of several processes the first writes.
+    """Lines of metrics.jsonl, and the same numbers as TensorBoard scalars; only the first process writes.
 
     Args:
-        folder: of the run.
-        step: the step that training goes on from; later lines of an interrupted run are dropped.
+        folder: folder of the run.
+        step: the step at which training resumes; later lines of the interrupted run are dropped.
         lines: number of lines up to that step, from its checkpoint; None if unknown.
 
     Attributes:
@@ -67,10 +67,10 @@ class Metrics:
             say(f"{self.path} has {self.lines} of the {lines} lines up to step {step}; the others are lost")
 
     def _resume(self) -> None:
-        """Keep the lines up to the step. A file with others than lines of metrics is also kept as it was."""
+        """Keeps the lines up to the step. If the file has other lines than metrics, a copy keeps it unchanged."""
         text = read_text(self.path, LINES, errors="replace")
         *whole, last = text.split("\n")
-        if _step_of(last) is not None:  # else it was cut off, and is written again
+        if _step_of(last) is not None:  # else it was cut off and will be written again
             whole.append(last)
         found = [(_step_of(line), line) for line in whole if line]
         kept = [line for step, line in found if step is not None and step <= self.step]
@@ -82,15 +82,15 @@ class Metrics:
         write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def flush(self) -> None:
-        """Put all lines on the disk, before a checkpoint that counts them."""
+        """Flushes all lines to the disk, before a checkpoint that counts them."""
         if self.lines:
             flush(self.path)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line, and write its numbers to TensorBoard."""
+        """Appends one line and writes its numbers to TensorBoard."""
         append(self.path, json.dumps({key: _finite(value) for key, value in values.items()}) + "\n")
         self.lines += 1
-        if self._board is None:  # imported late: it takes longer than the first training step
+        if self._board is None:  # late: the import takes longer than the first training step
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(make_folder(self.folder / "tensorboard")), purge_step=self.step + 1)
@@ -101,14 +101,15 @@ class Metrics:
 
 
 class Progress:
-    """How far a long job is: a bar with rate and time left on a terminal, a line now and then elsewhere.
+    """Progress of a long job: a bar with rate and remaining time on a terminal, else a line every few seconds.
 
-    Of several processes the first alone speaks, of its share.
+    Only the first process prints, with the progress of its own part.
 
     Args:
         total: amount of work.
-        done: work that was done before.
-        unit: of the work, plural.
+        done: amount done before.
+        unit: unit of the work, plural.
+        every: seconds between two lines.
     """
 
     def __init__(self, total: int, unit: str, done: int = 0, every: float = 10.0) -> None:
@@ -116,19 +117,23 @@ class Progress:
 
         self.total, self.unit, self.done, self.every = total, unit, done, every
         self.first, self.start = done, time.perf_counter()
-        self._spoken = self.start
+        self._last_line = self.start
         bar = ranks.rank() == 0 and sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=done, unit=f" {unit}", leave=False) if bar else None
 
     def advance(self, amount: int, note: str = "") -> None:
-        """Say that this much more is done."""
+        """Adds an amount of work.
+
+        Args:
+            note: printed after the remaining time.
+        """
         self.done += amount
         now = time.perf_counter()
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(amount)
-        elif ranks.rank() == 0 and now - self._spoken >= self.every:
-            self._spoken = now
+        elif ranks.rank() == 0 and now - self._last_line >= self.every:
+            self._last_line = now
             left = _clock((self.total - self.done) / self.rate)
             print(
                 f"{self.done}/{self.total} {self.unit}, {self.rate:.3g}/s, {left} left{note and ', ' + note}",
@@ -137,11 +142,11 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units a second since the start."""
+        """Units per second since the start."""
         return (self.done - self.first) / max(time.perf_counter() - self.start, 1e-9)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Removes the bar."""
         if self._bar is not None:
             self._bar.close()
 
@@ -153,7 +158,7 @@ def _clock(seconds: float) -> str:
 
 
 def _step_of(line: str) -> int | None:
-    """The step of a line of metrics; None for any other line."""
+    """Returns the step of a line of metrics; None for any other line."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Results of examples that are not lost: kept batch by batch as they are found, and found again by a later command."""
+"""Results per example, stored after each batch, so that a later command resumes from them."""
 
 import hashlib
 import json
@@ -15,16 +15,15 @@ from score_sde.storage.writing import append, hold, is_held, make_folder, remove
 
 
 class PartialResults:
-    """Rows of numbers, one for each example, in a file of each process: a line of JSON for each batch.
+    """A row of numbers per example, in one file per process with a line of JSON per batch.
 
-    Whatever else is asked goes to other files, and each command has files of its own. A batch is there as a whole or
-    not at all, for a line that was cut off does not count. So a command that was killed goes on with the batches that
-    it would have had, to the same bits.
+    Each setting and each command has its own files. A line that was cut off is skipped, so a batch is complete or
+    missing. A killed command therefore resumes with the batches that it would have had, bit for bit.
 
     Args:
-        folder: of the files, <name>.rows-<digest of what is asked>-<of the command>-<number of the process>.jsonl; the
-            first batch makes it.
-        asked: all that the numbers depend on, as JSON values.
+        folder: folder of the files <name>.rows-<digest of asked>-<command>-<index of the process>.jsonl; the first
+            batch creates it.
+        asked: all settings that the numbers depend on, as JSON values.
     """
 
     def __init__(self, folder: Path, name: str, asked: Mapping[str, Any]) -> None:
@@ -36,28 +35,33 @@ class PartialResults:
         self.found = self._read()
         self.appended: dict[int, dict[str, float]] = {}
         self.held: BinaryIO | None = None
-        ranks.wait_for_all()  # all have to find the same, to share what is missing
+        ranks.wait_for_all()  # all processes must read the same rows, to divide the missing ones
 
     def missing(self, num: int, batch_size: int) -> list[list[int]]:
-        """This process's share of the batches of the examples 0, ..., num - 1, less those that have a row."""
+        """Returns this process's part of the batches of the examples 0, ..., num - 1 that have no row."""
         firsts = range(0, num, batch_size)
         batches = ([i for i in range(k, min(k + batch_size, num)) if i not in self.found] for k in firsts)
         return [batch for batch in batches if batch][self.rank :: self.size]
 
     def append(self, examples: Sequence[int], columns: Mapping[str, np.ndarray]) -> None:
-        """Keep the rows of a batch: its examples, and (N,) of each column."""
+        """Stores the rows of a batch.
+
+        Args:
+            examples: their indices.
+            columns: arrays (N,).
+        """
         batch = {"example": list(examples), **{key: column.tolist() for key, column in columns.items()}}
         self.appended |= _by_example(batch)
         make_folder(self.folder)
-        append(self.path, f"\n{json.dumps(batch)}")  # begins a line of its own after one that was cut off
+        append(self.path, f"\n{json.dumps(batch)}")  # starts a new line after one that was cut off
         self.held = self.held or hold(self.path)
 
     def collect(self, num: int) -> dict[str, np.ndarray]:
-        """All rows of the examples 0, ..., num - 1 as columns (num,), for when every process has appended its own.
+        """Returns the rows of the examples 0, ..., num - 1 as columns (num,), after all processes have stored theirs.
 
-        Another command with the same question may have deleted its files and ours, so rows once read are kept.
+        Rows once read are kept, since another command with the same settings may delete the files.
 
-        Raises: OSError if some are not there.
+        Raises: OSError if rows are missing.
         """
         found = {**self.found, **self._read(), **self.appended}
         lost = [i for i in range(num) if i not in found]
@@ -69,22 +73,22 @@ class PartialResults:
         return {key: np.array([found[i][key] for i in range(num)]) for key in found[0]}
 
     def others(self) -> list[Path]:
-        """Files that answer another question."""
+        """Returns the files with other settings."""
         return sorted(set(self.folder.glob(self.all)) - set(self.folder.glob(self.own)))
 
     def forget(self) -> None:
-        """Delete the files whose rows were collected, for these are kept elsewhere now, and those of dead commands."""
+        """Deletes the files whose rows are now in a result, and those of commands that ended."""
         dead = {path for path in self.folder.glob(self.all) if not is_held(path)}
         for path in self.files | dead:
             remove(path)
 
     def _read(self) -> dict[int, dict[str, float]]:
-        """The rows that answer what is asked, by example."""
+        """Returns the stored rows with these settings, by example."""
         found: dict[int, dict[str, float]] = {}
         for path in sorted(self.folder.glob(self.own)):
             try:
                 text = read_text(path, LINES, errors="replace")
-            except FileNotFoundError:  # another command has collected it since
+            except FileNotFoundError:  # another command has deleted it
                 continue
             self.files.add(path)
             for batch in map(_whole, text.splitlines()):
@@ -93,13 +97,13 @@ class PartialResults:
 
 
 def _by_example(batch: Mapping[str, Sequence]) -> dict[int, dict[str, float]]:
-    """The rows of a batch, whose first column has their examples."""
+    """Returns the rows of a batch by example; the first column holds the examples."""
     columns = zip(*batch.values(), strict=True)
     return {example: dict(zip(list(batch)[1:], row, strict=True)) for example, *row in columns}
 
 
 def _whole(line: str) -> dict[str, list]:
-    """The batch of a line; an empty one if the line was cut off, or is none."""
+    """Returns the batch of a line; empty if the line was cut off or is malformed."""
     try:
         batch = json.loads(line)
         columns = [*batch.values()] if next(iter(batch)) == "example" else []

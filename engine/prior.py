@@ -1,4 +1,4 @@
-"""A warning for processes whose last level is not noise, so that samples begin at the wrong distribution."""
+"""Warning for processes whose last level is not noise, so that samples start from the wrong distribution."""
 
 import sys
 
@@ -6,11 +6,11 @@ from score_sde.engine import ranks
 from score_sde.sde_lib import SDE, Gaussian, prior_divergence
 
 LARGEST = 0.2
-"""KL divergence in nats, of the noisiest data from the prior, up to which nothing is said."""
+"""Largest KL divergence of the noisiest data from the prior without a warning, in nats."""
 
 
 def warn(name: str, sde: SDE, gaussian: Gaussian) -> None:
-    """Warn on standard error if data of this mean and covariance are not noise at the last time of the SDE."""
+    """Warns on standard error if data with this mean and covariance are not noise at the last time of the SDE."""
     gap = prior_divergence(sde, gaussian)
     if gap <= LARGEST or ranks.rank() > 0:
         return

@@ -1,4 +1,4 @@
-"""Other runs that a command asks: of the same data, on the same noise."""
+"""Other runs that a command uses: checks for the same data and the same noise."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from score_sde.engine.config import stored
 
 
 def recipe_of(folder: Path, config: ConfigDict) -> ConfigDict:
-    """The config of another run, to be computed where this command is.
+    """Returns the config of another run, with the device and threads of this command.
 
-    Raises: CheckpointError if there is no run.
+    Raises: CheckpointError if the folder has no run.
     """
     recipe = stored(folder)
     recipe.device, recipe.threads = config.device, torch.get_num_threads()
@@ -20,22 +20,22 @@ def recipe_of(folder: Path, config: ConfigDict) -> ConfigDict:
 
 
 def check_data(key: str, folder: Path, theirs: Experiment, ours: Experiment) -> None:
-    """Raises: ValueError if the run in ``folder``, which ``key`` names, does not know examples encoded as ours are."""
-    known, needed = (
+    """Raises: ValueError if the run in ``folder``, the value of ``key``, has other shapes, levels or encodings."""
+    have, needed = (
         f"data of shape {e.facts.shape} in {e.facts.levels} levels from {e.low:g} up" for e in (theirs, ours)
     )
-    if known != needed:
-        raise ValueError(f"{key} {folder} knows {known}, this run {needed}; train one on these data")
+    if have != needed:
+        raise ValueError(f"{key} {folder} has {have}, this run {needed}; train one on these data")
 
 
 def check_noise(key: str, folder: Path, theirs: ConfigDict, ours: ConfigDict, command: str) -> None:
-    """Raises: ValueError if the run in ``folder``, which ``key`` names, knows the states of another SDE.
+    """Raises: ValueError if the run in ``folder``, the value of ``key``, has another SDE.
 
     Args:
-        command: that trains such a run.
+        command: command that trains a run with the same SDE.
     """
     if theirs.sde.to_dict() != ours.sde.to_dict():
         raise ValueError(
-            f"{key} {folder} knows the noise of {theirs.sde.name}, not that of this run's {ours.sde.name}; train one "
+            f"{key} {folder} has the noise of {theirs.sde.name}, not that of this run's {ours.sde.name}; train one "
             f"with {command}"
         )

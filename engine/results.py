@@ -1,10 +1,10 @@
-"""Places of results: the newest result has the plain name, earlier ones of other questions are kept beside it.
+"""Paths of results: the newest has the plain name, and earlier ones with other settings get a suffix.
 
-    samples/adams-14/           by --seed 4
-    samples/adams-14-seed-3/    by --seed 3, which was there before
+    samples/adams-14/           the newest, with --seed 4
+    samples/adams-14-seed-3/    an earlier one, with --seed 3
 
-A command writes its files into a temporary folder of its own. When they are whole they get their names, under a lock:
-so the files of a result are all of one command, whatever else runs in the folder.
+A command writes its files into a temporary folder. Complete files are moved to their paths under a lock, so all files
+of a result are from one command, even if several run in the folder.
 """
 
 import hashlib
@@ -34,23 +34,23 @@ from score_sde.storage.writing import (
 )
 
 Asked = Mapping[str, Any]
-"""All that a result depends on, as flat JSON values under the key ``asked`` of its record."""
+"""All settings of a result, as flat JSON values; its record has them under the key ``asked``."""
 
 WITHOUT_EFFECT = ("batch_size",)
-"""Last parts of keys that change no result."""
+"""Last parts of the keys that change no result."""
 
 SHOWN, LONGEST = 3, 48
-"""Most differences in a name, and most letters."""
+"""Largest number of differences in a name, and of its characters."""
 
 
 def question(
     config: ConfigDict, sections: Sequence[str], options: Options, found: Path | None = None, **more: Any
 ) -> dict[str, Any]:
-    """What a command asks for: seed, weights, checkpoint and split, then sections of the config, and more values.
+    """Returns the settings of a result: seed, weights, checkpoint, split, sections of the config, and more values.
 
     Args:
         found: the checkpoint, if the result depends on one.
-        more: values that are not in the config, or that replace one; dots of keys are written as two underscores.
+        more: values outside the config, or in place of its values; keys have two underscores for a dot.
     """
     asked = {"seed": config.seed, "weights": options.weights, "split": options.split}
     if found:
@@ -88,10 +88,10 @@ def result_record(
 
 @contextmanager
 def result_folder(target: Path, record: str, asked: Asked) -> Iterator[Path]:
-    """A temporary folder whose files get their places in the folder ``target`` at the end.
+    """Context of a temporary folder whose files move to the folder ``target`` at the end.
 
     Args:
-        record: name of the JSON file that holds ``asked``.
+        record: name of the JSON file with ``asked``.
     """
     with _temporary(target) as partial:
         yield partial
@@ -102,10 +102,10 @@ def result_folder(target: Path, record: str, asked: Asked) -> Iterator[Path]:
 
 @contextmanager
 def result_files(folder: Path, names: Sequence[str], asked: Asked) -> Iterator[Path]:
-    """A temporary folder whose files get their places in ``folder`` at the end.
+    """Context of a temporary folder whose files move to ``folder`` at the end.
 
     Args:
-        names: of all files of the result; the first is the JSON file that holds ``asked``.
+        names: names of all files of the result; the first is the JSON file with ``asked``.
     """
     with _temporary(folder / names[0]) as partial:
         yield partial
@@ -116,7 +116,7 @@ def result_files(folder: Path, names: Sequence[str], asked: Asked) -> Iterator[P
 
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """A temporary folder beside ``target``; a command that fails leaves no new folder behind."""
+    """Context of a temporary folder next to ``target``; a command that fails leaves no new folder."""
     new = not target.parent.exists()
     try:
         with replacing_folder(target) as partial:
@@ -128,14 +128,14 @@ def _temporary(target: Path) -> Iterator[Path]:
 
 
 def _move(partial: Path, target: Path, record: str) -> None:
-    """Give the files of a temporary folder their places, the record last."""
+    """Moves the files of a temporary folder to ``target``, the record last."""
     for path in sorted(partial.iterdir(), key=lambda path: path.name == record):
         rename(path, target / path.name)
     flush_folder(target)
 
 
 def _set_aside(paths: Sequence[Path], record: Path, asked: Asked) -> None:
-    """Rename an earlier result that answers another question, and say so."""
+    """Renames an earlier result with other settings and prints its new name."""
     if not record.is_file():
         return
     earlier = _asked(record)
@@ -147,34 +147,34 @@ def _set_aside(paths: Sequence[Path], record: Path, asked: Asked) -> None:
         if path.exists():
             remove(_named(path, suffix))
             rename(path, _named(path, suffix))
-    say(f"kept the earlier {paths[0].name}, of another question, as {_named(paths[0], suffix).name}")
+    say(f"kept the earlier {paths[0].name}, of other settings, as {_named(paths[0], suffix).name}")
 
 
 def _free_suffix(path: Path, record: Path, earlier: Asked | None, words: str) -> str:
-    """A suffix whose name is free, or that of a result of the same question."""
+    """Returns a suffix whose path is free or has a result with the same settings."""
     for number in itertools.count(1):
         suffix = f"-{words}" if number == 1 else f"-{words}-{number}"
         named = _named(path, suffix)
         if not named.exists() or (earlier and _asked(named if record == path else named / record.name) == earlier):
             return suffix
-    raise AssertionError("there is no end of numbers")
+    raise AssertionError("unreachable: the suffixes are endless")
 
 
 def _words(changes: Asked) -> str:
-    """What tells an earlier result apart, as a part of a name: seed-3, or label-none-scale-2."""
+    """Returns the differing settings of an earlier result for its name, such as seed-3 or label-none-scale-2."""
     words = [f"{key.rpartition('.')[2]}-{'none' if value in ('', None) else value}" for key, value in changes.items()]
     name = "-".join(words[:SHOWN]) or "earlier"
     return re.sub(r"[^A-Za-z0-9.,_+-]+", "_", name)[:LONGEST]
 
 
 def _named(path: Path, suffix: str) -> Path:
-    """The path with a suffix before its extension, if it is a file."""
+    """Returns the path with a suffix, before the extension of a file."""
     stem, extension = (path.stem, path.suffix) if path.suffix in (".json", ".npz", ".png") else (path.name, "")
     return path.with_name(f"{stem}{suffix}{extension}")
 
 
 def _asked(record: Path) -> Asked | None:
-    """What a result answers; None for one of an earlier version, or a damaged record."""
+    """Returns the settings of a result; None for a result of an earlier version, or a damaged record."""
     try:
         values = json.loads(read_text(record))
     except (OSError, ValueError, RecursionError):

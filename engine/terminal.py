@@ -1,4 +1,4 @@
-"""Standard output whose errors name it, and Ctrl-C while there is nothing to lose yet."""
+"""Standard output with its name in errors, and Ctrl-C before a command has written anything."""
 
 import io
 import os
@@ -8,7 +8,7 @@ import sys
 from typing_extensions import Buffer
 
 OUTPUT = "standard output"
-"""The name that errors of writing to the terminal, a pipe or a redirection have."""
+"""File name in errors of writing to the terminal, a pipe or a redirection."""
 
 
 class _Output(io.FileIO):
@@ -22,7 +22,7 @@ class _Output(io.FileIO):
 
 
 def open_output() -> None:
-    """Let errors of standard output name it, so that a full disk behind it is not blamed on the run.
+    """Replaces standard output by one whose errors name it, unlike errors of the run's files.
 
     Names that are not UTF-8 are written with escapes. Output to a closed descriptor is discarded.
     """
@@ -41,7 +41,7 @@ def open_output() -> None:
 
 
 def flush_output() -> None:
-    """Write what is buffered.
+    """Writes the buffer of standard output.
 
     Raises: OSError that names standard output.
     """
@@ -50,29 +50,29 @@ def flush_output() -> None:
 
 
 def drop_output(error: BaseException) -> None:
-    """After an error of standard output, discard its buffer, which Python would write again at its end."""
+    """Discards the buffer after an error of standard output; Python would write it again at exit."""
     if isinstance(error, OSError) and error.filename == OUTPUT:
         write_nowhere(sys.stdout.fileno())
 
 
 def write_nowhere(descriptor: int) -> None:
-    """Discard all later output of a descriptor."""
+    """Discards all later output of a file descriptor."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
 
 
 def end_on_interrupt() -> None:
-    """Let Ctrl-C end the process at once, while modules are imported and nothing is written yet.
+    """Makes Ctrl-C end the process at once, while modules are imported and nothing is written.
 
-    A command in the background, whose parent let it ignore Ctrl-C, still ignores it.
+    A background command that ignores Ctrl-C still ignores it.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 
 
 def raise_on_interrupt() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt again: from here on there is something to keep."""
+    """Makes Ctrl-C raise KeyboardInterrupt again, before the command writes files."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -397,8 +397,8 @@ def test_a_file_in_the_place_of_the_folder(refused, tmp_path, workdir):
 @pytest.mark.parametrize(
     ("number", "remedy"),
     [
-        (errno.EACCES, "choose a place that you may write to with --workdir"),
-        (errno.EROFS, "choose a place that you may write to with --workdir"),
+        (errno.EACCES, "choose a folder that you may write to with --workdir"),
+        (errno.EROFS, "choose a folder that you may write to with --workdir"),
         (errno.ENOSPC, "free some space and run the same command to go on"),
     ],
 )

@@ -278,7 +278,7 @@ def crafted(kind, path, marker):
 def test_a_crafted_state_is_refused_and_does_not_run(tmp_path, kind):
     path = save(tmp_path, 1)
     crafted(kind, path, tmp_path / "marker")
-    with pytest.raises(CheckpointError, match=r"state\.pt is not one that training wrote"):
+    with pytest.raises(CheckpointError, match=r"state\.pt was not written by training"):
         checkpoint.load_state(path)
     assert not (tmp_path / "marker").exists()
 
@@ -469,5 +469,5 @@ def test_a_run_with_a_crafted_state_does_not_run_it(call, tmp_path, kind):
     crafted(kind, workdir / "checkpoints" / "step_00000004", tmp_path / "marker")
     status, (line,) = command(*GO_ON)
     assert status == 3
-    assert "is not one that training wrote; delete step_00000004 to go on from step_00000002" in line
+    assert "was not written by training; delete step_00000004 to go on from step_00000002" in line
     assert not (tmp_path / "marker").exists()

@@ -178,7 +178,7 @@ class NotFinite(ArithmeticError):
         (
             PermissionError(errno.EACCES, "Permission denied", "/runs"),
             3,
-            "error: /runs: Permission denied; choose a place that you may write to with --workdir",
+            "error: /runs: Permission denied; choose a folder that you may write to with --workdir",
         ),
         (OSError("12 requested and 0 written"), 3, "error: runs/vpsde: 12 requested and 0 written"),
     ],

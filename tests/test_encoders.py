@@ -310,12 +310,12 @@ def test_unsuitable_encoders_are_refused(digits, points, pair, published, tmp_pa
     )
     refused(capsys, 3, "config.json is missing", run, text, f"--config.guidance.encoder={tmp_path / 'none'}")
     refused(capsys, 3, "x.png does not exist", run, encoder, "--config.guidance.image=x.png")
-    refused(capsys, 2, "knows data of shape (1, 8, 8) in 17 levels", f"--workdir={points}", encoder, text)
+    refused(capsys, 2, "has data of shape (1, 8, 8) in 17 levels", f"--workdir={points}", encoder, text)
     refused(capsys, 2, "takes images, and the run has examples of shape (2,)", f"--workdir={points}", text,
             f"--config.guidance.encoder={published}")  # fmt: skip
     shutil.copytree(pair, tmp_path / "noise")
     rewrite(tmp_path / "noise", "sde", "beta_max", 15.0)
-    message = "knows the noise of vpsde, not that of this run's vpsde; train one with python run.py --config clip"
+    message = "has the noise of vpsde, not that of this run's vpsde; train one with python run.py --config clip"
     refused(capsys, 2, message, run, text, f"--config.guidance.encoder={tmp_path / 'noise'}")
     np.save(tmp_path / "two.npy", np.zeros((2, 8, 8, 1), np.uint8))
     refused(

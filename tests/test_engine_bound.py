@@ -247,7 +247,7 @@ def test_a_consistency_model_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(bound, "load", lambda *args: (None, object.__new__(ConsistencyModel), tmp_path))
     with pytest.raises(
         ValueError,
-        match="knows where the flow ends, not how it gets there, and so no density and no latents; ask its teacher",
+        match="is a consistency model: it has no density and no latents, only the end of the flow; take its teacher",
     ):
         bound.run(load("vpsde"), tmp_path, command_line.Options())
 

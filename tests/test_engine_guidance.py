@@ -297,7 +297,7 @@ def test_samples_are_guided_away_from_a_weaker_run(digits, other_noise, drawn):
             "digits",
             "points",
             2,
-            "knows data of shape (2,) in 0 levels from 0 up, this run data of shape (1, 8, 8) in 17",
+            "has data of shape (2,) in 0 levels from 0 up, this run data of shape (1, 8, 8) in 17",
         ),
         ("digits", "labelled", 2, "has 10 classes, this run 0: need as many"),
         ("labelled", "digits", 2, "has 0 classes, this run 10: need as many"),
@@ -357,7 +357,7 @@ def test_classifier_guidance_of_examples_that_finish_at_different_times(digits, 
             "points",
             "classifier",
             2,
-            "knows data of shape (1, 8, 8) in 17 levels from -1 up, this run data of",
+            "has data of shape (1, 8, 8) in 17 levels from -1 up, this run data of",
         ),
         ("digits", "tmp_path", 3, ": train one with python run.py --config classifier --mode train --workdir "),
     ],
@@ -370,7 +370,7 @@ def test_unsuitable_classifiers_are_refused(run, other, status, message, request
 def test_classifiers_of_other_noise_encodings_or_classes(digits, labelled, classifier, tmp_path, capsys, rewrite):
     """The same process with another option; the same levels with another first one; classes other than the run's."""
     edits = {
-        "noise": ("sde", "beta_max", 15.0, digits, "knows the noise of vpsde"),
+        "noise": ("sde", "beta_max", 15.0, digits, "has the noise of vpsde"),
         "encoding": ("codec", "low", 0.0, digits, "in 17 levels from 0 up, this run data"),
     }
     for name, (section, key, value, run, message) in edits.items():

@@ -1072,7 +1072,7 @@ def test_a_codec_without_a_determinant_is_refused(exact, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("consistency_training", "knows where the flow ends, not how it gets there, and so no density"),
+        ("consistency_training", "is a consistency model: it has no density"),
         ("classification", "is a classifier, which draws nothing and has no density"),
     ],
 )

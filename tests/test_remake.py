@@ -220,7 +220,7 @@ def test_translation_does_not_depend_on_the_batch_size(digits, other, made):
     ("to", "status", "message"),
     [
         ("", 2, "edit.other is empty: give the folder of the run to translate to"),
-        ("points", 2, "knows data of shape (2,) in 0 levels from 0 up, this run data of shape (1, 8, 8) in 17 levels"),
+        ("points", 2, "has data of shape (2,) in 0 levels from 0 up, this run data of shape (1, 8, 8) in 17 levels"),
         ("tmp_path", 3, "config.json is missing; train one"),
     ],
 )
@@ -235,4 +235,4 @@ def test_runs_without_a_flow_are_refused(which, digits, monkeypatch, capsys):
     consistent = experiment, ConsistencyModel(experiment.network, experiment.sde, 0.5), path
     monkeypatch.setattr(edit if which == "own" else remake, "load", lambda *args: consistent)
     words = ("--task=translate", f"--config.edit.other={digits}")
-    refused(capsys, digits, 2, "knows where the flow ends, not how it gets there", *words)
+    refused(capsys, digits, 2, "is a consistency model: it has no density", *words)

@@ -49,7 +49,7 @@ def test_samples_of_other_settings_are_kept_under_a_distinct_name(kept, workdir,
     assert names(folder) == ["ddim-2", f"ddim-2-{kept}"]
     assert (folder / f"ddim-2-{kept}" / "samples.npz").read_bytes() == before
     told = capsys.readouterr().out
-    assert f"kept the earlier ddim-2, of another question, as ddim-2-{kept}\n" in told
+    assert f"kept the earlier ddim-2, of other settings, as ddim-2-{kept}\n" in told
 
 
 def test_equal_settings_replace_their_result_and_leave_other_files(workdir, capsys):
@@ -95,7 +95,7 @@ def test_a_result_of_an_earlier_version_is_kept(record, tmp_path, capsys):
             write_json(partial / "manifest.json", {"asked": {"seed": seed}})
     assert names(folder.parent) == ["adams-14", "adams-14-earlier", "adams-14-seed-1"]
     assert (folder.parent / "adams-14-earlier" / "manifest.json").read_text() == record
-    assert "kept the earlier adams-14, of another question, as adams-14-earlier" in capsys.readouterr().out
+    assert "kept the earlier adams-14, of other settings, as adams-14-earlier" in capsys.readouterr().out
 
 
 def test_results_with_equal_names_are_numbered(tmp_path):

@@ -475,7 +475,7 @@ def test_runs_without_a_density_are_refused(digits, tmp_path, monkeypatch, capsy
     with monkeypatch.context() as patch:
         patch.setattr(drawing, "load", lambda *args: (experiment, consistent, path))
         assert command(*words, f"--workdir={digits}") == 2
-    assert "knows where the flow ends, not how it gets there, and so no density" in capsys.readouterr().err
+    assert "is a consistency model: it has no density" in capsys.readouterr().err
     config = json.loads((digits / "config.json").read_text())
     config["loss"]["name"] = "classification"
     (tmp_path / "config.json").write_text(json.dumps(config))
