@@ -230,7 +230,7 @@ def read_foreign(folder: Path) -> None:
     name, path = recognise(files[0] if len(files) == 1 else folder)
     read = FORMATS[name](path)
     config = resolved(load("cifar10"), read)
-    facts_of(read, config.codec.low)
+    facts_of(read, config.codec.get("low", -1.0))
     make(SDES, "sde", config.sde)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from score_sde.configs.choices import choose  # noqa: E402
 from score_sde.engine import tuned  # noqa: E402
 from score_sde.engine.config import Options, stored  # noqa: E402
 from score_sde.engine.load import load  # noqa: E402
@@ -156,7 +157,8 @@ def calibrated(workdir: Path, num: int) -> tuple[Step, Tensor]:
     config = stored(workdir)
     config.sample.t_min = 0.0
     experiment, _, found = load(config, workdir, Options())
-    step = make_step(config, experiment, "adams")
+    config.sample.sampler = choose("sample.sampler", "adams")
+    step = make_step(config, experiment)
     plan = tuned.read(
         tuned.plan_path(workdir, "adams", num),
         tuned.conditions(config, tuned.tunable(step), found, Options().weights),

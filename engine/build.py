@@ -44,7 +44,7 @@ class Experiment:
 
     def denoiser(self, network: nn.Module, config: ConfigDict) -> Denoiser:
         """Returns the denoiser of a network for this experiment's SDE."""
-        model = pick(OBJECTIVES, "objective", config.loss.name).model
+        model = pick(OBJECTIVES, "objective", config.loss.objective.name).model
         known = {**config.denoiser, "sigma_data": self.sigma_data(config)}
         return model(network, self.sde, **options(model, known))
 
@@ -77,7 +77,7 @@ def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None
     """
     pick(PARAMETERIZATIONS | CHAIN_PARAMETERIZATIONS, "parameterization", config.denoiser.parameterization)
     device = make_device(config.device)
-    sde_spec = config.sde.to_dict()
+    sde_spec = dict(config.sde)
     if sde_spec.get("sigma_max") == 0:
         sde_spec["sigma_max"] = facts.diameter
     if sde_spec.get("num_levels") == 0 and "sigma_max" in sde_spec:
@@ -88,11 +88,12 @@ def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None
         reason = str(error).splitlines()[0]
         raise ValueError(f"the network {config.network.name} cannot be made: {reason}; make it smaller") from error
     set_threads(config, facts.shape, network)
-    objective = pick(OBJECTIVES, "objective", config.loss.name)
+    name = config.loss.objective.name
+    objective = pick(OBJECTIVES, "objective", name)
     kinds = getattr(network, "output_kinds", ("state",))
     if objective.output_kind not in kinds:
         raise ValueError(
-            f"loss.name {config.loss.name!r} does not train the network {config.network.name!r}: it needs the output "
+            f"loss.objective {name!r} does not train the network {config.network.name!r}: it needs the output "
             f"{objective.output_kind}, and the network returns {' or '.join(kinds)}"
         )
     return Experiment(

@@ -3,15 +3,15 @@
 import ast
 import json
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from score_sde.configs import default
+from score_sde.configs import RECIPES, choices, default
 from score_sde.engine import paths
 from score_sde.engine.errors import CheckpointError, looked_at
 from score_sde.engine.ranges import check_range
@@ -20,16 +20,8 @@ from score_sde.engine.recovery import kept_config
 from score_sde.storage.naming import listed, unknown
 from score_sde.storage.reading import read_text
 
-FOLDER = Path(default.__file__).parent
-
 ABOUT = ("versions", "command", "changes", "signature")
 """Keys of config.json beside those of the config; see ``Run``."""
-
-RENAMED = {"denoiser": {"label": "c_noise"}}
-"""Keys of runs that were written under an earlier name, by section."""
-
-FORMERLY = {"loss": {"time_tail": 0.0}}
-"""What runs did that were written before there was such a key, where that is not the default."""
 
 MOST_CHANGES = 100
 """Most changes that a config.json records."""
@@ -72,12 +64,12 @@ class Options:
 
 
 def names() -> list[str]:
-    """The short names that --config takes: the files of configs/."""
-    return sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+    """The short names that --config takes: the recipes of configs/."""
+    return sorted(RECIPES)
 
 
 def load(name_or_path: str) -> ConfigDict:
-    """The config of a short name, of a .py file with a get_config(), or of the .json of a run.
+    """The config of a short name, of a .py file with a RECIPE or a get_config(), or of the .json of a run.
 
     Keys that the file leaves out take the values of configs/default.py.
 
@@ -85,17 +77,30 @@ def load(name_or_path: str) -> ConfigDict:
     """
     path = Path(name_or_path)
     if path.suffix not in (".py", ".json"):
-        if name_or_path not in names():
+        if name_or_path not in RECIPES:
             raise unknown("config", name_or_path, names())
-        path = FOLDER / f"{name_or_path}.py"
+        return recipe(RECIPES[name_or_path])
     if not path.is_file():
         raise ValueError(f"no config file {name_or_path}; known names: {listed(names())}; looked at {path.absolute()}")
     try:
         if path.suffix == ".json":
             return from_json(read_text(path))
-        return conform(runpy.run_path(str(path))["get_config"]().to_dict())
+        found = runpy.run_path(str(path))
+        return recipe(found["RECIPE"]) if "RECIPE" in found else conform(found["get_config"]().to_dict())
     except WRONG as error:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+
+
+def recipe(changes: Mapping[str, Any]) -> ConfigDict:
+    """The config of a recipe: its changes to the config ``base``, or to configs/default.py.
+
+    Raises: ValueError as ``load`` and ``override``.
+    """
+    rest = dict(changes)
+    base = rest.pop("base", None)
+    config = load(base) if base else default.get_config()
+    change(config, rest.items())
+    return config
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -179,38 +184,70 @@ def run_json(
 
 
 def override(config: ConfigDict, changes: Sequence[tuple[str, str]]) -> None:
-    """Set keys from the text of the command line, in place; another name of an SDE or network brings its options.
+    """Set keys from the text of the command line, in place.
+
+    Another entry of a table, ``sde`` or ``sde.name``, brings the defaults of its options.
 
     Args:
-        changes: (dotted key, text) pairs; names take effect before the other keys.
-    Raises: ValueError for a misspelt key, which names the near one, a text that is not of the key's type, or a value
-        that is out of the key's range.
+        changes: (dotted key, text) pairs; names of entries take effect before their options.
+    Raises: ValueError for a misspelt key, naming the nearest ones, a text that is not of the key's type, or a value out
+        of the key's range.
     """
-    for key, text in sorted(changes, key=lambda change: not change[0].endswith(".name")):
+    change(config, changes, literal)
+
+
+def change(
+    config: ConfigDict, changes: Iterable[tuple[str, Any]], read: Callable[[Any, Any], Any] = lambda value, like: value
+) -> None:
+    """Set keys in place, names of entries before their options.
+
+    Args:
+        changes: (dotted key, value) pairs.
+        read: (value, present value of the key) -> value to set.
+    Raises: ValueError as ``override``.
+    """
+    options = []
+    for key, value in changes:
         section = key.removesuffix(".name")
-        if section in default.CHOICES and key.endswith(".name") and text != config[section].name:
-            if text not in default.CHOICES[section]:
-                raise unknown(key, text, default.CHOICES[section])
-            config[section] = default.choose(section, text).lock()
-        else:
-            assign(config, key, literal(text, flat(config.to_dict()).get(key)))
+        if section not in choices.TABLES:
+            options.append((key, value))
+        elif value != _at(config, section).name:
+            if value not in choices.table(section):
+                raise unknown(section.rpartition(".")[2].replace("_", " "), value, choices.table(section))
+            _replace(config, section, choices.choose(section, value))
+    for key, value in options:
+        assign(config, key, read(value, flat(config.to_dict()).get(key)))
 
 
 def conform(values: Mapping) -> ConfigDict:
-    """A locked config with the given values, and those of configs/default.py where they say nothing.
+    """A locked config with the given values, and the defaults of configs/default.py for all others.
 
-    A name that ``default.CHOICES`` does not hold keeps the options that it comes with: it is somebody's own.
+    An entry that is in no table keeps the options that it comes with: the author's config file registers it.
     """
-    config = default.get_config()
-    for section, choices in default.CHOICES.items():
-        given = values.get(section, {})
-        name = given.get("name", config[section].name)
+    config, given = default.get_config(), flat(values)
+    for section in choices.TABLES:
+        name = given.get(f"{section}.name", _at(config, section).name)
         if not isinstance(name, str):
             raise ValueError(f"{section}.name {name!r} is no name")
-        config[section] = ConfigDict({**choices.get(name, given), "name": name}).lock()
-    for key, value in flat(values).items():
+        if name in choices.table(section):
+            _replace(config, section, choices.choose(section, name))
+        else:
+            kept = {
+                key.removeprefix(f"{section}."): value for key, value in given.items() if key.startswith(f"{section}.")
+            }
+            _replace(config, section, ConfigDict({**kept, "name": name}))
+    for key, value in given.items():
         assign(config, key, value)
     return config
+
+
+def _at(config: ConfigDict, section: str) -> ConfigDict:
+    return reduce(lambda part, name: part[name], filter(None, section.split(".")), config)
+
+
+def _replace(config: ConfigDict, section: str, choice: ConfigDict) -> None:
+    *outer, last = section.split(".")
+    _at(config, ".".join(outer))[last] = choice.lock()
 
 
 def to_json(config: ConfigDict, versions: Mapping[str, str] | None = None) -> str:
@@ -223,11 +260,6 @@ def from_json(text: str) -> ConfigDict:
     values = json.loads(text)
     for key in ABOUT:
         values.pop(key, None)
-    for section, formerly in FORMERLY.items():
-        values[section] = {**formerly, **values.get(section, {})}
-    for section, names in RENAMED.items():
-        given = values.get(section, {})
-        values[section] = {names.get(key, key): value for key, value in given.items()}
     return conform(values)
 
 
@@ -236,8 +268,10 @@ def assign(config: ConfigDict, key: str, value: object) -> None:
     *sections, last = key.split(".")
     section = reduce(lambda part, name: part.get(name) if isinstance(part, ConfigDict) else None, sections, config)
     like = section.get(last) if isinstance(section, ConfigDict) else None
+    if isinstance(section, ConfigDict) and like is None and ".".join(sections) in choices.TABLES:
+        raise _unknown_option(".".join(sections), section, last)
     if like is None or isinstance(like, ConfigDict):
-        known = flat(config.to_dict())
+        known = [name.removesuffix(".name") if name[:-5] in choices.TABLES else name for name in flat(config.to_dict())]
         raise unknown("config key", key, [name for name in known if name.startswith(f"{key}.")] or known)
     try:
         section[last] = typed(value, like)
@@ -245,6 +279,14 @@ def assign(config: ConfigDict, key: str, value: object) -> None:
         kind = "true or false" if isinstance(like, bool) else type(like).__name__
         raise ValueError(f"config key {key} takes {kind}, such as {like!r}, not {value!r}") from None
     check_range(key, section[last], section.get("name"))
+
+
+def _unknown_option(section: str, chosen: ConfigDict, option: str) -> ValueError:
+    """The error for an option that the chosen entry lacks, with its options and the entries that have this one."""
+    own = ", ".join(key for key in sorted(chosen) if key != "name") or "none"
+    others = [name for name in choices.table(section) if option in choices.defaults(section, name)]
+    hint = f"; {listed(others)} {'has' if len(others) == 1 else 'have'} it" if others else ""
+    return ValueError(f"{section} {chosen.name!r} has no option {option!r}, its options: {own}{hint}")
 
 
 def literal(text: str, like: object) -> object:

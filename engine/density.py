@@ -73,8 +73,8 @@ class DensityEstimator(NamedTuple):
         pick(PROBE_KINDS, "probe", settings.probe)
         shape = experiment.facts.shape
         exact = math.prod(shape) < max(settings.exact_trace_below, 2)  # free of charge in one dimension
-        solver = pick(SOLVERS, "solver", settings.solver)
-        values = {**settings, "evaluations": settings.evaluations or start(math.prod(shape), exact)}
+        solver = pick(SOLVERS, "solver", settings.solver.name)
+        values = {**settings.solver, "evaluations": settings.evaluations or start(math.prod(shape), exact)}
         solver = solver(**options(solver, {**values, "edge": edge(settings.dequantization)}))
         t = settings.t_min or data_time(settings.dequantization, experiment.sde, experiment.bin_width)
         check_time(experiment.sde, t)
@@ -91,14 +91,14 @@ class DensityEstimator(NamedTuple):
     def solver_options(self) -> dict[str, Any]:
         """Name and options of the solver, with the initial number of evaluations."""
         settings, shape = self.settings, self.experiment.facts.shape
-        values = {**settings, "evaluations": settings.evaluations or start(math.prod(shape), self.exact)}
-        return {"solver": settings.solver, **options(SOLVERS[settings.solver], values)}
+        values = {**settings.solver, "evaluations": settings.evaluations or start(math.prod(shape), self.exact)}
+        return {"solver": settings.solver.name, **options(SOLVERS[settings.solver.name], values)}
 
     def record(self) -> dict[str, Any]:
         """Entries of a result: the time of the data, its noise relative to the signal, the trace and the solver."""
         noise = self.experiment.sde.marginal(self.t).ratio
         trace = "exact" if self.exact else f"{self.settings.probes} {self.settings.probe}"
-        solver = f"{self.settings.solver}, {self.solver}"
+        solver = f"{self.settings.solver.name}, {self.solver}"
         width = self.experiment.bin_width
         levels = {"noise_unit": self.experiment.codec.unit, "noise_levels": noise / width if width else None}
         return {"t": self.t, "noise": noise, **levels, "trace": trace, "solver": solver}

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from score_sde.configs.choices import options_of
 from score_sde.engine.build import Experiment
 from score_sde.engine.files import write_json
 from score_sde.models.adm import ADM
@@ -180,7 +181,8 @@ def chain(config: ConfigDict) -> tuple[dict[str, Any], str]:
         levels, per_unit = (CHAIN, CHAIN) if sde.name == "vpsde" else (sde.num_levels, 1)
         betas = {"beta_start": sde.beta_min / per_unit, "beta_end": sde.beta_max / per_unit}
         schedule = {"beta_schedule": "linear", **betas}
-    variance = "fixed_large" if config.sample.v == 1 else "fixed_small"
+    ancestral = options_of("sample.sampler", "ancestral", config.sample.sampler)
+    variance = "fixed_large" if ancestral["v"] == 1 else "fixed_small"
     predicted = {ours: theirs for theirs, ours in PREDICTIONS.items()}[config.denoiser.parameterization]
     scheduler = {
         "num_train_timesteps": levels,
@@ -194,9 +196,9 @@ def chain(config: ConfigDict) -> tuple[dict[str, Any], str]:
 
 def noise_levels(config: ConfigDict) -> tuple[dict[str, Any], str]:
     """Config of the ScoreSdeVeScheduler, whose corrector steps are those of the sampler ``pc``, and its description."""
-    sde, sample = config.sde, config.sample
+    sde, options = config.sde, options_of("sample.sampler", "pc", config.sample.sampler)
     ends = {"sigma_min": sde.sigma_min, "sigma_max": sde.sigma_max, "sampling_eps": sde.t_min}
-    moves = {"snr": sample.snr, "correct_steps": sample.corrector_steps}
+    moves = {"snr": options["snr"], "correct_steps": options["corrector_steps"]}
     return ends | moves, f"from sigma {sde.sigma_min:g} to {sde.sigma_max:g}"
 
 

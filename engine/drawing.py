@@ -64,6 +64,10 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
     Raises: ValueError for log_prob with a sampler other than ``ode``, with guidance or with a run that has no
         probability flow, and for samples that exceed the memory.
     """
+    name = config.sample.sampler.name
+    pick(STEPS, "sampler", name)
+    if given.log_prob and name != "ode":
+        raise ValueError("--log_prob needs the probability flow: add --sampler ode")
     make_sampling = FlowSampling if given.log_prob else StepSampling
     experiment, denoiser, found = load(config, workdir, given)
     check_room(num, experiment.facts.shape)
@@ -77,7 +81,7 @@ def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_
 
     asked = question(config, sampling.sections, given, found, log_prob=given.log_prob, sample__num_samples=num)
     manifest = {
-        "sampler": config.sample.sampler,
+        "sampler": name,
         "steps": sampling.steps,
         "grid": sampling.grid,
         "options": sampling.options,
@@ -159,14 +163,14 @@ class StepSampling:
         guidance: Guidance,
     ) -> None:
         settings = config.sample
-        kind = pick(STEPS, "sampler", settings.sampler)
-        if note := remark(settings.sampler, denoiser, experiment.sde):
+        kind = pick(STEPS, "sampler", settings.sampler.name)
+        if note := remark(settings.sampler.name, denoiser, experiment.sde):
             say(f"note: {note}")
         self.seed, self.experiment, self.guidance, self.denoiser = config.seed, experiment, guidance, Counted(denoiser)
         self.step, self.times, self.grid = planned(config, workdir, experiment, found, given.weights, guidance)
         self.steps = chosen(config, experiment.sde)[1]
         self.source = pick(NOISES, "noise", settings.noise)
-        self.options = {"noise": settings.noise, **options(kind, settings)}
+        self.options = {"noise": settings.noise, **options(kind, settings.sampler)}
 
     def draw(self, seeds: Tensor) -> tuple[Tensor, ...]:
         return draw_pairs(self.experiment, self._denoiser_of(seeds), self.step, self.times, seeds, self.source)
@@ -188,7 +192,7 @@ class FlowSampling:
     """Sampling with log-densities: one solve of the probability flow, by the section ``likelihood``.
 
     Args: as ``StepSampling``.
-    Raises: ValueError for a sampler other than ``ode``, for guidance, or a run that has no probability flow.
+    Raises: ValueError for guidance, or a run that has no probability flow.
     """
 
     sections: tuple[str, ...] = ("sample", "guidance", "likelihood")
@@ -204,8 +208,6 @@ class FlowSampling:
         denoiser: Denoiser,
         guidance: Guidance,
     ) -> None:
-        if config.sample.sampler != "ode":
-            raise ValueError("--log_prob needs the probability flow: add --sampler ode")
         check_flow(denoiser, workdir)
         if guidance.is_active:
             raise ValueError("--log_prob is of the run's own density: leave --label and guidance out")

@@ -30,7 +30,9 @@ def edit_examples(
     which = spaced(len(result), SHOWN if len(facts.shape) > 1 else num_shown(facts))
     decoded = {name: list(experiment.codec.decode(x[which]).cpu()) for name, x in shown.items()}
     save(folder / "grid.png", compared(decoded, [list(map(str, which))], facts))
-    about = {key: config.sample[key] for key in ("sampler", "steps", "grid", "t_min")}
+    sampler = dict(config.sample.sampler)
+    about = {"sampler": sampler.pop("name"), "sampler_options": sampler}
+    about |= {key: config.sample[key] for key in ("steps", "grid", "t_min")}
     return {"options": {**dict(config.edit), **about}, "split": split, "num_examples": len(result), **record}
 
 

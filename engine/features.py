@@ -73,7 +73,7 @@ def classifier(config: ConfigDict, dataset: Dataset) -> Features:
         raise CheckpointError(f"no classifier in {folder}{looked_at(folder)}: {remedy(config, dataset, folder)}")
     other = folder.with_name(f"{folder.name}-{config.data.name}")
     recipe = recipe_of(folder, config)
-    if OBJECTIVES[recipe.loss.name].trains_denoiser():
+    if OBJECTIVES[recipe.loss.objective.name].trains_denoiser():
         raise ValueError(f"the run in {folder} is not a classifier: {remedy(config, dataset, other)}")
     experiment, classify, found = load_model(recipe, folder, Options())
     try:

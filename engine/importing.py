@@ -15,7 +15,8 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from score_sde.configs import default
+from score_sde.configs import choices
+from score_sde.configs.choices import choose
 from score_sde.engine import checkpoint
 from score_sde.engine.build import Experiment
 from score_sde.engine.config import conform, run_json
@@ -55,18 +56,20 @@ def resolved(recipe: ConfigDict, foreign: Foreign) -> ConfigDict:
     """
     values = recipe.to_dict()
     for section, read in foreign.config.items():
-        values[section] = read if section in default.CHOICES else {**values[section], **read}
+        values[section] = read if section in choices.TABLES else {**values[section], **read}
     config = conform(values)
     config.data.path = config.data.test_path = ""
     if config.sde.name != "edm":
-        config.loss.weight, config.loss.timestep_sampler = "simple", "uniform"
+        config.loss.weight = choose("loss.weight", "simple")
+        config.loss.timestep_sampler = choose("loss.timestep_sampler", "uniform")
     config.train.label_dropout = 0.0
     sample, network = config.sample, config.network
     sample.t_min = 1e-3 if config.sde.name in ("vpsde", "subvpsde") else 0.0
-    sample.label = "all" if network.get("num_classes", 0) and config.loss.name != "classification" else ""
+    sample.label = "all" if network.get("num_classes", 0) and config.loss.objective.name != "classification" else ""
     if network.name in ("ncsn", "ncsnv2"):
-        sample.sampler, sample.grid, sample.steps = "ald", "levels", config.sde.num_levels
-        sample.langevin_steps = max(5, 1_000 // config.sde.num_levels)
+        langevin_steps = max(5, 1_000 // config.sde.num_levels)
+        sample.sampler = choose("sample.sampler", "ald", langevin_steps=langevin_steps)
+        sample.grid, sample.steps = "levels", config.sde.num_levels
     config.edit.batch_size = config.bound.batch_size = usual(foreign.shape)
     return config
 
@@ -98,7 +101,7 @@ def save(
     """Writes the checkpoint, then config.json, which completes the run."""
     network, facts = experiment.network, experiment.facts
     average = checkpoint.ema_file(config.ema.rates[0])
-    middle = torch.full(facts.shape, 0.5 * (1 + config.codec.low), dtype=torch.float64)
+    middle = torch.full(facts.shape, 0.5 * (1 + experiment.low), dtype=torch.float64)
     parts: dict[str, nn.Module | Gaussian] = {
         checkpoint.RAW: network,
         average: network,
@@ -127,6 +130,6 @@ def describe(config: ConfigDict, experiment: Experiment, origin: dict[str, str])
         f"{origin['format']}: {config.network.name} with {parameters:,} parameters, {which} of {origin['source']}",
         f"{config.sde.name} with {process}; "
         f"the network estimates {denoiser.parameterization}, conditioned on {denoiser.c_noise}",
-        f"data of shape {facts.shape} in {facts.levels} levels from {config.codec.low:g} to 1, "
+        f"data of shape {facts.shape} in {facts.levels} levels from {experiment.low:g} to 1, "
         f"taken to have standard deviation {facts.std:g}",
     ]

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from PIL.Image import Image as Picture
 from torch import Tensor
 
+from score_sde.configs.choices import options_of
 from score_sde.data import DataError, table, write_gif
 from score_sde.engine import checkpoint
 from score_sde.engine.build import Experiment
@@ -17,7 +18,7 @@ from score_sde.engine.examples import read_examples, spaced
 from score_sde.engine.files import read_npz, write_npz
 from score_sde.engine.log import Progress
 from score_sde.engine.pictures import compared, is_image, picture, save
-from score_sde.engine.sampler import make_flow
+from score_sde.engine.sampler import flow_options, make_flow
 from score_sde.samplers import DDIM, Ancestral, Noise, Step, sample
 from score_sde.samplers.draw import numbered
 from score_sde.samplers.editing import depth_time, flow_path, slerp, stochastic_path
@@ -69,7 +70,8 @@ def interpolate(
 
     save(folder / "grid.png", show(slice(None)))
     write_gif(folder / "animation.gif", [show(slice(k, k + 1)) for k in range(len(names))])
-    taken = {key: config.sample[key] for key in ("steps", "t_min", "v", "solver", "rtol", "atol")}
+    taken = {"steps": config.sample.steps, "t_min": config.sample.t_min, **ancestral_options(config)}
+    taken |= flow_options(config)
     given = {key: settings[key] for key in ("first", "second", "frames", "depths")}
     return {"options": {**given, **taken}, "split": split, "paths": nfe}
 
@@ -91,7 +93,7 @@ def paths(
     times_of = {depth: depth_time(sde, depth, experiment.sigma_data(config)) for depth in config.edit.depths}
     yield "pixels" if x.ndim == 4 else "values", torch.lerp(first, second, weights)
     for depth, t in times_of.items():
-        step, times = Ancestral(sde, settings.v), karras(sde, steps, t, end)
+        step, times = Ancestral(sde, **ancestral_options(config)), karras(sde, steps, t, end)
         yield f"noise {depth:g}", stochastic_path(step, denoise, first, second, weights, times, Noise(same_seed))
     flow = make_flow(config, experiment)
     yield "flow latents", flow_path(flow, denoise, first, second, weights)
@@ -184,9 +186,9 @@ def read_latents(config: ConfigDict, experiment: Experiment) -> Tensor:
     return found
 
 
-def flow_options(config: ConfigDict) -> dict[str, Any]:
-    """Manifest entries of the solver of the flow."""
-    return {key: config.sample[key] for key in ("solver", "rtol", "atol")}
+def ancestral_options(config: ConfigDict) -> dict[str, Any]:
+    """The options of the sampler ``ancestral``: those of the config where it chose that sampler, else the defaults."""
+    return options_of("sample.sampler", "ancestral", config.sample.sampler)
 
 
 def report(round_trip: dict[str, float | None]) -> str:

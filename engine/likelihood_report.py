@@ -90,7 +90,7 @@ def report(result: dict) -> str:
 
 def accuracy(result: dict) -> list[str]:
     """Lines about the error of the solver, relative to the other errors."""
-    check, adaptive = result["check"], result["settings"]["solver"] != "adams_pece"
+    check, adaptive = result["check"], result["settings"]["solver"]["name"] != "adams_pece"
     if not check:
         return ["the solver's error was not measured, for likelihood.check_examples is 0: it is not included"]
     found = (

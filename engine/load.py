@@ -29,7 +29,7 @@ def load(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experimen
     Raises: CheckpointError for a checkpoint that is missing, damaged or of another network; ValueError for a
         classifier.
     """
-    if not pick(OBJECTIVES, "objective", config.loss.name).trains_denoiser():
+    if not pick(OBJECTIVES, "objective", config.loss.objective.name).trains_denoiser():
         raise ValueError(
             f"{workdir} is a classifier, which draws nothing and has no density; another run is measured by it, with "
             f"--mode evaluate --config.evaluate.features={shlex.quote(str(workdir))}"

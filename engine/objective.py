@@ -38,7 +38,9 @@ def make_teacher(config: ConfigDict, experiment: Experiment) -> Callable:
     recipe.device, recipe.threads = config.device, torch.get_num_threads()
     theirs, denoiser, _ = load(recipe, folder, Options())
     if type(denoiser) is not Denoiser:
-        raise ValueError(f"loss.teacher {folder} is no denoiser but {recipe.loss.name}; give a run such as runs/edm")
+        raise ValueError(
+            f"loss.teacher {folder} is no denoiser but {recipe.loss.objective.name}; give a run such as runs/edm"
+        )
     if (theirs.facts.shape, theirs.facts.levels) != (facts.shape, facts.levels):
         raise ValueError(
             f"loss.teacher {folder} knows data of shape {theirs.facts.shape} and {theirs.facts.levels} levels, not of "
@@ -49,22 +51,21 @@ def make_teacher(config: ConfigDict, experiment: Experiment) -> Callable:
 
 def make_weight(config: ConfigDict, sigma_data: float) -> Callable:
     """The weight of the loss, ``(sde, t) -> weight``."""
-    weight = pick(WEIGHTS, "weight", config.loss.weight)
-    return functools.partial(weight, **options(weight, {"sigma_data": sigma_data}))
+    weight = pick(WEIGHTS, "weight", config.loss.weight.name)
+    return functools.partial(weight, **options(weight, {**config.loss.weight, "sigma_data": sigma_data}))
 
 
 def make_timestep_sampler(config: ConfigDict) -> TimestepSampler:
     """The timestep sampler, ``(sde, u) -> (t, correction)``."""
-    values = {**config.loss, "mean": config.loss.time_mean, "std": config.loss.time_std, "tail": config.loss.time_tail}
-    law = pick({**TIMESTEP_SAMPLERS, **LEARNING_TIMESTEP_SAMPLERS}, "timestep sampler", config.loss.timestep_sampler)
-    if config.loss.timestep_sampler in LEARNING_TIMESTEP_SAMPLERS:
-        return law(**options(law, values))
-    return Fixed(functools.partial(law, **options(law, values)))
+    chosen = dict(config.loss.timestep_sampler)
+    name = chosen.pop("name")
+    make = pick({**TIMESTEP_SAMPLERS, **LEARNING_TIMESTEP_SAMPLERS}, "timestep sampler", name)
+    return make(**chosen) if name in LEARNING_TIMESTEP_SAMPLERS else Fixed(functools.partial(make, **chosen))
 
 
 def make_objective(config: ConfigDict, experiment: Experiment) -> Objective:
     """What the run minimises."""
-    kind = pick(OBJECTIVES, "objective", config.loss.name)
+    kind = pick(OBJECTIVES, "objective", config.loss.objective.name)
     sigma_data = experiment.sigma_data(config)
     known = {
         "weight": make_weight(config, sigma_data),
@@ -74,4 +75,4 @@ def make_objective(config: ConfigDict, experiment: Experiment) -> Objective:
     }
     if "teacher" in inspect.signature(kind).parameters:
         known["teacher"] = make_teacher(config, experiment)
-    return kind(experiment.sde, **options(kind, {**config.loss, **known}))
+    return kind(experiment.sde, **options(kind, {**config.loss.objective, **known}))

@@ -75,12 +75,9 @@ def located(text: str, folder: Path | None = None) -> str:
 
 def make_absolute(config: ConfigDict, folder: Path | None = None) -> None:
     """Make the paths of a config absolute, in place; the toolkit's defaults stay as they are."""
-    usual = default.get_config()
-    for key, is_path in PATHS.items():
+    for key, text in named(config).items():
         section, name = key.split(".")
-        text = config[section][name]
-        if is_path(text) and text != usual[section][name]:
-            config[section][name] = located(text, folder)
+        config[section][name] = located(text, folder)
     path, colon, function = config.edit.measure.rpartition(":")
     if path:
         config.edit.measure = f"{located(path, folder)}{colon}{function}"

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from score_sde.configs import default
+from score_sde.configs import choices
 
 RANGES = {
     "": {
@@ -67,15 +67,23 @@ RANGES = {
     "denoiser": {
         "sigma_data": "[0, inf) the standard deviation of the encoded data; 0 measures it",
     },
-    "loss": {
-        "time_mean": "[-100, 100] of a logarithm",
-        "time_std": "(0, 100] of a logarithm",
-        "time_tail": "[0, 1)",
+    "loss.objective": {
         "projections": "[1, inf)",
         "first_steps": "[1, inf)",
         "last_steps": "[1, inf)",
         "v": "[0, 1]",
+    },
+    "loss.weight": {
+        "gamma": "(0, inf)",
+    },
+    "loss.timestep_sampler": {
+        "mean": "[-100, 100] of a logarithm",
+        "std": "(0, 100] of a logarithm",
+        "tail": "[0, 1)",
         "bins": "[1, inf)",
+        "history": "[1, inf)",
+        "learning_rate": "[0, 1000]",
+        "num_sigmoids": "[1, inf)",
     },
     "optim": {
         "learning_rate": "[0, 1000]",
@@ -106,6 +114,11 @@ RANGES = {
     },
     "sample": {
         "steps": "[0, 1e6]",
+        "num_samples": "[1, inf)",
+        "batch_size": "[0, inf)",
+        "t_min": "(-inf, inf)",
+    },
+    "sample.sampler": {
         "snr": "(0, inf) usually 0.05 to 0.2",
         "corrector_steps": "[0, 1e6]",
         "eta": "[0, 1] of the ancestral noise",
@@ -122,9 +135,6 @@ RANGES = {
         "churn_min": "[0, inf)",
         "churn_max": "(0, inf]",
         "churn_noise": "(0, inf) usually 1 to 1.01",
-        "num_samples": "[1, inf)",
-        "batch_size": "[0, inf)",
-        "t_min": "(-inf, inf)",
     },
     "guidance": {
         "scale": "(-inf, inf)",
@@ -167,9 +177,6 @@ RANGES = {
     },
     "likelihood": {
         "evaluations": "[0, 1e6] where 0 is as many as make the error small",
-        "traces": "[0, 1e6] where 0 is all",
-        "rtol": "(0, 1] usually 1e-5",
-        "atol": "(0, inf) usually 1e-5",
         "probes": "[1, 1e6]",
         "exact_trace_below": "[0, inf)",
         "samples": "[1, 1e6]",
@@ -178,6 +185,11 @@ RANGES = {
         "check_examples": "[0, inf)",
         "batch_size": "[0, inf)",
         "t_min": "(-inf, inf)",
+    },
+    "likelihood.solver": {
+        "traces": "[0, 1e6] where 0 is all",
+        "rtol": "(0, 1] usually 1e-5",
+        "atol": "(0, inf) usually 1e-5",
     },
 }
 """Range of each numeric key, by section."""
@@ -251,9 +263,9 @@ def check_range(key: str, value: object, name: str | None = None) -> None:
         name: of the SDE or network that an option belongs to.
     Raises: ValueError naming the key, the value and the range.
     """
-    section = key.split(".")[0]
-    if section in default.CHOICES and name not in default.CHOICES[section]:
-        return  # a user's own SDE or network
+    section = key.rpartition(".")[0]
+    if section in choices.TABLES and not choices.is_own(section, name or ""):
+        return  # an entry that a config file of the user's own registers
     allowed = range_of(key)
     if allowed and not allowed.holds(value):
         numbers = value if isinstance(value, tuple) else (value,)

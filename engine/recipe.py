@@ -7,9 +7,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde.configs import default
+from score_sde.configs import choices, default
 
-MODEL = ("data", "codec", "sde", "network", "denoiser", "loss.name", "train.label_dropout")
+MODEL = ("data", "codec", "sde", "network", "denoiser", "loss.objective.name", "train.label_dropout")
 """Sections and keys that define what was trained: every later mode must agree with them."""
 
 RECIPE = ("seed", *MODEL, "loss", "optim", "ema", "train")
@@ -98,9 +98,11 @@ def digest(config: ConfigDict, sections: Sequence[str]) -> str:
 
     Names of SDEs and networks always count. A key that a later version adds leaves the digest as it is.
     """
-    usual = default.get_config().to_dict()
-    for section, choices in default.CHOICES.items():
-        usual[section] = choices.get(config[section].name, {})
-    usual = flat(usual)
+    usual, values = flat(default.get_config().to_dict()), flat(config.to_dict())
+    for section in choices.TABLES:
+        name = str(values[f"{section}.name"])
+        usual = {key: value for key, value in usual.items() if not key.startswith(f"{section}.")}
+        if choices.is_own(section, name):
+            usual |= {f"{section}.{key}": value for key, value in choices.defaults(section, name).items()}
     kept = {key: value for key, value in part(config, sections).items() if key not in FREE and usual.get(key) != value}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

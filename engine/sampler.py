@@ -7,6 +7,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_sde.configs.choices import options_of
 from score_sde.engine import tuned
 from score_sde.engine.build import Experiment
 from score_sde.engine.errors import CheckpointError
@@ -23,17 +24,20 @@ GRID_FILE = ".txt"
 """How the name of a grid ends that is a file: of noise levels sigma / alpha, one a line, from the noise to the data."""
 
 
-def make_step(config: ConfigDict, experiment: Experiment, sampler: str | None = None, **more: Any) -> Step:
-    """The step of that name, by default ``sample.sampler``, with the keys of the section and of more that it takes."""
-    settings = {key: value for key, value in config.sample.items() if key != "order" or value}  # 0: the method's own
-    return named_step(experiment.sde, sampler or config.sample.sampler, experiment.gaussian, {**settings, **more})
+def make_step(config: ConfigDict, experiment: Experiment, **more: Any) -> Step:
+    """The step that ``sample.sampler`` names, with its options, and those of ``more`` that it takes."""
+    chosen = config.sample.sampler
+    return named_step(experiment.sde, chosen.name, experiment.gaussian, {**chosen, **more})
 
 
 def make_flow(config: ConfigDict, experiment: Experiment) -> ODE:
-    """The probability flow with the solver of the section ``sample``, which runs both ways."""
-    flow = make_step(config, experiment, "ode")
-    assert isinstance(flow, ODE)
-    return flow
+    """The probability flow, which can be solved in both directions, with ``flow_options``."""
+    return ODE(experiment.sde, **flow_options(config), gaussian=experiment.gaussian.isotropic())
+
+
+def flow_options(config: ConfigDict) -> dict[str, Any]:
+    """The options of the sampler ``ode``: those of the config where it chose that sampler, else the defaults."""
+    return options_of("sample.sampler", "ode", config.sample.sampler)
 
 
 def make_times(config: ConfigDict, experiment: Experiment, start: float | None = None) -> Tensor:
@@ -59,7 +63,7 @@ def planned(
     Raises: CheckpointError or ValueError for ``tuned`` without a calibration, or with one for something else.
     """
     step, (name, steps) = make_step(config, experiment), chosen(config, experiment.sde)
-    path, demanded = tuned.plan_path(workdir, config.sample.sampler, steps), name == tuned.GRID
+    path, demanded = tuned.plan_path(workdir, config.sample.sampler.name, steps), name == tuned.GRID
     if demanded and guidance.is_active:
         raise ValueError("a calibration is of the flow without label and guidance; name another sample.grid")
     if demanded or (path.exists() and not config.sample.grid and not guidance.is_active):
@@ -82,7 +86,7 @@ def chosen(config: ConfigDict, sde: SDE) -> tuple[str, int]:
     Raises: DataError for a file that cannot be read; ValueError for one that has other steps than are asked for.
     """
     settings = config.sample
-    name, steps = suited(sde, settings.sampler, settings.grid, settings.steps or None)
+    name, steps = suited(sde, settings.sampler.name, settings.grid, settings.steps or None)
     if name.endswith(GRID_FILE):
         found = len(read_numbers(Path(name))) - 1
         if settings.steps not in (0, found):

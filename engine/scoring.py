@@ -38,7 +38,7 @@ def open_rows(
         size: number of examples in the split.
     """
     depends = {
-        "settings": {key: value for key, value in config.likelihood.items() if key not in WITHOUT_EFFECT},
+        "settings": {key: value for key, value in config.likelihood.to_dict().items() if key not in WITHOUT_EFFECT},
         "model": [config[section].to_dict() for section in ("data", "codec", "sde", "network", "denoiser")],
         "checkpoint": meta["sha256"],
         "weights": given.weights,

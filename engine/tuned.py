@@ -12,7 +12,6 @@ from score_sde.engine.training import posthoc
 from score_sde.samplers import Multistep, Step
 from score_sde.samplers.calibration import Plan
 from score_sde.samplers.multistep import Move
-from score_sde.storage.naming import options
 from score_sde.storage.reading import read_text
 
 GRID = "tuned"
@@ -42,7 +41,7 @@ def conditions(config: ConfigDict, step: Multistep, found: Path, weights: str) -
         weights: value of --weights.
     """
     return {
-        **options(type(step), config.sample),
+        **{key: value for key, value in config.sample.sampler.items() if key != "name"},
         "t_min": config.sample.t_min,
         "std": step.coordinates.std,
         "weights": weights,

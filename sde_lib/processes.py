@@ -54,7 +54,10 @@ class SubVPSDE(SDE):
 
         log alpha as VP,    sigma = 1 - alpha^2
 
-    Args, Raises: as ``VPSDE``.
+    Args:
+        beta_min, beta_max: rate of noise at t = 0 and t = 1, positive.
+        t_min: earliest time, in (0, 1).
+    Raises: ValueError where a rate is not positive or the rates fall.
     Reference: Song et al., 2021, eq. 28, 29. arXiv:2011.13456
     """
 

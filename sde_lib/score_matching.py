@@ -88,7 +88,7 @@ class SlicedVR(Implicit):
     def __init__(self, sde: SDE, weight: Weight, projections: int = 1, probe: str = "rademacher") -> None:
         super().__init__(sde, weight)
         if projections < 1:
-            raise ValueError(f"loss.projections {projections}: need at least 1")
+            raise ValueError(f"loss.objective.projections {projections}: need at least 1")
         if probe not in PROBES:
             raise ValueError(f"unknown loss.probe {probe!r}; known: {', '.join(sorted(PROBES))}")
         self.projections, self.probe = projections, PROBES[probe].make

@@ -59,9 +59,9 @@ def lognormal(sde: SDE, u: Tensor, mean: float = -1.2, std: float = 1.2, tail: f
     Raises: ValueError for a std or a tail out of range.
     """
     if not std > 0:
-        raise ValueError(f"loss.time_std {std}: need a standard deviation above 0")
+        raise ValueError(f"loss.timestep_sampler.std {std}: need a standard deviation above 0")
     if not 0 <= tail < 1:
-        raise ValueError(f"loss.time_tail {tail}: need a fraction from 0 to below 1")
+        raise ValueError(f"loss.timestep_sampler.tail {tail}: need a fraction from 0 to below 1")
     least, most = _log_snr_range(sde)
     lowest, highest = (_normal_cdf((-0.5 * l - mean) / std) for l in (most, least))
     place = (u.double() - tail) / (1 - tail)  # negative in the tail
@@ -135,7 +135,7 @@ class LossAware(TimestepSampler):
 
     def __init__(self, bins: int = 100, history: int = 10) -> None:
         if bins < 1 or history < 1:
-            raise ValueError(f"loss.bins {bins} and history {history}: need at least 1")
+            raise ValueError(f"loss.timestep_sampler.bins {bins} and history {history}: need at least 1")
         self.losses = torch.zeros(bins, history, dtype=torch.float64)
         self.seen = torch.zeros(bins, dtype=torch.int64)
 

@@ -9,6 +9,7 @@ from scipy.stats import truncnorm
 from torch import Tensor
 
 from score_sde.configs import default
+from score_sde.configs.choices import choose
 from score_sde.engine.objective import make_timestep_sampler, make_weight
 from score_sde.sde_lib import (
     SDE,
@@ -50,11 +51,11 @@ def log_snr_cdf(book: Callable[[np.ndarray], Process], t: np.ndarray, ends: np.n
 
 def lognormal_cdf(book: Callable[[np.ndarray], Process], t: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Returns u for times whose first part is uniform in log(sigma / alpha) and whose rest is truncated normal."""
-    loss = default.get_config().loss
-    low, high = (-0.5 * book(ends).log_snr - loss.time_mean) / loss.time_std
-    normal = truncnorm(low, high).cdf((-0.5 * book(t).log_snr - loss.time_mean) / loss.time_std)
-    in_tail = np.arange(len(t)) < loss.time_tail * len(t)  # u is increasing
-    tail = loss.time_tail
+    law = default.get_config().loss.timestep_sampler
+    low, high = (-0.5 * book(ends).log_snr - law.mean) / law.std
+    normal = truncnorm(low, high).cdf((-0.5 * book(t).log_snr - law.mean) / law.std)
+    in_tail = np.arange(len(t)) < law.tail * len(t)  # u is increasing
+    tail = law.tail
     u: np.ndarray = np.where(in_tail, tail * log_snr_cdf(book, t, ends), tail + (1 - tail) * normal)
     return u
 
@@ -99,7 +100,7 @@ def optimum(weight: str, sde_name: str, setting: Setting) -> tuple[float, float]
     x0, eps = (v.repeat(7)[:, None].repeat(1, 2) for v in (MEAN + math.sqrt(VARIANCE) * z[:, 0], z[:, 1]))
 
     config = default.get_config()
-    config.loss.weight = weight
+    config.loss.weight = choose("loss.weight", weight)
     book = PROCESSES[sde_name](exactly(t).numpy()[::9, 0]) if sde_name in PROCESSES else textbook_of(sde, t[::9])
     expected = VARIANCE * book.sigma**2 / (book.alpha**2 * VARIANCE + book.sigma**2)
     weigh = make_weight(config, SIGMA_DATA)
@@ -128,7 +129,10 @@ def law(name: str, sde_name: str, setting: Setting) -> tuple[float, float]:
     sde, book = SDES[sde_name](), PROCESSES[sde_name]
     u = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
     config = default.get_config()
-    config.loss.timestep_sampler = name
+    if name in ("lognormal", "logit_normal"):
+        config.loss.timestep_sampler.name = name  # with the mean, the deviation and the tail of the default config
+    else:
+        config.loss.timestep_sampler = choose("loss.timestep_sampler", name)
     times, correction = make_timestep_sampler(config)(sde, setting.tensor(u)[:, None])
     t, ends = exactly(times).flatten().numpy(), np.array([sde.t_min, sde.t_max])
     found = LAW_FORMS[name](book, t, ends) if name in LAW_FORMS else u

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from score_sde import run as command_line
+from score_sde.configs.choices import defaults
 from score_sde.engine import checkpoint
 from score_sde.engine.config import load, override
 from score_sde.engine.datasets import read_dataset
@@ -46,6 +47,13 @@ def trainer_of(tmp_path, config="vpsde", num_steps=8, **changes):
     made = load(config)
     override(made, [(key, str(value)) for key, value in keys.items()])
     return Trainer(made, tmp_path, read_dataset(made, "train"))
+
+
+def tolerances(sampler, rtol=1e-2, control_rtol=0.2):
+    """Words that loosen the tolerances of an adaptive sampler; none for others."""
+    loose = {"rtol": rtol, "atol": rtol, "control_rtol": control_rtol, "control_atol": 0.5 * control_rtol}
+    taken = defaults("sample.sampler", sampler)
+    return [f"--config.sample.sampler.{key}={value}" for key, value in loose.items() if key in taken]
 
 
 def metrics(workdir):

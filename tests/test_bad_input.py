@@ -70,11 +70,11 @@ TRAINING = {
     "--config.data.name=digit": "unknown dataset 'digit'; did you mean 'digits'?",
     "--config.data.name=pairs": "data.path is empty: give a samples.npz with pairs; write it with --mode sample",
     "--config.codec.name=pixel": "unknown codec 'pixel'; did you mean 'pixels'?",
-    "--config.sde.name=vpsdee": "unknown sde.name 'vpsdee'; did you mean 'vpsde'",
-    "--config.sde.sigma_max=20": "unknown config key 'sde.sigma_max'; did you mean 'sde.beta_max'?",
+    "--config.sde.name=vpsdee": "unknown sde 'vpsdee'; did you mean 'vpsde'",
+    "--config.sde.sigma_max=20": "sde 'vpsde' has no option 'sigma_max', its options: beta_max, beta_min, t_min",
     "--config.sde.beta_min=-1": "beta_min -1.0",
     "--config.sde.t_min=2": "t_min 2.0",
-    "--config.network.name=unett": "unknown network.name 'unett'; did you mean 'unet'?",
+    "--config.network.name=unett": "unknown network 'unett'; did you mean 'unet'?",
     "--config.network.channel_mult=(1,1,1,1,1)": "shape (1, 8, 8) does not divide by 16, as 5 levels need; the nearest",
     "--config.network.channel_mult=()": "network.channel_mult (): need one or more numbers, each above 0",
     "--config.network.channel_mult=(1,0)": "network.channel_mult (1, 0): need one or more numbers, each above 0",
@@ -84,10 +84,10 @@ TRAINING = {
     "--config.denoiser.sigma_data=-1": "sigma_data -1.0: need at least 0, the standard deviation of the encoded data",
     "--config.loss.weight=simpel": "unknown weight 'simpel'; did you mean 'simple'?",
     "--config.loss.timestep_sampler=lognorml": "unknown timestep sampler 'lognorml'; did you mean 'lognormal'",
-    "--config.loss.time_tail=1": "loss.time_tail 1.0: need 0 to below 1",
-    "--config.loss.time_std=0": "loss.time_std 0.0: need above 0 to 100, of a logarithm",
-    "--config.loss.time_std=1e999": "loss.time_std inf: need above 0 to 100, of a logarithm",
-    "--config.loss.name=hybrid": "VPSDE has no levels to bound the likelihood by: use --config ddpm or iddpm",
+    "--config.loss.timestep_sampler.tail=1": "loss.timestep_sampler.tail 1.0: need 0 to below 1",
+    "--config.loss.timestep_sampler.std=0": "loss.timestep_sampler.std 0.0: need above 0 to 100, of a logarithm",
+    "--config.loss.timestep_sampler.std=1e999": "loss.timestep_sampler.std inf: need above 0 to 100, of a logarithm",
+    "--config.loss.objective=hybrid": "VPSDE has no levels to bound the likelihood by: use --config ddpm or iddpm",
     "--config.optim.name=sgd": "unknown optimizer 'sgd'; known: adam, adamw",
     "--config.optim.decay=cosin": "unknown decay 'cosin'; did you mean 'cosine'?",
     "--config.optim.learning_rate=-1": "optim.learning_rate -1.0: need 0 to 1000",
@@ -119,8 +119,8 @@ def test_invalid_training_keys_are_refused(refused, word):
 CHAINS = {
     "--config.sde.beta_max=1.2": "beta 1.2 at level 1000: need 0 < beta < 1; use more steps",
     "--config.sde.num_levels=1": "num_levels 1: need at least 2",
-    "--config.loss.name=hybrid": "the objective hybrid learns a variance: set network.learned_variance=True",
-    "--config.loss.bins=0": "loss.bins 0: need at least 1",
+    "--config.loss.objective=hybrid": "the objective hybrid learns a variance: set network.learned_variance=True",
+    "--config.loss.timestep_sampler.bins=0": "loss.timestep_sampler.bins 0: need at least 1",
 }
 
 
@@ -135,10 +135,10 @@ def test_invalid_training_keys_of_a_chain_are_refused(refused, word):
 SAMPLING = {
     "--sampler=huen": "unknown sampler 'huen'; did you mean 'heun'?",
     "--config.sample.grid=kerras": "unknown grid 'kerras'; did you mean 'karras'?",
-    "--config.sample.predictor=reverse": "unknown predictor 'reverse'; known: ancestral, ancestral_forward, ddim,",
-    "--config.sample.corrector=langevine": "unknown corrector 'langevine'; known: ald, langevin, langevin_batch",
-    "--config.sample.snr=0": "sample.snr 0.0: need a number above 0, usually 0.05 to 0.2",
-    "--config.sample.corrector_steps=-1": "sample.corrector_steps -1: need 0 to 1e6",
+    "--config.sample.sampler.predictor=reverse": "unknown predictor 'reverse'; known: ancestral, ancestral_forward,",
+    "--config.sample.sampler.corrector=langevine": "unknown corrector 'langevine'; known: ald, langevin",
+    "--config.sample.sampler.snr=0": "sample.sampler.snr 0.0: need a number above 0, usually 0.05 to 0.2",
+    "--config.sample.sampler.corrector_steps=-1": "sample.sampler.corrector_steps -1: need 0 to 1e6",
     "--steps=0": "positive",
     "--config.sample.steps=-1": "sample.steps -1: need 0 to 1e6",
     "--num_samples=0": "positive",
@@ -155,10 +155,13 @@ SAMPLING = {
     "--config=vpsde": "network.channels is 8 there and 16 here; leave --config out to take that of the run",
 }
 WITH = {
-    "--config.sample.eta=2": ("ddim", "sample.eta 2.0: need 0 to 1, of the ancestral noise"),
-    "--config.sample.v=-1": ("ancestral", "sample.v -1.0: need 0 to 1, from posterior to forward"),
-    "--config.sample.rtol=0": ("ode", "sample.rtol 0.0: need above 0 to 1, usually 1e-4"),
-    "--config.sample.solver=rk4": ("ode", "unknown solver 'rk4'; known: dopri5, torchdiffeq_dopri5, torchdiffeq_"),
+    "--config.sample.sampler.eta=2": ("ddim", "sample.sampler.eta 2.0: need 0 to 1, of the ancestral noise"),
+    "--config.sample.sampler.v=-1": ("ancestral", "sample.sampler.v -1.0: need 0 to 1, from posterior to forward"),
+    "--config.sample.sampler.rtol=0": ("ode", "sample.sampler.rtol 0.0: need above 0 to 1, usually 1e-4"),
+    "--config.sample.sampler.solver=rk4": (
+        "ode",
+        "unknown solver 'rk4'; known: dopri5, torchdiffeq_dopri5, torchdiffeq_",
+    ),
 }
 
 
@@ -182,7 +185,7 @@ LIKELIHOOD = {
     "--config.likelihood.repeats=0": "likelihood.repeats 0: need 1 to 1e6",
     "--config.likelihood.samples=8": "likelihood.samples 8: importance weights turn the noise of the probes",
     "--config.likelihood.evaluations=1": "evaluations 1: need at least 2",
-    "--config.likelihood.traces=1": "traces 1: need 0 (all), or 2 to 32",
+    "--config.likelihood.solver.traces=1": "traces 1: need 0 (all), or 2 to 32",
     "--config.likelihood.solver=rk45": "unknown solver 'rk45'; known: adams_pece, dopri5, torchdiffeq_dopri5, ",
     "--config.likelihood.prior=normal": "unknown prior 'normal'; known: matched, standard",
     "--config.likelihood.dequantization=none": "the data are whole numbers: use 'uniform'",
@@ -200,9 +203,9 @@ def test_invalid_likelihood_options_are_refused(workdir, refused, word):
 
 @pytest.mark.parametrize("key", ["rtol", "atol"])
 def test_a_likelihood_tolerance_of_zero_is_refused(workdir, refused, key):
-    words = ("--config.likelihood.solver=dopri5", f"--config.likelihood.{key}=0")
+    words = ("--config.likelihood.solver=dopri5", f"--config.likelihood.solver.{key}=0")
     line = refused(2, "--mode=likelihood", "--workdir=run", *words)
-    assert f"likelihood.{key} 0.0: need " in line
+    assert f"likelihood.solver.{key} 0.0: need " in line
     assert ", usually 1e-5" in line
 
 
@@ -214,15 +217,15 @@ EDITING = {
     "--config.edit.frames=1": "edit.frames 1: need 2 to 1e6",
     "--config.edit.depths=(0.5,1.5)": "edit.depths (0.5, 1.5): need one or more numbers, each above 0 to below 1",
     "--config.edit.depths=(0.0,)": "edit.depths (0.0,): need one or more numbers, each above 0 to below 1",
-    "--config.sample.v=2": "sample.v 2.0: need 0 to 1, from posterior to forward",
-    "--config.sample.solver=rk4": "unknown solver 'rk4'; known: dopri5, torchdiffeq_dopri5, torchdiffeq_",
+    "--sampler=ancestral --config.sample.sampler.v=2": "sample.sampler.v 2.0: need 0 to 1, from posterior to forward",
+    "--sampler=ode --config.sample.sampler.solver=rk4": "unknown solver 'rk4'; known: dopri5, torchdiffeq_dopri5",
     "--split=dev": "<train|test>",
 }
 
 
 @pytest.mark.parametrize("word", EDITING)
 def test_invalid_editing_options_are_refused(workdir, refused, word):
-    line = refused(2, "--mode=edit", "--workdir=run", "--steps=2", "--task=interpolate", word)
+    line = refused(2, "--mode=edit", "--workdir=run", "--steps=2", "--task=interpolate", *word.split(" "))
     assert line.startswith("error: ")
     assert EDITING[word] in line
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from score_sde.configs import default
+from score_sde.configs import choices
 from score_sde.data import DATASETS, DataError, examples, order, statistics
 from score_sde.engine import checkpoint
 from score_sde.engine.build import build, make
@@ -55,7 +55,7 @@ def answers(experiment, config):
 def test_the_network_of_each_config_takes_its_data(name):
     config = config_with(name)
     experiment = build(config, SHAPES.get(name, IMAGES))
-    generates = OBJECTIVES[config.loss.name].trains_denoiser()
+    generates = OBJECTIVES[config.loss.objective.name].trains_denoiser()
     answer = experiment.facts.shape if generates else (config.network.num_classes,)
     assert answers(experiment, config).shape == (2, *answer)
 
@@ -72,7 +72,7 @@ def test_each_sde_with_each_parameterization(sde, parameterization):
 WITH_CLASSES = [
     name
     for name, kind in NETWORKS.items()
-    if not hasattr(kind, "output_kinds") and "num_classes" in default.CHOICES["network"][name]
+    if not hasattr(kind, "output_kinds") and "num_classes" in choices.defaults("network", name)
 ]
 
 
@@ -114,8 +114,9 @@ def test_each_timestep_sampler_stays_in_the_interval(name, sde):
 def test_the_lognormal_law_takes_mean_and_deviation():
     """The quantile one standard deviation above the mean, where the ends of the interval cut off almost nothing."""
     sde, above = SDES["edm"](), 0.5 * math.erfc(-1 / math.sqrt(2))
-    law = make_timestep_sampler(config_with(loss__time_mean=-0.7, loss__time_std=0.4, loss__time_tail=0.0))
-    t, _ = law(sde, torch.tensor([[0.5], [above]]))
+    options = {"mean": -0.7, "std": 0.4, "tail": 0.0}
+    changes = {f"loss__timestep_sampler__{key}": value for key, value in options.items()}
+    t, _ = make_timestep_sampler(config_with(**changes))(sde, torch.tensor([[0.5], [above]]))
     torch.testing.assert_close(
         -0.5 * sde.log_snr(t.double()).flatten(), torch.tensor([-0.7, -0.3]).double(), atol=1e-4, rtol=0
     )

@@ -132,7 +132,7 @@ def test_the_pipeline_of_score_sde_gives_its_process_and_data_range():
     assert config["sde"] == {"name": "vesde", "sigma_min": 0.02, "sigma_max": 90.0, "t_min": 1e-4}
     assert config["denoiser"] == {"parameterization": "score", "sigma_data": 0.25, "c_noise": "sigma", "input": "raw"}
     assert config["codec"] == {"name": "pixels", "low": 0.0}
-    assert config["sample"] == {"snr": 0.17, "corrector_steps": 1}
+    assert config["sample"] == {"sampler": {"name": "pc", "snr": 0.17, "corrector_steps": 1}}
     assert diffusers.read(DDPM).config["codec"] == {"name": "pixels"}
 
 

@@ -145,8 +145,11 @@ def test_modes_that_need_a_denoiser_refuse_a_classifier(trained, capsys, mode):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--config=vpsde", "--config.loss.name=classification"), "loss.name 'classification' does not train"),
-        (("--config=vpsde", "--config.network.name=classifier"), "loss.name 'denoising' does not train"),
+        (
+            ("--config=vpsde", "--config.loss.objective=classification"),
+            "loss.objective 'classification' does not train",
+        ),
+        (("--config=vpsde", "--config.network.name=classifier"), "loss.objective 'denoising' does not train"),
         (("--config=classifier", "--config.network.num_classes=3"), "network.num_classes 3: the data have 10"),
         (("--config=classifier", "--config.data.name=moons", "--config.codec.name=identity"), "the data have 0"),
     ],

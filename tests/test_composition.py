@@ -259,7 +259,7 @@ def runs(tmp_path_factory):
 FAST = {"inference.compile": "true"}
 LOW = {"inference.precision": "bfloat16"}
 GUIDED = {"sample.label": "all", "guidance.scale": 2}
-LOOSE = {"sample.sampler": "ode", "sample.rtol": 3e-2, "sample.atol": 3e-2}
+LOOSE = {"sample.sampler": "ode", "sample.sampler.rtol": 3e-2, "sample.sampler.atol": 3e-2}
 SAMPLES = [
     ("none", {}, LOW | FAST, "ema"),
     ("none", LOOSE, FAST, "ema"),
@@ -294,7 +294,11 @@ def test_sampling(runs, graphs, monkeypatch, run, condition, way, weights):
 @pytest.mark.parametrize(("run", "way"), [("none", LOW), ("label", LOW | FAST)])
 def test_likelihood(runs, graphs, run, way):
     """Gradients are not compiled; evaluations without a trace are."""
-    words = ["--config.likelihood.num_examples=4", "--config.likelihood.evaluations=6", "--config.likelihood.traces=3"]
+    words = [
+        "--config.likelihood.num_examples=4",
+        "--config.likelihood.evaluations=6",
+        "--config.likelihood.solver.traces=3",
+    ]
     words += ["--config.likelihood.check_examples=0", "--config.likelihood.batch_size=4"]
     found = []
     for changes in ({}, way):

@@ -1,32 +1,24 @@
 """Configs: every file loads, keys and types are those in default.py, JSON is lossless, overrides are checked."""
 
 import inspect
-import json
+import re
 
 import pytest
 
 from score_sde.configs import default
-from score_sde.data import CODECS, DATASETS
+from score_sde.configs.choices import SUPPLIED, TABLES, defaults, options_of, table
+from score_sde.data import DATASETS
 from score_sde.engine.config import conform, flat, from_json, load, names, override, to_json
-from score_sde.engine.density import check_dequantization, start
+from score_sde.engine.density import check_dequantization
 from score_sde.engine.errors import CheckpointError
 from score_sde.engine.recipe import MODEL, RECIPE, differences
 from score_sde.engine.resolve import resolve
-from score_sde.models import NETWORKS
-from score_sde.samplers import GRIDS, STEPS
+from score_sde.samplers import GRIDS
 from score_sde.sde_lib import (
-    ADAPTIVE,
-    LEARNING_TIMESTEP_SAMPLERS,
     PARAMETERIZATIONS,
     PRIORS,
     PROBES,
-    SDES,
-    SOLVERS,
-    TIMESTEP_SAMPLERS,
-    WEIGHTS,
 )
-
-CLASSES = {"sde": SDES, "network": NETWORKS}
 
 
 @pytest.fixture
@@ -47,33 +39,24 @@ def trained(tmp_path):
 CONFIGS = {name: load(name) for name in names()}
 
 
+def options(section, config):
+    prefix = f"{section}."
+    return {key.removeprefix(prefix) for key in flat(config.to_dict()) if key.startswith(prefix)}
+
+
 def types(config):
     """Types of the keys that all configs share."""
     values = flat(config.to_dict())
-    return {key: type(value) for key, value in values.items() if key.split(".")[0] not in default.CHOICES}
+    return {key: type(value) for key, value in values.items() if key.rpartition(".")[0] not in TABLES}
 
 
 def test_keys_and_types_match_default():
     assert [name for name, config in CONFIGS.items() if not config.is_locked] == []
     assert [name for name, config in CONFIGS.items() if types(config) != types(default.get_config())] == []
-    for section, choices in default.CHOICES.items():
-        found = {name: set(config[section]) for name, config in CONFIGS.items()}
-        assert found == {name: {"name", *choices[config[section].name]} for name, config in CONFIGS.items()}
-
-
-def test_an_older_run_keeps_its_timestep_sampler():
-    """The older config has no key for the tail, and the sampler has none."""
-    config = load("vpsde")
-    assert config.loss.time_tail > 0
-    values = json.loads(to_json(config))
-    del values["loss"]["time_tail"]
-    assert from_json(json.dumps(values)).loss.time_tail == 0
-
-
-def test_an_older_run_keeps_its_noise_conditioning():
-    values = load("cifar10_ddpmpp_vp").to_dict()
-    values["denoiser"]["label"] = values["denoiser"].pop("c_noise")
-    assert from_json(json.dumps(values)) == load("cifar10_ddpmpp_vp")
+    for section in TABLES:
+        chosen = {name: flat(config.to_dict())[f"{section}.name"] for name, config in CONFIGS.items()}
+        found = {name: options(section, config) for name, config in CONFIGS.items()}
+        assert found == {name: {"name", *defaults(section, entry)} for name, entry in chosen.items()}
 
 
 def test_json_loses_nothing():
@@ -84,39 +67,53 @@ def test_json_loses_nothing():
     assert [name for name, config in CONFIGS.items() if typed(again[name]) != typed(config)] == []
 
 
-TABLES = {
-    **{"sde.name": SDES, "network.name": NETWORKS, "codec.name": CODECS, "data.name": DATASETS},
-    **{"loss.weight": WEIGHTS, "loss.timestep_sampler": TIMESTEP_SAMPLERS | LEARNING_TIMESTEP_SAMPLERS},
-    **{"denoiser.parameterization": PARAMETERIZATIONS, "sample.sampler": STEPS, "sample.grid": {"", *GRIDS}},
-    **{"sample.solver": ADAPTIVE, "likelihood.solver": SOLVERS, "likelihood.probe": PROBES, "likelihood.prior": PRIORS},
+NAMES = {
+    **{"data.name": DATASETS, "denoiser.parameterization": PARAMETERIZATIONS, "sample.grid": {"", *GRIDS}},
+    **{"likelihood.probe": PROBES, "likelihood.prior": PRIORS},
+    **{f"{section}.name": table(section) for section in TABLES},
 }
 
 
 def test_names_are_in_their_tables():
     values = {name: flat(config.to_dict()) for name, config in CONFIGS.items()}
-    others = [(name, key) for name, of in values.items() for key, table in TABLES.items() if of[key] not in table]
+    others = [(name, key) for name, of in values.items() for key, known in NAMES.items() if of[key] not in known]
     assert others == []
     for config in CONFIGS.values():
         check_dequantization(config.likelihood.dequantization, levels=1 if config.codec.name == "pixels" else 0)
 
 
-def test_options_match_the_class():
-    options = {(section, name): set(of) for section in CLASSES for name, of in default.CHOICES[section].items()}
-    taken = {(section, name): inspect.signature(CLASSES[section][name]).parameters.keys() for section, name in options}
-    assert {place: of - taken[place] for place, of in options.items() if of - taken[place]} == {}
-    assert CLASSES.keys() == default.CHOICES.keys()
+@pytest.mark.parametrize("section", TABLES)
+def test_options_are_plain_parameters_of_the_entry(section):
+    """Each option takes the default of the signature, and the run supplies none of them."""
+    for name, entry in table(section).items():
+        parameters, found = inspect.signature(entry).parameters, defaults(section, name)
+        assert all(parameters[key].default == value for key, value in found.items())
+        assert not found.keys() & SUPPLIED.get(section, set())
 
 
-@pytest.mark.parametrize(("section", "table"), [("sample", ADAPTIVE), ("likelihood", SOLVERS)])
-def test_solvers_have_their_defaults_in_the_section(section, table):
-    """Every solver of the table takes some of the keys, with their defaults; 0 evaluations means automatic."""
-    settings = default.get_config()[section].to_dict()
-    if section == "likelihood":
-        settings["evaluations"] = settings["evaluations"] or start(64, exact=False)
-    for solver in table.values():
-        taken = [name for name in inspect.signature(solver).parameters if name in settings]
-        solver(**{name: settings[name] for name in taken})
-        assert taken in (["rtol", "atol"], ["evaluations", "traces"])
+def test_another_entry_brings_its_defaults(config):
+    override(config, [("sample.sampler.eta", "0.5")])
+    override(config, [("sample.sampler.eta", "0.25"), ("sample.sampler", "ddim")])
+    assert config.sample.sampler.to_dict() == {"name": "ddim", "eta": 0.25}
+    override(config, [("sample.sampler.name", "pc")])
+    assert config.sample.sampler.to_dict() == {"name": "pc", **defaults("sample.sampler", "pc")}
+    assert options_of("sample.sampler", "ddim", config.sample.sampler) == {"eta": 0.0}
+    override(config, [("sample.sampler.snr", "0.2")])
+    assert options_of("sample.sampler", "pc", config.sample.sampler)["snr"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("sample.sampler.churn", "sample.sampler 'adams' has no option 'churn', its options: eta, order; edm has it"),
+        ("codec.high", "codec 'pixels' has no option 'high', its options: low"),
+        ("loss.objective.v", "loss.objective 'denoising' has no option 'v', its options: none; bound has it"),
+        ("train.eta", "unknown config key 'train.eta'; did you mean 'sample.sampler.eta'?"),
+    ],
+)
+def test_an_option_of_another_entry_is_refused(config, key, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        override(config, [(key, "1")])
 
 
 # --- user files -------------------------------------------------------------------------------------------------------
@@ -182,7 +179,7 @@ def test_missing_keys_of_a_json_take_the_defaults(config):
         ("train.total_images", "1_000", 1000),
         ("optim.learning_rate", "1e-3", 1e-3),
         ("optim.learning_rate", "1", 1.0),
-        ("loss.time_mean", "-0.4", -0.4),
+        ("loss.timestep_sampler.mean", "-0.4", -0.4),
         ("train.deterministic", "true", True),
         ("train.deterministic", "False", False),
         ("data.path", "1234", "1234"),
@@ -215,8 +212,8 @@ def test_override(config, key, text, value):
         ("train.deterministic", "1", "takes true or false"),
         ("network.channel_mult", "2", "takes tuple, such as"),
         ("network.channel_mult", "1.5,2", "takes tuple, such as"),
-        ("sde.sigma_max", "20", "unknown config key 'sde.sigma_max'"),
-        ("sde.name", "vpsd", "unknown sde.name 'vpsd'; did you mean 'vpsde'"),
+        ("sde.sigma_max", "20", "sde 'vpsde' has no option 'sigma_max'"),
+        ("sde.name", "vpsd", "unknown sde 'vpsd'; did you mean 'vpsde'"),
     ],
 )
 def test_override_is_checked(config, key, text, message):
@@ -226,8 +223,8 @@ def test_override_is_checked(config, key, text, message):
 
 def test_another_name_brings_its_own_options_in_any_order(config):
     override(config, [("sde.sigma_max", "20"), ("sde.name", "vesde"), ("network.name", "mlp")])
-    assert config.sde.to_dict() == {"name": "vesde", **default.CHOICES["sde"]["vesde"], "sigma_max": 20.0}
-    assert config.network.to_dict() == {"name": "mlp", **default.CHOICES["network"]["mlp"]}
+    assert config.sde.to_dict() == {"name": "vesde", **defaults("sde", "vesde"), "sigma_max": 20.0}
+    assert config.network.to_dict() == {"name": "mlp", **defaults("network", "mlp")}
 
 
 def test_the_same_name_keeps_the_options_of_the_file():
@@ -248,7 +245,7 @@ def test_differences(config):
     assert found["sde.name"] == ("vpsde", "vesde")
     assert found["sde.beta_max"] == (20.0, None)
     found = differences(load("edm"), load("consistency_training"), MODEL)
-    assert found == {"loss.name": ("denoising", "consistency_training")}
+    assert found == {"loss.objective.name": ("denoising", "consistency_training")}
 
 
 def test_the_folder_is_named_after_the_config(tmp_path, monkeypatch):

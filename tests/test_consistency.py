@@ -278,7 +278,7 @@ def test_a_teacher_is_evaluated_at_the_end_of_its_interval_beyond_it(plane):
 
 def config_of(**changes):
     keys = {"device": "cpu", "network.channels": 8, "network.learned_variance": True}
-    keys |= {"loss.name": "consistency_distillation", **changes}
+    keys |= {"loss.objective": "consistency_distillation", **changes}
     config = load("edm")
     override(config, [(key, str(value)) for key, value in keys.items()])
     return config
@@ -311,7 +311,7 @@ def test_a_teacher_of_other_data_is_refused(points, digits):
 
 TINY = {"device": "cpu", "network.channels": 8, "network.dropout": 0.1, "train.batch_size": 4, "train.total_images": 32}
 TINY |= {"network.learned_variance": True}  # as in the run ``digits``
-TINY |= {"train.sample_every": 0, "train.evaluate_every": 0, "optim.warmup_images": 0, "loss.last_steps": 40}
+TINY |= {"train.sample_every": 0, "train.evaluate_every": 0, "optim.warmup_images": 0, "loss.objective.last_steps": 40}
 
 
 def command(mode, workdir, config=None, **keys):

@@ -8,6 +8,7 @@ import torch
 
 from score_sde import run as command_line
 from score_sde import sde_lib
+from score_sde.configs.choices import choose
 from score_sde.engine import checkpoint
 from score_sde.engine.build import build
 from score_sde.engine.config import load
@@ -43,7 +44,7 @@ def test_samples_equal_the_commands(sampler, digits, monkeypatch):
 def test_every_sampler_draws_by_its_name_with_the_defaults_of_the_config(sampler):
     """Options, grid and number of steps."""
     config, shape = load("vesde"), (1, 2, 2)
-    config.sample.sampler = sampler
+    config.sample.sampler = choose("sample.sampler", sampler)
     experiment = build(config, DataFacts(shape, 17, 1.0, 1.0))
     exact = gaussian_of(torch.zeros(shape)).denoiser(experiment.sde, v=0.5)
     denoise = lambda x, t: exact(x, t)  # noqa: E731, a function without a parameterization

@@ -236,7 +236,7 @@ def test_an_animation_runs_forward_and_back(tmp_path):
 
 # --- the mode ---------------------------------------------------------------------------------------------------------
 
-LOOSE = ("--config.sample.rtol=1e-2", "--config.sample.atol=1e-2")
+LOOSE = ("--sampler=ode", "--config.sample.sampler.rtol=1e-2", "--config.sample.sampler.atol=1e-2")
 SMALL = ("--steps=3", "--config.edit.frames=4", "--config.edit.depths=(0.5,0.9)", *LOOSE)
 
 
@@ -500,13 +500,17 @@ def test_files_without_latents(case, digits, tmp_path, capsys):
         ("decode", "--config.edit.batch_size=0", "edit.batch_size 0: need at least 1"),
         ("encode", "--config.edit.batch_size=0", "edit.batch_size 0: need at least 1"),
         ("encode", "--config.edit.num_examples=-1", "edit.num_examples -1: need at least 0"),
-        ("encode", "--config.sample.solver=rk4", "unknown solver 'rk4'; known: dopri5, torchdiffeq_dopri5"),
-        ("encode", "--config.sample.rtol=0", "sample.rtol 0.0: need above 0 to 1, usually 1e-4"),
+        ("encode", "--sampler=ode --config.sample.sampler.solver=rk4", "unknown solver 'rk4'; known: dopri5, torchd"),
+        (
+            "encode",
+            "--sampler=ode --config.sample.sampler.rtol=0",
+            "sample.sampler.rtol 0.0: need above 0 to 1, usually",
+        ),
     ],
 )
 def test_invalid_settings_of_latents_are_refused(task, word, message, digits, capsys):
     before = sorted(digits.rglob("*"))
-    assert command_line.main(["run.py", "--mode=edit", f"--task={task}", f"--workdir={digits}", word]) == 2
+    assert command_line.main(["run.py", "--mode=edit", f"--task={task}", f"--workdir={digits}", *word.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {message}")
     assert sorted(digits.rglob("*")) == before
@@ -537,7 +541,13 @@ def test_a_run_without_a_flow_is_refused(digits, monkeypatch, capsys):
 
 def test_latents_by_another_solver(digits, done):
     found = [
-        done(digits, "encode", "--config.edit.num_examples=2", f"--config.sample.solver={solver}")[0]["latents"]
+        done(
+            digits,
+            "encode",
+            "--config.edit.num_examples=2",
+            "--sampler=ode",
+            f"--config.sample.sampler.solver={solver}",
+        )[0]["latents"]
         for solver in ("dopri5", "torchdiffeq_dopri5")
     ]
     np.testing.assert_allclose(*found, rtol=0, atol=1e-2)

@@ -11,6 +11,7 @@ import transformers
 from PIL import Image
 
 from score_sde import run as command_line
+from score_sde.configs.choices import choose
 from score_sde.engine.config import Options, load, stored
 from score_sde.engine.datasets import read_dataset
 from score_sde.engine.drawing import draw_pairs
@@ -210,7 +211,10 @@ def test_training_matches_digits_and_captions(pair):
             ("--config=clip", "--config.network.names=('a','b')"),
             "network.names has 2 classes, network.num_classes is 10",
         ),
-        (("--config=vpsde", "--config.loss.name=contrastive"), "'contrastive' does not train the network 'unet'"),
+        (
+            ("--config=vpsde", "--config.loss.objective=contrastive"),
+            "'contrastive' does not train the network 'unet'",
+        ),
     ],
 )
 def test_invalid_configs_are_refused(tmp_path, capsys, words, message):
@@ -234,7 +238,7 @@ def picture(path, digit):
 def by_hand(workdir, guide):
     """Samples (5, *) of a run with a guided denoiser built here."""
     config = stored(workdir)
-    config.sample.sampler, config.sample.steps = "ddim", 4
+    config.sample.sampler, config.sample.steps = choose("sample.sampler", "ddim"), 4
     experiment, denoise, _ = load_run(config, workdir, Options())
     step, times = make_step(config, experiment), make_times(config, experiment)
     return draw_pairs(experiment, guide(denoise, experiment), step, times, torch.arange(5))[1]

@@ -9,6 +9,7 @@ import torch
 
 from score_sde import run as command_line
 from score_sde import sde_lib
+from score_sde.configs.choices import choose
 from score_sde.data import batch_at
 from score_sde.engine import tuned
 from score_sde.engine.config import Options, load, stored
@@ -22,6 +23,7 @@ from score_sde.engine.sampler import make_step, make_times
 from score_sde.engine.training.trainer import Trainer
 from score_sde.engine.training.validation import Validation
 from score_sde.samplers import GRIDS, STEPS
+from tests.runs import tolerances
 
 SMALL = {
     "network.channels": 8,
@@ -30,8 +32,6 @@ SMALL = {
     "train.batch_size": 16,
     "train.sample_every": 0,
 }
-LOOSE = [f"--config.sample.{key}={value}" for key, value in {"rtol": 1e-2, "atol": 1e-2}.items()]
-LOOSE += ["--config.sample.control_rtol=0.5", "--config.sample.control_atol=0.5"]
 
 
 def command(*words):
@@ -72,7 +72,8 @@ def drawn():
 
     def run(workdir, *words, sampler="ddim", steps=4, num=5):
         flags = (f"--sampler={sampler}", f"--steps={steps}", f"--num_samples={num}")
-        assert command("--mode=sample", f"--workdir={workdir}", *flags, *LOOSE, *words) == 0
+        loose = tolerances(sampler, control_rtol=0.5)
+        assert command("--mode=sample", f"--workdir={workdir}", *flags, *loose, *words) == 0
         folder = workdir / "samples" / f"{sampler}-{steps}"
         return dict(np.load(folder / "samples.npz")), json.loads((folder / "manifest.json").read_text())
 
@@ -114,7 +115,7 @@ def test_a_label_reaches_the_network_and_the_files(text, expected, labelled, dra
 def test_samples_of_a_label_match_the_network_called_directly(labelled, drawn):
     found, _ = drawn(labelled, "--label=7")
     config = stored(labelled)
-    config.sample.sampler, config.sample.steps = "ddim", 4
+    config.sample.sampler, config.sample.steps = choose("sample.sampler", "ddim"), 4
     experiment, denoise, _ = load_run(config, labelled, Options())
     sevens = torch.full((5,), 7)
     step, times = make_step(config, experiment), make_times(config, experiment)
@@ -266,7 +267,7 @@ def other_noise(tmp_path_factory):
 def test_samples_are_guided_away_from_a_weaker_run(digits, other_noise, drawn):
     """By hand: lerp of the estimates, at the same log-SNR and the same x / alpha in both processes."""
     config = stored(digits)
-    config.sample.sampler, config.sample.steps = "ddim", 4
+    config.sample.sampler, config.sample.steps = choose("sample.sampler", "ddim"), 4
     (experiment, denoise, _), (theirs, weak, _) = (
         load_run(stored(folder), folder, Options()) for folder in (digits, other_noise)
     )

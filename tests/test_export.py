@@ -155,7 +155,7 @@ def test_the_scheduler_matches_the_run(tmp_path, name, expected):
     told = json.loads(path.read_text())
     assert {key: told[key] for key in expected} == pytest.approx(expected)
     assert told["clip_sample"] is False
-    words = ("--config.guidance.threshold=static", "--config.sample.v=1.0")
+    words = ("--config.guidance.threshold=static", "--sampler=ancestral", "--config.sample.sampler.v=1.0")
     assert command("--mode=export", "--format=diffusers", f"--workdir={workdir}", *words) == 0
     told = json.loads(path.read_text())
     assert told["clip_sample"] is True

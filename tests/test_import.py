@@ -214,16 +214,18 @@ def test_keys_are_overridden_in_the_config_of_the_source(tmp_path):
     words = ("--config.network.dropout=0.25", "--config.sde.num_levels=500", "--sampler=heun", "--seed=3")
     config = stored(brought(PIPELINE, tmp_path / "run", *words))
     assert (config.network.name, config.network.dropout, config.sde.num_levels) == ("ddpm", 0.25, 500)
-    assert (config.sample.sampler, config.seed) == ("heun", 3)
+    assert (config.sample.sampler.name, config.seed) == ("heun", 3)
 
 
 def test_defaults_depend_on_the_source(tmp_path):
     labelled = stored(brought(LABELLED, tmp_path / "labelled"))
     assert (labelled.sample.label, labelled.train.label_dropout, labelled.sample.t_min) == ("all", 0.0, 0.0)
     sigma = stored(brought(next(case for case in CASES if case.name == SIGMA), tmp_path / "sigma"))
-    assert (sigma.sample.snr, sigma.sample.corrector_steps, sigma.sde.t_min, sigma.codec.low) == (0.17, 1, 1e-4, 0.0)
+    assert (sigma.sample.sampler.snr, sigma.sample.sampler.corrector_steps) == (0.17, 1)
+    assert (sigma.sde.t_min, sigma.codec.low) == (1e-4, 0.0)
     ladder = stored(brought(next(case for case in CASES if case.name == NCSN), tmp_path / "ladder")).sample
-    assert (ladder.sampler, ladder.grid, ladder.steps, ladder.langevin_steps) == ("ald", "levels", 232, 5)
+    assert ladder.sampler.to_dict() == {"name": "ald", "epsilon": 0.0, "langevin_steps": 5}
+    assert (ladder.grid, ladder.steps) == ("levels", 232)
 
 
 def test_either_weights(tmp_path):
@@ -407,7 +409,7 @@ def test_two_imports_into_one_folder(tmp_path, capsys):
 def test_another_network_than_the_source_has(refused):
     line = refused(PIPELINE, "--config.network.num_blocks=2", status=2)
     assert "the weights are not of the network ddpm with these options, " in line
-    assert "unknown config key 'sde.levels'" in refused(PIPELINE, "--config.sde.levels=2", status=2)
+    assert "sde 'iddpm' has no option 'levels'" in refused(PIPELINE, "--config.sde.levels=2", status=2)
     assert "unknown c_noise 'noise'" in refused(PIPELINE, "--config.denoiser.c_noise=noise", status=2)
 
 

@@ -5,26 +5,28 @@ import math
 import pytest
 
 from score_sde import run as command_line
-from score_sde.configs import default
+from score_sde.configs import choices, default
 from score_sde.engine.config import flat, from_json, load, override, to_json
 from score_sde.engine.ranges import RANGES, check_range, range_of
 
-INFINITE = {"sample.churn_max", "guidance.high"}
+INFINITE = {"sample.sampler.churn_max", "guidance.high"}
 """Keys that may be infinite: highest noise levels."""
 
 
 def numeric():
     """Every numeric key and its default, including those of all SDEs and networks."""
     values = flat(default.get_config().to_dict())
-    for section, choices in default.CHOICES.items():
-        values |= {f"{section}.{key}": value for options in choices.values() for key, value in options.items()}
+    for section in choices.TABLES:
+        options = [choices.defaults(section, name) for name in choices.table(section)]
+        values |= {f"{section}.{key}": value for found in options for key, value in found.items()}
     entries = {key: value[:1] if isinstance(value, tuple) else (value,) for key, value in values.items()}
     return {key: values[key] for key, found in entries.items() if all(type(entry) in (int, float) for entry in found)}
 
 
 def refuses(key, value):
     """Whether a value is refused for a built-in SDE or network."""
-    name = next(iter(default.CHOICES.get(key.split(".")[0], {})), None)
+    section = key.rpartition(".")[0]
+    name = next(iter(choices.table(section))) if section in choices.TABLES else None
     try:
         check_range(key, value, name)
     except ValueError:
@@ -59,8 +61,8 @@ WRONG = {
     "network.dropout": (-0.1, 1.0),
     "network.num_blocks": (0, 1001),
     "denoiser.sigma_data": (-1.0,),
-    "loss.time_std": (0.0, 101.0),
-    "loss.first_steps": (0,),
+    "loss.timestep_sampler.std": (0.0, 101.0),
+    "loss.objective.first_steps": (0,),
     "optim.beta2": (1.0,),
     "optim.warmup_images": (-1,),
     "ema.rates": ((), (1.0,)),
@@ -68,8 +70,8 @@ WRONG = {
     "train.batch_size": (0, 2**64),
     "train.checkpoint_every": (-1,),
     "train.label_dropout": (1.1,),
-    "sample.eta": (1.1,),
-    "sample.tau": (-0.1,),
+    "sample.sampler.eta": (1.1,),
+    "sample.sampler.tau": (-0.1,),
     "guidance.quantile": (0.0, 1.1),
     "guidance.scales": ((),),
     "edit.strength": (0.0, 1.0),
@@ -84,12 +86,12 @@ RIGHT = {
     "network.channel_mult": ((1,), (0.5, 2.0)),
     "network.attention": ((), (16, 8)),
     "network.dropout": (0.0, 0.99),
-    "loss.time_std": (100.0,),
+    "loss.timestep_sampler.std": (100.0,),
     "optim.warmup_images": (0,),
     "optim.clip_norm": (0.0,),
     "ema.rates": ((0.0,),),
     "train.label_dropout": (0.0, 1.0),
-    "sample.churn_max": (math.inf,),
+    "sample.sampler.churn_max": (math.inf,),
     "guidance.scale": (-1.0, 0.0),
     "guidance.quantile": (1.0,),
     "edit.first": (-360,),
@@ -105,8 +107,8 @@ def test_ranges_apply_to_commands_and_stored_configs_but_not_to_user_options():
     config = load("vpsde")
     with pytest.raises(ValueError, match=r"network\.dropout 1\.0: need 0 to below 1"):
         override(config, [("network.dropout", "1")])
-    with pytest.raises(ValueError, match=r"loss\.time_std nan: need above 0 to 100"):
-        from_json(to_json(config).replace('"time_std": 1.0', '"time_std": NaN'))
+    with pytest.raises(ValueError, match=r"loss\.timestep_sampler\.std nan: need above 0 to 100"):
+        from_json(to_json(config).replace('"std": 1.0', '"std": NaN'))
     own = to_json(config).replace('"name": "unet"', '"name": "mine"').replace('"dropout": 0.0', '"dropout": 1.0')
     assert from_json(own).network.dropout == 1.0
 

@@ -38,7 +38,7 @@ def differing(message):
 # --- one rule, with and without --config ------------------------------------------------------------------------------
 
 REFUSED = {
-    "sample": ("sde.name=vesde", "codec.low=0.0", "denoiser.parameterization=v", "train.label_dropout=0.5"),
+    "sample": ("sde.name=vesde", "codec.name=standardize", "denoiser.parameterization=v", "train.label_dropout=0.5"),
     "likelihood": ("sde.beta_max=10", "network.depth=2", "data.name=swiss_roll"),
     "profiles": ("loss.weight=simple",),
     "train": ("seed=1", "optim.learning_rate=1", "train.batch_size=16", "sde.name=vesde"),

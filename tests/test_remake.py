@@ -8,6 +8,7 @@ import torch
 
 from score_sde import run as command_line
 from score_sde import sde_lib
+from score_sde.configs.choices import choose
 from score_sde.engine import image_to_image as remake
 from score_sde.engine.config import Options, stored
 from score_sde.engine.datasets import read_dataset
@@ -18,9 +19,10 @@ from score_sde.samplers import Ancestral, Noise
 from score_sde.samplers.editing import depth_time, sdedit
 from score_sde.samplers.grids import GRIDS
 from score_sde.sde_lib.consistency import ConsistencyModel
+from tests.runs import tolerances
 
 NUM = 4
-WORDS = (f"--config.edit.num_examples={NUM}", "--config.sample.rtol=1e-3", "--config.sample.atol=1e-3")
+WORDS = (f"--config.edit.num_examples={NUM}",)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +78,7 @@ def apart(first, second):
 @pytest.mark.parametrize("sampler", ["adams", "ancestral", "pc", "ode", "adaptive_sde"])
 def test_little_noise_recovers_the_input_and_more_noise_less_of_it(sampler, digits, made):
     steps = 1 if sampler in ("ode", "adaptive_sde") else 5
-    words = (f"--sampler={sampler}", f"--steps={steps}", "--config.sample.control_rtol=0.5")
-    words += ("--config.sample.control_atol=0.1",)
+    words = (f"--sampler={sampler}", f"--steps={steps}", *tolerances(sampler, 1e-3, 0.5))
     found = [made(digits, "sdedit", *words, f"--config.edit.strength={s}")[0] for s in (1e-3, 0.3, 0.95)]
     off = [apart(x, given(digits)) for x in found]
     assert off[0] < 0.25  # levels; its noise has a standard deviation of 0.2
@@ -199,12 +200,12 @@ def test_translation_to_another_run_and_back(digits, other, made):
     """By hand: encoded by one flow and decoded by the other; the way back recovers the input."""
     found, manifest = made(digits, "translate", f"--config.edit.other={other}")
     config = stored(digits)
-    config.sample.rtol = config.sample.atol = 1e-4
+    config.sample.sampler = choose("sample.sampler", "ode", rtol=1e-4, atol=1e-4)
     ours, theirs = (load(stored(folder), folder, Options()) for folder in (digits, other))
     x = ours[0].codec.encode(given(digits))
     with torch.no_grad():
-        latents = make_step(config, ours[0], "ode").encode(ours[1], x)
-        expected = make_step(config, theirs[0], "ode").decode(theirs[1], latents)
+        latents = make_step(config, ours[0]).encode(ours[1], x)
+        expected = make_step(config, theirs[0]).decode(theirs[1], latents)
     assert (found.int() - ours[0].codec.decode(expected).int()).abs().max() <= 1
     assert apart(found, given(digits)) > 0.5
     assert manifest["back_rms"] < 0.1

@@ -35,7 +35,7 @@ OTHERS = {
     "weights-ema": ("--weights=raw",),
     "checkpoint_step-8": ("--checkpoint=4",),
     "num_samples-2": ("--num_samples=3",),
-    "eta-0.0": ("--config.sample.eta=0.5",),
+    "eta-0.0": ("--config.sample.sampler.eta=0.5",),
 }
 
 

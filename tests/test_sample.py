@@ -1,7 +1,6 @@
 """Sampling from the command line: the written files, and dependence of a sample on its seed alone."""
 
 import dataclasses
-import inspect
 import itertools
 import json
 import math
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 
 from score_sde import sde_lib
+from score_sde.configs.choices import choose, defaults
 from score_sde.engine import checkpoint, drawing, plane
 from score_sde.engine.build import build
 from score_sde.engine.config import Options, load, stored
@@ -25,9 +25,8 @@ from score_sde.samplers import GRIDS, STEPS
 from score_sde.sde_lib import Exact, Gaussian, GaussianMixture, Hutchinson
 from score_sde.sde_lib.consistency import ConsistencyModel
 from score_sde.sde_lib.runge_kutta import DormandPrince
-from tests.runs import command
+from tests.runs import command, tolerances
 
-LOOSE = ("--config.sample.rtol=1e-2", "--config.sample.atol=1e-2", "--config.sample.control_rtol=0.2")
 FACTS = DataFacts((1, 4, 4), 17, 0.5, 1.0)
 EVALUATIONS = {
     "pc": 9,
@@ -61,7 +60,7 @@ def drawn(monkeypatch):
 
     def run(workdir, sampler="heun", steps=3, num=3, *words):
         flags = (f"--sampler={sampler}", f"--steps={steps}", f"--num_samples={num}")
-        assert command("--mode=sample", f"--workdir={workdir}", *flags, *LOOSE, *words) == 0
+        assert command("--mode=sample", f"--workdir={workdir}", *flags, *tolerances(sampler), *words) == 0
         folder = workdir / "samples" / f"{sampler}-{steps}"
         return np.load(folder / "samples.npz")["samples"], json.loads((folder / "manifest.json").read_text())
 
@@ -96,7 +95,7 @@ def test_every_sampler_has_its_number_of_evaluations():
 
 @pytest.mark.parametrize("corrector_steps", [0, 1, 3])
 def test_evaluations_of_predictor_and_corrector(corrector_steps, digits, drawn):
-    _, manifest = drawn(digits, "pc", 4, 1, f"--config.sample.corrector_steps={corrector_steps}")
+    _, manifest = drawn(digits, "pc", 4, 1, f"--config.sample.sampler.corrector_steps={corrector_steps}")
     assert manifest["nfe"] == 4 * (1 + corrector_steps) + 1
     assert manifest["options"]["corrector_steps"] == corrector_steps
 
@@ -195,7 +194,7 @@ def test_the_requested_weights_are_used(step, weights, digits, drawn):
     samples, manifest = drawn(digits, "heun", 3, 4, f"--weights={weights}", f"--checkpoint={step}")
     assert (manifest["weights"], manifest["checkpoint_step"]) == (weights, step)
     path, config = digits / "checkpoints" / f"step_{step:08d}", stored(digits)
-    config.sample.sampler, config.sample.steps = "heun", 3
+    config.sample.sampler, config.sample.steps = choose("sample.sampler", "heun"), 3
     experiment = build(config, DataFacts.from_dict(checkpoint.read_meta(path)["data"]))
     name = {"raw": "model.safetensors", "ema": "ema-0.999.safetensors"}[weights]
     checkpoint.load_network(path, name, experiment.network)
@@ -235,16 +234,16 @@ def test_the_config_alone_finds_its_run(digits, drawn, tmp_path, monkeypatch):
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_takes_its_keys_from_the_config():
+def test_a_step_takes_its_options_from_the_config():
     config = load("vpsde")
-    config.sample.eta, config.sample.v, config.sample.rtol = 0.5, 0.25, 0.125
     experiment = build(config, FACTS)
-    for config.sample.sampler in STEPS:
+    changed = {"eta": 0.5, "v": 0.25, "rtol": 0.125}
+    for name in STEPS:
+        changes = {key: value for key, value in changed.items() if key in defaults("sample.sampler", name)}
+        config.sample.sampler = choose("sample.sampler", name, **changes)
         step = make_step(config, experiment)
-        assert type(step) is STEPS[config.sample.sampler]
-        for key in ("eta", "v", "rtol"):
-            if key in inspect.signature(type(step)).parameters:
-                assert getattr(step, key, config.sample[key]) == config.sample[key]
+        assert type(step) is STEPS[name]
+        assert all(getattr(step, key, value) == value for key, value in changes.items())
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -300,7 +299,7 @@ def test_a_non_finite_flow_is_named_by_its_seed(words, digits, monkeypatch, caps
         return sde_lib.Prediction(x0)
 
     monkeypatch.setattr(sde_lib.Denoiser, "forward", broken)
-    words = ("--sampler=ode", "--steps=1", "--num_samples=5", "--batch_size=3", "--seed=40", *words, *LOOSE)
+    words = ("--sampler=ode", "--steps=1", "--num_samples=5", "--batch_size=3", "--seed=40", *words, *tolerances("ode"))
     assert command("--mode=sample", f"--workdir={digits}", "--config.likelihood.evaluations=4", *words) == 4
     assert set(calls) == {3, 2}
     assert capsys.readouterr().err.startswith("error: example 44: the network is not finite at t = 1, ")
@@ -316,7 +315,7 @@ def test_a_solver_failure_has_its_exit_status(digits, monkeypatch, capsys):
 def test_mean_and_scale_of_the_data_reduce_the_evaluations_of_the_flow():
     """Nothing is left to solve for isotropic Gaussian data; five steps, the fewest with doubling lengths, detect it."""
     mean, config, found = torch.linspace(-1, 1, 16).double().reshape(FACTS.shape), load("vpsde"), {}
-    config.sample.sampler, config.sample.steps, config.sample.rtol, config.sample.atol = "ode", 1, 1e-6, 1e-6
+    config.sample.sampler, config.sample.steps = choose("sample.sampler", "ode", rtol=1e-6, atol=1e-6), 1
     for gaussian in (Gaussian(mean, 0.25), Gaussian(0 * mean, 1.0)):
         experiment = build(config, FACTS, gaussian)
         normal = GaussianMixture(torch.ones(1), mean.float()[None], 0.25)
@@ -332,7 +331,8 @@ def test_adaptive_solvers_ignore_the_directions_of_the_moment_matched_gaussian()
     config = load("vpsde")
     directions, variances = torch.eye(16).double()[:, :2], torch.tensor([4.0, 1.0]).double()
     mean = torch.arange(16).double().reshape(FACTS.shape)
-    step = make_step(config, build(config, FACTS, Gaussian(mean, 0.5, variances, directions)), "ode")
+    config.sample.sampler = choose("sample.sampler", "ode")
+    step = make_step(config, build(config, FACTS, Gaussian(mean, 0.5, variances, directions)))
     assert torch.equal(step.gaussian.mean, mean)
     assert step.gaussian.rest == pytest.approx((4 + 1 + 14 * 0.5) / 16)
     assert step.gaussian.variances.numel() == 0
@@ -353,7 +353,7 @@ def test_log_densities_equal_those_of_a_solve_from_the_data(run, request, drawn,
     """From the undecoded samples: along the same path, the same probes give the same trace."""
     monkeypatch.setattr(plane, "draw", lambda *args: None)
     workdir, solver = request.getfixturevalue(run), DormandPrince(1e-5, 1e-5)
-    options = {"solver": "dopri5", "rtol": 1e-5, "atol": 1e-5, "probes": 2}
+    options = {"solver": "dopri5", "solver.rtol": 1e-5, "solver.atol": 1e-5, "probes": 2}
     words = [f"--config.likelihood.{key}={value}" for key, value in options.items()]
     drawn(workdir, "ode", 1, 3, "--log_prob", "--config.sample.keep_latents=true", "--seed=4", *words)
     found, config = read(workdir), stored(workdir)
@@ -477,7 +477,7 @@ def test_runs_without_a_density_are_refused(digits, tmp_path, monkeypatch, capsy
         assert command(*words, f"--workdir={digits}") == 2
     assert "is a consistency model: it has no density" in capsys.readouterr().err
     config = json.loads((digits / "config.json").read_text())
-    config["loss"]["name"] = "classification"
+    config["loss"]["objective"] = {"name": "classification"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert command(*words, f"--workdir={tmp_path}") == 2
     assert "is a classifier, which draws nothing and has no density" in capsys.readouterr().err

@@ -268,15 +268,19 @@ def test_checkpointed_blocks_take_less_memory(tmp_path):
 )
 def test_networks_are_compiled_where_it_is_faster(choice, device, loss, expected):
     config = load("vpsde")
-    override(config, [("train.compile", choice), ("loss.name", loss)])
+    override(config, [("train.compile", choice), ("loss.objective", loss)])
     assert compiles(config, device) == expected
 
 
 @pytest.mark.parametrize(
     ("key", "loss", "message"),
     [
-        ("compile", "sliced_vr", "train.compile true: loss.name 'sliced_vr' needs second derivatives; leave it out"),
-        ("recompute", "sliced", "train.recompute true: loss.name 'sliced' needs second derivatives; leave it out"),
+        (
+            "compile",
+            "sliced_vr",
+            "train.compile true: loss.objective 'sliced_vr' needs second derivatives; leave it out",
+        ),
+        ("recompute", "sliced", "train.recompute true: loss.objective 'sliced' needs second derivatives; leave it out"),
     ],
 )
 def test_unsupported_compilation_and_checkpointing_are_refused(key, loss, message, tmp_path, capsys):

@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from score_sde.configs import ncsnv2, sliced
+from score_sde.configs.choices import choose
 from score_sde.engine.build import build
+from score_sde.engine.config import load
 from score_sde.engine.facts import DataFacts
 from score_sde.engine.objective import make_objective, make_timestep_sampler
 from score_sde.models import NETWORKS
@@ -172,24 +173,23 @@ def test_options_are_checked_and_come_from_the_config():
     for options in ({"projections": 0}, {"probe": "signs"}):
         with pytest.raises(ValueError, match=str(next(iter(options.values())))):
             make("sliced", VESDE(), **options)
-    config = sliced.get_config()
-    config.loss.projections, config.loss.probe = 3, "gauss"
+    config = load("sliced")
+    config.loss.objective.projections, config.loss.objective.probe = 3, "gauss"
     objective = make_objective(config, build(config, DIGITS))
     assert (type(objective), objective.projections) == (OBJECTIVES["sliced_vr"], 3)
     assert objective.probe is not OBJECTIVES["sliced_vr"](VESDE(), WEIGHTS["x0"]).probe
 
 
 def test_one_noise_level_is_the_log_normal_law_without_width(sde):
-    config = sliced.get_config()
-    config.loss.timestep_sampler, config.loss.time_mean, config.loss.time_std = "lognormal", -1.0, 1e-6
-    config.loss.time_tail = 0.0
+    config = load("sliced")
+    config.loss.timestep_sampler = choose("loss.timestep_sampler", "lognormal", mean=-1.0, std=1e-6)
     t, correction = make_timestep_sampler(config)(sde, torch.linspace(0, 1 - 2**-24, 100, dtype=torch.float64))
     torch.testing.assert_close(sde.log_snr(t), torch.full_like(t, 2.0), rtol=0, atol=1e-4)
     assert (correction == 1).all()
 
 
 def test_ncsnv2_follows_from_the_data():
-    config = ncsnv2.get_config()
+    config = load("ncsnv2")
     experiment = build(config, DIGITS)
     noise = [experiment.sde.marginal(float(level)).sigma for level in range(1, int(experiment.sde.t_max) + 1)]
     assert noise[0] == pytest.approx(config.sde.sigma_min)

@@ -128,7 +128,7 @@ TOGETHER = {
     "microbatch": ("vpsde", {"train.microbatch": 1}),
     "recompute": ("vpsde", {"train.recompute": True, "network.dropout": 0.2}),
     "bfloat16": ("vpsde", {"train.precision": "bfloat16", "train.recompute": True}),
-    "consistency": ("vpsde", {"loss.name": "consistency_training"}),
+    "consistency": ("vpsde", {"loss.objective": "consistency_training"}),
     "hybrid": ("iddpm", {}),
     "learned": ("vpsde", {"loss.timestep_sampler": "learned"}),
     "classes": ("conditional", {"optim.name": "adamw", "optim.weight_decay": 0.1}),
@@ -222,7 +222,7 @@ def test_one_process_keeps_everything(tmp_path):
     [
         (
             {"loss__name": "sliced"},
-            "train.sharding true: loss.name 'sliced' needs second derivatives; leave it out",
+            "train.sharding true: loss.objective 'sliced' needs second derivatives; leave it out",
         ),
         (
             {"train__compile": "true"},

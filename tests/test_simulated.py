@@ -276,7 +276,7 @@ SCORED = {"likelihood__num_examples": 2, "likelihood__check_examples": 0}
 SOME = {
     **TRAIN,
     "sample": command("sample", "--sampler=adams", "--steps=3", "--label=all", guidance__scale=2, **FEW),
-    "likelihood": command("likelihood", likelihood__evaluations=3, likelihood__traces=2, **SCORED),
+    "likelihood": command("likelihood", likelihood__evaluations=3, likelihood__solver__traces=2, **SCORED),
     "superres": command("edit", "--task=superres", "--steps=2", edit__num_examples=2),
 }
 TASKS = {

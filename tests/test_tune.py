@@ -99,7 +99,7 @@ def test_the_benchmark_of_solvers_uses_the_plan(points_run, tmp_path, monkeypatc
     [
         (["--weights=raw"], "weights ema, not raw"),
         (["--config.sample.t_min=0.01"], "t_min 0.001, not 0.01"),
-        (["--config.sample.order=2"], "order 0, not 2"),
+        (["--config.sample.sampler.order=2"], "order 0, not 2"),
     ],
 )
 def test_a_plan_for_another_setting(tuned_run, capsys, words, key):
@@ -145,7 +145,7 @@ def test_a_missing_plan(points_run, capsys):
     ("words", "why"),
     [
         (["--mode=tune", "--sampler=heun", "--steps=3"], "Heun has no coefficients to tune"),
-        (["--mode=tune", "--sampler=adams", "--config.sample.eta=1.0"], "adds noise"),
+        (["--mode=tune", "--sampler=adams", "--config.sample.sampler.eta=1.0"], "adds noise"),
         (["--mode=tune", "--sampler=adams", "--steps=1", "--config.sample.grid=edm"], "nothing to tune"),
         (["--mode=likelihood", "--tune=grid"], "--tune is for --mode evaluate or sample, not likelihood"),
         (["--mode=sample", "--tune=steps"], "should be one of"),

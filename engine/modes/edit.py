@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     guidance = Guidance(config, workdir, experiment)
     if guidance.is_active and options.task not in GUIDED:
         raise ValueError(f"--task {options.task} takes no label and no guidance; leave them out")
-    if options.task in GUIDED and (note := remark(config.sample.sampler, denoiser, experiment.sde)):
+    if options.task in GUIDED and (note := remark(config.sample.sampler.name, denoiser, experiment.sde)):
         say(f"note: {note}")
 
     target, counted, start = workdir / "edit" / options.task, Counted(denoiser), time.perf_counter()

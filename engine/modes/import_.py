@@ -29,7 +29,7 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     config = resolved(config, foreign)
     override(config, options.overrides)
     paths.make_absolute(config)
-    facts = facts_of(foreign, config.codec.low)
+    facts = facts_of(foreign, config.codec.get("low", -1.0))
     experiment = build(config, facts)
     fill(experiment.network, foreign, config)
     denoiser = experiment.denoiser(experiment.network, config)  # raises for an invalid section ``denoiser``
@@ -42,6 +42,6 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     if foreign.wrapper:
         say(f"the weights were in a wrapper: {foreign.wrapper}")
     then = f"--workdir {shlex.quote(str(workdir))} --mode sample"
-    if foreign.config.get("loss", {}).get("name") == "classification":
+    if config.loss.objective.name == "classification":
         then = f"--workdir RUN --mode sample --config.guidance.classifier={shlex.quote(str(workdir))}"
     say(f"files are in {workdir}; next: {PROGRAM} {then}")

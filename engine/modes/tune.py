@@ -42,7 +42,7 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
         config.sample.grid = ""
     experiment, denoiser, found = load(config, workdir, given)
     check_flow(denoiser, workdir)
-    sde, sampler, step = experiment.sde, config.sample.sampler, tuned.tunable(make_step(config, experiment))
+    sde, sampler, step = experiment.sde, config.sample.sampler.name, tuned.tunable(make_step(config, experiment))
     made_for = tuned.conditions(config, step, found, given.weights)
     (grid, steps), whole = chosen(config, sde), make_times(config, experiment)
     times: list[float] = whole[sde.sigma(whole) > 0].tolist()

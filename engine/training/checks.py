@@ -34,9 +34,10 @@ def check(config: ConfigDict, dataset: Dataset) -> None:
             f"multiple of {ranks.size()}"
         )
     whole = ranks.size() == 1 and config.train.microbatch in (0, config.train.batch_size)
-    if pick(OBJECTIVES, "objective", config.loss.name).compares and not whole:
+    objective = config.loss.objective.name
+    if pick(OBJECTIVES, "objective", objective).compares and not whole:
         raise ValueError(
-            f"loss.name {config.loss.name!r} compares the examples of a batch, which has to stay whole: leave "
+            f"loss.objective {objective!r} compares the examples of a batch, which has to stay whole: leave "
             "train.microbatch at 0 and start one process"
         )
 
@@ -64,10 +65,11 @@ def compiles(config: ConfigDict, device: torch.device) -> bool:
         compiled networks, sharded networks and recomputed blocks do not support.
     """
     chosen = pick(COMPILE, "train.compile", config.train.compile.lower())
-    differentiates = pick(OBJECTIVES, "objective", config.loss.name).differentiates
+    objective = config.loss.objective.name
+    differentiates = pick(OBJECTIVES, "objective", objective).differentiates
     enabled = {"compile": chosen, "recompute": config.train.recompute, "sharding": config.train.sharding}
     for key in filter(enabled.get, enabled if differentiates else ()):
-        raise ValueError(f"train.{key} true: loss.name {config.loss.name!r} needs second derivatives; leave it out")
+        raise ValueError(f"train.{key} true: loss.objective {objective!r} needs second derivatives; leave it out")
     if chosen and config.train.sharding:
         raise ValueError(
             "train.compile true: a sharded network is not compiled; leave out train.compile or train.sharding"

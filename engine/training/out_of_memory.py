@@ -27,7 +27,7 @@ def too_large(
         return OutOfMemory(f"{failed}; {smaller}{recompute}, or more processes")
     fitting = memory.largest(attempt, size // 2)
     remedy = f"train.microbatch={fitting}"
-    if pick(OBJECTIVES, "objective", config.loss.name).compares:
+    if pick(OBJECTIVES, "objective", config.loss.objective.name).compares:
         remedy = f"train.batch_size={fitting * ranks.size()}"
     result = f"{fitting} fit: add --config.{remedy}" if fitting else "not even one fits: take a smaller network"
     return OutOfMemory(f"{failed}; {result}{recompute}")

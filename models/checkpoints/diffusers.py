@@ -264,8 +264,8 @@ def process(folder: Path) -> dict[str, dict[str, Any]]:
         sde = {"name": "vesde", "sigma_min": told.get("sigma_min", 0.01), "sigma_max": told.get("sigma_max", 1348.0)}
         sde["t_min"] = told.get("sampling_eps", 1e-5)
         denoiser = {"parameterization": "score", "sigma_data": 0.25, "c_noise": "sigma", "input": "raw"}
-        moves = {"snr": told.get("snr", 0.15), "corrector_steps": told.get("correct_steps", 1)}
-        return {"sde": sde, "denoiser": denoiser, "codec": {"name": "pixels", "low": 0.0}, "sample": moves}
+        moves = {"name": "pc", "snr": told.get("snr", 0.15), "corrector_steps": told.get("correct_steps", 1)}
+        return {"sde": sde, "denoiser": denoiser, "codec": {"name": "pixels", "low": 0.0}, "sample": {"sampler": moves}}
     schedule, prediction = told.get("beta_schedule", "linear"), told.get("prediction_type", "epsilon")
     if "beta_schedule" not in told and name not in ("DDPMScheduler", "DDIMScheduler"):
         raise ForeignError(

@@ -116,7 +116,7 @@ def read(path: str | PathLike, weights: str = "ema") -> Foreign:
         "codec": {"name": "pixels"},
     }
     if classifies:
-        config["loss"] = {"name": "classification"}
+        config["loss"] = {"objective": {"name": "classification"}}
     return Foreign("guided_diffusion", config, placed, shape, wrapper=tensors.wrapper, choice=tensors.choice)
 
 
