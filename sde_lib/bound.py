@@ -385,5 +385,8 @@ def as_chain(sde: SDE) -> Discrete:
     Raises: ValueError unless it is one.
     """
     if not isinstance(sde, Discrete):
-        raise ValueError(f"{type(sde).__name__} has no levels to bound the likelihood by: use --config ddpm or iddpm")
+        raise ValueError(
+            f"the bound by level needs a discrete-time process, and {type(sde).__name__} has no levels: "
+            "use --config ddpm or iddpm"
+        )
     return sde

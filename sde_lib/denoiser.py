@@ -130,8 +130,7 @@ C_NOISE: dict[str, Callable[[SDE, Time, Marginal[Time]], Time]] = {
 Published weights take the others: ``time`` for score_sde's VP and sub-VP; ``level`` to ``level_from_noise`` for
 discrete-time processes, where level 1 or the noisiest level is 0, in thousandths or rounded; ``sigma`` and
 ``log_sigma`` for score_sde's VE; ``log_half_sigma`` for EDM's VE, log(sigma / 2); ``edm``, log(sigma) / 4. Karras et
-al., 2022,
-table 1."""
+al., 2022, table 1."""
 
 INPUTS: dict[str, Callable[[Marginal[Time], float], Time]] = {
     "unit": lambda marginal, sigma_data: ((marginal.alpha * sigma_data) ** 2 + marginal.sigma**2) ** -0.5,
@@ -180,7 +179,8 @@ class Denoiser(nn.Module):
             raise ValueError(f"unknown parameterization {parameterization!r}; known: {', '.join(sorted(known))}")
         if parameterization in CHAIN_PARAMETERIZATIONS and not isinstance(sde, Discrete):
             raise ValueError(
-                f"parameterization {parameterization!r} needs a chain, and {type(sde).__name__} has no levels; use eps"
+                f"parameterization {parameterization!r} needs a discrete-time process, and {type(sde).__name__} has no "
+                "levels; use eps"
             )
         if not sigma_data > 0:
             raise ValueError(f"sigma_data {sigma_data}: need the standard deviation of the data, above 0")

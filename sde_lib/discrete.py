@@ -28,7 +28,7 @@ class Discrete(SDE):
         self._log_alpha = torch.cat([log_alpha.new_zeros(1), log_alpha])
         self._log_sigma, self._log_snr = torch.log(sigma), 2 * (log_alpha - torch.log(sigma))
         if not (self._log_snr.diff() < 0).all():
-            raise ValueError("the log-SNR of a chain must fall from each level to the next; sort the noise levels")
+            raise ValueError("the log-SNR must decrease from each level to the next; sort the noise levels")
         self.t_max, self.prior_std = float(len(sigma)), prior_std
         self._copies: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
@@ -96,7 +96,9 @@ def ladder_ratio(dimensions: int) -> float:
         arXiv:2006.09011
     """
     if dimensions < 5:
-        raise ValueError(f"no ladder for {dimensions} dimensions: in fewer than 5 all levels overlap; give num_levels")
+        raise ValueError(
+            f"num_levels for {dimensions} dimensions: in fewer than 5 all noise levels overlap; set num_levels"
+        )
     width = math.sqrt(2 * dimensions)
     return width / (width - 3)
 

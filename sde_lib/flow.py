@@ -7,8 +7,9 @@ is known and scaled out:
 
     du/dtheta = -(C + r^2)^(-1/2) (x0 - x0_gaussian) / (sin theta cos theta).
 
-For Gaussian data u is constant and has unit variance at all times. theta is bounded, from 0 (data) to pi / 2 (noise),
-and the velocity is small near both ends. In x and t the ODE is dx/dt = f x - g^2 score / 2.
+For Gaussian data u is constant. For all data of this mean and covariance u has unit variance at all times. theta is
+bounded, from 0 (data) to pi / 2 (noise), and the velocity is small near both ends. In x and t the ODE is dx/dt = f x -
+g^2 score / 2.
 
 Reference: Song et al., "Score-Based Generative Modeling through SDEs", 2021, eq. 13. arXiv:2011.13456
 """

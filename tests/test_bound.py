@@ -601,7 +601,9 @@ def test_hybrid_needs_a_variance(chain):
 
 @pytest.mark.parametrize("make", [lambda sde: Bound(sde, 0.1), lambda sde: Hybrid(sde, WEIGHTS["simple"], 0.1)])
 def test_only_a_chain_has_levels(make):
-    with pytest.raises(ValueError, match="VPSDE has no levels to bound the likelihood by: use --config ddpm"):
+    with pytest.raises(
+        ValueError, match="the bound by level needs a discrete-time process, and VPSDE has no levels: use"
+    ):
         make(VPSDE())
 
 
@@ -619,7 +621,7 @@ def test_the_mean_of_the_posterior_is_turned_into_the_data(chain, mixture):
 
 
 def test_the_mean_of_the_posterior_needs_a_chain():
-    with pytest.raises(ValueError, match="'mean' needs a chain, and VPSDE has no levels"):
+    with pytest.raises(ValueError, match="'mean' needs a discrete-time process, and VPSDE has no levels"):
         Denoiser(nn.Identity(), VPSDE(), "mean", 0.5)
 
 

@@ -132,7 +132,7 @@ def test_impossible_chains_are_refused():
     with pytest.raises(ValueError, match=r"beta 1\.5 at level 1000"):
         ddpm(beta_max=1.5)
     ladder = torch.tensor([1.0, 3.0, 2.0]).double()
-    with pytest.raises(ValueError, match="log-SNR of a chain must fall"):
+    with pytest.raises(ValueError, match="log-SNR must decrease"):
         Discrete(torch.zeros(3).double(), ladder, prior_std=2.0)
 
 
@@ -161,5 +161,5 @@ def test_the_ladder_size_is_the_smallest_with_the_ratio():
 
 
 def test_few_dimensions_have_no_ladder():
-    with pytest.raises(ValueError, match=r"no ladder for 4 dimensions.*give num_levels"):
+    with pytest.raises(ValueError, match=r"num_levels for 4 dimensions.*set num_levels"):
         ladder_size(0.01, 3.0, 4)
