@@ -83,7 +83,7 @@ class ConsistencyTraining(Objective[Denoise]):
 
 
 class ConsistencyDistillation(ConsistencyTraining):
-    """As ``ConsistencyTraining``, with a step of Heun's method along the flow of a trained denoiser.
+    """Consistency distillation: ``ConsistencyTraining`` with a Heun step along the flow of a trained denoiser.
 
     For the exact consistency function of an exact teacher the difference is of third order in the step.
 

@@ -113,7 +113,7 @@ def log_prob(
         trace: estimator of the trace, default exact.
         t: time of the data, at least sde.t_min, the default.
         solver: a value of ``SOLVERS``, default ``DormandPrince()``.
-        prior_log_prob: log-density of x_T, default the SDE's prior; with the true one the solver's error remains alone.
+        prior_log_prob: log-density of x_T, default the SDE's prior; with the true one only the solver's error remains.
     Shapes: x (B, *).
     Raises: ValueError for a t below sde.t_min, the earliest time of training, and for ``fresh`` probes with an adaptive
         solver; NotConvergedError; NonFiniteError.

@@ -16,7 +16,7 @@ M = TypeVar("M", contravariant=True)
 class Objective(ABC, Generic[M]):
     """A loss for a batch of data, noise and times.
 
-    Options of a subclass are filled by name from the section ``loss`` of a config and from properties of the run:
+    Options of a subclass are filled by name from the section ``loss.objective`` of a config and from the run:
     ``weight`` (sde, t) -> tensor, ``sigma_data``, ``bin_width`` (of a level in units of the encoded data, 0 for real
     data), ``teacher`` (a trained denoiser on this SDE, frozen).
 

@@ -90,7 +90,7 @@ class SlicedVR(Implicit):
         if projections < 1:
             raise ValueError(f"loss.objective.projections {projections}: need at least 1")
         if probe not in PROBES:
-            raise ValueError(f"unknown loss.probe {probe!r}; known: {', '.join(sorted(PROBES))}")
+            raise ValueError(f"unknown loss.objective.probe {probe!r}; known: {', '.join(sorted(PROBES))}")
         self.projections, self.probe = projections, PROBES[probe].make
 
     def probes(self, x: Tensor, draw: Draw) -> Tensor:

@@ -54,7 +54,7 @@ def lognormal(sde: SDE, u: Tensor, mean: float = -1.2, std: float = 1.2, tail: f
     arXiv:2403.03206
 
     Args:
-        mean, std: of the logarithm of the noise-to-signal ratio, std positive.
+        mean, std: mean and standard deviation of log(sigma / alpha), std positive.
         tail: fraction in [0, 1); the lowest u belong to it.
     Raises: ValueError for a std or a tail out of range.
     """
