@@ -22,7 +22,7 @@ class Codec:
 
     Args:
         levels: number of values an entry can take, 0 for real-valued data.
-        unit: the unit of encoded real values, in words.
+        unit: name of the unit of encoded real values.
         measures: whether ``measure`` reads the training data.
         low: start of the encoded interval; only for codecs of levels.
     """

@@ -1,8 +1,8 @@
 """Training batches, in an order that is a pure function of the seed and the number of images seen.
 
-There is no state between batches, so a resumed run reads the same data, and batches can be prefetched or gathered from
-a copy of the data on the device. Random words come directly from the Philox counter, whose stream is the same on every
-machine and in every version of numpy.
+Batches share no state, so a resumed run reads the same data, and batches can be prefetched or gathered from a copy of
+the data on the device. Random words come directly from the Philox counter, whose stream is the same on every machine
+and in every version of numpy.
 """
 
 from collections.abc import Callable
