@@ -175,7 +175,13 @@ class Refine(nn.Module):
     """
 
     def __init__(
-        self, channels_in: tuple[int, ...], channels: int, norm: Norm, act: Activation, pool: Callable, units: int
+        self,
+        channels_in: tuple[int, ...],
+        channels: int,
+        norm: Norm,
+        act: Activation,
+        pool: Callable[..., Tensor],
+        units: int,
     ):
         super().__init__()
         self.adapt = nn.ModuleList(Residuals(c, norm, act, 2) for c in channels_in)

@@ -27,7 +27,7 @@ def pick(table: Mapping[str, Any], what: str, name: str) -> Any:
     return table[name]
 
 
-def options(of: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
+def options(of: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values whose names are parameters of ``of``."""
     return {name: values[name] for name in inspect.signature(of).parameters if name in values}
 

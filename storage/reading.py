@@ -26,7 +26,7 @@ class Refused(OSError):
     """A path that must not be opened: not a regular file, too large, or through a link."""
 
 
-def open_file(path: str | os.PathLike, most: float) -> BinaryIO:
+def open_file(path: str | os.PathLike[str], most: float) -> BinaryIO:
     """Opens a regular file of at most ``most`` bytes for reading; links to files are followed.
 
     The checks apply to the open descriptor, so the file cannot be exchanged between check and read. Opening a pipe does
@@ -51,7 +51,7 @@ def open_file(path: str | os.PathLike, most: float) -> BinaryIO:
     return file
 
 
-def read_bytes(path: str | os.PathLike, most: float) -> bytes:
+def read_bytes(path: str | os.PathLike[str], most: float) -> bytes:
     """The content of a file at the time of opening.
 
     Raises: as ``open_file``.
@@ -60,7 +60,7 @@ def read_bytes(path: str | os.PathLike, most: float) -> bytes:
         return file.read(os.fstat(file.fileno()).st_size)
 
 
-def read_text(path: str | os.PathLike, most: float = TEXT, errors: str = "strict") -> str:
+def read_text(path: str | os.PathLike[str], most: float = TEXT, errors: str = "strict") -> str:
     """The text of a UTF-8 file.
 
     Args:
@@ -94,7 +94,7 @@ def half_of_memory() -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 
-def check_regular(path: str | os.PathLike, status: os.stat_result) -> None:
+def check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
     """Raises: Refused unless the status belongs to a regular file."""
     if not stat.S_ISREG(status.st_mode):
         kind = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
@@ -106,6 +106,6 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
-def refused(path: str | os.PathLike, number: int, reason: str) -> Refused:
+def refused(path: str | os.PathLike[str], number: int, reason: str) -> Refused:
     """A ``Refused`` error for a path."""
     return Refused(number, reason, str(Path(path)))

@@ -28,7 +28,7 @@ ENDINGS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pkl")
 """Suffixes of weight files."""
 
 
-def recognise(path: str | PathLike) -> tuple[str, Path]:
+def recognise(path: str | PathLike[str]) -> tuple[str, Path]:
     """The format of a file or folder, detected from its content, and the path to pass to the reader.
 
     A folder is in diffusers' format or contains one weight file; a weight file of diffusers stands for its folder.

@@ -91,7 +91,7 @@ NETWORKS = {ADM: "adm", DDPM: "ddpm", NCSNpp: "ncsnpp"}
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
-def read(path: str | PathLike, weights: str = "ema") -> Foreign:
+def read(path: str | PathLike[str], weights: str = "ema") -> Foreign:
     """Reads a diffusers folder, or a weight file next to the config.json of its network.
 
     Without a scheduler, the process is DDPM's: 1,000 levels, a linear schedule, and noise prediction. NCSN++ requires a

@@ -68,7 +68,7 @@ ARGUMENTS = {
 """Argument of a preconditioning class -> section and key of the config."""
 
 
-def read(path: str | PathLike, weights: str = "ema") -> Foreign:
+def read(path: str | PathLike[str], weights: str = "ema") -> Foreign:
     """Reads EDM's weights.
 
     EDM's linear layer on one-hot labels becomes a table that includes the null label.

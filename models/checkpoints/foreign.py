@@ -106,7 +106,7 @@ def guarded(read: Callable[..., Foreign]) -> Callable[..., Foreign]:
     alone do not limit.
     """
 
-    def guard(path: str | PathLike, **options: Any) -> Foreign:
+    def guard(path: str | PathLike[str], **options: Any) -> Foreign:
         try:
             foreign = read(path, **options)
             levels = foreign.config["sde"].get("num_levels", 1)

@@ -71,7 +71,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 """Name of a published file -> the flags of its command that its tensors do not determine."""
 
 
-def read(path: str | PathLike, weights: str = "ema") -> Foreign:
+def read(path: str | PathLike[str], weights: str = "ema") -> Foreign:
     """Reads weights of guided diffusion or improved diffusion.
 
     Class-conditional networks were trained without a null label; it is set to zeros and is untrained.
@@ -313,7 +313,7 @@ def schedule(flags: dict[str, Any]) -> dict[str, Any]:
     return {"name": "ddpm", "num_levels": num_levels, "beta_min": 0.1 / num_levels, "beta_max": 20 / num_levels}
 
 
-def denoiser(flags: dict[str, Any], path: str | PathLike) -> dict[str, Any]:
+def denoiser(flags: dict[str, Any], path: str | PathLike[str]) -> dict[str, Any]:
     """The config section denoiser: parameterization and noise conditioning.
 
     Raises: ForeignError if the number of levels is not 1000 and the flags lack the unit of the noise conditioning.

@@ -27,7 +27,7 @@ class Tensors(dict[str, Tensor]):
         missing tensor.
     """
 
-    def __init__(self, path: str | PathLike, mark: str, format: str, weights: str):
+    def __init__(self, path: str | PathLike[str], mark: str, format: str, weights: str):
         found = unwrap(read(path), [mark], weights)
         if found is None or not all(isinstance(tensor, Tensor) for tensor in found.tensors.values()):
             raise ForeignError(f"{path} is no state dict of {format}, which has a tensor {mark}; check the file")
@@ -38,7 +38,12 @@ class Tensors(dict[str, Tensor]):
     def __missing__(self, name: str) -> Tensor:
         raise ForeignError(f"{self.path} is not a complete network: missing {name}; download it again")
 
-    def placed(self, network: type[nn.Module], options: Mapping[str, Any], arrange: Callable) -> dict[str, Tensor]:
+    def placed(
+        self,
+        network: type[nn.Module],
+        options: Mapping[str, Any],
+        arrange: Callable[..., Mapping[str, str | tuple[str, ...]]],
+    ) -> dict[str, Tensor]:
         """The weights under a network's own names; ``arrange(network)`` changes these tensors and returns the names.
 
         Raises: ForeignError unless names and shapes match exactly.

@@ -36,7 +36,7 @@ class ForeignError(ValueError):
     exit_status = 3
 
 
-def read(path: str | PathLike) -> dict[str, Any]:
+def read(path: str | PathLike[str]) -> dict[str, Any]:
     """The dict in a file of ``torch.save`` or safetensors, detected by its first bytes; tensors are on the CPU.
 
     The unpickler accepts tensors, plain containers and ``ALLOWED`` only. Tensors that take more bytes than the file

@@ -239,7 +239,7 @@ def refined(name: str, depth: int, halving: Collection[str]) -> str:
     return theirs.replace("levels.", "embed.")
 
 
-def unit_of(match: re.Match) -> str:
+def unit_of(match: re.Match[str]) -> str:
     """The foreign name of a layer of residual units: 1-based numbers of the unit and of the layer within it."""
     path, kind, number = match[1], match[2], int(match[3])
     path = path.replace("adapt.", "adapt_convs.").replace("output", "output_convs")
