@@ -182,7 +182,7 @@ def test_each_config_trains_resumes_samples_and_has_a_likelihood(name, tmp_path,
     command("--mode=train", f"--workdir={tmp_path / 'again'}", *tiny)
     assert_same_run(tmp_path / "run", tmp_path / "again", 4)
 
-    if not OBJECTIVES[load(name).loss.name].trains_denoiser():
+    if not OBJECTIVES[load(name).loss.objective.name].trains_denoiser():
         return  # a classifier draws no samples; tests/test_classifier.py
     workdir, sampler = tmp_path / "run", load(name).sample.sampler.name
     command("--mode=sample", f"--workdir={workdir}", "--steps=2", "--num_samples=2")
