@@ -57,6 +57,7 @@ from score_sde.engine.commands import PROGRAM
 from score_sde.engine.config import Options, names, read_run, to_json
 from score_sde.engine.errors import describe, exit_status
 from score_sde.engine.malloc import keep_freed
+from score_sde.engine.modes import MODES
 from score_sde.engine.resolve import again, changes_of, registered_elsewhere, resolve, single
 from score_sde.engine.terminal import drop_output, flush_output, open_output, raise_on_interrupt
 from score_sde.storage.naming import UnknownName, printable, unknown
@@ -69,52 +70,17 @@ it; less, and they are slow to wake (docs/scaling.md). OpenMP reads it when torc
 if not WAITING.keys() & os.environ.keys():
     os.environ.update(WAITING)
 
-MODES = {
-    "train": "score_sde.engine.modes.train",
-    "sample": "score_sde.engine.modes.sample",
-    "tune": "score_sde.engine.modes.tune",
-    "likelihood": "score_sde.engine.modes.likelihood",
-    "bound": "score_sde.engine.modes.bound",
-    "evaluate": "score_sde.engine.modes.evaluate",
-    "sweep": "score_sde.engine.modes.sweep",
-    "profiles": "score_sde.engine.modes.profiles",
-    "edit": "score_sde.engine.modes.edit",
-    "data": "score_sde.engine.modes.data",
-    "import": "score_sde.engine.modes.import_",
-    "export": "score_sde.engine.modes.export",
-    "selftest": "score_sde.selftest.mode",
-}
-"""The module of each mode, imported when it runs: run(config, workdir, options)."""
-
-ALONE = {"selftest": "default", "import": "cifar10"}
-"""Modes that start from no run, and the config that they take where none is named."""
-
 WEIGHTS = re.compile(r"ema|raw|ema[-:]\d*\.?\d+(e-?\d+)?")
 """What --weights names."""
-
-SHARED = {"train", "sample", "evaluate", "likelihood", "bound"}
-"""Modes whose work the processes of torchrun share; of the others the first process does all."""
-
-DRAWING = {"sample", "evaluate"}
-"""Modes that draw samples, and may tune the sampler first."""
 
 SHORTHANDS = {
     "sampler": "sample.sampler",
     "steps": "sample.steps",
-    "num_samples": "sample.num_samples",
-    "batch_size": "{mode}.batch_size",
     "label": "sample.label",
     "seed": "seed",
     "device": "device",
 }
-"""Flags that set a key of the config."""
-
-EVALUATING = {"num_samples": "evaluate.num_samples", "batch_size": "evaluate.batch_size"}
-OWN_SHORTHANDS = {"evaluate": EVALUATING, "sweep": EVALUATING, "tune": {"batch_size": "sample.batch_size"}}
-"""Those that set another one in a mode."""
-
-WITHOUT_BATCHES = {"profiles", "data", "import", "export", "selftest"}
-"""Modes that no --batch_size is for."""
+"""Flags that set a key of the config in every mode; ``Mode`` has those that depend on it."""
 
 
 def define_flags() -> flags.FlagValues:
@@ -184,48 +150,13 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
 
 
 def run(argv: Sequence[str]) -> None:
-    """Flags, then the config, then the mode."""
-    rest, changes = split_overrides(argv)
-    values = define_flags()
-    try:
-        _, *extra = values(rest)
-    except flags.Error as error:
-        raise ValueError(f"{error} (see --help)") from None
-    except RecursionError:  # absl compares an unknown name with those it knows, letter by letter
-        raise ValueError("a flag has a name of hundreds of letters, which none has (see --help)") from None
-    if extra:
-        raise ValueError(f"unexpected argument {extra[0]!r}; flags begin with -- (see --help)")
-    if values.mode not in MODES:
-        raise unknown("mode", values.mode, MODES) if values.mode else ValueError(f"give --mode ({' | '.join(MODES)})")
-    if values.tune and values.mode not in DRAWING:
-        raise ValueError(f"--tune is for --mode {' or '.join(sorted(DRAWING))}, not {values.mode}")
-    if values.batch_size and values.mode in WITHOUT_BATCHES:
-        others = " | ".join(mode for mode in MODES if mode not in WITHOUT_BATCHES)
-        raise ValueError(f"--batch_size is for {others}, not {values.mode}: leave it out")
-    shorthands = SHORTHANDS | OWN_SHORTHANDS.get(values.mode, {})
-    given = ((key, values[flag].value) for flag, key in shorthands.items())
-    changes += [(key.format(mode=values.mode), str(value)) for key, value in given if value is not None]
-    for flag in ("config", "workdir", "source", "checkpoint"):
-        if path := values[flag].value:
-            values[flag].value = os.path.expanduser(path)
-    flagged = {field.name for field in dataclasses.fields(Options)} & set(values)
-    chosen: dict[str, Any] = {name: values[name].value for name in flagged}
-    options = Options(**chosen)
-    if values.mode in ALONE:
-        name = Path(values.source).stem if values.source else values.mode
-        workdir = Path(values.workdir or f"runs/{name}")
-        mine = () if values.mode == "import" else changes  # the import applies them to what it finds
-        config = single(values.config or ALONE[values.mode], mine, values.mode)
-    else:
-        config, workdir = resolve(values.config, values.workdir, changes, values.mode, options.allow_changes)
-        options = dataclasses.replace(options, **about_run(values.config, workdir, changes, values.mode, config))
-    if values.mode == "import":
-        if options.weights not in ("ema", "raw"):
-            raise ValueError(f"--weights {options.weights}: a source holds ema or raw")
-        options = dataclasses.replace(options, overrides=tuple(changes))
-    ranks = importlib.import_module("score_sde.engine.ranks")  # late: it brings torch
+    """Run one command: its flags give the config, and its mode does the work."""
+    values, changes = parse(argv)
+    config, workdir, options = prepare(values, changes)
+    mode = MODES[values.mode]
+    ranks = importlib.import_module("score_sde.engine.ranks")  # late: it imports torch
     ranks.check_environment()
-    if values.mode not in SHARED and ranks.leave_to_first():
+    if not mode.shared and ranks.leave_to_first():
         return
     ranks.check_alike("configs", f"{to_json(config)}{options}".encode(errors="surrogateescape"))
     try:
@@ -235,7 +166,7 @@ def run(argv: Sequence[str]) -> None:
             ranks.wait_for_all()
         start(values.mode, config, workdir, options)
     except UnknownName as error:
-        hint = "" if values.config or values.mode in ALONE else registered_elsewhere(error, read_run(workdir))
+        hint = "" if values.config or mode.base else registered_elsewhere(error, read_run(workdir))
         raise ValueError(hint) if hint else error from None
     except (RuntimeError, MemoryError) as error:
         memory = importlib.import_module("score_sde.engine.memory")
@@ -245,13 +176,66 @@ def run(argv: Sequence[str]) -> None:
     except OSError as error:
         if error.filename is not None:
             raise
-        # A write to a full disk does not say where.
+        # An error of a write to a full disk names no file.
         raise OSError(error.errno or 0, error.strerror or str(error), str(workdir)) from error
+
+
+def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[tuple[str, str]]]:
+    """The flags of a command, and the (key, text) pairs that they and --config.KEY=VALUE set.
+
+    Raises: ValueError for unknown flags, and flags that the mode does not take.
+    """
+    rest, changes = split_overrides(argv)
+    values = define_flags()
+    try:
+        _, *extra = values(rest)
+    except flags.Error as error:
+        raise ValueError(f"{error} (see --help)") from None
+    except RecursionError:  # absl compares an unknown name with all known ones recursively
+        raise ValueError("a flag has a name of hundreds of letters, which none has (see --help)") from None
+    if extra:
+        raise ValueError(f"unexpected argument {extra[0]!r}; flags begin with -- (see --help)")
+    if values.mode not in MODES:
+        raise unknown("mode", values.mode, MODES) if values.mode else ValueError(f"give --mode ({' | '.join(MODES)})")
+    mode = MODES[values.mode]
+    if values.tune and not mode.tunes:
+        others = " or ".join(name for name, other in MODES.items() if other.tunes)
+        raise ValueError(f"--tune is for --mode {others}, not {values.mode}")
+    if values.batch_size and not mode.batch_size:
+        others = " | ".join(name for name, other in MODES.items() if other.batch_size)
+        raise ValueError(f"--batch_size is for {others}, not {values.mode}: leave it out")
+    if values.mode == "import" and values.weights not in ("ema", "raw"):
+        raise ValueError(f"--weights {values.weights}: a source holds ema or raw")
+    for flag in ("config", "workdir", "source", "checkpoint"):
+        if path := values[flag].value:
+            values[flag].value = os.path.expanduser(path)
+    shorthands = SHORTHANDS | {"num_samples": mode.num_samples, "batch_size": mode.batch_size}
+    given = ((key, values[flag].value) for flag, key in shorthands.items())
+    return values, changes + [(key, str(value)) for key, value in given if value is not None]
+
+
+def prepare(values: flags.FlagValues, changes: list[tuple[str, str]]) -> tuple[ConfigDict, Path, Options]:
+    """The config, the folder and the options of a command.
+
+    Raises: ValueError and CheckpointError as ``resolve``.
+    """
+    flagged = {field.name for field in dataclasses.fields(Options)} & set(values)
+    chosen: dict[str, Any] = {name: values[name].value for name in flagged}
+    options = Options(**chosen)
+    if base := MODES[values.mode].base:
+        name = Path(values.source).stem if values.source else values.mode
+        late = values.mode == "import"  # overrides apply to the config that the source implies
+        config = single(values.config or base, () if late else changes, values.mode)
+        options = dataclasses.replace(options, overrides=tuple(changes) if late else ())
+        return config, Path(values.workdir or f"runs/{name}"), options
+    config, workdir = resolve(values.config, values.workdir, changes, values.mode, options.allow_changes)
+    options = dataclasses.replace(options, **about_run(values.config, workdir, changes, values.mode, config))
+    return config, workdir, options
 
 
 def start(mode: str, config: ConfigDict, workdir: Path, options: Options) -> None:
     """Run a mode, which writes below ``workdir`` alone."""
-    module = importlib.import_module(MODES[mode])
+    module = importlib.import_module(MODES[mode].module)
     raise_on_interrupt()
     with confined(workdir):
         module.run(config, workdir, options)

@@ -9,6 +9,7 @@ pickle's global, a process or a connection. Unexpected inputs are kept in --out,
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import io
 import json
@@ -393,10 +394,10 @@ def words_maker(kind: str) -> Callable[[random.Random], Files]:
 
 def idle_modes() -> None:
     """Replace all modes of the command line except import by modes that do nothing."""
-    for name in command_line.MODES:
+    for name, mode in [*command_line.MODES.items()]:
         if name != "import":
             sys.modules[f"idle_{name}"] = Idle()
-            command_line.MODES[name] = f"idle_{name}"
+            command_line.MODES[name] = dataclasses.replace(mode, module=f"idle_{name}")
 
 
 def make_target(name: str) -> Target:
@@ -413,7 +414,7 @@ def make_target(name: str) -> Target:
         return Target(make, read_checkpoint, seeds)
     if name in ("cli", "override"):
         idle_modes()
-        importlib.import_module(command_line.MODES["import"])
+        importlib.import_module(command_line.MODES["import"].module)
         make, read = words_maker(name), read_words if name == "cli" else read_override
         words = ["--mode=data", "--config=vpsde"] if name == "cli" else [["seed", "3"]]
         return Target(make, read, [{"words.json": json.dumps(words).encode()}])

@@ -17,6 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from score_sde.configs import default
+from score_sde.engine.modes import MODES
 from score_sde.storage.reading import read_bytes
 
 FEATURES = ("identity", "inception")
@@ -45,23 +46,6 @@ PATHS: dict[str, Callable[[str], bool]] = {
 
 CODE = "edit.measure"
 """The key that names code, FILE.py:FUNCTION. It never comes from a config.json."""
-
-FOLLOWED = {
-    "train": {"data", "loss", "train", "sample"},
-    "sample": {"sample", "guidance"},
-    "tune": {"sample"},
-    "likelihood": {"data"},
-    "bound": {"data"},
-    "evaluate": {"data", "sample", "guidance", "evaluate"},
-    "sweep": {"data", "sample", "guidance", "evaluate"},
-    "profiles": {"data"},
-    "edit": {"data", "sample", "guidance", "edit"},
-    "data": {"data"},
-    "import": set(),
-    "export": set(),
-    "selftest": set(),
-}
-"""Mode -> the sections whose paths it follows."""
 
 
 def located(text: str, folder: Path | None = None) -> str:
@@ -111,7 +95,7 @@ def restrict(config: ConfigDict, mode: str, file: Path, allowed: Mapping[str, st
             continue
         section, name = key.split(".")
         word = f"--config.{key}={shlex.quote(text)}"
-        if section in FOLLOWED.get(mode, {section}):
+        if section in MODES[mode].follows:
             refused.append(word)
         else:
             left_out.append(word)

@@ -15,9 +15,6 @@ MODEL = ("data", "codec", "sde", "network", "denoiser", "loss.objective.name", "
 RECIPE = ("seed", *MODEL, "loss", "optim", "ema", "train")
 """Sections and keys that training must agree with when it goes on."""
 
-COMPARED = {"train": RECIPE, "profiles": (*MODEL, "loss", "train.dequantize")}
-"""Mode -> the sections and keys that it compares with the config of the run; others compare ``MODEL``."""
-
 FREE = (
     {"data.path", "data.test_path", "data.max_pixels", "data.skip_broken"}
     | {f"train.{key}" for key in ("total_images", "keep_checkpoints", "keep_every", "max_skipped")}
@@ -59,14 +56,9 @@ def differences(trained: ConfigDict, given: ConfigDict, sections: Sequence[str])
     return {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
 
 
-def compared(mode: str) -> Sequence[str]:
-    """The sections and keys that a mode compares with the config of the run."""
-    return COMPARED.get(mode, MODEL)
-
-
-def conflicts(trained: ConfigDict, given: ConfigDict, mode: str) -> dict[str, tuple]:
+def conflicts(trained: ConfigDict, given: ConfigDict, sections: Sequence[str]) -> dict[str, tuple]:
     """The differences that a mode refuses: those outside ``FREE``."""
-    found = differences(trained, given, compared(mode))
+    found = differences(trained, given, sections)
     return {key: values for key, values in found.items() if key not in FREE}
 
 

@@ -27,7 +27,8 @@ from score_sde.engine.config import (
     run_json,
     stored,
 )
-from score_sde.engine.recipe import MODEL, compared, conflicts, differences, flat, merged_values
+from score_sde.engine.modes import MODES
+from score_sde.engine.recipe import MODEL, conflicts, differences, flat, merged_values
 from score_sde.engine.recovery import restore_config
 from score_sde.storage.naming import UnknownName, listed
 from score_sde.storage.reading import read_text
@@ -43,7 +44,7 @@ def resolve(
     """The config and the folder of a command.
 
     The folder alone gives the config that its run was trained with. Either way the config of the command has to agree
-    with the run in the keys of ``engine.recipe.compared``, unless ``allow_changes``.
+    with the run in the keys of ``Mode.agrees``, unless ``allow_changes``.
 
     Args:
         name: of --config, as ``load`` takes it.
@@ -163,13 +164,14 @@ def agree(
 
     Raises: ValueError naming what differs, unless ``allow_changes``.
     """
-    found = conflicts(run.config, given, mode)
+    sections = MODES[mode].agrees
+    found = conflicts(run.config, given, sections)
     if allow_changes or not found:
         return given
-    if any(not conflicts(former, given, mode) for former in run.former):
+    if any(not conflicts(former, given, sections) for former in run.former):
         now = ", ".join(f"{key} {old!r}" for key, (old, _) in found.items())
         warnings.warn(f"the run in {folder} was changed by --allow_changes; it goes on with {now}", stacklevel=3)
-        return conform(merged_values(run.config, given, compared(mode)))
+        return conform(merged_values(run.config, given, sections))
     words = [f"{key} is {old!r} there and {new!r} here" for key, (old, new) in found.items()]
     more = f", and {len(words) - 3} more" if len(words) > 3 else ""
     raise ValueError(
@@ -188,7 +190,5 @@ def changes_of(folder: Path, config: ConfigDict, mode: str) -> dict[str, tuple]:
     """The differences that a result records between its config and that of the run in a folder."""
     if not (folder / "config.json").is_file():
         return {}
-    trained = stored(folder)
-    if mode == "train":
-        return conflicts(trained, config, mode)
-    return differences(trained, config, compared(mode))
+    trained, sections = stored(folder), MODES[mode].agrees
+    return conflicts(trained, config, sections) if mode == "train" else differences(trained, config, sections)

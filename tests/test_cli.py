@@ -1,5 +1,6 @@
 """The command line: arguments passed on, refused usage, and exit statuses."""
 
+import dataclasses
 import errno
 import importlib
 import json
@@ -14,6 +15,7 @@ import pytest
 from score_sde import run as command_line
 from score_sde.engine.config import Options, load, names, to_json
 from score_sde.engine.errors import CheckpointError, describe, exit_status
+from score_sde.engine.modes import MODES
 from score_sde.storage.naming import listed, unknown
 
 ROOT = Path(command_line.__file__).parent
@@ -38,7 +40,9 @@ def mode(monkeypatch, tmp_path):
     fake = Mode()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "mode", fake)
-    monkeypatch.setattr(command_line, "MODES", dict.fromkeys(command_line.MODES, "mode"))
+    monkeypatch.setattr(
+        command_line, "MODES", {name: dataclasses.replace(of, module="mode") for name, of in MODES.items()}
+    )
     return fake
 
 
@@ -56,9 +60,9 @@ def call(mode, capsys):
 # --- arguments passed on ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", command_line.MODES)
+@pytest.mark.parametrize("name", MODES)
 def test_every_mode_has_its_module(name):
-    assert callable(importlib.import_module(command_line.MODES[name]).run)
+    assert callable(importlib.import_module(MODES[name].module).run)
 
 
 def test_config_folder_and_options(mode, call):
@@ -242,7 +246,7 @@ def test_help_lists_flags_modes_configs_and_examples(capsys):
     text = capsys.readouterr().out
     for flag in command_line.define_flags():
         assert f"  --{flag}" in text
-    for word in [*command_line.MODES, *names()]:
+    for word in [*MODES, *names()]:
         assert word in text
     assert text.count("python run.py") >= 7
     assert max(map(len, text.splitlines())) <= 140

@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from score_sde.engine.modes import MODES, Mode
+from score_sde.models.mlp import MLP
+from score_sde.run import help_text
+from tests.runs import command, train
+
 ROOT = Path(__file__).parents[1]
 COMMAND = """
 import sys
@@ -85,3 +90,33 @@ def test_the_command_for_a_strangers_file_is_not_printed(place):
     assert alone.returncode == 2
     assert "; its author's config file registers it: read that file, then add it with --config FILE.py" in alone.stderr
     assert "mine.py" not in alone.stderr
+
+
+MODE = '''
+"""Counts the weights of a run."""
+
+from score_sde.engine.files import write_json
+from score_sde.engine.load import load
+
+
+def run(config, workdir, options):
+    network = load(config, workdir, options)[0].network
+    write_json(workdir / "weights.json", {"weights": sum(p.numel() for p in network.parameters())})
+'''
+
+
+def test_a_mode_is_a_module_and_a_record(tmp_path, monkeypatch, capsys):
+    """It runs on a run, appears in the help, and takes the flags of its record alone."""
+    (tmp_path / "count_weights.py").write_text(MODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(MODES, "count", Mode("count_weights"))
+    folder = tmp_path / "run"
+    assert train(folder, 1, "points", network__width=8, network__depth=1) == 0
+    assert command("--mode=count", f"--workdir={folder}") == 0
+    expected = MLP((2,), width=8, depth=1)
+    found = json.loads((folder / "weights.json").read_text())
+    assert found == {"weights": sum(p.numel() for p in expected.parameters())}
+    capsys.readouterr()
+    assert command("--mode=count", f"--workdir={folder}", "--batch_size=3") == 2
+    assert ", not count: leave it out" in capsys.readouterr().err
+    assert "| count" in help_text()

@@ -12,9 +12,10 @@ from score_sde.configs import default
 from score_sde.engine import paths
 from score_sde.engine.config import flat, from_json, load, override, read_run, run_json, to_json
 from score_sde.engine.features import FEATURES
+from score_sde.engine.modes import MODES
 from score_sde.engine.resolve import resolve, single
 
-MODES = [mode for mode in command_line.MODES if mode not in command_line.ALONE]
+ON_A_RUN = [name for name, mode in MODES.items() if not mode.base]
 TINY = ("--device=cpu", "--config.network.width=8", "--config.train.total_images=64", "--config.train.batch_size=32")
 TINY += ("--config.train.sample_every=0", "--config.train.evaluate_every=0")
 
@@ -84,7 +85,6 @@ def test_every_key_that_names_a_file_is_listed():
     texts = {key: text for key, text in flat(default.get_config().to_dict()).items() if isinstance(text, str)}
     found = {key for key, text in texts.items() if text == "" or "/" in text}
     assert found - {"sample.label", "guidance.text"} == {*paths.PATHS, paths.CODE}
-    assert set(paths.FOLLOWED) == set(command_line.MODES)
     assert set(paths.FEATURES) == set(FEATURES)
 
 
@@ -99,11 +99,11 @@ def test_a_feature_name_is_not_resolved_to_a_folder(tmp_path, monkeypatch):
         assert config.evaluate.features == expected
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ON_A_RUN)
 def test_a_strangers_paths_are_refused_or_emptied(tmp_path, mode):
     """They are refused in modes that follow them, and the option named in the error allows them."""
     outside = {key: value(key, tmp_path / "outside") for key in paths.PATHS}
-    followed = {key for key in outside if key.partition(".")[0] in paths.FOLLOWED[mode]}
+    followed = {key for key in outside if key.partition(".")[0] in MODES[mode].follows}
     folder = stranger(tmp_path / "theirs", **{key.replace(".", "__"): text for key, text in outside.items()})
     changes = []
     if followed:

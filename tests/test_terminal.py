@@ -14,6 +14,7 @@ import torch
 from score_sde import run as command_line
 from score_sde.engine import terminal
 from score_sde.engine.log import check_name
+from score_sde.engine.modes import Mode
 
 ROOT = Path(__file__).parent.parent
 HELP = [sys.executable, "run.py", "--help"]
@@ -80,7 +81,7 @@ def call(monkeypatch, tmp_path, capsys):
     """Runs a function as a mode: (status, the line on standard error)."""
 
     def command(mode):
-        monkeypatch.setitem(command_line.MODES, "data", "a_mode")
+        monkeypatch.setitem(command_line.MODES, "data", Mode("a_mode"))
         monkeypatch.setitem(sys.modules, "a_mode", types.SimpleNamespace(run=lambda *given: mode()))
         status = command_line.main(["run.py", "--config=points", "--mode=data", f"--workdir={tmp_path}/run"])
         (line,) = capsys.readouterr().err.splitlines()
