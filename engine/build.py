@@ -20,10 +20,15 @@ from score_sde.sde_lib.discrete import ladder_size
 from score_sde.storage.naming import options, pick
 
 
-def make(table: Mapping[str, Callable], what: str, spec: Mapping[str, Any], **extra: Any) -> Any:
-    """Build the entry of ``table`` that ``spec["name"]`` names from the other items of ``spec``."""
+def make(table: Mapping[str, Callable], kind: str, spec: Mapping[str, Any], **extra: Any) -> Any:
+    """Returns the entry ``spec["name"]`` of ``table``, constructed with the other items of ``spec``.
+
+    Args:
+        kind: of the entries, for the message of an unknown name.
+        extra: more arguments.
+    """
     options = dict(spec)
-    return pick(table, what, options.pop("name"))(**options, **extra)
+    return pick(table, kind, options.pop("name"))(**options, **extra)
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ class Experiment:
     def denoiser(self, network: nn.Module, config: ConfigDict) -> Denoiser:
         """Returns the denoiser of a network for this experiment's SDE."""
         model = pick(OBJECTIVES, "objective", config.loss.objective.name).model
-        known = {**config.denoiser, "sigma_data": self.sigma_data(config)}
-        return model(network, self.sde, **options(model, known))
+        settings = {**config.denoiser, "sigma_data": self.sigma_data(config)}
+        return model(network, self.sde, **options(model, settings))
 
     @property
     def bin_width(self) -> float:

@@ -23,7 +23,7 @@ def make_codec(config: ConfigDict, facts: DataFacts) -> Codec:
             "of its training, or train a new run"
         )
     if any(len(numbers) != facts.shape[0] for numbers in facts.codec.values()):
-        raise ValueError(f"codec {config.codec.name} was measured on other data than those of shape {facts.shape}")
+        raise ValueError(f"codec {config.codec.name} was measured on data of another shape than {facts.shape}")
     return kind(**options(kind, {**config.codec, **facts.codec, "levels": facts.levels}))
 
 

@@ -47,7 +47,7 @@ def read_dataset(config: ConfigDict, split: str) -> Dataset:
 
 
 def check_form(config: ConfigDict, dataset: Dataset, facts: DataFacts) -> None:
-    """Raises: ValueError if shape, levels or classes of the dataset differ from those of the training data."""
+    """Raises: ValueError if shape, levels or classes of the dataset differ from the training data."""
     check_classes(config, dataset, facts)
     if (dataset.shape, dataset.levels) != (facts.shape, facts.levels):
         given = f"the data have shape {dataset.shape} and {dataset.levels} levels"

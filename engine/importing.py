@@ -2,9 +2,9 @@
 
     runs/NAME/  config.json  checkpoints/step_00000000/
 
-The config is the recipe ``cifar10``, or that of --config, with the sections sde, network, denoiser and codec from the
-reader. The weights determine only shape and levels of the data. Mean and standard deviation are set to the middle and a
-quarter of the range, approximately those of CIFAR-10.
+The config is the recipe of --config, by default ``cifar10``, with the sections sde, network, denoiser and codec from
+the reader. The weights determine only shape and levels of the data. Mean and standard deviation are set to the middle
+and a quarter of the range, approximately as for CIFAR-10.
 """
 
 import math

@@ -54,8 +54,8 @@ class InferenceCall:
 def frozen(network: nn.Module, precision: torch.dtype, compiled: bool) -> nn.Module:
     """Returns the network for inference, without gradients of its weights.
 
-    In float32 and without compilation it is the network itself, else a shallow copy with its ``CALLS`` wrapped:
-    weights, attributes and all other methods stay those of the network.
+    In float32 and without compilation it is the network itself, else a shallow copy with its ``CALLS`` wrapped.
+    The copy shares weights, attributes and all other methods with the network.
     """
     network = network.eval().requires_grad_(False)
     if precision == torch.float32 and not compiled:

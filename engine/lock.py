@@ -20,7 +20,7 @@ WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 class Writer:
-    """The only command that writes in a folder.
+    """Lock of a folder, held by its only writer.
 
     Args:
         workdir: the folder.
@@ -35,7 +35,7 @@ class Writer:
         if self.descriptor is not None and not leads_to(self.workdir / NAME, self.descriptor):
             raise CheckpointError(
                 f"{self.workdir} was moved or deleted during training; to go on from the last checkpoint, give its new "
-                "place by --workdir"
+                "path by --workdir"
             )
 
 

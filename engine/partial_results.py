@@ -77,7 +77,7 @@ class PartialResults:
         return sorted(set(self.folder.glob(self.all)) - set(self.folder.glob(self.own)))
 
     def forget(self) -> None:
-        """Deletes the files whose rows are now in a result, and those of commands that ended."""
+        """Deletes the files whose rows are now in a result, and the files of ended commands."""
         dead = {path for path in self.folder.glob(self.all) if not is_held(path)}
         for path in self.files | dead:
             remove(path)

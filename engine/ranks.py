@@ -1,4 +1,4 @@
-"""The processes of one command: ``torchrun --nproc_per_node=N run.py ...`` starts N of them, numbered from 0.
+"""Processes of one command: ``torchrun --nproc_per_node=N run.py ...`` starts N of them, with indices from 0.
 
 The first one prints and writes results; the work is divided among all.
 """
@@ -64,7 +64,7 @@ def wait_for_all() -> None:
         distributed.barrier(_everyone())
 
 
-def share(num: int) -> tuple[int, int]:
+def part(num: int) -> tuple[int, int]:
     """Returns the first index and the number of this process's part of ``num`` items, a multiple of ``size()``."""
     return rank() * (num // size()), num // size()
 

@@ -36,6 +36,6 @@ def check_noise(key: str, folder: Path, theirs: ConfigDict, ours: ConfigDict, co
     """
     if theirs.sde.to_dict() != ours.sde.to_dict():
         raise ValueError(
-            f"{key} {folder} has the noise of {theirs.sde.name}, not that of this run's {ours.sde.name}; train one "
+            f"{key} {folder} has the noise of {theirs.sde.name}, not of this run's {ours.sde.name}; train one "
             f"with {command}"
         )

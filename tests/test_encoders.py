@@ -319,7 +319,7 @@ def test_unsuitable_encoders_are_refused(digits, points, pair, published, tmp_pa
             f"--config.guidance.encoder={published}")  # fmt: skip
     shutil.copytree(pair, tmp_path / "noise")
     rewrite(tmp_path / "noise", "sde", "beta_max", 15.0)
-    message = "has the noise of vpsde, not that of this run's vpsde; train one with python run.py --config clip"
+    message = "has the noise of vpsde, not of this run's vpsde; train one with python run.py --config clip"
     refused(capsys, 2, message, run, text, f"--config.guidance.encoder={tmp_path / 'noise'}")
     np.save(tmp_path / "two.npy", np.zeros((2, 8, 8, 1), np.uint8))
     refused(

@@ -269,7 +269,7 @@ def test_a_run_resumes_with_its_own_codec(trained):
 def test_a_codec_that_was_measured_on_other_channels_is_refused():
     config = load("table")
     facts = DataFacts((3,), 0, 1.0, 1.0, codec={"means": (0.0, 0.0), "stds": (1.0, 1.0)})
-    with pytest.raises(ValueError, match="measured on other data"):
+    with pytest.raises(ValueError, match="measured on data of another shape"):
         build(config, facts)
     with pytest.raises(ValueError, match="codec standardize needs measurements of the training data"):
         build(config, dataclasses.replace(facts, codec={}))

@@ -27,7 +27,7 @@ class Batches:
     ) -> None:
         self.config, self.experiment, self.timestep_sampler = config, experiment, timestep_sampler
         batch_size, device, shape = config.train.batch_size, experiment.device, experiment.facts.shape
-        self.first, self.num = ranks.share(batch_size)
+        self.first, self.num = ranks.part(batch_size)
         sde = experiment.sde
         sde.tabulate(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))  # for the timestep sampler
         self.read = reader(

@@ -58,11 +58,11 @@ def find_start(config: ConfigDict, workdir: Path, dataset: Dataset) -> Start:
 
 
 def make_experiment(config: ConfigDict, dataset: Dataset, start: Start) -> Experiment:
-    """Returns the experiment of a config, with the raw weights of the start, or those of train.init, or new ones.
+    """Returns the experiment of a config, with the raw weights of the checkpoint, of train.init, or new ones.
 
     Also sets the number of threads, the seed of PyTorch and its deterministic mode.
 
-    Raises: ValueError for a config that does not fit; CheckpointError for damaged weights, or those of another network.
+    Raises: ValueError for a config that does not fit; CheckpointError for damaged weights or another network.
     """
     set_threads(config, dataset.shape)
     if start.path:

@@ -53,8 +53,8 @@ class StepResult(NamedTuple):
 class Trainer:
     """Training of a run, from its newest checkpoint or from the start.
 
-    The gradient is that of the mean loss over the whole batch, with the batch divided among the processes and each part
-    divided into microbatches of ``train.microbatch`` examples.
+    A step follows the gradient of the mean loss over the whole batch. The batch is divided among the processes, and
+    each part into microbatches of ``train.microbatch`` examples.
 
     Attributes:
         step: steps taken.
