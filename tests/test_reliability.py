@@ -14,7 +14,6 @@ import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -486,75 +485,102 @@ def test_gradients_of_microbatches_add_up_to_the_batch_gradient(size, tmp_path):
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=2e-4)
 
 
-def curve(workdir, processes, **changes):
-    """Losses of eight steps of a command in ``processes`` processes, and its output on standard error."""
-    keys = POINTS | {"network.dropout": 0.0, "train.log_every": 1, "train.batch_size": 4, "train.total_images": 32}
-    keys |= {key.replace("__", "."): value for key, value in changes.items()}
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *start, str(ROOT / "run.py"), "--mode=train", "--config=points", f"--workdir={workdir}"]
-    command += [f"--config.{key}={value}" for key, value in keys.items()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    found = [line["loss"] for line in metrics(workdir)] if (workdir / "metrics.jsonl").exists() else []
-    return done.returncode, found, done.stderr
-
-
-def test_two_processes_train_like_one(tmp_path):
-    """The same losses to rounding and one set of files; each continues a run of the other number of processes."""
-    one, two = (curve(tmp_path / str(n), n, train__microbatch=n % 2)[:2] for n in (1, 2))
-    assert one[0] == two[0] == 0
-    assert len(one[1]) == 8
-    assert two[1] == pytest.approx(one[1], rel=1e-5)
-    folders = [Path(tmp_path / n / "checkpoints" / "step_00000008") for n in "12"]
-    own, others = (load_file(folder / checkpoint.RAW) for folder in folders)
-    for key, value in own.items():
-        torch.testing.assert_close(others[key], value, rtol=0, atol=1e-4)
-    code, more, _ = curve(tmp_path / "2", 1, train__total_images=48)
-    assert code == 0
-    assert len(more) == 12
-
-
-def test_a_batch_that_does_not_divide_over_processes_is_refused(tmp_path):
-    code, _, errors = curve(tmp_path, 2, train__batch_size=5, train__total_images=40)
-    assert code != 0
-    assert "error: train.batch_size 5 does not divide over 2 processes; take a multiple of 2" in errors
-
-
 # --- work of several processes ----------------------------------------------------------------------------------------
 
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+from score_sde import run
 
-def test_two_processes_sample_and_evaluate_like_one(digits, tmp_path, capfd):
-    """Five batches over two processes, the last one short; one start of torchrun does both."""
-    tiny = ["--steps=2", "--num_samples=18", "--config.sample.batch_size=4", "--config.evaluate.batch_size=4"]
-    tiny += [
-        f"--config.evaluate.{word}" for word in ("features=identity", "subset_size=9", "subsets=2", "num_examples=9")
-    ]
-    program, found = tmp_path / "program.py", []
-    program.write_text(
-        f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\nfrom score_sde import run\nown = dict(os.environ)\n"
-        "for mode in sys.argv[1].split(','):\n    os.environ.update(own)  # each command begins as torchrun starts it\n"
-        "    assert run.main(['run.py', f'--mode={mode}', *sys.argv[2:]]) == 0\n"
-    )
-    for start in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]):
-        workdir = tmp_path / str(len(found))
-        shutil.copytree(digits, workdir)
-        if start:
-            words = [str(program), "sample,evaluate", f"--workdir={workdir}", *tiny]
-            subprocess.run([sys.executable, *start, *words], check=True)
-        else:
-            for mode in ("sample", "evaluate"):
-                assert command_line.main(["run.py", f"--mode={mode}", f"--workdir={workdir}", *tiny]) == 0
-        assert capfd.readouterr().out.count("files are in") == 2
+own, statuses = dict(os.environ), {}
+for name, words in json.loads(sys.argv[2]).items():
+    os.environ.update(own)  # each command starts as torchrun starts it
+    statuses[name] = run.main(["run.py", *words])
+Path(sys.argv[1], f"{own['RANK']}.json").write_text(json.dumps(statuses))
+"""
+
+
+def training(workdir, num_images=32, batch_size=4, microbatch=0):
+    """A command that trains on points, with each loss in its metrics."""
+    keys = POINTS | {"network.dropout": 0.0, "train.log_every": 1, "train.batch_size": batch_size}
+    keys |= {"train.total_images": num_images, "train.microbatch": microbatch}
+    words = ["--mode=train", "--config=points", f"--workdir={workdir}"]
+    return [*words, *(f"--config.{key}={value}" for key, value in keys.items())]
+
+
+def using(mode, workdir):
+    """A command that samples or evaluates a run: five batches, the last one short."""
+    words = ["steps=2", "num_samples=18", "config.sample.batch_size=4"]
+    evaluation = ("batch_size=4", "features=identity", "subset_size=9", "subsets=2", "num_examples=9")
+    words += [f"config.evaluate.{word}" for word in evaluation]
+    return [f"--mode={mode}", f"--workdir={workdir}", *(f"--{word}" for word in words)]
+
+
+@pytest.fixture(scope="module")
+def two(digits, tmp_path_factory):
+    """Folder, statuses of both processes, and output of commands in two processes; one start of torchrun runs all.
+
+    Evaluation closes the process group, so only a command without one follows.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    shutil.copytree(digits, folder / "digits")
+    commands = {
+        "train": training(folder / "points"),
+        "refused": training(folder / "refused", 40, 5),
+        "sample": using("sample", folder / "digits"),
+        "evaluate": using("evaluate", folder / "digits"),
+        "data": ["--mode=data", "--config=vpsde", f"--workdir={folder / 'data'}"],
+    }
+    program = folder / "program.py"
+    program.write_text(PROGRAM)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", program]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    line = [*start, folder, json.dumps(commands)]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    statuses = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return folder, {name: [found[name] for found in statuses] for name in commands}, done
+
+
+def test_two_processes_train_like_one(two, tmp_path):
+    """The same losses to rounding and one set of files; a single process continues the run of two."""
+    folder, statuses, _ = two
+    assert statuses["train"] == [0, 0]
+    assert command_line.main(["run.py", *training(tmp_path, microbatch=1)]) == 0
+    runs = (tmp_path, folder / "points")
+    one, both = ([line["loss"] for line in metrics(workdir)] for workdir in runs)
+    assert len(one) == 8
+    assert both == pytest.approx(one, rel=1e-5)
+    own, others = (load_file(workdir / "checkpoints" / "step_00000008" / checkpoint.RAW) for workdir in runs)
+    for key, value in own.items():
+        torch.testing.assert_close(others[key], value, rtol=0, atol=1e-4)
+    resumed = shutil.copytree(folder / "points", tmp_path / "resumed")
+    assert command_line.main(["run.py", *training(resumed, 48)]) == 0
+    assert len(metrics(resumed)) == 12
+
+
+def test_a_batch_that_does_not_divide_over_processes_is_refused(two):
+    _, statuses, done = two
+    assert statuses["refused"] == [2, 2]
+    assert "error: train.batch_size 5 does not divide over 2 processes; take a multiple of 2" in done.stderr
+
+
+def test_two_processes_sample_and_evaluate_like_one(two, digits, tmp_path):
+    folder, statuses, done = two
+    assert statuses["sample"] == statuses["evaluate"] == [0, 0]
+    assert done.stdout.count("files are in") == 2
+    alone, found = shutil.copytree(digits, tmp_path / "alone"), []
+    for mode in ("sample", "evaluate"):
+        assert command_line.main(["run.py", *using(mode, alone)]) == 0
+    for workdir in (alone, folder / "digits"):
         samples = np.load(workdir / "samples" / "adams-2" / "samples.npz")["samples"]
         manifest = json.loads((workdir / "samples" / "adams-2" / "manifest.json").read_text())
-        metrics = json.loads((workdir / "evaluation" / "adams-2-identity-test.json").read_text())["metrics"]
-        found.append((samples.tobytes(), manifest["nfe"], metrics))
+        result = json.loads((workdir / "evaluation" / "adams-2-identity-test.json").read_text())
+        found.append((samples.tobytes(), manifest["nfe"], result["metrics"]))
     assert found[0] == found[1]
 
 
-def test_modes_without_parallel_work_run_in_one_process(tmp_path):
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "run.py")]
-    words = ["--mode=data", "--config=vpsde", f"--workdir={tmp_path}"]
-    done = subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_modes_without_parallel_work_run_in_one_process(two):
+    _, statuses, done = two
+    assert statuses["data"] == [0, 0]
     assert done.stdout.count("a contact sheet is in") == 1
