@@ -76,8 +76,8 @@ def mlp():
     return network(MLP, width=8, depth=1, num_classes=3)
 
 
-def trained_classifier(kind=Classifier):
-    return network(kind, channels=4, num_classes=2, dropout=0.0)
+def trained_classifier(kind=Classifier, **options):
+    return network(kind, channels=4, num_classes=2, dropout=0.0, **options)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_an_inference_network_keeps_attributes_methods_and_weights(graphs, way):
     """Attributes, methods and weights; methods that take states compute in the inference precision."""
-    made = trained_classifier(Captioned)
+    made = trained_classifier(Captioned, names=("cat", "dog"))
     used = frozen(made, *WAYS[way])
     assert type(used) is type(made)
     assert (used.num_classes, used.words) == (made.num_classes, made.words)
