@@ -53,6 +53,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from score_sde.configs.default import Config
+from score_sde.configs.sections import frozen
 from score_sde.engine.commands import PROGRAM
 from score_sde.engine.config import Options, names, read_run, to_json
 from score_sde.engine.errors import describe, exit_status
@@ -159,12 +161,14 @@ def run(argv: Sequence[str]) -> None:
     if not mode.shared and ranks.leave_to_first():
         return
     ranks.check_alike("configs", f"{to_json(config)}{options}".encode(errors="surrogateescape"))
+    settings = frozen(Config, config)
     try:
         if values.tune:
             if ranks.rank() == 0:
-                start("tune", config, workdir, options)
+                start("tune", settings, workdir, options)
             ranks.wait_for_all()
-        start(values.mode, config, workdir, options)
+            settings = importlib.import_module("score_sde.engine.sampler").by_plan(settings)
+        start(values.mode, settings, workdir, options)
     except UnknownName as error:
         hint = "" if values.config or mode.base else registered_elsewhere(error, read_run(workdir))
         raise ValueError(hint) if hint else error from None
@@ -172,7 +176,7 @@ def run(argv: Sequence[str]) -> None:
         memory = importlib.import_module("score_sde.engine.memory")
         if not memory.ran_out(error):
             raise
-        raise memory.explained(values.mode, config, error) from error
+        raise memory.explained(values.mode, settings, error) from error
     except OSError as error:
         if error.filename is not None:
             raise
@@ -233,7 +237,7 @@ def prepare(values: flags.FlagValues, changes: list[tuple[str, str]]) -> tuple[C
     return config, workdir, options
 
 
-def start(mode: str, config: ConfigDict, workdir: Path, options: Options) -> None:
+def start(mode: str, config: Config, workdir: Path, options: Options) -> None:
     """Run a mode, which writes below ``workdir`` alone."""
     module = importlib.import_module(MODES[mode].module)
     raise_on_interrupt()

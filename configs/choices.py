@@ -7,35 +7,10 @@ options on the command line, too.
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-
-
-@dataclass(frozen=True)
-class Choice(Mapping[str, Any]):
-    """The name of an entry and its options, which are attributes and items, too."""
-
-    name: str
-    options: Mapping[str, Any]
-
-    def __getattr__(self, key: str) -> Any:
-        try:
-            return self.options[key]
-        except KeyError:
-            raise AttributeError(f"{self.name} has no option {key!r}") from None
-
-    def __getitem__(self, key: str) -> Any:
-        return self.name if key == "name" else self.options[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(("name", *self.options))
-
-    def __len__(self) -> int:
-        return 1 + len(self.options)
-
 
 TABLES = {
     "codec": ("data", "CODECS"),
@@ -57,7 +32,7 @@ SUPPLIED = {
 """Parameters with a default that are no options, because the run supplies them."""
 
 
-def table(section: str) -> dict[str, Callable]:
+def table(section: str) -> dict[str, Callable[..., Any]]:
     """The table of a section: name -> class or function."""
     package, *names = TABLES[section]
     module = importlib.import_module(f"score_sde.{package}")

@@ -11,7 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde.configs.choices import Choice, choose
+from score_sde.configs.choices import choose
+from score_sde.configs.sections import Choice, Section
 
 __all__ = ["choose", "get_config"]
 
@@ -21,11 +22,8 @@ def choice(name: str, **changes: Any) -> Any:
     return field(metadata={"name": name, "changes": changes})
 
 
-section = dataclass(frozen=True, kw_only=True)
-
-
-@section
-class Data:
+@dataclass(frozen=True, kw_only=True)
+class Data(Section):
     name: str = "digits"  # a key of DATASETS
     path: str = ""  # images: folder, zip, npy or npz; table, signals, fields: npy or npz; pairs: samples.npz
     test_path: str = ""  # file or folder of the test split; empty: a part of data.path, test/ or every tenth example
@@ -35,24 +33,24 @@ class Data:
     skip_broken: bool = False  # images: leave out and count files that cannot be decoded, instead of stopping
 
 
-@section
-class Denoiser:
+@dataclass(frozen=True, kw_only=True)
+class Denoiser(Section):
     parameterization: str = "edm"  # target of the network: eps | x0 | v | edm | score ...
     sigma_data: float = 0.0  # standard deviation of the encoded data; 0: measured on the training data
     c_noise: str = "log_snr"  # a key of C_NOISE: the noise conditioning of the network
     input: str = "unit"  # a key of INPUTS: unit | raw, the scaling of the network's input
 
 
-@section
-class Loss:
+@dataclass(frozen=True, kw_only=True)
+class Loss(Section):
     objective: Choice = choice("denoising")
     weight: Choice = choice("edm")  # on the squared error of x0
     timestep_sampler: Choice = choice("lognormal", mean=-0.5, std=1.0, tail=0.05)
     teacher: str = ""  # consistency_distillation: folder of a trained run, such as runs/edm
 
 
-@section
-class Optim:
+@dataclass(frozen=True, kw_only=True)
+class Optim(Section):
     name: str = "adam"  # adam | adamw
     learning_rate: float = 8e-3  # at its highest
     beta1: float = 0.9  # decay of the gradient's mean per step
@@ -63,8 +61,8 @@ class Optim:
     clip_norm: float = 1.0  # largest norm of the whole gradient; 0 is no limit
 
 
-@section
-class EMA:
+@dataclass(frozen=True, kw_only=True)
+class EMA(Section):
     rates: tuple[float, ...] = (0.999,)  # fraction of the average kept per step; the first average is sampled
     warmup: bool = True  # rate at step n at most (1 + n) / (10 + n)
     profiles: tuple[float, ...] = ()  # widths of tracked profiles, such as (0.05,0.1), to rebuild others from
@@ -72,8 +70,8 @@ class EMA:
     max_snapshots: int = 32  # that stay on the disk; beyond it every second one is dropped
 
 
-@section
-class Train:
+@dataclass(frozen=True, kw_only=True)
+class Train(Section):
     init: str = ""  # folder of a run whose averaged weights training starts from; empty: random weights
     total_images: int = 160_000  # length of the run, in images
     batch_size: int = 64  # images per optimizer step, over all devices
@@ -94,16 +92,16 @@ class Train:
     compile: str = "auto"  # true | false | auto: torch.compile the network, on CUDA alone; takes a minute
 
 
-@section
-class Inference:
+@dataclass(frozen=True, kw_only=True)
+class Inference(Section):
     """The network in every mode but train."""
 
     precision: str = "float32"  # float32 | bfloat16, of the network only
     compile: bool = False  # torch.compile it: takes a minute, for thousands of evaluations on a GPU
 
 
-@section
-class Sample:
+@dataclass(frozen=True, kw_only=True)
+class Sample(Section):
     sampler: Choice = choice("adams")
     steps: int = 0  # moves from noise to data; 0: the sampler's own number
     grid: str = ""  # a key of GRIDS, or a .txt of sigma / alpha, one a line; empty: the sampler's own
@@ -115,8 +113,8 @@ class Sample:
     label: str = ""  # number or name of the class to draw, or all: every one in turn; empty: unconditional
 
 
-@section
-class Guidance:
+@dataclass(frozen=True, kw_only=True)
+class Guidance(Section):
     """Guidance in the modes sample, evaluate, sweep and edit."""
 
     scale: float = 1.0  # of the label's score, without a classifier: 0 ignores it, more than 1 sharpens
@@ -135,8 +133,8 @@ class Guidance:
     scales: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0)  # sweep: scales to compare
 
 
-@section
-class Edit:
+@dataclass(frozen=True, kw_only=True)
+class Edit(Section):
     """Edits, which also take the sampler, its steps and t_min from ``sample``."""
 
     first: int = 0  # interpolate: number of the example at one end, from 0; negative ones count from the last
@@ -161,8 +159,8 @@ class Edit:
     batch_size: int = 256  # examples at a time
 
 
-@section
-class Bound:
+@dataclass(frozen=True, kw_only=True)
+class Bound(Section):
     num_examples: int = 0  # of the split; 0 is all
     batch_size: int = 256  # examples at a time
     v: float = 0.0  # reverse moves of a chain without learned variance: 0 posterior, 1 forward
@@ -170,8 +168,8 @@ class Bound:
     t_min: float = 0.0  # time of the decoder; 0: noise of 0.3 widths of a level, or the earliest. Not of a chain
 
 
-@section
-class Evaluate:
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Section):
     """Evaluation of samples, which also takes sampler, steps and grid from ``sample``."""
 
     features: str = "runs/classifier"  # folder of a classifier's run | identity | inception
@@ -185,8 +183,8 @@ class Evaluate:
     subset_size: int = 300  # samples in each; at most as many as there are of samples and of either split
 
 
-@section
-class Likelihood:
+@dataclass(frozen=True, kw_only=True)
+class Likelihood(Section):
     solver: Choice = choice("adams_pece")
     evaluations: int = 0  # adams_pece: of the network, at least 2; 0: as many as make its error small
     probes: int = 1  # random vectors per example, for the divergence
@@ -202,8 +200,8 @@ class Likelihood:
     t_min: float = 0.0  # time of the data; 0: the earliest of the SDE, or that of truncated_normal
 
 
-@section
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Section):
     seed: int = 0  # of weights, data order, times and noise
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | mps ...
     threads: int = 0  # of the CPU; 0: one for a small network, for others torch's default
@@ -234,7 +232,7 @@ def _defaults(of: Any, prefix: str) -> dict[str, Any]:
     return {each.name: _default(each, prefix + each.name) for each in fields(of)}
 
 
-def _default(of: Field, key: str) -> Any:
+def _default(of: Field[Any], key: str) -> Any:
     if of.type is Choice:
         return choose(key, of.metadata["name"], **of.metadata["changes"])
     return _defaults(of.type, f"{key}.") if is_dataclass(of.type) else of.default

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_sde.configs.default import Config
 from score_sde.data import Dataset
 from score_sde.engine.build import Experiment
 from score_sde.engine.likelihood_report import stderr
@@ -28,12 +28,12 @@ Columns = dict[str, np.ndarray]
 (M + 1,)."""
 
 
-def make_estimator(config: ConfigDict, experiment: Experiment, denoise: Denoise) -> tuple[Estimator, dict[str, Any]]:
+def make_estimator(config: Config, experiment: Experiment, denoise: Denoise) -> tuple[Estimator, dict[str, Any]]:
     """Returns the estimator of the bound on the experiment's SDE, by the section ``bound``, and its record."""
     return (chain if isinstance(experiment.sde, Discrete) else continuous)(config, experiment, denoise)
 
 
-def chain(config: ConfigDict, experiment: Experiment, denoise: Denoise) -> tuple[Estimator, dict[str, Any]]:
+def chain(config: Config, experiment: Experiment, denoise: Denoise) -> tuple[Estimator, dict[str, Any]]:
     """The bound of a discrete-time process as the sum over all levels, and its record."""
     sde, v, width = as_chain(experiment.sde), config.bound.v, experiment.bin_width
     levels = int(sde.t_max)
@@ -46,7 +46,7 @@ def chain(config: ConfigDict, experiment: Experiment, denoise: Denoise) -> tuple
     return estimate, {"estimator": "chain", "levels": levels, "v": variance, "t_min": sde.t_min}
 
 
-def continuous(config: ConfigDict, experiment: Experiment, denoise: Denoise) -> tuple[Estimator, dict[str, Any]]:
+def continuous(config: Config, experiment: Experiment, denoise: Denoise) -> tuple[Estimator, dict[str, Any]]:
     """The bound as an integral over the log-SNR, and its record."""
     sde, num, width = experiment.sde, config.bound.evaluations, experiment.bin_width
     t = config.bound.t_min or decoder_time(sde, width)

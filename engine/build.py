@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ml_collections import ConfigDict
 from torch import nn
 
+from score_sde.configs.default import Config
 from score_sde.data import Codec
 from score_sde.engine.codecs import bin_width, make_codec
 from score_sde.engine.devices import make_device, set_threads
@@ -47,7 +47,7 @@ class Experiment:
     device: torch.device
     gaussian: Gaussian
 
-    def denoiser(self, network: nn.Module, config: ConfigDict) -> Denoiser:
+    def denoiser(self, network: nn.Module, config: Config) -> Denoiser:
         """Returns the denoiser of a network for this experiment's SDE."""
         model = pick(OBJECTIVES, "objective", config.loss.objective.name).model
         settings = {**config.denoiser, "sigma_data": self.sigma_data(config)}
@@ -63,7 +63,7 @@ class Experiment:
         """Lower end of the encoded levels; 0 for real-valued data."""
         return self.codec.low if self.codec.levels else 0.0
 
-    def sigma_data(self, config: ConfigDict) -> float:
+    def sigma_data(self, config: Config) -> float:
         """Returns the standard deviation of the data for the denoiser.
 
         Raises: ValueError if it is 0.
@@ -73,7 +73,7 @@ class Experiment:
         return config.denoiser.sigma_data or self.facts.std
 
 
-def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None) -> Experiment:
+def build(config: Config, facts: DataFacts, gaussian: Gaussian | None = None) -> Experiment:
     """Returns the experiment of a config on data with these facts.
 
     Args:
@@ -111,6 +111,6 @@ def build(config: ConfigDict, facts: DataFacts, gaussian: Gaussian | None = None
     )
 
 
-def conditions(config: ConfigDict, batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+def conditions(config: Config, batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """Returns the conditions of a batch: the label, if the network has classes."""
     return {"label": put(batch["label"], device)} if config.network.get("num_classes") else {}

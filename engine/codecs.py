@@ -2,8 +2,7 @@
 
 import math
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.data import CODECS, Codec, Dataset, examples
 from score_sde.engine.datasets import read_dataset
 from score_sde.engine.facts import DataFacts
@@ -11,7 +10,7 @@ from score_sde.sde_lib import Gaussian
 from score_sde.storage.naming import options, pick
 
 
-def make_codec(config: ConfigDict, facts: DataFacts) -> Codec:
+def make_codec(config: Config, facts: DataFacts) -> Codec:
     """Returns the codec of a run.
 
     Raises: ValueError if the codec was measured on data of another shape, or needs measurements that the run lacks.
@@ -27,7 +26,7 @@ def make_codec(config: ConfigDict, facts: DataFacts) -> Codec:
     return kind(**options(kind, {**config.codec, **facts.codec, "levels": facts.levels}))
 
 
-def fit_codec(config: ConfigDict, split: str, dataset: Dataset) -> Codec:
+def fit_codec(config: Config, split: str, dataset: Dataset) -> Codec:
     """Returns the codec of a config for a split, with arguments measured on the training data if it has any."""
     kind = pick(CODECS, "codec", config.codec.name)
     if kind.measures and split != "train":

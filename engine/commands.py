@@ -3,8 +3,7 @@
 import shlex
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.engine.config import load
 from score_sde.engine.recipe import differences
 
@@ -14,7 +13,7 @@ PROGRAM = "python run.py" if (Path(__file__).parents[1] / "score_sde").is_dir() 
 
 def training_command(
     name: str,
-    config: ConfigDict,
+    config: Config,
     folder: Path,
     shape: tuple[int, ...],
     num_classes: int | None = None,

@@ -4,9 +4,8 @@ import inspect
 import itertools
 from collections.abc import Callable
 
-from ml_collections import ConfigDict
-
 from score_sde.configs import default
+from score_sde.configs.default import Config, Data
 from score_sde.data import DATASETS, Dataset
 from score_sde.engine.config import load, names
 from score_sde.engine.facts import DataFacts
@@ -16,7 +15,7 @@ OF_ALL = {"name", "mirror"}
 """Keys that are not arguments of the datasets."""
 
 
-def check_read(settings: ConfigDict, read: Callable) -> None:
+def check_read(settings: Data, read: Callable) -> None:
     """Raises: ValueError for a key of the section ``data`` that is set and not read by this dataset."""
     defaults = default.get_config().data
     for key, value in settings.items():
@@ -36,7 +35,7 @@ def readers(key: str) -> dict[str, str]:
     return {name: found[name] for name in reading & found.keys()}
 
 
-def read_dataset(config: ConfigDict, split: str) -> Dataset:
+def read_dataset(config: Config, split: str) -> Dataset:
     """Returns the dataset of a split.
 
     Raises: ValueError for a key of the section ``data`` that the dataset does not read.
@@ -46,7 +45,7 @@ def read_dataset(config: ConfigDict, split: str) -> Dataset:
     return read(split=split, **options(read, config.data))
 
 
-def check_form(config: ConfigDict, dataset: Dataset, facts: DataFacts) -> None:
+def check_form(config: Config, dataset: Dataset, facts: DataFacts) -> None:
     """Raises: ValueError if shape, levels or classes of the dataset differ from the training data."""
     check_classes(config, dataset, facts)
     if (dataset.shape, dataset.levels) != (facts.shape, facts.levels):
@@ -54,7 +53,7 @@ def check_form(config: ConfigDict, dataset: Dataset, facts: DataFacts) -> None:
         raise ValueError(f"{given}, the run {facts.shape}, {facts.levels}")
 
 
-def check_classes(config: ConfigDict, dataset: Dataset, facts: DataFacts) -> None:
+def check_classes(config: Config, dataset: Dataset, facts: DataFacts) -> None:
     """Raises: ValueError if a run with classes numbers them otherwise than the dataset.
 
     A run without names is of an earlier version, which numbered class folders in text order, 10 before 2.

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_sde.configs.default import Config, Likelihood
 from score_sde.data import Dataset
 from score_sde.engine import ranks
 from score_sde.engine.build import Experiment
@@ -51,14 +51,14 @@ class DensityEstimator(NamedTuple):
 
     experiment: Experiment
     denoiser: Denoise
-    settings: ConfigDict
+    settings: Likelihood
     seed: int
     solver: Solver
     t: float
     exact: bool
 
     @classmethod
-    def of(cls, config: ConfigDict, experiment: Experiment, denoiser: Denoise) -> "DensityEstimator":
+    def of(cls, config: Config, experiment: Experiment, denoiser: Denoise) -> "DensityEstimator":
         """The estimator of the section ``likelihood``.
 
         Raises: ValueError for settings that contradict each other or do not fit the data.

@@ -3,9 +3,9 @@
 import math
 
 import torch
-from ml_collections import ConfigDict
 from torch import nn
 
+from score_sde.configs.default import Config
 from score_sde.engine import ranks
 
 THREADS = torch.get_num_threads()
@@ -16,7 +16,7 @@ LARGE = 50_000_000
 """Parameters times positions of a network above which a second thread saves time: see docs/scaling.md."""
 
 
-def set_threads(config: ConfigDict, shape: tuple[int, ...], network: nn.Module | None = None) -> None:
+def set_threads(config: Config, shape: tuple[int, ...], network: nn.Module | None = None) -> None:
     """Sets the number of CPU threads, on which the last digits of sums depend.
 
     By default it is one, or ``THREADS`` for a network with ``LARGE`` or more parameters times positions.

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from score_sde.configs.choices import options_of
+from score_sde.configs.default import Config
+from score_sde.configs.sections import Choice
 from score_sde.engine.build import Experiment
 from score_sde.engine.files import write_json
 from score_sde.models.adm import ADM
@@ -47,7 +48,7 @@ CHAIN = 1_000
 """Levels of the discrete-time process on which diffusers samples ``vpsde``; its level k is t = k / 999."""
 
 
-def write_diffusers(folder: Path, config: ConfigDict, experiment: Experiment) -> str:
+def write_diffusers(folder: Path, config: Config, experiment: Experiment) -> str:
     """Writes a pipeline of a UNet2DModel and its scheduler; returns a description.
 
     Raises: ValueError with everything that UNet2DModel, scheduler or pipeline do not support.
@@ -66,7 +67,7 @@ def write_diffusers(folder: Path, config: ConfigDict, experiment: Experiment) ->
     return f"{config.network.name} as a UNet2DModel, {config.sde.name} as a {pipeline.scheduler} {description}"
 
 
-def obstacles(pipeline: "Pipeline", config: ConfigDict, experiment: Experiment) -> Iterator[str]:
+def obstacles(pipeline: "Pipeline", config: Config, experiment: Experiment) -> Iterator[str]:
     """Yields the settings that the pipeline does not support, each with the supported value."""
     network, sde, denoiser = config.network, config.sde, config.denoiser
     if network.name in NETWORKS:
@@ -90,7 +91,7 @@ def obstacles(pipeline: "Pipeline", config: ConfigDict, experiment: Experiment) 
         yield f"its data are no pixels from {pipeline.low:g} to 1"
 
 
-def unlike(config: ConfigDict, experiment: Experiment) -> Iterator[str]:
+def unlike(config: Config, experiment: Experiment) -> Iterator[str]:
     """Yields the options of a network of ``NETWORKS`` that UNet2DModel does not support."""
     network, counts, skip = config.network, widths(config.network), config.network.name == "ncsnpp"
     attending = [count for count, attends in zip(counts, attention(network, experiment.facts.shape)) if attends]
@@ -129,22 +130,22 @@ def unlike_ncsnpp(attending: list[int], experiment: Experiment) -> Iterator[str]
             yield f"{count} channels are normalised in {ours} groups, not {theirs}"
 
 
-def widths(network: ConfigDict) -> list[int]:
+def widths(network: Choice) -> list[int]:
     """Channels of each level."""
     return [int(network.channels * multiple) for multiple in network.channel_mult]
 
 
-def attention(network: ConfigDict, shape: tuple[int, ...]) -> list[bool]:
+def attention(network: Choice, shape: tuple[int, ...]) -> list[bool]:
     """Whether each level has attention."""
     return [max(shape[1:]) // 2**level in network.attention for level in range(len(network.channel_mult))]
 
 
-def head_channels(network: ConfigDict) -> int:
+def head_channels(network: Choice) -> int:
     """Channels of an attention head; 0 for a single head."""
     return 0 if network.get("heads", 0) == 1 else network.head_channels
 
 
-def unet_config(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
+def unet_config(config: Config, shape: tuple[int, ...]) -> dict[str, Any]:
     """Config of the UNet2DModel."""
     network, attends = config.network, attention(config.network, shape)
     learned, skip = network.get("learned_variance", False), "Skip" if network.name == "ncsnpp" else ""
@@ -172,7 +173,7 @@ def unet_config(config: ConfigDict, shape: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def chain(config: ConfigDict) -> tuple[dict[str, Any], str]:
+def chain(config: Config) -> tuple[dict[str, Any], str]:
     """Config of the DDPMScheduler, with the clipping and variance of the sampler ``ancestral``, and its description."""
     sde = config.sde
     if sde.name == "iddpm":
@@ -194,7 +195,7 @@ def chain(config: ConfigDict) -> tuple[dict[str, Any], str]:
     return scheduler, f"of {levels} levels, {schedule['beta_schedule']}, {predicted}"
 
 
-def noise_levels(config: ConfigDict) -> tuple[dict[str, Any], str]:
+def noise_levels(config: Config) -> tuple[dict[str, Any], str]:
     """Config of the ScoreSdeVeScheduler, whose corrector steps are those of the sampler ``pc``, and its description."""
     sde, options = config.sde, options_of("sample.sampler", "pc", config.sample.sampler)
     ends = {"sigma_min": sde.sigma_min, "sigma_max": sde.sigma_max, "sampling_eps": sde.t_min}
@@ -217,7 +218,7 @@ class Pipeline(NamedTuple):
     c_noise: dict[str, str]
     estimates: tuple[str, ...]
     low: float
-    schedule: Callable[[ConfigDict], tuple[dict[str, Any], str]]
+    schedule: Callable[[Config], tuple[dict[str, Any], str]]
 
 
 CHAINS = Pipeline(

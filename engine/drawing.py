@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_sde.configs.default import Config
 from score_sde.engine import checkpoint, ranks
 from score_sde.engine.build import Experiment
 from score_sde.engine.config import Options
@@ -53,7 +53,7 @@ class Drawn(NamedTuple):
     log_prob: Tensor | None = None
 
 
-def draw_run(config: ConfigDict, workdir: Path, given: Options, num: int, batch_size: int) -> Drawn:
+def draw_run(config: Config, workdir: Path, given: Options, num: int, batch_size: int) -> Drawn:
     """Draws the samples of the seeds ``seed`` to ``seed + num - 1`` by the sampler of the section ``sample``.
 
     With log_prob, one solve of the probability flow yields samples and log-densities, by the section ``likelihood``.
@@ -154,7 +154,7 @@ class StepSampling:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: Config,
         workdir: Path,
         given: Options,
         found: Path,
@@ -200,7 +200,7 @@ class FlowSampling:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: Config,
         workdir: Path,
         given: Options,
         found: Path,
@@ -283,7 +283,7 @@ def first_normals(experiment: Experiment, noise: Noise) -> Tensor:
     return noise(torch.empty(len(noise.seeds), *experiment.facts.shape, device=experiment.device))
 
 
-def preview(experiment: Experiment, denoiser: Denoiser, config: ConfigDict, path: Path) -> None:
+def preview(experiment: Experiment, denoiser: Denoiser, config: Config, path: Path) -> None:
     """Writes a picture of samples during training, always of the same seeds, as many as a picture shows.
 
     The run's own sampler draws them if it takes at most 18 steps, else Heun's method in 18 steps.

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.engine.build import Experiment
 from score_sde.engine.drawing import write_samples
 from score_sde.engine.examples import Denoisers, Edited, spaced
@@ -20,7 +19,7 @@ def edit_examples(
     folder: Path,
     experiment: Experiment,
     denoisers: Denoisers,
-    config: ConfigDict,
+    config: Config,
     split: str,
 ) -> dict[str, Any]:
     """Runs a task of ``GUIDED``; writes samples.npz, and grid.png with inputs and results; returns manifest entries."""

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from ml_collections import ConfigDict
 
+from score_sde.configs.default import Config
 from score_sde.data import DataError
 from score_sde.engine.build import Experiment
 from score_sde.engine.commands import training_command
@@ -24,7 +24,7 @@ EncoderGuidance = Callable[[Guided], Guided]
 """denoiser -> denoiser guided towards the target."""
 
 
-def make_encoder_guidance(config: ConfigDict, experiment: Experiment) -> EncoderGuidance:
+def make_encoder_guidance(config: Config, experiment: Experiment) -> EncoderGuidance:
     """Guidance towards ``guidance.text`` or ``guidance.image`` by ``guidance.encoder``.
 
     Raises: ValueError for an encoder without a target or of other data, or a text that it cannot tokenize;
@@ -46,7 +46,7 @@ def is_clip(folder: Path) -> bool:
     return isinstance(found, dict) and "model_type" in found
 
 
-def by_pair(config: ConfigDict, experiment: Experiment, folder: Path) -> EncoderGuidance:
+def by_pair(config: Config, experiment: Experiment, folder: Path) -> EncoderGuidance:
     """Guidance by a run of ``--config clip``, whose image encoder takes noisy states."""
     recipe = recipe_of(folder, config)
     theirs, pair, _ = load_model(recipe, folder, Options())
@@ -66,7 +66,7 @@ def by_pair(config: ConfigDict, experiment: Experiment, folder: Path) -> Encoder
     )
 
 
-def by_clip(config: ConfigDict, experiment: Experiment, folder: Path) -> EncoderGuidance:
+def by_clip(config: Config, experiment: Experiment, folder: Path) -> EncoderGuidance:
     """Guidance by a CLIPModel of transformers, which encodes the estimate of x_0.
 
     Raises: ValueError for data other than images.
@@ -83,7 +83,7 @@ def by_clip(config: ConfigDict, experiment: Experiment, folder: Path) -> Encoder
     )
 
 
-def read_target(config: ConfigDict, experiment: Experiment) -> torch.Tensor:
+def read_target(config: Config, experiment: Experiment) -> torch.Tensor:
     """The example of ``guidance.image``, encoded, (1, *).
 
     Raises: DataError for a file that is missing, damaged or empty; ValueError for more than one example or another

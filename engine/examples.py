@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_sde.configs.default import Config
 from score_sde.data import DataError, Dataset
 from score_sde.data.archives import MOST_STORED
 from score_sde.data.arrays import read_array, read_numbers
@@ -47,7 +47,7 @@ def check_finite(result: Tensor, numbers: Tensor) -> None:
         raise NonFiniteError("the result is not finite; use more --steps or another sampler", int(numbers[~finite][0]))
 
 
-def read_examples(config: ConfigDict, experiment: Experiment, split: str) -> Dataset:
+def read_examples(config: Config, experiment: Experiment, split: str) -> Dataset:
     """The examples of a split.
 
     Raises: ValueError if their shape or levels differ from the training data of the run.
@@ -57,7 +57,7 @@ def read_examples(config: ConfigDict, experiment: Experiment, split: str) -> Dat
     return dataset
 
 
-def read_given(config: ConfigDict, experiment: Experiment, split: str) -> Tensor:
+def read_given(config: Config, experiment: Experiment, split: str) -> Tensor:
     """The first ``edit.num_examples`` of ``edit.input``, or as many evenly spaced ones of the split, as stored; (N, *).
 
     Raises: DataError for a file that is missing or damaged; ValueError for examples of another shape or kind.

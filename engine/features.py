@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 from torchmetrics.image.fid import NoTrainInceptionV3
 
+from score_sde.configs.default import Config
 from score_sde.data import DataError, Dataset
 from score_sde.engine import checkpoint
 from score_sde.engine.codecs import fit_codec
@@ -46,7 +46,7 @@ class Features(NamedTuple):
         return torch.cat([self.extract(batch).float().cpu() for batch in batches])
 
 
-def make_features(config: ConfigDict, dataset: Dataset) -> Features:
+def make_features(config: Config, dataset: Dataset) -> Features:
     """Features of ``evaluate.features``: a key of ``FEATURES``, or the folder of a classifier's run.
 
     Args:
@@ -60,13 +60,13 @@ def make_features(config: ConfigDict, dataset: Dataset) -> Features:
     return FEATURES.get(name, classifier)(config, dataset)
 
 
-def identity(config: ConfigDict, dataset: Dataset) -> Features:
+def identity(config: Config, dataset: Dataset) -> Features:
     """Encoded data, flattened."""
     codec = fit_codec(config, "train", dataset)
     return Features("identity", "", lambda x: codec.encode(x).flatten(1))
 
 
-def classifier(config: ConfigDict, dataset: Dataset) -> Features:
+def classifier(config: Config, dataset: Dataset) -> Features:
     """Inputs of the last layer of a classifier, for data at t_min of its SDE."""
     folder = Path(config.evaluate.features)
     if not (folder / "config.json").is_file():
@@ -92,7 +92,7 @@ def classifier(config: ConfigDict, dataset: Dataset) -> Features:
     return Features("classifier", meta["sha256"][meta["ema"][0]], extract, probabilities)
 
 
-def remedy(config: ConfigDict, dataset: Dataset, folder: Path) -> str:
+def remedy(config: Config, dataset: Dataset, folder: Path) -> str:
     """Advice in an error message: the command that trains a classifier in ``folder``, or other features."""
     identity = "use --config.evaluate.features=identity"
     if not dataset.num_classes or len(dataset.shape) not in (2, 3):
@@ -101,7 +101,7 @@ def remedy(config: ConfigDict, dataset: Dataset, folder: Path) -> str:
     return f"train one with {command} and name it by --config.evaluate.features={folder}, or {identity}"
 
 
-def inception(config: ConfigDict, dataset: Dataset) -> Features:
+def inception(config: Config, dataset: Dataset) -> Features:
     """The 2,048 features of Inception v3, with the weights of published Frechet distances, from a local file."""
     path, levels = Path(config.evaluate.inception_path), dataset.levels
     if not (levels and len(dataset.shape) == 3 and dataset.shape[0] in (1, 3)):
@@ -130,5 +130,5 @@ def inception(config: ConfigDict, dataset: Dataset) -> Features:
     return Features("inception", checkpoint.sha256(path), extract)
 
 
-FEATURES: dict[str, Callable[[ConfigDict, Dataset], Features]] = {"identity": identity, "inception": inception}
+FEATURES: dict[str, Callable[[Config, Dataset], Features]] = {"identity": identity, "inception": inception}
 """Values of ``evaluate.features``, in addition to the folder of a classifier's run."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_sde.configs.default import Config
 from score_sde.engine.build import Experiment
 from score_sde.engine.commands import training_command
 from score_sde.engine.config import Options
@@ -46,7 +46,7 @@ class Guidance:
         guidance needs is missing or damaged.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, experiment: Experiment) -> None:
+    def __init__(self, config: Config, workdir: Path, experiment: Experiment) -> None:
         self.config, self.settings, self.experiment = config, config.guidance, experiment
         self.conditional = config.network.get("num_classes", 0) > 0
         self.classes = experiment.facts.classes

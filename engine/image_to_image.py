@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_sde.configs.default import Config
 from score_sde.engine.build import Experiment
 from score_sde.engine.config import Options
 from score_sde.engine.examples import Denoisers, Edited, check_finite, read_given
@@ -20,7 +20,7 @@ from score_sde.samplers.draw import numbered
 from score_sde.samplers.editing import depth_time
 
 
-def noise_and_denoise(experiment: Experiment, denoisers: Denoisers, config: ConfigDict, split: str) -> Edited:
+def noise_and_denoise(experiment: Experiment, denoisers: Denoisers, config: Config, split: str) -> Edited:
     """SDEdit: adds noise of ``edit.strength`` to examples and denoises them; keeps the known pixels of ``edit.mask``.
 
     Raises: ValueError for a strength outside the SDE's range, or a grid that does not start at it.
@@ -49,7 +49,7 @@ def noise_and_denoise(experiment: Experiment, denoisers: Denoisers, config: Conf
     return Edited(edited, {"input": x, "edited": edited}, {"strength": settings.strength})
 
 
-def translate_examples(experiment: Experiment, denoisers: Denoisers, config: ConfigDict, split: str) -> Edited:
+def translate_examples(experiment: Experiment, denoisers: Denoisers, config: Config, split: str) -> Edited:
     """Encodes examples by this run's probability flow and decodes them by the flow of ``edit.other``; and back.
 
     Raises: ValueError if no other run is named, or its data differ; CheckpointError if it is missing or damaged.
@@ -74,7 +74,7 @@ def translate_examples(experiment: Experiment, denoisers: Denoisers, config: Con
     return Edited(moved, shown, {"back_rms": error.square().mean().sqrt().item()})
 
 
-def _batches(num: int, config: ConfigDict) -> Iterator[Tensor]:
+def _batches(num: int, config: Config) -> Iterator[Tensor]:
     """Yields the numbers of the examples, one batch at a time, with a progress bar."""
     progress = Progress(num, "examples")
     for rows in torch.arange(num).split(config.edit.batch_size):

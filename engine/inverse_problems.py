@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 from torch.nn import functional as F
 
+from score_sde.configs.default import Config
 from score_sde.data.decoding import SUFFIXES
 from score_sde.engine.build import Experiment
 from score_sde.engine.config import WRONG
@@ -61,13 +61,13 @@ class Measurement(NamedTuple):
     show: Callable[[Tensor], Tensor] | None = None
 
 
-def inpaint(config: ConfigDict, experiment: Experiment) -> Measurement:
+def inpaint(config: Config, experiment: Experiment) -> Measurement:
     """All pixels except those that ``edit.mask`` hides."""
     project = masked(read_mask(config.edit.mask, experiment.facts.shape).to(experiment.device))
     return Measurement(project, project, lambda y: y)
 
 
-def colorize(config: ConfigDict, experiment: Experiment) -> Measurement:
+def colorize(config: Config, experiment: Experiment) -> Measurement:
     """The mean over the channels.
 
     Raises: ValueError for data without colour channels.
@@ -79,13 +79,13 @@ def colorize(config: ConfigDict, experiment: Experiment) -> Measurement:
     )
 
 
-def superres(config: ConfigDict, experiment: Experiment) -> Measurement:
+def superres(config: Config, experiment: Experiment) -> Measurement:
     """The mean of each block of ``edit.factor`` x ``edit.factor`` pixels."""
     factor = config.edit.factor
     return Measurement(lambda x: block_means(x, factor), lowpass(factor), lambda y: enlarge(y, factor))
 
 
-def deblur(config: ConfigDict, experiment: Experiment) -> Measurement:
+def deblur(config: Config, experiment: Experiment) -> Measurement:
     """Convolution with a Gaussian of standard deviation ``edit.blur`` pixels; the borders are replicated.
 
     Raises: ValueError for data other than signals and images.
@@ -107,7 +107,7 @@ def deblur(config: ConfigDict, experiment: Experiment) -> Measurement:
     return Measurement(blur, None, lambda y: y)
 
 
-def measured(config: ConfigDict, experiment: Experiment) -> Measurement:
+def measured(config: Config, experiment: Experiment) -> Measurement:
     """The user's function ``edit.measure``, FILE.py:FUNCTION, from encoded examples (B, *) to (B, *).
 
     Raises: ValueError if the file or the function is missing or fails.
@@ -129,7 +129,7 @@ def measured(config: ConfigDict, experiment: Experiment) -> Measurement:
     return Measurement(measure)
 
 
-TASKS: dict[str, Callable[[ConfigDict, Experiment], Measurement]] = {
+TASKS: dict[str, Callable[[Config, Experiment], Measurement]] = {
     "inpaint": inpaint,
     "colorize": colorize,
     "superres": superres,
@@ -175,7 +175,7 @@ class Problem(NamedTuple):
     latents: initial states x_T.
     """
 
-    config: ConfigDict
+    config: Config
     experiment: Experiment
     measurement: Measurement
     x: Tensor
@@ -234,7 +234,7 @@ METHODS: dict[str, Callable[[Problem, Guided], Tensor]] = {
 """(problem, denoiser) -> restored examples, encoded."""
 
 
-def restore(name: str, experiment: Experiment, denoisers: Denoisers, config: ConfigDict, split: str) -> Edited:
+def restore(name: str, experiment: Experiment, denoisers: Denoisers, config: Config, split: str) -> Edited:
     """Restores examples by a task of ``TASKS`` and the method ``edit.method``.
 
     Args:

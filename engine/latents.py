@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ml_collections import ConfigDict
 from PIL.Image import Image as Picture
 from torch import Tensor
 
 from score_sde.configs.choices import options_of
+from score_sde.configs.default import Config
 from score_sde.data import DataError, table, write_gif
 from score_sde.engine import checkpoint
 from score_sde.engine.build import Experiment
@@ -33,9 +33,7 @@ SHOWN, REACH = 16, 2.5
 """Examples in the picture of ``encode``; value of a latent shown as white, its negative as black."""
 
 
-def interpolate(
-    folder: Path, experiment: Experiment, denoise: Counted, config: ConfigDict, split: str
-) -> dict[str, Any]:
+def interpolate(folder: Path, experiment: Experiment, denoise: Counted, config: Config, split: str) -> dict[str, Any]:
     """Interpolates from ``edit.first`` to ``edit.second``; writes grid.png, a row per path, and animation.gif."""
     settings, facts = config.edit, experiment.facts
     if len(facts.shape) == 1:
@@ -77,7 +75,7 @@ def interpolate(
 
 
 def paths(
-    experiment: Experiment, denoise: Counted, x: Tensor, weights: Tensor, config: ConfigDict
+    experiment: Experiment, denoise: Counted, x: Tensor, weights: Tensor, config: Config
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields labels and paths (frames, *) between the encoded pair x (2, *).
 
@@ -102,7 +100,7 @@ def paths(
     yield PRIOR, sample(DDIM(sde), denoise, slerp(start, stop, weights), times, Noise(same_seed))
 
 
-def encode(folder: Path, experiment: Experiment, denoise: Counted, config: ConfigDict, split: str) -> dict[str, Any]:
+def encode(folder: Path, experiment: Experiment, denoise: Counted, config: Config, split: str) -> dict[str, Any]:
     """Encodes the first examples of a split to latents of the probability flow, and decodes them.
 
     Writes latents.npz and grid.png; returns manifest entries with the error of the round trip.
@@ -147,7 +145,7 @@ def round_trip_picture(examples: Tensor, latents: Tensor, back: Tensor, levels: 
     return table({label: list(row) for label, row in rows.items()}, [[str(k) for k in which.tolist()]], levels)
 
 
-def decode(folder: Path, experiment: Experiment, denoise: Counted, config: ConfigDict, split: str) -> dict[str, Any]:
+def decode(folder: Path, experiment: Experiment, denoise: Counted, config: Config, split: str) -> dict[str, Any]:
     """Decodes the latents of ``edit.latents`` by the probability flow; writes samples.npz and grid.png."""
     latents, flow = read_latents(config, experiment), make_flow(config, experiment)
     parts, progress = [], Progress(len(latents), "latents")
@@ -167,7 +165,7 @@ def decode(folder: Path, experiment: Experiment, denoise: Counted, config: Confi
     }
 
 
-def read_latents(config: ConfigDict, experiment: Experiment) -> Tensor:
+def read_latents(config: Config, experiment: Experiment) -> Tensor:
     """Reads the latents (N, *) of the file ``edit.latents``, float32.
 
     Raises: DataError if the file is missing, damaged or without latents; ValueError for latents of another shape.
@@ -186,7 +184,7 @@ def read_latents(config: ConfigDict, experiment: Experiment) -> Tensor:
     return found
 
 
-def ancestral_options(config: ConfigDict) -> dict[str, Any]:
+def ancestral_options(config: Config) -> dict[str, Any]:
     """The options of the sampler ``ancestral``: those of the config where it chose that sampler, else the defaults."""
     return options_of("sample.sampler", "ancestral", config.sample.sampler)
 

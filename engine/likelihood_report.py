@@ -4,15 +4,15 @@ import math
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 from scipy.special import stdtrit
 
+from score_sde.configs.default import Likelihood
 from score_sde.engine.build import Experiment
 from score_sde.engine.convergence import MeanError
 
 
 def summary(
-    columns: dict[str, np.ndarray], experiment: Experiment, settings: ConfigDict, check: dict[str, Any] | None
+    columns: dict[str, np.ndarray], experiment: Experiment, settings: Likelihood, check: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Means over the examples, with standard errors and 95 % intervals.
 

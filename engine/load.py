@@ -3,9 +3,9 @@
 import shlex
 from pathlib import Path
 
-from ml_collections import ConfigDict
 from torch import nn
 
+from score_sde.configs.default import Config
 from score_sde.engine import checkpoint, prior
 from score_sde.engine.build import Experiment, build
 from score_sde.engine.commands import training_command
@@ -21,7 +21,7 @@ from score_sde.sde_lib.consistency import ConsistencyModel
 from score_sde.storage.naming import pick
 
 
-def load(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experiment, Denoiser, Path]:
+def load(config: Config, workdir: Path, options: Options) -> tuple[Experiment, Denoiser, Path]:
     """Returns the experiment of a trained run, its denoiser with the weights of the options, and their checkpoint.
 
     Warns of a process whose last level is not noise.
@@ -40,7 +40,7 @@ def load(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experimen
     return experiment, denoiser, found
 
 
-def load_model(config: ConfigDict, workdir: Path, options: Options) -> tuple[Experiment, nn.Module, Path]:
+def load_model(config: Config, workdir: Path, options: Options) -> tuple[Experiment, nn.Module, Path]:
     """Returns the same as ``load``, also for classifiers.
 
     Raises: CheckpointError for a checkpoint that is missing, damaged or of another network.
@@ -67,7 +67,7 @@ def check_flow(denoiser: nn.Module, workdir: Path) -> None:
         )
 
 
-def check_there(key: str, folder: Path, config: ConfigDict, shape: tuple[int, ...]) -> None:
+def check_there(key: str, folder: Path, config: Config, shape: tuple[int, ...]) -> None:
     """Raises: CheckpointError if the run of ``key`` is missing, with the command that trains it on these data."""
     if folder.name in names() and not (folder / "config.json").is_file():
         command = training_command(folder.name, config, folder, shape)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from ml_collections import ConfigDict
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from score_sde.configs.default import Config
 from score_sde.engine.errors import OutOfMemory
 from score_sde.models import BLOCKS
 
@@ -48,7 +48,7 @@ def largest(attempt: Callable[[int], object], size: int) -> int:
     return 0
 
 
-def explained(mode: str, config: ConfigDict, error: BaseException) -> OutOfMemory:
+def explained(mode: str, config: Config, error: BaseException) -> OutOfMemory:
     """Returns the error of a mode that ran out of memory outside of training steps."""
     if isinstance(error, MemoryError):  # from numpy or Python: no batch of a network
         return OutOfMemory(f"out of memory: {str(error) or 'an object is too large'}; take fewer or smaller examples")

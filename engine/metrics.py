@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from score_sde.configs.default import Config
 from score_sde.data import DataError, Dataset, order
 from score_sde.data.dataset import SPLITS
 from score_sde.engine import checkpoint
@@ -61,7 +61,7 @@ def check_subsets(subset_size: int, num: int, sizes: Mapping[str, int]) -> None:
 
 
 def reference(
-    config: ConfigDict, datasets: Mapping[str, Dataset], sizes: Mapping[str, int], features: Features, folder: Path
+    config: Config, datasets: Mapping[str, Dataset], sizes: Mapping[str, int], features: Features, folder: Path
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Feature vectors of both splits, and the protocol; read from the file of an earlier evaluation, or written.
 

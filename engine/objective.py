@@ -5,12 +5,11 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.engine.build import Experiment
-from score_sde.engine.config import Options, stored
+from score_sde.engine.config import Options
 from score_sde.engine.load import check_there, load
+from score_sde.engine.related import recipe_of
 from score_sde.sde_lib import (
     LEARNING_TIMESTEP_SAMPLERS,
     OBJECTIVES,
@@ -25,7 +24,7 @@ from score_sde.sde_lib.timestep_samplers import Fixed
 from score_sde.storage.naming import options, pick
 
 
-def make_teacher(config: ConfigDict, experiment: Experiment) -> Callable:
+def make_teacher(config: Config, experiment: Experiment) -> Callable:
     """The averaged weights of the run ``loss.teacher``, frozen, as a denoiser on the SDE of the experiment.
 
     Raises: CheckpointError if there is none, or it is damaged; ValueError if none is named, or its data are others.
@@ -34,8 +33,7 @@ def make_teacher(config: ConfigDict, experiment: Experiment) -> Callable:
         raise ValueError("loss.teacher is empty: give the folder of a trained run, such as runs/edm")
     folder, facts = Path(config.loss.teacher), experiment.facts
     check_there("loss.teacher", folder, config, facts.shape)
-    recipe = stored(folder)
-    recipe.device, recipe.threads = config.device, torch.get_num_threads()
+    recipe = recipe_of(folder, config)
     theirs, denoiser, _ = load(recipe, folder, Options())
     if type(denoiser) is not Denoiser:
         raise ValueError(
@@ -49,13 +47,13 @@ def make_teacher(config: ConfigDict, experiment: Experiment) -> Callable:
     return transport(denoiser, theirs.sde, experiment.sde)
 
 
-def make_weight(config: ConfigDict, sigma_data: float) -> Callable:
+def make_weight(config: Config, sigma_data: float) -> Callable:
     """The weight of the loss, ``(sde, t) -> weight``."""
     weight = pick(WEIGHTS, "weight", config.loss.weight.name)
     return functools.partial(weight, **options(weight, {**config.loss.weight, "sigma_data": sigma_data}))
 
 
-def make_timestep_sampler(config: ConfigDict) -> TimestepSampler:
+def make_timestep_sampler(config: Config) -> TimestepSampler:
     """The timestep sampler, ``(sde, u) -> (t, correction)``."""
     chosen = dict(config.loss.timestep_sampler)
     name = chosen.pop("name")
@@ -63,7 +61,7 @@ def make_timestep_sampler(config: ConfigDict) -> TimestepSampler:
     return make(**chosen) if name in LEARNING_TIMESTEP_SAMPLERS else Fixed(functools.partial(make, **chosen))
 
 
-def make_objective(config: ConfigDict, experiment: Experiment) -> Objective:
+def make_objective(config: Config, experiment: Experiment) -> Objective:
     """What the run minimises."""
     kind = pick(OBJECTIVES, "objective", config.loss.objective.name)
     sigma_data = experiment.sigma_data(config)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_sde.configs.default import Config
 from score_sde.data import DataError
 from score_sde.data.plots import MOST_UNEQUAL
 from score_sde.engine import checkpoint
@@ -39,7 +39,7 @@ RECORD = "drawn.json"
 
 
 def draw(
-    workdir: Path, experiment: Experiment, denoise: Denoise, config: ConfigDict, found: Path, weights: str
+    workdir: Path, experiment: Experiment, denoise: Denoise, config: Config, found: Path, weights: str
 ) -> Path | None:
     """Writes density.png and trajectories.png to ``workdir``/plane, unless these weights were drawn before.
 
@@ -73,7 +73,7 @@ def drawn_from(folder: Path) -> Any:
         return None
 
 
-def training_points(config: ConfigDict) -> Tensor | None:
+def training_points(config: Config) -> Tensor | None:
     """Some of the training data; None, with a message, if they cannot be read."""
     try:
         dataset = read_dataset(config, "train")

@@ -6,9 +6,9 @@ A resumed run therefore draws the same numbers, and an example has the same nois
 from collections.abc import Callable
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_sde.configs.default import Config
 from score_sde.engine.facts import DataFacts
 from score_sde.samplers import Noise
 from score_sde.samplers.noise import random_bits
@@ -48,7 +48,7 @@ def draw_times(
     return timestep_sampler(sde, put(u, like.device).reshape(-1, *[1] * (like.ndim - 1)))
 
 
-def dithers(config: ConfigDict, facts: DataFacts) -> bool:
+def dithers(config: Config, facts: DataFacts) -> bool:
     """Returns whether levels get uniform noise of one level's width before encoding."""
     return config.train.dequantize and facts.levels > 0
 

@@ -1,22 +1,23 @@
 """Other runs that a command uses: checks for the same data and the same noise."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
-from ml_collections import ConfigDict
 
+from score_sde.configs.default import Config
+from score_sde.configs.sections import frozen
 from score_sde.engine.build import Experiment
 from score_sde.engine.config import stored
 
 
-def recipe_of(folder: Path, config: ConfigDict) -> ConfigDict:
+def recipe_of(folder: Path, config: Config) -> Config:
     """Returns the config of another run, with the device and threads of this command.
 
     Raises: CheckpointError if the folder has no run.
     """
-    recipe = stored(folder)
-    recipe.device, recipe.threads = config.device, torch.get_num_threads()
-    return recipe
+    theirs = frozen(Config, stored(folder))
+    return dataclasses.replace(theirs, device=config.device, threads=torch.get_num_threads())
 
 
 def check_data(key: str, folder: Path, theirs: Experiment, ours: Experiment) -> None:
@@ -28,7 +29,7 @@ def check_data(key: str, folder: Path, theirs: Experiment, ours: Experiment) -> 
         raise ValueError(f"{key} {folder} has {have}, this run {needed}; train one on these data")
 
 
-def check_noise(key: str, folder: Path, theirs: ConfigDict, ours: ConfigDict, command: str) -> None:
+def check_noise(key: str, folder: Path, theirs: Config, ours: Config, command: str) -> None:
     """Raises: ValueError if the run in ``folder``, the value of ``key``, has another SDE.
 
     Args:

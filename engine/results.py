@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.engine import checkpoint
 from score_sde.engine.config import Options
 from score_sde.engine.log import say, versions
@@ -44,7 +43,7 @@ SHOWN, LONGEST = 3, 48
 
 
 def question(
-    config: ConfigDict, sections: Sequence[str], options: Options, found: Path | None = None, **more: Any
+    config: Config, sections: Sequence[str], options: Options, found: Path | None = None, **more: Any
 ) -> dict[str, Any]:
     """Returns the settings of a result: seed, weights, checkpoint, split, sections of the config, and more values.
 
@@ -65,7 +64,7 @@ def question(
 
 
 def result_record(
-    config: ConfigDict, options: Options, asked: Asked, seconds: float, found: Path | None = None
+    config: Config, options: Options, asked: Asked, seconds: float, found: Path | None = None
 ) -> dict[str, Any]:
     """Fields common to the JSON records of all results; each mode adds its own.
 

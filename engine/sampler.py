@@ -1,13 +1,14 @@
 """The sampler of a config: its step, its grid of times, and notes on what it is derived for."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_sde.configs.choices import options_of
+from score_sde.configs.default import Config
 from score_sde.engine import tuned
 from score_sde.engine.build import Experiment
 from score_sde.engine.errors import CheckpointError
@@ -24,23 +25,23 @@ GRID_FILE = ".txt"
 """How the name of a grid ends that is a file: of noise levels sigma / alpha, one a line, from the noise to the data."""
 
 
-def make_step(config: ConfigDict, experiment: Experiment, **more: Any) -> Step:
+def make_step(config: Config, experiment: Experiment, **more: Any) -> Step:
     """The step that ``sample.sampler`` names, with its options, and those of ``more`` that it takes."""
     chosen = config.sample.sampler
     return named_step(experiment.sde, chosen.name, experiment.gaussian, {**chosen, **more})
 
 
-def make_flow(config: ConfigDict, experiment: Experiment) -> ODE:
+def make_flow(config: Config, experiment: Experiment) -> ODE:
     """The probability flow, which can be solved in both directions, with ``flow_options``."""
     return ODE(experiment.sde, **flow_options(config), gaussian=experiment.gaussian.isotropic())
 
 
-def flow_options(config: ConfigDict) -> dict[str, Any]:
+def flow_options(config: Config) -> dict[str, Any]:
     """The options of the sampler ``ode``: those of the config where it chose that sampler, else the defaults."""
     return options_of("sample.sampler", "ode", config.sample.sampler)
 
 
-def make_times(config: ConfigDict, experiment: Experiment, start: float | None = None) -> Tensor:
+def make_times(config: Config, experiment: Experiment, start: float | None = None) -> Tensor:
     """The grid of ``sample.grid`` down to ``sample.t_min``, 0 being the earliest of the SDE; a file is taken whole.
 
     Args:
@@ -56,7 +57,7 @@ def make_times(config: ConfigDict, experiment: Experiment, start: float | None =
 
 
 def planned(
-    config: ConfigDict, workdir: Path, experiment: Experiment, found: Path, weights: str, guidance: Guidance
+    config: Config, workdir: Path, experiment: Experiment, found: Path, weights: str, guidance: Guidance
 ) -> tuple[Step, Tensor, str]:
     """Step, times and name of the grid: by a calibration of these weights if no grid is named, or ``tuned`` is.
 
@@ -80,7 +81,17 @@ def planned(
     return step, make_times(config, experiment), name
 
 
-def chosen(config: ConfigDict, sde: SDE) -> tuple[str, int]:
+def by_plan(config: Config) -> Config:
+    """The config with the calibration in place of its grid, in as many steps as that grid has.
+
+    Raises: DataError for a file of noise levels that cannot be read.
+    """
+    settings = config.sample
+    steps = len(read_numbers(Path(settings.grid))) - 1 if settings.grid.endswith(GRID_FILE) else settings.steps
+    return replace(config, sample=replace(settings, grid=tuned.GRID, steps=steps))
+
+
+def chosen(config: Config, sde: SDE) -> tuple[str, int]:
     """Name of the grid and number of steps: those of the section ``sample``, of a file, or the sampler's own.
 
     Raises: DataError for a file that cannot be read; ValueError for one that has other steps than are asked for.

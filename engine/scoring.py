@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.data import Dataset
 from score_sde.engine import ranks
 from score_sde.engine.config import Options
@@ -22,7 +21,7 @@ WITHOUT_EFFECT = {"batch_size", "num_examples", "check_examples"}
 def open_rows(
     folder: Path,
     name: str,
-    config: ConfigDict,
+    config: Config,
     given: Options,
     meta: Mapping[str, Any],
     estimator: DensityEstimator,

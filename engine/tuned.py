@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.engine.errors import CheckpointError
 from score_sde.engine.training import posthoc
 from score_sde.samplers import Multistep, Step
@@ -33,7 +32,7 @@ def tunable(step: Step) -> Multistep:
     return step
 
 
-def conditions(config: ConfigDict, step: Multistep, found: Path, weights: str) -> dict[str, Any]:
+def conditions(config: Config, step: Multistep, found: Path, weights: str) -> dict[str, Any]:
     """Everything that a plan depends on except the number of moves, as JSON values.
 
     Args:

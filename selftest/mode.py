@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 import torch
-from ml_collections import ConfigDict
 
+from score_sde.configs.default import Config
 from score_sde.engine.config import Options
 from score_sde.engine.devices import make_device
 from score_sde.engine.files import write_json
@@ -23,7 +23,7 @@ class FailedChecks(Exception):
     exit_status = 1
 
 
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+def run(config: Config, workdir: Path, options: Options) -> None:
     """Print a row for each check, and write selftest.json to ``workdir``.
 
     Raises: FailedChecks if a check fails; ValueError for a device or a dtype that cannot be used.

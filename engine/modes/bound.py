@@ -4,8 +4,7 @@ import math
 import time
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.engine.bound import bound_split, make_estimator, plot, report, summary
 from score_sde.engine.config import Options
 from score_sde.engine.datasets import check_form, read_dataset
@@ -16,7 +15,7 @@ from score_sde.engine.log import say
 from score_sde.engine.results import question, result_files, result_record
 
 
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+def run(config: Config, workdir: Path, options: Options) -> None:
     """Bounds each example of a split; writes <split>.json, .npz with a row per example, and rate_distortion.png."""
     settings, split = config.bound, options.split or "test"
     experiment, denoiser, found = load(config, workdir, options)

@@ -4,8 +4,7 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.data import ImageFiles, measure, order
 from score_sde.engine.codecs import fit_codec
 from score_sde.engine.config import Options
@@ -17,7 +16,7 @@ from score_sde.engine.pictures import num_shown, picture
 from score_sde.engine.remarks import SHOWN_ENTRIES, remarks
 
 
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+def run(config: Config, workdir: Path, options: Options) -> None:
     """Prints statistics of a split; writes data/<split>.json and the contact sheet data/<split>.png to ``workdir``."""
     split = options.split or "train"
     dataset = read_dataset(config, split)

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from ml_collections import ConfigDict
 
+from score_sde.configs.default import Config
 from score_sde.engine import checkpoint
 from score_sde.engine.config import Options
 from score_sde.engine.drawing import Counted
@@ -21,7 +21,7 @@ from score_sde.samplers.draw import remark
 from score_sde.storage.naming import pick
 
 
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+def run(config: Config, workdir: Path, options: Options) -> None:
     """Runs an editing task; writes its pictures and manifest.json to ``workdir``/edit/<task>."""
     if not options.task:
         raise ValueError(f"give --task ({' | '.join(TASKS)})")

@@ -5,8 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.data.dataset import SPLITS
 from score_sde.engine import ranks
 from score_sde.engine.config import Options
@@ -21,7 +20,7 @@ from score_sde.engine.recipe import flat
 from score_sde.engine.results import question, result_files, result_record
 
 
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+def run(config: Config, workdir: Path, options: Options) -> None:
     """Compares samples with a split; writes <workdir>/evaluation/<sampler>-<steps>-<features>-<split>.json."""
     settings, split, start = config.evaluate, options.split or "test", time.perf_counter()
     if ranks.rank() > 0:  # takes part in drawing only

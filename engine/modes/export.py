@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.engine import checkpoint
 from score_sde.engine.build import Experiment
 from score_sde.engine.config import Options
@@ -14,7 +13,7 @@ from score_sde.engine.log import say
 from score_sde.storage.naming import pick
 
 
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+def run(config: Config, workdir: Path, options: Options) -> None:
     """Writes the run in the format of ``--format`` to ``workdir``/export/<format>.
 
     Raises: ValueError with all the reasons, if the library has no such network or process.
@@ -29,5 +28,5 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     say(f"files are in {folder}")
 
 
-FORMATS: dict[str, Callable[[Path, ConfigDict, Experiment], str]] = {"diffusers": write_diffusers}
+FORMATS: dict[str, Callable[[Path, Config, Experiment], str]] = {"diffusers": write_diffusers}
 """Values of ``--format``: (folder, config, experiment) -> description of the files."""

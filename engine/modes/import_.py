@@ -3,8 +3,7 @@
 import shlex
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.engine import paths
 from score_sde.engine.build import build
 from score_sde.engine.commands import PROGRAM
@@ -15,7 +14,7 @@ from score_sde.engine.log import say
 from score_sde.models.checkpoints import FORMATS, recognise
 
 
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+def run(config: Config, workdir: Path, options: Options) -> None:
     """Reads ``--source``, writes a run to ``workdir`` and prints its description.
 
     Raises: ForeignError for a source that cannot be read; ValueError for a workdir that is not empty, or a config that

@@ -4,8 +4,7 @@ import math
 import time
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.engine import checkpoint, ranks
 from score_sde.engine.config import Options
 from score_sde.engine.datasets import check_form, read_dataset
@@ -18,7 +17,7 @@ from score_sde.engine.results import question, result_files, result_record
 from score_sde.engine.scoring import open_rows, score_split
 
 
-def run(config: ConfigDict, workdir: Path, given: Options) -> None:
+def run(config: Config, workdir: Path, given: Options) -> None:
     """Scores each example of a split; writes <split>-<dequantization>.json, and .npz with a row for each example."""
     settings, split = config.likelihood, given.split or "test"
     experiment, denoiser, found = load(config, workdir, given)

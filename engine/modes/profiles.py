@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from score_sde.configs.default import Config
 from score_sde.engine import checkpoint
 from score_sde.engine.config import Options
 from score_sde.engine.datasets import check_form, read_dataset
@@ -21,7 +21,7 @@ WIDTHS = tuple(round(width, 3) for width in np.geomspace(0.01, 0.25, 13).tolist(
 """Widths of the profiles to compare, in addition to the tracked ones."""
 
 
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+def run(config: Config, workdir: Path, options: Options) -> None:
     """Prints the loss of each average; writes losses.json and profiles.png to ``workdir``/profiles.
 
     Without tracked profiles, these are the weights of the last step and the averages of ``ema.rates``.

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from ml_collections import ConfigDict
 
+from score_sde.configs.default import Config
 from score_sde.engine import plane, ranks
 from score_sde.engine.config import Options
 from score_sde.engine.drawing import draw_run, write_samples
@@ -15,7 +15,7 @@ from score_sde.engine.log import say
 from score_sde.engine.results import result_folder
 
 
-def run(config: ConfigDict, workdir: Path, given: Options) -> None:
+def run(config: Config, workdir: Path, given: Options) -> None:
     """Draws samples; writes samples.npz, grid.png and manifest.json to ``workdir``/samples/<sampler>-<steps>."""
     num = config.sample.num_samples
     drawn = draw_run(config, workdir, given, num, config.sample.batch_size)

@@ -1,11 +1,11 @@
 """Sweep over guidance scales: fidelity and diversity of samples, relative to real examples."""
 
-import copy
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.engine.config import Options
 from score_sde.engine.datasets import read_dataset
 from score_sde.engine.drawing import draw_run
@@ -23,7 +23,7 @@ SHOWN = 10
 """Samples of each scale in the picture."""
 
 
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+def run(config: Config, workdir: Path, options: Options) -> None:
     """Draws with each of ``guidance.scales``; writes sweep.json, grid.png and curve.png to ``workdir``/sweep.
 
     The scale applies to the classifier, if the section ``guidance`` names one, else to autoguidance, else to the label.
@@ -40,11 +40,10 @@ def run(config: ConfigDict, workdir: Path, options: Options) -> None:
     classes = labels(dataset, len(dataset))
     spread = {} if classes is None else spreads(real, classes)
 
-    rows, pictures = [], {}
+    rows, pictures, label_of = [], {}, config.sample.label or ALL
     for scale in config.guidance.scales:
-        changed = copy.deepcopy(config)
-        changed.guidance[key] = float(scale)
-        changed.sample.label = config.sample.label or ALL
+        scaled: dict[str, Any] = {key: float(scale)}
+        changed = replace(config, guidance=replace(guidance, **scaled), sample=replace(config.sample, label=label_of))
         drawn = draw_run(changed, workdir, options, settings.num_samples, settings.batch_size)
         samples = drawn.experiment.codec.decode(drawn.x0).cpu()
         assert drawn.label is not None  # sample.label is set

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.engine.config import Options
 from score_sde.engine.lock import only_writer
 from score_sde.engine.log import check_name
@@ -11,7 +10,7 @@ from score_sde.engine.training.loop import train
 from score_sde.engine.training.signals import StopSignals
 
 
-def run(config: ConfigDict, workdir: Path, options: Options) -> None:
+def run(config: Config, workdir: Path, options: Options) -> None:
     """Trains the config in ``workdir``, from the newest checkpoint there.
 
     Raises: Stopped after a checkpoint, on a signal.

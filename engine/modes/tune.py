@@ -4,12 +4,13 @@ The fit targets are the ends of the network's own probability flow, from seeds t
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_sde.configs.default import Config
 from score_sde.engine import tuned
 from score_sde.engine.config import Options
 from score_sde.engine.drawing import first_normals
@@ -31,15 +32,13 @@ TOLERANCE = 1e-5
 """Tolerance of the reference solver: a hundredth of the error of 20 evaluations."""
 
 
-def run(config: ConfigDict, workdir: Path, given: Options) -> None:
+def run(config: Config, workdir: Path, given: Options) -> None:
     """Fits the sampler of the section ``sample``; writes ``workdir``/tuned/<sampler>-<steps>.json.
-
-    Afterwards the section names the fitted grid, for a mode that samples next.
 
     Raises: ValueError for a sampler that has no coefficients or adds noise, or a grid without moves.
     """
     if config.sample.grid == tuned.GRID:
-        config.sample.grid = ""
+        config = replace(config, sample=replace(config.sample, grid=""))
     experiment, denoiser, found = load(config, workdir, given)
     check_flow(denoiser, workdir)
     sde, sampler, step = experiment.sde, config.sample.sampler.name, tuned.tunable(make_step(config, experiment))
@@ -73,7 +72,6 @@ def run(config: ConfigDict, workdir: Path, given: Options) -> None:
     fall = f"{before.mean():.2g} to {after.mean():.2g}"
     say(f"{sampler} in {steps} steps: mean error {fall} on {len(before)} trajectories held out, {seconds:.0f} s")
     say(f"kept in {path}, which --mode sample takes from now on")
-    config.sample.grid, config.sample.steps = tuned.GRID, steps
 
 
 def error_record(errors: Tensor) -> dict[str, float]:

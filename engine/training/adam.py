@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
+from score_sde.configs.default import Config
 from score_sde.engine import ranks
 from score_sde.storage.naming import pick
 
@@ -114,7 +114,7 @@ def _moments(parameter: Tensor) -> dict[str, Tensor]:
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
 
 
-def make_optimizer(config: ConfigDict, parameters: Iterable[nn.Parameter]) -> Adam:
+def make_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> Adam:
     """Returns the optimizer of a config, with its full learning rate."""
     settings = config.optim
     kind = pick(OPTIMIZERS, "optimizer", settings.name)

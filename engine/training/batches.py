@@ -3,9 +3,9 @@
 import os
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_sde.configs.default import Config
 from score_sde.data import Dataset, reader
 from score_sde.engine import ranks
 from score_sde.engine.build import Experiment, conditions
@@ -23,7 +23,7 @@ class Batches:
     """
 
     def __init__(
-        self, config: ConfigDict, experiment: Experiment, dataset: Dataset, timestep_sampler: TimestepSampler
+        self, config: Config, experiment: Experiment, dataset: Dataset, timestep_sampler: TimestepSampler
     ) -> None:
         self.config, self.experiment, self.timestep_sampler = config, experiment, timestep_sampler
         batch_size, device, shape = config.train.batch_size, experiment.device, experiment.facts.shape

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from ml_collections import ConfigDict
 from torch import nn
 
+from score_sde.configs.default import Config
 from score_sde.data import Dataset
 from score_sde.engine import ranks
 from score_sde.engine.errors import CheckpointError
@@ -19,7 +19,7 @@ COMPILE = {"auto": None, "true": True, "false": False}
 """Values of train.compile; None depends on the device."""
 
 
-def check(config: ConfigDict, dataset: Dataset) -> None:
+def check(config: Config, dataset: Dataset) -> None:
     """Raises: ValueError for settings that are invalid on this dataset or with this number of processes."""
     if config.network.get("num_classes", 0) not in (0, dataset.num_classes):
         raise ValueError(
@@ -42,7 +42,7 @@ def check(config: ConfigDict, dataset: Dataset) -> None:
         )
 
 
-def note_attention(config: ConfigDict, shape: tuple[int, ...]) -> None:
+def note_attention(config: Config, shape: tuple[int, ...]) -> None:
     """Prints a note on an attention resolution that no level of the network has.
 
     This is no error: one recipe is used for data of several sizes.
@@ -58,7 +58,7 @@ def note_attention(config: ConfigDict, shape: tuple[int, ...]) -> None:
         )
 
 
-def compiles(config: ConfigDict, device: torch.device) -> bool:
+def compiles(config: Config, device: torch.device) -> bool:
     """Returns whether the network is compiled; by default on CUDA, where it saves time.
 
     Raises: ValueError for an unknown value, a sharded network, or an objective that needs second derivatives, which

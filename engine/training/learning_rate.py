@@ -2,15 +2,14 @@
 
 import math
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.storage.naming import pick
 
 DECAYS = {"constant": lambda fraction: 1.0, "cosine": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction))}
 """Factor of the learning rate after a fraction of the training."""
 
 
-def learning_rate(config: ConfigDict, images_seen: int) -> float:
+def learning_rate(config: Config, images_seen: int) -> float:
     """Returns the learning rate of a step: optim.learning_rate times warm-up and decay.
 
     The warm-up rises linearly over the first optim.warmup_images examples; the decay is optim.decay of ``DECAYS``.

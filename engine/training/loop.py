@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from score_sde.configs.default import Config
 from score_sde.engine import prior, ranks
 from score_sde.engine.commands import PROGRAM
 from score_sde.engine.config import Options, read_run
@@ -27,7 +26,7 @@ from score_sde.engine.training.window import Window
 from score_sde.storage.writing import write_text
 
 
-def train(config: ConfigDict, workdir: Path, options: Options, signals: StopSignals, writer: Writer) -> None:
+def train(config: Config, workdir: Path, options: Options, signals: StopSignals, writer: Writer) -> None:
     """Trains a run from its newest checkpoint to train.total_images, in a folder that ``writer`` locks.
 
     Raises: Stopped after a checkpoint, if a signal arrived; NonFiniteError after too many non-finite steps.
@@ -68,7 +67,7 @@ def train(config: ConfigDict, workdir: Path, options: Options, signals: StopSign
         conclude(trainer, options, progress, outputs.line)
 
 
-def make_trainer(config: ConfigDict, workdir: Path, options: Options) -> Trainer:
+def make_trainer(config: Config, workdir: Path, options: Options) -> Trainer:
     """Returns the trainer of a run and prints remarks on its data.
 
     Raises: CheckpointError if config.json was edited since the checkpoint, unless the options allow it.

@@ -3,17 +3,15 @@
 from collections.abc import Callable
 
 import torch
-from ml_collections import ConfigDict
 
+from score_sde.configs.default import Config
 from score_sde.engine import memory, ranks
 from score_sde.engine.errors import OutOfMemory
 from score_sde.sde_lib import OBJECTIVES
 from score_sde.storage.naming import pick
 
 
-def too_large(
-    config: ConfigDict, device: torch.device, size: int, attempt: Callable[[int], object] | None
-) -> OutOfMemory:
+def too_large(config: Config, device: torch.device, size: int, attempt: Callable[[int], object] | None) -> OutOfMemory:
     """Returns the error of a step of ``size`` examples at a time, with the largest size that fits.
 
     Args:

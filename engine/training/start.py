@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ml_collections import ConfigDict
 
+from score_sde.configs.default import Config
 from score_sde.data import Dataset
 from score_sde.engine import checkpoint
 from score_sde.engine.build import Experiment, build
@@ -39,7 +39,7 @@ class Start:
     data_sha256: str
 
 
-def find_start(config: ConfigDict, workdir: Path, dataset: Dataset) -> Start:
+def find_start(config: Config, workdir: Path, dataset: Dataset) -> Start:
     """Returns the newest checkpoint of a run as the start, or a new start.
 
     An imported checkpoint has no count of examples; its steps count train.batch_size examples each.
@@ -57,7 +57,7 @@ def find_start(config: ConfigDict, workdir: Path, dataset: Dataset) -> Start:
     return Start(path, meta, meta["step"], seen, own)
 
 
-def make_experiment(config: ConfigDict, dataset: Dataset, start: Start) -> Experiment:
+def make_experiment(config: Config, dataset: Dataset, start: Start) -> Experiment:
     """Returns the experiment of a config, with the raw weights of the checkpoint, of train.init, or new ones.
 
     Also sets the number of threads, the seed of PyTorch and its deterministic mode.

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor, nn
 
+from score_sde.configs.default import Config
 from score_sde.data import Dataset
 from score_sde.engine import checkpoint, memory, ranks
 from score_sde.engine.errors import OutOfMemory
@@ -64,7 +64,7 @@ class Trainer:
         window_state: steps since the last line of metrics before the start.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, dataset: Dataset) -> None:
+    def __init__(self, config: Config, workdir: Path, dataset: Dataset) -> None:
         check(config, dataset)
         self.config, self.workdir, self.dataset = config, workdir, dataset
         self.precision = pick(PRECISIONS, "precision", config.train.precision)

@@ -5,9 +5,9 @@ import math
 from itertools import pairwise
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor, nn
 
+from score_sde.configs.default import Config
 from score_sde.data import Dataset, batch_at
 from score_sde.engine.build import Experiment, conditions
 from score_sde.engine.objective import make_objective, make_timestep_sampler
@@ -28,7 +28,7 @@ NOISE_BINS = (-20.0, -8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0, 20.0)
 class Validation:
     """Loss on fixed draws of (x, t, eps) from the test split, comparable between steps and between runs."""
 
-    def __init__(self, config: ConfigDict, experiment: Experiment, dataset: Dataset) -> None:
+    def __init__(self, config: Config, experiment: Experiment, dataset: Dataset) -> None:
         num = min(HELD_OUT_EXAMPLES, len(dataset), max(1, HELD_OUT_ENTRIES // math.prod(dataset.shape)))
         batch = batch_at(dataset, config.seed, 0, num)
         device = experiment.device
