@@ -79,6 +79,7 @@ SHORTHANDS = {
     "sampler": "sample.sampler",
     "steps": "sample.steps",
     "label": "sample.label",
+    "task": "edit.task",
     "seed": "seed",
     "device": "device",
 }

@@ -21,6 +21,8 @@ TABLES = {
     "loss.timestep_sampler": ("sde_lib", "TIMESTEP_SAMPLERS", "LEARNING_TIMESTEP_SAMPLERS"),
     "sample.sampler": ("samplers", "STEPS"),
     "likelihood.solver": ("sde_lib", "SOLVERS"),
+    "edit.task": ("engine.editing", "TASKS"),
+    "edit.method": ("engine.inverse_problems", "METHODS"),
 }
 """Section -> package and names of its tables. The package, which imports torch, is imported when a config is made."""
 

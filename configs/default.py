@@ -137,25 +137,11 @@ class Guidance(Section):
 class Edit(Section):
     """Edits, which also take the sampler, its steps and t_min from ``sample``."""
 
-    first: int = 0  # interpolate: number of the example at one end, from 0; negative ones count from the last
-    second: int = -1  # interpolate: number of the example at the other end
-    frames: int = 11  # interpolate: pictures along a path, both ends included
-    depths: tuple[float, ...] = (0.3, 0.6, 0.9)  # interpolate: noise fractions of the variance, each in (0, 1)
+    task: Choice = choice("inpaint")
+    method: Choice = choice("pigdm")  # of inverse problems
     input: str = ""  # inverse problems, sdedit, translate: an image, .npy or .npz; empty: of the split
     num_examples: int = 64  # of the input, or of the split, evenly spaced; encode: the first ones; 0 is all
-    method: str = "pigdm"  # inverse problems: a key of METHODS: replacement | pigdm | dps
-    mask: str = ""  # inpaint, sdedit: a picture, white where known, or a box to fill: top,left,height,width
-    factor: int = 2  # superres: pixels a side per measured pixel
-    blur: float = 1.0  # deblur: standard deviation of the blur, in pixels
-    measure: str = ""  # measured: FILE.py:FUNCTION, from a batch of encoded examples to their measurement
     noise: float = 0.0  # inverse problems: standard deviation of the measurement noise, in encoded units
-    zeta: float = 1.0  # dps: step size of the moves against the misfit
-    jump: int = 10  # replacement: moves before going back up, if repeats is above 1
-    repeats: int = 1  # replacement: passes over each stretch (RePaint)
-    noisy_mean: bool = False  # replacement: end at the last noisy state, as score_sde, instead of its denoising
-    strength: float = 0.5  # sdedit: noise fraction of the variance, in (0, 1)
-    other: str = ""  # translate: folder of the run to translate to
-    latents: str = ""  # decode: the latents.npz of encode, or a samples.npz that kept its latents
     batch_size: int = 256  # examples at a time
 
 
@@ -205,21 +191,21 @@ class Config(Section):
     seed: int = 0  # of weights, data order, times and noise
     device: str = "auto"  # auto | cpu | cuda | cuda:1 | mps ...
     threads: int = 0  # of the CPU; 0: one for a small network, for others torch's default
-    data: Data = Data()
+    data: Data
     codec: Choice = choice("pixels")
     sde: Choice = choice("vpsde")
     network: Choice = choice("unet")
-    denoiser: Denoiser = Denoiser()
+    denoiser: Denoiser
     loss: Loss
-    optim: Optim = Optim()
-    ema: EMA = EMA()
-    train: Train = Train()
-    inference: Inference = Inference()
+    optim: Optim
+    ema: EMA
+    train: Train
+    inference: Inference
     sample: Sample
-    guidance: Guidance = Guidance()
-    edit: Edit = Edit()
-    bound: Bound = Bound()
-    evaluate: Evaluate = Evaluate()
+    guidance: Guidance
+    edit: Edit
+    bound: Bound
+    evaluate: Evaluate
     likelihood: Likelihood
 
 

@@ -12,6 +12,7 @@ import secrets
 import shlex
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -34,9 +35,9 @@ PATHS: dict[str, Callable[[str], bool]] = {
     "guidance.encoder": bool,
     "guidance.image": bool,
     "edit.input": bool,
-    "edit.mask": lambda text: text.lower().endswith((".png", ".jpg", ".jpeg")),
-    "edit.other": bool,
-    "edit.latents": bool,
+    "edit.task.mask": lambda text: text.lower().endswith((".png", ".jpg", ".jpeg")),
+    "edit.task.other": bool,
+    "edit.task.latents": bool,
     "evaluate.features": lambda text: text not in FEATURES and ("/" in text or os.path.isdir(text)),
     "evaluate.inception_path": bool,
     "evaluate.samples": bool,
@@ -44,7 +45,7 @@ PATHS: dict[str, Callable[[str], bool]] = {
 }
 """Keys that name a file or folder -> whether a value is one."""
 
-CODE = "edit.measure"
+CODE = "edit.task.measure"
 """The key that names code, FILE.py:FUNCTION. It never comes from a config.json."""
 
 
@@ -60,20 +61,31 @@ def located(text: str, folder: Path | None = None) -> str:
 def make_absolute(config: ConfigDict, folder: Path | None = None) -> None:
     """Make the paths of a config absolute, in place; the toolkit's defaults stay as they are."""
     for key, text in named(config).items():
-        section, name = key.split(".")
-        config[section][name] = located(text, folder)
-    path, colon, function = config.edit.measure.rpartition(":")
+        put(config, key, located(text, folder))
+    path, colon, function = (get(config, CODE) or "").rpartition(":")
     if path:
-        config.edit.measure = f"{located(path, folder)}{colon}{function}"
+        put(config, CODE, f"{located(path, folder)}{colon}{function}")
+
+
+def get(config: ConfigDict, key: str) -> str | None:
+    """The text under a dotted key; None where the chosen entry has no such option."""
+    *sections, name = key.split(".")
+    text: str | None = reduce(lambda part, section: part[section], sections, config).get(name)
+    return text
+
+
+def put(config: ConfigDict, key: str, text: str) -> None:
+    """Set the text under a dotted key that the config has."""
+    *sections, name = key.split(".")
+    reduce(lambda part, section: part[section], sections, config)[name] = text
 
 
 def named(config: ConfigDict, keys: Collection[str] = PATHS) -> dict[str, str]:
     """The paths that a config names under these keys, without the toolkit's defaults."""
     usual, found = default.get_config(), {}
     for key, is_path in PATHS.items():
-        section, name = key.split(".")
-        text = config[section][name]
-        if key in keys and is_path(text) and text != usual[section][name]:
+        text = get(config, key) if key in keys else None
+        if text and is_path(text) and text != get(usual, key):
             found[key] = text
     return found
 
@@ -93,13 +105,12 @@ def restrict(config: ConfigDict, mode: str, file: Path, allowed: Mapping[str, st
     for key, text in named(config).items():
         if allowed.get(key) == text or Path(os.path.realpath(text)).is_relative_to(root):
             continue
-        section, name = key.split(".")
         word = f"--config.{key}={shlex.quote(text)}"
-        if section in MODES[mode].follows:
+        if key.partition(".")[0] in MODES[mode].follows:
             refused.append(word)
         else:
             left_out.append(word)
-            config[section][name] = usual[section][name]
+            put(config, key, get(usual, key) or "")
     if refused:
         raise ValueError(
             f"{file} was written by no command of yours and leads outside its folder; to allow that, add "

@@ -147,19 +147,23 @@ RANGES = {
         "scales": "1+ (-inf, inf)",
     },
     "edit": {
+        "num_examples": "[0, inf)",
+        "noise": "[0, inf) a standard deviation",
+        "batch_size": "[1, inf)",
+    },
+    "edit.task": {
         "first": "(-inf, inf)",
         "second": "(-inf, inf)",
         "frames": "[2, 1e6]",
         "depths": "1+ (0, 1)",
-        "num_examples": "[0, inf)",
         "factor": "[1, 65536]",
         "blur": "(0, inf) in pixels",
-        "noise": "[0, inf) a standard deviation",
+        "strength": "(0, 1)",
+    },
+    "edit.method": {
         "zeta": "[0, inf)",
         "jump": "[1, 1e6]",
         "repeats": "[1, 1e6]",
-        "strength": "(0, 1)",
-        "batch_size": "[1, inf)",
     },
     "bound": {
         "num_examples": "[0, inf)",

@@ -88,12 +88,12 @@ def overridden(source: Run, changes: Sequence[tuple[str, str]], mode: str) -> tu
     Code, ``edit.measure``, is taken from the command or a file of Python, never from a config.json.
     """
     config = copy.deepcopy(source.config)
-    code = config.edit.measure if source.file.suffix == ".json" else ""
+    code = paths.get(config, paths.CODE) if source.file.suffix == ".json" else ""
     if code:
-        config.edit.measure = ""
+        paths.put(config, paths.CODE, "")
     override(config, changes)
     paths.make_absolute(config)
-    if code and mode == "edit" and not config.edit.measure:
+    if code and mode == "edit" and not paths.get(config, paths.CODE):
         word = f"--config.{paths.CODE}={shlex.quote(code)}"
         warnings.warn(f"{source.file} names code, which is not run; to run it, add {word}", stacklevel=3)
     given = paths.PATHS if source.own else [key for key, _ in changes]

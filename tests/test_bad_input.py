@@ -210,13 +210,13 @@ def test_a_likelihood_tolerance_of_zero_is_refused(workdir, refused, key):
 
 
 EDITING = {
-    "--task=": "give --task (interpolate",
+    "--task=": "unknown task ''; known: colorize, deblur, decode",
     "--task=interpolat": "unknown task 'interpolat'; did you mean 'interpolate'?",
-    "--config.edit.first=360": "edit.first 360: need 0 to 359, or -360 to -1 from the last",
-    "--config.edit.second=-361": "edit.second -361: need 0 to 359, or -360 to -1 from the last",
-    "--config.edit.frames=1": "edit.frames 1: need 2 to 1e6",
-    "--config.edit.depths=(0.5,1.5)": "edit.depths (0.5, 1.5): need one or more numbers, each above 0 to below 1",
-    "--config.edit.depths=(0.0,)": "edit.depths (0.0,): need one or more numbers, each above 0 to below 1",
+    "--config.edit.task.first=360": "edit.task.first 360: need 0 to 359, or -360 to -1 from the last",
+    "--config.edit.task.second=-361": "edit.task.second -361: need 0 to 359, or -360 to -1 from the last",
+    "--config.edit.task.frames=1": "edit.task.frames 1: need 2 to 1e6",
+    "--config.edit.task.depths=(0.5,1.5)": "edit.task.depths (0.5, 1.5): need one or more numbers, each above 0 to",
+    "--config.edit.task.depths=(0.0,)": "edit.task.depths (0.0,): need one or more numbers, each above 0 to below 1",
     "--sampler=ancestral --config.sample.sampler.v=2": "sample.sampler.v 2.0: need 0 to 1, from posterior to forward",
     "--sampler=ode --config.sample.sampler.solver=rk4": "unknown solver 'rk4'; known: dopri5, torchdiffeq_dopri5",
     "--split=dev": "<train|test>",

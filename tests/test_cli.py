@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from score_sde import run as command_line
+from score_sde.configs.default import Config
+from score_sde.configs.sections import frozen
 from score_sde.engine.config import Options, load, names, to_json
 from score_sde.engine.errors import CheckpointError, describe, exit_status
 from score_sde.engine.modes import MODES
@@ -68,7 +70,7 @@ def test_every_mode_has_its_module(name):
 def test_config_folder_and_options(mode, call):
     assert call("--config vpsde --mode train") == (0, [])
     config, workdir, options = mode.calls.pop()
-    assert config == load("vpsde")
+    assert config == frozen(Config, load("vpsde"))
     assert workdir == Path("runs/vpsde")
     assert options == Options()
 
@@ -100,7 +102,7 @@ def test_the_folder_of_a_run_is_enough(mode, call, tmp_path):
     (tmp_path / "config.json").write_text(to_json(load("edm")))
     assert call(f"--workdir {tmp_path} --mode likelihood --config.likelihood.probes=4") == (0, [])
     config = mode.calls.pop()[0]
-    assert config.sde == load("edm").sde
+    assert config.sde.to_dict() == load("edm").sde.to_dict()
     assert config.likelihood.probes == 4
 
 

@@ -237,7 +237,7 @@ def test_an_animation_runs_forward_and_back(tmp_path):
 # --- the mode ---------------------------------------------------------------------------------------------------------
 
 LOOSE = ("--sampler=ode", "--config.sample.sampler.rtol=1e-2", "--config.sample.sampler.atol=1e-2")
-SMALL = ("--steps=3", "--config.edit.frames=4", "--config.edit.depths=(0.5,0.9)", *LOOSE)
+SMALL = ("--steps=3", "--config.edit.task.frames=4", "--config.edit.task.depths=(0.5,0.9)", *LOOSE)
 
 
 @pytest.fixture
@@ -253,18 +253,16 @@ def edited(capsys):
     return run
 
 
-def found_paths(workdir, **settings):
+def found_paths(workdir, first=0, second=-1, frames=11):
     """The paths of a run in x, with the experiment and its denoiser."""
     config = stored(workdir)
-    config.sample.steps, config.edit.depths = 3, (0.5, 0.9)
-    for key, value in settings.items():
-        config.edit[key] = value
+    config.sample.steps = 3
     experiment, denoise, _ = load(config, workdir, Options())
-    pair = read_dataset(config, "test").batch([config.edit.first, config.edit.second])["x"]
-    weights = torch.linspace(0, 1, config.edit.frames)
+    pair = read_dataset(config, "test").batch([first, second])["x"]
+    weights = torch.linspace(0, 1, frames)
     with torch.no_grad():
         x = experiment.codec.encode(pair)
-        return dict(latents.paths(experiment, denoise, x, weights, config)), experiment, denoise, x
+        return dict(latents.paths(experiment, denoise, x, weights, (0.5, 0.9), config)), experiment, denoise, x
 
 
 def test_files_and_output_of_interpolate(digits, edited):
@@ -420,7 +418,7 @@ def test_latents_are_decoded_to_the_round_trip(run, request, done, tmp_path):
     config, path = stored(workdir), workdir / "edit" / "encode" / "latents.npz"
     whole, _, _ = done(workdir, "encode", *size)
     np.testing.assert_allclose(latents["latents"], whole["latents"], rtol=0, atol=1e-3)
-    found, told, _ = done(workdir, "decode", f"--config.edit.latents={path}", "--batch_size=3", *LOOSE)
+    found, told, _ = done(workdir, "decode", f"--config.edit.task.latents={path}", "--batch_size=3", *LOOSE)
     x = read_dataset(config, "test").batch(range(5))["x"]
     if run == "digits":
         assert np.array_equal(found["samples"], x.movedim(1, -1))
@@ -449,7 +447,7 @@ def test_latents_kept_by_sampling_are_decoded(digits, done):
     words = ["--sampler=ode", "--steps=1", "--num_samples=3", "--config.sample.keep_latents=true"]
     assert command_line.main(["run.py", "--mode=sample", f"--workdir={digits}", *words]) == 0
     path = digits / "samples" / "ode-1" / "samples.npz"
-    found, _, _ = done(digits, "decode", f"--config.edit.latents={path}")
+    found, _, _ = done(digits, "decode", f"--config.edit.task.latents={path}")
     difference = found["samples"].astype(int) - np.load(path)["samples"]
     assert abs(difference).max() <= 1
     assert (difference == 0).mean() > 0.95
@@ -486,7 +484,7 @@ def test_files_without_latents(case, digits, tmp_path, capsys):
         path.write_text("text")
     status, message = DAMAGED[case]
     before = sorted(digits.rglob("*"))
-    words = ("--mode=edit", "--task=decode", f"--workdir={digits}", f"--config.edit.latents={path}")
+    words = ("--mode=edit", "--task=decode", f"--workdir={digits}", f"--config.edit.task.latents={path}")
     assert command_line.main(["run.py", *words]) == status
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {path.parent}/{message}"
@@ -496,7 +494,7 @@ def test_files_without_latents(case, digits, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("task", "word", "message"),
     [
-        ("decode", "--seed=0", "edit.latents is empty: give the latents.npz that --task encode wrote"),
+        ("decode", "--seed=0", "edit.task.latents is empty: give the latents.npz that --task encode wrote"),
         ("decode", "--config.edit.batch_size=0", "edit.batch_size 0: need at least 1"),
         ("encode", "--config.edit.batch_size=0", "edit.batch_size 0: need at least 1"),
         ("encode", "--config.edit.num_examples=-1", "edit.num_examples -1: need at least 0"),
@@ -526,7 +524,8 @@ def test_a_non_finite_example_is_named_by_its_number(task, digits, tmp_path, mon
 
     monkeypatch.setattr(sde_lib.Denoiser, "forward", broken)
     np.savez(tmp_path / "latents.npz", latents=normals(4, 1, 8, 8))
-    words = (f"--task={task}", f"--config.edit.latents={tmp_path}/latents.npz", "--config.edit.num_examples=4")
+    latents = [f"--config.edit.task.latents={tmp_path}/latents.npz"] if task == "decode" else []
+    words = (f"--task={task}", *latents, "--config.edit.num_examples=4")
     assert command_line.main(["run.py", "--mode=edit", f"--workdir={digits}", *words, *LOOSE, "--batch_size=3"]) == 4
     assert capsys.readouterr().err.startswith("error: example 3: the network is not finite at t = ")
 
@@ -536,7 +535,7 @@ def test_a_run_without_a_flow_is_refused(digits, monkeypatch, capsys):
     consistent = ConsistencyModel(experiment.network, experiment.sde, 0.5)
     monkeypatch.setattr(edit, "load", lambda *args: (experiment, consistent, path))
     assert command_line.main(["run.py", "--mode=edit", "--task=encode", f"--workdir={digits}"]) == 2
-    assert "not how it gets there, and so no density and no latents" in capsys.readouterr().err
+    assert "is a consistency model: it has no density and no latents" in capsys.readouterr().err
 
 
 def test_latents_by_another_solver(digits, done):

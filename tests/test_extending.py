@@ -48,12 +48,19 @@ def place(tmp_path_factory):
     return folder, run
 
 
-def test_the_documented_file_trains_and_the_printed_command_samples(place):
-    folder, run = place
+@pytest.fixture(scope="module")
+def trained(place):
+    """The output of a training by the page's file."""
+    _, run = place
     words = ["--config=mine.py", "--mode=train", "--device=cpu", "--workdir=runs/my run", "--config.network.width=8"]
-    trained = run(*words, "--config.train.total_images=512", "--config.train.sample_every=0")
-    assert trained.returncode == 0, trained.stderr
-    command = trained.stdout.rpartition("next: python run.py ")[2].strip()
+    done = run(*words, "--config.train.total_images=512", "--config.train.sample_every=0")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_documented_file_trains_and_the_printed_command_samples(place, trained):
+    folder, run = place
+    command = trained.rpartition("next: python run.py ")[2].strip()
     assert shlex.split(command) == [
         f"--config={folder}/mine.py", "--config.network.width=8", "--workdir", "runs/my run", "--mode", "sample"
     ]  # fmt: skip
@@ -81,7 +88,7 @@ def test_the_selftest_measures_process_and_step(place):
     assert sum(row.startswith("Midpoint, Quarter: shortfall from order 2") for row in rows) == 1
 
 
-def test_the_command_for_a_strangers_file_is_not_printed(place):
+def test_the_command_for_a_strangers_file_is_not_printed(place, trained):
     """For a run of another account the message mentions a file, but not the command that runs it."""
     folder, run = place
     config = shutil.copytree(folder / "runs/my run", folder / "theirs") / "config.json"

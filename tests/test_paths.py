@@ -8,13 +8,16 @@ import warnings
 import pytest
 
 from score_sde import run as command_line
-from score_sde.configs import default
+from score_sde.configs import choices, default
+from score_sde.configs.choices import choose
 from score_sde.engine import paths
 from score_sde.engine.config import flat, from_json, load, override, read_run, run_json, to_json
 from score_sde.engine.features import FEATURES
 from score_sde.engine.modes import MODES
 from score_sde.engine.resolve import resolve, single
 
+TASK_OF = {"edit.task.mask": "inpaint", "edit.task.other": "translate", "edit.task.latents": "decode"}
+"""Key of a path -> the task with this option."""
 ON_A_RUN = [name for name, mode in MODES.items() if not mode.base]
 TINY = ("--device=cpu", "--config.network.width=8", "--config.train.total_images=64", "--config.train.batch_size=32")
 TINY += ("--config.train.sample_every=0", "--config.train.evaluate_every=0")
@@ -22,7 +25,7 @@ TINY += ("--config.train.sample_every=0", "--config.train.evaluate_every=0")
 
 def value(key, place):
     """A path below a folder, of the kind that the key takes."""
-    ending = {"sample.grid": "levels.txt", "edit.mask": "mask.png"}.get(key, "file")
+    ending = {"sample.grid": "levels.txt", "edit.task.mask": "mask.png"}.get(key, "file")
     return f"{place}/{ending}"
 
 
@@ -42,9 +45,9 @@ def measured(digits, tmp_path):
     code = folder / "evil.py"
     code.write_text(f"open({str(mark)!r}, 'w').close()\ndef f(x):\n    return x[:, :1]\n")
     values = json.loads((folder / "config.json").read_text())
-    values["edit"]["measure"] = f"{code}:f"
+    values["edit"]["task"] = {"name": "measured", "measure": f"{code}:f"}
     (folder / "config.json").write_text(json.dumps(values))
-    return folder, mark, f"--config.edit.measure={code}:f"
+    return folder, mark, f"--config.edit.task.measure={code}:f"
 
 
 # --- code -------------------------------------------------------------------------------------------------------------
@@ -70,11 +73,11 @@ def test_code_named_by_the_command_is_run(measured):
 
 def test_code_of_an_own_config_json_is_not_run_either(tmp_path):
     config = load("vpsde")
-    config.edit.measure = "/code.py:f"
+    config.edit.task = choose("edit.task", "measured", measure="/code.py:f")
     (tmp_path / "config.json").write_text(run_json(config, {}))
     assert read_run(tmp_path).own
     with pytest.warns(UserWarning, match="names code"):
-        assert resolve(None, str(tmp_path), [], "edit")[0].edit.measure == ""
+        assert resolve(None, str(tmp_path), [], "edit")[0].edit.task.measure == ""
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -82,7 +85,11 @@ def test_code_of_an_own_config_json_is_not_run_either(tmp_path):
 
 def test_every_key_that_names_a_file_is_listed():
     """Texts of configs/default.py that are empty or hold a slash are paths, except two that are names."""
-    texts = {key: text for key, text in flat(default.get_config().to_dict()).items() if isinstance(text, str)}
+    values = flat(default.get_config().to_dict())
+    for section in choices.TABLES:
+        for name in choices.table(section):
+            values |= {f"{section}.{key}": value for key, value in choices.defaults(section, name).items()}
+    texts = {key: text for key, text in values.items() if isinstance(text, str)}
     found = {key for key, text in texts.items() if text == "" or "/" in text}
     assert found - {"sample.label", "guidance.text"} == {*paths.PATHS, paths.CODE}
     assert set(paths.FEATURES) == set(FEATURES)
@@ -102,9 +109,17 @@ def test_a_feature_name_is_not_resolved_to_a_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("mode", ON_A_RUN)
 def test_a_strangers_paths_are_refused_or_emptied(tmp_path, mode):
     """They are refused in modes that follow them, and the option named in the error allows them."""
-    outside = {key: value(key, tmp_path / "outside") for key in paths.PATHS}
+    for task in TASK_OF.values():
+        check_outside_paths(tmp_path / task, mode, task)
+
+
+def check_outside_paths(place, mode, task):
+    """Checks all keys of the configs with this task."""
+    place.mkdir()
+    outside = {key: value(key, place / "outside") for key in paths.PATHS if TASK_OF.get(key, task) == task}
     followed = {key for key in outside if key.partition(".")[0] in MODES[mode].follows}
-    folder = stranger(tmp_path / "theirs", **{key.replace(".", "__"): text for key, text in outside.items()})
+    texts = {key.replace(".", "__"): text for key, text in outside.items()}
+    folder = stranger(place / "theirs", edit__task=task, **texts)
     changes = []
     if followed:
         with pytest.raises(ValueError, match=r"leads outside its folder; to allow that, add --config\.") as caught:

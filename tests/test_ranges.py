@@ -74,7 +74,7 @@ WRONG = {
     "sample.sampler.tau": (-0.1,),
     "guidance.quantile": (0.0, 1.1),
     "guidance.scales": ((),),
-    "edit.strength": (0.0, 1.0),
+    "edit.task.strength": (0.0, 1.0),
     "bound.evaluations": (0,),
     "evaluate.subset_size": (1,),
     "likelihood.probes": (0,),
@@ -94,7 +94,7 @@ RIGHT = {
     "sample.sampler.churn_max": (math.inf,),
     "guidance.scale": (-1.0, 0.0),
     "guidance.quantile": (1.0,),
-    "edit.first": (-360,),
+    "edit.task.first": (-360,),
 }
 
 

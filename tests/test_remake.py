@@ -79,7 +79,7 @@ def apart(first, second):
 def test_little_noise_recovers_the_input_and_more_noise_less_of_it(sampler, digits, made):
     steps = 1 if sampler in ("ode", "adaptive_sde") else 5
     words = (f"--sampler={sampler}", f"--steps={steps}", *tolerances(sampler, 1e-3, 0.5))
-    found = [made(digits, "sdedit", *words, f"--config.edit.strength={s}")[0] for s in (1e-3, 0.3, 0.95)]
+    found = [made(digits, "sdedit", *words, f"--config.edit.task.strength={s}")[0] for s in (1e-3, 0.3, 0.95)]
     off = [apart(x, given(digits)) for x in found]
     assert off[0] < 0.25  # levels; its noise has a standard deviation of 0.2
     assert 0.4 < off[1] < off[2] - 0.5
@@ -87,7 +87,7 @@ def test_little_noise_recovers_the_input_and_more_noise_less_of_it(sampler, digi
 
 def test_the_command_equals_the_library_call(digits, made):
     """With grid, noise and steps computed by hand."""
-    words = ("--sampler=ancestral", "--steps=5", "--seed=7", "--config.edit.strength=0.6")
+    words = ("--sampler=ancestral", "--steps=5", "--seed=7", "--config.edit.task.strength=0.6")
     found, manifest = made(digits, "sdedit", *words)
     config = stored(digits)
     experiment, denoise, _ = load(config, digits, Options())
@@ -108,8 +108,8 @@ def test_the_command_equals_the_library_call(digits, made):
 
 @pytest.mark.parametrize("sampler", ["adams", "ancestral", "pc"])
 def test_with_a_mask_the_known_part_stays(sampler, digits, made):
-    words = (f"--sampler={sampler}", "--steps=4", "--config.edit.strength=0.9")
-    found, _ = made(digits, "sdedit", *words, "--config.edit.mask=0,0,8,4")
+    words = (f"--sampler={sampler}", "--steps=4", "--config.edit.task.strength=0.9")
+    found, _ = made(digits, "sdedit", *words, "--config.edit.task.mask=0,0,8,4")
     x = given(digits)
     assert torch.equal(found[..., 4:], x[..., 4:])
     assert apart(found[..., :4], x[..., :4]) > 0.3
@@ -125,13 +125,13 @@ def test_the_corrector_of_pc_keeps_the_known_part(digits, made, monkeypatch):
         return lambda *state: calls.append(1) or constrain(*state)
 
     monkeypatch.setattr(remake, "replacement", listen)
-    made(digits, "sdedit", "--sampler=pc", "--steps=4", "--config.edit.mask=0,0,8,4")
+    made(digits, "sdedit", "--sampler=pc", "--steps=4", "--config.edit.task.mask=0,0,8,4")
     assert len(calls) == 4 + 4 + 1
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "pc", "ode"])
 def test_sdedit_does_not_depend_on_the_batch_size(sampler, digits, made):
-    words = (f"--sampler={sampler}", f"--steps={1 if sampler == 'ode' else 3}", "--config.edit.strength=0.8")
+    words = (f"--sampler={sampler}", f"--steps={1 if sampler == 'ode' else 3}", "--config.edit.task.strength=0.8")
     whole, some = (made(digits, "sdedit", *words, f"--batch_size={size}")[0] for size in (64, 3))
     assert torch.equal(whole, some)
     assert not torch.equal(made(digits, "sdedit", *words, "--seed=1")[0], whole) or sampler == "ode"
@@ -140,7 +140,8 @@ def test_sdedit_does_not_depend_on_the_batch_size(sampler, digits, made):
 @pytest.mark.parametrize("task", ["sdedit", "translate"])
 def test_points_can_be_edited(task, points, made):
     x = given(points)
-    found, _ = made(points, task, f"--config.edit.other={points}", "--config.edit.strength=0.5", "--steps=4")
+    word = f"--config.edit.task.other={points}" if task == "translate" else "--config.edit.task.strength=0.5"
+    found, _ = made(points, task, word, "--steps=4")
     assert found.shape == (NUM, 2)
     assert apart(found, x) < 1e-2 if task == "translate" else apart(found, x) > 1e-2
     files = {path.name for path in (points / "edit" / task).iterdir()}
@@ -148,7 +149,7 @@ def test_points_can_be_edited(task, points, made):
 
 
 def test_labels_guide_sdedit(other, made):
-    words = ("--steps=4", "--config.edit.strength=0.9")
+    words = ("--steps=4", "--config.edit.task.strength=0.9")
     plain, _ = made(other, "sdedit", *words)
     labelled, manifest = made(other, "sdedit", *words, "--label=all", "--config.guidance.scale=3")
     assert not torch.equal(plain, labelled)
@@ -158,10 +159,18 @@ def test_labels_guide_sdedit(other, made):
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (("--config.edit.strength=1.5",), 2, "edit.strength 1.5: need above 0 to below 1"),
-        (("--config.edit.strength=0",), 2, "edit.strength 0.0: need above 0 to below 1"),
-        (("--config.edit.strength=1e-4",), 2, "edit.strength 0.0001 is less noise than at the last time; raise it, or"),
-        (("--config.edit.mask=0,0,9,9",), 2, "edit.mask 0,0,9,9: need top,left,height,width of a box within 8x8"),
+        (("--config.edit.task.strength=1.5",), 2, "edit.task.strength 1.5: need above 0 to below 1"),
+        (("--config.edit.task.strength=0",), 2, "edit.task.strength 0.0: need above 0 to below 1"),
+        (
+            ("--config.edit.task.strength=1e-4",),
+            2,
+            "edit.task.strength 0.0001 is less noise than at the end; raise it, or",
+        ),
+        (
+            ("--config.edit.task.mask=0,0,9,9",),
+            2,
+            "edit.task.mask 0,0,9,9: need top,left,height,width of a box within 8x8",
+        ),
         (("--config.sample.grid=levels.txt",), 3, "levels.txt cannot be read as text"),
     ],
 )
@@ -172,7 +181,7 @@ def test_invalid_settings_are_refused(words, status, message, digits, capsys):
 def test_a_grid_from_a_file_that_does_not_start_at_the_strength_is_refused(digits, tmp_path, capsys):
     (tmp_path / "levels.txt").write_text("100\n1\n0.1\n")
     words = ("--task=sdedit", f"--config.sample.grid={tmp_path / 'levels.txt'}")
-    refused(capsys, digits, 2, "error: --task sdedit starts at edit.strength, and", *words)
+    refused(capsys, digits, 2, "error: --task sdedit starts at its strength, and", *words)
 
 
 def test_a_non_finite_example_is_named_by_its_number(digits, monkeypatch, capsys):
@@ -191,14 +200,14 @@ def test_a_non_finite_example_is_named_by_its_number(digits, monkeypatch, capsys
 
 def test_translation_to_the_same_run_is_the_identity(digits, made):
     """To the tolerance of the solver, and so is the way back."""
-    found, manifest = made(digits, "translate", f"--config.edit.other={digits}")
+    found, manifest = made(digits, "translate", f"--config.edit.task.other={digits}")
     assert torch.equal(found, given(digits))
     assert manifest["back_rms"] < 0.05
 
 
 def test_translation_to_another_run_and_back(digits, other, made):
     """By hand: encoded by one flow and decoded by the other; the way back recovers the input."""
-    found, manifest = made(digits, "translate", f"--config.edit.other={other}")
+    found, manifest = made(digits, "translate", f"--config.edit.task.other={other}")
     config = stored(digits)
     config.sample.sampler = choose("sample.sampler", "ode", rtol=1e-4, atol=1e-4)
     ours, theirs = (load(stored(folder), folder, Options()) for folder in (digits, other))
@@ -213,21 +222,23 @@ def test_translation_to_another_run_and_back(digits, other, made):
 
 
 def test_translation_does_not_depend_on_the_batch_size(digits, other, made):
-    whole, some = (made(digits, "translate", f"--config.edit.other={other}", f"--batch_size={b}")[0] for b in (64, 3))
+    whole, some = (
+        made(digits, "translate", f"--config.edit.task.other={other}", f"--batch_size={b}")[0] for b in (64, 3)
+    )
     assert (whole.int() - some.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize(
     ("to", "status", "message"),
     [
-        ("", 2, "edit.other is empty: give the folder of the run to translate to"),
+        ("", 2, "edit.task.other is empty: give the folder of the run to translate to"),
         ("points", 2, "has data of shape (2,) in 0 levels from 0 up, this run data of shape (1, 8, 8) in 17 levels"),
         ("tmp_path", 3, "config.json is missing; train one"),
     ],
 )
 def test_unsuitable_target_runs_are_refused(to, status, message, digits, request, capsys):
     folder = request.getfixturevalue(to) if to else ""
-    refused(capsys, digits, status, message, "--task=translate", f"--config.edit.other={folder}")
+    refused(capsys, digits, status, message, "--task=translate", f"--config.edit.task.other={folder}")
 
 
 @pytest.mark.parametrize("which", ["own", "other"])
@@ -235,5 +246,5 @@ def test_runs_without_a_flow_are_refused(which, digits, monkeypatch, capsys):
     experiment, _, path = load(stored(digits), digits, Options())
     consistent = experiment, ConsistencyModel(experiment.network, experiment.sde, 0.5), path
     monkeypatch.setattr(edit if which == "own" else remake, "load", lambda *args: consistent)
-    words = ("--task=translate", f"--config.edit.other={digits}")
+    words = ("--task=translate", f"--config.edit.task.other={digits}")
     refused(capsys, digits, 2, "is a consistency model: it has no density", *words)

@@ -15,12 +15,14 @@ from score_sde.engine.config import Options, stored
 from score_sde.engine.config import load as load_config
 from score_sde.engine.datasets import read_dataset
 from score_sde.engine.facts import DataFacts
-from score_sde.engine.inverse_problems import METHODS, TASKS, Problem, read_mask
+from score_sde.engine.inverse_problems import INVERSE_PROBLEMS, METHODS, Problem, read_mask
 from score_sde.engine.load import load
 from score_sde.samplers import GRIDS, STEPS, Ancestral, Noise, block_means, replacement, resampled, sample, trajectory
 
 NUM = 4
-WORDS = ("--steps=3", f"--config.edit.num_examples={NUM}", "--config.edit.mask=2,3,4,2")
+WORDS = ("--steps=3", f"--config.edit.num_examples={NUM}")
+BOX = ("--config.edit.task.mask=2,3,4,2",)
+"""The mask of inpaint."""
 
 
 def inside():
@@ -51,7 +53,8 @@ def restored():
     """Restores examples of a run: (pictures (N, C, H, W), manifest)."""
 
     def run(workdir, task, *words):
-        line = ["run.py", "--mode=edit", f"--task={task}", f"--workdir={workdir}", *WORDS, *map(str, words)]
+        box = BOX if task == "inpaint" else ()
+        line = ["run.py", "--mode=edit", f"--task={task}", f"--workdir={workdir}", *WORDS, *box, *map(str, words)]
         assert command_line.main(line) == 0
         folder = workdir / "edit" / task
         found = np.load(folder / "samples.npz")["samples"]
@@ -109,7 +112,7 @@ def test_the_unknown_part_of_the_input_has_no_effect(digits, restored, tmp_path)
 @pytest.mark.parametrize("method", METHODS)
 def test_block_means_equal_the_inputs(factor, method, digits, restored):
     """To half a level for the mean of rounded pixels, where none is clipped."""
-    words = (f"--config.edit.factor={factor}", f"--config.edit.method={method}", "--sampler=ancestral")
+    words = (f"--config.edit.task.factor={factor}", f"--config.edit.method={method}", "--sampler=ancestral")
     found, manifest = restored(digits, "superres", *words)
     assert manifest["misfit"] < 1e-6
     means, expected = (block_means(x.double(), factor) for x in (found, given(digits)))
@@ -147,11 +150,9 @@ def known(task, shape=(1, 8, 8), **settings):
     """The measurement of a task on examples of this shape."""
     config = load_config("vpsde")
     config.device = "cpu"
-    for key, value in settings.items():
-        config.edit[key] = value
     facts = DataFacts(shape, 17, 0.5, 1.0)
     config.network.channels = 4
-    return TASKS[task](config, build(config, facts))
+    return INVERSE_PROBLEMS[task](**settings).measurement(build(config, facts))
 
 
 def test_a_blur_weights_neighbours_by_a_gaussian():
@@ -176,14 +177,16 @@ def test_a_blur_wider_than_the_picture():
 
 
 def test_a_larger_zeta_of_dps_gives_a_smaller_misfit(digits, restored):
-    words = ("--config.edit.method=dps", "--config.edit.blur=0.8", "--sampler=ancestral", "--steps=20")
-    found = [restored(digits, "deblur", *words, f"--config.edit.zeta={zeta}")[1]["misfit"] for zeta in (0, 0.3, 1)]
+    words = ("--config.edit.method=dps", "--config.edit.task.blur=0.8", "--sampler=ancestral", "--steps=20")
+    found = [
+        restored(digits, "deblur", *words, f"--config.edit.method.zeta={zeta}")[1]["misfit"] for zeta in (0, 0.3, 1)
+    ]
     assert found[2] < 0.9 * found[1] < 0.8 * found[0]
 
 
 def test_deblurring_fits_the_measurement(digits, restored):
     """Better than pictures of other digits do."""
-    found, manifest = restored(digits, "deblur", "--config.edit.blur=0.8", "--sampler=ancestral", "--steps=20")
+    found, manifest = restored(digits, "deblur", "--config.edit.task.blur=0.8", "--sampler=ancestral", "--steps=20")
     blur, codec = known("deblur", blur=0.8).measure, load(stored(digits), digits, Options())[0].codec
     y, fits = (blur(codec.encode(x)) for x in (given(digits), found))
     assert (fits - y).square().mean() < 0.5 * (fits - y.roll(1, 0)).square().mean()
@@ -209,7 +212,7 @@ def halves(tmp_path):
 
 @pytest.mark.parametrize(("method", "name"), [("pigdm", "upper"), ("dps", "upper"), ("dps", "squared")])
 def test_a_measurement_from_a_file(method, name, halves, digits, restored):
-    words = (f"--config.edit.measure={halves}:{name}", f"--config.edit.method={method}", "--steps=30")
+    words = (f"--config.edit.task.measure={halves}:{name}", f"--config.edit.method={method}", "--steps=30")
     found, manifest = restored(digits, "measured", *words, "--sampler=ancestral")
     codec = load(stored(digits), digits, Options())[0].codec
     x, y = (codec.encode(images)[:, :, :4] for images in (given(digits), found))
@@ -230,11 +233,11 @@ def test_a_measurement_from_a_file(method, name, halves, digits, restored):
         ("{}:nothing", "KeyError: 'nothing'"),
         ("{}", "need FILE.py:FUNCTION, and that file"),
         ("{}.py:upper", "need FILE.py:FUNCTION, and that file"),
-        ("", "edit.measure '': need FILE.py:FUNCTION, and that file"),
+        ("", "edit.task.measure '': need FILE.py:FUNCTION, and that file"),
     ],
 )
 def test_invalid_measurements_are_refused(text, message, halves, digits, capsys):
-    refused(capsys, digits, 2, message, "--task=measured", f"--config.edit.measure={text.format(halves)}")
+    refused(capsys, digits, 2, message, "--task=measured", f"--config.edit.task.measure={text.format(halves)}")
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
@@ -248,20 +251,20 @@ def test_a_mask_is_a_box_or_a_picture_white_where_known(digits, restored, tmp_pa
     assert torch.equal(read_mask(" 2, 3,4 ,2", (3, 8, 8)), ~inside())
     assert not read_mask("0,0,8,5", (1, 8, 5)).any()
     box, _ = restored(digits, "inpaint")
-    picture, _ = restored(digits, "inpaint", f"--config.edit.mask={tmp_path / 'mask.png'}")
+    picture, _ = restored(digits, "inpaint", f"--config.edit.task.mask={tmp_path / 'mask.png'}")
     assert torch.equal(box, picture)
 
 
 @pytest.mark.parametrize("text", ["7,0,2,2", "0,7,2,2", "0,0,9,1", "0,0,1,9", "2,2,0,3", "1,2,3", "1,2,3,4,5"])
 def test_boxes_outside_of_the_picture_are_refused(text, digits, capsys):
-    message = f"error: edit.mask {text}: need top,left,height,width of a box within 8x8 pixels"
-    refused(capsys, digits, 2, message, "--task=inpaint", f"--config.edit.mask={text}")
+    message = f"error: edit.task.mask {text}: need top,left,height,width of a box within 8x8 pixels"
+    refused(capsys, digits, 2, message, "--task=inpaint", f"--config.edit.task.mask={text}")
 
 
 @pytest.mark.parametrize("text", ["-1,0,2,2", "0,0,2.5,2", "mask", "mask.bmp"])
 def test_masks_that_are_neither_box_nor_picture_are_refused(text, digits, capsys):
     message = "of a box within 8x8 pixels, or a picture ending in .png or .jpg or .jpeg"
-    refused(capsys, digits, 2, message, "--task=inpaint", f"--config.edit.mask={text}")
+    refused(capsys, digits, 2, message, "--task=inpaint", f"--config.edit.task.mask={text}")
 
 
 @pytest.mark.parametrize(
@@ -275,7 +278,7 @@ def test_masks_that_are_neither_box_nor_picture_are_refused(text, digits, capsys
 def test_masks_of_other_sides_or_modes(mode, size, status, message, digits, tmp_path, capsys):
     if mode:
         Image.new(mode, size).save(tmp_path / "mask.png")
-    refused(capsys, digits, status, message, "--task=inpaint", f"--config.edit.mask={tmp_path / 'mask.png'}")
+    refused(capsys, digits, status, message, "--task=inpaint", f"--config.edit.task.mask={tmp_path / 'mask.png'}")
 
 
 def test_a_black_and_white_mask_equals_its_gray_picture(digits, tmp_path):
@@ -284,7 +287,7 @@ def test_a_black_and_white_mask_equals_its_gray_picture(digits, tmp_path):
     found = []
     for mode in ("L", "1"):
         picture.convert(mode).save(tmp_path / "mask.png")
-        words = ("--task=inpaint", f"--config.edit.mask={tmp_path / 'mask.png'}", "--steps=2")
+        words = ("--task=inpaint", f"--config.edit.task.mask={tmp_path / 'mask.png'}", "--steps=2")
         line = ["run.py", "--mode=edit", f"--workdir={digits}", "--config.edit.num_examples=2", *words]
         assert command_line.main(line) == 0
         with np.load(digits / "edit" / "inpaint" / "samples.npz") as arrays:
@@ -298,18 +301,24 @@ def test_a_black_and_white_mask_equals_its_gray_picture(digits, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--task=inpaint", "--config.edit.mask="), "edit.mask is empty: give a picture, white where pixels are known"),
+        (
+            ("--task=inpaint", "--config.edit.task.mask="),
+            "edit.task.mask is empty: give a picture, white where pixels are known",
+        ),
         (("--task=inpaint", "--config.edit.method=pigmd"), "unknown method 'pigmd'; did you mean 'pigdm'?"),
         (("--task=inpaint", "--config.edit.noise=-1"), "edit.noise -1.0: need at least 0, a standard deviation"),
-        (("--task=inpaint", "--config.edit.method=dps", "--config.edit.zeta=-1"), "edit.zeta -1.0: need at least 0"),
         (
-            ("--task=inpaint", "--config.edit.method=replacement", "--config.edit.repeats=0"),
-            "edit.repeats 0: need 1 to 1e6",
+            ("--task=inpaint", "--config.edit.method=dps", "--config.edit.method.zeta=-1"),
+            "edit.method.zeta -1.0: need at least 0",
+        ),
+        (
+            ("--task=inpaint", "--config.edit.method=replacement", "--config.edit.method.repeats=0"),
+            "edit.method.repeats 0: need 1 to 1e6",
         ),
         (("--task=deblur", "--config.edit.method=replacement"), "needs a measurement that keeps a part of x"),
-        (("--task=deblur", "--config.edit.blur=0"), "edit.blur 0.0: need a number above 0, in pixels"),
-        (("--task=superres", "--config.edit.factor=3"), "need (B, C, *) with sides that 3 divides"),
-        (("--task=superres", "--config.edit.factor=0"), "edit.factor 0: need 1 to 65536"),
+        (("--task=deblur", "--config.edit.task.blur=0"), "edit.task.blur 0.0: need a number above 0, in pixels"),
+        (("--task=superres", "--config.edit.task.factor=3"), "need (B, C, *) with sides that 3 divides"),
+        (("--task=superres", "--config.edit.task.factor=0"), "edit.task.factor 0: need 1 to 65536"),
         (("--task=colorize",), "--task colorize needs pictures with colours; the run has shape (1, 8, 8)"),
         (("--task=inpaint", "--config.edit.num_examples=-1"), "edit.num_examples -1: need at least 0"),
         (("--task=inpaint", "--batch_size=0"), "--batch_size"),
@@ -323,7 +332,7 @@ def test_invalid_settings_are_refused(words, message, digits, capsys):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("inpaint", "edit.mask is for pictures; the run has examples of shape (2,)"),
+        ("inpaint", "edit.task.mask is for pictures; the run has examples of shape (2,)"),
         ("colorize", "needs pictures with colours; the run has shape (2,)"),
         ("superres", "need (B, C, *) with sides that 2 divides"),
         ("deblur", "--task deblur needs signals or images; the run has shape (2,)"),
@@ -344,7 +353,7 @@ def test_a_non_finite_example_is_named_by_its_number(digits, monkeypatch, capsys
 
     monkeypatch.setattr(sde_lib.Denoiser, "forward", broken)
     words = ("--task=inpaint", "--config.edit.num_examples=5", "--batch_size=3", "--config.edit.method=replacement")
-    refused(capsys, digits, 4, "error: example 4: the result is not finite", *words)
+    refused(capsys, digits, 4, "error: example 4: the result is not finite", *words, *BOX)
 
 
 # --- repetition -------------------------------------------------------------------------------------------------------
@@ -353,7 +362,11 @@ def test_a_non_finite_example_is_named_by_its_number(digits, monkeypatch, capsys
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_replacement_resamples_its_levels(repeats, digits, restored):
     """By the library's own functions, with the expected number of evaluations."""
-    words = ("--config.edit.method=replacement", f"--config.edit.repeats={repeats}", "--config.edit.jump=2")
+    words = (
+        "--config.edit.method=replacement",
+        f"--config.edit.method.repeats={repeats}",
+        "--config.edit.method.jump=2",
+    )
     found, manifest = restored(digits, "inpaint", *words, "--sampler=ancestral", "--steps=6")
     assert manifest["nfe"] == 6 * repeats + 1
     experiment, denoise, _ = load(stored(digits), digits, Options())
@@ -425,18 +438,17 @@ def test_restorations_take_guidance(method, digits, restored):
 def test_the_noisy_mean_of_the_reference(task, digits):
     """By hand: the last noisy state, whose known part is alpha times the example; off by default."""
     config = stored(digits)
-    config.edit.mask, config.edit.method = "2,3,4,2", "replacement"
+    options = {"mask": "2,3,4,2"} if task == "inpaint" else {}
     config.sample.sampler, config.sample.steps, config.sample.grid = choose("sample.sampler", "pc"), 4, "uniform"
     experiment, denoise, _ = load(config, digits, Options())
-    known, seeds, sde = TASKS[task](config, experiment), torch.arange(3), experiment.sde
+    known, seeds, sde = INVERSE_PROBLEMS[task](**options).measurement(experiment), torch.arange(3), experiment.sde
     x = experiment.codec.encode(given(digits, 3))
 
     def restored_by(noisy_mean):
-        config.edit.noisy_mean = noisy_mean
         draw = Noise(seeds)
         latents = sde.prior_std * draw(x)
         with torch.no_grad():
-            return METHODS["replacement"](
+            return METHODS["replacement"](noisy_mean=noisy_mean)(
                 Problem(config, experiment, known, x, known.measure(x), latents, draw), denoise
             )
 
@@ -456,9 +468,9 @@ def test_the_noisy_mean_of_the_reference(task, digits):
 
 def test_known_pixels_equal_the_input_with_a_noisy_mean(digits, restored):
     words = ("--config.edit.method=replacement", "--sampler=ancestral")
-    noisy, manifest = restored(digits, "inpaint", *words, "--config.edit.noisy_mean=true", "--steps=12")
+    noisy, manifest = restored(digits, "inpaint", *words, "--config.edit.method.noisy_mean=true", "--steps=12")
     assert torch.equal(noisy[..., ~inside()], given(digits)[..., ~inside()])
-    assert manifest["options"]["noisy_mean"] is True
+    assert manifest["options"]["method_options"]["noisy_mean"] is True
     denoised, _ = restored(digits, "inpaint", *words, "--steps=12")
     assert manifest["nfe"] == 12
     assert noisy.shape == denoised.shape
@@ -466,7 +478,7 @@ def test_known_pixels_equal_the_input_with_a_noisy_mean(digits, restored):
 
 def test_a_noisy_mean_of_a_grid_that_ends_at_the_data(digits, restored):
     """Its last step, the denoising, is left out; without other steps the start is returned."""
-    words = ("--config.edit.method=replacement", "--sampler=ddim", "--config.edit.noisy_mean=true")
+    words = ("--config.edit.method=replacement", "--sampler=ddim", "--config.edit.method.noisy_mean=true")
     for steps in (1, 3):
         found, manifest = restored(digits, "inpaint", *words, "--config.sample.grid=edm", f"--steps={steps}")
         assert manifest["nfe"] == steps - 1

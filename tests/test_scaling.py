@@ -229,7 +229,7 @@ CLASSIFYING = ("classifier", "adm_classifier", "captioned")
 def test_a_run_with_checkpointed_blocks_is_the_same_run(loss, tmp_path):
     found = []
     for twice in (False, True):
-        trainer = trainer_of(tmp_path / str(twice), loss__name=loss, train__recompute=twice, network__dropout=0.2)
+        trainer = trainer_of(tmp_path / str(twice), loss__objective=loss, train__recompute=twice, network__dropout=0.2)
         losses = [(result.loss.item(), result.gradient_norm.item()) for result in trainer.steps(3)]
         found.append((losses, torch.cat([p.detach().flatten() for p in trainer.parameters])))
     assert found[0][0] == found[1][0]
@@ -284,7 +284,7 @@ def test_networks_are_compiled_where_it_is_faster(choice, device, loss, expected
     ],
 )
 def test_unsupported_compilation_and_checkpointing_are_refused(key, loss, message, tmp_path, capsys):
-    assert train(tmp_path / "run", 2, loss__name=loss, **{f"train__{key}": "true"}) == 2
+    assert train(tmp_path / "run", 2, loss__objective=loss, **{f"train__{key}": "true"}) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
@@ -464,10 +464,10 @@ def test_a_contrastive_loss_gets_the_whole_batch(microbatch, processes, fine, mo
 @pytest.mark.parametrize(
     "changes",
     [
-        {"loss__timestep_sampler": "loss_aware", "loss__bins": 2},
+        {"loss__timestep_sampler": "loss_aware", "loss__timestep_sampler__bins": 2},
         {"loss__timestep_sampler": "learned"},
-        {"loss__name": "consistency_training"},
-        {"loss__name": "sliced"},
+        {"loss__objective": "consistency_training"},
+        {"loss__objective": "sliced"},
     ],
 )
 def test_learned_samplers_and_random_losses_are_the_same_in_microbatches(changes, tmp_path):

@@ -221,7 +221,7 @@ def test_one_process_keeps_everything(tmp_path):
     ("changes", "message"),
     [
         (
-            {"loss__name": "sliced"},
+            {"loss__objective": "sliced"},
             "train.sharding true: loss.objective 'sliced' needs second derivatives; leave it out",
         ),
         (

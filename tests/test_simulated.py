@@ -280,12 +280,12 @@ SOME = {
     "superres": command("edit", "--task=superres", "--steps=2", edit__num_examples=2),
 }
 TASKS = {
-    "inpaint": {"mask": "2,2,4,4"},
+    "inpaint": {"task__mask": "2,2,4,4"},
     "deblur": {"noise": 0.1},
     "superres": {"method": "dps"},
     "sdedit": {},
-    "translate": {"other": "DIR/run"},
-    "interpolate": {"frames": 3},
+    "translate": {"task__other": "DIR/run"},
+    "interpolate": {"task__frames": 3},
     "encode": {},
 }
 """Tasks of the mode edit, and keys of its section."""
@@ -295,18 +295,19 @@ DIFFERENT = {"seconds", "versions", "device", "images_per_second", "sha256", "ch
 
 def everything():
     """Commands of every mode and every sampler."""
+    from score_sde.engine.editing import TASKS as TASK_CLASSES
     from score_sde.samplers import STEPS
+    from tests.runs import tolerances
 
     found = dict(TRAIN)
     for name in STEPS:
         steps = [] if name in ("ode", "dpm_adaptive", "adaptive_sde") else ["--steps=4"]
-        loose = {f"sample__{key}": 0.1 for key in ("rtol", "atol", "control_rtol", "control_atol")}
-        found[f"sample {name}"] = command("sample", f"--sampler={name}", *steps, "--label=all", **FEW, **loose)
+        words = [f"--sampler={name}", *steps, "--label=all", *tolerances(name, 0.1, 0.1)]
+        found[f"sample {name}"] = command("sample", *words, **FEW)
     for task, keys in TASKS.items():
         more = {f"edit__{key}": value for key, value in {"num_examples": 2, **keys}.items()}
-        found[f"edit {task}"] = command(
-            "edit", f"--task={task}", "--steps=2", sample__rtol=0.1, sample__atol=0.1, **more
-        )
+        flow = ["--sampler=ode", *tolerances("ode", 0.1)] if TASK_CLASSES[task].uses_flow else []
+        found[f"edit {task}"] = command("edit", f"--task={task}", "--steps=2", *flow, **more)
     few = {"evaluate__num_samples": 4, "evaluate__num_examples": 8, "evaluate__subsets": 1, "evaluate__subset_size": 3}
     few |= {"evaluate__features": "DIR/classifier", "sample__label": "all"}
     found["evaluate"] = command("evaluate", "--sampler=ddim", "--steps=2", **few)

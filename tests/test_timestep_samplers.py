@@ -125,5 +125,5 @@ def test_a_sampler_resumes_from_its_state(name):
 
 
 def test_bins_out_of_range():
-    with pytest.raises(ValueError, match=r"loss\.bins 0"):
+    with pytest.raises(ValueError, match=r"loss\.timestep_sampler\.bins 0"):
         LossAware(bins=0)
