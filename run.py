@@ -204,7 +204,7 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[tuple[str, str]]]
         raise unknown("mode", values.mode, MODES) if values.mode else ValueError(f"give --mode ({' | '.join(MODES)})")
     mode = MODES[values.mode]
     if values.tune and not mode.tunes:
-        others = " or ".join(name for name, other in MODES.items() if other.tunes)
+        others = " or ".join(sorted(name for name, other in MODES.items() if other.tunes))
         raise ValueError(f"--tune is for --mode {others}, not {values.mode}")
     if values.batch_size and not mode.batch_size:
         others = " | ".join(name for name, other in MODES.items() if other.batch_size)

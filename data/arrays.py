@@ -17,7 +17,7 @@ NUMBER_KEYS = ("x", "data", "signals", "samples", "images", "arr_0")
 LABEL_KEYS = ("labels", "y", "arr_1")
 
 
-class Rows:
+class MappedArray:
     """An array (N, C, H, W) of uint8 in an .npy; x[rows] reads the requested rows from the file only.
 
     Args:
@@ -55,7 +55,7 @@ class Rows:
         return np.asarray(self[np.arange(self.shape[0])], dtype)
 
 
-def read_array(path: Path) -> tuple[np.ndarray | Rows, np.ndarray | None]:
+def read_array(path: Path) -> tuple[np.ndarray | MappedArray, np.ndarray | None]:
     """The images (N, C, H, W), uint8, and the labels (N,), int64, or None if the file has none.
 
     An .npy of uint8 is read on access, which saves start-up time and memory. The stored shape is (N, H, W),
@@ -93,7 +93,7 @@ def read_numbers(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return x, None if label is None else _classes(path, label, len(x))
 
 
-Array = TypeVar("Array", bound=np.ndarray | Rows)
+Array = TypeVar("Array", bound=np.ndarray | MappedArray)
 
 
 def _read(
@@ -127,11 +127,11 @@ def _read(
     return found, label
 
 
-def _open_npy(path: Path) -> np.ndarray | Rows:
+def _open_npy(path: Path) -> np.ndarray | MappedArray:
     """The array of an .npy; uint8 arrays are read on access."""
     shape, fortran, dtype, offset = _header(path)
     if dtype == np.uint8 and not fortran and math.prod(shape) > 0:
-        return Rows(path, offset, shape)
+        return MappedArray(path, offset, shape)
     return _load_npy(path)
 
 

@@ -54,16 +54,16 @@ def _list_folder(path: Path) -> Files:
     names, folders, repeated = [], [], []
     visited, waiting = set(), [path]
     while waiting:
-        for place, inner, files in os.walk(waiting.pop(0), onerror=_cannot_list):
-            status = os.stat(place)
+        for folder, inner, files in os.walk(waiting.pop(0), onerror=_cannot_list):
+            status = os.stat(folder)
             if (status.st_dev, status.st_ino) in visited:
-                repeated.append(Path(place).relative_to(path).as_posix())
+                repeated.append(Path(folder).relative_to(path).as_posix())
                 inner.clear()
                 continue
             visited.add((status.st_dev, status.st_ino))
-            waiting += [link for link in map(Path(place).joinpath, sorted(inner)) if link.is_symlink()]
-            folders += [Path(place, name).relative_to(path).as_posix() for name in inner]
-            names += [Path(place, name).relative_to(path).as_posix() for name in files]
+            waiting += [link for link in map(Path(folder).joinpath, sorted(inner)) if link.is_symlink()]
+            folders += [Path(folder, name).relative_to(path).as_posix() for name in inner]
+            names += [Path(folder, name).relative_to(path).as_posix() for name in files]
     notes = [f"links to folders already read, left out: {listed(sorted(repeated))}"] if repeated else []
     return Files(sorted(names), sorted({*folders} - {*repeated}), lambda name: _content(path / name), notes)
 
@@ -138,8 +138,8 @@ class ImageFiles:
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         if self.kept is None:
             found = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
-            for place, row in enumerate(rows):
-                found[place] = self._read(row)
+            for index, row in enumerate(rows):
+                found[index] = self._read(row)
             return found
         for row in rows[~self.decoded[rows]]:
             self.kept[row] = self._read(row)

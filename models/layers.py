@@ -40,7 +40,7 @@ def double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def beside(values: Tensor, x: Tensor) -> Tensor:
+def per_example(values: Tensor, x: Tensor) -> Tensor:
     """Reshapes one value per example to broadcast against x: (B,) becomes (B, 1, ..., 1)."""
     return values.reshape(len(values), *[1] * (x.ndim - 1))
 

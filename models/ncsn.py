@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from score_sde.models.layers import all_of, beside, check_image, convolution, zeroed
+from score_sde.models.layers import all_of, check_image, convolution, per_example, zeroed
 
 Norm = Callable[[int], nn.Module]
 """Builds a normalisation of a number of channels, called as ``norm(x, level)``."""
@@ -296,4 +296,4 @@ class NCSNv2(NCSN):
         super().__init__(shape, channels, 0, centred, activation, depth)
 
     def forward(self, x: Tensor, noise: Tensor, keep: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        return super().forward(x, noise) / beside(noise, x)
+        return super().forward(x, noise) / per_example(noise, x)

@@ -11,11 +11,11 @@ from score_sde.models.blocks import StageFactory, Style, initialise
 from score_sde.models.embeddings import Fourier, LabelEmbedding, Positional
 from score_sde.models.layers import (
     ascend,
-    beside,
     check_choices,
     check_image,
     convolution,
     descend,
+    per_example,
     resolutions,
     zeroed,
 )
@@ -340,7 +340,7 @@ class NCSNpp(nn.Module):
         for level in self.decoder:
             h, image = level(h, image, c, skips)
         out = self.output(F.silu(self.norm(h))) if image is None or not self.skips else image
-        return out / beside(self._sigma(noise), out) if self.by_sigma else out
+        return out / per_example(self._sigma(noise), out) if self.by_sigma else out
 
     def _sigma(self, noise: Tensor) -> Tensor:
         """Sigma of the noise conditioning: sigma_max (sigma_min / sigma_max)^(noise / (N - 1)) of a level, or noise."""

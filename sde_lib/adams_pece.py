@@ -128,9 +128,9 @@ def integration_weights(nodes: np.ndarray, start: float, end: float) -> np.ndarr
 
     They are exact for all monomials; the linear system is well conditioned in units of the interval.
     """
-    place = (nodes - start) / (end - start)
+    position = (nodes - start) / (end - start)
     powers = np.arange(len(nodes))
-    return (end - start) * np.linalg.solve(place[None, :] ** powers[:, None], 1 / (powers + 1))
+    return (end - start) * np.linalg.solve(position[None, :] ** powers[:, None], 1 / (powers + 1))
 
 
 _GROWTH = 4.0  # largest ratio of successive gaps within one spline

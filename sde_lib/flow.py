@@ -33,14 +33,14 @@ class Coefficients(NamedTuple):
 
     angle, time: theta and t, numbers or (b, 1, ..., 1).
     alpha, slowness: signal scale, and sin theta cos theta; numbers or (b, 1, ..., 1).
-    guess: distribution of y = x / alpha for data of the moment-matched Gaussian.
+    noised: distribution of y = x / alpha for data of the moment-matched Gaussian.
     """
 
     angle: Time
     time: Time
     alpha: Time
     slowness: Time
-    guess: Noised
+    noised: Noised
 
 
 class Flow:
@@ -108,14 +108,14 @@ class Flow:
 
     def ahead(self, angles: Tensor, u: Tensor) -> Sequence[Rate]:
         """Velocities at the angles (N, b, 1, ..., 1) for states like u (b, *), with precomputed coefficients."""
-        return [functools.partial(self.move, place) for place in _unbound(self.coefficients(angles, u))]
+        return [functools.partial(self.move, coefficients) for coefficients in _unbound(self.coefficients(angles, u))]
 
     def move(
-        self, place: Coefficients, u: Tensor, indices: Indices = slice(None), traced: bool = True
+        self, coefficients: Coefficients, u: Tensor, indices: Indices = slice(None), traced: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Velocity and divergence as from ``__call__``, from precomputed coefficients."""
-        residual = self.residual(self.position(u, place), place, indices)
-        return self.velocity(residual, place, indices), u.new_zeros(len(u), 0)
+        residual = self.residual(self.position(u, coefficients), coefficients, indices)
+        return self.velocity(residual, coefficients, indices), u.new_zeros(len(u), 0)
 
     def coefficients(self, angle: Time, like: Tensor) -> Coefficients:
         """Coefficients at an angle, or at angles (N, b, 1, ..., 1), in the dtype of ``like`` (b, *)."""
@@ -124,21 +124,21 @@ class Flow:
             ratio = ratio.flatten(ratio.ndim - like.ndim + 1).to(like.dtype)
         return Coefficients(angle, t, self.sde.alpha(t), slowness, self.gaussian.noised(ratio))
 
-    def position(self, u: Tensor, place: Coefficients) -> Tensor:
+    def position(self, u: Tensor, coefficients: Coefficients) -> Tensor:
         """Computes y = x / alpha from u."""
-        return self.gaussian.scale(place.guess.spread, u).add_(self.gaussian.mean)
+        return self.gaussian.scale(coefficients.noised.spread, u).add_(self.gaussian.mean)
 
-    def residual(self, y: Tensor, place: Coefficients, indices: Indices) -> Tensor:
+    def residual(self, y: Tensor, coefficients: Coefficients, indices: Indices) -> Tensor:
         """(x0_gaussian - x0) / (sin theta cos theta) at y; its Jacobian and the velocity's have the same trace."""
         cond = {key: value[indices] for key, value in self.cond.items()}
-        x0 = for_examples(self.denoise, indices)(place.alpha * y, place.time, **cond).x0
+        x0 = for_examples(self.denoise, indices)(coefficients.alpha * y, coefficients.time, **cond).x0
         mean = self.gaussian.mean
-        return self.gaussian.scale(place.guess.kept, y - mean).add_(mean).sub_(x0).div_(place.slowness)
+        return self.gaussian.scale(coefficients.noised.kept, y - mean).add_(mean).sub_(x0).div_(coefficients.slowness)
 
-    def velocity(self, residual: Tensor, place: Coefficients, indices: Indices) -> Tensor:
+    def velocity(self, residual: Tensor, coefficients: Coefficients, indices: Indices) -> Tensor:
         """Computes du/dtheta from the residual."""
-        velocity = self.gaussian.scale(place.guess.narrow, residual)
-        self._unread.append((place.angle, indices, velocity.flatten(1).sum(1)))  # cheaper than isfinite on entries
+        velocity = self.gaussian.scale(coefficients.noised.narrow, residual)
+        self._unread.append((coefficients.angle, indices, velocity.flatten(1).sum(1)))  # cheaper than isfinite
         return velocity
 
     def read(self, flags: Tensor) -> Tensor:
@@ -160,11 +160,11 @@ class Flow:
             if not good.all():
                 bad = int(good.int().argmin())
                 example = bad if isinstance(indices, slice) else int(indices[bad])
-                where = self.place(angle[bad].item() if isinstance(angle, Tensor) else angle)
+                where = self.locate(angle[bad].item() if isinstance(angle, Tensor) else angle)
                 raise NonFiniteError(f"the network is not finite {where}; check the weights and the data", example)
         raise AssertionError("all are finite")
 
-    def place(self, angle: float) -> str:
+    def locate(self, angle: float) -> str:
         """Describes theta by time and log-SNR."""
         return f"at t = {self.time(angle):.4g}, log-SNR {-2 * math.log(self.ratio(angle)):.4g}"
 
@@ -190,11 +190,11 @@ def trapezoidal(denoise: Denoise, sde: SDE, x: Tensor, x0: Tensor, t: Time, s: T
 _LONGEST_FALL = 100.0
 
 
-def _unbound(place: Any) -> Sequence[Any]:
+def _unbound(value: Any) -> Sequence[Any]:
     """Splits nested tuples of tensors along their first dimension into N tuples of the same structure."""
-    if isinstance(place, Tensor):
-        return place.unbind()
-    return [type(place)(*parts) for parts in zip(*map(_unbound, place), strict=True)]
+    if isinstance(value, Tensor):
+        return value.unbind()
+    return [type(value)(*parts) for parts in zip(*map(_unbound, value), strict=True)]
 
 
 def _sin_cos(angle: Time) -> Time:

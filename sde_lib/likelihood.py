@@ -63,14 +63,14 @@ class TracedFlow(Flow):
             return super().coefficients(angle, like)
 
     def move(
-        self, place: Coefficients, u: Tensor, indices: Indices = slice(None), traced: bool = True
+        self, coefficients: Coefficients, u: Tensor, indices: Indices = slice(None), traced: bool = True
     ) -> tuple[Tensor, Tensor]:
         if not traced:
-            return super().move(place, u, indices)
+            return super().move(coefficients, u, indices)
         with torch.inference_mode(False), torch.enable_grad():
-            y = self.position(u.detach().clone(), place).requires_grad_()
-            residual = self.residual(y, place, indices)
-            velocity = self.velocity(residual.detach(), place, indices)
+            y = self.position(u.detach().clone(), coefficients).requires_grad_()
+            residual = self.residual(y, coefficients, indices)
+            velocity = self.velocity(residual.detach(), coefficients, indices)
             return velocity, traces(residual, y, self.vectors(indices))
 
 

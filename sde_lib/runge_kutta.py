@@ -80,7 +80,7 @@ class DormandPrince:
                 break
         bad = int(lost.int().argmax())
         raise NotConvergedError(
-            f"the solver is stuck {velocity.place(start + span * progress[bad].item())}, with a step of "
+            f"the solver is stuck {velocity.locate(start + span * progress[bad].item())}, with a step of "
             f"{abs(span) * step[bad]:.1g} after {asked} evaluations; raise the tolerances ({self})",
             int(indices[bad]),
         )

@@ -64,12 +64,12 @@ def lognormal(sde: SDE, u: Tensor, mean: float = -1.2, std: float = 1.2, tail: f
         raise ValueError(f"loss.timestep_sampler.tail {tail}: need a fraction from 0 to below 1")
     least, most = _log_snr_range(sde)
     lowest, highest = (_normal_cdf((-0.5 * l - mean) / std) for l in (most, least))
-    place = (u.double() - tail) / (1 - tail)  # negative in the tail
+    position = (u.double() - tail) / (1 - tail)  # negative in the tail
     # The normal quantile of 0 or 1 is infinite; the clamp of t maps it to the end of the interval.
-    z = torch.special.ndtri((lowest + (highest - lowest) * place).clamp(0, 1)).clamp(-38, 38)
+    z = torch.special.ndtri((lowest + (highest - lowest) * position).clamp(0, 1)).clamp(-38, 38)
     log_snr = -2 * (mean + std * z)
     if tail:
-        log_snr = torch.where(place < 0, most + (least - most) * u.double() / tail, log_snr)
+        log_snr = torch.where(position < 0, most + (least - most) * u.double() / tail, log_snr)
     return sde.time(log_snr).to(u.dtype).clamp(sde.t_min, sde.t_max), torch.ones_like(u)
 
 
@@ -153,8 +153,8 @@ class LossAware(TimestepSampler):
         p, v = self.probabilities, u.flatten().double()
         above = p.cumsum(0)
         k = torch.searchsorted(above, v, right=True).clamp(max=len(p) - 1)
-        place = ((v - above[k]) / p[k] + 1).clamp(0, 1 - 2**-24)  # position in the bin
-        t, _ = uniform_time(sde, ((k + place) / len(p)).reshape(u.shape))
+        position = ((v - above[k]) / p[k] + 1).clamp(0, 1 - 2**-24)  # position in the bin
+        t, _ = uniform_time(sde, ((k + position) / len(p)).reshape(u.shape))
         return t.to(u), (1 / (len(p) * p[k])).to(u).reshape(u.shape)
 
     def observe(self, sde: SDE, t: Tensor, loss: Tensor) -> None:
@@ -207,9 +207,9 @@ class Learned(TimestepSampler):
 
     @torch.no_grad()
     def __call__(self, sde: SDE, u: Tensor) -> tuple[Tensor, Tensor]:
-        place = self.schedule.log_snr(u.cpu())
-        t, correction = importance(sde, (1 - place).to(u))
-        return t, correction / self.schedule.density(place).to(u)
+        position = self.schedule.log_snr(u.cpu())
+        t, correction = importance(sde, (1 - position).to(u))
+        return t, correction / self.schedule.density(position).to(u)
 
     def process(self, sde: SDE) -> LearnedSDE:
         """Returns the process over the log-SNR range of sde for which uniform times have this distribution."""
@@ -225,10 +225,10 @@ class Learned(TimestepSampler):
         if not torch.isfinite(loss).all():
             return
         lowest, highest = _log_snr_range(sde)
-        place = ((sde.log_snr(t) - lowest) / (highest - lowest)).flatten().cpu().clamp(0, 1)
+        position = ((sde.log_snr(t) - lowest) / (highest - lowest)).flatten().cpu().clamp(0, 1)
         rate = (highest - lowest) * (sde.sigma(t) / sde.diffusion(t)) ** 2 / (sde.t_max - sde.t_min)
         m = loss.cpu() * rate.flatten().cpu()
-        variance = self.schedule.variance(place, m.square(), self.schedule.density(place).detach())
+        variance = self.schedule.variance(position, m.square(), self.schedule.density(position).detach())
         self.optimizer.zero_grad()
         torch.log(variance).backward()
         self.optimizer.step()

@@ -71,11 +71,11 @@ def walsh(shape: torch.Size, device: torch.device | str = "cpu") -> Iterator[Ten
     """
     first = torch.randperm(shape[0], generator=torch.Generator().manual_seed(0))
     axes = [put(axis, torch.device(device)) for axis in (first, *map(torch.arange, shape[1:]))]
-    places = list(zip(torch.meshgrid(*axes, indexing="ij"), shape, strict=True))[::-1]
+    indices = list(zip(torch.meshgrid(*axes, indexing="ij"), shape, strict=True))[::-1]
     most = (max(shape) - 1).bit_length()
-    digits = [place >> level & 1 for level in range(most) for place, size in places if (size - 1) >> level]
+    digits = [index >> level & 1 for level in range(most) for index, size in indices if (size - 1) >> level]
     for n in range(2 ** len(digits)):
-        odd = sum((digit for j, digit in enumerate(digits) if n >> j & 1), torch.zeros_like(places[0][0]))
+        odd = sum((digit for j, digit in enumerate(digits) if n >> j & 1), torch.zeros_like(indices[0][0]))
         signs: Tensor = 1 - 2 * (odd & 1)
         yield signs
 
@@ -181,7 +181,7 @@ class Hutchinson:
 
     def variance(self, estimates: Tensor, dimensions: int) -> Tensor:
         """Variance of the mean of the estimates (B, K) in D dimensions, (B,); NaN for a single estimate."""
-        spread = estimates.var(1) if self.num > 1 else torch.full_like(estimates[:, 0], torch.nan)
+        spread = estimates.var(1) if self.num > 1 and len(estimates) else torch.full_like(estimates[:, 0], torch.nan)
         return spread * self.kind.variance(self.num, dimensions)
 
 

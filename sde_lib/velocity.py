@@ -82,7 +82,7 @@ class Velocity(Protocol):
         """
         return flags.cpu()
 
-    def place(self, angle: float) -> str:
+    def locate(self, angle: float) -> str:
         """Describes the position of an angle, for error messages."""
 
 

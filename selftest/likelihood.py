@@ -201,7 +201,7 @@ class Circle(Velocity):
         rate = torch.cos(torch.as_tensor(angle, dtype=u.dtype)).expand(len(u), 1)
         return self.speed * torch.stack([-u[:, 1], u[:, 0]], 1), rate if traced else rate[:, :0]
 
-    def place(self, angle: float) -> str:
+    def locate(self, angle: float) -> str:
         return f"at {angle}"
 
     def end(self, by: float) -> Tensor:

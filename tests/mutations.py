@@ -1108,19 +1108,25 @@ MUTATIONS = [
     ),
     # --- likelihood ---------------------------------------------------------------------------------------------------
     Mutation("flow: full score instead of half", "likelihood", "sde_lib.flow:_sin_cos", "0.5 * (", "0.25 * ("),
-    Mutation("flow: the sign of the velocity", "likelihood", f"{FLOW}.residual", "place.slowness", "-place.slowness"),
+    Mutation(
+        "flow: the sign of the velocity",
+        "likelihood",
+        f"{FLOW}.residual",
+        "coefficients.slowness",
+        "-coefficients.slowness",
+    ),
     Mutation(
         "flow: velocity over the variance, not its root",
         "likelihood",
         f"{FLOW}.velocity",
         "narrow, residual",
-        "narrow, self.gaussian.scale(place.guess.narrow, residual)",
+        "narrow, self.gaussian.scale(coefficients.noised.narrow, residual)",
     ),
     Mutation(
         "flow: the mean of the moment-matched Gaussian for its denoiser",
         "likelihood",
         f"{FLOW}.residual",
-        "self.gaussian.scale(place.guess.kept, y - mean)",
+        "self.gaussian.scale(coefficients.noised.kept, y - mean)",
         "torch.zeros_like(y)",
     ),
     Mutation(
@@ -1130,7 +1136,7 @@ MUTATIONS = [
         "noised(ratio)",
         "noised(1.1 * ratio)",
     ),
-    Mutation("flow: the network shown x / alpha", "likelihood", f"{FLOW}.residual", "place.alpha * y", "y"),
+    Mutation("flow: the network shown x / alpha", "likelihood", f"{FLOW}.residual", "coefficients.alpha * y", "y"),
     Mutation(
         "flow: time of half the log-SNR",
         "likelihood",

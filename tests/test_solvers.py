@@ -41,7 +41,7 @@ class Followed(Velocity):
         velocity, rates = self.function(angle, u, numbers)
         return velocity, rates if traced else u.new_zeros(len(u), 0)
 
-    def place(self, angle):
+    def locate(self, angle):
         return f"at angle {angle:.3g}"
 
 

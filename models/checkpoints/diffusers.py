@@ -115,14 +115,14 @@ def read(path: str | PathLike[str], weights: str = "ema") -> Foreign:
         unet, scheduler = folder / ("unet_ema" if averaged else "unet"), folder / "scheduler"
     else:
         unet = scheduler = folder
-    told = load(unet / "config.json")
-    if told.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise ForeignError(f"{unet} is a {told['_class_name']}; only UNet2DModel is supported")
+    settings = load(unet / "config.json")
+    if settings.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise ForeignError(f"{unet} is a {settings['_class_name']}; only UNet2DModel is supported")
     found = path if path.is_file() else next((unet / name for name in WEIGHTS if (unet / name).is_file()), None)
     if found is None:
         raise ForeignError(f"{unet} contains no weights; add {WEIGHTS[0]} or {WEIGHTS[1]}")
     tensors = Tensors(found, "conv_in.weight", "diffusers' UNet2DModel", weights)
-    kind, options = architecture({**DEFAULTS, **told}, unet)
+    kind, options = architecture({**DEFAULTS, **settings}, unet)
 
     def arrange(network: ADM | NCSNpp) -> dict[str, str | tuple[str, ...]]:
         if "class_embedding.weight" in tensors:
@@ -162,13 +162,13 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def architecture(told: dict[str, Any], path: Path) -> tuple[type[nn.Module], dict[str, Any]]:
+def architecture(settings: dict[str, Any], path: Path) -> tuple[type[nn.Module], dict[str, Any]]:
     """The class of the network, and its options.
 
     Raises: ForeignError naming a setting that is not supported.
     """
     try:
-        downs, ups, counts = told["down_block_types"], told["up_block_types"], told["block_out_channels"]
+        downs, ups, counts = settings["down_block_types"], settings["up_block_types"], settings["block_out_channels"]
     except KeyError as error:
         raise ForeignError(f"{path}: its config lacks {error.args[0]}; download it again") from None
     skip = "Skip" if all("Skip" in name for name in downs) else ""
@@ -179,70 +179,70 @@ def architecture(told: dict[str, Any], path: Path) -> tuple[type[nn.Module], dic
             f"{path}: {blocks}; use the blocks of DownBlock2D's kind, or of SkipDownBlock2D's kind alone"
         )
     for key, value in (FIXED | SKIP if skip else FIXED).items():
-        given = told.get(key, value)
+        given = settings.get(key, value)
         if given != value and not (isinstance(value, float) and math.isclose(given, value, rel_tol=1e-6)):
             blocks = f"{skip}DownBlock2D"
             raise ForeignError(f"{path}: {key} {given!r} is not supported with {blocks}; only {value!r} is")
     attends = [name.startswith("Attn") for name in downs]
     if attends != [name.startswith("Attn") for name in ups][::-1] or len(downs) != len(counts):
         raise ForeignError(f"{path}: its up_block_types do not mirror its down_block_types")
-    size = told["sample_size"]
+    size = settings["sample_size"]
     if size is None:
         raise ForeignError(f"{path}: its config lacks sample_size; add the side of its images, in pixels")
     sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
 
     multiples = [count / counts[0] for count in counts]
     options = {
-        "shape": (told["in_channels"], *sides),
+        "shape": (settings["in_channels"], *sides),
         "channels": counts[0],
         "channel_mult": tuple(int(m) if m == int(m) else m for m in multiples),
-        "num_blocks": told["layers_per_block"],
+        "num_blocks": settings["layers_per_block"],
         "attention": tuple(max(sides) // 2**level for level, attending in enumerate(attends) if attending),
-        "dropout": float(told["dropout"]),
-        "num_classes": told["num_class_embeds"] or 0,
-        "norm_eps": told["norm_eps"],
-        "head_channels": told["attention_head_dim"] or 0,
+        "dropout": float(settings["dropout"]),
+        "num_classes": settings["num_class_embeds"] or 0,
+        "norm_eps": settings["norm_eps"],
+        "head_channels": settings["attention_head_dim"] or 0,
     }
-    return skip_architecture(told, options, path) if skip else plain_architecture(told, options, path)
+    return skip_architecture(settings, options, path) if skip else plain_architecture(settings, options, path)
 
 
 def skip_architecture(
-    told: dict[str, Any], options: dict[str, Any], path: Path
+    settings: dict[str, Any], options: dict[str, Any], path: Path
 ) -> tuple[type[nn.Module], dict[str, Any]]:
     """As ``architecture``, for networks of SkipDownBlock2D; ``options`` are those common to all networks."""
-    counts, groups = told["block_out_channels"], told["norm_num_groups"]
+    counts, groups = settings["block_out_channels"], settings["norm_num_groups"]
     if groups is not None and any(groups != min(count // 4, 32) for count in (counts[0], counts[-1])):
         raise ForeignError(f"{path}: norm_num_groups {groups} is not supported with these blocks; only null is")
     narrow = [
         count
-        for count, name in zip(counts, told["down_block_types"])
+        for count, name in zip(counts, settings["down_block_types"])
         if name.startswith("Attn") and count < NORMALISED_ALIKE
     ]
     if narrow:
-        theirs = f"{told['down_block_types'][counts.index(narrow[0])]} of {narrow[0]} channels"
+        theirs = f"{settings['down_block_types'][counts.index(narrow[0])]} of {narrow[0]} channels"
         raise ForeignError(f"{path}: {theirs} is not supported; it needs at least {NORMALISED_ALIKE}")
     if any(count % counts[0] for count in counts):
         raise ForeignError(f"{path}: ncsnpp needs whole multiples of {counts[0]} channels")
-    return NCSNpp, options | SKIP_OPTIONS | {"centred": not told["center_input_sample"]}
+    return NCSNpp, options | SKIP_OPTIONS | {"centred": not settings["center_input_sample"]}
 
 
 def plain_architecture(
-    told: dict[str, Any], options: dict[str, Any], path: Path
+    settings: dict[str, Any], options: dict[str, Any], path: Path
 ) -> tuple[type[nn.Module], dict[str, Any]]:
     """As ``architecture``, for networks of DownBlock2D; ``options`` are those common to all networks."""
-    counts, learned = told["block_out_channels"], told["out_channels"] == 2 * told["in_channels"]
-    embedding = (told["flip_sin_to_cos"], told["freq_shift"], told["downsample_padding"])
+    counts, learned = settings["block_out_channels"], settings["out_channels"] == 2 * settings["in_channels"]
+    embedding = (settings["flip_sin_to_cos"], settings["freq_shift"], settings["downsample_padding"])
     if embedding not in EMBEDDINGS:
         keys = "flip_sin_to_cos, freq_shift, downsample_padding"
         raise ForeignError(f"{path}: {keys} {embedding} are not supported; only {list(EMBEDDINGS)} are")
-    options |= {"norm_groups": told["norm_num_groups"]}
+    options |= {"norm_groups": settings["norm_num_groups"]}
     if EMBEDDINGS[embedding] == "ddpm":
         if learned or any(count % counts[0] for count in counts):
             raise ForeignError(
                 f"{path}: ddpm needs as many outputs as inputs, and whole multiples of {counts[0]} channels"
             )
-        return DDPM, options | {"centred": not told["center_input_sample"]}
-    if told["center_input_sample"]:
+        return DDPM, options | {"centred": not settings["center_input_sample"]}
+    if settings["center_input_sample"]:
         raise ForeignError(f"{path}: adm does not support center_input_sample")
     if not options["head_channels"]:
         options |= {"heads": 1, "head_channels": 64}
@@ -258,26 +258,30 @@ def process(folder: Path) -> dict[str, dict[str, Any]]:
     Raises: ForeignError for a schedule that is not supported.
     """
     path = folder / "scheduler_config.json"
-    told = load(path) if path.is_file() else {}
-    name = told.get("_class_name", "DDPMScheduler")
+    settings = load(path) if path.is_file() else {}
+    name = settings.get("_class_name", "DDPMScheduler")
     if name == "ScoreSdeVeScheduler":
-        sde = {"name": "vesde", "sigma_min": told.get("sigma_min", 0.01), "sigma_max": told.get("sigma_max", 1348.0)}
-        sde["t_min"] = told.get("sampling_eps", 1e-5)
+        sde = {
+            "name": "vesde",
+            "sigma_min": settings.get("sigma_min", 0.01),
+            "sigma_max": settings.get("sigma_max", 1348.0),
+        }
+        sde["t_min"] = settings.get("sampling_eps", 1e-5)
         denoiser = {"parameterization": "score", "sigma_data": 0.25, "c_noise": "sigma", "input": "raw"}
-        moves = {"name": "pc", "snr": told.get("snr", 0.15), "corrector_steps": told.get("correct_steps", 1)}
+        moves = {"name": "pc", "snr": settings.get("snr", 0.15), "corrector_steps": settings.get("correct_steps", 1)}
         return {"sde": sde, "denoiser": denoiser, "codec": {"name": "pixels", "low": 0.0}, "sample": {"sampler": moves}}
-    schedule, prediction = told.get("beta_schedule", "linear"), told.get("prediction_type", "epsilon")
-    if "beta_schedule" not in told and name not in ("DDPMScheduler", "DDIMScheduler"):
+    schedule, prediction = settings.get("beta_schedule", "linear"), settings.get("prediction_type", "epsilon")
+    if "beta_schedule" not in settings and name not in ("DDPMScheduler", "DDIMScheduler"):
         raise ForeignError(
             f"{path}: {name} has no beta_schedule; give a DDPMScheduler or a DDIMScheduler, or add the key"
         )
-    if told.get("trained_betas") is not None or told.get("rescale_betas_zero_snr"):
+    if settings.get("trained_betas") is not None or settings.get("rescale_betas_zero_snr"):
         raise ForeignError(f"{path}: trained_betas and rescale_betas_zero_snr are not supported; linear betas are")
     if prediction not in PREDICTIONS:
         raise ForeignError(f"{path}: unknown prediction_type {prediction!r}; known: {', '.join(PREDICTIONS)}")
-    num_levels = told.get("num_train_timesteps", 1000)
+    num_levels = settings.get("num_train_timesteps", 1000)
     if schedule == "linear":
-        betas = {"beta_min": told.get("beta_start", 1e-4), "beta_max": told.get("beta_end", 0.02)}
+        betas = {"beta_min": settings.get("beta_start", 1e-4), "beta_max": settings.get("beta_end", 0.02)}
         sde = {"name": "ddpm", "num_levels": num_levels, **betas}
     elif schedule == "squaredcos_cap_v2":
         sde = {"name": "iddpm", "num_levels": num_levels, "offset": 0.008}

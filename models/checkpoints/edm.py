@@ -85,13 +85,13 @@ def read(path: str | PathLike[str], weights: str = "ema") -> Foreign:
     if path.suffix == ".pkl" and path.is_file():
         raise ForeignError(f"{path} is a pickle with code, so it is refused; {RECIPE}{path.name}")
     tensors = Tensors(path, "model.map_layer0.weight", "EDM", weights)
-    precond, told = find_preconditioning(path, tensors)
+    precond, settings = find_preconditioning(path, tensors)
     prepared = {section: dict(entries) for section, entries in PRECONDITIONINGS[precond].items()}
     for name, (section, key) in ARGUMENTS[precond].items():
-        if name in told:
-            prepared[section][key] = told[name]
-    if "beta_d" in told and precond == "VPPrecond":
-        prepared["sde"]["beta_max"] = prepared["sde"]["beta_min"] + told["beta_d"]
+        if name in settings:
+            prepared[section][key] = settings[name]
+    if "beta_d" in settings and precond == "VPPrecond":
+        prepared["sde"]["beta_max"] = prepared["sde"]["beta_min"] + settings["beta_d"]
     if precond == "iDDPMPrecond":
         prepared["sde"]["num_levels"] = check_levels(tensors, prepared["sde"]["offset"])
 
@@ -122,18 +122,18 @@ def find_preconditioning(path: Path, tensors: Tensors) -> tuple[str, dict[str, f
 
     Raises: ForeignError if the preconditioning cannot be determined.
     """
-    for beside in (path.with_suffix(".json"), path.with_name("config.json"), path.with_name("training_options.json")):
-        if beside.is_file():
+    for sidecar in (path.with_suffix(".json"), path.with_name("config.json"), path.with_name("training_options.json")):
+        if sidecar.is_file():
             try:
-                told = json.loads(read_text(beside))
-                told = told.get("network_kwargs", told)
-                precond = (told.get("precond") or told["class_name"]).rpartition(".")[2]
-                arguments = {name: value for name, value in told.items() if isinstance(value, float)}
-                arguments |= told.get("attributes", {})
+                settings = json.loads(read_text(sidecar))
+                settings = settings.get("network_kwargs", settings)
+                precond = (settings.get("precond") or settings["class_name"]).rpartition(".")[2]
+                arguments = {name: value for name, value in settings.items() if isinstance(value, float)}
+                arguments |= settings.get("attributes", {})
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise ForeignError(f'{beside} has no precond; write {{"precond": "EDMPrecond"}} or another') from None
+                raise ForeignError(f'{sidecar} has no precond; write {{"precond": "EDMPrecond"}} or another') from None
             if precond not in PRECONDITIONINGS:
-                raise ForeignError(f"{beside}: unknown precond {precond!r}; known: {', '.join(PRECONDITIONINGS)}")
+                raise ForeignError(f"{sidecar}: unknown precond {precond!r}; known: {', '.join(PRECONDITIONINGS)}")
             return precond, arguments
     if "u" in tensors:
         return "iDDPMPrecond", {}

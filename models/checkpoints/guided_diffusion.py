@@ -128,18 +128,18 @@ def find_flags(path: Path) -> dict[str, Any]:
 
     Raises: ForeignError if there are no flags, or they cannot be read.
     """
-    for beside in (path.with_suffix(".json"), path.with_name("config.json")):
-        if beside.is_file():
+    for sidecar in (path.with_suffix(".json"), path.with_name("config.json")):
+        if sidecar.is_file():
             try:
-                told = json.loads(read_text(beside))
-                return dict(told.get("kwargs", told))
+                settings = json.loads(read_text(sidecar))
+                return dict(settings.get("kwargs", settings))
             except (ValueError, TypeError, AttributeError):
                 raise ForeignError(
-                    f'{beside} has no JSON object of flags; write one such as {{"num_heads": 4}}'
+                    f'{sidecar} has no JSON object of flags; write one such as {{"num_heads": 4}}'
                 ) from None
-    for beside in (path.with_suffix(".flags"), path.with_name("flags.txt")):
-        if beside.is_file():
-            words = re.findall(r"--(\w+)[ =]+(\S+)", read_text(beside).replace('"', " "))
+    for sidecar in (path.with_suffix(".flags"), path.with_name("flags.txt")):
+        if sidecar.is_file():
+            words = re.findall(r"--(\w+)[ =]+(\S+)", read_text(sidecar).replace('"', " "))
             return {name: literal(value) for name, value in words}
     if path.stem in PUBLISHED:
         return PUBLISHED[path.stem]

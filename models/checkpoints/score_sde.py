@@ -103,23 +103,23 @@ def read(path: str | Path, config: str | Path | None = None, weights: str = "ema
     if not recognises(content):
         has = ", ".join(str(name)[:80] for name in list(content)[:5])
         raise ForeignError(f"{path} is no checkpoint of score_sde, whose networks have all_modules: it has {has}")
-    told = Config.read(Path(config) if config else beside(path))
-    sections = told.sections()
+    settings = Config.read(Path(config) if config else sidecar(path))
+    sections = settings.sections()
     options = {key: value for key, value in sections["network"].items() if key != "name"}
-    network = skeleton(NETWORKS[told["model.name"]][1], shape=told.shape, **options)
+    network = skeleton(NETWORKS[settings["model.name"]][1], shape=settings.shape, **options)
     found = unwrap({"model": content["model"]} if has_average(content) else content, MARKS, weights)
-    theirs = tensors(content, found.tensors if found else {}, told, weights, path)
-    placed = place(network, theirs, dict(names(network, told)), path)
+    theirs = tensors(content, found.tensors if found else {}, settings, weights, path)
+    placed = place(network, theirs, dict(names(network, settings)), path)
     step, choice = content.get("step", 0), has_average(content) or (found is not None and found.choice)
     wrapper = "" if has_average(content) or found is None else found.wrapper
-    return Foreign("score_sde", sections, placed, told.shape, 256, int(step), wrapper, choice)
+    return Foreign("score_sde", sections, placed, settings.shape, 256, int(step), wrapper, choice)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
 def tensors(
-    content: Mapping[str, Any], network: Mapping[str, Tensor], told: "Config", weights: str, path: Path
+    content: Mapping[str, Any], network: Mapping[str, Tensor], settings: "Config", weights: str, path: Path
 ) -> dict[str, Tensor]:
     """Foreign name -> tensor, for the network alone; matrices of NIN layers are transposed to (out, in).
 
@@ -130,7 +130,7 @@ def tensors(
     theirs = dict(network)
     levels = theirs.pop("sigmas", None)
     if levels is not None:
-        check_levels(levels, told, path)
+        check_levels(levels, settings, path)
     if weights == "ema" and has_average(content):
         averaged = [name for name in theirs if not name.endswith(".W") or ".NIN_" in name]
         shadows = content["ema"]["shadow_params"]
@@ -141,7 +141,7 @@ def tensors(
                 shapes = f"{tuple(shadow.shape)} for {tuple(theirs[name].shape)}"
                 raise ForeignError(f"{path} has an average of another shape for {name}, {shapes}; take --weights raw")
         theirs |= dict(zip(averaged, shadows, strict=True))
-    if not told.conditional:  # it contains the noise embedding without using it
+    if not settings.conditional:  # it contains the noise embedding without using it
         kept = {name: tensor for name, tensor in theirs.items() if name != "all_modules.0.W"}
         theirs = {name: torch.zeros_like(t) if ".Dense_0." in name else t for name, t in kept.items()}
     return {name: turned(name, tensor, theirs) for name, tensor in theirs.items()}
@@ -155,10 +155,10 @@ def turned(name: str, tensor: Tensor, theirs: Mapping[str, Tensor]) -> Tensor:
     return tensor.T[..., None, None] if f"{entry}.Conv_0.weight" in theirs else tensor.T
 
 
-def check_levels(levels: Tensor, told: "Config", path: Path) -> None:
+def check_levels(levels: Tensor, settings: "Config", path: Path) -> None:
     """Raises: ForeignError unless the noise levels in the file equal the config's."""
-    first, last = math.log(told["model.sigma_max"]), math.log(told["model.sigma_min"])
-    count = told["model.num_scales"]
+    first, last = math.log(settings["model.sigma_max"]), math.log(settings["model.sigma_min"])
+    count = settings["model.num_scales"]
     if levels.shape != (count,):
         has = f"noise levels of shape {tuple(levels.shape)}"
         raise ForeignError(f"{path} has {has}, its config {count} of them; give the config it was trained with")
@@ -173,19 +173,19 @@ UNITS = (Fourier, nn.Linear, nn.Conv2d, nn.GroupNorm, Block, SelfAttention, Inpu
 """Modules that correspond to one entry of score_sde's list ``all_modules``, in the same order."""
 
 
-def names(network: nn.Module, told: "Config") -> Iterator[tuple[str, str | tuple[str, ...]]]:
+def names(network: nn.Module, settings: "Config") -> Iterator[tuple[str, str | tuple[str, ...]]]:
     """(name, foreign name) of every tensor; a tuple of foreign names is concatenated."""
     if isinstance(network, NCSN):
         depth = len(network.encoder)
         halving = {str(i) for i, blocks in enumerate(all_of(network.encoder, nn.ModuleList)) if blocks[0].halves}
         yield from ((name, refined(name, depth, halving)) for name in network.state_dict())
         return
-    unused = not told.conditional and told.fourier  # unused frequencies come first
+    unused = not settings.conditional and settings.fourier  # unused frequencies come first
     for number, (prefix, unit) in enumerate(units(network), start=unused):
         for name in unit.state_dict():
-            theirs, start = within(unit, name, told.plain), f"all_modules.{number}."
+            theirs, start = within(unit, name, settings.plain), f"all_modules.{number}."
             yield prefix + name, tuple(start + t for t in theirs) if isinstance(theirs, tuple) else start + theirs
-    if not told.conditional:
+    if not settings.conditional:
         yield "conditioning.label.table.weight", ()
 
 
@@ -249,7 +249,7 @@ def unit_of(match: re.Match[str]) -> str:
 # --- configs ----------------------------------------------------------------------------------------------------------
 
 
-def beside(path: Path) -> Path:
+def sidecar(path: Path) -> Path:
     """The only config in a checkpoint's folder.
 
     Raises: ForeignError for none, or more than one.
