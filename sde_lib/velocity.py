@@ -20,7 +20,7 @@ class ExampleError(ArithmeticError):
     """An error of one example of a batch.
 
     Args:
-        what: message: the failure, its place and a remedy.
+        what: the failure, its place and a remedy.
         example: index in the batch; None if the error concerns no single example.
     """
 
