@@ -83,7 +83,7 @@ def network(workdir: Path) -> Problem:
     """Returns dequantized test digits, and the network of a run in float64."""
     config = stored(workdir)
     experiment, denoiser, _ = load(config, workdir, Options())
-    values = torch.as_tensor(read_dataset(config, "test").batch(np.arange(24))["x"]).double()
+    values = torch.as_tensor(read_dataset(config.data, "test").batch(np.arange(24))["x"]).double()
     values = values + torch.rand(values.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.5
     x, denoiser = experiment.codec.encode(values).double(), denoiser.double()
     problem = Problem(experiment.sde, denoiser, experiment.gaussian.isotropic(), x, x)

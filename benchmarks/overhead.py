@@ -52,7 +52,7 @@ def cpu_ms(*contenders: Callable[[], object], rounds: int = ROUNDS) -> list[floa
 def sampling() -> None:
     """Print milliseconds per step beyond the network for all samplers except ``ode`` and ``ancestral_learned``."""
     config = load("vpsde")
-    trainer = Trainer(config, Path(tempfile.mkdtemp()), read_dataset(config, "train"))
+    trainer = Trainer(config, Path(tempfile.mkdtemp()), read_dataset(config.data, "train"))
     experiment = trainer.experiment
     sde, denoise = experiment.sde, experiment.denoiser(Instant(), config)
     times = GRIDS["log_snr"](sde, STEPS_A_RUN)
@@ -77,7 +77,7 @@ def sampling() -> None:
 def training() -> None:
     """Print the time of a training step, and of forward, backward and fused optimizer step of the same network."""
     config = load("vpsde")
-    trainer = Trainer(config, Path(tempfile.mkdtemp()), read_dataset(config, "train"))
+    trainer = Trainer(config, Path(tempfile.mkdtemp()), read_dataset(config.data, "train"))
     network = build(config, trainer.experiment.facts).network.train()
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     x, target = torch.randn(2, BATCH, *trainer.experiment.facts.shape)

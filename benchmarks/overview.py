@@ -28,10 +28,10 @@ def digits(workdir: Path) -> torch.Tensor:
     """Returns states of predictor-corrector trajectories at evenly spaced steps, (ROWS, MOMENTS, 8, 8) in [0, 1]."""
     config = stored(workdir)
     experiment, denoise, _ = load(config, workdir, Options())
-    sde, times, noise = experiment.sde, make_times(config, experiment), Noise(torch.arange(ROWS))
+    sde, times, noise = experiment.sde, make_times(config.sample, experiment), Noise(torch.arange(ROWS))
     with torch.no_grad():
         x = sde.prior_std * noise(torch.empty(ROWS, *experiment.facts.shape))
-        states = [x, *trajectory(make_step(config, experiment), denoise, x, times, noise)]
+        states = [x, *trajectory(make_step(config.sample, experiment), denoise, x, times, noise)]
     shown = [states[int(k)] for k in torch.linspace(0, len(states) - 1, MOMENTS)]
     return torch.stack(shown, 1)[:, :, 0].add(1).div(2).clamp(0, 1)
 

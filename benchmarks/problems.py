@@ -158,10 +158,10 @@ def calibrated(workdir: Path, num: int) -> tuple[Step, Tensor]:
     config.sample.t_min = 0.0
     experiment, _, found = load(config, workdir, Options())
     config.sample.sampler = choose("sample.sampler", "adams")
-    step = make_step(config, experiment)
+    step = make_step(config.sample, experiment)
     plan = tuned.read(
         tuned.plan_path(workdir, "adams", num),
-        tuned.conditions(config, tuned.tunable(step), found, Options().weights),
+        tuned.conditions(config.sample, tuned.tunable(step), found, Options().weights),
     )
     return Tuned(step, plan), torch.tensor(plan.times, dtype=torch.float64)
 

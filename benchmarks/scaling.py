@@ -41,7 +41,7 @@ def trainer(config_name: str, **keys: object):  # noqa: ANN201, its class is imp
     config = load(config_name)
     changes = {"device": "cpu"} | {key.replace("__", "."): value for key, value in keys.items()}
     override(config, [(key, str(value)) for key, value in changes.items()])
-    return Trainer(config, Path(tempfile.mkdtemp()), read_dataset(config, "train"))
+    return Trainer(config, Path(tempfile.mkdtemp()), read_dataset(config.data, "train"))
 
 
 def images(side: int, num: int = 512) -> str:

@@ -40,7 +40,7 @@ COLOURS = ["#7a5195", "#d45087", "#2f9e73", "#9bb83c", "#f39c35", "#35a7c4", "#3
 def learned(workdir: Path) -> SDE:
     """Returns the process whose uniform times have the distribution that a run has learned."""
     config = stored(workdir)
-    sampler = make_timestep_sampler(config)
+    sampler = make_timestep_sampler(config.loss.timestep_sampler)
     sampler.load_state_dict(checkpoint.load_state(checkpoint.find(workdir / "checkpoints"))["timestep_sampler"])
     return sampler.process(SDES[config.sde.name](**{key: v for key, v in config.sde.items() if key != "name"}))
 

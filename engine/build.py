@@ -103,7 +103,7 @@ def build(config: Config, facts: DataFacts, gaussian: Gaussian | None = None) ->
         )
     return Experiment(
         facts=facts,
-        codec=make_codec(config, facts),
+        codec=make_codec(config.codec, facts),
         sde=make(SDES, "sde", sde_spec),
         network=network,
         device=device,

@@ -3,6 +3,7 @@
 import math
 
 from score_sde.configs.default import Config
+from score_sde.configs.sections import Choice
 from score_sde.data import CODECS, Codec, Dataset, examples
 from score_sde.engine.datasets import read_dataset
 from score_sde.engine.facts import DataFacts
@@ -10,27 +11,27 @@ from score_sde.sde_lib import Gaussian
 from score_sde.storage.naming import options, pick
 
 
-def make_codec(config: Config, facts: DataFacts) -> Codec:
+def make_codec(chosen: Choice, facts: DataFacts) -> Codec:
     """Returns the codec of a run.
 
     Raises: ValueError if the codec was measured on data of another shape, or needs measurements that the run lacks.
     """
-    kind = pick(CODECS, "codec", config.codec.name)
+    kind = pick(CODECS, "codec", chosen.name)
     if kind.measures and not facts.codec:
         raise ValueError(
-            f"codec {config.codec.name} needs measurements of the training data, and this run has none: keep the codec "
+            f"codec {chosen.name} needs measurements of the training data, and this run has none: keep the codec "
             "of its training, or train a new run"
         )
     if any(len(numbers) != facts.shape[0] for numbers in facts.codec.values()):
-        raise ValueError(f"codec {config.codec.name} was measured on data of another shape than {facts.shape}")
-    return kind(**options(kind, {**config.codec, **facts.codec, "levels": facts.levels}))
+        raise ValueError(f"codec {chosen.name} was measured on data of another shape than {facts.shape}")
+    return kind(**options(kind, {**chosen, **facts.codec, "levels": facts.levels}))
 
 
 def fit_codec(config: Config, split: str, dataset: Dataset) -> Codec:
     """Returns the codec of a config for a split, with arguments measured on the training data if it has any."""
     kind = pick(CODECS, "codec", config.codec.name)
     if kind.measures and split != "train":
-        dataset = read_dataset(config, "train")
+        dataset = read_dataset(config.data, "train")
     return kind(levels=dataset.levels, **options(kind, config.codec), **kind.measure(dataset))
 
 

@@ -35,14 +35,14 @@ def readers(key: str) -> dict[str, str]:
     return {name: found[name] for name in reading & found.keys()}
 
 
-def read_dataset(config: Config, split: str) -> Dataset:
+def read_dataset(settings: Data, split: str) -> Dataset:
     """Returns the dataset of a split.
 
     Raises: ValueError for a key of the section ``data`` that the dataset does not read.
     """
-    read = pick(DATASETS, "dataset", config.data.name)
-    check_read(config.data, read)
-    return read(split=split, **options(read, config.data))
+    read = pick(DATASETS, "dataset", settings.name)
+    check_read(settings, read)
+    return read(split=split, **options(read, settings))
 
 
 def check_form(config: Config, dataset: Dataset, facts: DataFacts) -> None:

@@ -167,8 +167,8 @@ class StepSampling:
         if note := remark(settings.sampler.name, denoiser, experiment.sde):
             say(f"note: {note}")
         self.seed, self.experiment, self.guidance, self.denoiser = config.seed, experiment, guidance, Counted(denoiser)
-        self.step, self.times, self.grid = planned(config, workdir, experiment, found, given.weights, guidance)
-        self.steps = chosen(config, experiment.sde)[1]
+        self.step, self.times, self.grid = planned(config.sample, workdir, experiment, found, given.weights, guidance)
+        self.steps = chosen(config.sample, experiment.sde)[1]
         self.source = pick(NOISES, "noise", settings.noise)
         self.options = {"noise": settings.noise, **options(kind, settings.sampler)}
 
@@ -291,8 +291,8 @@ def preview(experiment: Experiment, denoiser: Denoiser, config: Config, path: Pa
     sde = experiment.sde
     step: Step = Heun(sde)
     times = GRIDS["karras"](sde, 18)
-    if chosen(config, sde)[1] <= 18:
-        step, times = make_step(config, experiment), make_times(config, experiment)
+    if chosen(config.sample, sde)[1] <= 18:
+        step, times = make_step(config.sample, experiment), make_times(config.sample, experiment)
     samples = draw(experiment, denoiser, step, times, torch.arange(num_shown(experiment.facts)))
     picture(path, samples, experiment.facts)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from score_sde.configs.default import Config
+from score_sde.configs.default import Config, Guidance
 from score_sde.data import DataError
 from score_sde.engine.build import Experiment
 from score_sde.engine.commands import training_command
@@ -60,7 +60,9 @@ def by_pair(config: Config, experiment: Experiment, folder: Path) -> EncoderGuid
         if config.guidance.text:
             target = pair.aim(pair.network.tokens(config.guidance.text))
         else:
-            target = pair.network.sharpness() * pair.embed(read_target(config, experiment), experiment.sde.t_min)
+            target = pair.network.sharpness() * pair.embed(
+                read_target(config.guidance, experiment), experiment.sde.t_min
+            )
     return lambda denoise: embedding_guidance(
         denoise, experiment.sde, pair.embed, target, config.guidance.encoder_scale
     )
@@ -76,20 +78,24 @@ def by_clip(config: Config, experiment: Experiment, folder: Path) -> EncoderGuid
         raise ValueError(f"guidance.encoder {folder} takes images, and the run has examples of shape {facts.shape}")
     clip = Clip.load(folder, experiment.device, experiment.low)
     with torch.no_grad():
-        aim = clip.text(config.guidance.text) if config.guidance.text else clip.image(read_target(config, experiment))
+        aim = (
+            clip.text(config.guidance.text)
+            if config.guidance.text
+            else clip.image(read_target(config.guidance, experiment))
+        )
     target = clip.sharpness * aim
     return lambda denoise: clean_embedding_guidance(
         denoise, experiment.sde, clip.image, target, config.guidance.encoder_scale
     )
 
 
-def read_target(config: Config, experiment: Experiment) -> torch.Tensor:
+def read_target(settings: Guidance, experiment: Experiment) -> torch.Tensor:
     """The example of ``guidance.image``, encoded, (1, *).
 
     Raises: DataError for a file that is missing, damaged or empty; ValueError for more than one example or another
         shape.
     """
-    path = Path(config.guidance.image)
+    path = Path(settings.image)
     found = read_input(path, experiment.facts)
     if len(found) == 0:
         raise DataError(f"{path} has no examples: check guidance.image")

@@ -52,7 +52,7 @@ def read_examples(config: Config, experiment: Experiment, split: str) -> Dataset
 
     Raises: ValueError if their shape or levels differ from the training data of the run.
     """
-    dataset = read_dataset(config, split)
+    dataset = read_dataset(config.data, split)
     check_form(config, dataset, experiment.facts)
     return dataset
 

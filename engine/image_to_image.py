@@ -40,7 +40,7 @@ class SDEdit(GuidedTask):
         Raises: ValueError for a strength that the SDE does not reach, or a grid that does not begin there.
         """
         sde = experiment.sde
-        if (name := chosen(config, sde)[0]).endswith(GRID_FILE):
+        if (name := chosen(config.sample, sde)[0]).endswith(GRID_FILE):
             raise ValueError(f"--task sdedit starts at its strength, and {name} elsewhere; name another sample.grid")
         x = experiment.codec.encode(read_given(config, experiment, split)).to(experiment.device)
         start = depth_time(sde, self.strength, experiment.sigma_data(config))
@@ -49,13 +49,13 @@ class SDEdit(GuidedTask):
                 f"edit.task.strength {self.strength} is less noise than at the end; raise it, or lower sample.t_min "
                 f"{config.sample.t_min}"
             )
-        times = make_times(config, experiment, start)
+        times = make_times(config.sample, experiment, start)
         mask = read_mask(self.mask, experiment.facts.shape).to(x.device) if self.mask else None
         parts = []
         for rows in _batches(len(x), config):
             draw = Noise(rows + config.seed)
             constrain = None if mask is None else replacement(x[rows], masked(mask), draw)
-            step = make_step(config, experiment, constrain=constrain)
+            step = make_step(config.sample, experiment, constrain=constrain)
             with torch.no_grad(), numbered(rows):
                 parts.append(sdedit(step, denoisers(rows), x[rows], times, draw, constrain))
             check_finite(parts[-1], rows)
@@ -88,7 +88,7 @@ class Translate(GuidedTask):
         check_flow(other, folder)
         check_data("edit.task.other", folder, theirs, experiment)
         x = experiment.codec.encode(read_given(config, experiment, split)).to(experiment.device)
-        here, there = make_flow(config, experiment), make_flow(config, theirs)
+        here, there = make_flow(config.sample, experiment), make_flow(config.sample, theirs)
         parts = []
         for rows in _batches(len(x), config):
             with torch.no_grad(), numbered(rows):

@@ -109,7 +109,7 @@ def save(
     }
     config.ema.rates = config.ema.rates[:1]
     state = {
-        "optimizer": make_optimizer(config, network.parameters()).state_dict(),
+        "optimizer": make_optimizer(config.optim, network.parameters()).state_dict(),
         "ema_updates": step,
         "timestep_sampler": {},
     }

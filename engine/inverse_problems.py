@@ -256,7 +256,7 @@ class Replacement:
         if project is None:
             raise ValueError("edit.method replacement needs a measurement that keeps a part of x; use pigdm or dps")
         constrain = replacement(problem.x, project, problem.draw)
-        step, times = make_step(config, experiment, constrain=constrain), make_times(config, experiment)
+        step, times = make_step(config.sample, experiment, constrain=constrain), make_times(config.sample, experiment)
         times = resampled(times, self.jump, self.repeats)
         if not self.noisy_mean:
             return sample(step, denoise, problem.latents, times, problem.draw, constrain)
@@ -279,7 +279,7 @@ class PiGDM:
             measure, y = problem.measurement.measure, problem.y[rows]
             return pigdm(for_examples(denoise, rows), experiment.sde, measure, y, std, gaussian)
 
-        step, times = make_step(config, experiment), make_times(config, experiment)
+        step, times = make_step(config.sample, experiment), make_times(config.sample, experiment)
         return sample(step, PerExample(guided), problem.latents, times, problem.draw)
 
 
@@ -296,8 +296,8 @@ class PosteriorSampling:
     def __call__(self, problem: Problem, denoise: Guided) -> Tensor:
         """Restored examples."""
         config, experiment = problem.config, problem.experiment
-        step = DPS(make_step(config, experiment), problem.measurement.measure, problem.y, self.zeta)
-        return sample(step, denoise, problem.latents, make_times(config, experiment), problem.draw)
+        step = DPS(make_step(config.sample, experiment), problem.measurement.measure, problem.y, self.zeta)
+        return sample(step, denoise, problem.latents, make_times(config.sample, experiment), problem.draw)
 
 
 METHODS: dict[str, Callable[..., Callable[[Problem, Guided], Tensor]]] = {

@@ -10,7 +10,7 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 
 from score_sde.configs.choices import options_of
-from score_sde.configs.default import Config
+from score_sde.configs.default import Config, Sample
 from score_sde.data import DataError, table, write_gif
 from score_sde.engine import checkpoint
 from score_sde.engine.build import Experiment
@@ -87,8 +87,8 @@ class Interpolate(FlowTask):
 
         save(folder / "grid.png", show(slice(None)))
         write_gif(folder / "animation.gif", [show(slice(k, k + 1)) for k in range(len(names))])
-        taken = {"steps": config.sample.steps, "t_min": config.sample.t_min, **ancestral_options(config)}
-        taken |= flow_options(config)
+        taken = {"steps": config.sample.steps, "t_min": config.sample.t_min, **ancestral_options(config.sample)}
+        taken |= flow_options(config.sample)
         return {"options": {**asdict(self), **taken}, "split": split, "paths": nfe}
 
 
@@ -109,9 +109,9 @@ def paths(
     times_of = {depth: depth_time(sde, depth, experiment.sigma_data(config)) for depth in depths}
     yield "pixels" if x.ndim == 4 else "values", torch.lerp(first, second, weights)
     for depth, t in times_of.items():
-        step, times = Ancestral(sde, **ancestral_options(config)), karras(sde, steps, t, end)
+        step, times = Ancestral(sde, **ancestral_options(config.sample)), karras(sde, steps, t, end)
         yield f"noise {depth:g}", stochastic_path(step, denoise, first, second, weights, times, Noise(same_seed))
-    flow = make_flow(config, experiment)
+    flow = make_flow(config.sample, experiment)
     yield "flow latents", flow_path(flow, denoise, first, second, weights)
     latents = sde.prior_std * Noise(torch.tensor([config.seed, config.seed + 1]))(x)
     (start, stop), times = latents.split(1), karras(sde, steps, end=end)
@@ -126,7 +126,7 @@ class Encode(FlowTask):
     ) -> dict[str, Any]:
         """Writes latents.npz and grid.png; returns manifest entries with the error of the round trip."""
         dataset, codec = read_examples(config, experiment, split), experiment.codec
-        num, flow = min(config.edit.num_examples or len(dataset), len(dataset)), make_flow(config, experiment)
+        num, flow = min(config.edit.num_examples or len(dataset), len(dataset)), make_flow(config.sample, experiment)
 
         parts, progress = [], Progress(num, "examples")
         for rows in torch.arange(num).split(config.edit.batch_size):
@@ -154,7 +154,7 @@ class Encode(FlowTask):
         error, same = codec.values(back.double()) - codec.values(x.double()), codec.decode(back) == codec.decode(x)
         found: dict[str, float | None] = {"rms": error.square().mean().sqrt().item(), "worst": error.abs().max().item()}
         found["same_level"] = same.double().mean().item() if experiment.facts.levels else None
-        return {"options": flow_options(config), "split": split, "num_examples": num, "round_trip": found}
+        return {"options": flow_options(config.sample), "split": split, "num_examples": num, "round_trip": found}
 
 
 def round_trip_picture(examples: Tensor, latents: Tensor, back: Tensor, levels: int) -> Picture:
@@ -179,7 +179,7 @@ class Decode(FlowTask):
         self, folder: Path, experiment: Experiment, denoise: Counted, config: Config, split: str
     ) -> dict[str, Any]:
         """Writes samples.npz and grid.png; returns manifest entries."""
-        latents, flow = read_latents(self.latents, experiment), make_flow(config, experiment)
+        latents, flow = read_latents(self.latents, experiment), make_flow(config.sample, experiment)
         parts, progress = [], Progress(len(latents), "latents")
         for rows in torch.arange(len(latents)).split(config.edit.batch_size):
             with numbered(rows):
@@ -190,7 +190,7 @@ class Decode(FlowTask):
         write_samples(folder, torch.cat(parts), experiment.facts)
         path = self.latents
         return {
-            "options": flow_options(config),
+            "options": flow_options(config.sample),
             "latents": path,
             "sha256": checkpoint.sha256(Path(path)),
             "num_samples": len(latents),
@@ -216,9 +216,9 @@ def read_latents(path: str, experiment: Experiment) -> Tensor:
     return found
 
 
-def ancestral_options(config: Config) -> dict[str, Any]:
+def ancestral_options(settings: Sample) -> dict[str, Any]:
     """The options of the sampler ``ancestral``: those of the config where it chose that sampler, else the defaults."""
-    return options_of("sample.sampler", "ancestral", config.sample.sampler)
+    return options_of("sample.sampler", "ancestral", settings.sampler)
 
 
 def report(round_trip: dict[str, float | None]) -> str:

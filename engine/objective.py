@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from score_sde.configs.default import Config
+from score_sde.configs.sections import Choice
 from score_sde.engine.build import Experiment
 from score_sde.engine.config import Options
 from score_sde.engine.load import check_there, load
@@ -47,18 +48,17 @@ def make_teacher(config: Config, experiment: Experiment) -> Callable:
     return transport(denoiser, theirs.sde, experiment.sde)
 
 
-def make_weight(config: Config, sigma_data: float) -> Callable:
+def make_weight(chosen: Choice, sigma_data: float) -> Callable:
     """The weight of the loss, ``(sde, t) -> weight``."""
-    weight = pick(WEIGHTS, "weight", config.loss.weight.name)
-    return functools.partial(weight, **options(weight, {**config.loss.weight, "sigma_data": sigma_data}))
+    weight = pick(WEIGHTS, "weight", chosen.name)
+    return functools.partial(weight, **options(weight, {**chosen, "sigma_data": sigma_data}))
 
 
-def make_timestep_sampler(config: Config) -> TimestepSampler:
+def make_timestep_sampler(chosen: Choice) -> TimestepSampler:
     """The timestep sampler, ``(sde, u) -> (t, correction)``."""
-    chosen = dict(config.loss.timestep_sampler)
-    name = chosen.pop("name")
-    make = pick({**TIMESTEP_SAMPLERS, **LEARNING_TIMESTEP_SAMPLERS}, "timestep sampler", name)
-    return make(**chosen) if name in LEARNING_TIMESTEP_SAMPLERS else Fixed(functools.partial(make, **chosen))
+    make = pick({**TIMESTEP_SAMPLERS, **LEARNING_TIMESTEP_SAMPLERS}, "timestep sampler", chosen.name)
+    taken = options(make, chosen)
+    return make(**taken) if chosen.name in LEARNING_TIMESTEP_SAMPLERS else Fixed(functools.partial(make, **taken))
 
 
 def make_objective(config: Config, experiment: Experiment) -> Objective:
@@ -66,7 +66,7 @@ def make_objective(config: Config, experiment: Experiment) -> Objective:
     kind = pick(OBJECTIVES, "objective", config.loss.objective.name)
     sigma_data = experiment.sigma_data(config)
     known = {
-        "weight": make_weight(config, sigma_data),
+        "weight": make_weight(config.loss.weight, sigma_data),
         "sigma_data": sigma_data,
         "bin_width": experiment.bin_width,
         "low": experiment.low,

@@ -76,7 +76,7 @@ def drawn_from(folder: Path) -> Any:
 def training_points(config: Config) -> Tensor | None:
     """Some of the training data; None, with a message, if they cannot be read."""
     try:
-        dataset = read_dataset(config, "train")
+        dataset = read_dataset(config.data, "train")
     except (DataError, OSError) as error:
         say(f"the pictures in the plane are drawn without the data: {error}")
         return None

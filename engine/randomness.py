@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_sde.configs.default import Config
+from score_sde.configs.default import Train
 from score_sde.engine.facts import DataFacts
 from score_sde.samplers import Noise
 from score_sde.samplers.noise import random_bits
@@ -48,9 +48,9 @@ def draw_times(
     return timestep_sampler(sde, put(u, like.device).reshape(-1, *[1] * (like.ndim - 1)))
 
 
-def dithers(config: Config, facts: DataFacts) -> bool:
+def dithers(settings: Train, facts: DataFacts) -> bool:
     """Returns whether levels get uniform noise of one level's width before encoding."""
-    return config.train.dequantize and facts.levels > 0
+    return settings.dequantize and facts.levels > 0
 
 
 def dither(seed: int, where: Tensor, like: Tensor) -> Tensor:

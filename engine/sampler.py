@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from score_sde.configs.choices import options_of
-from score_sde.configs.default import Config
+from score_sde.configs.default import Config, Sample
 from score_sde.engine import tuned
 from score_sde.engine.build import Experiment
 from score_sde.engine.errors import CheckpointError
@@ -25,52 +25,52 @@ GRID_FILE = ".txt"
 """How the name of a grid ends that is a file: of noise levels sigma / alpha, one a line, from the noise to the data."""
 
 
-def make_step(config: Config, experiment: Experiment, **more: Any) -> Step:
+def make_step(settings: Sample, experiment: Experiment, **more: Any) -> Step:
     """The step that ``sample.sampler`` names, with its options, and those of ``more`` that it takes."""
-    chosen = config.sample.sampler
+    chosen = settings.sampler
     return named_step(experiment.sde, chosen.name, experiment.gaussian, {**chosen, **more})
 
 
-def make_flow(config: Config, experiment: Experiment) -> ODE:
+def make_flow(settings: Sample, experiment: Experiment) -> ODE:
     """The probability flow, which can be solved in both directions, with ``flow_options``."""
-    return ODE(experiment.sde, **flow_options(config), gaussian=experiment.gaussian.isotropic())
+    return ODE(experiment.sde, **flow_options(settings), gaussian=experiment.gaussian.isotropic())
 
 
-def flow_options(config: Config) -> dict[str, Any]:
+def flow_options(settings: Sample) -> dict[str, Any]:
     """The options of the sampler ``ode``: those of the config where it chose that sampler, else the defaults."""
-    return options_of("sample.sampler", "ode", config.sample.sampler)
+    return options_of("sample.sampler", "ode", settings.sampler)
 
 
-def make_times(config: Config, experiment: Experiment, start: float | None = None) -> Tensor:
+def make_times(settings: Sample, experiment: Experiment, start: float | None = None) -> Tensor:
     """The grid of ``sample.grid`` down to ``sample.t_min``, 0 being the earliest of the SDE; a file is taken whole.
 
     Args:
         start: where it begins; default t_max.
     """
-    name, steps = chosen(config, experiment.sde)
+    name, steps = chosen(settings, experiment.sde)
     if name.endswith(GRID_FILE):
         try:
             return of_ratios(experiment.sde, read_numbers(Path(name)))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    return named_times(experiment.sde, name, steps, experiment.gaussian, start, config.sample.t_min or None)
+    return named_times(experiment.sde, name, steps, experiment.gaussian, start, settings.t_min or None)
 
 
 def planned(
-    config: Config, workdir: Path, experiment: Experiment, found: Path, weights: str, guidance: Guidance
+    settings: Sample, workdir: Path, experiment: Experiment, found: Path, weights: str, guidance: Guidance
 ) -> tuple[Step, Tensor, str]:
     """Step, times and name of the grid: by a calibration of these weights if no grid is named, or ``tuned`` is.
 
     Raises: CheckpointError or ValueError for ``tuned`` without a calibration, or with one for something else.
     """
-    step, (name, steps) = make_step(config, experiment), chosen(config, experiment.sde)
-    path, demanded = tuned.plan_path(workdir, config.sample.sampler.name, steps), name == tuned.GRID
+    step, (name, steps) = make_step(settings, experiment), chosen(settings, experiment.sde)
+    path, demanded = tuned.plan_path(workdir, settings.sampler.name, steps), name == tuned.GRID
     if demanded and guidance.is_active:
         raise ValueError("a calibration is of the flow without label and guidance; name another sample.grid")
-    if demanded or (path.exists() and not config.sample.grid and not guidance.is_active):
+    if demanded or (path.exists() and not settings.grid and not guidance.is_active):
         try:
             multistep = tuned.tunable(step)
-            plan = tuned.read(path, tuned.conditions(config, multistep, found, weights))
+            plan = tuned.read(path, tuned.conditions(settings, multistep, found, weights))
         except (CheckpointError, ValueError) as error:
             if demanded:
                 raise
@@ -78,7 +78,7 @@ def planned(
         else:
             say(f"tuned by {path}")
             return Tuned(multistep, plan), torch.tensor(plan.times, dtype=torch.float64), tuned.GRID
-    return step, make_times(config, experiment), name
+    return step, make_times(settings, experiment), name
 
 
 def by_plan(config: Config) -> Config:
@@ -91,12 +91,11 @@ def by_plan(config: Config) -> Config:
     return replace(config, sample=replace(settings, grid=tuned.GRID, steps=steps))
 
 
-def chosen(config: Config, sde: SDE) -> tuple[str, int]:
+def chosen(settings: Sample, sde: SDE) -> tuple[str, int]:
     """Name of the grid and number of steps: those of the section ``sample``, of a file, or the sampler's own.
 
     Raises: DataError for a file that cannot be read; ValueError for one that has other steps than are asked for.
     """
-    settings = config.sample
     name, steps = suited(sde, settings.sampler.name, settings.grid, settings.steps or None)
     if name.endswith(GRID_FILE):
         found = len(read_numbers(Path(name))) - 1

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from score_sde.configs.default import Config
+from score_sde.configs.default import Sample
 from score_sde.engine.errors import CheckpointError
 from score_sde.engine.training import posthoc
 from score_sde.samplers import Multistep, Step
@@ -32,7 +32,7 @@ def tunable(step: Step) -> Multistep:
     return step
 
 
-def conditions(config: Config, step: Multistep, found: Path, weights: str) -> dict[str, Any]:
+def conditions(settings: Sample, step: Multistep, found: Path, weights: str) -> dict[str, Any]:
     """Everything that a plan depends on except the number of moves, as JSON values.
 
     Args:
@@ -40,8 +40,8 @@ def conditions(config: Config, step: Multistep, found: Path, weights: str) -> di
         weights: value of --weights.
     """
     return {
-        **{key: value for key, value in config.sample.sampler.items() if key != "name"},
-        "t_min": config.sample.t_min,
+        **{key: value for key, value in settings.sampler.items() if key != "name"},
+        "t_min": settings.t_min,
         "std": step.coordinates.std,
         "weights": weights,
         "weights_sha256": posthoc.digest(found, weights),

@@ -436,13 +436,13 @@ def untrained(data: str, dequantization: str, changes: dict[str, str | int], set
         contextlib.redirect_stdout(io.StringIO()),
     ):
         write_text(workdir / "config.json", to_json(config))
-        trainer = Trainer(config, workdir, read_dataset(config, "train"))
+        trainer = Trainer(config, workdir, read_dataset(config.data, "train"))
         trainer.save()
         likelihood.run(config, workdir, Options())
         (path,) = (workdir / "likelihood").glob("*.json")
         result, columns = json.loads(read_text(path)), unpack_arrays(path.with_suffix(".npz"), bool)[1]
 
-    values, levels = exactly(read_dataset(config, "test").batch(np.arange(4))["x"]), 17 if data == "digits" else 0
+    values, levels = exactly(read_dataset(config.data, "test").batch(np.arange(4))["x"]), 17 if data == "digits" else 0
     nats = untrained_nats(config, trainer.experiment.sde, trainer.denoiser.sigma_data, values, levels)
     dimensions = values[0].numel()
     found = distance(columns["nats"], nats, dimensions)

@@ -103,7 +103,7 @@ def optimum(weight: str, sde_name: str, setting: Setting) -> tuple[float, float]
     config.loss.weight = choose("loss.weight", weight)
     book = PROCESSES[sde_name](exactly(t).numpy()[::9, 0]) if sde_name in PROCESSES else textbook_of(sde, t[::9])
     expected = VARIANCE * book.sigma**2 / (book.alpha**2 * VARIANCE + book.sigma**2)
-    weigh = make_weight(config, SIGMA_DATA)
+    weigh = make_weight(config.loss.weight, SIGMA_DATA)
     factor = WEIGHT_FORMS[weight](book) if weight in WEIGHT_FORMS else exactly(weigh(sde, t[::9])).flatten().numpy()
 
     exact = GaussianMixture(setting.tensor([1.0]), setting.tensor([[MEAN, MEAN]]), VARIANCE).denoiser(sde)
@@ -133,7 +133,7 @@ def law(name: str, sde_name: str, setting: Setting) -> tuple[float, float]:
         config.loss.timestep_sampler.name = name  # with the mean, the deviation and the tail of the default config
     else:
         config.loss.timestep_sampler = choose("loss.timestep_sampler", name)
-    times, correction = make_timestep_sampler(config)(sde, setting.tensor(u)[:, None])
+    times, correction = make_timestep_sampler(config.loss.timestep_sampler)(sde, setting.tensor(u)[:, None])
     t, ends = exactly(times).flatten().numpy(), np.array([sde.t_min, sde.t_max])
     found = LAW_FORMS[name](book, t, ends) if name in LAW_FORMS else u
     if name == "uniform" and isinstance(sde, Discrete):  # whole levels, equally probable

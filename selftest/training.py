@@ -126,7 +126,7 @@ def small(setting: Setting, **changes: object) -> ConfigDict:
 def runs(folder: Path, setting: Setting) -> Iterator[Row]:
     """Checks a network trained without and with interruption, in float32 and under autocast."""
     config = small(setting)
-    dataset = read_dataset(config, "train")
+    dataset = read_dataset(config.data, "train")
     whole = Trainer(config, folder / "whole", dataset)
     inputs = record_inputs(whole.network)
     losses = [result.loss.item() for result in whole.steps(4)]
@@ -152,7 +152,7 @@ def runs(folder: Path, setting: Setting) -> Iterator[Row]:
     path = checkpoint.find(folder / "pieces" / "checkpoints")
     yield Row("damaged checkpoints: files that load", damaged(path, second), 0)
 
-    validation = Validation(config, whole.experiment, read_dataset(config, "test"))
+    validation = Validation(config, whole.experiment, read_dataset(config.data, "test"))
     before = validation.losses(whole.ema.networks[0])
     yield Row(
         "validation loss of a network of zeros, against the first training loss",

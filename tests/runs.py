@@ -46,7 +46,7 @@ def trainer_of(tmp_path, config="vpsde", num_steps=8, **changes):
     keys["train.total_images"] = num_steps * keys["train.batch_size"]
     made = load(config)
     override(made, [(key, str(value)) for key, value in keys.items()])
-    return Trainer(made, tmp_path, read_dataset(made, "train"))
+    return Trainer(made, tmp_path, read_dataset(made.data, "train"))
 
 
 def tolerances(sampler, rtol=1e-2, control_rtol=0.2):

@@ -87,7 +87,7 @@ def test_labels_reach_each_network(network):
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_each_weight_is_positive(name):
     sde, t = SDES["vpsde"](), torch.linspace(0.01, 1, 5).reshape(-1, 1)
-    weight = make_weight(config_with(loss__weight=name), sigma_data=0.5)(sde, t)
+    weight = make_weight(config_with(loss__weight=name).loss.weight, sigma_data=0.5)(sde, t)
     assert weight.shape == t.shape
     assert (weight > 0).all()
 
@@ -95,7 +95,7 @@ def test_each_weight_is_positive(name):
 def test_the_edm_weight_takes_the_deviation_of_the_data():
     sde, t = SDES["vpsde"](), torch.tensor([[0.3]])
     alpha, sigma, _ = sde.marginal(0.3)
-    weight = make_weight(config_with(loss__weight="edm"), sigma_data=0.5)(sde, t)
+    weight = make_weight(config_with(loss__weight="edm").loss.weight, sigma_data=0.5)(sde, t)
     assert weight.item() == pytest.approx((alpha**2 * 0.5**2 + sigma**2) / (0.5 * sigma) ** 2, rel=1e-5)
 
 
@@ -103,7 +103,7 @@ def test_the_edm_weight_takes_the_deviation_of_the_data():
 @pytest.mark.parametrize("sde", SDES)
 def test_each_timestep_sampler_stays_in_the_interval(name, sde):
     sde = SDES[sde]()
-    t, correction = make_timestep_sampler(config_with(loss__timestep_sampler=name))(
+    t, correction = make_timestep_sampler(config_with(loss__timestep_sampler=name).loss.timestep_sampler)(
         sde, torch.linspace(0, 0.999, 50).reshape(-1, 1)
     )
     assert t.min() >= sde.t_min
@@ -116,7 +116,7 @@ def test_the_lognormal_law_takes_mean_and_deviation():
     sde, above = SDES["edm"](), 0.5 * math.erfc(-1 / math.sqrt(2))
     options = {"mean": -0.7, "std": 0.4, "tail": 0.0}
     changes = {f"loss__timestep_sampler__{key}": value for key, value in options.items()}
-    t, _ = make_timestep_sampler(config_with(**changes))(sde, torch.tensor([[0.5], [above]]))
+    t, _ = make_timestep_sampler(config_with(**changes).loss.timestep_sampler)(sde, torch.tensor([[0.5], [above]]))
     torch.testing.assert_close(
         -0.5 * sde.log_snr(t.double()).flatten(), torch.tensor([-0.7, -0.3]).double(), atol=1e-4, rtol=0
     )
@@ -127,7 +127,7 @@ def test_the_lognormal_law_takes_mean_and_deviation():
 
 def test_facts_of_the_digits():
     config = config_with()
-    dataset = read_dataset(config, "train")
+    dataset = read_dataset(config.data, "train")
     facts = DataFacts.of(dataset, fit_codec(config, "train", dataset))
     x = (dataset.batch(np.arange(len(dataset)))["x"].double().numpy() + 0.5) * 2 / 17 - 1
     assert (facts.shape, facts.levels) == ((1, 8, 8), 17)
@@ -137,7 +137,7 @@ def test_facts_of_the_digits():
 
 def test_the_moment_matched_gaussian_of_the_digits_is_their_covariance_with_the_noise_within_a_level():
     config = config_with()
-    dataset = read_dataset(config, "train")
+    dataset = read_dataset(config.data, "train")
     found = moment_matched(dataset, fit_codec(config, "train", dataset))
     x = (dataset.batch(np.arange(len(dataset)))["x"].double().numpy().reshape(-1, 64) + 0.5) * 2 / 17 - 1
     covariance = (found.directions * found.variances) @ found.directions.mT
@@ -148,7 +148,7 @@ def test_the_moment_matched_gaussian_of_the_digits_is_their_covariance_with_the_
 
 def test_real_valued_data_have_no_noise_within_a_level():
     config = config_with("points")
-    dataset = read_dataset(config, "train")
+    dataset = read_dataset(config.data, "train")
     found = moment_matched(dataset, fit_codec(config, "train", dataset))
     x = dataset.batch(order(0, 0, len(dataset))[:10_000])["x"].double().numpy()
     covariance = (found.directions * found.variances) @ found.directions.mT
@@ -159,7 +159,7 @@ def test_real_valued_data_have_no_noise_within_a_level():
 def test_the_moment_matched_gaussian_uses_as_many_examples_as_fit_in_memory(entries, num, monkeypatch):
     """It uses the first of the examples measured for the other facts, at least one."""
     monkeypatch.setattr(statistics, "MOST_ENTRIES", entries)
-    dataset = read_dataset(config_with(), "train")
+    dataset = read_dataset(config_with().data, "train")
     codec = fit_codec(config_with(), "train", dataset)
     expected = codec.encode(dataset.batch(order(0, 0, len(dataset))[:num])["x"])
     assert torch.equal(examples(dataset, codec), expected)
@@ -177,7 +177,7 @@ def test_without_a_moment_matched_gaussian_the_default_has_the_deviation_of_the_
 def test_a_trained_run_has_its_moment_matched_gaussian(digits, tmp_path):
     """It is read, not measured; an older checkpoint without one gives a Gaussian of the data's standard deviation."""
     config = stored(digits)
-    dataset = read_dataset(config, "train")
+    dataset = read_dataset(config.data, "train")
     found = load_run(config, digits, Options())[0].gaussian.state_dict()
     measured = moment_matched(dataset, fit_codec(config, "train", dataset)).state_dict()
     assert all(torch.equal(found[key], measured[key]) for key in measured)
@@ -207,7 +207,7 @@ def test_sigma_max_is_the_diameter_unless_given(sde, given, taken):
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_a_path_is_read_or_refused(name):
     with pytest.raises((ValueError, DataError), match="nowhere"):
-        read_dataset(config_with(data__name=name, data__path="nowhere"), "test")
+        read_dataset(config_with(data__name=name, data__path="nowhere").data, "test")
 
 
 def test_images_take_both_paths(tmp_path):
@@ -216,7 +216,7 @@ def test_images_take_both_paths(tmp_path):
         for k in range(num):
             Image.new("L", (4, 4), k).save(tmp_path / folder / f"{k}.png")
     config = config_with(data__name="images", data__path=tmp_path / "a", data__test_path=tmp_path / "b")
-    assert [len(read_dataset(config, split)) for split in ("train", "test")] == [3, 2]
+    assert [len(read_dataset(config.data, split)) for split in ("train", "test")] == [3, 2]
 
 
 # --- refused configs --------------------------------------------------------------------------------------------------

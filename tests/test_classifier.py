@@ -165,10 +165,10 @@ def test_the_recipe_classifies_the_digits(tmp_path):
     """97 of 100 held-out digits, near the best that the noise allows."""
     config = load("classifier")
     override(config, [("device", "cpu")])
-    trainer = Trainer(config, tmp_path, read_dataset(config, "train"))
+    trainer = Trainer(config, tmp_path, read_dataset(config.data, "train"))
     for _ in trainer.steps(config.train.total_images // config.train.batch_size):
         pass
-    found = Validation(config, trainer.experiment, read_dataset(config, "test")).losses(trainer.ema.networks[0])
+    found = Validation(config, trainer.experiment, read_dataset(config.data, "test")).losses(trainer.ema.networks[0])
     assert found["validation_accuracy"] >= 0.97
     assert found["validation_accuracy/log_snr_2"] >= 0.95
     assert found["validation_accuracy/log_snr_0"] >= 0.65

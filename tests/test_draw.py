@@ -48,7 +48,7 @@ def test_every_sampler_draws_by_its_name_with_the_defaults_of_the_config(sampler
     experiment = build(config, DataFacts(shape, 17, 1.0, 1.0))
     exact = gaussian_of(torch.zeros(shape)).denoiser(experiment.sde, v=0.5)
     denoise = lambda x, t: exact(x, t)  # noqa: E731, a function without a parameterization
-    step, times = make_step(config, experiment), make_times(config, experiment)
+    step, times = make_step(config.sample, experiment), make_times(config.sample, experiment)
     expected = draw_pairs(experiment, denoise, step, times, torch.arange(2))[1]
     assert torch.equal(draw(denoise, experiment.sde, shape, [0, 1], sampler), expected)
 

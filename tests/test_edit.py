@@ -258,7 +258,7 @@ def found_paths(workdir, first=0, second=-1, frames=11):
     config = stored(workdir)
     config.sample.steps = 3
     experiment, denoise, _ = load(config, workdir, Options())
-    pair = read_dataset(config, "test").batch([first, second])["x"]
+    pair = read_dataset(config.data, "test").batch([first, second])["x"]
     weights = torch.linspace(0, 1, frames)
     with torch.no_grad():
         x = experiment.codec.encode(pair)
@@ -355,7 +355,7 @@ def test_examples_are_encoded_and_come_back(split, digits, done):
     found, manifest, said = done(digits, "encode", f"--config.edit.num_examples={num}", f"--split={split}")
     config, folder = stored(digits), digits / "edit" / "encode"
     experiment, denoise, _ = load(config, digits, Options())
-    batch = read_dataset(config, split).batch(range(num))
+    batch = read_dataset(config.data, split).batch(range(num))
     assert {path.name for path in folder.iterdir()} == {"latents.npz", "grid.png", "manifest.json"}
     assert found.keys() == {"latents", "label"}
     assert (found["latents"].shape, found["latents"].dtype) == ((num, 1, 8, 8), np.float32)
@@ -398,7 +398,7 @@ def test_the_error_of_the_round_trip(digits, done, monkeypatch):
 def test_the_picture_shows_examples_latents_and_round_trip(digits, done):
     """Sixteen examples, each 64 pixels wide and 6 apart; the first and the last row are equal."""
     found, _, _ = done(digits, "encode", "--config.edit.num_examples=31")
-    examples = read_dataset(stored(digits), "test").batch(range(31))["x"]
+    examples = read_dataset(stored(digits).data, "test").batch(range(31))["x"]
     shades = np.clip((found["latents"] + 2.5) / 5, 0, 1)
     with Image.open(digits / "edit" / "encode" / "grid.png") as picture:
         pixels = np.asarray(picture.convert("L"))
@@ -419,7 +419,7 @@ def test_latents_are_decoded_to_the_round_trip(run, request, done, tmp_path):
     whole, _, _ = done(workdir, "encode", *size)
     np.testing.assert_allclose(latents["latents"], whole["latents"], rtol=0, atol=1e-3)
     found, told, _ = done(workdir, "decode", f"--config.edit.task.latents={path}", "--batch_size=3", *LOOSE)
-    x = read_dataset(config, "test").batch(range(5))["x"]
+    x = read_dataset(config.data, "test").batch(range(5))["x"]
     if run == "digits":
         assert np.array_equal(found["samples"], x.movedim(1, -1))
     else:

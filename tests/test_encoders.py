@@ -191,7 +191,7 @@ def test_training_matches_digits_and_captions(pair):
     assert found["validation_loss_of_zero"] == pytest.approx(math.log(360), rel=1e-4)
     assert found["validation_loss"] < 0.95 * math.log(360)
     experiment, model, _ = load_model(stored(pair), pair, Options())
-    dataset = read_dataset(stored(pair), "test")
+    dataset = read_dataset(stored(pair).data, "test")
     batch = dataset.batch(np.arange(len(dataset)))
     with torch.no_grad():
         vectors = model.embed(experiment.codec.encode(batch["x"]), experiment.sde.t_min)
@@ -228,7 +228,7 @@ def test_invalid_configs_are_refused(tmp_path, capsys, words, message):
 
 def picture(path, digit):
     """The first held-out image of this digit, in 256 shades."""
-    dataset = read_dataset(load("vpsde"), "test")
+    dataset = read_dataset(load("vpsde").data, "test")
     batch = dataset.batch(np.arange(len(dataset)))
     x = batch["x"][batch["label"] == digit][0, 0]
     Image.fromarray((x.numpy() * 255.0 / 16).round().astype(np.uint8)).save(path)
@@ -240,7 +240,7 @@ def by_hand(workdir, guide):
     config = stored(workdir)
     config.sample.sampler, config.sample.steps = choose("sample.sampler", "ddim"), 4
     experiment, denoise, _ = load_run(config, workdir, Options())
-    step, times = make_step(config, experiment), make_times(config, experiment)
+    step, times = make_step(config.sample, experiment), make_times(config.sample, experiment)
     return draw_pairs(experiment, guide(denoise, experiment), step, times, torch.arange(5))[1]
 
 

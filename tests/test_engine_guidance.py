@@ -118,7 +118,7 @@ def test_samples_of_a_label_match_the_network_called_directly(labelled, drawn):
     config.sample.sampler, config.sample.steps = choose("sample.sampler", "ddim"), 4
     experiment, denoise, _ = load_run(config, labelled, Options())
     sevens = torch.full((5,), 7)
-    step, times = make_step(config, experiment), make_times(config, experiment)
+    step, times = make_step(config.sample, experiment), make_times(config.sample, experiment)
     expected = draw(experiment, lambda x, t: denoise(x, t, label=sevens), step, times, torch.arange(5))
     assert np.array_equal(found["samples"], expected.movedim(1, -1))
     plain, manifest = drawn(labelled)
@@ -279,7 +279,7 @@ def test_samples_are_guided_away_from_a_weaker_run(digits, other_noise, drawn):
         below = weak(theirs.sde.marginal(there).alpha / alpha * x, there).x0
         return sde_lib.Prediction(below + 3 * (denoise(x, t).x0 - below))
 
-    step, times = make_step(config, experiment), make_times(config, experiment)
+    step, times = make_step(config.sample, experiment), make_times(config.sample, experiment)
     x0 = draw_pairs(experiment, expected, step, times, torch.arange(5))[1]
     words = (f"--config.guidance.autoguidance={other_noise}", "--config.guidance.autoguidance_scale=3")
     found, manifest = drawn(digits, *words, "--config.sample.keep_latents=true")
@@ -430,7 +430,7 @@ def test_the_fraction_of_kept_labels(dropout):
 def test_training_passes_the_kept_labels_to_the_network(tmp_path, asked):
     config = load("conditional")
     config.network.channels, config.train.batch_size, config.train.label_dropout, config.device = 8, 16, 0.4, "cpu"
-    dataset = read_dataset(config, "train")
+    dataset = read_dataset(config.data, "train")
     for _ in Trainer(config, tmp_path, dataset).steps(3):
         pass
     assert len(asked) == 3
@@ -465,7 +465,7 @@ def test_the_effect_of_the_label_is_logged(labelled, digits):
     logged = [line["validation_label_effect"] for line in lines if "validation_label_effect" in line]
     config = stored(labelled)
     experiment, denoise, _ = load_run(config, labelled, Options())
-    validation = Validation(config, experiment, read_dataset(config, "test"))
+    validation = Validation(config, experiment, read_dataset(config.data, "test"))
     x = experiment.sde.perturb(validation.x0, validation.eps, validation.t)
     with torch.no_grad():
         with_label = denoise(x, validation.t, label=validation.cond["label"]).x0
@@ -482,7 +482,7 @@ def test_a_network_that_ignores_the_label_has_no_effect_of_it(labelled):
     table = experiment.network.get_submodule("conditioning.label.table")
     with torch.no_grad():
         table.weight.copy_(table.weight[-1:].expand_as(table.weight).clone())
-    validation = Validation(config, experiment, read_dataset(config, "test"))
+    validation = Validation(config, experiment, read_dataset(config.data, "test"))
     assert validation.losses(experiment.network)["validation_label_effect"] == 0
     with torch.no_grad():
         table.weight[:-1] += 0.1
@@ -491,5 +491,5 @@ def test_a_network_that_ignores_the_label_has_no_effect_of_it(labelled):
 
 def test_the_config_with_labels_uses_the_digits():
     config = load("conditional")
-    assert config.network.num_classes == read_dataset(config, "train").num_classes == 10
+    assert config.network.num_classes == read_dataset(config.data, "train").num_classes == 10
     assert config.train.label_dropout == 0.1

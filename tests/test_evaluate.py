@@ -357,7 +357,7 @@ def inception(**keys):
     config = load("vpsde")
     override(config, [("evaluate.features", "inception"), ("device", "cpu")])
     override(config, [(f"evaluate.{key}", str(value)) for key, value in keys.items()])
-    return make_features(config, read_dataset(config, "test"))
+    return make_features(config, read_dataset(config.data, "test"))
 
 
 def test_inception_receives_three_channels_of_256_levels(monkeypatch, tmp_path):

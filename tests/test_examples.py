@@ -146,7 +146,7 @@ def run_of(digits, points):
 def test_examples_of_a_split_are_evenly_spaced(split, run_of):
     """Because the examples of many splits are sorted by class."""
     config, experiment = run_of("digits", num_examples=7)
-    dataset = read_dataset(config, split)
+    dataset = read_dataset(config.data, split)
     last = len(dataset) - 1
     assert torch.equal(read_given(config, experiment, split), dataset.batch([k * last // 6 for k in range(7)])["x"])
     config.edit.num_examples = 0

@@ -258,7 +258,10 @@ def test_recipes_build_and_weight_the_error_of_the_noise(name):
     width = "32" if config.network.name == "ddpm" else "8"
     override(config, [("network.channels", width), ("device", "cpu"), *blocks])
     experiment = build.build(config, build.DataFacts((3, 32, 32), 256, 0.5, 60.0))
-    denoise, law = experiment.denoiser(experiment.network, config), objective.make_timestep_sampler(config)
+    denoise, law = (
+        experiment.denoiser(experiment.network, config),
+        objective.make_timestep_sampler(config.loss.timestep_sampler),
+    )
     t, _ = law(experiment.sde, torch.tensor([0.1, 0.5, 0.9]))
     x0 = experiment.codec.encode(torch.randint(256, (3, 3, 32, 32)))
     assert (x0.min() < 0) == config.network.centred

@@ -255,7 +255,7 @@ def test_losses_by_profile(tracked, capsys):
     assert f"least: --weights {min(told, key=told.get)};" in out
     for weights in ("raw", "ema-0.5", "ema:0.1"):
         experiment = load_model(config := stored(tracked), tracked, Options(weights=weights))[0]
-        validation = Validation(config, experiment, read_dataset(config, "test"))
+        validation = Validation(config, experiment, read_dataset(config.data, "test"))
         assert told[weights] == validation.losses(experiment.network)["validation_loss"]
     assert (tracked / "profiles/profiles.png").stat().st_size > 1000
 

@@ -118,7 +118,7 @@ def trainer_of(path, workdir, **changes):
     keys = {"device": "cpu", "network.channels": 8, "data.path": path, "train.init": "", "train.batch_size": 4}
     config = load("reflow")
     override(config, [(key, str(value)) for key, value in (keys | changes).items()])
-    return Trainer(config, workdir, read_dataset(config, "train"))
+    return Trainer(config, workdir, read_dataset(config.data, "train"))
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_training_uses_the_noise_of_the_pairs(trainer):
 
 
 def test_validation_loss_uses_the_noise_of_the_pairs(trainer):
-    dataset = read_dataset(trainer.config, "test")
+    dataset = read_dataset(trainer.config.data, "test")
     validation, seen = Validation(trainer.config, trainer.experiment, dataset), []
     trainer.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     validation.losses(trainer.network)

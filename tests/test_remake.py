@@ -63,7 +63,7 @@ def refused(capsys, workdir, status, message, *words):
 
 def given(workdir):
     """Held-out examples of a run, evenly spaced, as stored."""
-    dataset = read_dataset(stored(workdir), "test")
+    dataset = read_dataset(stored(workdir).data, "test")
     return dataset.batch(np.linspace(0, len(dataset) - 1, NUM).astype(int))["x"]
 
 
@@ -213,8 +213,8 @@ def test_translation_to_another_run_and_back(digits, other, made):
     ours, theirs = (load(stored(folder), folder, Options()) for folder in (digits, other))
     x = ours[0].codec.encode(given(digits))
     with torch.no_grad():
-        latents = make_step(config, ours[0]).encode(ours[1], x)
-        expected = make_step(config, theirs[0]).decode(theirs[1], latents)
+        latents = make_step(config.sample, ours[0]).encode(ours[1], x)
+        expected = make_step(config.sample, theirs[0]).decode(theirs[1], latents)
     assert (found.int() - ours[0].codec.decode(expected).int()).abs().max() <= 1
     assert apart(found, given(digits)) > 0.5
     assert manifest["back_rms"] < 0.1

@@ -75,7 +75,7 @@ def refused(capsys, workdir, status, message, *words):
 
 def given(workdir, num=NUM, split="test"):
     """Examples of a run, evenly spaced over a split, as stored."""
-    dataset = read_dataset(stored(workdir), split)
+    dataset = read_dataset(stored(workdir).data, split)
     return dataset.batch(np.linspace(0, len(dataset) - 1, num).astype(int))["x"]
 
 

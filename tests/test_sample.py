@@ -199,7 +199,7 @@ def test_the_requested_weights_are_used(step, weights, digits, drawn):
     name = {"raw": "model.safetensors", "ema": "ema-0.999.safetensors"}[weights]
     checkpoint.load_network(path, name, experiment.network)
     denoiser = experiment.denoiser(experiment.network.eval(), config)
-    step, times = make_step(config, experiment), make_times(config, experiment)
+    step, times = make_step(config.sample, experiment), make_times(config.sample, experiment)
     expected = draw(experiment, denoiser, step, times, torch.arange(4)).movedim(1, -1).numpy()
     assert np.array_equal(samples, expected)
 
@@ -241,7 +241,7 @@ def test_a_step_takes_its_options_from_the_config():
     for name in STEPS:
         changes = {key: value for key, value in changed.items() if key in defaults("sample.sampler", name)}
         config.sample.sampler = choose("sample.sampler", name, **changes)
-        step = make_step(config, experiment)
+        step = make_step(config.sample, experiment)
         assert type(step) is STEPS[name]
         assert all(getattr(step, key, value) == value for key, value in changes.items())
 
@@ -254,9 +254,9 @@ def test_the_grid_of_the_config_and_its_end(grid):
     experiment = dataclasses.replace(build(config, FACTS), sde=sde)
     law = {"std": experiment.gaussian.std} if grid in ("angle", "logistic") else {}
     law |= {"dimensions": experiment.gaussian.dimensions} if grid == "logistic" else {}
-    assert torch.equal(make_times(config, experiment), GRIDS[grid](sde, 10, **law))
+    assert torch.equal(make_times(config.sample, experiment), GRIDS[grid](sde, 10, **law))
     config.sample.t_min = 10.0 if chain else 1e-3
-    noisy = make_times(config, experiment)
+    noisy = make_times(config.sample, experiment)
     assert noisy[sde.sigma(noisy) > 0][-1] == config.sample.t_min
 
 
@@ -319,8 +319,8 @@ def test_mean_and_scale_of_the_data_reduce_the_evaluations_of_the_flow():
     for gaussian in (Gaussian(mean, 0.25), Gaussian(0 * mean, 1.0)):
         experiment = build(config, FACTS, gaussian)
         normal = GaussianMixture(torch.ones(1), mean.float()[None], 0.25)
-        denoise, times = Counted(normal.denoiser(experiment.sde)), make_times(config, experiment)
-        z, x0 = draw_pairs(experiment, denoise, make_step(config, experiment), times, torch.arange(4))
+        denoise, times = Counted(normal.denoiser(experiment.sde)), make_times(config.sample, experiment)
+        z, x0 = draw_pairs(experiment, denoise, make_step(config.sample, experiment), times, torch.arange(4))
         torch.testing.assert_close(x0, mean.float() + 0.5 * z, rtol=0, atol=0.02)  # the prior lacks the mean
         found[gaussian.rest] = denoise.calls - 1  # one is the last denoising
     assert found[0.25] == 31 < found[1.0]
@@ -332,7 +332,7 @@ def test_adaptive_solvers_ignore_the_directions_of_the_moment_matched_gaussian()
     directions, variances = torch.eye(16).double()[:, :2], torch.tensor([4.0, 1.0]).double()
     mean = torch.arange(16).double().reshape(FACTS.shape)
     config.sample.sampler = choose("sample.sampler", "ode")
-    step = make_step(config, build(config, FACTS, Gaussian(mean, 0.5, variances, directions)))
+    step = make_step(config.sample, build(config, FACTS, Gaussian(mean, 0.5, variances, directions)))
     assert torch.equal(step.gaussian.mean, mean)
     assert step.gaussian.rest == pytest.approx((4 + 1 + 14 * 0.5) / 16)
     assert step.gaussian.variances.numel() == 0

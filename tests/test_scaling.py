@@ -181,7 +181,7 @@ def test_the_limits_on_images_reach_the_reader(tmp_path):
     config = load("vpsde")
     override(config, [("data.name", "images"), ("data.path", str(tmp_path)), ("data.max_pixels", "63")])
     with pytest.raises(DataError, match=r"raise data\.max_pixels from 63"):
-        datasets.read_dataset(config, "train")
+        datasets.read_dataset(config.data, "train")
 
 
 @pytest.mark.parametrize(("cores", "local", "expected"), [(32, 8, 4), (64, 2, 16), (2, 8, 2), (None, 1, 2)])
@@ -453,7 +453,7 @@ def test_a_contrastive_loss_gets_the_whole_batch(microbatch, processes, fine, mo
     config = load("clip")
     override(config, [("train.batch_size", "4"), ("train.microbatch", str(microbatch))])
     monkeypatch.setattr(ranks, "size", lambda: processes)
-    data = datasets.read_dataset(config, "train")
+    data = datasets.read_dataset(config.data, "train")
     if fine:
         check(config, data)
     else:

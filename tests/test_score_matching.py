@@ -183,7 +183,9 @@ def test_options_are_checked_and_come_from_the_config():
 def test_one_noise_level_is_the_log_normal_law_without_width(sde):
     config = load("sliced")
     config.loss.timestep_sampler = choose("loss.timestep_sampler", "lognormal", mean=-1.0, std=1e-6)
-    t, correction = make_timestep_sampler(config)(sde, torch.linspace(0, 1 - 2**-24, 100, dtype=torch.float64))
+    t, correction = make_timestep_sampler(config.loss.timestep_sampler)(
+        sde, torch.linspace(0, 1 - 2**-24, 100, dtype=torch.float64)
+    )
     torch.testing.assert_close(sde.log_snr(t), torch.full_like(t, 2.0), rtol=0, atol=1e-4)
     assert (correction == 1).all()
 

@@ -33,7 +33,7 @@ from tests.runs import DIGITS, POINTS, ROOT, assert_same_run, digests, equal, me
 
 
 def validation_of(trainer):
-    return Validation(trainer.config, trainer.experiment, read_dataset(trainer.config, "test"))
+    return Validation(trainer.config, trainer.experiment, read_dataset(trainer.config.data, "test"))
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------

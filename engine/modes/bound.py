@@ -20,7 +20,7 @@ def run(config: Config, workdir: Path, options: Options) -> None:
     settings, split = config.bound, options.split or "test"
     experiment, denoiser, found = load(config, workdir, options)
     check_flow(denoiser, workdir)
-    dataset = read_dataset(config, split)
+    dataset = read_dataset(config.data, split)
     check_form(config, dataset, experiment.facts)
     num, batch_size = min(settings.num_examples or len(dataset), len(dataset)), settings.batch_size
     counted = Counted(denoiser)

@@ -19,7 +19,7 @@ from score_sde.engine.remarks import SHOWN_ENTRIES, remarks
 def run(config: Config, workdir: Path, options: Options) -> None:
     """Prints statistics of a split; writes data/<split>.json and the contact sheet data/<split>.png to ``workdir``."""
     split = options.split or "train"
-    dataset = read_dataset(config, split)
+    dataset = read_dataset(config.data, split)
     codec = fit_codec(config, split, dataset)
     found = measure(dataset, codec)
     facts = DataFacts(dataset.shape, dataset.levels, found.std, found.diameter, dataset.classes)

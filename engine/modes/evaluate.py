@@ -28,7 +28,7 @@ def run(config: Config, workdir: Path, options: Options) -> None:
             draw_run(config, workdir, options, settings.num_samples, settings.batch_size)
         ranks.leave_to_first()
         return
-    datasets = {name: read_dataset(config, name) for name in SPLITS}
+    datasets = {name: read_dataset(config.data, name) for name in SPLITS}
     features = make_features(config, datasets["train"])
     given = read_samples(Path(settings.samples), datasets[split]) if settings.samples else None
     num = len(given[0]) if given else settings.num_samples

@@ -25,7 +25,7 @@ def run(config: Config, workdir: Path, given: Options) -> None:
     check_dequantization(settings.dequantization, experiment.facts.levels)
     estimator = DensityEstimator.of(config, experiment, denoiser)
     check_copies(estimator)
-    dataset = read_dataset(config, split)
+    dataset = read_dataset(config.data, split)
     check_form(config, dataset, experiment.facts)
     num = min(settings.num_examples or len(dataset), len(dataset))
 

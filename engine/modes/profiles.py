@@ -40,7 +40,7 @@ def run(config: Config, workdir: Path, options: Options) -> None:
             left_out.append(width)
         else:
             profiles.append(name)
-    dataset, losses = read_dataset(config, split), {}
+    dataset, losses = read_dataset(config.data, split), {}
     check_form(config, dataset, experiment.facts)
     validation = Validation(config, experiment, dataset)
     for weights in ("raw", *(name.removesuffix(".safetensors") for name in meta["ema"]), *profiles):

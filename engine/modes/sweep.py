@@ -33,8 +33,8 @@ def run(config: Config, workdir: Path, options: Options) -> None:
         raise ValueError(f"evaluate.num_samples {settings.num_samples}: a sweep needs at least 2")
     guidance = config.guidance
     key = "classifier_scale" if guidance.classifier else "autoguidance_scale" if guidance.autoguidance else "scale"
-    dataset = read_dataset(config, options.split or "test")
-    features = make_features(config, read_dataset(config, "train"))
+    dataset = read_dataset(config.data, options.split or "test")
+    features = make_features(config, read_dataset(config.data, "train"))
     size = settings.batch_size or usual(dataset.shape)
     real = features.of(batch["x"] for batch in batches(dataset, len(dataset), size))
     classes = labels(dataset, len(dataset))

@@ -41,9 +41,9 @@ def run(config: Config, workdir: Path, given: Options) -> None:
         config = replace(config, sample=replace(config.sample, grid=""))
     experiment, denoiser, found = load(config, workdir, given)
     check_flow(denoiser, workdir)
-    sde, sampler, step = experiment.sde, config.sample.sampler.name, tuned.tunable(make_step(config, experiment))
-    made_for = tuned.conditions(config, step, found, given.weights)
-    (grid, steps), whole = chosen(config, sde), make_times(config, experiment)
+    sde, sampler, step = experiment.sde, config.sample.sampler.name, tuned.tunable(make_step(config.sample, experiment))
+    made_for = tuned.conditions(config.sample, step, found, given.weights)
+    (grid, steps), whole = chosen(config.sample, sde), make_times(config.sample, experiment)
     times: list[float] = whole[sde.sigma(whole) > 0].tolist()
     if len(times) < 2:
         raise ValueError(f"{steps} steps on the grid {grid} leave nothing to tune; use more")

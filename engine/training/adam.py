@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
-from score_sde.configs.default import Config
+from score_sde.configs.default import Optim
 from score_sde.engine import ranks
 from score_sde.storage.naming import pick
 
@@ -114,8 +114,7 @@ def _moments(parameter: Tensor) -> dict[str, Tensor]:
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW}
 
 
-def make_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> Adam:
+def make_optimizer(settings: Optim, parameters: Iterable[nn.Parameter]) -> Adam:
     """Returns the optimizer of a config, with its full learning rate."""
-    settings = config.optim
     kind = pick(OPTIMIZERS, "optimizer", settings.name)
     return kind(parameters, settings.learning_rate, (settings.beta1, settings.beta2), settings.weight_decay)

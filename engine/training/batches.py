@@ -44,7 +44,7 @@ class Batches:
             lambda where: noise(config.seed, TRAINING, where)(like.expand(len(where), *shape)), self.num, batch_size
         )
         self.dither = None
-        if dithers(config, experiment.facts):
+        if dithers(config.train, experiment.facts):
             self.dither = Ahead(lambda where: dither(config.seed, where, like), self.num, batch_size)
 
     def inputs(self, step: int, seen: int) -> dict[str, Tensor]:

@@ -39,7 +39,9 @@ def train(config: Config, workdir: Path, options: Options, signals: StopSignals,
     say(*trainer.describe())
     if trainer.objective.trains_denoiser():
         prior.warn(config.sde.name, trainer.experiment.sde, trainer.experiment.gaussian)
-    validation = Validation(config, trainer.experiment, read_dataset(config, "test")) if ranks.rank() == 0 else None
+    validation = (
+        Validation(config, trainer.experiment, read_dataset(config.data, "test")) if ranks.rank() == 0 else None
+    )
     window, results, start = Window(trainer), trainer.steps(last_step), trainer.step
     first = next(results)  # before any file: a config whose first step fails leaves none
     writer.check()
@@ -72,7 +74,7 @@ def make_trainer(config: Config, workdir: Path, options: Options) -> Trainer:
 
     Raises: CheckpointError if config.json was edited since the checkpoint, unless the options allow it.
     """
-    dataset = read_dataset(config, "train")
+    dataset = read_dataset(config.data, "train")
     for line in remarks(dataset):
         say(line)
     trainer = Trainer(config, workdir, dataset)

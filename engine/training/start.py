@@ -73,7 +73,7 @@ def make_experiment(config: Config, dataset: Dataset, start: Start) -> Experimen
     torch.manual_seed(config.seed)
     if config.train.deterministic:
         torch.use_deterministic_algorithms(True)
-    experiment = build(config, facts, gaussian or moment_matched(dataset, make_codec(config, facts)))
+    experiment = build(config, facts, gaussian or moment_matched(dataset, make_codec(config.codec, facts)))
     if start.path:
         checkpoint.load_network(start.path, checkpoint.RAW, experiment.network)
     elif config.train.init:

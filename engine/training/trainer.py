@@ -73,14 +73,14 @@ class Trainer:
         self.experiment = make_experiment(config, dataset, self.start)
         check_precision(self.precision, self.experiment.device)
         self.compiled = compiles(config, self.experiment.device)
-        self.timestep_sampler = make_timestep_sampler(config)
+        self.timestep_sampler = make_timestep_sampler(config.loss.timestep_sampler)
         self.batches = Batches(config, self.experiment, dataset, self.timestep_sampler)
         self.network = self.experiment.network
         check_processes(self.network, config.seed, self.images_seen, self.batches.first, workdir)
         self.parallel = (ranks.sharded if config.train.sharding else ranks.parallel)(self.network)
         self.parameters = list(self.network.parameters())
         self.ema = EMA(self.network, config.ema.rates, config.ema.warmup, config.ema.profiles)
-        self.optimizer = make_optimizer(config, self.parameters)
+        self.optimizer = make_optimizer(config.optim, self.parameters)
         self.nonfinite = NonFiniteSteps(workdir / "skipped", config.train.max_skipped)
         self.state = State(self.network, self.ema, self.optimizer, self.timestep_sampler, self.nonfinite)
         self.window_state = self.state.load(self.start.path) if self.start.path else {}

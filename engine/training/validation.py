@@ -35,11 +35,13 @@ class Validation:
         where = positions(0, num)
         x = batch.pop("x").to(device)
         self.x0 = experiment.codec.encode(
-            x + dither(config.seed, where, x[:1]) if dithers(config, experiment.facts) else x
+            x + dither(config.seed, where, x[:1]) if dithers(config.train, experiment.facts) else x
         )
         self.eps = batch["eps"].to(device) if "eps" in batch else noise(config.seed, HELD_OUT, where)(self.x0)
         self.cond = conditions(config, batch, device)
-        self.t, self.correction = draw_times(0, self.x0, experiment.sde, make_timestep_sampler(config))
+        self.t, self.correction = draw_times(
+            0, self.x0, experiment.sde, make_timestep_sampler(config.loss.timestep_sampler)
+        )
         self.objective, self.where = make_objective(config, experiment), where
         self.experiment, self.config = experiment, config
 
