@@ -39,7 +39,7 @@ class Options:
         split: ``train`` or ``test``; None leaves the choice to the mode.
         checkpoint: step or folder; None is the newest.
         dtype: ``float32`` or ``float64``, of the selftest.
-        task: a key of ``engine.modes.edit.TASKS``, of the mode edit.
+        task: as --task names it, of the mode edit; it sets ``edit.task``, too.
         log_prob: whether samples come with their log-densities.
         source: of the mode import, file or folder of somebody else's weights.
         format: of the mode export, a key of ``engine.modes.export.FORMATS``.

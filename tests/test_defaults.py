@@ -9,16 +9,15 @@ import pytest
 from score_sde.configs import default
 from score_sde.data import CODECS, DATASETS
 from score_sde.models import NETWORKS
-from score_sde.samplers import STEPS
 from score_sde.sde_lib import SDES
 
 PLAIN = (bool, int, float, str, tuple)
-INJECTED = {"shape", "split", "levels", "means", "stds", "sde"}
+INJECTED = {"shape", "split", "levels", "means", "stds"}
 """Parameters that the code fills in; they have no default."""
-PYTHON_ONLY = {"num", "gaussian", "constrain"}
+PYTHON_ONLY = {"num"}
 """Parameters that no config sets; their default is None."""
 
-OPTIONS = [(table, name) for table in (SDES, STEPS, NETWORKS, CODECS, DATASETS) for name in table]
+OPTIONS = [(table, name) for table in (SDES, NETWORKS, CODECS, DATASETS) for name in table]
 NAMES = [name for _, name in OPTIONS]
 
 

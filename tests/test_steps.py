@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from score_sde.configs.choices import defaults
 from score_sde.samplers import (
     DDIM,
     GRIDS,
@@ -70,6 +71,49 @@ def test_options_have_plain_finite_defaults_and_a_line_in_args(name):
     assert all(math.isfinite(default) for default in options.values() if type(default) is float)
     described = re.findall(r"^ {8}(\w+): \S", STEPS[name].__doc__.partition("    Args:\n")[2], re.MULTILINE)
     assert options.keys() <= set(described)
+
+
+OTHER = {
+    "predictor": "euler_maruyama",
+    "corrector": "ald",
+    "solver": "torchdiffeq_dopri5",
+    "integrand": "noise",
+    "integration_variable": "ratio",
+    "variant": "bh1",
+    "rtol": 1e-2,
+    "atol": 1e-2,
+    "churn_min": 2.0,
+    "churn_max": 1.0,
+    "epsilon": 1e-3,
+}
+"""Another value of an option, where half of its default, or 0.5 or 1 for a default of 0, does not serve."""
+WITH = {"churn_min": {"churn": 20.0}, "churn_max": {"churn": 20.0}, "churn_noise": {"churn": 20.0}}
+"""Options that act together with others."""
+SAMPLERS_WITH_OPTIONS = [name for name in STEPS if defaults("sample.sampler", name)]
+
+
+@pytest.mark.parametrize("name", SAMPLERS_WITH_OPTIONS)
+def test_each_option_changes_the_samples(name, mixture):
+    """No option is dropped on its way from a constructor to the steps."""
+    sde = SDES["vesde"](sigma_max=20.0)
+    denoise, times = mixture.denoiser(sde), GRIDS["log_snr"](sde, 1 if name in ALONE else 8)
+    x = terminal(mixture, sde, 4)
+
+    def samples(**options):
+        return sample(STEPS[name](sde, **options), denoise, x, times, Noise(range(len(x))))
+
+    for key, value in defaults("sample.sampler", name).items():
+        if key in OTHER:
+            other = OTHER[key]
+        else:
+            other = (
+                (2 if value == 4 else value + 1)
+                if type(value) is int
+                else not value
+                if type(value) is bool
+                else 0.5 * value or 0.5
+            )
+        assert not torch.equal(samples(**WITH.get(key, {})), samples(**WITH.get(key, {}), **{key: other})), key
 
 
 def test_every_step_is_measured():
