@@ -104,8 +104,8 @@ def starting() -> None:
     program = (
         "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
         "from score_sde.engine.config import load; from score_sde.engine.training.trainer import Trainer\n"
-        "from score_sde.engine.build import read_dataset\n"
-        "config = load('vpsde'); trainer = Trainer(config, Path(sys.argv[2]), read_dataset(config, 'train'))\n"
+        "from score_sde.engine.datasets import read_dataset\n"
+        "config = load('vpsde'); trainer = Trainer(config, Path(sys.argv[2]), read_dataset(config.data, 'train'))\n"
         "next(trainer.steps(1)); print(time.process_time())"
     )
     command = [sys.executable, "-c", program, str(ROOT), tempfile.mkdtemp()]

@@ -436,7 +436,7 @@ import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])
 from score_sde.engine.config import load
 from score_sde.engine.training.trainer import Trainer
 from score_sde.engine.datasets import read_dataset
-config = load("vpsde"); trainer = Trainer(config, Path(sys.argv[2]), read_dataset(config, "train"))
+config = load("vpsde"); trainer = Trainer(config, Path(sys.argv[2]), read_dataset(config.data, "train"))
 next(trainer.steps(1)); print(time.process_time())
 """
 

@@ -181,7 +181,7 @@ losses, kept = [], []
 for sharding in ("false", "true"):
     config = load("points")
     override(config, [*json.loads(sys.argv[1]), ("train.sharding", sharding)])
-    trainer = Trainer(config, Path(sys.argv[2]), read_dataset(config, "train"))
+    trainer = Trainer(config, Path(sys.argv[2]), read_dataset(config.data, "train"))
     losses.append([(result.loss.item(), result.gradient_norm.item()) for result in trainer.steps(3)])
     moments = [value for state in trainer.optimizer.state.values() for value in state.values() if value.ndim]
     tensors = [trainer.parameters, moments, list(trainer.ema.networks[0].parameters())]

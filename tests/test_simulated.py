@@ -102,7 +102,7 @@ for name in sys.argv[1:]:
     override(config, [("device", "sim"), ("train.batch_size", "8"), ("train.microbatch", "0")])
     if "channels" in config.network and config.network.name in ("unet", "classifier", "captioned"):
         config.network.channels = 4
-    trainer = Trainer(config, Path(tempfile.mkdtemp()), read_dataset(config, "train"))
+    trainer = Trainer(config, Path(tempfile.mkdtemp()), read_dataset(config.data, "train"))
     steps = trainer.steps(10)
     next(steps)
     with simulated.counted() as waits:
