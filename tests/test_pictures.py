@@ -42,6 +42,12 @@ def test_each_kind_has_its_unit_and_non_empty_pictures(kind, tmp_path):
             assert len(found.convert("RGB").getcolors(2**24)) > 5
 
 
+@pytest.mark.parametrize(("channels", "num"), [(1, 32), (3, 8), (4, 8), (9, 8)])
+def test_a_picture_of_signals_has_at_most_four_rows_of_channels(channels, num):
+    """But at least one row of eight signals."""
+    assert num_shown(DataFacts((channels, 16), 0, 1.0, 1.0)) == num
+
+
 def test_signals_are_lines_in_units_of_the_data_with_one_range_a_channel():
     x = torch.tensor([[[0.0, 1.0, 3.0], [50.0, 70.0, 60.0]], [[-1.0, 2.0, 0.0], [90.0, 80.0, 40.0]]])
     figure = lines({"given": [x[0], None], "made": [x[1], x[0]]}, ["a", "b"])
