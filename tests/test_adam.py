@@ -46,6 +46,8 @@ def test_steps_match_torch_bit_for_bit(name):
     own.zero_grad()
     assert all(p.grad is None for p in ours)
     state = torchs.state_dict()["state"]
+    stored, reference = own.state_dict()["param_groups"][0], torchs.state_dict()["param_groups"][0]
+    assert stored == {key: reference[key] for key in stored}
     assert own.state.keys() == state.keys()
     assert all(equal(own.state[i].values(), (state[i][key] for key in own.state[i])) for i in state)
 

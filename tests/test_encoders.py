@@ -195,7 +195,9 @@ def test_training_matches_digits_and_captions(pair):
     batch = dataset.batch(np.arange(len(dataset)))
     with torch.no_grad():
         vectors = model.embed(experiment.codec.encode(batch["x"]), experiment.sde.t_min)
-        alike = vectors @ model.aim(model.network.tokens("a three")).mT
+        aim, text = model.aim(model.network.tokens("a three")), model.network.text(model.network.tokens("a three"))
+        torch.testing.assert_close(aim, model.network.sharpness() * text / text.norm(dim=1, keepdim=True))
+        alike = vectors @ aim.mT
     assert alike[batch["label"] == 3].mean() > alike[batch["label"] != 3].mean() + 0.2
 
 

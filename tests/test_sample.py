@@ -15,12 +15,12 @@ from score_sde import sde_lib
 from score_sde.configs.choices import choose, defaults
 from score_sde.engine import checkpoint, drawing, plane
 from score_sde.engine.build import build
-from score_sde.engine.config import Options, load, stored
+from score_sde.engine.config import Options, load, override, stored
 from score_sde.engine.density import DensityEstimator
 from score_sde.engine.drawing import Counted, draw, draw_pairs, draw_scored
 from score_sde.engine.facts import DataFacts
 from score_sde.engine.randomness import PROBES, noise
-from score_sde.engine.sampler import make_step, make_times
+from score_sde.engine.sampler import chosen, make_step, make_times
 from score_sde.samplers import GRIDS, STEPS
 from score_sde.sde_lib import Exact, Gaussian, GaussianMixture, Hutchinson
 from score_sde.sde_lib.consistency import ConsistencyModel
@@ -244,6 +244,18 @@ def test_a_step_takes_its_options_from_the_config():
         step = make_step(config.sample, experiment)
         assert type(step) is STEPS[name]
         assert all(getattr(step, key, value) == value for key, value in changes.items())
+
+
+def test_the_grid_of_a_file(tmp_path):
+    """Its noise levels are sigma / alpha at the times; comments and empty lines are skipped."""
+    (tmp_path / "levels.txt").write_text("20 # the most noise\n\n2\n0.5\n0\n")
+    config = load("vesde")
+    override(config, [("sde.sigma_max", "20"), ("sample.grid", str(tmp_path / "levels.txt"))])
+    experiment = build(config, FACTS)
+    times = make_times(config.sample, experiment)
+    ratios = [experiment.sde.marginal(t).ratio for t in times[:-1].tolist()]
+    assert ratios == pytest.approx([20, 2, 0.5])
+    assert chosen(config.sample, experiment.sde) == (str(tmp_path / "levels.txt"), 3)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
