@@ -9,6 +9,10 @@ fails. Mutants are written to a copy of the project in a temporary folder, one a
 
 Results are saved after each mutant, and the same command resumes an interrupted run. ``--again OTHER.json`` repeats the
 mutants of an earlier run and tries the test that failed then first. Exit status 1 if a mutant survives.
+
+    python benchmarks/mutate.py --again mutants.json --selftest --out noticed.json
+
+runs the selftest on the mutants of ``sde_lib`` and ``samplers`` in place of the tests.
 """
 
 import argparse
@@ -23,6 +27,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -244,7 +249,8 @@ def copied(folder: Path) -> Path:
 def main() -> int:
     """Print a line for each mutant; return 1 if one survives."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--calls", type=Path, required=True, help="folder written by tests/calls.py")
+    parser.add_argument("--calls", type=Path, help="folder written by tests/calls.py")
+    parser.add_argument("--selftest", action="store_true", help="run the selftest in place of the tests")
     parser.add_argument("--out", type=Path, required=True, help="results in JSON; existing ones are kept")
     parser.add_argument("--number", type=int, default=150, help="mutants, one per function")
     parser.add_argument("--seed", type=int, default=0)
@@ -252,12 +258,14 @@ def main() -> int:
     parser.add_argument("--again", type=Path, help="results of an earlier run, whose mutants to repeat")
     options = parser.parse_args()
     tests = {}
-    for path in sorted(options.calls.glob("*.json")):
+    for path in sorted(options.calls.glob("*.json")) if options.calls else ():
         tests |= json.loads(path.read_text())
-    if not tests:
+    if not tests and not options.selftest:
         parser.error(f"no records in {options.calls}; run pytest with -p tests.calls first")
     earlier = json.loads(options.again.read_text()) if options.again else drawn(options.number, options.seed)
     results = json.loads(options.out.read_text()) if options.out.exists() else []
+    if options.selftest:
+        earlier = [mutant for mutant in earlier if mutant["file"].startswith(("sde_lib/", "samplers/"))]
     done = {(result["file"], result["after"]) for result in results}
     import_once()
     with tempfile.TemporaryDirectory() as name:
@@ -265,7 +273,8 @@ def main() -> int:
         for mutant in earlier:
             if (mutant["file"], mutant["after"]) in done:
                 continue
-            results.append({**mutant, **tried(tree, mutant, tests, options.seconds)})
+            turns = [] if options.selftest else turns_of(mutant, tests, options.seconds)
+            results.append({**mutant, **tried(tree, mutant, turns)})
             options.out.write_text(json.dumps(results, indent=1))
             print(line(results[-1]), flush=True)
         killers = sorted({result["by"] for result in results if result["by"] in tests})
@@ -280,17 +289,23 @@ def main() -> int:
     return int(killed < len(results))
 
 
-def tried(tree: Path, mutant: dict, tests: dict, seconds: float) -> dict:
-    """Returns the outcome of a mutant, the test that killed it, and the number of tests."""
+def turns_of(mutant: dict, tests: dict, seconds: float) -> list[tuple[list[str], float]]:
+    """Returns the tests to try on a mutant, and their costs."""
+    return chosen(tests, f"{mutant['file']}:{mutant['function']}", seconds, mutant.get("by"))
+
+
+def tried(tree: Path, mutant: dict, turns: list[tuple[list[str], float]]) -> dict:
+    """Returns the outcome of a mutant, the test that killed it, and the number of tests; or that of the selftest."""
     path = tree / mutant["file"]
     source = path.read_text() if path.exists() else ""
     if source.count(mutant["before"]) != 1:
         return {"outcome": "out of date", "by": None, "tests": 0}
-    turns = chosen(tests, f"{mutant['file']}:{mutant['function']}", seconds, mutant.get("by"))
     times, result, by = path.stat(), "survived", None
     path.write_text(source.replace(mutant["before"], mutant["after"]))
     os.utime(path, (times.st_atime, times.st_mtime + 10))  # else Python may use the bytecode of the original
     try:
+        if not turns:
+            result, by = noticed(tree)
         for taken, cost in turns:
             result, by = outcome(tree, taken, cost)
             if result != "survived":
@@ -301,6 +316,15 @@ def tried(tree: Path, mutant: dict, tests: dict, seconds: float) -> dict:
     if result.startswith("error") and outcome(tree, taken[:1], cost)[0] == "survived":
         result, by = "killed", "the imports of all tests"
     return {"outcome": result, "by": by, "tests": sum(len(taken) for taken, _ in turns)}
+
+
+def noticed(tree: Path) -> tuple[str, str | None]:
+    """Returns "killed" if the selftest fails, does not start, or takes two minutes; else "survived"."""
+    words = [sys.executable, "run.py", "--mode=selftest", f"--workdir={tree.parent / 'selftest'}"]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        if not subprocess.run(words, cwd=tree, capture_output=True, timeout=120, check=False).returncode:
+            return "survived", None
+    return "killed", "selftest"
 
 
 def line(result: dict) -> str:
