@@ -1,7 +1,7 @@
 """Score-based generative models through stochastic differential equations.
 
 usage: python run.py --config NAME --mode MODE [flags] [--config.KEY=VALUE ...]
-       (every KEY stands with its unit in configs/default.py)
+       (configs/default.py lists every KEY with its unit; the options of a name are in its docstring)
 
 examples:
   python run.py --config vpsde --mode train                             train on the digits, into runs/vpsde
@@ -11,10 +11,10 @@ examples:
   python run.py --config vpsde --mode tune --steps 10                   fit ten steps to the network, for good
   python run.py --config vpsde --mode likelihood                        bits per dimension of held-out digits
   python run.py --config iddpm --mode bound                             a bound on them by the chain, level by level
-  python run.py --config vpsde --mode evaluate --sampler heun           samples beside real digits, by a classifier
-  python run.py --config conditional --mode sample --label 3            threes, by a run that knows labels
-  python run.py --config conditional --mode sweep                       what guidance gains, scale by scale
-  python run.py --config vpsde --mode profiles                          the held-out loss of each average of the weights
+  python run.py --config vpsde --mode evaluate --sampler heun           comparison of samples with real digits
+  python run.py --config conditional --mode sample --label 3            threes, by a class-conditional run
+  python run.py --config conditional --mode sweep                       fidelity and diversity by guidance scale
+  python run.py --config vpsde --mode profiles                          validation loss of each average of the weights
   python run.py --config vpsde --mode edit --task superres              held-out digits from their coarse pixels
   python run.py --config vpsde --mode edit --task interpolate           paths between two held-out digits
   python run.py --config vpsde --mode edit --task encode                held-out digits to their latents, and back
@@ -73,7 +73,7 @@ if not WAITING.keys() & os.environ.keys():
     os.environ.update(WAITING)
 
 WEIGHTS = re.compile(r"ema|raw|ema[-:]\d*\.?\d+(e-?\d+)?")
-"""What --weights names."""
+"""Values of --weights."""
 
 SHORTHANDS = {
     "sampler": "sample.sampler",
@@ -103,7 +103,11 @@ def define_flags() -> flags.FlagValues:
     text("label", None, "class to draw: its number or name, or all (default: sample.label of the config)")
     number("seed", None, "of everything random (default: seed of the config)", lower_bound=0)
     text("device", None, "auto | cpu | cuda | mps ... (default: device of the config)")
-    text("weights", Options.weights, "ema | raw | ema-RATE | ema:WIDTH, averaged weights or those of the last step")
+    text(
+        "weights",
+        Options.weights,
+        "ema | raw | ema-RATE | ema:WIDTH, averages, or the weights of the last step",
+    )
     must = "must be <ema|raw>, ema-0.999 for the average of that rate, or ema:0.05 for the profile of that width"
     flags.register_validator("weights", WEIGHTS.fullmatch, must, flag_values=values)
     choice("split", None, ["train", "test"], "which examples to take (default: by the mode)")
@@ -111,7 +115,7 @@ def define_flags() -> flags.FlagValues:
     text(
         "task",
         None,
-        "what the mode edit does: inpaint | superres | sdedit | translate | interpolate | encode | ...",
+        "task of the mode edit: inpaint | superres | sdedit | translate | interpolate | encode | ...",
     )
     switch("log_prob", False, "the log-density of each sample, for --sampler ode")
     choice("dtype", Options.dtype, ["float32", "float64"], "numbers that the selftest computes with")
@@ -124,7 +128,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def help_text() -> str:
-    """What --help prints: the docstring above, with the flags as they are defined."""
+    """The text of --help: the docstring above, with the flags."""
     usage, examples = __doc__.split("examples:\n")
     values = define_flags()
     lines = [
@@ -249,7 +253,7 @@ def start(mode: str, config: Config, workdir: Path, options: Options) -> None:
 def about_run(
     name: str | None, workdir: Path, changes: Sequence[tuple[str, str]], mode: str, config: ConfigDict
 ) -> dict[str, Any]:
-    """The options that say how a command's config belongs to the run in a folder."""
+    """Options that relate the config of a command to a run: its changes, and the user's own config file."""
     run = read_run(workdir) if (workdir / "config.json").is_file() else None
     return {"changes": changes_of(workdir, config, mode), "command": again(name, run, changes)}
 

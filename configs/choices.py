@@ -69,7 +69,7 @@ def is_own(section: str, name: str) -> bool:
 
 
 def options_of(section: str, name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an entry: those of the config where it chose this entry, else the defaults.
+    """The options of an entry: from the config where it chose this entry, else the defaults.
 
     Args:
         chosen: the section of the config.

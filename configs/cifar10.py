@@ -3,7 +3,7 @@
     python run.py --config cifar10_ddpmpp_vp --mode train --config.data.path=cifar10.zip
 
 The test split is the folder test/ next to train/, or all of --config.data.test_path, or else every tenth image. The
-recipes cifar10_* are those of Song et al., 2021, appendix H (arXiv:2011.13456), as score_sde trained them.
+recipes cifar10_* follow Song et al., 2021, appendix H (arXiv:2011.13456), as score_sde trained them.
 """
 
 from typing import Any

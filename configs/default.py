@@ -183,7 +183,7 @@ class Likelihood(Section):
     num_examples: int = 0  # of the split; 0 is all
     check_examples: int = 8  # on which the solver's error is measured by finer ones; 0 is no check
     batch_size: int = 0  # examples solved at a time; 0: as many as fill the device
-    t_min: float = 0.0  # time of the data; 0: the earliest of the SDE, or that of truncated_normal
+    t_min: float = 0.0  # time of the data; 0: the earliest of the SDE, or the time of truncated_normal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""From names, files and overrides to one ConfigDict whose keys and types are those of configs/default.py."""
+"""From names, files and overrides to one ConfigDict with the keys and types of configs/default.py."""
 
 import ast
 import json
@@ -21,18 +21,18 @@ from score_sde.storage.naming import listed, unknown
 from score_sde.storage.reading import read_text
 
 ABOUT = ("versions", "command", "changes", "signature")
-"""Keys of config.json beside those of the config; see ``Run``."""
+"""Further keys of config.json; see ``Run``."""
 
 MOST_CHANGES = 100
 """Most changes that a config.json records."""
 
 WRONG = (AttributeError, ImportError, LookupError, OverflowError, RecursionError, SyntaxError, TypeError, ValueError)
-"""What a config file that is not one raises."""
+"""Errors of files that are no configs."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The flags that are no keys of the config: which weights to take, which examples, and what to do with them.
+    """The flags that set no key of the config: weights, examples and further choices.
 
     Args:
         weights: ``ema`` or ``raw``.
@@ -107,10 +107,10 @@ def recipe(changes: Mapping[str, Any]) -> ConfigDict:
 
 
 class Run(NamedTuple):
-    """What the config.json of a run holds.
+    """Contents of the config.json of a run.
 
     file: the path of config.json, absolute.
-    config: what the run is trained with, its paths absolute.
+    config: the config of the training, with absolute paths.
     own: whether the user's own command wrote its paths; see ``engine.paths``.
     command: the words that name the user's own config file, to be shown; nothing runs that file by itself.
     changes: key -> (old value, new value) of each change that --allow_changes let through, oldest first.
@@ -132,7 +132,7 @@ class Run(NamedTuple):
         """
         if written not in {None, *(digest(config, sections) for config in (self.config, *self.former))}:
             raise CheckpointError(
-                f"{self.file} is not what {found.name} was trained with: it was edited, or belongs to another run; "
+                f"{self.file} is not the config of {found.name}: it was edited, or belongs to another run; "
                 "restore it, or add --allow_changes"
             )
 
@@ -295,14 +295,14 @@ def literal(text: str, like: object) -> object:
         return text
     try:
         return ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # what Python cannot read is a text
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # all else is a text
         return text
 
 
 def typed(value: object, like: object) -> object:
     """``value`` in the type of ``like``: an int may stand for a float, a list for a tuple, a bool for its text.
 
-    A tuple that is empty by default is one of numbers; what takes true and false may take other words, too.
+    A tuple that is empty by default takes numbers; a key that takes true and false may take other words, too.
     """
     if isinstance(like, tuple) and isinstance(value, (list, tuple)):
         return tuple(typed(item, like[0] if like else 0.0 if type(item) is float else 0) for item in value)

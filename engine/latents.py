@@ -217,7 +217,7 @@ def read_latents(path: str, experiment: Experiment) -> Tensor:
 
 
 def ancestral_options(settings: Sample) -> dict[str, Any]:
-    """The options of the sampler ``ancestral``: those of the config where it chose that sampler, else the defaults."""
+    """The options of the sampler ``ancestral``: from the config where it chose that sampler, else the defaults."""
     return options_of("sample.sampler", "ancestral", settings.sampler)
 
 

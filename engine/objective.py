@@ -42,7 +42,7 @@ def make_teacher(config: Config, experiment: Experiment) -> Callable:
         )
     if (theirs.facts.shape, theirs.facts.levels) != (facts.shape, facts.levels):
         raise ValueError(
-            f"loss.teacher {folder} knows data of shape {theirs.facts.shape} and {theirs.facts.levels} levels, not of "
+            f"loss.teacher {folder} has data of shape {theirs.facts.shape} and {theirs.facts.levels} levels, not of "
             f"{facts.shape} and {facts.levels}; train one on these data"
         )
     return transport(denoiser, theirs.sde, experiment.sde)
@@ -62,7 +62,7 @@ def make_timestep_sampler(chosen: Choice) -> TimestepSampler:
 
 
 def make_objective(config: Config, experiment: Experiment) -> Objective:
-    """What the run minimises."""
+    """The objective that training minimises."""
     kind = pick(OBJECTIVES, "objective", config.loss.objective.name)
     sigma_data = experiment.sigma_data(config)
     known = {

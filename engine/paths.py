@@ -93,12 +93,12 @@ def named(config: ConfigDict, keys: Collection[str] = PATHS) -> dict[str, str]:
 def restrict(config: ConfigDict, mode: str, file: Path, allowed: Mapping[str, str]) -> list[str]:
     """Keep a command from following the paths of a stranger's config.json, in place.
 
-    Paths that the mode does not follow become those of configs/default.py.
+    Paths that the mode does not follow take the values of configs/default.py.
 
     Args:
-        file: the config.json, absolute; what lies inside its folder is followed.
+        file: the config.json, absolute; paths inside its folder are followed.
         allowed: the keys and paths that the command names.
-    Returns: the words of the command line that would allow what was left out.
+    Returns: the words of the command line that would allow the paths left out.
     Raises: ValueError naming the paths that the mode would follow, with the words that allow them.
     """
     usual, root, refused, left_out = default.get_config(), os.path.realpath(file.parent), [], []

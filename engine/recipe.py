@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from score_sde.configs import choices, default
 
 MODEL = ("data", "codec", "sde", "network", "denoiser", "loss.objective.name", "train.label_dropout")
-"""Sections and keys that define what was trained: every later mode must agree with them."""
+"""Sections and keys that define the trained model: every later mode must agree with them."""
 
 RECIPE = ("seed", *MODEL, "loss", "optim", "ema", "train")
 """Sections and keys that training must agree with when it goes on."""
@@ -19,7 +19,7 @@ FREE = (
     {"data.path", "data.test_path", "data.max_pixels", "data.skip_broken"}
     | {f"train.{key}" for key in ("total_images", "keep_checkpoints", "keep_every", "max_skipped")}
     | {f"train.{key}" for key in ("microbatch", "recompute", "compile", "sharding")}
-    | {f"train.{what}_every" for what in ("checkpoint", "log", "sample", "evaluate")}
+    | {f"train.{event}_every" for event in ("checkpoint", "log", "sample", "evaluate")}
 )
 """Keys that may change. Training checks by a fingerprint that the files of ``data`` hold the same examples."""
 
@@ -79,7 +79,7 @@ def undone(trained: ConfigDict, changes: Iterable[Mapping[str, Sequence]]) -> li
 
 
 def merged_values(trained: ConfigDict, given: ConfigDict, sections: Sequence[str]) -> dict[str, object]:
-    """Nested values of ``given``, with those of ``trained`` for the keys of ``sections`` outside ``FREE``."""
+    """Nested values of ``given``, replaced by ``trained`` for the keys of ``sections`` outside ``FREE``."""
     ours, theirs = part(trained, sections), part(given, sections)
     kept = {key: value for key, value in flat(given.to_dict()).items() if key in FREE or key not in theirs}
     return nested(kept | {key: value for key, value in ours.items() if key not in FREE})

@@ -150,7 +150,7 @@ def registered_elsewhere(error: UnknownName, run: Run) -> str:
 
 
 def run_name(config: str) -> str:
-    """The folder below runs/: the name of the config, which for the config.json of a run is that of its folder."""
+    """The folder below runs/: the name of the config, or of its folder for the config.json of a run."""
     path = Path(config)
     return path.absolute().parent.name if path.name == "config.json" else path.stem
 
@@ -162,7 +162,7 @@ def agree(
 
     A command with the values of before a recorded change goes on with the present values.
 
-    Raises: ValueError naming what differs, unless ``allow_changes``.
+    Raises: ValueError naming the keys that differ, unless ``allow_changes``.
     """
     sections = MODES[mode].agrees
     found = conflicts(run.config, given, sections)
@@ -187,7 +187,7 @@ def written(folder: Path, config: ConfigDict, options: Options, versions: Mappin
 
 
 def changes_of(folder: Path, config: ConfigDict, mode: str) -> dict[str, tuple]:
-    """The differences that a result records between its config and that of the run in a folder."""
+    """The differences between the config of a result and the run in a folder, which the result records."""
     if not (folder / "config.json").is_file():
         return {}
     trained, sections = stored(folder), MODES[mode].agrees

@@ -1,4 +1,4 @@
-"""The sampler of a config: its step, its grid of times, and notes on what it is derived for."""
+"""The sampler of a config: its step and its grid of times."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ GRID_FILE = ".txt"
 
 
 def make_step(settings: Sample, experiment: Experiment, **more: Any) -> Step:
-    """The step that ``sample.sampler`` names, with its options, and those of ``more`` that it takes."""
+    """The step that ``sample.sampler`` names, with its options and the matching ones of ``more``."""
     chosen = settings.sampler
     return named_step(experiment.sde, chosen.name, experiment.gaussian, {**chosen, **more})
 
@@ -37,7 +37,7 @@ def make_flow(settings: Sample, experiment: Experiment) -> ODE:
 
 
 def flow_options(settings: Sample) -> dict[str, Any]:
-    """The options of the sampler ``ode``: those of the config where it chose that sampler, else the defaults."""
+    """The options of the sampler ``ode``: from the config where it chose that sampler, else the defaults."""
     return options_of("sample.sampler", "ode", settings.sampler)
 
 
@@ -92,9 +92,9 @@ def by_plan(config: Config) -> Config:
 
 
 def chosen(settings: Sample, sde: SDE) -> tuple[str, int]:
-    """Name of the grid and number of steps: those of the section ``sample``, of a file, or the sampler's own.
+    """Name of the grid and number of steps: from the section ``sample``, from a file, or the sampler's own.
 
-    Raises: DataError for a file that cannot be read; ValueError for one that has other steps than are asked for.
+    Raises: DataError for a file that cannot be read; ValueError where its number of steps is not ``sample.steps``.
     """
     name, steps = suited(sde, settings.sampler.name, settings.grid, settings.steps or None)
     if name.endswith(GRID_FILE):

@@ -303,7 +303,7 @@ def test_a_teacher_is_the_average_of_its_run_on_its_own_process(digits):
 def test_a_teacher_of_other_data_is_refused(points, digits):
     config = config_of(**{"loss.teacher": points})
     facts = DataFacts(shape=(1, 8, 8), levels=17, std=0.7, diameter=9.0)
-    with pytest.raises(ValueError, match=r"knows data of shape \(2,\) and 0 levels, not of \(1, 8, 8\) and 17"):
+    with pytest.raises(ValueError, match=r"has data of shape \(2,\) and 0 levels, not of \(1, 8, 8\) and 17"):
         make_objective(config, build(config, facts))
 
 

@@ -121,7 +121,7 @@ def test_a_config_json_that_was_edited_is_noticed(workdir, capsys):
         for mode in modes:
             words = [f"--workdir={workdir}", f"--mode={mode}", "--device=cpu", "--config.train.total_images=96"]
             assert command_line.main(["run.py", *words]) == 3
-            assert "config.json is not what step_00000002 was trained with" in capsys.readouterr().err
+            assert "config.json is not the config of step_00000002" in capsys.readouterr().err
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
